@@ -1,0 +1,68 @@
+# Everything a developer does, one command each. `make help` lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Test workers: as many as there are cores, at most 4.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
+TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types check bench screenshots figures clean
+
+help: ## list these commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.train ## set up and run the demo: dp, then ddp, on 4 virtual devices
+	$(BIN)/dpwatch demo --gpus 4
+
+test: $(VENV)/.dev ## set up and run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+lint: $(VENV)/.dev ## style and import walls
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.dev ## mypy, strict
+	$(BIN)/mypy
+
+check: lint types test ## all of the above, as CI runs it
+
+bench: $(VENV)/.dev ## what the probe costs a training step, measured in pairs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.overhead
+
+screenshots: $(VENV)/.dev ## draw the README's pictures anew, from real runs
+	$(BIN)/python -m dpwatch.demo.screenshots docs/screenshots
+
+figures: $(VENV)/.dev ## measure the figures of docs/strategies.md anew
+	$(BIN)/python -m dpwatch.demo.figures docs/strategies.md
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "dpwatch needs Python 3.10 or newer: make PYTHON=python3.11 …" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# PyPI's torch for x86-64 Linux brings gigabytes of CUDA. Where there is no GPU take the CPU build:
+# from a local wheel where pip knows one, else from PyTorch's own index.
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	@if [ "$$(uname -sm)" != "Linux x86_64" ] || command -v nvidia-smi >/dev/null 2>&1; then \
+	  $(PIP) install -c constraints.txt torch numpy; \
+	else \
+	  $(PIP) install --no-index --no-deps "torch==$(TORCH)+cpu" 2>/dev/null \
+	    || $(PIP) install --no-deps --index-url $(CPU_WHEELS) "torch==$(TORCH)+cpu"; \
+	fi
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.torch pyproject.toml
+	$(PIP) install -c constraints.txt -e '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) install -c constraints.txt -e '.[train,dev]'
+	@touch $@

@@ -1,0 +1,29 @@
+"""See, live and in a terminal, what a distributed PyTorch training run is doing.
+
+One line in a training script streams what its ranks do to `dpwatch` in another terminal::
+
+    import dpwatch
+
+    with dpwatch.watch():
+        train()
+
+Importing this package imports no torch; `watch` does, at its first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dpwatch.probe import watch as watch
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "watch"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "watch":
+        from dpwatch.probe import watch
+
+        return watch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,13 @@
+"""What every test gets: a private runtime directory, and no probe inherited from outside."""
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def private_runtime(monkeypatch, tmp_path_factory):
+    # Short on purpose: the path of a unix socket holds 107 bytes.
+    place = tmp_path_factory.mktemp("rt", numbered=True)
+    monkeypatch.setenv("DPWATCH_RUNTIME_DIR", str(place))
+    for name in ("DPWATCH", "DPWATCH_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    return place
