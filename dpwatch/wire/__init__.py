@@ -1,0 +1,1 @@
+"""What goes between processes: records, their encoding, sockets and where those lie."""

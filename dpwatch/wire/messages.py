@@ -1,0 +1,282 @@
+"""The records a rank streams: one Struct a record type, msgpack arrays on the wire.
+
+A frame is one `Batch`; its `records` are a tagged union told apart by the first element of
+each array. `docs/protocol.md` is the specification. Rules that keep old and new peers talking:
+a new field goes to the end and has a default, a field's type never changes, and anything else
+is a new `PROTOCOL_VERSION`.
+
+Times are nanoseconds of the sender's CLOCK_MONOTONIC unless a name says `wall`; sizes are bytes;
+what was not measured is None, never 0.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+
+CATEGORIES = ("params", "grads", "optimizer", "activations", "buffers", "temp", "gathered")
+"""Memory categories, in the order `ByCategory` holds and screens draw them."""
+
+PHASES = ("data", "h2d", "forward", "backward", "optimizer")
+"""Measured phases of a step; what is left of the step is `other`."""
+
+
+class DeviceInfo(msgspec.Struct, array_like=True, frozen=True):
+    """One device a rank drives.
+
+    Attributes:
+        name: As shown: `vgpu:0`, `cuda:1`, `cpu`.
+        kind: `virtual` (bytes held in host memory, compute on CPU cores), `cuda`, `cpu`, or `host`:
+            host memory that takes part beside the devices and is none of them.
+        capacity_bytes: Its memory, None where it has no limit of its own.
+        description: What the hardware calls itself, such as `NVIDIA A100-SXM4-80GB`.
+    """
+
+    name: str
+    kind: str
+    capacity_bytes: int | None = None
+    description: str = ""
+
+
+class ByCategory(msgspec.Struct, array_like=True, frozen=True):
+    """Bytes by memory category (PyTorch MemTracker's words, and `gathered` for unsharded params).
+
+    `buffers` are module buffers and communication buckets, `temp` what lives for an operation or
+    two. None: this category was not told apart by the source.
+    """
+
+    params: int | None = None
+    grads: int | None = None
+    optimizer: int | None = None
+    activations: int | None = None
+    buffers: int | None = None
+    temp: int | None = None
+    gathered: int | None = None
+
+
+class Record(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """Base of all records; `device` is an index into the rank's `Hello.devices`."""
+
+
+class Hello(Record, frozen=True, tag="hello"):
+    """Who a rank is. Sent first, on change, and every two seconds, so a late hub learns it.
+
+    Attributes:
+        world_size: Processes in the run (1 for `dp`, whose one process has several devices).
+        local_rank: Rank within the host.
+        strategy: `single`, `dp`, `ddp`, … or "" when nobody said and it can't be told.
+        backend: `virtual`, `gloo`, `nccl`, … or "" with no communication.
+        devices: What this rank drives; records point here by index.
+        params: Elements of all parameters this rank's model has, None before the first forward.
+        param_bytes: Their bytes.
+        title: What a person would call the run, usually the script's name.
+        total_steps: Steps the run intends to do, where known.
+        cores: CPU cores this process may use.
+        torch_version: `torch.__version__`.
+        capture: How collectives are seen: `observer` (every one), `patch` (Python callers only),
+            `none`.
+    """
+
+    world_size: int
+    local_rank: int
+    strategy: str
+    backend: str
+    devices: list[DeviceInfo]
+    params: int | None = None
+    param_bytes: int | None = None
+    title: str = ""
+    total_steps: int | None = None
+    cores: int | None = None
+    torch_version: str = ""
+    capture: str = "none"
+
+
+class Step(Record, frozen=True, tag="step"):
+    """One training step as one device saw it.
+
+    Phases are wall time inside the step; `end_ns - start_ns` less their sum is `other`. The four
+    thread times split the same wall time by what the device's thread was doing: they sum to the
+    step where all are known.
+
+    Attributes:
+        device: Index into `Hello.devices`.
+        step: Counts optimizer steps from 0.
+        start_ns: End of the step before (for the first: its first event).
+        end_ns: End of the optimizer step.
+        data_ns: Waiting for the next batch.
+        h2d_ns: Copying it to the device.
+        forward_ns: In the outermost module (with `dp` on device 0: scatter … gather).
+        backward_ns: In backward (with `dp` on device 0: scatter of output gradients … reduce).
+        optimizer_ns: In the optimizer's step.
+        on_cpu_ns: The thread ran.
+        runqueue_ns: It was ready and no core was free.
+        gil_wait_ns: It was blocked where only the GIL can block it.
+        idle_ns: It was blocked otherwise: waiting for data, for another device or rank.
+        exposed_ns: Communication the thread waited for (not overlapped with compute).
+        loss: The rank's own loss of this step (mean over its samples).
+        samples: Batch elements this device processed in the step.
+    """
+
+    device: int
+    step: int
+    start_ns: int
+    end_ns: int
+    data_ns: int | None = None
+    h2d_ns: int | None = None
+    forward_ns: int | None = None
+    backward_ns: int | None = None
+    optimizer_ns: int | None = None
+    on_cpu_ns: int | None = None
+    runqueue_ns: int | None = None
+    gil_wait_ns: int | None = None
+    idle_ns: int | None = None
+    exposed_ns: int | None = None
+    loss: float | None = None
+    samples: int | None = None
+
+
+class Memory(Record, frozen=True, tag="memory"):
+    """A device's memory over one sampled step.
+
+    Attributes:
+        current: Held at the end of the step.
+        peak: Held at the step's highest moment; its categories sum to `peak_bytes`.
+        source: `ledger` (every storage followed), `cuda` (caching allocator), `nvml`, `rss`.
+    """
+
+    device: int
+    step: int
+    current_bytes: int
+    peak_bytes: int
+    current: ByCategory
+    peak: ByCategory
+    source: str
+
+
+class Collective(Record, frozen=True, tag="collective"):
+    """One collective operation as one rank saw it.
+
+    Attributes:
+        step: The step it was issued in.
+        op: c10d's name: `all_reduce`, `all_gather`, `reduce_scatter`, `broadcast`, …
+        group: Name of the process group; `default` for the world.
+        ranks: Size of the group.
+        seq: Counts this group's collectives from 0 on this rank; equal numbers belong together.
+        nbytes: Payload this rank hands in (for all_gather: its own part).
+        issued_ns: When the rank entered the call.
+        completed_ns: When it was done, None where not sampled or not known.
+        blocked_ns: How long it held the caller up, in call and wait; None where not known.
+        device: Whose thread issued it.
+        dtype: Element type of the payload.
+    """
+
+    step: int
+    op: str
+    group: str
+    ranks: int
+    seq: int
+    nbytes: int
+    issued_ns: int
+    completed_ns: int | None = None
+    blocked_ns: int | None = None
+    dtype: str = ""
+    device: int = 0
+
+
+class Transfer(Record, frozen=True, tag="transfer"):
+    """Copies between two devices of one process, summed over a step.
+
+    Attributes:
+        kind: `scatter`, `replicate`, `gather`, `scatter_grad`, `reduce` (dp), `pull`, `push`
+            (parameter servers), `activation`, `activation_grad` (a model on two devices).
+        src: Sending device, index into `Hello.devices`.
+        dst: Receiving device.
+        nbytes: Bytes copied.
+        duration_ns: Time spent copying.
+    """
+
+    step: int
+    kind: str
+    src: int
+    dst: int
+    nbytes: int
+    duration_ns: int
+
+
+class Beat(Record, frozen=True, tag="beat"):
+    """Sign of life from the probe's own thread, so it comes while the rank is stuck too.
+
+    Attributes:
+        step: Step under way.
+        phase: Phase the training thread is in, "" between phases.
+        rss_bytes: Resident memory of the process.
+        gil_held: Share of time someone held the GIL, where a sampler is installed.
+    """
+
+    step: int
+    phase: str
+    rss_bytes: int | None = None
+    gil_held: float | None = None
+
+
+class Gpu(Record, frozen=True, tag="gpu"):
+    """A GPU as NVML sees it: the whole device, whoever uses it.
+
+    Attributes:
+        util: Share of time a kernel ran, 0..1.
+        used_bytes: Device memory in use by all processes.
+    """
+
+    device: int
+    util: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    used_bytes: int | None = None
+    capacity_bytes: int | None = None
+
+
+class Bye(Record, frozen=True, tag="bye"):
+    """A rank's end, as itself or its hub saw it.
+
+    Attributes:
+        state: `finished`, `failed` (it raised) or `lost` (the hub found the process gone).
+        reason: One line for a person, "" when finished.
+    """
+
+    state: str
+    reason: str = ""
+
+
+class Tick(Record, frozen=True, tag="tick"):
+    """The hub's clock, once a second: lets a state notice that a rank has fallen silent."""
+
+
+AnyRecord = Hello | Step | Memory | Collective | Transfer | Beat | Gpu | Bye | Tick
+
+HUB_RANK = -1
+"""`Batch.rank` of what the hub itself adds to a run's stream."""
+
+
+class Batch(msgspec.Struct, array_like=True, frozen=True):
+    """One frame: records of one rank, in the order they happened.
+
+    Attributes:
+        version: `PROTOCOL_VERSION` of the sender; a hub refuses others.
+        rank: The sender's rank, `HUB_RANK` for the hub.
+        seq: Counts the sender's batches from 0.
+        dropped: Records this sender has thrown away so far, since it never waits.
+        mono_ns: Sender's CLOCK_MONOTONIC when it made the frame …
+        wall_ns: … and its wall clock at that moment, to place `*_ns` times.
+    """
+
+    version: int
+    run_id: str
+    rank: int
+    host: str
+    pid: int
+    seq: int
+    dropped: int
+    mono_ns: int
+    wall_ns: int
+    records: list[AnyRecord]

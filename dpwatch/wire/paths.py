@@ -1,0 +1,231 @@
+"""Where runs lie on this host: a private runtime directory with one folder a run.
+
+```
+$DPWATCH_RUNTIME_DIR | $XDG_RUNTIME_DIR/dpwatch | /tmp/dpwatch-UID      0700
+└── RUN_ID/             0700
+    ├── lock            held (flock) by the run's hub as long as it lives
+    ├── run.json        who the hub is; there once its sockets are bound
+    ├── hub.log         the hub's stderr
+    └── in, out, ask    its ipc sockets: records in, records out, state on request
+```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from dpwatch.wire.messages import PROTOCOL_VERSION
+
+IPC_PATH_BYTES = 107
+"""Longest path of a unix socket on Linux (sun_path, less its final NUL)."""
+
+RUN_ID_CHARS = 48
+
+
+class RuntimeDirError(OSError):
+    """The runtime directory can't be used; the message says what to do."""
+
+
+class RunInfo(msgspec.Struct, frozen=True):
+    """`run.json`: what a viewer needs to follow a run."""
+
+    run_id: str
+    host: str
+    hub_pid: int
+    started_wall_s: float
+    protocol: int = PROTOCOL_VERSION
+
+
+class RunDir:
+    """A run's folder: its sockets, its lock, its `run.json`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run_id = path.name
+        self.ingest = f"ipc://{path / 'in'}"
+        self.publish = f"ipc://{path / 'out'}"
+        self.ask = f"ipc://{path / 'ask'}"
+        self.info_file = path / "run.json"
+        self.lock_file = path / "lock"
+        self.log_file = path / "hub.log"
+
+    def read_info(self) -> RunInfo | None:
+        """What `run.json` says, None while no hub has written one (or it is unreadable)."""
+        try:
+            return msgspec.json.decode(self.info_file.read_bytes(), type=RunInfo)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+
+    def write_info(self, info: RunInfo) -> None:
+        """Writes `run.json` whole: a reader sees all of it or none."""
+        draft = self.info_file.with_suffix(".new")
+        draft.write_bytes(msgspec.json.encode(info))
+        draft.replace(self.info_file)
+
+    def try_lock(self) -> int | None:
+        """Takes the hub's lock; the open file descriptor holds it.
+
+        Returns:
+            The descriptor. None: somebody else has the lock, or the folder is gone.
+        """
+        try:
+            fd = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A hub that ended between the two calls has removed the file that is locked now.
+            current = os.path.samestat(os.fstat(fd), os.stat(self.lock_file))
+        except OSError:
+            current = False
+        if current:
+            return fd
+        os.close(fd)
+        return None
+
+    def has_hub(self) -> bool:
+        """Whether a hub lives here, asked of the lock and so true even after a SIGKILL."""
+        try:
+            fd = os.open(self.lock_file, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def prepare(self) -> bool:
+        """Readies the folder for a hub to be started in it, so that no viewer clears it away.
+
+        Returns:
+            False if a hub lives here, or somebody else is about to start or clear one.
+
+        Raises:
+            OSError: The folder can't be made.
+        """
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        lock = self.try_lock()
+        if lock is None:
+            return False
+        self.info_file.unlink(missing_ok=True)
+        os.close(lock)
+        return True
+
+    def clear(self) -> None:
+        """Removes what a killed hub has left, unless a successor is there or being started."""
+        lock = self.try_lock()
+        if lock is None:
+            return
+        if self.read_info() is not None:
+            self.remove()
+        os.close(lock)
+
+    def remove(self) -> None:
+        """Removes the folder and what a hub puts into it; anything else stays, and so it does."""
+        for name in ("in", "out", "ask", "run.json", "run.new", "hub.log", "lock"):
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+
+def host_name() -> str:
+    """This host's name, without its domain; ranks and hubs compare theirs."""
+    return socket.gethostname().split(".")[0]
+
+
+def runtime_dir() -> Path:
+    """The runtime directory, made if need be.
+
+    Raises:
+        RuntimeDirError: It can't be made or written, or belongs to somebody else.
+    """
+    path = _runtime_path()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise RuntimeDirError(
+            f"cannot make the runtime directory {path}: {error.strerror}; "
+            "set DPWATCH_RUNTIME_DIR to a directory you can write"
+        ) from None
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
+        raise RuntimeDirError(
+            f"the runtime directory {path} is open to other users; "
+            "chmod 700 it, or set DPWATCH_RUNTIME_DIR to one of your own"
+        )
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise RuntimeDirError(
+            f"cannot write the runtime directory {path}; "
+            "set DPWATCH_RUNTIME_DIR to a directory you can write"
+        )
+    return path
+
+
+def run_dir(run_id: str) -> RunDir:
+    """The folder of a run, made if need be.
+
+    Raises:
+        RuntimeDirError: It can't be made, or its sockets' paths would be too long.
+    """
+    place = RunDir(runtime_dir() / clean_run_id(run_id))
+    longest = len(os.fsencode(place.path / "ask"))
+    if longest > IPC_PATH_BYTES:
+        raise RuntimeDirError(
+            f"{place.path} is too long for a unix socket ({longest} of {IPC_PATH_BYTES} bytes); "
+            "set DPWATCH_RUNTIME_DIR to a shorter path"
+        )
+    try:
+        place.path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise RuntimeDirError(f"cannot make {place.path}: {error.strerror}") from None
+    return place
+
+
+def list_runs() -> Iterator[RunDir]:
+    """Runs with a living hub, newest first; folders a killed hub left are cleared away.
+
+    Raises:
+        RuntimeDirError: As `runtime_dir`.
+    """
+    found: list[tuple[float, RunDir]] = []
+    for path in runtime_dir().iterdir():
+        place = RunDir(path)
+        info = place.read_info()
+        if info is None:
+            continue
+        if place.has_hub():
+            found.append((info.started_wall_s, place))
+        else:
+            place.clear()
+    for _, place in sorted(found, key=lambda item: item[0], reverse=True):
+        yield place
+
+
+def clean_run_id(run_id: str) -> str:
+    """A run id as a file name: letters, digits, `.`, `_` and `-`, at most 48 of them."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id).strip("-.")[:RUN_ID_CHARS]
+    return name or "run"
+
+
+def _runtime_path() -> Path:
+    if named := os.environ.get("DPWATCH_RUNTIME_DIR"):
+        return Path(named).absolute()
+    if xdg := os.environ.get("XDG_RUNTIME_DIR"):
+        candidate = Path(xdg)
+        if candidate.is_dir() and os.access(candidate, os.W_OK):
+            return candidate / "dpwatch"
+    return Path(tempfile.gettempdir()) / f"dpwatch-{os.getuid()}"

@@ -1,0 +1,74 @@
+"""ZeroMQ sockets with the limits this protocol needs. A socket stays on the thread that made it.
+
+Default LINGER would hang `ctx.term()`, no MAXMSGSIZE would let half a frame claim the host's
+memory, and no high-water mark would let a stopped reader do the same.
+"""
+
+from __future__ import annotations
+
+import zmq
+
+from dpwatch.wire.codec import MAX_FRAME_BYTES
+
+PUSH_HWM = 16
+"""Frames a rank keeps for an absent hub; older ones wait in its recorder, which drops oldest."""
+
+HUB_HWM = 4096
+VIEWER_HWM = 1024
+
+
+def push_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A rank's end: connects out, sends with NOBLOCK, listens on nothing."""
+    socket = _socket(context, zmq.PUSH)
+    socket.setsockopt(zmq.SNDHWM, PUSH_HWM)
+    socket.connect(endpoint)
+    return socket
+
+
+def pull_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A hub's intake."""
+    socket = _socket(context, zmq.PULL)
+    socket.setsockopt(zmq.RCVHWM, HUB_HWM)
+    socket.bind(endpoint)
+    return socket
+
+
+def publish_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A hub's outlet; as an XPUB it also learns whether anybody listens."""
+    socket = _socket(context, zmq.XPUB)
+    socket.setsockopt(zmq.SNDHWM, VIEWER_HWM)
+    socket.bind(endpoint)
+    return socket
+
+
+def answer_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """Where a hub answers viewers that ask for its whole state."""
+    socket = _socket(context, zmq.ROUTER)
+    socket.setsockopt(zmq.SNDHWM, 16)
+    socket.bind(endpoint)
+    return socket
+
+
+def subscribe_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A viewer's end of a hub's outlet."""
+    socket = _socket(context, zmq.SUB)
+    socket.setsockopt(zmq.RCVHWM, VIEWER_HWM)
+    socket.setsockopt(zmq.SUBSCRIBE, b"")
+    socket.connect(endpoint)
+    return socket
+
+
+def ask_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A viewer's end for asking a hub's state (which may be larger than a frame)."""
+    socket = _socket(context, zmq.DEALER, max_bytes=256 * MAX_FRAME_BYTES)
+    socket.connect(endpoint)
+    return socket
+
+
+def _socket(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, max_bytes: int = MAX_FRAME_BYTES
+) -> zmq.Socket[bytes]:
+    socket = context.socket(kind)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+    return socket
