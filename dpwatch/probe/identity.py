@@ -1,0 +1,135 @@
+"""Who this process is: its run, its rank, its host, the cores it may use."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpwatch.wire.paths import clean_run_id
+
+_NAME_CHARS = 24
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Identity:
+    """A process's place in its run.
+
+    Attributes:
+        known: False while the rank is still to be learned (`resolve` tells when that is).
+        backend: Of the default process group, "" without one.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    backend: str = ""
+    known: bool = True
+
+
+def resolve() -> Identity:
+    """This process's rank: torch.distributed's once initialised, else the environment's.
+
+    A multiprocessing child without `RANK` in its environment is most likely about to call
+    `init_process_group(rank=…)`. Until it has, its rank isn't known.
+    """
+    env = os.environ
+    local_rank = _number(env.get("LOCAL_RANK"))
+    group = _process_group()
+    if group is not None:
+        rank, world_size, backend = group
+        local = rank if local_rank is None else local_rank
+        return Identity(rank=rank, world_size=world_size, local_rank=local, backend=backend)
+    env_rank = _number(env.get("RANK"))
+    if env_rank is not None:
+        return Identity(
+            rank=env_rank,
+            world_size=_number(env.get("WORLD_SIZE")) or 1,
+            local_rank=env_rank if local_rank is None else local_rank,
+        )
+    known = multiprocessing.parent_process() is None
+    return Identity(rank=0, world_size=1, local_rank=0, known=known)
+
+
+def run_id(incarnation: int = 0) -> str:
+    """The run's name, the same in all of its processes on this host.
+
+    `DPWATCH_RUN_ID` if set. Else the script's name with what the ranks have in common: torchrun's
+    agent and restart count, a multiprocessing parent, or just this process.
+
+    Args:
+        incarnation: How many runs this process has watched before.
+    """
+    env = os.environ
+    if named := env.get("DPWATCH_RUN_ID"):
+        return clean_run_id(named)
+    parent = multiprocessing.parent_process()
+    if "TORCHELASTIC_RUN_ID" in env:
+        shared = f"{os.getppid()}-{env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    elif parent is not None:
+        shared = str(parent.pid)
+    else:
+        shared = str(os.getpid())
+    again = f"-{incarnation + 1}" if incarnation else ""
+    return clean_run_id(f"{script_name()[:_NAME_CHARS]}-{shared}{again}")
+
+
+def script_name() -> str:
+    """What a person would call this program: the script, or the package run with `-m`."""
+    path = Path(sys.argv[0]) if sys.argv and sys.argv[0] else None
+    if path is None or path.name in ("-c", "-m"):
+        return "python"
+    name = path.parent.name if path.stem == "__main__" else path.stem
+    return re.sub(r"[^\w.-]+", "-", name) or "python"
+
+
+def cores() -> int | None:
+    """Cores this process may use: its affinity, or its control group's quota where that is less."""
+    try:
+        allowed: int | None = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        allowed = os.cpu_count()
+    quota = _cgroup_quota()
+    if allowed is None or quota is None:
+        return allowed
+    return max(1, min(allowed, int(quota)))
+
+
+def _process_group() -> tuple[int, int, str] | None:
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not dist.is_available() or not dist.is_initialized():
+        return None
+    try:
+        return dist.get_rank(), dist.get_world_size(), str(dist.get_backend())
+    except (RuntimeError, ValueError):  # being destroyed just now
+        return None
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """The tightest cpu.max (cgroup v2) from this process's group up to the root."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    inside = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    group = root / inside.lstrip("/")
+    quotas = []
+    for folder in (group, *group.parents):
+        if root not in (folder, *folder.parents):
+            break
+        try:
+            quota, period = (folder / "cpu.max").read_text().split()
+            quotas.append(int(quota) / int(period))  # "max" is no number: no limit here
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return min(quotas, default=None)
+
+
+def _number(text: str | None) -> int | None:
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return None

@@ -1,0 +1,256 @@
+"""Lanes: one device's timeline in this process, and what its thread's time went into.
+
+A lane adds up, from one step end to the next, the wall time of each phase and, on the steps that
+are measured, the thread's run-queue and blocked time. Blocked time is booked under what could have
+blocked the thread there:
+
+- `GIL`: inside a phase (or a worker's job) nothing of the trainer's or of ours waits, so it
+  was the interpreter lock;
+- `COMM`: in a phase that issued collectives, it was communication that compute waited for;
+- `IDLE`: everywhere else, and inside `waiting()`.
+
+What ran is the rest, so that the four sum to the wall time exactly.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from dpwatch.probe.cpu import Clocks, Sample, ThreadClock
+from dpwatch.probe.seams import CollectivesLike
+from dpwatch.probe.sums import BUSY, COMM, EMPTY, GIL, IDLE, MOVED, MOVES, RUNQUEUE, SEEN
+from dpwatch.wire.messages import PHASES
+
+DATA, H2D, FORWARD, BACKWARD, OPTIMIZER = range(len(PHASES))
+NO_PHASE = -1
+
+
+class Here(threading.local):
+    """The calling thread's lane, if it has one, and its clock."""
+
+    lane: Lane | None = None
+    clock: ThreadClock | None = None
+
+
+here = Here()
+
+
+class Lane:
+    """A worker thread's lane: its thread belongs to the device during a job only.
+
+    Attributes:
+        in_module: Inside an outermost module call, so calls go straight through; for good once
+            the probe is `over`.
+        asleep: The step is only counted: hooks pass by, but for backward and the optimizer.
+        taken: A thread has a job for this lane at the moment.
+        sums: Of the step under way, laid out as in `sums`.
+        transfers: Bytes and nanoseconds by (kind, source, destination).
+        phase: Index into `PHASES`, `NO_PHASE` between phases.
+        depth: Nested entries; only the outermost phase counts.
+        measuring: Whether thread times are read in this step.
+    """
+
+    __slots__ = (
+        "_left_ns",
+        "_mark",
+        "_read",
+        "_wait_ns",
+        "_waits",
+        "asleep",
+        "clock",
+        "depth",
+        "device",
+        "in_module",
+        "measuring",
+        "over",
+        "phase",
+        "phase_start",
+        "sums",
+        "taken",
+        "transfers",
+        "wall",
+    )
+
+    between = GIL
+    """What blocked time between the phases counts as."""
+
+    def __init__(self, device: int, clocks: Clocks) -> None:
+        self.device = device
+        self.wall: Callable[[], int] = clocks.wall
+        self.clock: ThreadClock | None = None
+        self._read: Callable[[], Sample] | None = None
+        self.in_module = False
+        self.over = False
+        self.asleep = False
+        self.taken = False
+        self.measuring = False
+        self.phase = NO_PHASE
+        self.depth = 0
+        self.phase_start = 0
+        self._waits = 0
+        self._wait_ns = self._left_ns = 0
+        self._mark: Sample = (0, 0, 0)
+        self.sums = EMPTY.copy()
+        self.transfers: dict[tuple[str, int, int], list[int]] = {}
+
+    # -- jobs: a thread takes the lane and leaves it ------------------------------------------
+
+    def adopt(self, clock: ThreadClock, *, measuring: bool) -> None:
+        """The calling thread works for this lane from now on."""
+        self.clock, self._read, self.measuring = clock, clock.read, measuring
+        if measuring:
+            self._mark = clock.read()
+
+    def leave(self) -> None:
+        """The calling thread's job is over."""
+        if self.measuring:
+            self.sample(self.between)
+
+    def end(self) -> None:
+        """The probe is over: hooks that can't be removed pass by this lane from now on."""
+        self.over = self.in_module = True
+        self.measuring = False
+
+    def doze(self) -> None:
+        """Steps are only counted from here on."""
+        self.asleep = self.in_module = True
+        self.measuring = False
+
+    def wake(self) -> None:
+        """A step begins that is looked at."""
+        self.asleep = False
+        self.in_module = self.over
+        self.depth, self.phase = 0, NO_PHASE
+        self.sums = EMPTY.copy()
+        self.transfers = {}
+
+    # -- phases -------------------------------------------------------------------------------
+
+    def enter(self, phase: int) -> None:
+        """Enters a phase; only the outermost is counted."""
+        self.depth += 1
+        if self.depth == 1:
+            self.phase = phase
+            self.phase_start = self._phase_begins(phase) if self.measuring else self.wall()
+
+    def exit(self) -> int:
+        """Leaves it. Returns: when that was, if it was the outermost, else 0."""
+        self.depth -= 1
+        if self.depth:
+            self.depth = max(self.depth, 0)  # after `forget_phase`, ends may come that were dropped
+            return 0
+        phase, sums = self.phase, self.sums
+        now = self._phase_ends(phase) if self.measuring else self.wall()
+        sums[phase] += now - self.phase_start
+        sums[SEEN] |= 1 << phase
+        self.phase = NO_PHASE
+        return now
+
+    def forget_phase(self) -> None:
+        """An exception tore the lane out of a phase whose end nobody announced."""
+        self.depth = 0
+        self.phase = NO_PHASE
+
+    def _phase_begins(self, phase: int) -> int:
+        return self.wall()
+
+    def _phase_ends(self, phase: int) -> int:
+        return self.wall()
+
+    # -- waits --------------------------------------------------------------------------------
+
+    def wait_begins(self) -> None:
+        """From here the thread waits for another one of the trainer's."""
+        self._waits += 1
+        if self._waits == 1:
+            if self.measuring:
+                self.sample(self.blocked_as())
+            self._wait_ns = self.wall()
+
+    def wait_ends(self) -> None:
+        """Up to here it did."""
+        self._waits -= 1
+        if not self._waits:
+            if self.measuring:
+                self.sample(IDLE)
+            if self.phase == OPTIMIZER:  # what it waits for are updates on other devices
+                self.phase_start += self.wall() - self._wait_ns
+
+    def blocked_as(self) -> int:
+        """What time blocked at this place counts as."""
+        return self.between
+
+    def suspend(self) -> None:
+        """The thread turns to another lane: this one's device has nothing to do meanwhile."""
+        if self.measuring:
+            self.sample(self.blocked_as())
+        self._left_ns = self.wall()
+
+    def resume(self) -> None:
+        """The thread is back; a phase it left stood still meanwhile."""
+        self.phase_start += self.wall() - self._left_ns
+        if self.measuring and self._read is not None:
+            now = self._read()
+            away = now[0] - self._mark[0]
+            self.sums[BUSY] += away
+            self.sums[IDLE] += away
+            self._mark = now
+
+    def sample(self, blocked_as: int) -> int:
+        """Books the time since the last sample. Returns: now."""
+        if self._read is None:
+            return self.wall()
+        was = self._mark
+        self._mark = now = self._read()
+        wall = now[0] - was[0]
+        queued = now[2] - was[2]
+        blocked = wall - (now[1] - was[1]) - queued
+        sums = self.sums
+        sums[BUSY] += wall
+        sums[RUNQUEUE] += queued
+        if blocked > 0:  # clocks read one after another may disagree by a little
+            sums[blocked_as] += blocked
+        return now[0]
+
+    def moved(self, kind: str, src: int, dst: int, nbytes: int, duration_ns: int) -> None:
+        """Books one copy between devices."""
+        self.sums[MOVES] += 1
+        self.sums[MOVED] += duration_ns
+        total = self.transfers.get((kind, src, dst))
+        if total is None:
+            self.transfers[kind, src, dst] = [nbytes, duration_ns]
+        else:
+            total[0] += nbytes
+            total[1] += duration_ns
+
+
+class MainLane(Lane):
+    """Lane 0: its thread belongs to it always, so its time is booked by phase."""
+
+    __slots__ = ("_collectives", "_issued_before")
+
+    between = IDLE
+
+    def __init__(self, clocks: Clocks, collectives: CollectivesLike) -> None:
+        super().__init__(0, clocks)
+        self._collectives = collectives
+        self._issued_before = 0
+
+    def _phase_begins(self, phase: int) -> int:
+        # Waiting for data is idle like the time before it: no need to tell them apart.
+        if phase == DATA:
+            return self.wall()
+        self._issued_before = self._collectives.issued
+        return self.sample(IDLE)
+
+    def _phase_ends(self, phase: int) -> int:
+        if phase == DATA:
+            return self.wall()
+        return self.sample(self.blocked_as())
+
+    def blocked_as(self) -> int:
+        """See `Lane`; in a phase that issued collectives it is communication."""
+        if self.phase in (NO_PHASE, DATA):
+            return IDLE
+        return COMM if self._collectives.issued != self._issued_before else GIL

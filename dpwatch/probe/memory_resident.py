@@ -1,0 +1,24 @@
+"""Resident memory of the process, from the operating system."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def resident_bytes() -> int | None:
+    """Resident memory now, None where /proc does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def peak_resident_bytes() -> int:
+    """The highest it has been since the process began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT

@@ -1,0 +1,314 @@
+"""The probe: puts hooks, lanes, instruments and sender together, and takes them apart again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from dpwatch.probe import identity
+from dpwatch.probe.cpu import Clocks
+from dpwatch.probe.endings import Uncaught, describe, one_line
+from dpwatch.probe.hooks import Hooks
+from dpwatch.probe.identity import Identity
+from dpwatch.probe.jobs import LaneJob, PhaseSpan, TransferSpan, WaitSpan
+from dpwatch.probe.lanes import Lane, here
+from dpwatch.probe.link import HubLink
+from dpwatch.probe.publisher import Link, Publisher
+from dpwatch.probe.recorder import Recorder
+from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
+from dpwatch.probe.steps import Steps
+from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello
+from dpwatch.wire.paths import host_name
+
+_NOTHING = nullcontext()
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Probe:
+    """Measures this process's training and streams it; see `ProbeLike` for its methods.
+
+    Args:
+        strategy: `dp`, `ddp`, …, or "" if it isn't known.
+        title: What a person would call the run; the script's name by default.
+        devices: What this process drives; by default the one that the model lies on.
+        total_steps: Steps the run intends to do.
+        incarnation: How many probes this process has had before.
+        clocks: Other clocks, for tests.
+        link: Another link, for tests.
+
+    Raises:
+        Exception: Whatever kept it from starting; nothing is left behind then.
+    """
+
+    def __init__(
+        self,
+        *,
+        strategy: str = "",
+        title: str = "",
+        devices: Sequence[DeviceInfo] | None = None,
+        total_steps: int | None = None,
+        incarnation: int = 0,
+        clocks: Clocks | None = None,
+        link: Link | None = None,
+    ) -> None:
+        self.strategy = strategy
+        self.title = title or identity.script_name()
+        self.total_steps = total_steps
+        self._trouble: BaseException | None = None
+        self._over = False
+        self._entered = 0
+        self._thread = threading.get_ident()
+        self._lock = threading.Lock()
+        self._clocks = clocks or Clocks()
+        self._cores = identity.cores()
+        self._backend_said = devices[0].kind if devices and devices[0].kind == "virtual" else ""
+        self.recorder = Recorder()
+        with contextlib.ExitStack() as undo:
+            collectives = _collectives(self.recorder, self._step)
+            undo.callback(collectives.close)
+            self._collectives = collectives
+            self.steps = Steps(
+                self.recorder.append,
+                collectives,
+                devices=list(devices or ()),
+                clocks=self._clocks,
+                on_devices=self._start_ledger,
+            )
+            undo.callback(lambda: self.steps.ledger.close())
+            if devices:
+                self._start_ledger(devices)
+            self._hooks = Hooks(self.steps, self.fail)
+            undo.callback(self._hooks.close)
+            self._uncaught = Uncaught(lambda error: self.close("failed", describe(error)))
+            undo.callback(self._uncaught.close)
+            self._publisher = Publisher(
+                self.recorder,
+                _Source(self),
+                link or HubLink(),
+                run_id=identity.run_id(incarnation),
+                host=host_name(),
+                trouble=self.fail,
+            )
+            self._publisher.start()
+            self.steps.own_threads = 1
+            here.lane = self.steps.main
+            undo.pop_all()
+
+    @property
+    def over(self) -> bool:
+        """Whether it was closed, or turned itself off."""
+        return self._over
+
+    def _start_ledger(self, devices: Sequence[DeviceInfo]) -> None:
+        self.steps.ledger = _ledger(self.recorder, devices)
+
+    def _step(self) -> int:
+        return self.steps.step
+
+    # -- what the trainer tells ---------------------------------------------------------------
+
+    def lane(self, device: int) -> AbstractContextManager[None]:
+        """See `ProbeLike`. Lane 0 stays with the thread that called `watch()`."""
+        if self._over or device == 0:
+            return _NOTHING
+        lane = self.steps.lanes.get(device)
+        if lane is None:
+            lane = self.steps.lanes.setdefault(device, Lane(device, self._clocks))
+        return LaneJob(lane, self.steps.main, self._clocks, self.steps.ledger, self.fail)
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """See `ProbeLike`; a name that is no phase is let through and counts as `other`."""
+        lane = here.lane
+        if lane is None or lane.over or name not in PHASES:
+            return _NOTHING
+        return PhaseSpan(self.steps, lane, PHASES.index(name), self.fail)
+
+    def transfer(self, kind: str, src: int, dst: int, nbytes: int) -> AbstractContextManager[None]:
+        """See `ProbeLike`."""
+        lane = here.lane
+        if lane is None or lane.over:
+            return _NOTHING
+        return TransferSpan(lane, kind, src, dst, nbytes)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """See `ProbeLike`."""
+        lane = here.lane
+        if lane is None or lane.over:
+            return _NOTHING
+        return WaitSpan(lane)
+
+    def owns(self, device: int) -> AbstractContextManager[None]:
+        """See `ProbeLike`."""
+        if self._over:
+            return _NOTHING
+        try:
+            return self.steps.ledger.owner(device)
+        except Exception as error:  # noqa: BLE001 - never into the user's code
+            self.fail(error)
+            return _NOTHING
+
+    def holds(self, device: int, *things: Module | Optimizer) -> None:
+        """See `ProbeLike`."""
+        if not self._over:
+            self.steps.ledger.holds(device, things)
+
+    def samples(self, n: int) -> None:
+        """See `ProbeLike`."""
+        lane = here.lane
+        if lane is not None and not lane.over:
+            self.steps.say_samples(lane, int(n))
+
+    def loss(self, value: float) -> None:
+        """See `ProbeLike`."""
+        if not self._over:
+            self.steps.say_loss(float(value))
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def fail(self, error: BaseException) -> None:
+        """Turns the probe off with one line on stderr; training goes on. From any thread."""
+        with self._lock:
+            if self._trouble is not None or self._over:
+                return
+            self._trouble = error
+        said = one_line(str(error) or type(error).__name__)
+        with contextlib.suppress(Exception):  # stderr may be closed
+            print(f"dpwatch: not watching this run: {said}", file=sys.stderr)  # noqa: T201
+        # Only the training thread may take down what it holds, so others leave it a note.
+        self.steps.stop = self._turn_off
+        if threading.get_ident() == self._thread:
+            self._turn_off()
+
+    def _turn_off(self) -> None:
+        self.close("lost", f"the probe turned itself off: {self._trouble}")
+
+    def close(self, state: str = "finished", reason: str = "") -> None:
+        """See `ProbeLike`."""
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+        self._take_down()
+        self._publisher.close(Bye(state, one_line(reason)))
+        if self.steps.main.clock is not None:
+            self.steps.main.clock.close()
+
+    def forked(self) -> None:
+        """In a forked child: falls silent, and leaves the parent's thread and sockets alone."""
+        self._over = True
+        self._lock = threading.Lock()
+        self.recorder.silence()
+        self._take_down()
+
+    def _take_down(self) -> None:
+        for part in (self._uncaught, self._hooks, self.steps.ledger, self._collectives):
+            with contextlib.suppress(Exception):
+                part.close()
+        for lane in list(self.steps.lanes.values()):
+            lane.end()
+        if here.lane is not None and here.lane.over:
+            here.lane = None
+
+    def __enter__(self) -> Probe:
+        self._entered += 1
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._entered -= 1
+        if self._entered <= 0:
+            if error is None:
+                self.close()
+            else:
+                self.close("failed", describe(error))
+
+
+class _Source:
+    """What the sender thread asks about."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._gpu = _instrument("gpu")
+
+    def identify(self) -> Identity:
+        return identity.resolve()
+
+    def has_stepped(self) -> bool:
+        return self._probe.steps.step > 0
+
+    def hello(self, me: Identity) -> Hello:
+        probe, steps = self._probe, self._probe.steps
+        return Hello(
+            world_size=me.world_size,
+            local_rank=me.local_rank,
+            strategy=probe.strategy or steps.wrapper or ("single" if me.world_size == 1 else ""),
+            backend=me.backend or probe._backend_said,
+            devices=list(steps.devices) or [DeviceInfo("cpu", "cpu")],
+            params=steps.params,
+            param_bytes=steps.param_bytes,
+            title=probe.title,
+            total_steps=probe.total_steps,
+            cores=probe._cores,
+            torch_version=str(torch.__version__),
+            capture=probe._collectives.capture,
+        )
+
+    def beat(self) -> Beat:
+        steps = self._probe.steps
+        phase = steps.main.phase
+        return Beat(steps.step, PHASES[phase] if phase >= 0 else "", _resident_bytes())
+
+    def gpus(self) -> list[Gpu]:
+        if self._gpu is None:
+            return []
+        try:
+            found: list[Gpu] = self._gpu.poll(self._probe.steps.devices)
+        except Exception:  # noqa: BLE001 - a driver's trouble is not the run's
+            self._gpu = None
+            return []
+        return found
+
+
+def _resident_bytes() -> int | None:
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _instrument(name: str) -> ModuleType | None:
+    """An instrument's module, None where it can't be had: the probe goes on without it."""
+    import importlib
+
+    try:
+        return importlib.import_module(f"dpwatch.probe.{name}")
+    except Exception:  # noqa: BLE001
+        return None
+
+
+def _ledger(recorder: Recorder, devices: Sequence[DeviceInfo]) -> LedgerLike:
+    module: Any = _instrument("ledger")
+    try:
+        started: LedgerLike = module.start(recorder.append, devices)
+    except Exception:  # noqa: BLE001
+        return NoLedger()
+    return started
+
+
+def _collectives(recorder: Recorder, step_of: Any) -> CollectivesLike:
+    module: Any = _instrument("collectives")
+    try:
+        started: CollectivesLike = module.start(recorder.append, step_of)
+    except Exception:  # noqa: BLE001
+        return NoCollectives()
+    return started

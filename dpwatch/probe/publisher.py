@@ -1,0 +1,258 @@
+"""The sender thread: takes what the training thread recorded, encodes it, sends it.
+
+All that costs time happens here, and nothing here is ever waited for. A frame that can't go out
+is kept and tried again at the next turn; meanwhile records stay in the recorder, which drops its
+oldest. Nothing wakes this thread: waking costs the waker, so it looks every 50 ms.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from dpwatch.probe.identity import Identity
+from dpwatch.probe.recorder import Recorder
+from dpwatch.wire import codec
+from dpwatch.wire.messages import PROTOCOL_VERSION, AnyRecord, Batch, Beat, Bye, Gpu, Hello
+
+POLL_S = 0.05
+FRAME_NS = 250_000_000
+"""A frame goes out when it is full, or this long after the one before."""
+
+HELLO_NS = 2_000_000_000
+BEAT_NS = 500_000_000
+GPU_NS = 1_000_000_000
+RANK_PATIENCE_NS = 10_000_000_000
+"""How long a process may take to learn its rank before it counts as rank 0 of its own run."""
+
+FRAMES_PER_POLL = 32
+
+
+class Link(Protocol):
+    """Where frames go. Used on the sender thread only."""
+
+    def open(self, run_id: str, local_rank: int) -> None:
+        """Before the first frame."""
+
+    def send(self, frame: bytes) -> bool:
+        """Sends without waiting. Returns: False if the frame could not be taken now."""
+
+    def tend(self, now_ns: int) -> None:
+        """At every turn: looks after the other end."""
+
+    def close(self) -> None:
+        """Lets what was sent go out, for two seconds at most."""
+
+
+class Source(Protocol):
+    """What the publisher asks of the probe, on the sender thread."""
+
+    def identify(self) -> Identity:
+        """Who this process is, as far as is known now."""
+
+    def has_stepped(self) -> bool:
+        """Whether a first step is over."""
+
+    def hello(self, me: Identity) -> Hello:
+        """Who this rank is, for the hub."""
+
+    def beat(self) -> Beat:
+        """What it does right now."""
+
+    def gpus(self) -> list[Gpu]:
+        """Its GPUs, none if there are none."""
+
+
+class Publisher:
+    """Sends a recorder's records over a link.
+
+    `start` runs it in a thread; a test may call `poll` instead, with a time of its own.
+
+    Args:
+        run_id: The run's name, asked once, when the rank is known.
+        trouble: Told, once, that nothing can be sent any more, and why.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        source: Source,
+        link: Link,
+        *,
+        run_id: str,
+        host: str,
+        trouble: Callable[[BaseException], None],
+        wall: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._recorder = recorder
+        self._source = source
+        self._link = link
+        self._run_id = run_id
+        self._host = host
+        self._trouble = trouble
+        self._wall = wall
+        self._pid = os.getpid()
+        self._me: Identity | None = None
+        self._hello: Hello | None = None
+        self._next_frame = self._next_hello = self._next_beat = self._next_gpu = 0
+        self._asked_first: int | None = None
+        self._unsent: bytes | None = None
+        self._seq = 0
+        self._lost = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._bye: Bye | None = None
+
+    def start(self) -> None:
+        """Starts the thread, a daemon: it never keeps a process alive."""
+        self._thread = threading.Thread(target=self._run, name="dpwatch-sender", daemon=True)
+        self._thread.start()
+
+    def close(self, bye: Bye, timeout_s: float = 2.5) -> None:
+        """Sends what is left and `bye`; gives up after `timeout_s`."""
+        self._bye = bye
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+
+    @property
+    def dropped(self) -> int:
+        """Records thrown away so far."""
+        return self._recorder.dropped + self._lost
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(POLL_S):
+                self.poll(self._wall())
+            self.finish()
+        except Exception as error:  # noqa: BLE001 - whatever it was, training goes on without us
+            self._trouble(error)
+        finally:
+            self._link.close()
+
+    def poll(self, now_ns: int) -> None:
+        """One turn: sends what there is, as far as the link takes it."""
+        if self._me is None and not self._learn_rank(now_ns):
+            return
+        if now_ns < self._next_frame and len(self._recorder) < codec.MAX_RECORDS:
+            return
+        self._link.tend(now_ns)
+        if not self._flush_unsent():
+            return
+        self._next_frame = now_ns + FRAME_NS
+        due = self._due(now_ns)
+        for _ in range(FRAMES_PER_POLL):
+            records = self._drain(codec.MAX_RECORDS - len(due))
+            if not due and not records:
+                return
+            if not self._send([*due, *records]):
+                return
+            due = []
+
+    def finish(self) -> None:
+        """The last turn: all that is left, and the Bye."""
+        if self._me is None:
+            self._settle(self._source.identify())
+        while self._flush_unsent() and (records := self._drain(codec.MAX_RECORDS - 1)):
+            self._send([self._greet(), *records] if self._seq == 0 else records)
+        # Even when the link took nothing: dropping this frame costs no more than not making it.
+        if self._bye is not None and self._flush_unsent():
+            self._send([self._greet(), self._source.beat(), self._bye])
+
+    # -- what to send -------------------------------------------------------------------------
+
+    def _learn_rank(self, now_ns: int) -> bool:
+        me = self._source.identify()
+        if self._asked_first is None:
+            self._asked_first = now_ns
+        waited = now_ns - self._asked_first >= RANK_PATIENCE_NS
+        if not (me.known or waited or self._source.has_stepped()):
+            return False
+        self._settle(me)
+        return True
+
+    def _settle(self, me: Identity) -> None:
+        self._me = me
+        self._link.open(self._run_id, me.local_rank)
+
+    def _due(self, now_ns: int) -> list[AnyRecord]:
+        due: list[AnyRecord] = []
+        if self._hello is None or now_ns >= self._next_hello:
+            due.append(self._greet())
+            self._next_hello = now_ns + HELLO_NS
+        if now_ns >= self._next_beat:
+            due.append(self._source.beat())
+            self._next_beat = now_ns + BEAT_NS
+            fresh = self._source.hello(self._identity())
+            if fresh != self._hello:
+                self._hello = fresh
+                due.insert(0, fresh)
+        if now_ns >= self._next_gpu:
+            due.extend(self._source.gpus())
+            self._next_gpu = now_ns + GPU_NS
+        return due
+
+    def _greet(self) -> Hello:
+        self._hello = self._source.hello(self._identity())
+        return self._hello
+
+    def _identity(self) -> Identity:
+        fresh = self._source.identify()
+        # A process group that is being destroyed doesn't take the rank away again.
+        if self._me is None or fresh.backend or not self._me.backend:
+            self._me = fresh
+        return self._me
+
+    def _drain(self, most: int) -> list[AnyRecord]:
+        rows = self._recorder.drain(most)
+        return [record for row in rows if (record := self._struct(row)) is not None]
+
+    def _struct(self, row: tuple[Any, ...]) -> AnyRecord | None:
+        try:
+            record: AnyRecord = row[0](*row[1:])
+        except TypeError:  # a record its maker got wrong must not cost the others
+            self._lost += 1
+            return None
+        return record
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def _send(self, records: list[AnyRecord]) -> bool:
+        frame = self._frame(records)
+        if frame is not None and not self._link.send(frame):
+            self._unsent = frame
+            return False
+        return True
+
+    def _flush_unsent(self) -> bool:
+        if self._unsent is not None:
+            if not self._link.send(self._unsent):
+                return False
+            self._unsent = None
+        return True
+
+    def _frame(self, records: list[AnyRecord]) -> bytes | None:
+        batch = Batch(
+            version=PROTOCOL_VERSION,
+            run_id=self._run_id,
+            rank=self._me.rank if self._me is not None else 0,
+            host=self._host,
+            pid=self._pid,
+            seq=self._seq,
+            dropped=self.dropped,
+            mono_ns=time.monotonic_ns(),
+            wall_ns=time.time_ns(),
+            records=records,
+        )
+        try:
+            frame = codec.encode(batch)
+        except (msgspec.MsgspecError, TypeError, OverflowError):
+            self._lost += len(records)
+            return None
+        self._seq += 1
+        return frame

@@ -1,0 +1,109 @@
+"""The seams between the probe's core and its instruments: ledger, collectives, GPU reader.
+
+The core starts each instrument with plain callables and keeps the handle. An instrument that
+can't start raises; the core then goes on without it. All are called on the training thread
+unless said otherwise, so none may block.
+
+    ledger.start(record: RecordSink, devices: Sequence[DeviceInfo]) -> LedgerLike
+    collectives.start(record: RecordSink, step_of: Callable[[], int]) -> CollectivesLike
+    gpu.poll() -> list[Gpu]                                # on the sender thread
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
+RecordSink = Callable[[tuple[Any, ...]], None]
+"""Takes `(RecordClass, field, field, …)`, such as `(Memory, device, step, …)`, in field order.
+
+One bounded append, from any thread; the sender thread makes the Struct.
+"""
+
+
+class LedgerLike(Protocol):
+    """Follows storages by device and category, and records `Memory` on the steps it samples."""
+
+    def step_begin(self, step: int) -> None:
+        """Step `step` begins (lane 0; for step 0 at its first event)."""
+
+    def step_end(
+        self, step: int, optimizers: Iterable[Optimizer], models: Iterable[Module]
+    ) -> None:
+        """It ended, in the optimizer's post hook; all optimizers and outermost models so far.
+
+        Both are looked up when iterated, which costs: only do so where they are needed.
+        """
+
+    def enter_lane(self, device: int) -> None:
+        """This thread begins a job for `device`."""
+
+    def exit_lane(self) -> None:
+        """The job ends, on the same thread and properly nested."""
+
+    def owner(self, device: int) -> AbstractContextManager[None]:
+        """Storages this thread allocates meanwhile belong to `device`."""
+
+    def holds(self, device: int, things: Sequence[Module | Optimizer]) -> None:
+        """What these keep from step to step lies on `device`. Does not raise."""
+
+    def close(self) -> None:
+        """Removes all there is to remove."""
+
+
+class CollectivesLike(Protocol):
+    """Sees every collective and records `Collective`.
+
+    Attributes:
+        issued: Collectives issued so far by any thread of this process; only grows.
+        capture: As in `Hello.capture`.
+    """
+
+    issued: int
+    capture: str
+
+    def close(self) -> None:
+        """Removes the observer."""
+
+
+class NoLedger:
+    """Stands in where there is no ledger."""
+
+    def step_begin(self, step: int) -> None:
+        """See `LedgerLike`."""
+
+    def step_end(
+        self, step: int, optimizers: Iterable[Optimizer], models: Iterable[Module]
+    ) -> None:
+        """See `LedgerLike`."""
+
+    def enter_lane(self, device: int) -> None:
+        """See `LedgerLike`."""
+
+    def exit_lane(self) -> None:
+        """See `LedgerLike`."""
+
+    def owner(self, device: int) -> AbstractContextManager[None]:
+        """See `LedgerLike`."""
+        return nullcontext()
+
+    def holds(self, device: int, things: Sequence[Module | Optimizer]) -> None:
+        """See `LedgerLike`."""
+
+    def close(self) -> None:
+        """See `LedgerLike`."""
+
+
+class NoCollectives:
+    """Stands in where collectives aren't seen."""
+
+    issued = 0
+    capture = "none"
+
+    def close(self) -> None:
+        """See `CollectivesLike`."""

@@ -1,0 +1,389 @@
+"""Steps: where one ends, what is recorded of it, and which models and optimizers take part.
+
+A step ends at the end of an outermost `optimizer.step()` that followed at least one backward since
+the last step end. So
+
+- gradient accumulation is one step: its backwards add up;
+- optimizers stepping one after another behind one backward make one step, ending with the first of
+  them; the others' time is the beginning of the next step, so that in a steady run each step holds
+  each optimizer once;
+- a GAN's two backward-and-step pairs are two steps;
+- a step that a GradScaler skips doesn't end, it runs on into the next.
+
+Steps of less than 5 ms are mostly only counted (see `DOZE_STEP_NS`); those that are told of are
+told of whole, so medians, rates and shares stay true.
+
+Forward and data waits count only while gradients are enabled: evaluation falls into `other`.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from dpwatch.probe.cpu import Clocks
+from dpwatch.probe.lanes import BACKWARD, DATA, FORWARD, OPTIMIZER, Lane, MainLane
+from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoLedger, RecordSink
+from dpwatch.probe.subjects import Live, device_of, elements_of, scalar_of, strategy_of
+from dpwatch.probe.sums import EMPTY, SAMPLES, SEEN, Circumstances, step_record
+from dpwatch.wire.messages import DeviceInfo, Transfer
+
+MEASURED_STEP_NS = 50_000_000
+"""Thread times are read in every step that follows one as long as this, …"""
+
+READ_STEP_NS = 10_000_000
+"""… the loss in every step that follows one as long as this, …"""
+
+SHORT_STEP_EVERY = 10
+"""… and in every so many shorter ones: the times cost up to 100 µs a step, the loss 10."""
+
+DOZE_STEP_NS = 5_000_000
+"""Of shorter steps only two in ten are looked at, and the others counted: on each, the hooks would
+cost several percent. The two are neighbours, since the ledger looks around before a step it
+samples, and the same in all ranks."""
+
+AWAKE = (SHORT_STEP_EVERY - 1, 0)
+"""Steps that are looked at, modulo `SHORT_STEP_EVERY`."""
+
+FIRST_AWAKE = 10
+"""The first steps are all looked at: they are unlike the rest, and short runs have no others."""
+
+
+class Steps:
+    """Follows the training thread's steps. The hooks call it, on threads that have a lane.
+
+    Attributes:
+        step: The step under way, from 0.
+        ledger: Told of step boundaries; put in its place when the devices are known.
+        lanes: By device; 0 is the training thread's.
+        devices: What this process drives. Learned from the model when nobody said.
+        stop: Called at the next step's end, on the training thread.
+        own_threads: Python threads that belong to the probe.
+        params: Elements of the parameters of all models seen, None before the first.
+        param_bytes: Their bytes.
+        wrapper: The strategy that a model's outermost class stands for, "" as long as none does.
+    """
+
+    def __init__(
+        self,
+        record: RecordSink,
+        collectives: CollectivesLike,
+        *,
+        devices: Sequence[DeviceInfo],
+        clocks: Clocks,
+        on_devices: Callable[[Sequence[DeviceInfo]], None],
+    ) -> None:
+        self.step = 0
+        self.devices = devices
+        self.ledger: LedgerLike = NoLedger()
+        self.own_threads = 0
+        self.params: int | None = None
+        self.param_bytes: int | None = None
+        self.wrapper = ""
+        self.main = MainLane(clocks, collectives)
+        self.main.clock = clocks.of_this_thread()
+        self.lanes: dict[int, Lane] = {0: self.main}
+        self._record = record
+        self._collectives = collectives
+        self._clocks = clocks
+        self.stop: Callable[[], None] | None = None
+        self._blind = collectives.capture == "none"
+        self._on_devices = on_devices
+        self._trained: dict[int, bool] = {}
+        self._models: Live[Module] = Live()
+        self._optimizers: Live[Optimizer] = Live()
+        self._stepping = 0
+        self._start_ns: int | None = None
+        self._issued_before = collectives.issued
+        self._nested = 0
+        self._recount = False
+        self._reads_loss = True
+        self._dozed_backwards = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._backwards = 0
+        self._batch_due = True
+        self._losses = 0
+        self._loss_sum = 0.0
+        self._loss: float | None = None
+        self._said_loss = False
+        self._torn = False
+        self._said_samples = False
+
+    # -- what the hooks tell ------------------------------------------------------------------
+
+    def module_begins(
+        self, lane: Lane, module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> bool:
+        """An outermost module is called. Returns: whether this is a forward that counts."""
+        if not torch.is_grad_enabled():
+            return False
+        if lane is self.main:
+            if self._start_ns is None:
+                self._first_event()
+            trained = self._trained.get(id(module))
+            if trained is None:
+                trained = self._meet(module)
+            if self._batch_due and trained:
+                self._batch_due = False
+                self._count_batch(args, kwargs)
+        lane.enter(FORWARD)
+        return True
+
+    def data_begins(self, lane: Lane) -> bool:
+        """A data loader is asked for a batch. Returns: whether it counts."""
+        if not torch.is_grad_enabled():
+            return False
+        if self._start_ns is None and lane is self.main:
+            self._first_event()
+        lane.enter(DATA)
+        return True
+
+    def backward_begins(self, lane: Lane) -> None:
+        """Backward is called."""
+        if lane is self.main:
+            if self._start_ns is None:
+                self._first_event()
+            self._nested += 1
+        lane.enter(BACKWARD)
+
+    def backward_ends(self, lane: Lane, root: Any, done: bool) -> None:
+        """It is over, `done` unless it raised; `root` is what may be the step's loss, or None."""
+        lane.exit()
+        if lane is not self.main:
+            return
+        self._nested -= 1
+        if self._nested or not done:  # checkpointing calls backward inside backward
+            return
+        self._backwards += 1
+        self._batch_due = True
+        if self._reads_loss and not self._said_loss and type(root) is torch.Tensor:
+            self._read_loss(root)
+
+    def optimizer_begins(self, lane: Lane, optimizer: Optimizer) -> None:
+        """An optimizer's step begins, perhaps inside another's (ZeRO wraps one)."""
+        if lane is not self.main:
+            lane.enter(OPTIMIZER)
+            return
+        if self._stepping and self._stepping > (outer := _steps_around()):
+            self._stepping = outer  # one has raised, and so its end was never announced
+            self._torn = True
+            if not outer:
+                lane.forget_phase()
+        self._stepping += 1
+        if id(optimizer) not in self._optimizers.refs:
+            self._optimizers.add(optimizer)
+        lane.enter(OPTIMIZER)
+
+    def optimizer_ends(self, lane: Lane, optimizer: Optimizer) -> None:
+        """It is over; if it was the outermost and had a backward, so is the step."""
+        if lane is not self.main:
+            lane.exit()
+            return
+        if not self._stepping:  # the probe was started in the midst of it
+            return
+        self._stepping -= 1
+        now = lane.exit()
+        if now and self._backwards:
+            self._end(now)
+
+    # -- what the trainer tells ---------------------------------------------------------------
+
+    def say_samples(self, lane: Lane, n: int) -> None:
+        """The trainer's own count replaces what was read off the model's input."""
+        if lane is self.main and not self._said_samples:
+            self._said_samples = True
+            lane.sums[SAMPLES] = -1
+        lane.sums[SAMPLES] = max(lane.sums[SAMPLES], 0) + n
+
+    def say_loss(self, value: float) -> None:
+        """The trainer's own loss replaces what was read off backward's root."""
+        self._said_loss = True
+        self._loss = value
+
+    def phase_begins(self, lane: Lane, phase: int) -> None:
+        """The trainer names the phase itself."""
+        if self._start_ns is None and lane is self.main:
+            self._first_event()
+        lane.enter(phase)
+
+    # -- models -------------------------------------------------------------------------------
+
+    def _meet(self, module: Module) -> bool:
+        key = id(module)
+        trained = next(module.parameters(), None) is not None
+        self._trained[key] = trained
+        forget = weakref.finalize(module, self._trained.pop, key, None)  # ids are used again
+        forget.atexit = False
+        if trained:
+            self._models.add(module)
+            self.wrapper = self.wrapper or strategy_of(module)
+            self._recount = True  # at the step's end, when lazy ones have a shape
+        return trained
+
+    def _count_batch(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if self._said_samples:
+            return
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Tensor):
+                rows = value.shape[0] if value.dim() else None
+                if type(rows) is int:  # and no symbol of torch.export's
+                    self.main.sums[SAMPLES] = max(self.main.sums[SAMPLES], 0) + rows
+                return
+
+    def _count_params(self) -> None:
+        self._recount = False
+        found = {id(p): p for model in self._models for p in model.parameters()}
+        if not found:
+            return
+        self.params = sum(elements_of(p) for p in found.values())
+        self.param_bytes = sum(elements_of(p) * p.element_size() for p in found.values())
+        if not self.devices:
+            self.devices = [device_of(next(iter(found.values())))]
+            self._on_devices(self.devices)
+
+    # -- step boundaries ----------------------------------------------------------------------
+
+    def _first_event(self) -> None:
+        self._start_ns = self._clocks.wall()
+        self._adopt(measuring=True)
+        self.ledger.step_begin(0)
+
+    def _adopt(self, *, measuring: bool) -> None:
+        clock = self.main.clock
+        if clock is not None:
+            self.main.adopt(clock, measuring=measuring)
+
+    def _end(self, now: int) -> None:
+        main, step = self.main, self.step
+        start = now if self._start_ns is None else self._start_ns
+        measured = self._circumstances() if main.measuring else None
+        issued = self._collectives.issued
+        sums, main.sums = main.sums, EMPTY.copy()
+        if self._torn:
+            sums[SEEN] = 0
+        self._record(
+            (
+                step_record,
+                *(0, step, start, now, sums),
+                None if self._blind else issued != self._issued_before,
+                measured,
+                self._loss,
+            )
+        )
+        alone = len(self.lanes) == 1 and not main.transfers
+        if not alone:
+            self._record_others(start, now, measured)
+        self.ledger.step_end(step, self._optimizers, self._models)
+        if self._recount:
+            self._count_params()
+        self.step = step = step + 1
+        self._start_ns = now
+        self._issued_before = issued
+        self._begin()
+        turn = step % SHORT_STEP_EVERY == 0
+        self._reads_loss = turn or now - start >= READ_STEP_NS
+        wanted = turn or now - start >= MEASURED_STEP_NS
+        if wanted or main.measuring:
+            self._measure(wanted)
+        if alone and now - start < DOZE_STEP_NS and not _looked_at(step):
+            main.doze()
+        else:
+            self.ledger.step_begin(step)
+        if self.stop is not None:
+            self.stop()
+
+    # -- dozing: short steps that are only counted --------------------------------------------
+
+    def dozed_backward(self) -> None:
+        """A backward of a step that is only counted."""
+        self._dozed_backwards += 1
+
+    def dozed_optimizer(self) -> None:
+        """An optimizer's step in it: as always, the first after a backward ends the step."""
+        if not self._dozed_backwards:
+            return
+        self._dozed_backwards = 0
+        now = self._clocks.wall()
+        took_ns = now - (self._start_ns or now)
+        self.step += 1
+        self._start_ns = now
+        if _looked_at(self.step) or took_ns >= DOZE_STEP_NS:
+            self._wake()
+        if self.stop is not None:
+            self.stop()
+
+    def _wake(self) -> None:
+        self.main.wake()
+        self._issued_before = self._collectives.issued
+        self._begin()
+        self._reads_loss = turn = self.step % SHORT_STEP_EVERY == 0
+        self._measure(turn)
+        self.ledger.step_begin(self.step)
+
+    def _record_others(self, start: int, now: int, measured: Circumstances | None) -> None:
+        """The worker lanes' steps, and all lanes' copies."""
+        for lane in list(self.lanes.values()):
+            if lane is not self.main:
+                sums, lane.sums = lane.sums, EMPTY.copy()
+                apart = measured and measured._replace(always=False)
+                if lane.clock is None or not lane.clock.knows_runqueue:
+                    apart = None
+                self._record(
+                    (step_record, lane.device, self.step, start, now, sums, False, apart, None)
+                )
+            transfers, lane.transfers = lane.transfers, {}
+            for (kind, src, dst), (nbytes, duration_ns) in transfers.items():
+                self._record((Transfer, self.step, kind, src, dst, nbytes, duration_ns))
+
+    def _circumstances(self) -> Circumstances | None:
+        clock = self.main.clock
+        if clock is None or not clock.knows_runqueue:
+            return None
+        accelerator = bool(self.devices) and self.devices[0].kind == "cuda"
+        return Circumstances(
+            always=True,
+            others=threading.active_count() - self.own_threads > 1,
+            helpers=accelerator or torch.get_num_threads() > 1,
+            accelerator=accelerator,
+        )
+
+    def _measure(self, wanted: bool) -> None:
+        if wanted and not self.main.measuring:
+            self._adopt(measuring=True)
+        self.main.measuring = wanted
+
+    def _read_loss(self, root: torch.Tensor) -> None:
+        value = scalar_of(root)
+        if value is not None:
+            self._losses += 1
+            self._loss_sum += value
+            self._loss = self._loss_sum / self._losses
+
+
+def _looked_at(step: int) -> bool:
+    return step < FIRST_AWAKE or step % SHORT_STEP_EVERY in AWAKE
+
+
+def _steps_around() -> int:
+    """How many optimizers' steps the one that is just beginning lies in (it is one frame of them).
+
+    ZeRO's optimizer steps an inner one, and a subclass that calls `super().step()` is announced
+    twice, so neither depth nor the same optimizer again tells that an earlier step raised.
+    """
+    frame: FrameType | None = sys._getframe(3)  # torch's wrapper, by way of our hook
+    code = None if frame is None else frame.f_code
+    count = -1
+    while frame is not None:
+        count += frame.f_code is code
+        frame = frame.f_back
+    return count

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from dpwatch.probe import probe as probe_module
+from dpwatch.probe.cpu import Clocks
+from dpwatch.probe.lanes import here
+from dpwatch.probe.probe import Probe
+from dpwatch.probe.seams import NoCollectives, NoLedger
+from dpwatch.wire import codec
+from dpwatch.wire.messages import Batch
+
+
+class MemoryLink:
+    """A link that keeps its frames; `full` makes it refuse them."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.full = False
+        self.opened: list[tuple[str, int]] = []
+        self.closed = threading.Event()
+        self.error: Exception | None = None
+
+    def open(self, run_id: str, local_rank: int) -> None:
+        if self.error is not None:
+            raise self.error
+        self.opened.append((run_id, local_rank))
+
+    def send(self, frame: bytes) -> bool:
+        if not self.full:
+            self.frames.append(frame)
+        return not self.full
+
+    def tend(self, now_ns: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed.set()
+
+    @property
+    def batches(self) -> list[Batch]:
+        return [codec.decode(frame) for frame in self.frames]
+
+    def records(self, kind: type) -> list[Any]:
+        return [r for batch in self.batches for r in batch.records if isinstance(r, kind)]
+
+
+class HandThread:
+    """A thread's clock whose hands a test moves; wall time is shared."""
+
+    knows_runqueue = True
+
+    def __init__(self, clocks: HandClocks) -> None:
+        self._clocks = clocks
+        self.cpu = 0
+        self.queued = 0
+
+    def read(self) -> tuple[int, int, int]:
+        return self._clocks.now, self.cpu, self.queued
+
+    def close(self) -> None:
+        pass
+
+
+class HandClocks(Clocks):
+    """Clocks that stand still until `run`, `block` or `queue` moves them for this thread."""
+
+    def __init__(self) -> None:
+        self.now = 1_000
+        self._local = threading.local()
+
+    def wall(self) -> int:
+        return self.now
+
+    def of_this_thread(self) -> Any:
+        if not hasattr(self._local, "clock"):
+            self._local.clock = HandThread(self)
+        return self._local.clock
+
+    def run(self, ns: int) -> None:
+        self.now += ns
+        self.of_this_thread().cpu += ns
+
+    def queue(self, ns: int) -> None:
+        self.now += ns
+        self.of_this_thread().queued += ns
+
+    def block(self, ns: int) -> None:
+        self.now += ns
+
+
+class HandCollectives:
+    """Counts what a test says was issued."""
+
+    capture = "observer"
+
+    def __init__(self) -> None:
+        self.issued = 0
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Rig:
+    """A probe on hand clocks with a link into memory."""
+
+    clocks: HandClocks
+    link: MemoryLink
+    collectives: HandCollectives
+    probe: Probe
+    ms: int = 1_000_000
+    _extra: dict[str, Any] = field(default_factory=dict)
+
+    def records(self, kind: type) -> list[Any]:
+        """Closes the probe and returns what it sent."""
+        self.probe.close()
+        return self.link.records(kind)
+
+
+@pytest.fixture(autouse=True)
+def _own_thread_state() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    here.lane = None
+    here.clock = None
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes without ledger and collectives."""
+    monkeypatch.setattr(probe_module, "_ledger", lambda *_: NoLedger())
+    monkeypatch.setattr(probe_module, "_collectives", lambda *_: NoCollectives())
+
+
+@pytest.fixture
+def link() -> MemoryLink:
+    return MemoryLink()
+
+
+@pytest.fixture
+def make_probe(link: MemoryLink) -> Iterator[Callable[..., Probe]]:
+    """Starts probes that send into `link`, and closes those still open."""
+    started: list[Probe] = []
+
+    def make(**options: Any) -> Probe:
+        probe = Probe(**{"link": link, **options})
+        started.append(probe)
+        return probe
+
+    yield make
+    for probe in started:
+        probe.close()
+
+
+@pytest.fixture
+def rig(
+    bare: None,
+    monkeypatch: pytest.MonkeyPatch,
+    make_probe: Callable[..., Probe],
+    link: MemoryLink,
+) -> Rig:
+    torch.set_num_threads(1)
+    clocks, collectives = HandClocks(), HandCollectives()
+    monkeypatch.setattr(probe_module, "_collectives", lambda *_: collectives)
+    return Rig(clocks, link, collectives, make_probe(clocks=clocks))

@@ -1,0 +1,130 @@
+"""Every collective is seen, with the right bytes, and nothing else changes: two ranks over gloo."""
+
+import pytest
+
+pytestmark = pytest.mark.dist
+
+
+@pytest.fixture(scope="module")
+def reports(run_ranks):
+    return run_ranks("collectives_rank.py")
+
+
+@pytest.fixture(params=[0, 1], ids=["rank 0", "rank 1"])
+def report(request, reports):
+    return reports[request.param]
+
+
+def of_group(records, group="default"):
+    return [record for record in records if record["group"] == group]
+
+
+def test_every_op_has_its_plain_name_and_its_bytes(reports):
+    for rank, report in enumerate(reports):
+        seen = [
+            (record["op"], record["nbytes"], record["dtype"])
+            for record in report["single"]["records"]
+        ]
+        assert seen == [
+            ("all_reduce", 16, "float32"),
+            ("broadcast", 16, "float32"),
+            ("all_gather", 16, "float32"),
+            ("all_gather", 16, "float32"),
+            ("reduce_scatter", 32, "float32"),
+            ("reduce_scatter", 32, "float32"),
+            ("all_to_all", 16, "float32"),
+            ("reduce", 16, "float32"),
+            ("gather", 16, "float32"),
+            ("scatter", 0, "") if rank else ("scatter", 32, "float32"),
+            ("barrier", 0, ""),  # and no send or recv before it
+            ("monitored_barrier", 0, ""),
+            ("all_reduce", 32, "float64"),
+        ]
+
+
+def test_sequence_numbers_and_groups(report):
+    records = report["single"]["records"]
+    assert [record["seq"] for record in records] == list(range(len(records)))
+    assert {(record["group"], record["ranks"]) for record in records} == {("default", 2)}
+    assert report["single"]["issued"] == len(records)
+    assert report["single"]["capture"] == "observer"
+    assert report["single"]["progress"]["default"][:2] == [len(records) - 1, "all_reduce"]
+
+
+def test_synchronous_calls_know_their_end_and_how_long_they_blocked(report):
+    records = report["single"]["records"][:-1]
+    assert all(record["blocked_ns"] >= 0 for record in records)
+    # A thread that lost its core between the call and its wait can't tell when the work ended.
+    known = [record for record in records if record["completed_ns"] is not None]
+    assert known
+    for record in known:
+        assert record["blocked_ns"] <= record["completed_ns"] - record["issued_ns"]
+
+
+def test_groups_of_the_same_ranks_count_apart(report):
+    records = report["asynchronous"]["records"]
+    waited = of_group(records, "ranks 0,1")
+    unwaited, barrier = of_group(records, "ranks 0,1 #2")
+    assert [record["op"] for record in waited] == ["all_reduce"]
+    assert waited[0]["blocked_ns"] is not None
+    assert unwaited["op"] == "all_reduce"
+    assert unwaited["blocked_ns"] is None
+    assert (barrier["op"], barrier["seq"]) == ("barrier", 1)
+
+
+def test_ddp_reduces_exactly_the_gradients(report):
+    for step in range(6):
+        records = [record for record in report["ddp"]["records"] if record["step"] == step]
+        reduced = [record["nbytes"] for record in records if record["op"] == "all_reduce"]
+        assert sum(reduced) == report["ddp"]["grad_bytes"]
+        if step >= 2:  # by then DDP has rebuilt its buckets and said so to all
+            assert {record["op"] for record in records} == {"all_reduce"}
+            assert len(reduced) > 1
+
+
+def test_completion_of_ddps_own_calls_is_sampled(report):
+    done = [record for record in report["ddp"]["records"] if record["completed_ns"]]
+    assert done
+    assert all(record["completed_ns"] > record["issued_ns"] for record in done)
+
+
+def test_fully_shard_gathers_shards_and_reduces_whole_gradients(report):
+    steps = [
+        [record for record in report["fsdp"]["records"] if record["step"] == step]
+        for step in range(6)
+    ]
+    for records in steps[1:]:
+        scattered = [r["nbytes"] for r in records if r["op"] == "reduce_scatter"]
+        gathered = [r["nbytes"] for r in records if r["op"] == "all_gather"]
+        assert sum(scattered) == report["fsdp"]["grad_bytes"]
+        # Each layer's shard, once in forward and once in backward.
+        assert sum(gathered) == report["fsdp"]["grad_bytes"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_losses_are_bit_identical(report, strategy):
+    assert report[strategy]["same_losses"]
+
+
+def test_installing_a_hundred_times_neither_hangs_nor_misses(report):
+    assert report["over_and_over"] == 300
+
+
+def test_closing_restores_everything(report):
+    assert report["restored"]
+
+
+def test_python_callers_are_seen_where_the_observer_cannot_be(report):
+    assert report["without"]["capture"] == "patch"
+    seen = [(record["op"], record["nbytes"]) for record in report["without"]["records"]]
+    assert seen == [("all_reduce", 16), ("all_gather", 16)]
+    assert all(record["completed_ns"] for record in report["without"]["records"])
+
+
+def test_both_ranks_tell_the_same_story(reports):
+    def story(report, case):
+        keys = ("group", "seq", "op", "step", "nbytes")
+        return [[record[key] for key in keys] for record in report[case]["records"]]
+
+    for case in ("ddp", "fsdp", "asynchronous"):
+        assert story(reports[0], case) == story(reports[1], case)

@@ -1,0 +1,304 @@
+"""The sender: what goes out when, and that it never waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import zmq
+
+from dpwatch.probe import link as link_module
+from dpwatch.probe.identity import Identity
+from dpwatch.probe.link import HUB_PATIENCE_NS, LAUNCHES, HubLink
+from dpwatch.probe.publisher import RANK_PATIENCE_NS, Publisher
+from dpwatch.probe.recorder import Recorder
+from dpwatch.wire import codec, paths, transport
+from dpwatch.wire.messages import Beat, Bye, DeviceInfo, Gpu, Hello, Step
+
+MS, S = 1_000_000, 1_000_000_000
+
+
+class Source:
+    """Answers a publisher's questions as a test wants them."""
+
+    def __init__(self) -> None:
+        self.me = Identity(rank=2, world_size=4, local_rank=2)
+        self.stepped = False
+        self.params: int | None = None
+        self.found: list[Gpu] = []
+
+    def identify(self) -> Identity:
+        return self.me
+
+    def has_stepped(self) -> bool:
+        return self.stepped
+
+    def hello(self, me: Identity) -> Hello:
+        devices = [DeviceInfo("cpu", "cpu")]
+        return Hello(me.world_size, me.local_rank, "ddp", me.backend, devices, self.params)
+
+    def beat(self) -> Beat:
+        return Beat(0, "")
+
+    def gpus(self) -> list[Gpu]:
+        return self.found
+
+
+def a_step(number: int) -> tuple[Any, ...]:
+    return (Step, 0, number, 0, 1)
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder(200)
+
+
+def raising(error: BaseException) -> None:
+    raise error
+
+
+@pytest.fixture
+def publisher(recorder, source, link) -> Publisher:
+    return Publisher(recorder, source, link, run_id="r", host="h", trouble=raising)
+
+
+def kinds(batch: Any) -> list[str]:
+    return [type(r).__name__ for r in batch.records]
+
+
+def test_hello_comes_first_then_beats_and_hello_again(publisher, recorder, source, link):
+    source.found = [Gpu(0, 0.5)]
+    for turn in range(101):  # five seconds
+        publisher.poll(turn * 50 * MS)
+    assert kinds(link.batches[0]) == ["Hello", "Beat", "Gpu"]
+    assert len(link.records(Hello)) == 3
+    assert len(link.records(Beat)) == 11
+    assert len(link.records(Gpu)) == 6
+    assert (link.batches[0].rank, link.batches[0].run_id, link.batches[0].host) == (2, "r", "h")
+
+
+def test_hello_comes_on_change(publisher, source, link):
+    publisher.poll(0)
+    source.params = 7
+    publisher.poll(500 * MS)
+    assert [h.params for h in link.records(Hello)] == [None, 7]
+
+
+def test_records_go_out_in_order_in_frames_of_at_most_64(publisher, recorder, link):
+    for n in range(150):
+        recorder.append(a_step(n))
+    publisher.poll(0)
+    assert [s.step for s in link.records(Step)] == list(range(150))
+    assert max(len(b.records) for b in link.batches) == codec.MAX_RECORDS
+    assert [b.seq for b in link.batches] == [0, 1, 2]
+
+
+def test_what_cannot_go_out_is_kept_and_the_oldest_counted(publisher, recorder, link):
+    link.full = True
+    publisher.poll(0)
+    for n in range(250):
+        recorder.append(a_step(n))
+    publisher.poll(50 * MS)
+    assert link.frames == []
+    assert publisher.dropped == 50
+    link.full = False
+    publisher.poll(100 * MS)
+    assert kinds(link.batches[0])[0] == "Hello"
+    assert [s.step for s in link.records(Step)] == list(range(50, 250))
+    assert link.batches[-1].dropped == 50
+    assert [b.seq for b in link.batches] == list(range(len(link.batches)))
+
+
+def test_a_bad_record_costs_only_itself(publisher, recorder, link):
+    recorder.append(a_step(0))
+    recorder.append((Step, 0))
+    recorder.append(a_step(1))
+    publisher.poll(0)
+    assert [s.step for s in link.records(Step)] == [0, 1]
+    assert publisher.dropped == 1
+
+
+def test_a_rank_not_yet_known_is_waited_for(publisher, recorder, source, link):
+    source.me = Identity(rank=0, world_size=1, local_rank=0, known=False)
+    recorder.append(a_step(0))
+    publisher.poll(0)
+    publisher.poll(RANK_PATIENCE_NS - 1)
+    assert link.opened == []
+    source.me = Identity(rank=3, world_size=4, local_rank=3, backend="gloo")
+    publisher.poll(RANK_PATIENCE_NS - 1)
+    assert link.opened == [("r", 3)]
+    assert link.batches[0].rank == 3
+
+
+@pytest.mark.parametrize("stepped", [True, False])
+def test_but_not_for_ever(publisher, source, link, stepped):
+    source.me = Identity(rank=0, world_size=1, local_rank=0, known=False)
+    source.stepped = stepped
+    publisher.poll(0)
+    publisher.poll(0 if stepped else RANK_PATIENCE_NS)
+    assert link.opened == [("r", 0)]
+
+
+def test_a_destroyed_process_group_takes_no_rank_away(publisher, source, link):
+    source.me = Identity(rank=3, world_size=4, local_rank=3, backend="gloo")
+    publisher.poll(0)
+    source.me = Identity(rank=0, world_size=1, local_rank=0, known=False)
+    publisher.poll(2 * S)
+    assert [b.rank for b in link.batches] == [3, 3]
+
+
+def test_the_last_turn_sends_all_and_bye(publisher, recorder, link):
+    publisher.start()
+    for n in range(100):
+        recorder.append(a_step(n))
+    publisher.close(Bye("failed", "why"), timeout_s=20)
+    assert link.closed.is_set()
+    assert [s.step for s in link.records(Step)] == list(range(100))
+    assert link.batches[-1].records[-1] == Bye("failed", "why")
+
+
+def test_recorder_drops_the_oldest_and_counts():
+    recorder = Recorder(3)
+    for n in range(5):
+        recorder.append((n,))
+    assert recorder.dropped == 2
+    assert recorder.drain(2) == [(2,), (3,)]
+    assert recorder.drain(9) == [(4,)]
+    recorder.silence()
+    recorder.append((9,))
+    assert len(recorder) == 0
+
+
+def test_recorder_loses_nothing_between_threads():
+    recorder, taken = Recorder(100_000), []
+    threads = [
+        threading.Thread(target=lambda k=k: [recorder.append((k, n)) for n in range(3000)])
+        for k in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads) or len(recorder):
+        taken += recorder.drain(64)
+    for k in range(4):
+        assert [n for who, n in taken if who == k] == list(range(3000))
+    assert recorder.dropped == 0
+
+
+# -- the real socket ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launched(monkeypatch) -> list[paths.RunDir]:
+    """Where hubs would have been started."""
+    places: list[paths.RunDir] = []
+    monkeypatch.setattr(link_module.spawn, "ensure_hub", places.append)
+    return places
+
+
+@pytest.fixture
+def hub_link(launched) -> Iterator[HubLink]:
+    made = HubLink()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bound() -> Iterator[Callable[[str], Any]]:
+    context = zmq.Context()
+    sockets = []
+
+    def bind(run_id: str, **options: int) -> Any:
+        socket = context.socket(zmq.PULL)
+        for name, value in options.items():
+            socket.setsockopt(getattr(zmq, name), value)
+        socket.bind(paths.run_dir(run_id).ingest)
+        sockets.append(socket)
+        return socket
+
+    yield bind
+    for socket in sockets:
+        socket.close(linger=0)
+    context.term()
+
+
+def test_with_no_hub_sends_fail_at_once_and_close_ends(hub_link):
+    hub_link.open("none", 0)
+    sent = [hub_link.send(b"x") for _ in range(transport.PUSH_HWM + 5)]
+    assert sent == [True] * transport.PUSH_HWM + [False] * 5
+    hub_link.close()
+
+
+def test_frames_sent_before_the_hub_came_arrive(hub_link, bound):
+    hub_link.open("late", 0)
+    assert all(hub_link.send(bytes([n])) for n in range(10))
+    socket = bound("late")
+    assert [socket.recv() for _ in range(10)] == [bytes([n]) for n in range(10)]
+
+
+def test_a_hub_that_never_reads_never_blocks(bound, hub_link, recorder, source):
+    bound("stopped", RCVHWM=1, RCVBUF=4096)
+    publisher = Publisher(recorder, source, hub_link, run_id="stopped", host="h", trouble=raising)
+    stuck = 0
+    for turn in range(20_000):
+        for n in range(64):
+            recorder.append(a_step(n))
+        publisher.poll(turn * 50 * MS)
+        stuck = stuck + 1 if publisher._unsent is not None else 0
+        if stuck > 100:
+            break
+    assert stuck > 100
+    assert publisher.dropped > 64 * 90
+    publisher._stop.set()
+    publisher._bye = Bye("finished")
+    publisher.finish()
+
+
+def test_bye_arrives_although_the_process_leaves_at_once(bound, hub_link, recorder, source):
+    socket = bound("brief")
+    publisher = Publisher(recorder, source, hub_link, run_id="brief", host="h", trouble=raising)
+    publisher.start()
+    publisher.close(Bye("finished"), timeout_s=20)
+    assert socket.poll(20_000)
+    assert codec.decode(socket.recv()).records[-1] == Bye("finished")
+
+
+def test_the_first_rank_starts_the_hub_at_once(hub_link, launched):
+    hub_link.open("mine", 0)
+    hub_link.tend(0)
+    assert [place.run_id for place in launched] == ["mine"]
+    for turn in range(1, 10):
+        hub_link.tend(turn * HUB_PATIENCE_NS)
+    assert len(launched) == LAUNCHES
+
+
+def test_other_ranks_start_it_only_when_the_first_does_not(hub_link, launched):
+    hub_link.open("ours", 1)
+    hub_link.tend(0)
+    hub_link.tend(HUB_PATIENCE_NS - 1)
+    assert launched == []
+    hub_link.tend(HUB_PATIENCE_NS)
+    assert len(launched) == 1
+
+
+def test_no_hub_is_started_beside_a_living_one(hub_link, launched):
+    lock = paths.run_dir("there").try_lock()
+    assert lock is not None
+    hub_link.open("there", 0)
+    hub_link.tend(time.monotonic_ns())
+    assert launched == []
+
+
+def test_a_link_that_never_had_a_hub_leaves_no_folder(private_runtime):
+    hub_link = HubLink()
+    hub_link.open("run", 0)
+    assert (private_runtime / "run").is_dir()
+    hub_link.close()
+    assert list(private_runtime.iterdir()) == []
