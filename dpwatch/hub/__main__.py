@@ -1,0 +1,30 @@
+"""`python -m dpwatch.hub [--detach] RUN_DIR`: the hub process. Probes and commands start it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def detach() -> None:
+    """Leaves the starter: a child in a session of its own goes on, this process ends.
+
+    Before anything is imported that takes time, so that who waits for us waits little.
+    """
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["--detach"]:
+        detach()
+        arguments = arguments[1:]
+    if len(arguments) != 1:
+        sys.exit("usage: python -m dpwatch.hub [--detach] RUN_DIR")
+    from dpwatch.hub.server import LINGER_S, main
+
+    linger_s = float(os.environ.get("DPWATCH_HUB_LINGER_S", LINGER_S))
+    sys.exit(main(Path(arguments[0]), linger_s=linger_s))

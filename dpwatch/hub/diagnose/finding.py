@@ -1,0 +1,32 @@
+"""What a rule answers with, and the words rules share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from dpwatch.hub.snapshot import Diagnosis
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """A rule's answer: a `Diagnosis` that does not know since when."""
+
+    kind: str
+    severity: str
+    ranks: list[int]
+    text: str
+    evidence: dict[str, Any]
+
+    def since(self, step: int) -> Diagnosis:
+        """The diagnosis, as begun at that step."""
+        return Diagnosis(self.kind, self.severity, self.ranks, step, self.text, self.evidence)
+
+
+def mebibytes(nbytes: float) -> str:
+    """Bytes for a sentence, in the unit the screens use: `10.8 MiB`."""
+    if nbytes >= 1 << 30:
+        return f"{nbytes / (1 << 30):.2f} GiB"
+    if nbytes >= 1 << 20:
+        return f"{nbytes / (1 << 20):.1f} MiB"
+    return f"{nbytes / (1 << 10):.1f} KiB"

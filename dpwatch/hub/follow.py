@@ -1,0 +1,228 @@
+"""A viewer's end: following runs, and taking a frozen snapshot of all of them.
+
+`Follower` keeps one run's state equal to its hub's: it subscribes, asks for the whole state, then
+applies the numbered frames that come after it; a gap makes it ask again. `Watcher` finds runs and
+follows them all. Both live on one thread; nothing a viewer does can reach a rank.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+
+import msgspec
+import zmq
+
+from dpwatch.hub.advance import advance
+from dpwatch.hub.server import FRAME_NUMBER, STATE_REQUEST
+from dpwatch.hub.snapshot import RunView, Snapshot
+from dpwatch.hub.state import RunState
+from dpwatch.hub.summarize import view
+from dpwatch.wire import codec, transport
+from dpwatch.wire.messages import PROTOCOL_VERSION
+from dpwatch.wire.paths import RunDir, list_runs
+
+STALE_S = 3.0
+"""A hub ticks every second; silent for this long, it is shown as stale."""
+
+ASK_AGAIN_S = 1.0
+FRAME_S = 0.25
+LOOK_S = 0.5
+
+_state_decoder = msgspec.msgpack.Decoder(RunState)
+
+
+class Follower:
+    """Follows one run."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        place: RunDir,
+        hub_pid: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.place = place
+        self.hub_pid = hub_pid
+        self.state: RunState | None = None
+        self.closed = False
+        self._clock = clock
+        self._heard = clock()
+        self._asked: float | None = None
+        self._view: RunView | None = None
+        self.frames = transport.subscribe_socket(context, place.publish)
+        self.answers = transport.ask_socket(context, place.ask)
+        self._ask()
+
+    def _ask(self) -> None:
+        self._asked = self._clock()
+        self.answers.send(STATE_REQUEST, zmq.NOBLOCK)
+
+    def poll(self) -> None:
+        """Takes in all that has come."""
+        if self.closed:
+            return
+        # The answer first: frames that came before it are older than it and fall away.
+        while (answer := _receive(self.answers)) is not None:
+            self._take_state(answer)
+        while (frame := _receive(self.frames)) is not None:
+            self._take_frame(frame)
+        if self._asked is not None and self._clock() - self._asked > ASK_AGAIN_S:
+            self._ask()
+
+    def _take_state(self, answer: bytes) -> None:
+        try:
+            state = _state_decoder.decode(answer)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return
+        if self.state is None or state.frames >= self.state.frames:
+            self.state = state
+        self._asked = None
+        self._fresh()
+
+    def _take_frame(self, frame: bytes) -> None:
+        self._heard = self._clock()
+        if self.state is None or len(frame) < FRAME_NUMBER.size:
+            return
+        (number,) = FRAME_NUMBER.unpack_from(frame)
+        if number <= self.state.frames:
+            return
+        if number > self.state.frames + 1:
+            if self._asked is None:
+                self._ask()
+            return
+        try:
+            advance(self.state, codec.decode(frame[FRAME_NUMBER.size :]))
+        except codec.WireError:
+            return
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self._heard = self._clock()
+        self._view = None
+
+    @property
+    def connection(self) -> str:
+        """`live`, `stale` (the hub has fallen silent) or `closed`."""
+        if self.closed:
+            return "closed"
+        return "stale" if self._clock() - self._heard > STALE_S else "live"
+
+    def view(self) -> RunView | None:
+        """The run now, None before its state has come and a rank has spoken."""
+        if self.state is None or not self.state.ranks:
+            return None
+        connection = self.connection
+        if self._view is None or self._view.connection != connection:
+            self._view = view(self.state, connection)
+        return self._view
+
+    def close(self) -> None:
+        """Lets go of the hub; the last state stays."""
+        if not self.closed:
+            self.closed = True
+            self.frames.close()
+            self.answers.close()
+
+
+class Watcher:
+    """Finds runs on this host and follows them; a `SnapshotSource` for the dashboard.
+
+    Args:
+        only: Follow only these runs, None for all.
+    """
+
+    def __init__(self, only: Collection[str] | None = None) -> None:
+        self._only = None if only is None else set(only)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._followers: dict[str, Follower] = {}
+        self._look_at = self._frame_at = 0.0
+        self.notice = ""
+        self._look()
+
+    def next(self, timeout_s: float) -> Snapshot | None:
+        """The next snapshot, at most four a second; None when the time is over first."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            now = time.monotonic()
+            if now >= self._look_at:
+                self._look()
+            self._pump(min(deadline, self._frame_at, self._look_at) - now)
+            now = time.monotonic()
+            if now >= self._frame_at:
+                self._frame_at = now + FRAME_S
+                return self.snapshot()
+            if now >= deadline:
+                return None
+
+    def snapshot(self) -> Snapshot:
+        """All followed runs as they are known now, newest first."""
+        views = [follower.view() for follower in self._followers.values()]
+        return Snapshot(tuple(v for v in views if v is not None), time.time(), self.notice)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run found has handed over its state."""
+        return all(f.state is not None or f.closed for f in self._followers.values())
+
+    def close(self) -> None:
+        """Closes every socket; a second call does nothing."""
+        if self._context.closed:
+            return
+        for follower in self._followers.values():
+            self._drop(follower)
+        self._context.term()
+
+    def _look(self) -> None:
+        """Looks for new runs, and lets go of hubs that have ended."""
+        self._look_at = time.monotonic() + LOOK_S
+        living: dict[str, tuple[RunDir, int]] = {}
+        self.notice = ""
+        for place in list_runs():
+            info = place.read_info()
+            if info is None or (self._only is not None and place.run_id not in self._only):
+                continue
+            if info.protocol != PROTOCOL_VERSION:
+                self.notice = (
+                    f"run {place.run_id} speaks protocol {info.protocol}, this dpwatch "
+                    f"{PROTOCOL_VERSION}: use the same version on both sides"
+                )
+                continue
+            living[place.run_id] = (place, info.hub_pid)
+        for run_id, follower in self._followers.items():
+            # Gone, or another hub in its place: a killed one's successor counts frames anew.
+            if run_id not in living or living[run_id][1] != follower.hub_pid:
+                self._drop(follower)
+        new = {
+            run_id: self._follow(place, hub_pid)
+            for run_id, (place, hub_pid) in living.items()
+            if run_id not in self._followers or self._followers[run_id].closed
+        }
+        kept = {run_id: f for run_id, f in self._followers.items() if run_id not in new}
+        self._followers = new | kept
+
+    def _follow(self, place: RunDir, hub_pid: int) -> Follower:
+        follower = Follower(self._context, place, hub_pid)
+        self._poller.register(follower.frames, zmq.POLLIN)
+        self._poller.register(follower.answers, zmq.POLLIN)
+        return follower
+
+    def _drop(self, follower: Follower) -> None:
+        if not follower.closed:
+            follower.poll()
+            self._poller.unregister(follower.frames)
+            self._poller.unregister(follower.answers)
+            follower.close()
+
+    def _pump(self, wait_s: float) -> None:
+        self._poller.poll(max(0, int(wait_s * 1e3)))
+        for follower in self._followers.values():
+            follower.poll()
+
+
+def _receive(socket: zmq.Socket[bytes]) -> bytes | None:
+    try:
+        return socket.recv(zmq.NOBLOCK)
+    except zmq.Again:
+        return None

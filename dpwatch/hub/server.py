@@ -1,0 +1,208 @@
+"""The hub: one process a host and run, between ranks that never wait and viewers that come and go.
+
+One thread, one poll loop. Ranks' frames come in, move the state, and go out again numbered;
+a viewer that comes late asks for the whole state first. The hub ticks once a second, tells when a
+rank's process has gone without a word, and ends by itself when nobody needs it any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import struct
+import time
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from dpwatch.hub.advance import advance
+from dpwatch.hub.state import RankState, RunState
+from dpwatch.wire import codec, transport
+from dpwatch.wire.messages import HUB_RANK, PROTOCOL_VERSION, AnyRecord, Batch, Bye, Tick
+from dpwatch.wire.paths import RunDir, RunInfo, clean_run_id, host_name
+
+LINGER_S = 20.0
+"""How long a hub stays after its last rank and its last viewer have gone."""
+
+EMPTY_S = 60.0
+"""How long it waits for a first rank."""
+
+MOST_S = 3600.0
+"""How long viewers alone (a stopped one, say) can keep it."""
+
+TICK_S = 1.0
+SILENT_S = 1.5
+"""A rank beats twice a second; silent for longer *and* without a process, it is lost."""
+
+FRAME_NUMBER = struct.Struct("!Q")
+STATE_REQUEST = b"state"
+
+_log = logging.getLogger("dpwatch.hub")
+
+
+class Hub:
+    """Serves one run until nobody needs it (`serve`), or `stop` is called."""
+
+    def __init__(self, place: RunDir, *, linger_s: float = LINGER_S) -> None:
+        self.place = place
+        self.linger_s = linger_s
+        self.state = RunState(place.run_id)
+        self.host = host_name()
+        self.refused = 0
+        self._encoder = msgspec.msgpack.Encoder()
+        self._viewers = False
+        self._stopping = False
+        self._idle_since = self._started = time.monotonic()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._clear_sockets()
+        self._intake = transport.pull_socket(self._context, place.ingest)
+        self._outlet = transport.publish_socket(self._context, place.publish)
+        self._answers = transport.answer_socket(self._context, place.ask)
+        place.write_info(
+            RunInfo(place.run_id, self.host, os.getpid(), time.time(), PROTOCOL_VERSION)
+        )
+
+    def _clear_sockets(self) -> None:
+        """A killed hub's socket files would be bound beside, silently; the lock says it is dead."""
+        for name in ("in", "out", "ask"):
+            (self.place.path / name).unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """Ends `serve` at its next turn."""
+        self._stopping = True
+
+    def serve(self) -> None:
+        """Runs until nobody needs the hub."""
+        poller = zmq.Poller()
+        for each in (self._intake, self._outlet, self._answers):
+            poller.register(each, zmq.POLLIN)
+        tick_at = time.monotonic()
+        while not self._stopping:
+            ready = dict(poller.poll(max(0, int((tick_at - time.monotonic()) * 1e3))))
+            if self._outlet in ready:
+                self._count_viewers()
+            if self._intake in ready:
+                self._take_in()
+            if self._answers in ready:
+                self._answer()
+            if time.monotonic() >= tick_at:
+                tick_at = time.monotonic() + TICK_S
+                self._tick()
+
+    def close(self) -> None:
+        """Closes the sockets and clears the run's folder away."""
+        for each in (self._intake, self._outlet, self._answers):
+            each.close(linger=200)
+        self._context.term()
+        self.place.remove()
+
+    def _take_in(self) -> None:
+        for _ in range(transport.HUB_HWM):
+            try:
+                frame = self._intake.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                batch = codec.decode(frame)
+                if batch.rank == HUB_RANK or clean_run_id(batch.run_id) != self.place.run_id:
+                    raise codec.WireError(f"frame of run {batch.run_id!r}, rank {batch.rank}")
+            except codec.WireError as error:
+                self._refuse(error)
+            else:
+                self._publish(batch, frame)
+
+    def _refuse(self, error: codec.WireError) -> None:
+        self.refused += 1
+        if self.refused & (self.refused - 1) == 0:  # the 1st, 2nd, 4th, … so the log stays small
+            _log.warning("refused %d frames, the last one a %s", self.refused, error)
+
+    def _publish(self, batch: Batch, frame: bytes) -> None:
+        advance(self.state, batch)
+        self._outlet.send(FRAME_NUMBER.pack(self.state.frames) + frame)
+
+    def _answer(self) -> None:
+        viewer, *request = self._answers.recv_multipart()
+        if request == [STATE_REQUEST]:
+            self._answers.send_multipart([viewer, self._encoder.encode(self.state)])
+
+    def _count_viewers(self) -> None:
+        self._viewers = self._outlet.recv()[:1] == b"\x01"
+
+    def _tick(self) -> None:
+        self._say(HUB_RANK, os.getpid(), Tick())
+        for rank in self.state.ranks.values():
+            if rank.bye is None and self._is_lost(rank):
+                text = f"process {rank.pid} is gone without a word (killed, or out of memory)"
+                self._say(rank.rank, rank.pid, Bye("lost", text))
+        now = time.monotonic()
+        running = any(rank.bye is None for rank in self.state.ranks.values())
+        if running:
+            self._idle_since = now
+        idle_s = now - self._idle_since
+        patience_s = self.linger_s if self.state.ranks else max(EMPTY_S, self.linger_s)
+        if idle_s > MOST_S or (idle_s > patience_s and not self._viewers):
+            self.stop()
+
+    def _say(self, rank: int, pid: int, record: AnyRecord) -> None:
+        batch = Batch(
+            version=PROTOCOL_VERSION,
+            run_id=self.place.run_id,
+            rank=rank,
+            host=self.host,
+            pid=pid,
+            seq=-1,
+            dropped=0,
+            mono_ns=time.monotonic_ns(),
+            wall_ns=time.time_ns(),
+            records=[record],
+        )
+        self._publish(batch, codec.encode(batch))
+
+    def _is_lost(self, rank: RankState) -> bool:
+        if rank.host != self.host or time.monotonic_ns() - rank.seen_ns < SILENT_S * 1e9:
+            return False
+        return not process_runs(rank.pid)
+
+
+def process_runs(pid: int) -> bool:
+    """Whether a process exists and is no zombie waiting for its parent."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return True
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def main(path: Path, *, linger_s: float = LINGER_S) -> int:
+    """Serves the run in that folder; returns 0, also when another hub serves it already."""
+    place = RunDir(path)
+    lock = _lock(place)
+    if lock is None:
+        return 0
+    logging.basicConfig(filename=place.log_file, level=logging.WARNING)
+    hub = Hub(place, linger_s=linger_s)
+    signal.signal(signal.SIGTERM, lambda *_: hub.stop())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        hub.serve()
+    finally:
+        hub.close()
+        os.close(lock)
+    return 0
+
+
+def _lock(place: RunDir) -> int | None:
+    """Takes the lock; somebody who only looks whether a hub lives holds it for a moment too."""
+    for _ in range(20):
+        if (lock := place.try_lock()) is not None:
+            return lock
+        time.sleep(0.01)
+    return None

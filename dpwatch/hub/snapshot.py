@@ -1,0 +1,292 @@
+"""What a run looks like at one moment: the frozen types that screens and JSON both read.
+
+`Summary` and everything below it is the object `dpwatch.summary/1` that `--json` prints, field by
+field (docs/json.md). `RunView` adds what only a screen needs. Units: `_bytes` bytes, `_ms`
+milliseconds, shares 0..1, None unknown.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from dpwatch.hub.largest_batch import LargestBatch
+
+SCHEMA = "dpwatch.summary/1"
+
+
+class Quantiles(msgspec.Struct, frozen=True):
+    """Median and 95th percentile over the recent window, None before the first value."""
+
+    p50: float | None = None
+    p95: float | None = None
+
+
+class StepTime(msgspec.Struct, frozen=True):
+    """Step time: quantiles over the recent window, and the last step's."""
+
+    p50: float | None = None
+    p95: float | None = None
+    last: float | None = None
+
+
+class PhaseTimes(msgspec.Struct, frozen=True):
+    """Typical milliseconds per phase; they sum to `step_ms.p50`, gaps are in `other`."""
+
+    data: float | None = None
+    h2d: float | None = None
+    forward: float | None = None
+    backward: float | None = None
+    optimizer: float | None = None
+    other: float | None = None
+
+
+class CommTimes(msgspec.Struct, frozen=True):
+    """Communication per step: all of it, what compute waited for, what waited for peers."""
+
+    total: float | None = None
+    exposed: float | None = None
+    wait: float | None = None
+
+
+class Categories(msgspec.Struct, frozen=True):
+    """Bytes by memory category."""
+
+    params: int | None = None
+    grads: int | None = None
+    optimizer: int | None = None
+    activations: int | None = None
+    buffers: int | None = None
+    temp: int | None = None
+    gathered: int | None = None
+
+
+class MemoryUse(msgspec.Struct, frozen=True):
+    """A device's memory; the categories here are bytes at the moment of the step's peak.
+
+    `at_step_end` has them as they are between steps: there gradients are whole and activations
+    gone.
+    """
+
+    current_bytes: int | None = None
+    peak_bytes: int | None = None
+    capacity_bytes: int | None = None
+    source: str | None = None
+    params: int | None = None
+    grads: int | None = None
+    optimizer: int | None = None
+    activations: int | None = None
+    buffers: int | None = None
+    temp: int | None = None
+    gathered: int | None = None
+    at_step_end: Categories = Categories()
+
+
+class GpuUse(msgspec.Struct, frozen=True):
+    """What NVML says of the device."""
+
+    util: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+
+
+class Rank(msgspec.Struct, frozen=True):
+    """One row: a rank, or one device of a rank that drives several (`dp`).
+
+    `device_kind` is that of `wire.messages.DeviceInfo`; a row of kind `host` is no device, and no
+    balance counts it.
+
+    `state` is one of starting, running, finished, failed, stalled (no step for long), lost.
+    """
+
+    rank: int
+    device: str
+    host: str
+    pid: int
+    state: str
+    steps: int
+    dropped: int
+    step_ms: StepTime = StepTime()
+    phases_ms: PhaseTimes = PhaseTimes()
+    comm_ms: CommTimes = CommTimes()
+    memory: MemoryUse = MemoryUse()
+    sent_bytes_per_step: int | None = None
+    received_bytes_per_step: int | None = None
+    gil_wait: float | None = None
+    idle: float | None = None
+    runqueue_wait: float | None = None
+    gpu: GpuUse = GpuUse()
+    device_kind: str = ""
+
+
+class LastArrival(msgspec.Struct, frozen=True):
+    """Who most often came last to a collective, in what share of calls, and the others' wait."""
+
+    rank: int
+    share: float
+    wait_ms: float
+
+
+class CollectiveStats(msgspec.Struct, frozen=True):
+    """All calls of one op in one group; bandwidths in 10⁹ bytes a second (nccl-tests' terms)."""
+
+    op: str
+    group: str
+    ranks: int
+    count_per_step: float
+    bytes_per_step: int
+    latency_ms: Quantiles = Quantiles()
+    algbw_gbps: float | None = None
+    busbw_gbps: float | None = None
+    exposed_ms_per_step: float | None = None
+    last_arrival: LastArrival | None = None
+
+
+class TransferStats(msgspec.Struct, frozen=True):
+    """Copies between two devices of one process (`dp`), per step."""
+
+    kind: str
+    src: str
+    dst: str
+    bytes_per_step: int
+    ms_per_step: float
+
+
+class Balance(msgspec.Struct, frozen=True):
+    """How evenly the devices are loaded; 1.0 is even, None unknown."""
+
+    peak_max_over_min: float | None = None
+    peak_device0_over_median: float | None = None
+    traffic_device0_over_median: float | None = None
+
+
+class Diagnosis(msgspec.Struct, frozen=True):
+    """Something wrong (or worth knowing), in words, with the numbers it rests on.
+
+    `severity` is info, warning or critical; `text` says what, why and what to do.
+    """
+
+    kind: str
+    severity: str
+    ranks: list[int]
+    since_step: int
+    text: str
+    evidence: dict[str, Any]
+
+
+class Model(msgspec.Struct, frozen=True):
+    """The model's parameters: elements and bytes."""
+
+    params: int | None = None
+    param_bytes: int | None = None
+
+
+class Loss(msgspec.Struct, frozen=True):
+    """Mean loss over all ranks, of the first and the last step whose loss was read."""
+
+    first: float | None = None
+    last: float | None = None
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One run. `state` is starting, running, finished, failed, hung or lost."""
+
+    run_id: str
+    title: str
+    strategy: str
+    world_size: int
+    hosts: list[str]
+    backend: str
+    devices: str
+    model: Model
+    state: str
+    reason: str
+    steps: int
+    total_steps: int | None
+    cores: int | None
+    loss: Loss
+    samples_per_s: float | None
+    ranks: list[Rank]
+    collectives: list[CollectiveStats]
+    transfers: list[TransferStats]
+    balance: Balance
+    diagnoses: list[Diagnosis]
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """The object that `--json` prints."""
+
+    schema: str
+    version: str
+    runs: list[Run]
+
+
+class Curve(msgspec.Struct, frozen=True):
+    """A bounded history: `values[i]` was seen at step `steps[i]`."""
+
+    steps: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
+
+
+class History(msgspec.Struct, frozen=True):
+    """Curves over the whole run, thinned to a few hundred points each.
+
+    `step_ms` and `samples_per_s` are the run's (its slowest rank's); `rank_step_ms` and
+    `rank_peak_bytes` follow the order of `Run.ranks`.
+    """
+
+    loss: Curve = Curve()
+    step_ms: Curve = Curve()
+    rank_step_ms: tuple[Curve, ...] = ()
+    rank_peak_bytes: tuple[Curve, ...] = ()
+
+
+class RunView(msgspec.Struct, frozen=True):
+    """A run for a screen.
+
+    Attributes:
+        run: The same object that `--json` prints.
+        history: Its curves.
+        elapsed_s: Since the first step began until now, or until the end.
+        connection: `live`, `stale` (its hub has fallen silent), `closed` (hub gone; last state).
+        largest_batch: The largest that fits, where somebody has looked for it.
+    """
+
+    run: Run
+    history: History = History()
+    elapsed_s: float | None = None
+    connection: str = "live"
+    largest_batch: LargestBatch | None = None
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a session has got that trains under several strategies in turn.
+
+    Attributes:
+        names: What it runs, in order.
+        done: How many of them have ended; the next one is at work.
+        within: How far that one is, where its run does not tell.
+    """
+
+    names: tuple[str, ...]
+    done: int
+    within: str = ""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Everything a viewer knows at one moment.
+
+    Attributes:
+        runs: Newest first; ended runs stay with their last state.
+        wall_s: Viewer's wall clock, seconds since the epoch.
+        notice: A line for the person, such as why nothing is there; "" when all is well.
+        progress: Of the session that starts the runs, where there is one.
+        search: Of the search for the largest batches that follows them, where there is one.
+    """
+
+    runs: tuple[RunView, ...]
+    wall_s: float
+    notice: str = ""
+    progress: Progress | None = None
+    search: Progress | None = None

@@ -1,0 +1,305 @@
+"""A run's state. It moves in one place, `RunState.apply`, and so can be replayed from its frames.
+
+All of it is data (msgspec Structs), bounded whatever the run's length, and travels whole to a
+viewer that comes late. What people see is computed from it in `summarize`.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import msgspec
+
+from dpwatch.hub.series import WINDOW, ByStep, Thinned, keep_last
+from dpwatch.hub.snapshot import Diagnosis
+from dpwatch.plan.traffic import wire_bytes
+from dpwatch.wire.messages import (
+    HUB_RANK,
+    Batch,
+    Beat,
+    Bye,
+    Collective,
+    Gpu,
+    Hello,
+    Memory,
+    Step,
+    Transfer,
+)
+
+LATENCIES = 512
+OPEN_CALLS = 1024
+FADE_CALLS = 512
+OPEN_LOSSES = 64
+
+
+class LaneState(msgspec.Struct):
+    """One device of one rank; `collectives` are all that it issued, whatever op and group."""
+
+    rank: int
+    device: int
+    steps: int = 0
+    recent: list[Step] = []
+    step_ms: Thinned = msgspec.field(default_factory=Thinned)
+    peak_bytes: Thinned = msgspec.field(default_factory=Thinned)
+    memory: Memory | None = None
+    highest: Memory | None = None
+    gpu: Gpu | None = None
+    collectives: ByStep = msgspec.field(default_factory=ByStep)
+
+
+class RankState(msgspec.Struct):
+    """One process: who it is, when it last spoke, its devices."""
+
+    rank: int
+    host: str
+    pid: int
+    hello: Hello | None = None
+    bye: Bye | None = None
+    beat: Beat | None = None
+    dropped: int = 0
+    seen_ns: int = 0
+    progress_ns: int = 0
+    lanes: dict[int, LaneState] = {}
+
+
+class OpState(msgspec.Struct):
+    """All calls of one op in one group."""
+
+    op: str
+    group: str
+    ranks: int
+    by_rank: dict[int, ByStep] = {}
+    latency_ms: list[float] = []
+    last_calls: dict[int, int] = {}
+    last_wait_ns: dict[int, int] = {}
+
+    def book_last(self, waits_ns: dict[int, int]) -> None:
+        """Books who came last to a call, given each rank's wait; old calls fade out by halving."""
+        latest = min(waits_ns, key=lambda r: waits_ns[r])
+        others_ns = sum(waits_ns.values()) // max(1, len(waits_ns) - 1)
+        self.last_calls[latest] = self.last_calls.get(latest, 0) + 1
+        self.last_wait_ns[latest] = self.last_wait_ns.get(latest, 0) + others_ns
+        if sum(self.last_calls.values()) >= FADE_CALLS:
+            for r, calls in list(self.last_calls.items()):
+                if calls < 2:
+                    del self.last_calls[r], self.last_wait_ns[r]
+                else:
+                    self.last_wait_ns[r] = self.last_wait_ns[r] * (calls // 2) // calls
+                    self.last_calls[r] = calls // 2
+
+
+class OpenCall(msgspec.Struct):
+    """A collective that not every rank has entered: arrival time by rank."""
+
+    op: str
+    arrived_ns: dict[int, int] = {}
+    steps: dict[int, int] = {}
+
+
+class Route(msgspec.Struct):
+    """Copies of one kind from one device to another, in one process."""
+
+    rank: int
+    kind: str
+    src: int
+    dst: int
+    by_step: ByStep = msgspec.field(default_factory=ByStep)
+
+
+class OpenLoss(msgspec.Struct, array_like=True):
+    """A step's loss while ranks are still to report it."""
+
+    total: float = 0.0
+    count: int = 0
+
+
+class RunState(msgspec.Struct):
+    """Everything the hub knows of a run.
+
+    Attributes:
+        now_ns: The latest monotonic time any sender has told; the hub ticks once a second.
+        frames: Frames applied so far; numbers the hub's outgoing stream.
+        diagnoses: Findings that hold now, with the step they began at (see `diagnose`).
+        misses: How often in a row a finding's rule has not fired.
+    """
+
+    run_id: str
+    now_ns: int = 0
+    frames: int = 0
+    start_ns: int | None = None
+    end_ns: int | None = None
+    ranks: dict[int, RankState] = {}
+    ops: dict[str, OpState] = {}
+    calls: dict[str, OpenCall] = {}
+    routes: dict[str, Route] = {}
+    loss: Thinned = msgspec.field(default_factory=Thinned)
+    step_ms: Thinned = msgspec.field(default_factory=Thinned)
+    first_loss: tuple[int, float] | None = None
+    last_loss: tuple[int, float] | None = None
+    losses: dict[int, OpenLoss] = {}
+    diagnoses: list[Diagnosis] = []
+    misses: dict[str, int] = {}
+
+    def apply(self, batch: Batch) -> None:
+        """Takes in one frame."""
+        self.frames += 1
+        self.now_ns = max(self.now_ns, batch.mono_ns)
+        if batch.rank == HUB_RANK:
+            return
+        rank = self._rank(batch)
+        for record in batch.records:
+            match record:
+                case Step():
+                    self._step(rank, record)
+                case Collective():
+                    self._collective(rank, record)
+                case Transfer():
+                    self._transfer(rank, record)
+                case Memory():
+                    _memory(_lane(rank, record.device), record)
+                case Beat():
+                    self._beat(rank, record)
+                case Gpu():
+                    _lane(rank, record.device).gpu = record
+                case Hello():
+                    rank.hello = record
+                case Bye():
+                    rank.bye = record
+                    self.end_ns = batch.mono_ns
+
+    def _rank(self, batch: Batch) -> RankState:
+        rank = self.ranks.get(batch.rank)
+        if rank is None or rank.pid != batch.pid:
+            # A restarted rank begins anew: its steps, and its sequence numbers, do too.
+            rank = RankState(batch.rank, batch.host, batch.pid)
+            self.ranks[batch.rank] = rank
+            self.ranks = dict(sorted(self.ranks.items()))
+        if rank.bye is not None and rank.bye.state == "lost" and batch.seq >= 0:
+            rank.bye = None  # It was only silent: here it speaks again.
+        rank.seen_ns = batch.mono_ns
+        rank.dropped = max(rank.dropped, batch.dropped)
+        return rank
+
+    def _step(self, rank: RankState, record: Step) -> None:
+        lane = _lane(rank, record.device)
+        lane.steps = max(lane.steps, record.step + 1)
+        lane.recent.append(record)
+        keep_last(cast("list[object]", lane.recent), WINDOW)
+        took_ms = (record.end_ns - record.start_ns) / 1e6
+        lane.step_ms.push(record.step, took_ms)
+        rank.progress_ns = record.end_ns
+        if self.start_ns is None or record.start_ns < self.start_ns:
+            self.start_ns = record.start_ns
+        if record.device == 0:
+            if record.loss is not None:
+                self._loss(record.step, record.loss)
+            if rank.rank == min(self.ranks):
+                self.step_ms.push(record.step, took_ms)
+
+    def _beat(self, rank: RankState, record: Beat) -> None:
+        """A beat counts the steps done; of short ones not every one has a record."""
+        rank.beat = record
+        if 0 in rank.lanes:
+            lane = rank.lanes[0]
+            lane.steps = max(lane.steps, record.step)
+
+    def _loss(self, step: int, loss: float) -> None:
+        """Means a step's loss over the ranks, once all have told theirs.
+
+        Ranks of short steps need not read their loss in the same ones; a mean over some ranks
+        would be another number, so what stays incomplete is let go.
+        """
+        entry = self.losses.setdefault(step, OpenLoss())
+        entry.total += loss
+        entry.count += 1
+        if entry.count >= self.world_size:
+            self._close_loss(step)
+        elif len(self.losses) > OPEN_LOSSES:
+            del self.losses[min(self.losses)]
+
+    def _close_loss(self, step: int) -> None:
+        entry = self.losses.pop(step)
+        mean = entry.total / entry.count
+        if self.first_loss is None or step < self.first_loss[0]:
+            self.first_loss = (step, mean)
+        if self.last_loss is None or step >= self.last_loss[0]:
+            self.last_loss = (step, mean)
+            self.loss.push(step, mean)
+
+    def _collective(self, rank: RankState, record: Collective) -> None:
+        if record.ranks < 1 or record.nbytes < 0:
+            return
+        key = f"{record.op}/{record.group}"
+        op = self.ops.get(key)
+        if op is None:
+            op = self.ops[key] = OpState(record.op, record.group, record.ranks)
+        of_op = op.by_rank.setdefault(rank.rank, ByStep()).at(record.step)
+        of_device = _lane(rank, record.device).collectives.at(record.step)
+        of_device.wire_bytes += wire_bytes(record.op, record.nbytes, record.ranks)
+        for tally in (of_op, of_device):
+            tally.calls += 1
+            tally.nbytes += record.nbytes
+            if record.blocked_ns is not None:
+                tally.waited_calls += 1
+                tally.waited_ns += record.blocked_ns
+        if record.completed_ns is not None:
+            took_ns = record.completed_ns - record.issued_ns
+            for tally in (of_op, of_device):
+                tally.timed_calls += 1
+                tally.timed_ns += took_ns
+            op.latency_ms.append(took_ns / 1e6)
+            keep_last(cast("list[object]", op.latency_ms), LATENCIES)
+        self._arrival(rank.rank, record, op)
+
+    def _arrival(self, rank: int, record: Collective, op: OpState) -> None:
+        """Books who came last once all have: `wait(r) = last arrival − arrival(r)`."""
+        key = f"{record.group}/{record.seq}"
+        call = self.calls.get(key)
+        if call is None:
+            call = self.calls[key] = OpenCall(record.op)
+            if len(self.calls) > OPEN_CALLS:
+                del self.calls[next(iter(self.calls))]
+        call.arrived_ns[rank] = record.issued_ns
+        call.steps[rank] = record.step
+        if len(call.arrived_ns) < record.ranks:
+            return
+        del self.calls[key]
+        last_ns = max(call.arrived_ns.values())
+        waits_ns = {r: last_ns - arrived for r, arrived in call.arrived_ns.items()}
+        for r, wait_ns in waits_ns.items():
+            op.by_rank[r].at(call.steps[r]).wait_ns += wait_ns
+        if min(call.steps.values()) > 0:  # in the first step ranks come as their start-up lets them
+            op.book_last(waits_ns)
+
+    def _transfer(self, rank: RankState, record: Transfer) -> None:
+        key = f"{rank.rank}/{record.kind}/{record.src}/{record.dst}"
+        route = self.routes.get(key)
+        if route is None:
+            route = Route(rank.rank, record.kind, record.src, record.dst)
+            self.routes[key] = route
+        tally = route.by_step.at(record.step)
+        tally.calls += 1
+        tally.nbytes += record.nbytes
+        tally.timed_calls += 1
+        tally.timed_ns += record.duration_ns
+
+    @property
+    def world_size(self) -> int:
+        """Processes in the run, as its ranks say."""
+        told = [rank.hello.world_size for rank in self.ranks.values() if rank.hello]
+        return max([1, *told])
+
+
+def _lane(rank: RankState, device: int) -> LaneState:
+    lane = rank.lanes.get(device)
+    if lane is None:
+        lane = rank.lanes[device] = LaneState(rank.rank, device)
+        rank.lanes = dict(sorted(rank.lanes.items()))
+    return lane
+
+
+def _memory(lane: LaneState, record: Memory) -> None:
+    lane.memory = record
+    lane.peak_bytes.push(record.step, record.peak_bytes)
+    if lane.highest is None or record.peak_bytes >= lane.highest.peak_bytes:
+        lane.highest = record

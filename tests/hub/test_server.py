@@ -1,0 +1,149 @@
+"""Hub and follower over real sockets: a hub on a thread, ranks and viewers beside it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from dpwatch.hub.server import process_runs
+from dpwatch.wire import paths
+from dpwatch.wire.spawn import ensure_hub
+from tests.frames import batch, ddp_run, dp_run, hello, step
+from tests.hubs import DEADLINE_S, has, rank, serving, until, watching
+
+
+def test_early_and_late_viewers_see_the_same_run():
+    with serving() as hub, rank(hub.place) as send, watching() as early:
+        for frame in ddp_run(steps=10, ranks=2):
+            send(frame)
+        seen = until(early, has("run", state="finished"))
+        with watching() as late:
+            again = until(late, has("run", state="finished"))
+    assert seen.runs[0].run.collectives == again.runs[0].run.collectives
+    assert seen.runs[0].history == again.runs[0].history
+    assert len(again.runs[0].history.loss.steps) == 10
+
+
+def test_a_viewer_that_missed_frames_asks_again():
+    with serving() as hub, rank(hub.place) as send, watching() as watcher:
+        frames = list(dp_run(steps=6))
+        for frame in frames[:3]:
+            send(frame)
+        until(watcher, has("run", steps=2))
+        watcher._followers["run"].state.frames -= 1  # as if one had been lost on the way
+        watcher._followers["run"].state.frames -= 1
+        for frame in frames[3:]:
+            send(frame)
+        assert until(watcher, has("run", steps=6, state="finished"))
+
+
+def test_frames_of_strangers_are_refused_and_counted():
+    with serving() as hub, rank(hub.place) as send, watching() as watcher:
+        send(batch(hello(), run_id="another"))
+        send(batch(hello(), rank=-1))
+        send(batch(hello(), step(0)))
+        until(watcher, has("run", steps=1))
+        assert hub.refused == 2
+
+
+def test_a_rank_that_vanishes_is_lost():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with serving() as hub, rank(hub.place) as send, watching() as watcher:
+        send(batch(hello(), step(0), pid=gone.pid, host=hub.host))
+        run = until(watcher, has("run", state="lost")).runs[0].run
+    assert str(gone.pid) in run.reason
+
+
+def test_a_zombie_does_not_count_as_running():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, nobody has reaped it
+    assert not process_runs(child.pid)
+    child.wait()
+    assert process_runs(os.getpid())
+
+
+def test_the_last_state_stays_when_the_hub_goes():
+    with watching() as watcher:
+        with serving() as hub, rank(hub.place) as send:
+            for frame in dp_run(steps=5):
+                send(frame)
+            until(watcher, has("run", state="finished"))
+        seen = until(watcher, lambda s: s.runs[0].connection == "closed")
+    assert seen.runs[0].run.steps == 5
+    assert not hub.place.path.exists()
+
+
+def test_only_the_runs_asked_for():
+    with serving("one") as one, serving("two") as two, watching(only=["two"]) as watcher:
+        for hub in (one, two):
+            with rank(hub.place) as send:
+                send(batch(hello(), step(0), run_id=hub.place.run_id))
+        snapshot = until(watcher, has("two", steps=1))
+    assert [v.run.run_id for v in snapshot.runs] == ["two"]
+
+
+def test_a_hub_nobody_needs_ends_and_leaves_nothing():
+    with serving(linger_s=0.0) as hub, rank(hub.place) as send:
+        for frame in dp_run(steps=3):
+            send(frame)
+        deadline = time.monotonic() + DEADLINE_S
+        while not hub._stopping and time.monotonic() < deadline:
+            threading.Event().wait(0.05)
+        assert hub._stopping
+
+
+def test_a_hub_of_another_protocol_is_said_and_left_alone():
+    place = paths.run_dir("other")
+    place.write_info(paths.RunInfo("other", "here", 1, 2.0, protocol=99))
+    lock = place.try_lock()
+    with watching() as watcher:
+        assert "protocol 99" in watcher.snapshot().notice or "protocol 99" in watcher.notice
+    os.close(lock)
+
+
+@pytest.fixture
+def spawned(monkeypatch):
+    monkeypatch.setenv("DPWATCH_HUB_LINGER_S", "5")
+    place = paths.run_dir("run")
+    ensure_hub(place)
+    deadline = time.monotonic() + DEADLINE_S
+    while place.read_info() is None and time.monotonic() < deadline:
+        threading.Event().wait(0.02)
+    yield place
+    if (info := place.read_info()) and place.has_hub():
+        os.kill(info.hub_pid, signal.SIGTERM)
+        while place.has_hub():
+            threading.Event().wait(0.02)
+
+
+def test_the_hub_process_serves_detached_and_ends_on_sigterm(spawned):
+    pid = spawned.read_info().hub_pid
+    assert os.getsid(pid) != os.getsid(0)
+    ensure_hub(spawned)  # a second one finds the first
+    assert spawned.read_info().hub_pid == pid
+    with rank(spawned) as send, watching() as watcher:
+        send(batch(hello(), step(0)))
+        until(watcher, has("run", steps=1))
+        os.kill(pid, signal.SIGTERM)
+        until(watcher, lambda s: s.runs[0].connection == "closed")
+    assert not spawned.path.exists()
+
+
+def test_a_killed_hubs_successor_is_followed_anew(spawned):
+    with watching() as watcher:
+        with rank(spawned) as send:
+            send(batch(hello(), step(0)))
+            until(watcher, has("run", steps=1))
+        os.kill(spawned.read_info().hub_pid, signal.SIGKILL)
+        while spawned.has_hub():
+            threading.Event().wait(0.02)
+        ensure_hub(spawned)
+        with rank(spawned) as send:
+            send(batch(hello(), step(1), pid=os.getpid()))
+            until(watcher, has("run", steps=2))
+            assert until(watcher, lambda s: s.runs[0].connection == "live")
