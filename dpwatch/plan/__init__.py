@@ -1,0 +1,1 @@
+"""Theory as code: what each scheme holds and sends. Needs no torch."""

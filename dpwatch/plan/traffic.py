@@ -1,0 +1,79 @@
+"""Bytes that communication puts on the wire, by the textbook algorithms; torch-free.
+
+Everything here is modelled, never measured: the ring algorithms as in nccl-tests' PERFORMANCE.md
+(https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
+A backend may do otherwise (gloo's reduce_scatter sends twice this).
+"""
+
+from __future__ import annotations
+
+_ALL_REDUCE = frozenset({"all_reduce", "all_reduce_coalesced"})
+_ALL_GATHER = frozenset({"all_gather", "all_gather_coalesced"})
+_SPLIT = frozenset({"reduce_scatter", "reduce_scatter_coalesced", "all_to_all"})
+_ROOTED = frozenset({"broadcast", "reduce", "gather", "scatter"})
+_BUS_ONE = frozenset({"broadcast", "reduce"})
+_SILENT = frozenset({"barrier", "monitored_barrier"})
+
+
+def wire_bytes(op: str, nbytes: int, ranks: int) -> int:
+    """Bytes a rank sends for one collective by the ring algorithm, mean over the group's ranks.
+
+    With payload S, as `wire.messages.Collective.nbytes` counts it, and n ranks:
+    all_reduce 2(n−1)/n S; all_gather (n−1) S, S being the rank's own part; reduce_scatter and
+    all_to_all (n−1)/n S, S being the full input; broadcast and reduce travel a chain in which every
+    rank but one sends S; gather and scatter likewise move (n−1)/n of what is handed in; a barrier
+    moves nothing. An op this table does not know counts as its payload once (`bus_factor` is None
+    for it, which tells).
+
+    Args:
+        op: c10d's plain name.
+        nbytes: Payload this rank hands in, bytes.
+        ranks: Size of the group.
+
+    Returns:
+        Bytes sent, rounded down.
+
+    Raises:
+        ValueError: Fewer than one rank or negative bytes.
+    """
+    _check(nbytes, ranks)
+    if ranks == 1 or op in _SILENT:
+        return 0
+    if op in _ALL_REDUCE:
+        return 2 * (ranks - 1) * nbytes // ranks
+    if op in _ALL_GATHER:
+        return (ranks - 1) * nbytes
+    if op in _SPLIT or op in _ROOTED:
+        return (ranks - 1) * nbytes // ranks
+    return nbytes
+
+
+def bus_factor(op: str, ranks: int) -> float | None:
+    """The ratio busbw / algbw of nccl-tests, which makes busbw comparable with a link's speed.
+
+    algbw is size / time, where the size of all_gather and reduce_scatter is the *full* array (n
+    times `Collective.nbytes` for all_gather).
+
+    Args:
+        op: c10d's plain name.
+        ranks: Size of the group.
+
+    Returns:
+        The factor, or None for an op that has none (barrier) or is not known.
+
+    Raises:
+        ValueError: Fewer than one rank.
+    """
+    _check(0, ranks)
+    if op in _ALL_REDUCE:
+        return 2 * (ranks - 1) / ranks
+    if op in _ALL_GATHER or op in _SPLIT:
+        return (ranks - 1) / ranks
+    return 1.0 if op in _BUS_ONE else None
+
+
+def _check(nbytes: int, ranks: int) -> None:
+    if ranks < 1:
+        raise ValueError(f"ranks must be at least 1, got {ranks}")
+    if nbytes < 0:
+        raise ValueError(f"bytes must not be negative, got {nbytes}")
