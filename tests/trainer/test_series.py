@@ -1,0 +1,29 @@
+"""Runs that differ in anything, in turn, from one list."""
+
+from __future__ import annotations
+
+import pytest
+
+from dpwatch.trainer.launch import StopSwitch
+from dpwatch.trainer.series import Series
+
+from .support import tiny
+
+
+def test_runs_come_back_as_they_went():
+    runs = [("a", tiny("dp", gpus=3, lr=0.1 + 0.2, steps=None)), ("b", tiny("ddp", seed=7))]
+    series = Series(runs=runs, past_failures=True)
+    assert Series.from_json(series.to_json()) == series
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("past_failures", [False, True])
+def test_what_follows_a_failure_is_trained_where_that_is_wanted(capsys, past_failures):
+    runs = [("a", tiny("single", gpu_mem_bytes=1000)), ("b", tiny("dp", steps=2))]
+    stop = StopSwitch()
+    assert Series(runs=runs, past_failures=past_failures).train(stop) == 1
+    stop.close()
+    told = capsys.readouterr()
+    assert "OutOfMemoryError: vgpu:0 out of memory" in told.err
+    assert len(told.err.splitlines()) == 1
+    assert ("step 2/2" in told.out) == past_failures

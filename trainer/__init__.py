@@ -1,0 +1,1 @@
+"""A trainer that trains for real under each scheme of data parallelism."""

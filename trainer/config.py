@@ -1,0 +1,216 @@
+"""What to train and how: one frozen, validated object. No torch here, so a viewer may import it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dpwatch.plan.setup import OPTIMIZERS, PRECISIONS
+
+from .fault import ON_DEVICES, parse_fault
+from .registry import StrategySpec, find, known_names
+
+MAX_SEED = 2**32 - 1
+VOCABULARY = 97
+"""Symbols of the character model: newline, the 95 printable ASCII ones, one for all others."""
+
+LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
+WRAPS = ("auto", "manual")
+
+
+class ConfigError(ValueError):
+    """The configuration can't be trained; the message is one line that says what to do."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        strategy: A name of the registry (`registry.known_names()`).
+        gpus: Devices; for a strategy with one process a device, the world size. `single` uses one
+            and trains the others' share of the batch too, so that losses compare.
+        steps: Optimizer steps, None to train until stopped.
+        seed: Fixes the initial weights and every batch.
+        batch_per_gpu: Samples of a micro-batch, per device of `gpus`.
+        seq_len: Characters a sample predicts.
+        d_model: Width of the model.
+        layers: Transformer blocks.
+        heads: Attention heads; they divide `d_model`.
+        optimizer: `sgd` (without momentum), `adam` or `adamw`.
+        lr: Its learning rate, None for one that suits it.
+        precision: `fp32`, or `bf16-mixed`: compute in bfloat16, all that is kept in float32.
+        grad_accum: Micro-batches of `batch_per_gpu` samples a device that make up a step.
+        activation_checkpointing: Blocks keep only their inputs and compute again in backward.
+        reshard_after_forward: `fsdp`, `hsdp`: gathered parameters are dropped after forward.
+        cpu_offload: `fsdp`, `fsdp1`: shards live in host memory.
+        wrap: `fsdp1`: `auto` by policy, or `manual`.
+        save: Folder to write checkpoints to, None for none.
+        save_every: Steps from one checkpoint to the next, None for one at the end.
+        resume: Folder to take the newest checkpoint from, None to begin anew.
+        gpu_mem_bytes: Memory of a virtual device, None for no limit of its own.
+        overlap: `ddp`: gradients are all-reduced while backward goes on, not after it.
+        fault: A delay to inject, `KIND:RANK:MS` (`fault.parse_fault`).
+        label: A few words that tell this run from others of its strategy.
+
+    Raises:
+        ConfigError: A value is out of range, or they don't fit together.
+    """
+
+    strategy: str
+    gpus: int = 4
+    steps: int | None = 200
+    seed: int = 0
+    batch_per_gpu: int = 4
+    seq_len: int = 64
+    d_model: int = 128
+    layers: int = 2
+    heads: int = 4
+    optimizer: str = "adam"
+    lr: float | None = None
+    precision: str = "fp32"
+    grad_accum: int = 1
+    activation_checkpointing: bool = False
+    reshard_after_forward: bool = True
+    cpu_offload: bool = False
+    wrap: str = "auto"
+    save: str | None = None
+    save_every: int | None = None
+    resume: str | None = None
+    gpu_mem_bytes: int | None = None
+    overlap: bool = True
+    fault: str | None = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        spec = require(self.strategy)
+        for name in (
+            "gpus",
+            "batch_per_gpu",
+            "seq_len",
+            "d_model",
+            "layers",
+            "heads",
+            "grad_accum",
+        ):
+            _at_least_one(name, getattr(self, name))
+        for name in ("steps", "save_every", "gpu_mem_bytes"):
+            if getattr(self, name) is not None:
+                _at_least_one(name, getattr(self, name))
+        if self.d_model % self.heads:
+            raise ConfigError(
+                f"--d-model {self.d_model} does not divide into {self.heads} heads; "
+                f"choose a multiple of {self.heads}"
+            )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"--seed {self.seed} is out of range; choose 0 to {MAX_SEED}")
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise ConfigError(f"--lr {self.lr} is out of range; choose a number above 0")
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("wrap", self.wrap, WRAPS)
+        if self.gpus % spec.gpus_multiple:
+            raise ConfigError(
+                f"{self.strategy} takes {spec.gpus_multiple} devices a rank, and {self.gpus} is no "
+                f"multiple of that; give --gpus {self.gpus + 1}"
+            )
+
+        if self.fault is not None:
+            self._check_fault(self.fault)
+
+    def _check_fault(self, text: str) -> None:
+        try:
+            fault = parse_fault(text)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        together = not require(self.strategy).distributed
+        there = self.devices if together else self.processes
+        if fault.rank >= there:
+            raise ConfigError(
+                f"--fault {text}: {self.strategy} has no rank {fault.rank}; "
+                f"give one from 0 to {there - 1}"
+            )
+        if together and fault.rank and fault.kind not in ON_DEVICES:
+            raise ConfigError(
+                f"--fault {text}: {self.strategy} is one process, and {fault.kind} is its first "
+                f"device's; give rank 0, or {' or '.join(ON_DEVICES)}"
+            )
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples of a micro-batch over all devices."""
+        return self.batch_per_gpu * self.gpus
+
+    @property
+    def batch(self) -> int:
+        """Samples of a step over all devices: the global batch, the same for every strategy."""
+        return self.micro_batch * self.grad_accum
+
+    @property
+    def learning_rate(self) -> float:
+        """`lr`, or where it isn't given one that suits the optimizer."""
+        return LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
+
+    @property
+    def devices(self) -> int:
+        """Devices that the strategy uses: `gpus`, or as many of them as it can."""
+        most = require(self.strategy).max_gpus
+        return self.gpus if most is None else min(self.gpus, most)
+
+    @property
+    def processes(self) -> int:
+        """Ranks that the run has, 1 where one process drives all devices."""
+        spec = require(self.strategy)
+        return self.devices // spec.gpus_multiple if spec.distributed else 1
+
+    @property
+    def title(self) -> str:
+        """What a person would call the run."""
+        model = f"character LM, {self.layers} layers of {self.d_model}"
+        return f"{self.label} · {model}" if self.label else model
+
+
+def parse_names(text: str) -> list[str]:
+    """Strategies from a list with commas between, each once, in order; `all` is every one.
+
+    Raises:
+        ConfigError: None is named, or one is unknown.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if "all" in names:
+        return list(known_names())
+    if not names:
+        raise ConfigError(f"no strategy is named; choose from: {', '.join(known_names())}, all")
+    for name in names:
+        require(name)
+    return list(dict.fromkeys(names))
+
+
+def require(name: str) -> StrategySpec:
+    """The strategy of that name.
+
+    Raises:
+        ConfigError: There is none; the message lists those there are.
+    """
+    spec = find(name)
+    if spec is None:
+        known = ", ".join(known_names())
+        raise ConfigError(f"unknown strategy {name!r}; choose from: {known}")
+    return spec
+
+
+def new_run_id(strategy: str) -> str:
+    """A run id that a person can read and no other run has, such as `ddp-3f9a1c`."""
+    return f"{strategy}-{secrets.token_hex(3)}"
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"unknown --{name} {value!r}; choose from: {', '.join(choices)}")
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        option = "--" + name.replace("_", "-").replace("-bytes", "")
+        raise ConfigError(f"{option} {value} is too small; give at least 1")

@@ -1,0 +1,43 @@
+"""A delay put into training on purpose: `KIND:RANK:MS`. No torch here; `delays` makes it happen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KINDS = ("data", "forward", "backward", "optimizer", "host")
+ON_DEVICES = ("forward", "backward")
+"""What every device does where one process drives several; the rest is its first device's."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Fault:
+    """One rank is late by `delay_ms` in each step.
+
+    Attributes:
+        kind: In which of `KINDS`; `host` is time between steps.
+        rank: Whose: a rank, or a device of a process that drives several.
+        delay_ms: Milliseconds.
+    """
+
+    kind: str
+    rank: int
+    delay_ms: float
+
+
+def parse_fault(text: str) -> Fault:
+    """The fault that `KIND:RANK:MS` names.
+
+    Raises:
+        ValueError: It names none; the message says how to write one.
+    """
+    kind, _, rest = text.partition(":")
+    rank, _, delay = rest.partition(":")
+    if kind not in KINDS:
+        raise ValueError(f"--fault {text}: unknown kind {kind!r}; choose from: {', '.join(KINDS)}")
+    try:
+        fault = Fault(kind=kind, rank=int(rank), delay_ms=float(delay))
+    except ValueError:
+        raise ValueError(f"--fault {text}: write KIND:RANK:MS, such as forward:2:50") from None
+    if fault.rank < 0 or not 0 < fault.delay_ms < float("inf"):
+        raise ValueError(f"--fault {text}: give a rank from 0 on and milliseconds above 0")
+    return fault

@@ -1,0 +1,328 @@
+"""Starts a run's ranks, watches over them, and leaves nothing of them behind.
+
+However a run ends (all steps done, a rank raises, a rank is killed, a signal to the launcher, the
+death of the launcher), every process of it ends. No torch here: the fork server imports it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from multiprocessing.connection import Connection, Pipe, wait
+from types import FrameType
+from typing import Any
+
+from .config import ConfigError, TrainConfig, new_run_id, require
+from .footprint import check_fits
+from .forkserver import Exited, Forked, ForkServer
+from .messages import (
+    End,
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Progress,
+    RankMessage,
+    RunEnded,
+    RunProgress,
+    RunStarted,
+    Stopped,
+)
+from .resume import resumed_from
+
+SETTLE_S = 0.5
+"""Time for the cause of trouble to show: a killed rank's peers may be heard of before it is."""
+
+GRACE_S = 2.0
+"""What a rank gets to end its step and say goodbye, before it is killed."""
+
+KILLED_S = 10.0
+"""What the kernel gets to end a killed process."""
+
+
+class StopSwitch:
+    """Tells `launch` to stop, from a signal handler or another thread."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._read, self._write = os.pipe()
+
+    def request(self, signum: int = signal.SIGTERM) -> None:
+        """Stops the run, and those that were to follow, as if by that signal."""
+        if self.signum is None:
+            self.signum = signum
+            os.write(self._write, b"!")
+
+    def fileno(self) -> int:
+        """A descriptor that is readable from the request on."""
+        return self._read
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Meanwhile Ctrl-C, SIGTERM and a closed terminal are requests (main thread only)."""
+
+        def request(signum: int, frame: FrameType | None) -> None:
+            self.request(signum)
+
+        signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = [signal.signal(signum, request) for signum in signums]
+        try:
+            yield
+        finally:
+            for signum, handler in zip(signums, before, strict=True):
+                signal.signal(signum, handler)
+
+    def close(self) -> None:
+        """Gives the descriptors back."""
+        os.close(self._read)
+        os.close(self._write)
+
+
+def launch(
+    configs: Sequence[TrainConfig],
+    *,
+    run_ids: Sequence[str] = (),
+    on_event: Callable[[Event], None] | None = None,
+    stop: StopSwitch | None = None,
+    server: ForkServer | None = None,
+) -> int:
+    """Trains under each configuration in turn, until one doesn't finish.
+
+    Args:
+        configs: What to train.
+        run_ids: Their runs' ids; made up where none are given.
+        on_event: Told on the calling thread how each run starts, goes on and ends.
+        stop: Ends the training early.
+        server: A warm fork server that is to live on; by default one for this call.
+
+    Returns:
+        An exit code: 0, 1 for a failure, 128 + n where `stop` asked with signal n.
+
+    Raises:
+        ConfigError: A configuration can't run on this host. Nothing has been started then.
+    """
+    if find_spec("torch") is None:
+        raise ConfigError("training needs torch; pip install 'dpwatch[train]'")
+    for config in configs:
+        check_fits(config)
+        resumed_from(config)
+    tell = _ignore if on_event is None else on_event
+    names = list(run_ids) or [new_run_id(config.strategy) for config in configs]
+    with ExitStack() as stack:
+        if stop is None:
+            stop = StopSwitch()
+            stack.callback(stop.close)
+        if server is None:
+            server = stack.enter_context(ForkServer())
+        for config, run_id in zip(configs, names, strict=True):
+            ended = _Run(config, run_id, server, stop, tell).supervise()
+            tell(ended)
+            if ended.exit_code:
+                return ended.exit_code
+    return 0
+
+
+@dataclass(slots=True)
+class _Rank:
+    """What is known of one rank."""
+
+    number: int
+    pipe: Connection[None, RankMessage]
+    pid: int | None = None
+    exit_code: int | None = None
+    end: End | None = None
+
+    @property
+    def in_trouble(self) -> bool:
+        """It failed, was ended by somebody, or is gone without a word."""
+        return self.gone_silently or isinstance(self.end, Failed | Stopped)
+
+    @property
+    def gone_silently(self) -> bool:
+        """It was killed, or left before it was done, with nothing said that would explain it."""
+        if self.exit_code is None:
+            return False
+        return self.end is None or (isinstance(self.end, Finished) and self.exit_code != 0)
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run's ranks, from the first to be started to the last to be gone."""
+
+    config: TrainConfig
+    run_id: str
+    server: ForkServer
+    stop: StopSwitch
+    on_event: Callable[[Event], None]
+    ranks: list[_Rank] = field(default_factory=list)
+    server_gone: bool = False
+
+    def supervise(self) -> RunEnded:
+        """Starts the ranks and returns when all are gone."""
+        with ExitStack() as pipes:
+            try:
+                self._wait_until(lambda: self.server.ready)
+                if not self._troubled():
+                    self._start(pipes)
+                self._wait_until(self._all_gone)
+                if self.stop.signum is None:
+                    self._wait_until(self._all_gone, SETTLE_S)
+                verdict = self._verdict()
+                self._end_all(signal.SIGTERM, GRACE_S)
+                return verdict
+            finally:
+                self.on_event = _ignore  # where it was the callback that raised
+                self._end_all(signal.SIGKILL, KILLED_S)
+
+    def _start(self, pipes: ExitStack) -> None:
+        """Forks the ranks; rank 0 of a group gets the socket that its store is to listen on."""
+        with ExitStack() as handed_over:
+            port = 0
+            extra: list[int] = []
+            if require(self.config.strategy).distributed:
+                listener = socket.create_server(("127.0.0.1", 0), backlog=self.config.processes)
+                handed_over.enter_context(listener)
+                port = listener.getsockname()[1]
+                extra = [listener.fileno()]
+            for number in range(self.config.processes):
+                ours, theirs = Pipe(duplex=False)
+                self.ranks.append(_Rank(number, pipes.enter_context(ours)))
+                with theirs:
+                    self._fork(number, port, [theirs.fileno(), *extra])
+                extra = []
+        pids = tuple(rank.pid for rank in self.ranks if rank.pid is not None)
+        self.on_event(RunStarted(self.run_id, self.config, pids))
+
+    def _fork(self, number: int, port: int, handles: list[int]) -> None:
+        ours = {name: value for name, value in os.environ.items() if name.startswith("DPWATCH")}
+        job = Job(
+            config=self.config,
+            run_id=self.run_id,
+            rank=number,
+            world_size=self.config.processes,
+            store_port=port,
+            environment={**ours, "DPWATCH_RUN_ID": self.run_id},
+        )
+        try:
+            self.server.fork(job, handles)
+        except OSError:
+            self.server_gone = True
+        # Also when asked to stop: a rank without a known pid could not be ended.
+        self._wait_until(lambda: self.ranks[number].pid is not None, KILLED_S)
+
+    def _end_all(self, signum: int, patience_s: float) -> None:
+        for rank in self.ranks:
+            if rank.pid is not None and rank.exit_code is None:
+                self.server.kill(rank.pid, signum)
+        self._wait_until(self._all_gone, patience_s)
+
+    def _all_gone(self) -> bool:
+        return all(rank.exit_code is not None for rank in self.ranks)
+
+    def _troubled(self) -> bool:
+        return self.stop.signum is not None or any(rank.in_trouble for rank in self.ranks)
+
+    def _wait_until(self, reached: Callable[[], bool], patience_s: float | None = None) -> None:
+        """Takes in what comes until `reached`, for so long; without a limit, or until trouble."""
+        deadline_s = None if patience_s is None else time.monotonic() + patience_s
+        while not self.server_gone and not reached():
+            if deadline_s is None:
+                if self._troubled():
+                    return
+                self._take_in(None)
+            elif (left_s := deadline_s - time.monotonic()) > 0:
+                self._take_in(left_s)
+            else:
+                return
+
+    def _take_in(self, patience_s: float | None) -> None:
+        by_pipe = {rank.pipe: rank for rank in self.ranks if not rank.pipe.closed}
+        sources: list[Any] = [self.server.control, *by_pipe]
+        if self.stop.signum is None:
+            sources.append(self.stop)
+        ready = wait(sources, patience_s)
+        for pipe, rank in by_pipe.items():
+            if pipe in ready:
+                self._hear(rank)
+        if self.server.control in ready:
+            self._hear_server()
+
+    def _hear(self, rank: _Rank) -> None:
+        try:
+            message = rank.pipe.recv()
+        except (EOFError, OSError):
+            rank.pipe.close()
+            return
+        if isinstance(message, Progress):
+            self.on_event(RunProgress(self.run_id, self.config, message))
+        else:
+            rank.end = message
+
+    def _hear_server(self) -> None:
+        try:
+            answer = self.server.receive()
+        except (EOFError, OSError):
+            self.server_gone = True
+            return
+        if isinstance(answer, Forked):
+            next(rank for rank in self.ranks if rank.pid is None).pid = answer.pid
+        elif isinstance(answer, Exited):
+            for rank in self.ranks:
+                if rank.pid == answer.pid and rank.exit_code is None:
+                    while not rank.pipe.closed:  # what it said last comes before its end
+                        self._hear(rank)
+                    rank.exit_code = answer.exit_code
+
+    def _verdict(self) -> RunEnded:
+        """How the run ended, as far as it is known before we end what is left of it."""
+        finished = all(isinstance(rank.end, Finished) for rank in self.ranks)
+        if self.stop.signum is not None and not (finished and self.ranks):
+            return RunEnded(self.run_id, self.config, 128 + self.stop.signum)
+        memory = tuple(
+            device
+            for rank in self.ranks
+            if isinstance(rank.end, Finished | Failed)
+            for device in rank.end.memory
+        )
+        if not self.server_gone and not any(rank.in_trouble for rank in self.ranks):
+            return RunEnded(self.run_id, self.config, 0, memory=memory)
+        reason, trace, ran_out = self._cause()
+        return RunEnded(self.run_id, self.config, 1, reason, trace, memory, ran_out)
+
+    def _cause(self) -> tuple[str, str, str]:
+        """What began the trouble: a line, a traceback if any, a device that ran out of memory.
+
+        A rank that is gone without a word comes before one that raised: its peers raise because
+        it is gone.
+        """
+        for rank in self.ranks:
+            if rank.gone_silently and rank.exit_code is not None:
+                return _gone(rank.number, rank.pid, rank.exit_code), "", ""
+        failures = [(r.end.at_ns, r, r.end) for r in self.ranks if isinstance(r.end, Failed)]
+        if failures:
+            _, rank, failure = min(failures, key=lambda item: item[0])
+            return f"rank {rank.number}: {failure.reason}", failure.trace, failure.ran_out
+        for rank in self.ranks:
+            if isinstance(rank.end, Stopped):
+                name = signal.Signals(rank.end.signum).name
+                return f"rank {rank.number} (pid {rank.pid}) was told to end by {name}", "", ""
+        return "the process that the ranks are forked from has ended; start the run again", "", ""
+
+
+def _ignore(event: Event) -> None:
+    pass
+
+
+def _gone(number: int, pid: int | None, exit_code: int) -> str:
+    if exit_code > 0:
+        return f"rank {number} (pid {pid}) ended with exit code {exit_code} and said nothing"
+    line = f"rank {number} (pid {pid}) was killed by {signal.Signals(-exit_code).name}"
+    if -exit_code == signal.SIGKILL:
+        return f"{line}; if it was out of memory (see dmesg), reduce --batch-per-gpu or --d-model"
+    return f"{line}; the other ranks were ended"

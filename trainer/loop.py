@@ -1,0 +1,64 @@
+"""The training loop: build, train, close."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+
+from dpwatch.probe.api import ProbeLike
+
+from .checkpoint import Checkpoints
+from .config import TrainConfig
+from .data import loader
+from .delays import Delays
+from .place import Place
+from .strategies import build
+
+PROGRESS_S = 1.0
+"""At most so often a rank tells how far it is."""
+
+Progress = Callable[[int, float, float], None]
+"""Takes steps done, the last step's loss, and the run's samples per second since the last call."""
+
+
+def train(
+    config: TrainConfig,
+    place: Place,
+    probe: ProbeLike,
+    *,
+    progress: Progress,
+    stopping: Callable[[], bool],
+) -> int:
+    """Trains `config.steps` steps, or until `stopping()`.
+
+    Args:
+        config: What to train.
+        place: Which rank this is.
+        probe: Told what hooks can't find.
+        progress: Called after the first step, about every second, and after the last.
+        stopping: Asked between steps.
+
+    Returns:
+        Steps done, those before the checkpoint it resumed from included.
+    """
+    told_s = time.monotonic()
+    with (
+        Delays(config, place, probe) as delays,
+        closing(build(config, place, delays.probe)) as strategy,
+    ):
+        checkpoints = Checkpoints(config, place)
+        done = told = first = checkpoints.resume(strategy)
+        batches = loader(config, rank=place.rank, ranks=place.world_size, first=first)
+        for tokens in delays.steps(batches):
+            loss = strategy.step(tokens)
+            done += 1
+            now_s = time.monotonic()
+            if done == first + 1 or done == config.steps or now_s - told_s >= PROGRESS_S:
+                progress(done, loss.item(), (done - told) * config.batch / (now_s - told_s))
+                told, told_s = done, now_s
+            del loss  # so that no step's memory holds the one before's
+            checkpoints.after(done, strategy)
+            if stopping():
+                break
+    return done

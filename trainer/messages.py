@@ -1,0 +1,154 @@
+"""What a rank tells its launcher, and a launcher whoever called it. No torch here."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from dataclasses import dataclass
+
+from .config import TrainConfig
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Job:
+    """What one rank is to do: all that its fresh process must know.
+
+    Attributes:
+        config: What to train.
+        run_id: The run it belongs to.
+        rank: Its number, 0 … world_size − 1.
+        world_size: Processes of the run, all on this host.
+        store_port: Loopback port where rank 0 keeps the process group's store, 0 for no group.
+        environment: Variables to set (the launcher's own may have changed since the server began).
+    """
+
+    config: TrainConfig
+    run_id: str
+    rank: int
+    world_size: int
+    store_port: int
+    environment: dict[str, str]
+
+
+@dataclass(slots=True, frozen=True)
+class Progress:
+    """A rank is under way: steps done, last loss, samples per second of the run."""
+
+    step: int
+    loss: float
+    samples_per_s: float
+
+
+@dataclass(slots=True, frozen=True)
+class DeviceMemory:
+    """What a device with a limit held at most.
+
+    Attributes:
+        device: Its name, such as `vgpu:0`.
+        peak_bytes: The highest sum of bytes in use at one moment.
+        capacity_bytes: What it has, None for no limit of its own.
+    """
+
+    device: str
+    peak_bytes: int
+    capacity_bytes: int | None
+
+
+@dataclass(slots=True, frozen=True)
+class Finished:
+    """A rank did all its steps. `memory` has its devices where they are limited."""
+
+    memory: tuple[DeviceMemory, ...] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class Stopped:
+    """A rank was told to stop before its end, by that signal."""
+
+    signum: int
+
+
+@dataclass(slots=True, frozen=True)
+class Failed:
+    """A rank raised.
+
+    Attributes:
+        reason: One line for a person.
+        trace: The whole traceback.
+        at_ns: When, by this host's CLOCK_MONOTONIC: the first failure brings the others about.
+        memory: Its devices, where they are limited.
+        ran_out: The device that had no memory left, "" where that wasn't the cause.
+    """
+
+    reason: str
+    trace: str
+    at_ns: int
+    memory: tuple[DeviceMemory, ...] = ()
+    ran_out: str = ""
+
+
+End = Finished | Stopped | Failed
+RankMessage = Progress | End
+
+
+@dataclass(slots=True, frozen=True)
+class RunStarted:
+    """All ranks of a run have been started."""
+
+    run_id: str
+    config: TrainConfig
+    pids: tuple[int, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class RunProgress:
+    """Rank 0's progress."""
+
+    run_id: str
+    config: TrainConfig
+    progress: Progress
+
+
+@dataclass(slots=True, frozen=True)
+class RunEnded:
+    """All ranks of a run are gone.
+
+    Attributes:
+        exit_code: 0 finished; 1 failed; 128 + n stopped by signal n.
+        reason: One line for a person, "" when finished or stopped.
+        trace: The failed rank's traceback, "" where there is none.
+        memory: All devices, where they are limited and their ranks could tell.
+        ran_out: The device that ran out of memory first, "" where that wasn't the cause.
+    """
+
+    run_id: str
+    config: TrainConfig
+    exit_code: int
+    reason: str = ""
+    trace: str = ""
+    memory: tuple[DeviceMemory, ...] = ()
+    ran_out: str = ""
+
+
+Event = RunStarted | RunProgress | RunEnded
+
+
+def failed(
+    error: BaseException, memory: tuple[DeviceMemory, ...] = (), ran_out: str = ""
+) -> Failed:
+    """The message for an exception: its first line, and the traceback."""
+    trace = "".join(traceback.format_exception(error))
+    return Failed(one_line(error), trace, time.monotonic_ns(), memory, ran_out)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception in one line, such as `RuntimeError: shapes differ`."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    name = type(error).__name__
+    return f"{name}: {lines[0]}" if lines else name
+
+
+def debugging() -> bool:
+    """Whether tracebacks are wanted: DPWATCH_DEBUG=1."""
+    return os.environ.get("DPWATCH_DEBUG", "") not in ("", "0")

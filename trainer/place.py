@@ -1,0 +1,80 @@
+"""Where a rank runs: its number among the ranks, and the devices it drives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpwatch.probe.api import ProbeLike
+from dpwatch.wire.messages import DeviceInfo
+
+from .config import TrainConfig, require
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Place:
+    """A rank's position.
+
+    Attributes:
+        rank: 0 … world_size − 1.
+        world_size: Processes in the run.
+        devices: The torch devices it drives, in order. Virtual devices are all torch's `cpu`.
+        virtual: Devices live in host memory and compute on CPU cores.
+    """
+
+    rank: int
+    world_size: int
+    devices: tuple[torch.device, ...]
+    virtual: bool
+
+    @property
+    def device(self) -> torch.device:
+        """The first device, the only one of most strategies."""
+        return self.devices[0]
+
+    def load(self, tokens: Tensor, probe: ProbeLike) -> Tensor:
+        """A batch on the first device; a virtual one computes from host memory as it is."""
+        if self.virtual:
+            return tokens
+        with probe.phase("h2d"):
+            return tokens.to(self.device, non_blocking=True)
+
+    def title(self, config: TrainConfig) -> str:
+        """What a person would call the run; it says what virtual devices can only simulate."""
+        offloads = config.cpu_offload and self.virtual
+        return f"{config.title}, CPU offload simulated" if offloads else config.title
+
+    def describe(self, config: TrainConfig) -> list[DeviceInfo]:
+        """The devices as the probe announces them; the host comes last, if it takes part."""
+        first = self.rank * len(self.devices)
+        if self.virtual:
+            devices = [
+                DeviceInfo(f"vgpu:{first + i}", "virtual", config.gpu_mem_bytes)
+                for i in range(len(self.devices))
+            ]
+        else:
+            devices = [_describe_cuda(device) for device in self.devices]
+        if require(config.strategy).uses_host:
+            devices.append(DeviceInfo("host", "host"))
+        return devices
+
+
+def find_place(
+    config: TrainConfig, *, rank: int, world_size: int, local_rank: int, local_ranks: int
+) -> Place:
+    """CUDA devices where this host has enough of them for all its ranks, else virtual ones."""
+    mine = config.devices // world_size
+    first = local_rank * mine
+    if torch.cuda.is_available() and torch.cuda.device_count() >= local_ranks * mine:
+        devices = tuple(torch.device("cuda", first + i) for i in range(mine))
+        torch.cuda.set_device(devices[0])
+        return Place(rank=rank, world_size=world_size, devices=devices, virtual=False)
+    devices = (torch.device("cpu"),) * mine
+    return Place(rank=rank, world_size=world_size, devices=devices, virtual=True)
+
+
+def _describe_cuda(device: torch.device) -> DeviceInfo:
+    facts = torch.cuda.get_device_properties(device)
+    return DeviceInfo(str(device), "cuda", facts.total_memory, facts.name)

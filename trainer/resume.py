@@ -1,0 +1,71 @@
+"""Where checkpoints lie, and whether one fits a configuration. No torch here.
+
+    DIR/<strategy>/step-00000020/config.json rank-0.pt rank-1.pt …
+
+A folder appears under its final name when every part of it is written, so one that is there is
+whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from .config import ConfigError, TrainConfig
+
+FACTS = "config.json"
+
+_FREE = ("steps", "save", "save_every", "resume", "gpu_mem_bytes")
+"""Fields of the configuration that may differ from the checkpoint's."""
+
+
+def folder_of(config: TrainConfig, step: int) -> Path:
+    """Where the checkpoint after `step` steps goes."""
+    assert config.save is not None
+    return Path(config.save) / config.strategy / f"step-{step:08d}"
+
+
+def part_of(folder: Path, rank: int) -> Path:
+    """A rank's file."""
+    return folder / f"rank-{rank}.pt"
+
+
+def facts(config: TrainConfig) -> dict[str, object]:
+    """What a checkpoint's configuration and that of a run which goes on from it must share."""
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in _FREE
+    }
+
+
+def resumed_from(config: TrainConfig) -> Path | None:
+    """The newest checkpoint that the configuration asks to go on from, None if it asks for none.
+
+    Raises:
+        ConfigError: There is none, or it is of another configuration.
+    """
+    if config.resume is None:
+        return None
+    found = sorted(Path(config.resume).glob(f"{config.strategy}/step-*[0-9]"))
+    if not found:
+        raise ConfigError(
+            f"no checkpoint of {config.strategy} in {config.resume}; "
+            f"write one with --save {config.resume}"
+        )
+    folder = found[-1]
+    try:
+        theirs = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder} is no checkpoint: {error}") from None
+    for name, mine in facts(config).items():
+        if theirs.get(name) != mine:
+            raise ConfigError(
+                f"the checkpoint in {folder} has {name} = {theirs.get(name)}, and this run {mine}; "
+                "give the same to go on from it"
+            )
+    missing = [r for r in range(config.processes) if not part_of(folder, r).is_file()]
+    if missing:
+        raise ConfigError(f"{part_of(folder, missing[0])} is missing; take another checkpoint")
+    return folder

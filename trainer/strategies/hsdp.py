@@ -1,0 +1,37 @@
+"""Hybrid sharding: `fully_shard` inside groups of ranks, the groups replicas of each other.
+
+N = R·S ranks stand in a grid of R replicas (rows) by S shards (columns), S the largest proper
+divisor of N, or all of N where it is prime: then there is one replica, and this is `fsdp`. Each
+step, on every rank alike:
+
+1. Forward and backward as `fsdp` has them, but within the row, the `shard` group: units are
+   all-gathered from S chunks, their gradients reduce-scattered into S.
+2. A unit's gradient chunk is then all-reduced within the column, the `replicate` group: the ranks
+   that hold the same chunk. Together it is the mean over all N.
+3. The optimizer's update, each rank on its chunks, the same in all replicas.
+
+Each rank holds P/S parameters, gradients and so on: R/N, not 1/N. It hands in (S − 1)/S · P three
+times in the shard group, fast links ideally, and only P/S to the all-reduce over the slow ones.
+"""
+
+from __future__ import annotations
+
+from torch.distributed.device_mesh import init_device_mesh
+
+from dpwatch.plan.sharded import shard_group
+from dpwatch.probe.api import ProbeLike
+
+from ..config import TrainConfig
+from ..place import Place
+from .base import Strategy
+from .sharded import ShardedStep
+
+
+def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+    """The model sharded in rows and replicated in columns."""
+    shards = shard_group(place.world_size)
+    grid = (place.world_size // shards, shards)
+    mesh = init_device_mesh(place.device.type, grid, mesh_dim_names=("replicate", "shard"))
+    if grid[0] == 1:
+        mesh = mesh["shard"]  # one replica has nothing to all-reduce
+    return ShardedStep(mesh, config, place, probe)

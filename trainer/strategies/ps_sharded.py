@@ -1,0 +1,32 @@
+"""The server's role spread over all devices, each for its part: `servers` says what they do.
+
+N devices in one process, P the parameters' bytes. Whole tensors are dealt out, the largest first,
+each to the device that owns least so far (`plan.partition`). A device updates what it owns, so
+optimizer state is spread as in ZeRO-1, and push and pull together do what reduce-scatter and
+all-gather do in a ring.
+
+Bytes a step, with a part of about P/N each: a device pulls (N − 1)/N · P from the others' parts,
+and sends its own part to N − 1; pushes go the other way. So it sends and receives about
+2(N − 1)/N · P, nearly the same for every device, and nearly the same for every N.
+A device holds 2P (parameters, of which it owns a part; gradients), Adam's moments for its part,
+2P/N, an incoming bucket of at most its part, and its activations.
+
+Virtual devices only: see docs/limits.md.
+"""
+
+from __future__ import annotations
+
+from dpwatch.plan.partition import greedy_owners
+from dpwatch.probe.api import ProbeLike
+
+from ..config import TrainConfig
+from ..footprint import parameter_tensors
+from ..place import Place
+from .base import Strategy
+from .servers import ParameterServers
+
+
+def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+    """Each parameter is its device's."""
+    sizes = [tensor.elements for tensor in parameter_tensors(config)]
+    return ParameterServers(config, place, probe, greedy_owners(sizes, len(place.devices)))

@@ -1,0 +1,33 @@
+"""What the trainer's commands tell a person: progress on stdout, trouble in one line on stderr."""
+
+from __future__ import annotations
+
+import sys
+
+from .config import TrainConfig
+from .messages import Event, Progress, RunEnded, RunProgress, debugging
+
+
+def show(event: Event) -> None:
+    """One line for progress, and one for a run that ended badly."""
+    if isinstance(event, RunProgress):
+        show_progress(event.config, event.progress)
+    elif isinstance(event, RunEnded) and event.reason:
+        complain(event.reason, event.trace)
+
+
+def show_progress(config: TrainConfig, progress: Progress) -> None:
+    """Where a run is."""
+    steps = "" if config.steps is None else f"/{config.steps}"
+    print(  # noqa: T201
+        f"{config.strategy:<6} step {progress.step}{steps}  loss {progress.loss:.3f}  "
+        f"{progress.samples_per_s:,.0f} samples/s",
+        flush=True,
+    )
+
+
+def complain(text: str, trace: str = "") -> None:
+    """What went wrong; with DPWATCH_DEBUG=1 the traceback too."""
+    if trace and debugging():
+        print(trace, file=sys.stderr, end="")  # noqa: T201
+    print(f"dpwatch.trainer: {text}", file=sys.stderr, flush=True)  # noqa: T201

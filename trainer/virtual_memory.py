@@ -1,0 +1,284 @@
+"""A virtual device's memory as a limit: exact to the byte, and enforced.
+
+Every storage a thread allocates counts for the device the thread works for (the probe is told
+which: `lane`, `owns`) from the op that made it to the moment it is freed, wherever that happens. An
+allocation beyond the device's capacity raises `torch.OutOfMemoryError` in the thread that asked
+for it, in the words of CUDA's allocator. What fits is computed by the very same kernels, so limited
+training is bit-identical to unlimited.
+
+A `TorchDispatchMode` at the bottom of each thread's stack sees what ops return; unlike the probe's
+own it stays on, which costs microseconds an op. What a kernel allocates for itself and frees before
+it returns is out of sight, and so is what gloo copies for itself, as in the probe's ledger.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils import _python_dispatch as dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dpwatch.probe.memory_events import Plan, Storage, only_shapes
+from dpwatch.probe.memory_mode import any_unwraps
+from dpwatch.wire.messages import DeviceInfo
+
+from .messages import DeviceMemory
+
+_LIFTS = "aten::lift_fresh"
+"""Python's own numbers become a tensor out of the dispatcher's sight, but for this."""
+
+
+class Books:
+    """Bytes in use and their highest, by device.
+
+    A free may come in a destructor, on any thread, even in the midst of `take`: it only goes on a
+    queue (appending is atomic), which whoever needs the sums works off first.
+    """
+
+    def __init__(self, devices: Sequence[DeviceInfo]) -> None:
+        self.devices = devices
+        self.ran_out = ""
+        self._in_use = [0] * len(devices)
+        self._peak = [0] * len(devices)
+        self._freed: deque[tuple[int, int]] = deque()
+        self._lock = threading.Lock()
+
+    def take(self, device: int, nbytes: int) -> None:
+        """Counts an allocation.
+
+        Raises:
+            torch.OutOfMemoryError: The device has not that much left; nothing is counted.
+        """
+        with self._lock:
+            self._settle()
+            total = self._in_use[device] + nbytes
+            capacity = self.devices[device].capacity_bytes
+            if capacity is not None and total > capacity:
+                self.ran_out = self.ran_out or self.devices[device].name
+                raise torch.OutOfMemoryError(self._refusal(device, nbytes, capacity))
+            self._in_use[device] = total
+            self._peak[device] = max(self._peak[device], total)
+
+    def give_back(self, device: int, nbytes: int) -> None:
+        """Counts a free, at once as far as anyone can tell."""
+        self._freed.append((device, nbytes))
+
+    def move(self, nbytes: int, src: int, dst: int) -> None:
+        """What counted for one device is another's."""
+        self.give_back(src, nbytes)
+        self.take(dst, nbytes)
+
+    def in_use(self) -> list[int]:
+        """Bytes by device, now."""
+        with self._lock:
+            self._settle()
+            return list(self._in_use)
+
+    def report(self) -> tuple[DeviceMemory, ...]:
+        """Each device's highest until now."""
+        return tuple(
+            DeviceMemory(device.name, peak, device.capacity_bytes)
+            for device, peak in zip(self.devices, self._peak, strict=True)
+        )
+
+    def _settle(self) -> None:
+        while self._freed:
+            device, nbytes = self._freed.popleft()
+            self._in_use[device] -= nbytes
+
+    def _refusal(self, device: int, nbytes: int, capacity: int) -> str:
+        name, used = self.devices[device].name, self._in_use[device]
+        return (
+            f"{name} out of memory. Tried to allocate {amount(nbytes)}. {name} has a total "
+            f"capacity of {amount(capacity)} of which {amount(capacity - used)} is free; "
+            f"{amount(used)} is in use."
+        )
+
+
+class _Block:
+    """A storage that counts, for that device and with so many bytes."""
+
+    __slots__ = ("device", "nbytes", "ref")
+
+    def __init__(self, device: int, nbytes: int) -> None:
+        self.device = device
+        self.nbytes = nbytes
+        self.ref: _BlockRef | None = None
+
+
+class _BlockRef(weakref.ref[Storage]):
+    __slots__ = ("block", "key")
+
+    block: _Block
+    key: int
+
+
+class _Here(threading.local):
+    device = 0
+    limited = False
+
+
+class VirtualMemory:
+    """Counts and limits what this process's devices hold, from `start` to `close`.
+
+    Attributes:
+        books: The sums.
+    """
+
+    def __init__(self, devices: Sequence[DeviceInfo]) -> None:
+        self.books = Books(devices)
+        self._here = _Here()
+        self._mode = _Mode(self)
+        self._blocks: dict[int, _Block] = {}  # by StorageImpl address, while it lives
+        self._plans: dict[Any, Plan] = {}
+        self._resize: Callable[[Storage, int], Any] | None = None
+
+    def start(self) -> None:
+        """Counts what the calling thread allocates from here on; others join by `working_for`."""
+        self._join()
+        self._watch_resize()
+
+    def close(self) -> None:
+        """Ends on the thread that started it; storages alive are forgotten."""
+        if self._resize is not None:
+            setattr(Storage, "resize_", self._resize)  # noqa: B010  (mypy: a method)
+            self._resize = None
+        if self._here.limited:
+            self._here.limited = False
+            dispatch._pop_mode()
+        self._blocks.clear()
+
+    @contextmanager
+    def working_for(self, device: int) -> Iterator[None]:
+        """What the calling thread allocates meanwhile is the device's."""
+        self._join()
+        before, self._here.device = self._here.device, device
+        try:
+            yield
+        finally:
+            self._here.device = before
+
+    def moved(self, tensor: torch.Tensor, device: int) -> None:
+        """The tensor's storage lies on that device, whoever allocated it."""
+        block = self._blocks.get(tensor.untyped_storage()._cdata)
+        if block is not None and block.device != device:
+            self.books.move(block.nbytes, block.device, device)
+            block.device = device
+
+    def _join(self) -> None:
+        if not self._here.limited:
+            # Not `__enter__`: it also sets process-wide flags, which threads leave in disorder.
+            dispatch._push_mode(self._mode)
+            self._here.limited = True
+
+    # -- storages ---------------------------------------------------------------------------------
+
+    def see(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
+        """Takes note of what one op allocated."""
+        plan = self._plans.get(func)
+        if plan is None:
+            plan = self._plans[func] = Plan(func)
+            plan.allocates |= func._schema.name == _LIFTS
+        if plan.allocates:
+            self._see_new(out)
+        if plan.resizes:
+            storage = args[0].untyped_storage()
+            self._see_size(storage, storage.nbytes())
+
+    def _see_new(self, out: Any) -> None:
+        if isinstance(out, torch.Tensor):
+            if out.is_cpu:
+                storage = out.untyped_storage()
+                if storage._cdata not in self._blocks:
+                    self._follow(storage, storage.nbytes())
+        elif isinstance(out, tuple | list):
+            for item in out:
+                self._see_new(item)
+
+    def _see_size(self, storage: Storage, nbytes: int) -> None:
+        block = self._blocks.get(storage._cdata)
+        if block is None:
+            self._follow(storage, nbytes)
+        elif nbytes > block.nbytes:
+            self.books.take(block.device, nbytes - block.nbytes)
+            block.nbytes = nbytes
+        elif nbytes < block.nbytes:
+            self.books.give_back(block.device, block.nbytes - nbytes)
+            block.nbytes = nbytes
+
+    def _follow(self, storage: Storage, nbytes: int) -> None:
+        block = _Block(self._here.device, nbytes)
+        self.books.take(block.device, nbytes)
+        ref = _BlockRef(storage, self._freed)
+        ref.block, ref.key = block, storage._cdata
+        block.ref = ref
+        self._blocks[ref.key] = block
+
+    def _freed(self, ref: weakref.ref[Storage]) -> None:
+        # Runs inside the storage's destructor, on any thread: no locks, nothing that can raise.
+        assert isinstance(ref, _BlockRef)
+        block = ref.block
+        self._blocks.pop(ref.key, None)
+        block.ref = None
+        self.books.give_back(block.device, block.nbytes)
+
+    def _watch_resize(self) -> None:
+        """FSDP and ZeRO-3 free parameters by resizing their storages to nothing."""
+        original = self._resize = Storage.resize_
+        limit = self
+
+        def resize_(storage: Storage, size: int) -> Any:
+            counts = limit._here.limited and storage.device.type == "cpu"
+            if counts and size > storage.nbytes():
+                limit._see_size(storage, size)
+            result = original(storage, size)
+            if counts:
+                limit._see_size(storage, storage.nbytes())
+            return result
+
+        setattr(Storage, "resize_", resize_)  # noqa: B010
+
+
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs each op, then counts what came of it."""
+
+    supports_higher_order_operators = True
+    stays_beneath = True  # for the thread's life, so others may come and go on top of it
+
+    def __init__(self, limit: VirtualMemory) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._limit = limit
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # True wraps this class's dispatch in a dynamo guard: microseconds an op, for nothing.
+        return False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if only_shapes():
+            return func(*args, **(kwargs or {}))
+        if types and any_unwraps(types):
+            return NotImplemented  # its parts come back here
+        out = func(*args, **(kwargs or {}))
+        self._limit.see(func, args, out)
+        return out
+
+
+def amount(nbytes: int) -> str:
+    """Bytes as CUDA's allocator writes them: `1.21 MiB`."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.2f} {unit}"
+    return f"{nbytes} bytes"
