@@ -1,0 +1,1 @@
+"""Trains under several strategies in turn and shows them side by side."""

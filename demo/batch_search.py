@@ -1,0 +1,135 @@
+"""The search for the largest batches, in a process beside a session's trainer.
+
+The process is there from the session's start and waits for the word to begin, so that nothing of
+it disturbs the training. Ending it ends the run it tries a batch with.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, Pipe
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from dpwatch.hub.comparison import labels
+from dpwatch.hub.largest_batch import LargestBatch
+from dpwatch.hub.snapshot import Progress, Snapshot
+from dpwatch.tui.format import size
+
+from .children import Child
+from .max_batch import Found, News, SearchError, StoppedError, Trying, find_all
+
+if TYPE_CHECKING:
+    from dpwatch.trainer.config import TrainConfig
+
+
+class BatchSearch:
+    """The session's end.
+
+    Args:
+        configs: What to search, in this order, each with `gpu_mem_bytes`.
+
+    Attributes:
+        found: What has been found, by index of the configuration.
+        error: Why the search ended before it was over, "" while nothing is wrong.
+    """
+
+    def __init__(self, configs: Sequence[TrainConfig]) -> None:
+        self._configs = list(configs)
+        self.found: dict[int, LargestBatch] = {}
+        self.error = ""
+        self._trying: Trying | None = None
+        self._begun = False
+        self._child: Child | None = None
+        self._control: Connection[list[TrainConfig], News] | None = None
+
+    def open(self) -> None:
+        """Starts the process, which waits."""
+        self._control, theirs = Pipe()
+        with theirs:
+            code = f"from {__name__} import serve; serve({theirs.fileno()})"
+            self._child = Child(["-c", code], pass_fds=[theirs.fileno()])
+
+    def begin(self) -> None:
+        """Lets it search; a second call does nothing."""
+        if self._control is None or self._begun:
+            return
+        self._begun = True
+        try:
+            self._control.send(self._configs)
+        except OSError:
+            self._give_up()
+
+    def poll(self) -> None:
+        """Takes in what it has told meanwhile."""
+        try:
+            while self._control is not None and not self.error and self._control.poll():
+                self._hear(self._control.recv())
+        except (EOFError, OSError):
+            self._give_up()
+
+    def _hear(self, news: News) -> None:
+        if isinstance(news, Trying):
+            self._trying = news
+        elif isinstance(news, Found):
+            self.found[news.number] = news.largest
+
+    def _give_up(self) -> None:
+        """Its process is gone; that is no trouble when it had told all."""
+        if len(self.found) < len(self._configs):
+            why = (self._child.last_words if self._child else "") or "its process was killed"
+            self.error = f"the search for the largest batch ended early: {why}"
+        self._control = None
+
+    def shown(self, snapshot: Snapshot, run_ids: Sequence[str]) -> Snapshot:
+        """The snapshot with what has been found so far, and with how far the search is.
+
+        Args:
+            snapshot: Of the runs.
+            run_ids: Their ids in the order of the configurations.
+        """
+        by_run = {run_ids[number]: largest for number, largest in self.found.items()}
+        runs = tuple(
+            replace(view, largest_batch=by_run.get(view.run.run_id)) for view in snapshot.runs
+        )
+        progress = Progress(
+            names=tuple(labels(self._configs)), done=len(self.found), within=self._within()
+        )
+        return replace(
+            snapshot,
+            runs=runs,
+            search=None if self.error else progress,
+            notice=snapshot.notice or self.error,
+        )
+
+    def _within(self) -> str:
+        number = len(self.found)
+        if self._trying is None or self._trying.number != number:
+            return ""
+        return (
+            f"trying {self._trying.batch} a device in {size(self._configs[number].gpu_mem_bytes)}"
+        )
+
+    def close(self) -> None:
+        """Ends the search and what it runs."""
+        if self._child is not None:
+            self._child.end()
+        if self._control is not None:
+            self._control.close()
+
+
+def serve(fd: int) -> None:
+    """The process: waits for the word, searches, and tells of it."""
+    control: Connection[News, list[TrainConfig]] = Connection(fd)
+    try:
+        configs = control.recv()
+    except EOFError:
+        return  # the session is over
+    try:
+        find_all(configs, control.send)
+    except SearchError as error:
+        sys.exit(str(error))
+    except StoppedError as error:
+        sys.exit(128 + error.signum)

@@ -1,0 +1,229 @@
+"""A demo session: a trainer process that runs strategies in turn, and a watcher of its runs.
+
+The session owns what it starts: leaving it ends the trainer, its ranks and its hubs, whatever
+state they are in; killing the session's process does too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import IO, TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from dpwatch.hub.comparison import labels
+from dpwatch.hub.follow import Watcher
+from dpwatch.hub.server import process_runs
+from dpwatch.hub.snapshot import Progress, Run, Snapshot
+from dpwatch.trainer.series import Series
+from dpwatch.wire.paths import RunDir, clean_run_id, run_dir, runtime_dir
+from dpwatch.wire.spawn import ensure_hub
+
+from .batch_search import BatchSearch
+from .children import PATIENCE_S, Child
+
+if TYPE_CHECKING:
+    from dpwatch.trainer.config import TrainConfig
+
+SETTLE_S = 5.0
+"""How long a run's last records may take after its trainer has ended."""
+
+TRAINING_FAILED = 1
+"""The trainer's exit code when a run failed."""
+
+
+class Session:
+    """Trains under each configuration in turn. A context manager.
+
+    Args:
+        configs: What to train.
+        past_failures: A run that fails does not keep the next ones from being trained.
+        search: What to look for the largest batch of when all is trained: nothing, or one
+            configuration for each of `configs`.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[TrainConfig],
+        *,
+        past_failures: bool = False,
+        search: Sequence[TrainConfig] = (),
+    ) -> None:
+        self.configs = list(configs)
+        stamp = f"{os.getpid()}-{time.time_ns() // 1_000_000 % 1_000_000}"
+        self.run_ids = [
+            clean_run_id(f"demo-{number}-{config.strategy}-{stamp}")
+            for number, config in enumerate(self.configs, start=1)
+        ]
+        self._past_failures = past_failures
+        self._place = runtime_dir()
+        self._input = tempfile.TemporaryFile("w+", prefix="dpwatch-demo-")  # noqa: SIM115
+        self._trainer: Child | None = None
+        self.search = BatchSearch(search) if search else None
+        self._watcher = Watcher(self.run_ids)
+        self.source = DemoSource(self, self._watcher)
+
+    def __enter__(self) -> Session:
+        self._trainer = Child(["-m", "dpwatch.trainer.series"], stdin=self._told())
+        if self.search is not None:
+            self.search.open()
+        # The first run's hub starts while torch is imported; later runs' probes start their own.
+        ensure_hub(run_dir(self.run_ids[0]))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._trainer is not None:
+            self._trainer.end()
+        if self.search is not None:
+            self.search.close()
+        self._stop_hubs()
+        self._watcher.close()
+        self._input.close()
+
+    def _told(self) -> IO[str]:
+        """What the trainer is to do, as a file to read."""
+        runs = list(zip(self.run_ids, self.configs, strict=True))
+        self._input.write(Series(runs=runs, past_failures=self._past_failures).to_json())
+        self._input.seek(0)
+        return self._input
+
+    @property
+    def names(self) -> list[str]:
+        """What to call each run: its strategy, and its label where it has one."""
+        return [f"{each.strategy} {each.label}".rstrip() for each in self.configs]
+
+    @property
+    def exit_code(self) -> int | None:
+        """The trainer's exit code, None while it trains."""
+        return self._trainer.exit_code if self._trainer else None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the trainer has ended badly."""
+        return self.exit_code not in (None, 0)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the trainer is through with all runs."""
+        return self.exit_code is not None and not self.gave_up
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the trainer ended before it was through with all runs."""
+        return self.failed and not (self._past_failures and self.exit_code == TRAINING_FAILED)
+
+    @property
+    def error(self) -> str:
+        """The trainer's own last line about what went wrong, "" if it said nothing."""
+        said = self._trainer.last_words if self._trainer else ""
+        return said.removeprefix("dpwatch.trainer: ")
+
+    def wait(self, tell: Callable[[Run], None] | None = None) -> int:
+        """Follows the training to its end.
+
+        Args:
+            tell: Takes each run when it has ended.
+
+        Returns:
+            The trainer's exit code, 128 + n where signal n ended it.
+        """
+        told: set[str] = set()
+
+        def follow() -> None:
+            self._watcher.next(0.25)
+            for run in self._ended() if tell else ():
+                if tell and run.run_id not in told:
+                    told.add(run.run_id)
+                    tell(run)
+
+        while self.exit_code is None:
+            follow()
+        deadline = time.monotonic() + SETTLE_S
+        while len(self._ended()) < len(self.run_ids) and not self.gave_up:
+            if time.monotonic() > deadline:
+                break
+            follow()
+        code = self.exit_code or 0
+        return 128 - code if code < 0 else code
+
+    def runs(self) -> list[Run]:
+        """What is known of each run that began, in the order they were asked for."""
+        runs = [view.run for view in self._watcher.snapshot().runs]
+        return sorted(runs, key=lambda run: self.run_ids.index(run.run_id))
+
+    def _ended(self) -> list[Run]:
+        return [run for run in self.runs() if run.state not in ("starting", "running")]
+
+    def _stop_hubs(self) -> None:
+        places = [RunDir(self._place / run_id) for run_id in self.run_ids]
+        told: set[int] = set()
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            alive = [place for place in places if place.has_hub()]
+            for place in alive:
+                info = place.read_info()  # None: it is still starting
+                if info is not None and info.hub_pid not in told:
+                    told.add(info.hub_pid)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(info.hub_pid, signal.SIGTERM)
+            # A hub's lock is gone some time before its process is.
+            if not alive and not any(process_runs(pid) for pid in told):
+                break
+            time.sleep(0.01)
+        for place in places:
+            place.remove()
+
+
+class DemoSource:
+    """The watcher's snapshots, with a notice of what the session is at."""
+
+    def __init__(self, session: Session, watcher: Watcher) -> None:
+        self._session = session
+        self._watcher = watcher
+
+    def next(self, timeout_s: float) -> Snapshot | None:
+        """See `Watcher.next`."""
+        snapshot = self._watcher.next(timeout_s)
+        if snapshot is None:
+            return None
+        progress = self._progress(snapshot)
+        told = replace(snapshot, notice=self._notice(snapshot), progress=progress)
+        search = self._session.search
+        if search is None:
+            return told
+        if self._session.trained and progress.done == len(progress.names):
+            search.begin()
+        search.poll()
+        return search.shown(told, self._session.run_ids)
+
+    def _progress(self, snapshot: Snapshot) -> Progress:
+        names = tuple(labels(self._session.configs))
+        at_work = [v for v in snapshot.runs if v.run.state in ("starting", "running", "hung")]
+        done = len(snapshot.runs) - len(at_work)
+        over = self._session.trained and not at_work
+        return Progress(names=names, done=len(names) if over else done)
+
+    def _notice(self, snapshot: Snapshot) -> str:
+        if snapshot.notice:
+            return snapshot.notice
+        if self._session.gave_up:
+            return self._session.error or "the training failed"
+        names = self._session.names
+        begun = len(snapshot.runs)
+        if begun < len(names) and all(v.run.state == "finished" for v in snapshot.runs):
+            return f"starting {names[begun]} on {self._session.configs[begun].gpus} devices …"
+        return ""
+
+    def close(self) -> None:
+        """Does nothing: the session closes its watcher."""
