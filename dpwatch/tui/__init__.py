@@ -1,0 +1,1 @@
+"""The Textual dashboard: screens over frozen snapshots."""

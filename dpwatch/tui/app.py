@@ -1,0 +1,393 @@
+"""The dashboard: snapshots from a source, through a worker thread, onto the screen.
+
+source → thread worker → `Arrived` → `snapshot` → `frame` → widgets. The app computes no metric.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from textual import events, on, work
+from textual.app import App, ComposeResult, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.driver import Driver
+from textual.reactive import var
+from textual.screen import Screen
+from textual.widgets import ContentSwitcher, Footer, Input, Static
+from textual.worker import get_current_worker
+
+from dpwatch.hub.snapshot import Snapshot
+from dpwatch.tui.chrome import PANELS, panel_title
+from dpwatch.tui.compare_view import Compare
+from dpwatch.tui.frame import Frame
+from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
+from dpwatch.tui.how_it_works import How
+from dpwatch.tui.palette import THEMES
+from dpwatch.tui.panels import (
+    Diagnoses,
+    Header,
+    Help,
+    Nav,
+    Overview,
+    RankDetail,
+    SessionLine,
+    Waiting,
+)
+from dpwatch.tui.rank_table import RankTable
+from dpwatch.tui.source import Arrived, SnapshotSource, SourceFailed
+from dpwatch.tui.terminal import lasting
+from dpwatch.tui.text import clean
+from dpwatch.tui.widgets import Chosen
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that close the dashboard and give the terminal back, like `q` but with their code."""
+POLL_S = 0.25
+"""How long the worker waits for a snapshot before it looks whether the app is closing."""
+FILTER_HINTS = {
+    "overview": "words in a device's name, state or host",
+    "compare": "words in a strategy's name, title or state",
+}
+"""What can be typed into the filter, by panel."""
+SHORT_BELOW = 30
+"""Terminals lower than this do without blank lines between parts."""
+
+
+class DashboardApp(App[None]):
+    """The terminal dashboard over a stream of snapshots.
+
+    Args:
+        source: Read by a worker thread until the app ends, then closed.
+        title: Stands at the top left.
+        waiting_text: Shown instead of the usual advice while there is no run.
+        on_quit: Called once when the app is about to end.
+    """
+
+    CSS_PATH = Path(__file__).with_name("dashboard.tcss")
+    AUTO_FOCUS = None  # else the hidden filter line would get the first keys
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit", "Quit"),
+        Binding("ctrl+c", "quit", "Quit", show=False, priority=True),
+        Binding("question_mark", "help", "Help", key_display="?"),
+        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("space", "pause", "Pause"),
+        Binding("n", "run(1)", "Next run"),
+        Binding("p", "run(-1)", "Previous run", show=False),
+        # The screen's own tab moves the focus, which here follows the panel.
+        Binding("tab", "run(1)", "Next run", show=False, priority=True),
+        Binding("shift+tab", "run(-1)", "Previous run", show=False, priority=True),
+        Binding("escape", "close", "Close", show=False),
+        *(
+            Binding(str(digit), f"panel('{name}')", panel_title(name), show=False)
+            for digit, name in enumerate(PANELS, 1)
+        ),
+    ]
+
+    # `var`: a change repaints the widgets it is bound to, not the whole screen besides.
+    snapshot: var[Snapshot | None] = var[Snapshot | None](None, always_update=True)
+    frame: var[Frame] = var(Frame(snapshot=Snapshot(runs=(), wall_s=0.0)))
+    paused: var[bool] = var(False)
+    panel: var[str] = var("overview", init=False)
+
+    def __init__(
+        self,
+        source: SnapshotSource,
+        *,
+        title: str = "dpwatch",
+        waiting_text: str = "",
+        on_quit: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.title = clean(title, 40)
+        self._source = source
+        self._waiting_text = waiting_text
+        self._on_quit = on_quit
+        self._newest: Snapshot | None = None
+        self._held: Snapshot | None = None
+        self._picked_run: str | None = None
+        self._before = "overview"
+        self._drilled: tuple[str | None] | None = None
+        self._session_over = False
+        self._trouble = ""
+        self._last_live_s: dict[str, float] = {}
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = THEMES[0].name
+
+    def get_driver_class(self) -> type[Driver]:
+        """The platform's driver, which here outlives its terminal."""
+        return lasting(super().get_driver_class())
+
+    def compose(self) -> ComposeResult:
+        """Header, panels, filter, footer."""
+        yield Header(self.title, id="header").data_bind(DashboardApp.frame)
+        yield Nav(id="nav").data_bind(DashboardApp.frame, DashboardApp.panel)
+        yield SessionLine(id="session").data_bind(DashboardApp.frame)
+        with ContentSwitcher(initial="waiting", id="panels"):
+            yield Waiting(self._waiting_text, id="waiting").data_bind(DashboardApp.frame)
+            yield Overview(id="overview").data_bind(DashboardApp.frame)
+            yield Compare(id="compare").data_bind(DashboardApp.frame)
+            yield Diagnoses(id="diagnoses").data_bind(DashboardApp.frame)
+            yield How(id="how").data_bind(DashboardApp.frame)
+            yield Help(id="help").data_bind(DashboardApp.frame)
+            yield RankDetail(id="rank").data_bind(DashboardApp.frame)
+        yield Static("", id="too-small", markup=False)
+        yield Input(id="filter", compact=True)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """Begin to read once the first screen stands."""
+        self._fit(self.size.width, self.size.height)
+        self.call_after_refresh(self._read)
+        if threading.current_thread() is threading.main_thread():
+            loop = asyncio.get_running_loop()
+            for signum in ENDING:
+                loop.add_signal_handler(signum, self.exit, None, 128 + signum)
+
+    def on_unmount(self) -> None:
+        """However the app ends, tell who asked to know."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in ENDING:
+                asyncio.get_running_loop().remove_signal_handler(signum)
+        on_quit, self._on_quit = self._on_quit, None
+        if on_quit is not None:
+            on_quit()
+
+    @work(thread=True, exclusive=True, group="source")
+    def _read(self) -> None:
+        """The source's thread: the only one that touches it."""
+        worker = get_current_worker()
+        try:
+            while not worker.is_cancelled:
+                snapshot = self._source.next(POLL_S)
+                if snapshot is not None and not worker.is_cancelled:
+                    self._newest = snapshot
+                    self.post_message(Arrived(snapshot))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the screen says so
+            self.post_message(SourceFailed(str(error) or type(error).__name__))
+        finally:
+            self._source.close()
+
+    @on(Arrived)
+    def _take(self, message: Arrived) -> None:
+        for view in message.snapshot.runs:
+            if view.connection == "live":
+                self._last_live_s[view.run.run_id] = message.snapshot.wall_s
+        if message.snapshot is not self._newest:
+            return  # drawing is slower than the source: a newer one is behind this already
+        self._held = message.snapshot
+        if not self.paused:
+            self.snapshot = message.snapshot
+        else:
+            self._make_frame()
+
+    @on(SourceFailed)
+    def _say(self, message: SourceFailed) -> None:
+        self._trouble = clean(message.reason, 200)
+        self._make_frame()
+
+    def watch_snapshot(self) -> None:
+        """New data. When a session of several runs is over, their comparison comes up."""
+        progress = self.snapshot.progress if self.snapshot else None
+        if progress and progress.done == len(progress.names) > 1 and not self._session_over:
+            self._session_over = True
+            looks_on = self.panel == "overview" and self._picked_run is None
+            if looks_on and not self.query_one("#filter", Input).has_class("open"):
+                self.panel = "compare"
+        self._make_frame()
+
+    def watch_paused(self, paused: bool) -> None:
+        """Let the newest snapshot in when going on."""
+        if not paused and self._held is not None:
+            self.snapshot = self._held
+        self._make_frame()
+
+    def _make_frame(self) -> None:
+        snapshot = self.snapshot or self.frame.snapshot
+        runs = snapshot.runs
+        ids = [view.run.run_id for view in runs]
+        if self._picked_run not in ids:
+            self._picked_run = None
+        newest = ids[0] if ids else None
+        # An open rank's run stays on the screen when a newer one comes.
+        stays = self.panel == "rank" and self.frame.run_id in ids
+        run_id = self._picked_run or (self.frame.run_id if stays else newest)
+        self.frame = Frame(
+            snapshot=snapshot,
+            run_id=run_id,
+            paused=self.paused,
+            newest_steps=_steps_of(self._held, run_id) if self.paused else None,
+            silent_s=self._silent_s(snapshot, run_id),
+            trouble=self._trouble,
+        )
+        self._show()
+
+    def _silent_s(self, snapshot: Snapshot, run_id: str | None) -> float | None:
+        views = snapshot.runs
+        stale = any(v.run.run_id == run_id and v.connection == "stale" for v in views)
+        since = self._last_live_s.get(run_id or "")
+        if not stale or since is None:
+            return None
+        return max(snapshot.wall_s - since, 0.0)
+
+    def watch_panel(self, before: str) -> None:
+        """Remember where help was called from."""
+        if before not in ("help", "rank"):
+            self._before = before
+        self._show()
+        self._show_filter()
+
+    def _show(self) -> None:
+        """Bring up the panel; the overview's place is taken by advice while there is no run."""
+        if not self.screen_stack:
+            return
+        none_yet = not self.frame.snapshot.runs
+        wanted = "waiting" if none_yet and self.panel in ("overview", "rank") else self.panel
+        switcher = self.screen_stack[0].query_one("#panels", ContentSwitcher)
+        if switcher.current != wanted:
+            switcher.current = wanted
+            self._focus_panel(wanted)
+
+    def _focus_panel(self, name: str) -> None:
+        target = "#ranks" if name == "overview" else f"#{name}"
+        widget = self.screen_stack[0].query_one(target)
+        if widget.can_focus:
+            # At once: `widget.focus()` waits, and a key typed right behind would go astray.
+            self.screen_stack[0].set_focus(widget)
+
+    def action_panel(self, name: str) -> None:
+        """Show a panel."""
+        if name == "compare":
+            self._drilled = None
+        self.panel = name
+
+    def action_help(self) -> None:
+        """Show the help."""
+        self.panel = "help"
+
+    def action_pause(self) -> None:
+        """Hold the screen, or let it go on."""
+        self.paused = not self.paused
+
+    def action_run(self, by: int) -> None:
+        """Switch to an older or newer run; picking the newest follows whatever is newest."""
+        ids = [view.run.run_id for view in self.frame.snapshot.runs]
+        if len(ids) > 1 and self.frame.run_id in ids:
+            # ids are newest first, and the next run is the one started later
+            self._pick(ids[(ids.index(self.frame.run_id) - by) % len(ids)])
+
+    def _pick(self, run_id: str) -> None:
+        newest = self.frame.snapshot.runs[0].run.run_id
+        follows = run_id == newest and self.panel != "rank"
+        self._picked_run = None if follows else run_id
+        self._make_frame()
+
+    def _filtered(self) -> RankTable | Compare | None:
+        """What the filter narrows on the panel shown."""
+        kinds: dict[str, type[RankTable | Compare]] = {"overview": RankTable, "compare": Compare}
+        kind = kinds.get(self.panel)
+        return self.screen_stack[0].query_one(kind) if kind else None
+
+    def _show_filter(self, *, opening: bool = False) -> None:
+        """Let the line show the panel's own filter, if it has one."""
+        if not self.screen_stack:
+            return
+        filtered, box = self._filtered(), self.screen_stack[0].query_one("#filter", Input)
+        terms = filtered.terms if filtered else ""
+        box.placeholder = FILTER_HINTS.get(self.panel, "")
+        with box.prevent(Input.Changed):
+            box.value = terms
+        box.set_class(opening or bool(terms), "open")
+
+    def action_filter(self) -> None:
+        """Open the line to type a filter into."""
+        if self._filtered() is None:
+            self.panel = "overview"
+        self._show_filter(opening=True)
+        self.screen_stack[0].set_focus(self.query_one("#filter", Input))
+
+    @on(Input.Changed, "#filter")
+    def _narrow(self, event: Input.Changed) -> None:
+        filtered = self._filtered()
+        if filtered is not None:
+            filtered.terms = event.value
+
+    @on(Input.Submitted, "#filter")
+    def _keep_filter(self) -> None:
+        """Enter leaves the filter as it is and goes back to the rows."""
+        self._show_filter()
+        self._focus_panel(self.panel)
+
+    def action_close(self) -> None:
+        """Close what is open: the filter, a rank, a run opened from the comparison, help."""
+        filtered = self._filtered()
+        if filtered is not None and self.query_one("#filter", Input).has_class("open"):
+            filtered.terms = ""
+            self._show_filter()
+            self._focus_panel(self.panel)
+        elif self.panel == "rank":
+            self.panel = "overview"
+        elif self.panel == "help":
+            self.panel = self._before
+        elif self._drilled is not None:
+            (self._picked_run,), self._drilled = self._drilled, None
+            self.panel = "compare"
+            self._make_frame()
+
+    @on(Chosen)
+    def _open(self, message: Chosen) -> None:
+        """Open a rank; from a diagnosis of a whole run or the comparison, that run."""
+        if message.key is None and self.panel == "compare":
+            self._drilled = (self._picked_run,)
+            self._picked_run = message.run_id
+            self._make_frame()
+        else:
+            self._pick(message.run_id)
+        if message.key is None:
+            self.panel = "overview"
+            return
+        self.query_one(RankTable).select(message.key)
+        self.query_one(RankDetail).key = message.key
+        self.panel = "rank"
+
+    @on(Nav.Picked)
+    def _follow_click(self, message: Nav.Picked) -> None:
+        if message.panel is not None:
+            self.panel = message.panel
+        if message.run_id is not None:
+            self._pick(message.run_id)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Say so where the terminal is too small; do without blanks where it is low."""
+        self._fit(event.size.width, event.size.height)
+
+    def _fit(self, width: int, height: int) -> None:
+        screen = self.screen_stack[0]
+        screen.set_class(width < MIN_WIDTH or height < MIN_HEIGHT, "small")
+        screen.set_class(height < SHORT_BELOW, "short")
+        screen.query_one("#too-small", Static).update(too_small_line(width, height))
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """What the command palette offers."""
+        for digit, name in enumerate(PANELS, 1):
+            text = f"Show the panel {name} (key {digit})"
+            title = panel_title(name)
+            yield SystemCommand(title, text, lambda name=name: self.action_panel(name))
+        yield SystemCommand("Pause", "Hold the screen or go on (space)", self.action_pause)
+        yield SystemCommand("Filter", "Show only some rows (/)", self.action_filter)
+        yield SystemCommand("Next run", "Switch to the next run (n)", lambda: self.action_run(1))
+        yield SystemCommand(
+            "Previous run", "Switch to the run before (p)", lambda: self.action_run(-1)
+        )
+        yield SystemCommand("Theme", "Change the colours", self.action_change_theme)
+        yield SystemCommand("Screenshot", "Save the screen as SVG", self.deliver_screenshot)
+        yield SystemCommand("Quit", "Leave; the training goes on (q)", self.action_quit)
+
+
+def _steps_of(snapshot: Snapshot | None, run_id: str | None) -> int | None:
+    views = snapshot.runs if snapshot else ()
+    return next((view.run.steps for view in views if view.run.run_id == run_id), None)

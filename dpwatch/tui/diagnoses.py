@@ -1,0 +1,96 @@
+"""What was found wrong, with the numbers it rests on. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from dpwatch.hub.snapshot import Diagnosis, RunView
+from dpwatch.tui import format as fmt
+from dpwatch.tui.blocks import Block, facts
+from dpwatch.tui.palette import SEVERITY_GLYPHS, Palette
+from dpwatch.tui.text import clean, fitted, line, wrapped
+from dpwatch.tui.words import run_title
+
+_RANKS_NAMED = 12
+
+
+def diagnosis_lines(
+    view: RunView, diagnosis: Diagnosis, width: int, palette: Palette, *, chosen: bool
+) -> Block:
+    """One diagnosis: severity, kind, whom and since when; the text; the evidence as a table."""
+    severity = clean(diagnosis.severity, 12)
+    kind = clean(diagnosis.kind, 40).replace("_", " ")
+    head = line(
+        ("▸ " if chosen else "  ", palette.accent),
+        (f"{SEVERITY_GLYPHS.get(severity, '·')} {severity.upper():<9}", palette.severity(severity)),
+        (f" {kind}", palette.strong),
+        (f"   {who(diagnosis.ranks)} · since step {diagnosis.since_step}", palette.text),
+        (f" · {run_title(view.run)}", palette.muted),
+    )
+    body = wrapped(clean(diagnosis.text, 2000), min(width, 110) - 2, palette.text, indent=4)
+    evidence = facts([(_name(k), v) for k, v in _evidence(diagnosis.evidence)], palette)
+    indented = [line(("      ", palette.muted), each) for each in evidence]
+    return [fitted(each, width) for each in (head, *body, *indented, Text(end=""))]
+
+
+def no_diagnosis_lines(has_runs: bool, palette: Palette) -> Block:
+    """What the panel says when there is nothing to list."""
+    if not has_runs:
+        return [line(("no run has been seen yet", palette.muted))]
+    return [line(("✓ ", palette.good), ("nothing found wrong so far, in any run", palette.text))]
+
+
+def who(ranks: Sequence[int]) -> str:
+    """`rank 0`, `ranks 0 2 5`, or their number when there are many."""
+    if not ranks:
+        return "the whole run"
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) > _RANKS_NAMED:
+        return f"{len(ranks)} ranks from {min(ranks)} to {max(ranks)}"
+    return "ranks " + " ".join(str(rank) for rank in ranks)
+
+
+def _evidence(evidence: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Names and values with units; a nested object's names go behind its own."""
+    rows: list[tuple[str, str]] = []
+    for name, value in evidence.items():
+        if isinstance(value, Mapping):
+            rows += _evidence({str(k): v for k, v in value.items()}, f"{prefix}{name} ")
+        else:
+            rows.append((f"{prefix}{name}", with_unit(name, value)))
+    return rows
+
+
+_SHARES = ("share", "gil_wait", "idle", "runqueue_wait")
+_SUFFIXES = ("_bytes", "_bytes_per_step", "_ms", "_ns", "_share")
+
+
+def _name(name: str) -> str:
+    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
+        if name.endswith(suffix):
+            name = name.removesuffix(suffix) + (" a step" if "per_step" in suffix else "")
+            break
+    return clean(name, 48).replace("_", " ")
+
+
+def with_unit(name: str, value: Any) -> str:
+    """A value of a diagnosis' evidence, in the unit its name tells."""
+    if isinstance(value, list | tuple):
+        return clean(", ".join(with_unit(name, each) for each in value), 200)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return fmt.UNKNOWN if value is None else clean(str(value), 200)
+    if name == "bytes" or name.endswith(("_bytes", "_bytes_per_step")):
+        return fmt.size(value)
+    if name.endswith("_ms"):
+        return fmt.millis(value)
+    if name.endswith("_ns"):
+        return fmt.millis(value / 1e6)
+    if "_over_" in name or name.endswith(("ratio", "factor")):
+        return fmt.ratio(value)
+    if any(word in name for word in _SHARES):
+        return fmt.share(value)
+    return str(value) if isinstance(value, int) else fmt.number(value)

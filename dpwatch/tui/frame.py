@@ -1,0 +1,68 @@
+"""What the widgets draw: a snapshot and what the person looking at it has chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dpwatch.hub.snapshot import Diagnosis, RunView, Snapshot
+
+SEVERITIES = ("critical", "warning", "info")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Frame:
+    """One moment of the dashboard. Equal only to itself: comparing 1,000 ranks costs too much.
+
+    Attributes:
+        snapshot: Everything known; held back while paused.
+        run_id: The run on screen, None while there is none.
+        paused: Whether newer snapshots are being held back …
+        newest_steps: … and how far the run on screen has got meanwhile.
+        silent_s: How long the run's hub has said nothing, None while it is live.
+        trouble: Why nothing new will come, "" while the source works.
+    """
+
+    snapshot: Snapshot
+    run_id: str | None = None
+    paused: bool = False
+    newest_steps: int | None = None
+    silent_s: float | None = None
+    trouble: str = ""
+
+    @property
+    def view(self) -> RunView | None:
+        """The run on screen."""
+        return next((v for v in self.snapshot.runs if v.run.run_id == self.run_id), None)
+
+    @property
+    def state(self) -> str:
+        """The word for the run on screen: its state, or `stale` while its hub is silent."""
+        view = self.view
+        if view is None:
+            return "waiting"
+        ended = view.run.state in ("finished", "failed", "lost")
+        return "stale" if view.connection == "stale" and not ended else view.run.state
+
+
+def worst_first(diagnoses: Sequence[Diagnosis]) -> list[Diagnosis]:
+    """Diagnoses by severity, in their own order within one."""
+    order = {severity: index for index, severity in enumerate(SEVERITIES)}
+    return sorted(diagnoses, key=lambda d: order.get(d.severity, len(order)))
+
+
+def all_diagnoses(snapshot: Snapshot) -> list[tuple[RunView, Diagnosis]]:
+    """Every run's diagnoses, newest run first, worst first within a run."""
+    return [(view, d) for view in snapshot.runs for d in worst_first(view.run.diagnoses)]
+
+
+def latest_by_strategy(snapshot: Snapshot) -> list[RunView]:
+    """The newest run of each strategy and title, in the order they were first run.
+
+    One strategy may be run with several settings side by side; the title tells them apart.
+    """
+    newest: dict[tuple[str, str], RunView] = {}
+    for view in snapshot.runs:
+        newest.setdefault((view.run.strategy, view.run.title), view)
+    first_seen = dict.fromkeys((v.run.strategy, v.run.title) for v in reversed(snapshot.runs))
+    return [newest[key] for key in first_seen]

@@ -1,0 +1,177 @@
+"""The texts of the dashboard: what to start while it waits, and the help. Pure."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from dpwatch.tui.bars import stacked
+from dpwatch.tui.blocks import Block, facts, heading
+from dpwatch.tui.palette import (
+    MEMORY_KINDS,
+    PHASE_KINDS,
+    STATE_GLYPHS,
+    TRAFFIC_KINDS,
+    Kind,
+    Palette,
+)
+from dpwatch.tui.text import clean, fitted, line, wrapped
+
+MIN_WIDTH, MIN_HEIGHT = 80, 24
+
+WAYS_TO_START = (
+    ("see it at work, no GPU needed", "dpwatch demo --gpus 4"),
+    (
+        "train with the trainer that comes along",
+        "torchrun --nproc-per-node 4 -m dpwatch.trainer --strategy ddp",
+    ),
+    ("watch your own script: one line in it", "with dpwatch.watch(): …"),
+)
+
+
+def waiting_lines(
+    notice: str, waiting_text: str, width: int, height: int, palette: Palette
+) -> Block:
+    """The screen while there is no run: what to start, in the middle."""
+    if waiting_text:
+        body = [
+            each
+            for part in waiting_text.splitlines()
+            for each in wrapped(clean(part), min(width, 72), palette.text)
+        ]
+    else:
+        body = []
+        for purpose, command in WAYS_TO_START:
+            body += [
+                line((purpose, palette.muted)),
+                line(
+                    ("  $ " if " -" in command else "    ", palette.faint),
+                    (command, palette.strong),
+                ),
+                Text(end=""),
+            ]
+    lines = [line(("○ Waiting for a run", palette.accent)), Text(end=""), *body]
+    if notice:
+        lines += wrapped(clean(notice), min(width, 72), palette.warn)
+    lines.append(
+        line(("A run appears here by itself as soon as its first rank speaks.", palette.muted))
+    )
+    margin = max((width - max(each.cell_len for each in lines)) // 2, 0)
+    above = [Text(end="")] * max((height - len(lines)) // 2, 0)
+    return [*above, *(line((" " * margin, palette.text), each) for each in lines)]
+
+
+def too_small_line(width: int, height: int) -> str:
+    """What a terminal too small to draw in says."""
+    return f"dpwatch needs {MIN_WIDTH}×{MIN_HEIGHT} cells; here are {width}×{height}"
+
+
+_KEYS = (
+    ("1 2 3 4 5", "overview, compare, diagnoses, how it works, help"),
+    ("↑ ↓  j k", "move"),
+    ("g G  PgUp PgDn", "top and bottom; a page"),
+    ("enter", "open the rank; in diagnoses the run and rank concerned, in compare the run"),
+    ("/", "show only rows that have these words: devices, or in compare strategies"),
+    ("esc", "clear the filter, close what is open, back to compare; never quits"),
+    ("m", "compare: look at the runs by another metric"),
+    (", .  r", "compare: sort by the column before or after; the other way round"),
+    ("space", "pause the screen; training and recording go on"),
+    ("tab n  p", "next and previous run"),
+    ("ctrl+p", "every command, by name; also themes and a screenshot"),
+    ("? ", "this help"),
+    ("q", "quit; it changes nothing in the training"),
+    ("mouse", "click a panel, a run, a row; the wheel scrolls"),
+)
+_PHASES = {
+    "data": "waiting for the next batch",
+    "h2d": "copying the batch to the device",
+    "forward": "the model's forward (dp, device 0: scatter to gather)",
+    "backward": "the backward pass (dp, device 0: to the reduced gradients)",
+    "optimizer": "the optimizer's step",
+    "other": "what is left of the step",
+}
+_MEMORY = {
+    "params": "parameters",
+    "grads": "gradients",
+    "optimizer": "the optimizer's state, such as Adam's two moments",
+    "activations": "kept from forward for backward",
+    "buffers": "module buffers and communication buckets",
+    "temp": "what lives for an operation or two",
+    "gathered": "unsharded parameters (FSDP, ZeRO-3)",
+    "untold": "the source gives a total only",
+}
+_TRAFFIC = {
+    "sent": "bytes a device sends in a step, by the algorithm",
+    "received": "bytes it receives",
+}
+_WORDS = (
+    (
+        "GIL wait",
+        "share of the step a device's thread was blocked where only Python's global "
+        "interpreter lock can block it",
+    ),
+    ("idle", "share it was blocked otherwise: waiting for data, for another device or rank"),
+    ("run queue", "share it was ready to run and no core was free: the host is oversubscribed"),
+    ("exposed", "communication the training thread waited for; the rest is hidden behind compute"),
+    ("last to arrive", "who most often entered a collective last: the others waited for it"),
+    ("step", "median over recent steps; a full phase bar is the slowest device's step"),
+    (
+        "memory bar",
+        "a full bar is the device's capacity or, where it has none, the run's largest "
+        "peak; the heading gives the figure",
+    ),
+    ("d0 memory, d0 traffic", "device 0's over the median of the other devices'; 1.00× is even"),
+    (
+        "virtual device",
+        "a share of this host's CPU cores and a ledger of bytes standing for a GPU: "
+        "training and bytes are real, times are this machine's",
+    ),
+    ("–", "not known; never a zero"),
+)
+_STATES = (
+    ("starting", "known, no step yet"),
+    ("running", "steps are coming"),
+    ("finished", "ended well; the last state stays"),
+    ("failed", "it raised"),
+    ("stalled", "no step for long"),
+    ("hung", "ranks wait for each other"),
+    ("lost", "the process is gone without a word"),
+    ("stale", "the hub is silent; what stands here is old"),
+)
+
+
+def help_lines(width: int, palette: Palette) -> Block:
+    """Keys, colours and letters, states, and what each number means."""
+    room = min(width, 110)
+    sections: list[tuple[str, Block]] = [
+        ("Keys", facts(_KEYS, palette, 22)),
+        ("Phases of a step", _kinds(_PHASES, PHASE_KINDS, palette)),
+        ("Memory", _kinds(_MEMORY, MEMORY_KINDS, palette)),
+        ("Traffic", _kinds(_TRAFFIC, TRAFFIC_KINDS, palette)),
+        ("States", [_state(name, text, palette) for name, text in _STATES]),
+        ("Numbers", [each for name, text in _WORDS for each in _word(name, text, room, palette)]),
+    ]
+    lines: Block = []
+    for title, body in sections:
+        lines += [heading(title, room, palette), *body, Text(end="")]
+    return [fitted(each, width) for each in lines]
+
+
+def _kinds(texts: dict[str, str], kinds: dict[str, Kind], palette: Palette) -> Block:
+    return [
+        line(
+            stacked({name: 1.0}, {name: kinds[name]}, 3, palette),
+            (f" {kinds[name].letter} {kinds[name].name:<16}  ", palette.text),
+            (text, palette.muted),
+        )
+        for name, text in texts.items()
+    ]
+
+
+def _state(name: str, text: str, palette: Palette) -> Text:
+    return line((f"{STATE_GLYPHS[name]} {name:<20}  ", palette.state(name)), (text, palette.muted))
+
+
+def _word(name: str, text: str, width: int, palette: Palette) -> Block:
+    lines = wrapped(text, width, palette.muted, indent=24)
+    first = line((f"{name:<24}", palette.text), (lines[0].plain.strip(), palette.muted))
+    return [first, *lines[1:]]

@@ -1,0 +1,174 @@
+"""Every colour, letter and glyph the dashboard draws with, in a dark and a light cut.
+
+Phases and memory categories use the Okabe–Ito colours, which people with any of the usual colour
+blindnesses tell apart, and each has a letter besides, drawn into the bars. A state or a severity
+always stands there as a word; its colour only repeats it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from rich.style import Style
+from textual.theme import Theme
+
+from dpwatch.wire.messages import CATEGORIES, PHASES
+
+PHASE_NAMES = (*PHASES, "other")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """One sort of bar segment: its name, its letter, its colour."""
+
+    name: str
+    letter: str
+    color: str
+    dark_letter: bool = True
+
+
+PHASE_KINDS = {
+    "data": Kind(name="data", letter="D", color="#cc79a7"),
+    "h2d": Kind(name="h2d", letter="H", color="#f0e442"),
+    "forward": Kind(name="forward", letter="F", color="#56b4e9"),
+    "backward": Kind(name="backward", letter="B", color="#0072b2", dark_letter=False),
+    "optimizer": Kind(name="optimizer", letter="O", color="#e69f00"),
+    "other": Kind(name="other", letter="·", color="#6b7684", dark_letter=False),
+}
+MEMORY_KINDS = {
+    "params": Kind(name="params", letter="P", color="#56b4e9"),
+    "grads": Kind(name="grads", letter="G", color="#cc79a7"),
+    "optimizer": Kind(name="optimizer", letter="O", color="#e69f00"),
+    "activations": Kind(name="activations", letter="A", color="#009e73"),
+    "buffers": Kind(name="buffers", letter="B", color="#f0e442"),
+    "temp": Kind(name="temp", letter="T", color="#6b7684", dark_letter=False),
+    "gathered": Kind(name="gathered", letter="U", color="#d55e00"),
+    "untold": Kind(name="not told apart", letter="?", color="#8d99ae"),
+}
+TRAFFIC_KINDS = {
+    "sent": Kind(name="sent", letter="S", color="#56b4e9"),
+    "received": Kind(name="received", letter="R", color="#e69f00"),
+}
+COMM_KINDS = {
+    "exposed": Kind(name="exposed", letter="E", color="#d55e00"),
+    "overlapped": Kind(name="hidden behind compute", letter="H", color="#56b4e9"),
+}
+WAIT_KINDS = {
+    "compute": Kind(name="on a core", letter="C", color="#56b4e9"),
+    "queue": Kind(name="run queue (too few cores)", letter="Q", color="#6b7684", dark_letter=False),
+    "gil": Kind(name="GIL wait", letter="G", color="#d55e00"),
+    "idle": Kind(name="idle", letter="I", color="#e69f00"),
+}
+FILL_KINDS = {
+    "filled": Kind(name="filled", letter="F", color="#009e73"),
+    "free": Kind(name="free", letter="·", color="#6b7684", dark_letter=False),
+}
+assert tuple(PHASE_KINDS) == PHASE_NAMES
+assert tuple(MEMORY_KINDS)[:-1] == CATEGORIES
+
+STATE_GLYPHS = {
+    "starting": "○",
+    "running": "●",
+    "finished": "✓",
+    "failed": "✗",
+    "stalled": "‖",
+    "hung": "‖",
+    "lost": "?",
+    "stale": "~",
+    "waiting": "○",
+}
+SEVERITY_GLYPHS = {"info": "i", "warning": "!", "critical": "✗"}
+SERIES_COLORS_DARK = ("#56b4e9", "#e69f00", "#2ac59b", "#cc79a7", "#f0e442", "#ff7a33", "#a7b4c4")
+SERIES_COLORS_LIGHT = ("#0072b2", "#b36b00", "#007a58", "#a8457d", "#857a00", "#b84300", "#4a5663")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Palette:
+    """The styles of one theme. `mono` draws bars with letters, for terminals without colour."""
+
+    dark: bool
+    mono: bool
+    text: Style
+    strong: Style
+    muted: Style
+    faint: Style
+    accent: Style
+    good: Style
+    warn: Style
+    bad: Style
+    track: str
+    cursor: Style
+    badge: Style
+    series: tuple[Style, ...]
+
+    def state(self, state: str) -> Style:
+        """Style of a run's or a rank's state word."""
+        if state in ("failed", "hung", "lost"):
+            return self.bad
+        if state in ("stalled", "stale"):
+            return self.warn
+        return self.good if state in ("running", "finished") else self.muted
+
+    def severity(self, severity: str) -> Style:
+        """Style of a diagnosis' severity word."""
+        return {"critical": self.bad, "warning": self.warn}.get(severity, self.accent)
+
+
+@lru_cache(maxsize=8)
+def palette(dark: bool = True, mono: bool = False) -> Palette:
+    """The palette for a theme of that lightness."""
+    ink = (
+        {"text": "#d5dce6", "strong": "#ffffff", "muted": "#8d99a8", "faint": "#4b5665"}
+        | {"accent": "#5fc3f2", "good": "#2ac59b", "warn": "#f2b134", "bad": "#ff6b5e"}
+        if dark
+        else {"text": "#1f2933", "strong": "#000000", "muted": "#566270", "faint": "#a3aebb"}
+        | {"accent": "#00659e", "good": "#00694c", "warn": "#8a5300", "bad": "#b42318"}
+    )
+    styles = {name: Style(color=color) for name, color in ink.items()}
+    bold = Style(bold=True)
+    for name in ("strong", "warn", "bad", "good"):
+        styles[name] += bold
+    return Palette(
+        dark=dark,
+        mono=mono,
+        track="#232b36" if dark else "#dde3ea",
+        cursor=Style(bgcolor="#243447" if dark else "#d3e4f3", bold=mono),
+        badge=Style(color="#0d1117", bgcolor="#f2b134", bold=True),
+        series=tuple(Style(color=c) for c in (SERIES_COLORS_DARK if dark else SERIES_COLORS_LIGHT)),
+        **styles,
+    )
+
+
+THEMES = (
+    Theme(
+        name="dpwatch-dark",
+        primary="#5fc3f2",
+        secondary="#2ac59b",
+        accent="#f2b134",
+        warning="#f2b134",
+        error="#ff6b5e",
+        success="#2ac59b",
+        foreground="#d5dce6",
+        background="#0d1117",
+        surface="#141a22",
+        panel="#1a212b",
+        dark=True,
+        variables={"border": "#303a47", "footer-key-foreground": "#5fc3f2"},
+    ),
+    Theme(
+        name="dpwatch-light",
+        primary="#00659e",
+        secondary="#00694c",
+        accent="#8a5300",
+        warning="#8a5300",
+        error="#b42318",
+        success="#00694c",
+        foreground="#1f2933",
+        background="#fbfcfd",
+        surface="#f1f4f7",
+        panel="#e6ebf0",
+        dark=False,
+        variables={"border": "#c3ccd6", "footer-key-foreground": "#00659e"},
+    ),
+)

@@ -1,0 +1,267 @@
+"""The panels: widgets that bind a frame to the functions that draw it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.message import Message
+from textual.reactive import reactive, var
+
+from dpwatch.tui.chrome import header_line, nav_line, session_line
+from dpwatch.tui.communication import LOWER_MIN, communication_lines, lower_lines
+from dpwatch.tui.diagnoses import diagnosis_lines, no_diagnosis_lines
+from dpwatch.tui.frame import Frame, all_diagnoses
+from dpwatch.tui.guidance import help_lines, waiting_lines
+from dpwatch.tui.rank_detail import rank_lines
+from dpwatch.tui.rank_table import ROOMY, Key, RankTable
+from dpwatch.tui.ranks import legend_lines
+from dpwatch.tui.summary import summary_lines
+from dpwatch.tui.widgets import Chosen, Painted, Scrolling, palette_of
+
+
+class Header(Painted):
+    """Program, run, state, pause."""
+
+    def __init__(self, title: str, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._title = title
+
+    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
+        """One line."""
+        return [header_line(frame, self._title, width, palette_of(self))]
+
+
+class Nav(Painted):
+    """Panel names and runs, to click on."""
+
+    panel: reactive[str] = reactive("overview")
+
+    class Picked(Message):
+        """A name was clicked: one of `panel` and `run_id` is set."""
+
+        def __init__(self, panel: str | None, run_id: str | None) -> None:
+            self.panel = panel
+            self.run_id = run_id
+            super().__init__()
+
+    def watch_panel(self) -> None:
+        """Another name is underlined."""
+        self._key = None
+        self.refresh()
+
+    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
+        """One line."""
+        return [nav_line(frame, self.panel, width, palette_of(self))]
+
+    def on_click(self, event: events.Click) -> None:
+        """The name under the pointer is in the style's meta."""
+        meta = event.style.meta
+        if "panel" in meta or "run" in meta:
+            self.post_message(self.Picked(meta.get("panel"), meta.get("run")))
+
+
+class SessionLine(Painted):
+    """How far the demo has got, or what its source has to say; away when that is nothing."""
+
+    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
+        """One line."""
+        found = session_line(frame, width, palette_of(self))
+        return [] if found is None else [found]
+
+    def watch_frame(self, frame: Frame | None) -> None:
+        """Come and go."""
+        self.display = frame is not None and session_line(frame, 80, palette_of(self)) is not None
+
+
+class Summary(Painted):
+    """The upper part of the overview; as high as what it has to say."""
+
+    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
+        """Cards on a large screen, dense lines on a small one."""
+        return summary_lines(frame, width, self.app.size.height, palette_of(self))
+
+    def get_content_height(self, container: object, viewport: object, width: int) -> int:
+        """Lines the summary has at this width."""
+        if self.frame is None:
+            return 0
+        return len(summary_lines(self.frame, width, self.app.size.height, palette_of(self)))
+
+    def watch_frame(self) -> None:
+        """A diagnosis more or less changes the height; laying out each time would cost much."""
+        changed = self.get_content_height(None, None, self.size.width) != self.size.height
+        self.refresh(layout=changed)
+
+
+class Legend(Painted):
+    """What the bars' colours and letters mean."""
+
+    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
+        """One line or two."""
+        return legend_lines(width, palette_of(self))
+
+    def get_content_height(self, container: object, viewport: object, width: int) -> int:
+        """One line or two."""
+        return len(legend_lines(width, palette_of(self)))
+
+
+class Lower(Painted):
+    """Collectives, copies and step time, where the rows leave room for them."""
+
+    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
+        """The tables and the curve of the run on screen."""
+        view = frame.view
+        return lower_lines(view, width, height, palette_of(self)) if view else []
+
+
+class Overview(Vertical):
+    """Summary, legend, a row a rank, and communication where there is room."""
+
+    frame: var[Frame | None] = var[Frame | None](None)
+
+    def compose(self) -> ComposeResult:
+        """Lay out from top to bottom."""
+        yield Summary(id="summary").data_bind(Overview.frame)
+        yield RankTable(id="ranks").data_bind(Overview.frame)
+        yield Legend(id="legend").data_bind(Overview.frame)
+        yield Lower(id="lower").data_bind(Overview.frame)
+
+    def watch_frame(self) -> None:
+        """The number of rows or tables may have changed."""
+        self._make_room()
+
+    def on_resize(self) -> None:
+        """So may the room there is."""
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Show the lower part where every row keeps its details and a blank line above it."""
+        frame = self.frame
+        view = frame.view if frame else None
+        if frame is None or view is None or not self.is_mounted or not self.size.height:
+            return
+        colors = palette_of(self)
+        tables = communication_lines(view.run, self.size.width, colors)
+        above = len(summary_lines(frame, self.size.width, self.app.size.height, colors))
+        above += len(legend_lines(self.size.width, colors)) + 2  # the blanks between the parts
+        rows = 1 + len(view.run.ranks) * ROOMY
+        fits = above + rows + max(len(tables), LOWER_MIN) <= self.size.height
+        self.query_one(Lower).display = fits
+        self.query_one(RankTable).styles.height = rows if fits else "1fr"
+
+
+class Waiting(Painted):
+    """What to start, while there is no run."""
+
+    def __init__(self, waiting_text: str, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._waiting_text = waiting_text
+
+    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
+        """In the middle of the screen."""
+        notice = frame.trouble or frame.snapshot.notice
+        return waiting_lines(notice, self._waiting_text, width, height, palette_of(self))
+
+
+class Help(Scrolling):
+    """Keys, colours, numbers."""
+
+    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
+        """All of it; it scrolls."""
+        return help_lines(width, palette_of(self))
+
+
+class RankDetail(Scrolling):
+    """One rank of the run on screen."""
+
+    key: reactive[Key | None] = reactive[Key | None](None)
+
+    def watch_key(self) -> None:
+        """Another rank: from the top."""
+        self.scroll_to(y=0, animate=False)
+        self.relayout()
+
+    def paint_key(self) -> object:
+        """The rank shown."""
+        return self.key
+
+    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
+        """Its numbers and curves, or that it isn't in this run."""
+        view, colors = frame.view, palette_of(self)
+        for index, rank in enumerate(view.run.ranks if view else ()):
+            if view is not None and (rank.rank, rank.device) == self.key:
+                return rank_lines(view, index, width, colors)
+        return [Text("this rank is not in the run on screen: esc goes back", style=colors.muted)]
+
+
+class Diagnoses(Scrolling):
+    """Every run's diagnoses, with a cursor."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "open", "Open")]
+    cursor: reactive[int] = reactive(0)
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._tops: list[int] = []
+
+    def paint_key(self) -> object:
+        """Which one is chosen."""
+        return self.cursor
+
+    def watch_cursor(self) -> None:
+        """Mark it."""
+        self.relayout()
+
+    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
+        """All of them, remembering where each begins."""
+        colors = palette_of(self)
+        found = all_diagnoses(frame.snapshot)
+        if not found:
+            self._tops = []
+            return no_diagnosis_lines(bool(frame.snapshot.runs), colors)
+        lines: list[Text] = []
+        self._tops = []
+        for index, (view, diagnosis) in enumerate(found):
+            self._tops.append(len(lines))
+            chosen = index == min(self.cursor, len(found) - 1)
+            lines += diagnosis_lines(view, diagnosis, width, colors, chosen=chosen)
+        return lines
+
+    def action_move(self, by: int) -> None:
+        """To the next or an earlier diagnosis."""
+        self._go(self.cursor + by)
+
+    def action_move_end(self, by: int) -> None:
+        """To the first or the last."""
+        self._go(0 if by < 0 else len(self._tops) - 1)
+
+    def action_move_page(self, by: int) -> None:
+        """Some further."""
+        self._go(self.cursor + 3 * by)
+
+    def _go(self, index: int) -> None:
+        if self._tops:
+            self.cursor = max(min(index, len(self._tops) - 1), 0)
+            self.scroll_to(y=self._tops[self.cursor], animate=False)
+
+    def on_click(self, event: events.Click) -> None:
+        """Choose the one under the pointer; a second click opens it."""
+        row = event.y + self.scroll_offset.y
+        below = [index for index, top in enumerate(self._tops) if top <= row < len(self.lines())]
+        if below and below[-1] == self.cursor:
+            self.action_open()
+        elif below:
+            self.cursor = below[-1]
+
+    def action_open(self) -> None:
+        """Go to the run concerned, and to the rank, if it is one."""
+        found = all_diagnoses(self.frame.snapshot) if self.frame else []
+        if not found:
+            return
+        view, diagnosis = found[min(self.cursor, len(found) - 1)]
+        keys = [(r.rank, r.device) for r in view.run.ranks if r.rank in diagnosis.ranks[:1]]
+        self.post_message(Chosen(view.run.run_id, keys[0] if keys else None))

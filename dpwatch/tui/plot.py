@@ -1,0 +1,193 @@
+"""Curves drawn with braille dots, two across and four down in each cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.style import Style
+from rich.text import Text
+
+from dpwatch.hub.snapshot import Curve
+from dpwatch.tui.palette import Palette
+from dpwatch.tui.text import Part, fitted, left, line, right
+
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+_BRAILLE = 0x2800
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """One curve of a plot: its name stands at its end."""
+
+    name: str
+    curve: Curve
+    style: Style
+
+
+def plot(
+    series: Sequence[Series],
+    width: int,
+    height: int,
+    palette: Palette,
+    *,
+    label: Callable[[float | None], str],
+    x_axis: bool = True,
+    from_zero: bool = False,
+) -> list[Text]:
+    """Curves on shared axes.
+
+    Args:
+        series: Drawn in order; where two cross in a cell, the later one's colour shows.
+        width: Cells, labels included.
+        height: Lines, the x axis included.
+        palette: Theme.
+        label: Formats the two values on the y axis.
+        x_axis: Draw the step numbers below.
+        from_zero: Let the y axis begin at 0 rather than at the lowest value.
+
+    Returns:
+        `height` lines of `width` cells; a note in place of the curves while there are none.
+    """
+    points = {each.name: _finite(each.curve) for each in series}
+    every = [point for some in points.values() for point in some]
+    if len(every) < 2 or width < 12 or height < 2:
+        return _empty(width, height, palette)
+    lowest, highest = min(y for _, y in every), max(y for _, y in every)
+    if from_zero:
+        lowest = min(lowest, 0.0)
+    start, stop = min(x for x, _ in every), max(x for x, _ in every)
+    names = max((len(each.name) for each in series if each.name), default=0)
+    margin = max(len(label(lowest)), len(label(highest))) + 1
+    across, down = width - margin - (names + 1 if names else 0), height - (1 if x_axis else 0)
+    grid = Grid(max(across, 4), down, (start, stop), (lowest, highest))
+    for each in series:
+        grid.draw(points[each.name], each.style)
+    ends = _end_labels(series, points, grid) if names else {}
+    lines = []
+    for row in range(down):
+        tick = label(highest) if row == 0 else label(lowest) if row == down - 1 else ""
+        name, style = ends.get(row, ("", palette.muted))
+        parts: list[Part] = [(right(tick, margin - 1) + " ", palette.muted), grid.row(row)]
+        lines.append(line(*parts, (f" {name}", style)) if names else line(*parts))
+    if x_axis:
+        lines.append(_steps(start, stop, margin, grid.width, palette))
+    return [fitted(each, width) for each in lines]
+
+
+def sparkline(curve: Curve, width: int, style: Style) -> Text:
+    """A curve one line high and `width` cells wide, blank while it has fewer than two points."""
+    points = _finite(curve)
+    if len(points) < 2 or width < 1:
+        return Text(" " * max(width, 0), no_wrap=True, end="")
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    grid = Grid(width, 1, (min(xs), max(xs)), (min(ys), max(ys)))
+    grid.draw(points, style)
+    return grid.row(0)
+
+
+def _finite(curve: Curve) -> list[tuple[int, float]]:
+    pairs = zip(curve.steps, curve.values, strict=False)
+    return [(step, value) for step, value in pairs if math.isfinite(value)]
+
+
+def _empty(width: int, height: int, palette: Palette) -> list[Text]:
+    note = "no curve yet"
+    lines = [line((" " * width, palette.muted)) for _ in range(height)]
+    if height and width >= len(note):
+        lines[height // 2] = line((note.center(width), palette.muted))
+    return lines
+
+
+def _steps(start: int, stop: int, margin: int, across: int, palette: Palette) -> Text:
+    first, last = f"step {start}", str(stop)
+    gap = across - len(first) - len(last)
+    inner = f"{first}{' ' * gap}{last}" if gap > 0 else left(first, across)
+    return line((" " * margin + inner, palette.muted))
+
+
+def _end_labels(
+    series: Sequence[Series], points: dict[str, list[tuple[int, float]]], grid: Grid
+) -> dict[int, tuple[str, Style]]:
+    """Each curve's name on the row of its last value, or near it."""
+    drawn = [each for each in series if points[each.name]]
+    rows = apart([grid.dot(points[each.name][-1])[1] // 4 for each in drawn], grid.height)
+    return {
+        row: (each.name, each.style)
+        for each, row in zip(drawn, rows, strict=True)
+        if row is not None
+    }
+
+
+def apart(wanted: Sequence[int], height: int) -> list[int | None]:
+    """A row of its own for each label, in the order of the rows wanted and as near as can be.
+
+    Where there are more labels than rows, the uppermost get none.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    rows: list[int | None] = [None] * len(wanted)
+    free = 0
+    for index in order:
+        rows[index] = row = max(wanted[index], free)
+        free = row + 1
+    lowest = height - 1
+    for index in reversed(order):
+        row = min(rows[index] or 0, lowest)
+        rows[index] = row if row >= 0 else None
+        lowest = row - 1
+    return rows
+
+
+class Grid:
+    """Braille cells over a range of x and y."""
+
+    def __init__(
+        self, width: int, height: int, x_range: tuple[float, float], y_range: tuple[float, float]
+    ) -> None:
+        self.width, self.height = width, height
+        self._x, self._y = x_range, y_range
+        self._bits = [[0] * width for _ in range(height)]
+        self._styles: list[list[Style | None]] = [[None] * width for _ in range(height)]
+        self._marks: dict[tuple[int, int], str] = {}
+
+    def dot(self, point: tuple[float, float]) -> tuple[int, int]:
+        """The dot a point falls on, from the top left."""
+        across, down = self.width * 2 - 1, self.height * 4 - 1
+        x = _share(point[0], *self._x, alone=0.0)
+        y = _share(point[1], *self._y, alone=0.5)
+        return round(x * across), round((1 - y) * down)
+
+    def draw(self, points: Sequence[tuple[float, float]], style: Style) -> None:
+        """Join the points by straight lines."""
+        dots = [self.dot(point) for point in points]
+        for (x0, y0), (x1, y1) in zip(dots, dots[1:] or dots, strict=False):
+            hops = max(abs(x1 - x0), abs(y1 - y0), 1)
+            for hop in range(hops + 1):
+                x, y = round(x0 + (x1 - x0) * hop / hops), round(y0 + (y1 - y0) * hop / hops)
+                self._bits[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
+                self._styles[y // 4][x // 2] = style
+
+    def mark(self, point: tuple[float, float], glyph: str, style: Style) -> None:
+        """Put a glyph where a point lies."""
+        x, y = self.dot(point)
+        self._marks[y // 4, x // 2] = glyph
+        self._styles[y // 4][x // 2] = style
+
+    def row(self, index: int) -> Text:
+        """One line of cells."""
+        result = Text(no_wrap=True, end="")
+        cells = zip(self._bits[index], self._styles[index], strict=True)
+        for column, (bits, style) in enumerate(cells):
+            dots = chr(_BRAILLE + bits) if bits else " "
+            result.append(self._marks.get((index, column), dots), style)
+        return result
+
+
+def _share(value: float, low: float, high: float, *, alone: float) -> float:
+    """How far a value lies from low to high, 0..1; `alone` where they are the same.
+
+    In halves, since the distance of two finite numbers can be more than the largest one.
+    """
+    span = high / 2 - low / 2
+    return (value / 2 - low / 2) / span if span > 0 else alone

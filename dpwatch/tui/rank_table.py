@@ -1,0 +1,182 @@
+"""The overview's table: a row a rank or device, drawn only where it is visible."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.geometry import Size
+from textual.reactive import reactive
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from dpwatch.hub.snapshot import Rank, Run
+from dpwatch.tui.frame import Frame
+from dpwatch.tui.palette import Palette
+from dpwatch.tui.ranks import Columns, Scale, columns_for, head_line, matches, row_lines
+from dpwatch.tui.widgets import MOVES, Chosen, palette_of, strip_of
+
+ROOMY, MEDIUM, COMPACT = 3, 2, 1
+"""Lines a row takes: with details and a blank, with details, bare."""
+
+Key = tuple[int, str]
+
+
+class RankTable(ScrollView, can_focus=True):
+    """Rows with a cursor that stays on its device, under a heading that stays on top."""
+
+    ALLOW_SELECT = False
+    BINDINGS: ClassVar[list[BindingType]] = [*MOVES, Binding("enter", "open", "Open")]
+    frame: reactive[Frame | None] = reactive[Frame | None](None)
+    terms: reactive[str] = reactive("")
+    cursor: reactive[int] = reactive(0)
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._rows: list[Rank] = []
+        self._key: Key | None = None
+        self._drawn: dict[tuple[int, int, bool, Palette], list[Text]] = {}
+        self._row_layout = Columns(columns=(), gap=1)
+        self._scale = Scale(step_ms=None, peak_bytes=None, capacity=False)
+
+    @property
+    def run(self) -> Run | None:
+        """The run on screen."""
+        view = self.frame.view if self.frame else None
+        return view.run if view else None
+
+    @property
+    def rows(self) -> list[Rank]:
+        """The rows the filter lets through."""
+        return self._rows
+
+    @property
+    def row_height(self) -> int:
+        """As many lines a row as all rows find room for."""
+        room = self.size.height - 1
+        for lines in (ROOMY, MEDIUM):
+            if len(self._rows) * lines - (lines == ROOMY) <= room:
+                return lines
+        return COMPACT
+
+    def watch_frame(self) -> None:
+        """New numbers: the cursor stays on its device."""
+        self.relayout()
+
+    def watch_terms(self) -> None:
+        """Another filter."""
+        self.relayout()
+
+    def on_resize(self) -> None:
+        """Columns and row heights follow the room there is."""
+        self.relayout()
+
+    def relayout(self) -> None:
+        """Find the rows, the columns and the cursor for what is to be shown now."""
+        self._drawn.clear()
+        run = self.run
+        terms = self.terms.casefold().split()
+        self._rows = [rank for rank in run.ranks if matches(rank, terms)] if run else []
+        if run is not None:
+            self._scale = Scale.of(run)
+            self._row_layout = columns_for(run, self._body_width)
+        keys = [(rank.rank, rank.device) for rank in self._rows]
+        if self._key in keys:
+            self.cursor = keys.index(self._key)
+        else:
+            self.cursor = max(min(self.cursor, len(keys) - 1), 0)
+        self.virtual_size = Size(self._body_width, 1 + len(self._rows) * self.row_height)
+        self.refresh()
+
+    @property
+    def _body_width(self) -> int:
+        return max(self.size.width - 1, 1)  # the last column is the scroll bar's
+
+    def render_line(self, y: int) -> Strip:
+        """The heading, or one line of one visible row."""
+        run, colors = self.run, palette_of(self)
+        if run is None:
+            return strip_of(Text(end=""), self.size.width, self)
+        if y == 0:
+            return strip_of(head_line(run, self._row_layout, colors), self.size.width, self)
+        height = self.row_height
+        index, part = divmod(y - 1 + self.scroll_offset.y, height)
+        if index >= len(self._rows):
+            return strip_of(self._blank(y), self.size.width, self)
+        chosen = index == self.cursor
+        lines = self._row(index, height, chosen, colors)
+        # The cursor lies beneath the row: bars keep their own background.
+        shaded = chosen and part < min(height, MEDIUM)
+        under = colors.cursor if shaded else None
+        return strip_of(lines[part], self.size.width, self, under)
+
+    def _row(self, index: int, height: int, chosen: bool, colors: Palette) -> list[Text]:
+        """A row's lines, drawn once for all of them."""
+        key = (index, height, chosen, colors)
+        if key not in self._drawn:
+            self._drawn[key] = row_lines(
+                self._rows[index],
+                self._row_layout,
+                self._scale,
+                colors,
+                height=height,
+                chosen=chosen,
+            )
+        return self._drawn[key]
+
+    def _blank(self, y: int) -> Text:
+        if self._rows or y != 2:
+            return Text(end="")
+        note = f"  no device matches “{self.terms}”: esc clears the filter" if self.terms else ""
+        return Text(note, style=palette_of(self).muted, end="")
+
+    def action_move(self, by: int) -> None:
+        """Move the cursor."""
+        if not self._rows:
+            return
+        self.cursor = max(min(self.cursor + by, len(self._rows) - 1), 0)
+        row = self._rows[self.cursor]
+        self._key = (row.rank, row.device)
+        self._reveal()
+        self.refresh()
+
+    def action_move_page(self, by: int) -> None:
+        """Move it by a screenful."""
+        self.action_move(by * max((self.size.height - 1) // self.row_height, 1))
+
+    def action_move_end(self, by: int) -> None:
+        """Move it to the first or the last row."""
+        self.action_move(by * len(self._rows))
+
+    def _reveal(self) -> None:
+        top, height = self.cursor * self.row_height, self.row_height
+        low, room = self.scroll_offset.y, self.size.height - 1
+        if top < low:
+            self.scroll_to(y=top, animate=False)
+        elif top + height > low + room:
+            self.scroll_to(y=top + height - room, animate=False)
+
+    def select(self, key: Key) -> None:
+        """Put the cursor on a device, where it is shown."""
+        self._key = key
+        self.relayout()
+        self._reveal()
+
+    def action_open(self) -> None:
+        """Open the row under the cursor."""
+        run = self.run
+        if run is not None and self._rows:
+            row = self._rows[self.cursor]
+            self.post_message(Chosen(run.run_id, (row.rank, row.device)))
+
+    def on_click(self, event: events.Click) -> None:
+        """A click puts the cursor there; on the row it is on already, it opens it."""
+        index = (event.y - 1 + self.scroll_offset.y) // self.row_height
+        if event.y < 1 or not 0 <= index < len(self._rows):
+            return
+        if index == self.cursor:
+            self.action_open()
+        else:
+            self.action_move(index - self.cursor)

@@ -1,0 +1,344 @@
+"""The table of ranks: which columns fit, and one row drawn from one `Rank`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from dpwatch.hub.comparison import devices, largest, peak_bytes, traffic_bytes
+from dpwatch.hub.snapshot import MemoryUse, PhaseTimes, Rank, Run
+from dpwatch.tui import format as fmt
+from dpwatch.tui.bars import segment_style, stacked
+from dpwatch.tui.palette import (
+    MEMORY_KINDS,
+    PHASE_KINDS,
+    PHASE_NAMES,
+    STATE_GLYPHS,
+    Kind,
+    Palette,
+)
+from dpwatch.tui.text import clean, fitted, left, line, right
+from dpwatch.tui.words import processes_of
+from dpwatch.wire.messages import CATEGORIES
+
+BAR_MIN, BAR_MAX = 9, 48
+BAR_ROOM = 28
+"""Cells the two bars together get on top of their least before the extra columns come in."""
+_EXTRA = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """What a full bar stands for, the same for all rows of a run."""
+
+    step_ms: float | None
+    peak_bytes: float | None
+    capacity: bool
+
+    @classmethod
+    def of(cls, run: Run) -> Scale:
+        """The slowest rank's step; the devices' capacity, or the run's largest peak."""
+        capacities = [rank.memory.capacity_bytes for rank in devices(run)]
+        known = bool(capacities) and all(capacities)
+        full = capacities if known else [peak_bytes(rank) for rank in run.ranks]
+        return cls(
+            step_ms=largest(run, lambda rank: rank.step_ms.p50),
+            peak_bytes=max((value for value in full if value is not None), default=None),
+            capacity=known,
+        )
+
+
+Draw = Callable[[Rank, Scale, int, Palette], Text]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """One column.
+
+    Attributes:
+        title: Its heading.
+        width: Cells; for a bar, at least so many.
+        rank: Columns with a lower one are kept longer when room is short.
+        draw: Draws a row's cell in exactly that width.
+        detail: Draws the line below it, where rows have one.
+        bar: Whether it takes a share of the room left over.
+    """
+
+    title: str
+    width: int
+    rank: int
+    draw: Draw
+    detail: Draw | None = None
+    bar: bool = False
+    numeric: bool = True
+
+
+def phase_parts(phases: PhaseTimes) -> dict[str, float | None]:
+    """Milliseconds by phase name."""
+    return {name: getattr(phases, name) for name in PHASE_NAMES}
+
+
+def memory_parts(memory: MemoryUse) -> dict[str, float | None]:
+    """Bytes by category at the peak; what the source didn't tell apart is `untold`."""
+    parts: dict[str, float | None] = {name: getattr(memory, name) for name in CATEGORIES}
+    if memory.peak_bytes is not None:
+        parts["untold"] = max(memory.peak_bytes - sum(value or 0 for value in parts.values()), 0)
+    return parts
+
+
+def matches(rank: Rank, terms: Sequence[str]) -> bool:
+    """Whether every term stands in the row's device, state, host or rank."""
+    text = f"{rank.device} {rank.state} {rank.host} rank{rank.rank}".casefold()
+    return all(term in text for term in terms)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Columns:
+    """The columns shown, and the blanks before each."""
+
+    columns: tuple[Column, ...]
+    gap: int
+
+
+def columns_for(run: Run, width: int) -> Columns:
+    """The columns that fit into `width` cells, widths settled; the least important go first."""
+    kept: list[Column] = []
+    wanted = _columns(run)
+    room = width - 1
+    for column in sorted(wanted, key=lambda c: c.rank):
+        spare = BAR_ROOM if column.rank >= _EXTRA else 0
+        if column.width + 1 + spare > room:
+            break
+        kept.append(column)
+        room -= column.width + 1
+    wide = room >= 2 * len(kept)
+    room -= len(kept) if wide else 0
+    bars = sum(column.bar for column in kept)
+    extra = min(room // bars, BAR_MAX - BAR_MIN) if bars else 0
+    order = [column for column in wanted if column in kept]
+    return Columns(
+        columns=tuple(replace(c, width=c.width + extra) if c.bar else c for c in order),
+        gap=2 if wide else 1,
+    )
+
+
+def _columns(run: Run) -> list[Column]:
+    """Every column this run could show, left to right."""
+    device = min(max((len(r.device) for r in run.ranks), default=6), 12)
+    ranks = max((len(str(r.rank)) for r in run.ranks), default=1)
+    columns = [
+        Column(title="device", width=max(device, 6), rank=0, draw=_device, numeric=False),
+        Column(title="state", width=10, rank=1, draw=_state, detail=_steps, numeric=False),
+        Column(
+            title="phases of a step",
+            width=BAR_MIN,
+            rank=4,
+            draw=_phases,
+            detail=_phase_figures,
+            bar=True,
+            numeric=False,
+        ),
+        Column(title="step time", width=9, rank=2, draw=_figure(_step_ms)),
+        Column(
+            title="memory at peak",
+            width=BAR_MIN,
+            rank=5,
+            draw=_memory,
+            detail=_memory_figures,
+            bar=True,
+            numeric=False,
+        ),
+        Column(title="peak", width=9, rank=3, draw=_figure(_peak), detail=_figure(_capacity)),
+        Column(title="traffic", width=9, rank=6, draw=_figure(_traffic)),
+        Column(title="sent", width=9, rank=10, draw=_figure(_sent)),
+        Column(title="received", width=9, rank=11, draw=_figure(_received)),
+        Column(title="GIL", width=5, rank=7, draw=_figure(lambda r: fmt.share(r.gil_wait))),
+        Column(title="idle", width=5, rank=8, draw=_figure(lambda r: fmt.share(r.idle))),
+        Column(title="run q", width=5, rank=9, draw=_figure(lambda r: fmt.share(r.runqueue_wait))),
+    ]
+    if processes_of(run) > 1:
+        columns.insert(
+            0,
+            Column(title="rank", width=max(ranks, 4), rank=0, draw=_figure(lambda r: str(r.rank))),
+        )
+    if len(run.hosts) > 1:
+        columns.insert(2, Column(title="host", width=12, rank=12, draw=_host, numeric=False))
+    if any(rank.gpu.util is not None for rank in run.ranks):
+        columns.append(
+            Column(title="GPU", width=5, rank=7, draw=_figure(lambda r: fmt.share(r.gpu.util)))
+        )
+    return columns
+
+
+def head_line(run: Run, layout: Columns, palette: Palette) -> Text:
+    """The headings, with what a full bar stands for where there is room to say it."""
+    scale = Scale.of(run)
+    full = {
+        "phases of a step": f"phases · full {fmt.millis(scale.step_ms)}",
+        "memory at peak": f"memory · full {fmt.size(scale.peak_bytes)}",
+    }
+    titles = []
+    for column in layout.columns:
+        title = full.get(column.title, column.title)
+        if cell_len(title) > column.width:
+            title = column.title.split()[0] if column.bar else column.title
+        align = right if column.numeric else left
+        titles.append((" " * layout.gap + align(title, column.width), palette.muted))
+    return line((" ", palette.muted), *titles)
+
+
+def row_lines(
+    rank: Rank,
+    layout: Columns,
+    scale: Scale,
+    palette: Palette,
+    *,
+    height: int,
+    chosen: bool,
+) -> list[Text]:
+    """One row as `height` lines: bars and figures, then (from 2) their details, then a blank."""
+    mark = "▸" if chosen else " "
+    lines = [_row(mark, [(c, c.draw) for c in layout.columns], layout.gap, rank, scale, palette)]
+    if height > 1:
+        lines.append(
+            _row(" ", [(c, c.detail) for c in layout.columns], layout.gap, rank, scale, palette)
+        )
+    lines += [Text(end="") for _ in range(height - 2)]
+    return lines
+
+
+def _row(
+    mark: str,
+    cells: Sequence[tuple[Column, Draw | None]],
+    gap: int,
+    rank: Rank,
+    scale: Scale,
+    palette: Palette,
+) -> Text:
+    parts = [line((mark, palette.accent))]
+    for column, draw in cells:
+        cell = draw(rank, scale, column.width, palette) if draw else Text(end="")
+        parts += [Text(" " * gap, end=""), fitted(cell, column.width)]
+    return line(*parts)
+
+
+def _figure(value: Callable[[Rank], str]) -> Draw:
+    """A right-aligned figure, faint where unknown."""
+
+    def draw(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
+        text = value(rank)
+        style = palette.faint if text == fmt.UNKNOWN else palette.text
+        return line((right(text, width), style))
+
+    return draw
+
+
+def _device(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
+    return line((left(clean(rank.device, 40), width), palette.strong))
+
+
+def _host(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
+    return line((left(clean(rank.host, 80), width), palette.muted))
+
+
+def _state(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
+    state = clean(rank.state, 20)
+    return line((left(f"{STATE_GLYPHS.get(state, '·')} {state}", width), palette.state(state)))
+
+
+def _steps(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
+    steps = fmt.count(rank.steps)
+    text = f"  step {steps}"
+    return line((text if len(text) <= width else steps, palette.muted))
+
+
+def _phases(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
+    return stacked(phase_parts(rank.phases_ms), PHASE_KINDS, width, palette, total=scale.step_ms)
+
+
+def _memory(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
+    full = rank.memory.capacity_bytes if scale.capacity else scale.peak_bytes
+    return stacked(memory_parts(rank.memory), MEMORY_KINDS, width, palette, total=full)
+
+
+def _phase_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
+    return _figures(phase_parts(rank.phases_ms), PHASE_KINDS, fmt.millis, width, palette)
+
+
+def _memory_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
+    return _figures(memory_parts(rank.memory), MEMORY_KINDS, fmt.size, width, palette)
+
+
+def _figures(
+    parts: Mapping[str, float | None],
+    kinds: Mapping[str, Kind],
+    show: Callable[[float | None], str],
+    width: int,
+    palette: Palette,
+) -> Text:
+    """The largest parts' figures that fit, in the bar's order, each behind its letter."""
+    chosen: list[str] = []
+    room = width + 1
+    for name in sorted(parts, key=lambda n: -(parts[n] or 0)):
+        item = len(kinds[name].letter) + 1 + len(show(parts[name])) + 2
+        if not parts[name] or item - 1 > room:
+            break
+        chosen.append(name)
+        room -= item
+    result = Text(end="")
+    for name in (each for each in kinds if each in chosen):
+        result.append(kinds[name].letter, palette.strong)
+        result.append(f" {show(parts[name])}  ", palette.muted)
+    result.rstrip()
+    return result
+
+
+def _step_ms(rank: Rank) -> str:
+    return fmt.millis(rank.step_ms.p50)
+
+
+def _peak(rank: Rank) -> str:
+    return fmt.size(rank.memory.peak_bytes)
+
+
+def _capacity(rank: Rank) -> str:
+    capacity = rank.memory.capacity_bytes
+    return f"/{fmt.size(capacity)}" if capacity is not None else ""
+
+
+def _traffic(rank: Rank) -> str:
+    return fmt.size(traffic_bytes(rank))
+
+
+def _sent(rank: Rank) -> str:
+    return fmt.size(rank.sent_bytes_per_step)
+
+
+def _received(rank: Rank) -> str:
+    return fmt.size(rank.received_bytes_per_step)
+
+
+def legend_lines(width: int, palette: Palette) -> list[Text]:
+    """What the colours and letters in the bars mean, on one line or two."""
+    told_apart = {name: kind for name, kind in MEMORY_KINDS.items() if name != "untold"}
+    phases, memory = (
+        _legend(title, kinds, "  ", palette)
+        for title, kinds in (("phases", PHASE_KINDS), ("memory", told_apart))
+    )
+    if phases.cell_len + memory.cell_len + 3 <= width:
+        return [line(phases, ("   ", palette.text), memory)]
+    if memory.cell_len > width:
+        memory = _legend("memory", told_apart, " ", palette)
+    return [fitted(phases, width), fitted(memory, width)]
+
+
+def _legend(title: str, kinds: Mapping[str, Kind], gap: str, palette: Palette) -> Text:
+    result = line((f"{title} ", palette.muted))
+    for index, kind in enumerate(kinds.values()):
+        result.append(gap if index else " ")
+        result.append(kind.letter, palette.strong if palette.mono else segment_style(kind))
+        result.append(f" {kind.name}", palette.muted)
+    return result

@@ -1,0 +1,263 @@
+"""The upper part of the overview: run facts, loss, device 0 against the rest, what is wrong."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from rich.text import Text
+
+from dpwatch.hub.comparison import largest, others_median, peak_bytes, traffic_bytes
+from dpwatch.hub.snapshot import Run, RunView
+from dpwatch.tui import format as fmt
+from dpwatch.tui.bars import gauge, stacked
+from dpwatch.tui.blocks import Block, beside, boxed, facts
+from dpwatch.tui.frame import Frame, worst_first
+from dpwatch.tui.palette import MEMORY_KINDS, SEVERITY_GLYPHS, TRAFFIC_KINDS, Palette
+from dpwatch.tui.plot import Series, plot, sparkline
+from dpwatch.tui.ranks import memory_parts
+from dpwatch.tui.text import clean, fitted, line, wrapped
+from dpwatch.tui.words import (
+    STRATEGIES,
+    balance_sentence,
+    devices_of,
+    layout_of,
+    strategy_of,
+    uneven,
+)
+
+CARDS_WIDTH, CARDS_HEIGHT = 118, 32
+"""Terminals at least this large show cards, smaller ones a few dense lines."""
+_CARD_LINES = 8
+
+
+@lru_cache(maxsize=4)  # layout, paint and the table below ask for the same lines
+def summary_lines(frame: Frame, width: int, screen_height: int, palette: Palette) -> Block:
+    """The run on screen, `width` cells wide; the height follows from the screen's."""
+    view = frame.view
+    if view is None:
+        return []
+    roomy = width >= CARDS_WIDTH and screen_height >= CARDS_HEIGHT
+    upper = _cards(view, width, palette) if roomy else _dense(view, width, palette)
+    return [fitted(each, width) for each in (*upper, *_verdict(frame, view, width, palette))]
+
+
+def _cards(view: RunView, width: int, palette: Palette) -> Block:
+    first = width * 38 // 100
+    second = width * 24 // 100
+    third = width - first - second - 2
+    height = _CARD_LINES + 2
+    loss = plot(
+        [Series(name="", curve=view.history.loss, style=palette.series[0])],
+        second - 4,
+        _CARD_LINES - 1,
+        palette,
+        label=lambda value: fmt.number(value, 3),
+    )
+    return beside(
+        [
+            boxed("Run", _run_facts(view, first - 4, palette), first, height, palette),
+            boxed("Loss", [_loss(view.run, palette), *loss], second, height, palette),
+            boxed("Balance", _balance(view.run, third - 4, palette), third, height, palette),
+        ]
+    )
+
+
+def _run_facts(view: RunView, width: int, palette: Palette) -> Block:
+    run = view.run
+    name = line((strategy_of(run), palette.strong))
+    if run.strategy in STRATEGIES:
+        name.append(f"  {STRATEGIES[run.strategy]}", palette.muted)
+    step = line(_steps(run, palette), ("  ", palette.text))
+    progress = _progress(run, min(16, width - 16 - step.cell_len), palette)
+    many, where = devices_of(run)
+    return facts(
+        [
+            ("strategy", name),
+            ("model", _model(run)),
+            ("devices", many),
+            ("", where),
+            ("processes", layout_of(run)),
+            ("step", line(step, progress)),
+            ("step time", _step_time(view, width - 11, palette)),
+            ("speed", _speed(run, palette)),
+        ],
+        palette,
+        9,
+    )
+
+
+def _model(run: Run) -> str:
+    if run.model.params is None:
+        return fmt.UNKNOWN
+    return f"{fmt.count(run.model.params)} params · {fmt.size(run.model.param_bytes)}"
+
+
+def _steps(run: Run, palette: Palette) -> Text:
+    total = f" / {run.total_steps}" if run.total_steps else ""
+    return line((str(run.steps), palette.strong), (total, palette.text))
+
+
+def _progress(run: Run, width: int, palette: Palette) -> Text:
+    if not run.total_steps or width < 6:
+        return Text(end="")
+    part = run.steps / run.total_steps
+    bar = gauge(part, width, palette, palette.accent)
+    return line(bar, (f" {fmt.share(min(part, 1.0))}", palette.muted))
+
+
+def _speed(run: Run, palette: Palette) -> Text:
+    return line((fmt.rate(run.samples_per_s), palette.strong), (" samples/s", palette.text))
+
+
+def _step_time(view: RunView, width: int, palette: Palette) -> Text:
+    """The slowest rank's median, and the run's curve behind it."""
+    median = largest(view.run, lambda rank: rank.step_ms.p50)
+    text = line((f"{fmt.millis(median)}  ", palette.text))
+    return line(
+        text, sparkline(view.history.step_ms, min(width - text.cell_len, 24), palette.accent)
+    )
+
+
+def _loss(run: Run, palette: Palette) -> Text:
+    return line(
+        (fmt.number(run.loss.first), palette.text),
+        (" → ", palette.muted),
+        (fmt.number(run.loss.last), palette.strong),
+    )
+
+
+def _balance(run: Run, width: int, palette: Palette) -> Block:
+    """The sentence, then device 0 and the others' median as bars on one scale."""
+    off = uneven(run.balance.peak_device0_over_median) or uneven(
+        run.balance.traffic_device0_over_median
+    )
+    lines = wrapped(balance_sentence(run), width, palette.warn if off else palette.text)[:2]
+    if len(run.ranks) < 2:
+        return lines
+    return [*lines, *_memory_pair(run, width, palette), *_traffic_pair(run, width, palette)]
+
+
+def _memory_pair(run: Run, width: int, palette: Palette) -> Block:
+    own, rest = run.ranks[0].memory.peak_bytes, others_median(run, peak_bytes)
+    full = max(own or 0, rest or 0)
+    room = width - 22
+    middle = {"untold": rest}
+    if rest is not None:  # the categories of the device that is the median, where there is one
+        same = next((r for r in run.ranks[1:] if r.memory.peak_bytes == rest), None)
+        middle = memory_parts(same.memory) if same else middle
+    bars = [
+        stacked(parts, MEMORY_KINDS, room, palette, total=full)
+        for parts in (memory_parts(run.ranks[0].memory), middle)
+    ]
+    return [
+        line(("memory peak (others: their median)", palette.muted)),
+        _bar_line("device 0", bars[0], fmt.size(own), palette),
+        _bar_line("others", bars[1], fmt.size(rest), palette),
+    ]
+
+
+def _traffic_pair(run: Run, width: int, palette: Palette) -> Block:
+    first = run.ranks[0]
+    own, rest = traffic_bytes(first), others_median(run, traffic_bytes)
+    full = max(own or 0, rest or 0)
+    room = width - 22
+    sent = others_median(run, lambda rank: rank.sent_bytes_per_step)
+    received = others_median(run, lambda rank: rank.received_bytes_per_step)
+    bars = [
+        stacked({"sent": s, "received": r}, TRAFFIC_KINDS, room, palette, total=full)
+        for s, r in (
+            (first.sent_bytes_per_step, first.received_bytes_per_step),
+            (sent, received),
+        )
+    ]
+    return [
+        line(("traffic a step, sent + received", palette.muted)),
+        _bar_line("device 0", bars[0], fmt.size(own), palette),
+        _bar_line("others", bars[1], fmt.size(rest), palette),
+    ]
+
+
+def _bar_line(name: str, bar: Text, figure: str, palette: Palette) -> Text:
+    return line((f" {name:<9} ", palette.text), bar, (f" {figure:>9}", palette.strong))
+
+
+def _dense(view: RunView, width: int, palette: Palette) -> Block:
+    run = view.run
+    sep = ("  ·  ", palette.faint)
+    known = f"  {STRATEGIES[run.strategy]}" if run.strategy in STRATEGIES else ""
+    model = f"{fmt.count(run.model.params)} params"
+    devices = " ".join(devices_of(run))
+    facts_first = line((devices, palette.text), sep, (model, palette.text))
+    name = line((strategy_of(run), palette.strong), (known, palette.muted))
+    if name.cell_len + facts_first.cell_len + 6 > width:
+        name = line((strategy_of(run), palette.strong))
+    first = line(name, sep, facts_first)
+    where = line(("step ", palette.muted), _steps(run, palette), (" ", palette.text))
+    step = line(
+        where,
+        _progress(run, 10, palette),
+        sep,
+        _speed(run, palette),
+        ("  ", palette.text),
+        _loss_brief(view, palette),
+    )
+    spare = width - step.cell_len - 3  # the margin and the blank before it
+    if spare >= 8:
+        step = line(
+            step,
+            (" ", palette.text),
+            sparkline(view.history.loss, min(spare, 24), palette.series[0]),
+        )
+    off = uneven(run.balance.peak_device0_over_median)
+    balance = wrapped(balance_sentence(run), width - 2, palette.warn if off else palette.text)
+    return [line((" ", palette.text), each) for each in (first, step, *balance[:2])]
+
+
+def _loss_brief(view: RunView, palette: Palette) -> Text:
+    return line(("loss ", palette.muted), _loss(view.run, palette))
+
+
+def _verdict(frame: Frame, view: RunView, width: int, palette: Palette) -> Block:
+    """What the person has to know now: an end, a silence, else the worst diagnosis."""
+    lines = _ending(frame, view, width, palette)
+    diagnoses = worst_first(view.run.diagnoses)
+    if diagnoses:
+        worst = diagnoses[0]
+        style = palette.severity(worst.severity)
+        more = f" (1 of {len(diagnoses)})" if len(diagnoses) > 1 else ""
+        glyph = SEVERITY_GLYPHS.get(worst.severity, "·")
+        head = f" {glyph} {clean(worst.severity, 12).upper()}{more}  "
+        text = wrapped(clean(worst.text), width - len(head) - 1, palette.text)
+        if len(text) > 2:
+            text = [*text[:1], fitted(line(text[1], (" …", palette.muted)), width - len(head) - 1)]
+        lines.append(line((head, style), text[0]))
+        lines += [line((" " * len(head), palette.text), each) for each in text[1:2]]
+    elif not lines and view.run.steps:
+        lines.append(line((" ✓ ", palette.good), ("nothing found wrong so far", palette.muted)))
+    elif not lines:
+        waiting = " ○ ranks are known, no step is done yet"
+        lines.append(line((waiting, palette.muted)))
+    return lines
+
+
+def _ending(frame: Frame, view: RunView, width: int, palette: Palette) -> Block:
+    if frame.trouble:
+        return wrapped(f"✗ no more data: {frame.trouble}", width - 1, palette.bad, indent=1)[:2]
+    reason = clean(view.run.reason, 300)
+    if frame.state == "stale":
+        silent = f" for {frame.silent_s:.0f} s" if frame.silent_s is not None else ""
+        text = f" ~ STALE  the run's hub has been silent{silent}; this is the last that was seen"
+        return [line((text, palette.warn))]
+    words = {
+        "finished": "this is the last state",
+        "failed": reason or "no reason was given",
+        "lost": reason or "its processes are gone, without a word",
+        "hung": reason or "ranks wait for each other and nothing moves",
+    }
+    if view.run.state not in words:
+        return []
+    style = palette.state(view.run.state)
+    glyph = {"finished": "✓", "failed": "✗", "lost": "?", "hung": "‖"}[view.run.state]
+    head = f" {glyph} {view.run.state.upper()}  "
+    body = wrapped(words[view.run.state], width - len(head) - 1, palette.text)[:2]
+    return [line((head, style), body[0])] + [line((" " * len(head), style), b) for b in body[1:]]

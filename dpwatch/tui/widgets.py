@@ -1,0 +1,152 @@
+"""Thin widgets: each asks a pure function for lines and hands Textual the visible strips."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.style import Style
+from rich.text import Text
+from textual.binding import Binding, BindingType
+from textual.geometry import Size
+from textual.message import Message
+from textual.reactive import reactive
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+from textual.widget import Widget
+
+from dpwatch.tui.frame import Frame
+from dpwatch.tui.palette import Palette, palette
+
+
+def palette_of(widget: Widget) -> Palette:
+    """The palette of the theme the app shows now."""
+    return palette(widget.app.current_theme.dark, widget.app.no_color)
+
+
+def strip_of(text: Text, width: int, widget: Widget, under: Style | None = None) -> Strip:
+    """A line as a strip of exactly `width` cells, on `under` on the widget's background."""
+    strip = Strip(text.render(widget.app.console)).adjust_cell_length(width)
+    if under is not None:
+        strip = strip.apply_style(under)
+    return strip.apply_style(widget.rich_style)
+
+
+class Painted(Widget):
+    """Draws `paint()`'s lines, painted anew when the frame, the size or the theme changes."""
+
+    ALLOW_SELECT = False
+    frame: reactive[Frame | None] = reactive[Frame | None](None)
+
+    _key: object = None
+    _lines: list[Text]
+
+    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
+        """The lines to draw, `width` cells wide."""
+        raise NotImplementedError
+
+    def lines(self) -> list[Text]:
+        """What `paint` gives for now's frame, size and theme."""
+        width, height = self.size
+        key = (self.frame, width, height, palette_of(self))
+        if self._key is None or self._key != key:
+            self._key = key
+            self._lines = self.paint(self.frame, width, height) if self.frame else []
+        return self._lines
+
+    def render_line(self, y: int) -> Strip:
+        """One line of the widget."""
+        lines = self.lines()
+        return strip_of(lines[y] if y < len(lines) else Text(end=""), self.size.width, self)
+
+
+MOVES: tuple[BindingType, ...] = (
+    Binding("up,k", "move(-1)", "Up", show=False),
+    Binding("down,j", "move(1)", "Down", show=False),
+    Binding("pageup", "move_page(-1)", "Page up", show=False),
+    Binding("pagedown", "move_page(1)", "Page down", show=False),
+    Binding("home,g", "move_end(-1)", "Top", show=False),
+    Binding("end,G", "move_end(1)", "Bottom", show=False),
+)
+
+
+class Scrolling(ScrollView, can_focus=True):
+    """Lines of a pure function, more than fit: keys and the wheel scroll them."""
+
+    ALLOW_SELECT = False
+    BINDINGS: ClassVar[list[BindingType]] = [*MOVES]
+    frame: reactive[Frame | None] = reactive[Frame | None](None)
+
+    _key: object = None
+    _lines: list[Text]
+
+    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
+        """All lines, `width` cells wide."""
+        raise NotImplementedError
+
+    def paint_key(self) -> object:
+        """What, besides frame, size and theme, the lines depend on."""
+        return None
+
+    def watch_frame(self) -> None:
+        """Paint anew when shown; a hidden panel does so when it comes up."""
+        self.relayout()
+
+    def on_resize(self) -> None:
+        """Lines are broken to the width."""
+        self.relayout()
+
+    def on_show(self) -> None:
+        """Catch up with what came while hidden."""
+        self.relayout()
+
+    def relayout(self) -> None:
+        """Tell Textual how many lines there are now."""
+        if self.is_attached and self.is_on_screen:
+            self.virtual_size = Size(self.body_width, max(len(self.lines()), 1))
+            self.refresh()
+
+    @property
+    def body_width(self) -> int:
+        """Cells beside the scroll bar, for which room is always left."""
+        return max(self.size.width - 1, 1)
+
+    def lines(self) -> list[Text]:
+        """What `paint` gives for now's frame, size and theme."""
+        width, height = self.body_width, self.size.height
+        key = (self.frame, width, height, palette_of(self), self.paint_key())
+        if self._key is None or self._key != key:
+            self._key = key
+            self._lines = self.paint(self.frame, width, height) if self.frame else []
+        return self._lines
+
+    def render_line(self, y: int) -> Strip:
+        """One visible line."""
+        lines, index = self.lines(), y + self.scroll_offset.y
+        text = lines[index] if index < len(lines) else Text(end="")
+        return strip_of(text, self.size.width, self)
+
+    def action_move(self, by: int) -> None:
+        """Scroll by lines."""
+        self.scroll_to(y=self.scroll_offset.y + by, animate=False)
+
+    def action_move_page(self, by: int) -> None:
+        """Scroll by a screenful."""
+        self.action_move(by * max(self.size.height - 1, 1))
+
+    def action_move_end(self, by: int) -> None:
+        """Scroll to an end."""
+        self.scroll_to(y=0 if by < 0 else self.virtual_size.height, animate=False)
+
+
+class Chosen(Message):
+    """A row was opened.
+
+    Attributes:
+        run_id: The run concerned.
+        key: The row's `(rank, device)`, None for the run as a whole.
+    """
+
+    def __init__(self, run_id: str, key: tuple[int, str] | None) -> None:
+        self.run_id = run_id
+        self.key = key
+        super().__init__()

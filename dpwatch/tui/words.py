@@ -1,0 +1,202 @@
+"""Sentences about runs, taken from the snapshot's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dpwatch.hub.comparison import largest, peak_bytes
+from dpwatch.hub.largest_batch import LargestBatch
+from dpwatch.hub.snapshot import Balance, Run, RunView
+from dpwatch.tui import format as fmt
+from dpwatch.tui.text import clean
+
+UNEVEN = 1.15
+"""From this ratio on (or below its inverse) device 0 is called uneven in words."""
+
+STRATEGIES = {
+    "single": "one device",
+    "dp": "nn.DataParallel",
+    "ps-gpu0": "parameter server on device 0",
+    "ps-cpu": "parameter server on the host",
+    "ps-sharded": "sharded parameter server",
+    "ddp": "DistributedDataParallel",
+    "ddp-mp": "DDP over model parallel",
+    "zero1": "ZeRO-1: optimizer states sharded",
+    "zero2": "ZeRO-2: gradients sharded too",
+    "zero3": "ZeRO-3: parameters sharded too",
+    "fsdp1": "FullyShardedDataParallel",
+    "fsdp": "fully_shard (FSDP2)",
+    "hsdp": "hybrid sharding (HSDP)",
+}
+
+
+def strategy_of(run: Run) -> str:
+    """A run's strategy, or a dash where nobody said."""
+    return clean(run.strategy, 16) or fmt.UNKNOWN
+
+
+def run_title(run: Run) -> str:
+    """What a person calls a run: strategy and title."""
+    title = clean(run.title, 60)
+    return f"{strategy_of(run)} · {title}" if title else strategy_of(run)
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 device`, `4 devices`, `2 processes`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+def devices_of(run: Run) -> tuple[str, str]:
+    """How many devices of what sort, and where; virtual ones plainly called so."""
+    number = len(run.ranks)
+    if run.devices == "virtual":
+        host = "this host's" if len(run.hosts) <= 1 else "the hosts'"
+        cores = "CPU cores" if run.cores is None else plural(run.cores, "CPU core")
+        return plural(number, "virtual device"), f"on {host} {cores}"
+    hosts = f"on {plural(len(run.hosts), 'host')}" if len(run.hosts) > 1 else ""
+    if not hosts and run.hosts:
+        hosts = f"on {clean(run.hosts[0], 24)}"
+    noun = {"cuda": "CUDA device", "cpu": "CPU device"}.get(run.devices, "device")
+    return plural(number, noun), hosts
+
+
+def processes_of(run: Run) -> int:
+    """Processes that have spoken so far."""
+    return len({rank.rank for rank in run.ranks})
+
+
+def layout_of(run: Run) -> str:
+    """Processes (a `dp` run has one, whatever its world size) and how they talk."""
+    backend = clean(run.backend, 16)
+    via = f", {backend}" if backend and backend != run.devices else ""
+    return f"{processes_of(run)}{via}"
+
+
+def balance_sentence(run: Run) -> str:
+    """Device 0 against the rest, in words and numbers."""
+    if len(run.ranks) < 2:
+        return "One device: nothing to balance." if run.ranks else "No device known yet."
+    memory = run.balance.peak_device0_over_median
+    traffic = run.balance.traffic_device0_over_median
+    if memory is None and traffic is None:
+        return "Device 0 against the rest: not measured yet."
+    if uneven(memory) or uneven(traffic):
+        return "Device 0 " + " and ".join(_uneven_parts(memory, traffic)) + "."
+    even = [f"{fmt.ratio(memory)} the others' memory"] if memory is not None else []
+    if traffic is not None:
+        even.append(f"{fmt.ratio(traffic)} their traffic")
+    return f"Balanced: device 0 has {', '.join(even)}."
+
+
+def _uneven_parts(memory: float | None, traffic: float | None) -> list[str]:
+    parts = []
+    if memory is not None:
+        parts.append(f"holds {fmt.ratio(memory)} the others' memory")
+    if traffic is not None:
+        parts.append(f"carries {fmt.ratio(traffic)} their traffic")
+    return parts
+
+
+def uneven(value: float | None) -> bool:
+    """Whether a ratio is far enough from 1 to be called uneven."""
+    return value is not None and not 1 / UNEVEN < value < UNEVEN
+
+
+def compare_sentences(views: Sequence[RunView]) -> list[str]:
+    """What stands out between strategies; empty with fewer than two."""
+    runs = [view.run for view in views]
+    if len(runs) < 2:
+        return []
+    told = (_on_balance(runs), _on_peak(runs), _on_batch(views), _on_speed(runs))
+    return [each for each in told if each]
+
+
+def _on_balance(runs: Sequence[Run]) -> str:
+    loaded = [run for run in runs if _device0(run.balance)]
+    if not loaded:
+        return ""
+    even = [run for run in runs if _known_even(run.balance)]
+    text = "; ".join(
+        f"{strategy_of(run)} puts {_device0(run.balance)} on device 0" for run in loaded
+    )
+    if even:
+        names = ", ".join(strategy_of(run) for run in even)
+        text += f"; {names} {'loads' if len(even) == 1 else 'load'} every device alike"
+    return text + "."
+
+
+def _device0(balance: Balance) -> str:
+    parts = []
+    if (memory := balance.peak_device0_over_median) is not None and memory >= UNEVEN:
+        parts.append(f"{fmt.ratio(memory)} the others' memory")
+    if (traffic := balance.traffic_device0_over_median) is not None and traffic >= UNEVEN:
+        parts.append(
+            f"{fmt.ratio(traffic)} their traffic"
+            if parts
+            else f"{fmt.ratio(traffic)} the others' traffic"
+        )
+    return " and ".join(parts)
+
+
+def _known_even(balance: Balance) -> bool:
+    known = (balance.peak_device0_over_median, balance.traffic_device0_over_median)
+    return None not in known and not any(uneven(value) for value in known)
+
+
+def _on_peak(runs: Sequence[Run]) -> str:
+    peaks = [(peak, run) for run in runs if (peak := largest(run, peak_bytes)) is not None]
+    if len(peaks) < 2:
+        return ""
+    peaks.sort(key=lambda pair: pair[0])
+    (low, least), (high, most) = peaks[0], peaks[-1]
+    if fmt.size(high) == fmt.size(low):
+        return f"The fullest device needs {fmt.size(high)} under each."
+    return (
+        f"The fullest device needs {fmt.size(low)} under {strategy_of(least)}, "
+        f"{fmt.size(high)} under {strategy_of(most)}."
+    )
+
+
+def _on_batch(views: Sequence[RunView]) -> str:
+    """The smallest and the largest of the largest batches; of the smallest, why."""
+    found = [(view.largest_batch, view.run) for view in views if view.largest_batch]
+    if len(found) < 2:
+        return ""
+    found.sort(key=lambda pair: pair[0].batch_per_gpu)
+    (low, least), (high, most) = found[0], found[-1]
+    if low.batch_per_gpu == high.batch_per_gpu:
+        return f"The largest batch a device is {_batch(low)} under each."
+    text = f"The largest batch a device: {_batch(low)} under {strategy_of(least)}"
+    limiting, other = low.limiting, low.fullest_other
+    if limiting and other and low.ran_out and not low.all_alike:
+        full, room = fmt.share(limiting.fill), fmt.share(other.fill)
+        text += f" ({clean(limiting.device, 16)} {full} full, the others at most {room})"
+    return f"{text}, {_batch(high)} under {strategy_of(most)}."
+
+
+def _batch(found: LargestBatch) -> str:
+    return str(found.batch_per_gpu) if found.batch_per_gpu else "none"
+
+
+def _on_speed(runs: Sequence[Run]) -> str:
+    speeds = [(run.samples_per_s, run) for run in runs if run.samples_per_s]
+    if len(speeds) < 2:
+        return ""
+    speeds.sort(key=lambda pair: pair[0] or 0.0)
+    (slow, slowest), (fast, fastest) = speeds[0], speeds[-1]
+    assert slow
+    assert fast
+    if fast / slow < 1.05:
+        return ""
+    where = ", on this machine's cores" if fastest.devices == "virtual" else ""
+    return (
+        f"{strategy_of(fastest)} trains {fmt.ratio(fast / slow)} as many samples a second as "
+        f"{strategy_of(slowest)}{where}."
+    )
+
+
+def collective_name(op: str) -> str:
+    """c10d's name as people write it."""
+    return clean(op, 24).replace("_", "-") or fmt.UNKNOWN

@@ -1,0 +1,44 @@
+"""An app that has taken its first snapshot, ready for keys."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from textual.pilot import Pilot
+
+from dpwatch.hub.snapshot import Snapshot
+from dpwatch.tui.app import DashboardApp
+
+from .scenes import QueueSource
+
+calm = settings(deadline=None, max_examples=60)
+"""Noisy machines: no time limit an example."""
+
+Dashboard = Callable[..., AbstractAsyncContextManager[tuple[DashboardApp, Pilot[Any]]]]
+
+
+async def shown(app: DashboardApp, pilot: Pilot[Any], ready: Callable[[], object]) -> None:
+    """Go on once `ready` holds; the test's own time limit ends a wait in vain."""
+    while not ready():
+        await asyncio.sleep(0.005)
+    await pilot.pause()
+
+
+@pytest.fixture
+def dashboard() -> Dashboard:
+    @asynccontextmanager
+    async def run(
+        *snapshots: Snapshot, size: tuple[int, int] = (120, 35), **options: Any
+    ) -> AsyncIterator[tuple[DashboardApp, Pilot[Any]]]:
+        app = DashboardApp(QueueSource(*snapshots), **options)
+        async with app.run_test(size=size) as pilot:
+            if snapshots:
+                await shown(app, pilot, lambda: app.snapshot == snapshots[-1])
+            yield app, pilot
+
+    return run

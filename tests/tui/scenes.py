@@ -1,0 +1,221 @@
+"""Snapshots as a hub would make them, for the dashboard's tests."""
+
+from __future__ import annotations
+
+import math
+import queue
+
+from dpwatch.hub import snapshot as s
+
+P = 12_900_000
+"""Parameter bytes of the model in these scenes."""
+
+
+def dp_run(
+    *, state: str = "running", steps: int = 128, reason: str = "", title: str = "demo"
+) -> s.RunView:
+    """nn.DataParallel on four virtual devices: device 0 holds and sends more than the others."""
+    ranks = [_dp_rank(device, state, steps) for device in range(4)]
+    run = s.Run(
+        run_id="run-dp", title=title, strategy="dp", world_size=4, hosts=["box"],
+        backend="virtual", devices="virtual", model=s.Model(params=3_225_000, param_bytes=P),
+        state=state, reason=reason, steps=steps, total_steps=200, cores=2,
+        loss=s.Loss(first=4.61, last=2.213), samples_per_s=161.0, ranks=ranks, collectives=[],
+        transfers=_dp_transfers(),
+        balance=s.Balance(
+            peak_max_over_min=1.82, peak_device0_over_median=1.82, traffic_device0_over_median=3.0
+        ),
+        diagnoses=[dp_imbalance(), gil_bound()],
+    )  # fmt: skip
+    return s.RunView(
+        run=run, history=_history(steps, 4, 99.0, [58_900_000] + [32_400_000] * 3), elapsed_s=31.4
+    )
+
+
+def _dp_rank(device: int, state: str, steps: int) -> s.Rank:
+    master = device == 0
+    phases = (
+        s.PhaseTimes(data=1.4, h2d=None, forward=36.2, backward=49.8, optimizer=9.1, other=2.5)
+        if master
+        else s.PhaseTimes(
+            data=None, h2d=None, forward=28.4, backward=39.0, optimizer=0.0, other=31.6
+        )
+    )
+    peak = 58_900_000 if master else 32_400_000
+    known = {"params": P, "grads": P, "optimizer": 2 * P if master else 0, "buffers": 65_536}
+    rest = peak - sum(known.values())
+    replicas = 3 * P
+    return s.Rank(
+        rank=0, device=f"vgpu:{device}", host="box", pid=4242, state=state, steps=steps, dropped=0,
+        step_ms=s.StepTime(p50=99.0, p95=121.0, last=97.3), phases_ms=phases,
+        memory=s.MemoryUse(
+            current_bytes=peak - rest, peak_bytes=peak, source="ledger", temp=int(rest * 0.2),
+            activations=rest - int(rest * 0.2), gathered=0, **known,
+        ),
+        sent_bytes_per_step=replicas + 400_000 if master else P + 131_072,
+        received_bytes_per_step=replicas + 393_216 if master else P + 133_000,
+        gil_wait=0.02 if master else 0.13, idle=0.31 if master else 0.36,
+        runqueue_wait=0.21 if master else 0.24,
+    )  # fmt: skip
+
+
+def _dp_transfers() -> list[s.TransferStats]:
+    sizes = {"scatter": 131_072, "replicate": P, "gather": 133_000, "reduce": P}
+    out = ("scatter", "replicate")
+    return [
+        s.TransferStats(
+            kind=kind,
+            src="vgpu:0" if kind in out else f"vgpu:{other}",
+            dst=f"vgpu:{other}" if kind in out else "vgpu:0",
+            bytes_per_step=size,
+            ms_per_step=size / 4e6,
+        )
+        for kind, size in sizes.items()
+        for other in (1, 2, 3)
+    ]
+
+
+def dp_imbalance() -> s.Diagnosis:
+    return s.Diagnosis(
+        kind="master_imbalance", severity="warning", ranks=[0], since_step=5,
+        text="device 0 holds the optimizer and every gradient and sends the whole model to the "
+        "others each step: 1.82× their memory, 3.00× their traffic. Use ddp or fsdp.",
+        evidence={
+            "peak_device0_bytes": 58_900_000, "peak_median_bytes": 32_400_000,
+            "peak_device0_over_median": 1.82, "traffic_device0_over_median": 3.0,
+        },
+    )  # fmt: skip
+
+
+def gil_bound() -> s.Diagnosis:
+    return s.Diagnosis(
+        kind="gil_bound", severity="info", ranks=[0], since_step=9,
+        text="The replicas' threads wait for Python's global lock for 13 % of the step.",
+        evidence={"gil_wait": 0.13, "threads": 4},
+    )  # fmt: skip
+
+
+def ddp_run(*, state: str = "running", steps: int = 150, ranks: int = 4) -> s.RunView:
+    """DistributedDataParallel: every rank holds and sends as much as the others."""
+    run = s.Run(
+        run_id="run-ddp", title="demo", strategy="ddp", world_size=ranks, hosts=["box"],
+        backend="gloo", devices="virtual", model=s.Model(params=3_225_000, param_bytes=P),
+        state=state, reason="", steps=steps, total_steps=200, cores=2,
+        loss=s.Loss(first=4.61, last=2.122), samples_per_s=212.4,
+        ranks=[_ddp_rank(rank, state, steps) for rank in range(ranks)],
+        collectives=[
+            s.CollectiveStats(
+                op="all_reduce", group="default", ranks=ranks, count_per_step=2.0, bytes_per_step=P,
+                latency_ms=s.Quantiles(p50=9.4, p95=14.2), algbw_gbps=5.4, busbw_gbps=8.2,
+                exposed_ms_per_step=6.2,
+                last_arrival=s.LastArrival(rank=2, share=0.41, wait_ms=3.1),
+            )
+        ],
+        transfers=[],
+        balance=s.Balance(
+            peak_max_over_min=1.01, peak_device0_over_median=1.0, traffic_device0_over_median=1.0
+        ),
+        diagnoses=[],
+    )  # fmt: skip
+    return s.RunView(
+        run=run, history=_history(steps, ranks, 76.0, [45_100_000] * ranks), elapsed_s=14.0
+    )
+
+
+def _ddp_rank(rank: int, state: str, steps: int) -> s.Rank:
+    step = 75.0 + rank % 7
+    return s.Rank(
+        rank=rank, device=f"vgpu:{rank}", host="box", pid=5000 + rank, state=state, steps=steps,
+        dropped=0, step_ms=s.StepTime(p50=step, p95=step * 1.3, last=step),
+        phases_ms=s.PhaseTimes(
+            data=1.1, h2d=0.1, forward=22.0, backward=38.0 + rank % 7, optimizer=9.0, other=4.8
+        ),
+        comm_ms=s.CommTimes(total=18.0, exposed=6.2, wait=3.0),
+        memory=s.MemoryUse(
+            current_bytes=4 * P, peak_bytes=4 * P + P // 2, source="ledger", params=P, grads=P,
+            optimizer=2 * P, activations=P // 4, buffers=P // 4, temp=0, gathered=0,
+        ),
+        sent_bytes_per_step=P * 3 // 2, received_bytes_per_step=P * 3 // 2, gil_wait=0.0,
+        idle=0.22, runqueue_wait=0.34,
+    )  # fmt: skip
+
+
+def starting_run() -> s.RunView:
+    """Ranks have said hello; no step yet, so nothing is known of them."""
+    ranks = [
+        s.Rank(rank=0, device=f"vgpu:{i}", host="box", pid=77, state="starting", steps=0, dropped=0)
+        for i in range(4)
+    ]
+    run = s.Run(
+        run_id="run-new", title="demo", strategy="dp", world_size=4, hosts=["box"],
+        backend="virtual", devices="virtual", model=s.Model(), state="starting", reason="", steps=0,
+        total_steps=200, cores=2, loss=s.Loss(), samples_per_s=None, ranks=ranks, collectives=[],
+        transfers=[], balance=s.Balance(), diagnoses=[],
+    )  # fmt: skip
+    return s.RunView(run=run)
+
+
+def hostile_run() -> s.RunView:
+    """Every text a rank can choose tries to be markup, an escape, or too long."""
+    view = dp_run(
+        title="[red]boo[/red] \x1b]0;owned\x07\x1b[2J\nsecond \u202eline [@click=app.quit]x"
+    )
+    bad = "[bold]\x1b[31mred\x1b[0m[/]" * 40
+    rank = view.run.ranks[0]
+    ranks = [
+        s.Rank(rank=0, device=bad, host=bad, pid=1, state=bad, steps=1, dropped=3),
+        s.Rank(rank=1, device="漢字デバイス名前が長い", host="é" * 300, pid=1, state="running",
+               steps=1, dropped=0, memory=rank.memory),
+    ]  # fmt: skip
+    run = s.Run(
+        run_id="bad", title=view.run.title, strategy=bad, world_size=2, hosts=[bad, "b"],
+        backend=bad, devices=bad, model=view.run.model, state="failed", reason=bad, steps=1,
+        total_steps=0, cores=None, loss=s.Loss(first=math.nan, last=math.inf),
+        samples_per_s=math.nan,
+        ranks=ranks,
+        collectives=[s.CollectiveStats(op=bad, group=bad, ranks=2, count_per_step=1.0,
+                                       bytes_per_step=1)],
+        transfers=[s.TransferStats(kind=bad, src=bad, dst=bad, bytes_per_step=1, ms_per_step=0.1)],
+        balance=s.Balance(),
+        diagnoses=[s.Diagnosis(kind=bad, severity=bad, ranks=list(range(50)), since_step=0,
+                               text=bad, evidence={bad: bad, "list": [1, None, bad]})],
+    )  # fmt: skip
+    return s.RunView(run=run)
+
+
+def _history(steps: int, ranks: int, step_ms: float, peaks: list[int]) -> s.History:
+    at = tuple(range(1, steps, max(steps // 100, 1)))
+    wobble = tuple(step_ms * (1 + 0.08 * math.sin(i * 1.7) + (0.3 if i < 3 else 0)) for i in at)
+    loss = tuple(1.9 + 2.7 * math.exp(-i / 60) + 0.06 * math.sin(i * 2.3) for i in at)
+    return s.History(
+        loss=s.Curve(at, loss),
+        step_ms=s.Curve(at, wobble),
+        rank_step_ms=tuple(s.Curve(at, wobble) for _ in range(ranks)),
+        rank_peak_bytes=tuple(s.Curve(at, tuple(float(p) for _ in at)) for p in peaks),
+    )
+
+
+def snapshot(*views: s.RunView, wall_s: float = 1000.0, notice: str = "") -> s.Snapshot:
+    return s.Snapshot(runs=views, wall_s=wall_s, notice=notice)
+
+
+class QueueSource:
+    """A source a test puts snapshots into."""
+
+    def __init__(self, *snapshots: s.Snapshot) -> None:
+        self.queue: queue.Queue[s.Snapshot | Exception] = queue.Queue()
+        self.closed = 0
+        for each in snapshots:
+            self.queue.put(each)
+
+    def next(self, timeout_s: float) -> s.Snapshot | None:
+        try:
+            item = self.queue.get(timeout=min(timeout_s, 0.05))
+        except queue.Empty:
+            return None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self.closed += 1

@@ -1,0 +1,276 @@
+"""The pure functions behind the widgets: text, plots, blocks, columns, sentences, panels."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from dpwatch.hub import snapshot as s
+from dpwatch.hub.comparison import others_median, peak_bytes
+from dpwatch.tui.blocks import beside, boxed, table
+from dpwatch.tui.chrome import header_line, nav_line
+from dpwatch.tui.communication import communication_lines
+from dpwatch.tui.compare import compare_lines
+from dpwatch.tui.diagnoses import diagnosis_lines, who, with_unit
+from dpwatch.tui.frame import Frame, latest_by_strategy
+from dpwatch.tui.guidance import help_lines, waiting_lines
+from dpwatch.tui.palette import palette
+from dpwatch.tui.plot import Series, plot, sparkline
+from dpwatch.tui.rank_detail import rank_lines
+from dpwatch.tui.ranks import (
+    Scale,
+    columns_for,
+    head_line,
+    legend_lines,
+    matches,
+    memory_parts,
+    row_lines,
+)
+from dpwatch.tui.summary import summary_lines
+from dpwatch.tui.text import clean, clip, fitted, left, line, right, wrapped
+from dpwatch.tui.words import balance_sentence, compare_sentences, devices_of
+
+from .conftest import calm
+from .scenes import ddp_run, dp_run, hostile_run, snapshot, starting_run
+
+COLOR, MONO = palette(), palette(mono=True)
+WIDTHS = (80, 100, 120, 160, 240)
+
+
+def frame_of(*views, **options):
+    return Frame(snapshot=snapshot(*views), run_id=views[0].run.run_id, **options)
+
+
+def plain(lines):
+    return "\n".join(each.plain for each in lines)
+
+
+@calm
+@given(st.text(max_size=300))
+def test_cleaned_text_has_nothing_a_terminal_acts_on(text):
+    cleaned = clean(text, 100)
+    assert len(cleaned) <= 100
+    assert not [c for c in cleaned if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+
+
+def test_cleaning_keeps_words_apart_and_letters_as_they_are():
+    assert clean("a\nb\tc  é 漢 [red]") == "a b c é 漢 [red]"
+    assert clean("\x1b]0;owned\x07x\u202ey") == "]0;ownedxy"
+
+
+@calm
+@given(st.text(st.sampled_from("ab漢é "), max_size=40), st.integers(min_value=0, max_value=30))
+def test_padding_gives_exactly_the_width(text, width):
+    assert line((left(text, width), COLOR.text)).cell_len == width
+    assert line((right(text, width), COLOR.text)).cell_len == width
+    assert line((clip(text, width), COLOR.text)).cell_len <= width
+    assert fitted(line((text, COLOR.text)), width).cell_len == width
+
+
+@calm
+@given(st.text(max_size=200), st.integers(min_value=8, max_value=60))
+def test_wrapped_lines_keep_within_the_width(text, width):
+    assert all(each.cell_len <= width for each in wrapped(clean(text), width, COLOR.text))
+
+
+curves = st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=30).map(
+    lambda ys: s.Curve(tuple(range(len(ys))), tuple(ys))
+)
+
+
+@calm
+@example(s.Curve((0, 1), (1.7976931348623157e308, -1e292)), s.Curve(), 1, 0)
+@given(curves, curves, st.integers(min_value=0, max_value=90), st.integers(0, 12))
+def test_a_plot_keeps_its_size_whatever_the_values(one, two, width, height):
+    series = [Series(name=n, curve=c, style=COLOR.text) for n, c in (("dp", one), ("ddp", two))]
+    lines = plot(series, width, height, COLOR, label=lambda v: f"{v:.3g}")
+    assert len(lines) == height
+    assert all(each.cell_len == width for each in lines)
+    assert sparkline(one, width, COLOR.text).cell_len == width
+
+
+def test_a_falling_curve_falls():
+    curve = s.Curve((0, 1, 2, 3), (3.0, 2.0, 1.0, 0.0))
+    series = [Series(name="dp", curve=curve, style=COLOR.text)]
+    lines = [each.plain for each in plot(series, 30, 5, COLOR, label=lambda v: f"{v:.1f}")]
+    assert lines[0].startswith("3.0 ⢇") or lines[0].split()[1][0] > "\u2800"
+    first = [row.index(next(c for c in row if "\u2800" < c < "\u28ff")) for row in lines[:4]]
+    assert first == sorted(first)
+    assert lines[3].startswith("0.0 ")
+    assert lines[3].rstrip().endswith("dp")
+    assert "step 0" in lines[4]
+
+
+def test_boxes_and_columns_fill_their_cells():
+    box = boxed("Title", [line(("x" * 50, COLOR.text))], 20, 4, COLOR)
+    assert [each.cell_len for each in box] == [20] * 4
+    both = beside([box, boxed("B", [], 10, 6, COLOR)])
+    assert [each.cell_len for each in both] == [31] * 6
+
+
+def test_a_table_drops_whole_columns_and_cuts_no_figure():
+    rows = [("dp", "56.2 MiB", "99.0 ms")]
+    assert "99.0 ms" not in plain(table(("name", "peak", "step"), rows, 20, COLOR))
+    assert "56.2 MiB" in plain(table(("name", "peak", "step"), rows, 20, COLOR))
+
+
+@pytest.mark.parametrize("colors", [COLOR, MONO, palette(dark=False)])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("view", [dp_run(), ddp_run(), starting_run(), hostile_run()])
+def test_every_panel_keeps_within_its_width(view, width, colors):
+    frame = frame_of(view, dp_run())
+    panels = [
+        summary_lines(frame, width, 24, colors),
+        summary_lines(frame, width, 45, colors),
+        compare_lines(frame, width, colors),
+        communication_lines(view.run, width, colors),
+        rank_lines(view, 0, width, colors),
+        help_lines(width, colors),
+        waiting_lines("a notice", "", width, 20, colors),
+        legend_lines(width, colors),
+        [header_line(frame, "dpwatch", width, colors)],
+        [nav_line(frame, "overview", width, colors)],
+        *(diagnosis_lines(view, d, width, colors, chosen=True) for d in view.run.diagnoses),
+    ]
+    for lines in panels:
+        assert all(each.cell_len <= width for each in lines), plain(lines)
+
+
+@pytest.mark.parametrize("width", [*WIDTHS, *range(77, 130, 7)])
+@pytest.mark.parametrize("view", [dp_run(), ddp_run(ranks=3)])
+def test_rows_fit_and_figures_are_whole(view, width):
+    layout, scale = columns_for(view.run, width), Scale.of(view.run)
+    assert head_line(view.run, layout, COLOR).cell_len <= width
+    for rank in view.run.ranks:
+        lines = row_lines(rank, layout, scale, COLOR, height=3, chosen=False)
+        assert len(lines) == 3
+        assert all(each.cell_len <= width for each in lines)
+        assert "…" not in plain(lines)
+
+
+def test_narrow_tables_keep_the_most_important_columns():
+    titles = {w: [c.title for c in columns_for(dp_run().run, w).columns] for w in (77, 160)}
+    for title in ("device", "state", "step time", "peak", "traffic", "memory at peak"):
+        assert title in titles[77]
+    assert "sent" not in titles[77]
+    assert {"sent", "received", "GIL", "idle", "run q"} <= set(titles[160])
+
+
+def test_the_virtual_devices_are_called_so():
+    for height in (24, 45):
+        text = plain(summary_lines(frame_of(dp_run()), 158, height, COLOR))
+        assert "4 virtual devices" in text
+        assert "on this host's 2 CPU cores" in text
+    assert devices_of(replace(dp_run().run, devices="cuda")) == ("4 CUDA devices", "on box")
+
+
+def test_device_0_against_the_rest_in_words_and_numbers():
+    sentence = balance_sentence(dp_run().run)
+    assert sentence == "Device 0 holds 1.82× the others' memory and carries 3.00× their traffic."
+    assert balance_sentence(ddp_run().run).startswith("Balanced: device 0 has 1.00×")
+    assert "not measured yet" in balance_sentence(starting_run().run)
+
+
+def test_what_is_to_be_seen_between_strategies():
+    text = " ".join(compare_sentences([dp_run(), ddp_run()]))
+    assert "dp puts 1.82× the others' memory and 3.00× their traffic on device 0" in text
+    assert "ddp loads every device alike" in text
+    assert "ddp trains 1.32× as many samples a second as dp, on this machine's cores" in text
+
+
+def test_nothing_is_said_of_what_is_not_known():
+    assert compare_sentences([starting_run(), starting_run()]) == []
+    unknown = plain(summary_lines(frame_of(starting_run()), 158, 45, COLOR))
+    assert "– → –" in unknown
+    assert " 0 MiB" not in unknown
+    assert "0 samples" not in unknown
+
+
+def test_one_run_says_that_the_next_will_stand_beside_it():
+    text = plain(compare_lines(frame_of(dp_run()), 120, COLOR))
+    assert "One run so far (dp); the next strategy will stand beside it." in text
+
+
+def test_the_latest_run_stands_for_its_strategy():
+    older = replace(dp_run(), run=replace(dp_run().run, run_id="older"))
+    views = latest_by_strategy(snapshot(dp_run(), ddp_run(), older))
+    assert [view.run.run_id for view in views] == ["run-dp", "run-ddp"]
+
+
+def test_the_others_median_needs_all_of_them():
+    run = dp_run().run
+    assert others_median(run, peak_bytes) == 32_400_000
+    ranks = [*run.ranks[:3], replace(run.ranks[3], memory=s.MemoryUse())]
+    assert others_median(replace(run, ranks=ranks), peak_bytes) is None
+
+
+def test_the_state_lines():
+    for state, words in (
+        ("finished", "FINISHED"),
+        ("failed", "FAILED  CUDA went away"),
+        ("hung", "HUNG  CUDA went away"),
+        ("lost", "LOST  CUDA went away"),
+    ):
+        view = dp_run(state=state, reason="CUDA went away")
+        assert words in plain(summary_lines(frame_of(view), 120, 24, COLOR))
+    stale = replace(dp_run(), connection="stale")
+    text = plain(summary_lines(frame_of(stale, silent_s=7.4), 120, 24, COLOR))
+    assert "hub has been silent for 7 s" in text
+
+
+def test_memory_the_source_does_not_tell_apart_is_shown_as_such():
+    parts = memory_parts(s.MemoryUse(peak_bytes=100, params=30))
+    assert parts["untold"] == 70
+    assert parts["grads"] is None
+    assert "untold" not in memory_parts(s.MemoryUse())
+
+
+def test_full_bars_mean_capacity_only_where_every_device_has_one():
+    run = dp_run().run
+    assert Scale.of(run).peak_bytes == 58_900_000
+    some = [replace(r, memory=replace(r.memory, capacity_bytes=2**30)) for r in run.ranks]
+    assert Scale.of(replace(run, ranks=some)).peak_bytes == 2**30
+    assert Scale.of(replace(run, ranks=[*some[:3], run.ranks[3]])).capacity is False
+
+
+def test_rows_are_filtered_by_every_word():
+    rank = dp_run().run.ranks[2]
+    assert matches(rank, ["vgpu:2", "run"])
+    assert not matches(rank, ["vgpu:2", "failed"])
+
+
+def test_evidence_carries_its_units():
+    assert with_unit("peak_bytes", 58_900_000) == "56.2 MiB"
+    assert with_unit("peak_device0_over_median", 1.82) == "1.82×"
+    assert with_unit("wait_ms", 3.1) == "3.10 ms"
+    assert with_unit("gil_wait", 0.13) == "13%"
+    assert with_unit("missing", [1, 3]) == "1, 3"
+    assert with_unit("x", None) == "–"
+    assert with_unit("loss", math.nan) == "nan"
+    assert who([0]) == "rank 0"
+    assert who([]) == "the whole run"
+    assert who(list(range(40))) == "40 ranks from 0 to 39"
+
+
+def test_copies_are_summed_by_kind():
+    text = plain(communication_lines(dp_run().run, 100, COLOR))
+    assert "replicate: vgpu:0 → 3 devices" in text
+    assert "36.9 MiB" in text
+
+
+def test_a_thousand_runs_are_counted_where_their_names_do_not_fit():
+    views = [replace(dp_run(), run=replace(dp_run().run, run_id=str(i))) for i in range(40)]
+    text = nav_line(Frame(snapshot=snapshot(*views), run_id="39"), "overview", 100, COLOR).plain
+    assert "run 1 of 40" in text
+
+
+def test_dp_is_one_process_whatever_its_world_size():
+    assert dp_run().run.world_size == 4
+    assert "rank" not in [column.title for column in columns_for(dp_run().run, 158).columns]
+    assert "processes  1" in plain(summary_lines(frame_of(dp_run()), 158, 45, COLOR))
+    assert "processes  4, gloo" in plain(summary_lines(frame_of(ddp_run()), 158, 45, COLOR))
