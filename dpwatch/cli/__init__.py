@@ -1,0 +1,42 @@
+"""The command line: one small module a command.
+
+A command module has `add(subparsers)`, which describes its options, and `run(options) -> int`,
+which imports what it needs and returns the exit code. Whatever goes wrong reaches the user as one
+line on stderr: a command raises `CommandError` (or a library's own error that tells what to do).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from dpwatch.cli.errors import FINE, USAGE, CommandError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `dpwatch`; returns its exit code."""
+    from dpwatch.cli.parser import build_parser
+    from dpwatch.cli.signals import end_cleanly
+
+    options = build_parser().parse_args(arguments)
+    end_cleanly()
+    try:
+        return int(options.run(options))
+    except CommandError as error:
+        return _fail(str(error), error.code)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Who read our output has gone (`| head`); the interpreter's last flush must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+    except OSError as error:
+        return _fail(str(error), USAGE)
+
+
+def _fail(text: str, code: int) -> int:
+    if os.environ.get("DPWATCH_DEBUG") == "1":
+        raise
+    print(f"dpwatch: {text}", file=sys.stderr)
+    return code

@@ -1,0 +1,151 @@
+"""What `dpwatch demo` does, by its options: runs in turn, a scenario, a search or a sweep."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from dpwatch.cli import max_batch, sweep
+from dpwatch.cli.errors import FINE, CommandError
+from dpwatch.cli.markdown import markdown
+from dpwatch.cli.output import json_text, table
+from dpwatch.cli.watch import on_terminal, require_terminal
+from dpwatch.demo.max_batch import DEFAULT_CAPACITY_BYTES
+from dpwatch.demo.scenarios import Scenario, find
+from dpwatch.demo.session import Session
+from dpwatch.demo.sweep import STEPS, parse_counts
+from dpwatch.hub.diagnose.oom import MARK
+from dpwatch.hub.snapshot import Run
+from dpwatch.trainer.config import ConfigError, TrainConfig, parse_names, require
+from dpwatch.trainer.options import configs_from
+
+GPUS = 4
+MANY = 3
+STEPS_OF_MANY = 40
+"""Where more strategies than `MANY` are compared, a few seconds of each do."""
+
+FAILED = 1
+
+WAITING = """\
+Starting real training
+
+A trainer process imports torch and starts its devices.
+The first steps are here in about five seconds."""
+
+
+def asked(options: argparse.Namespace) -> Callable[[], int]:
+    """What is to be done, with configurations that are checked.
+
+    Raises:
+        ConfigError: One is wrong.
+    """
+    form = {"as_json": options.json, "as_markdown": options.markdown}
+    if options.find_max_batch:
+        limited = _configs(options, gpu_mem_bytes=DEFAULT_CAPACITY_BYTES)
+        if _headless_asked(options) or not on_terminal():
+            return partial(max_batch.run, limited, **form)
+        configs = _configs(options)
+        # A batch that does not fit is what the search is about.
+        return partial(_show, configs, options, out_of_memory=True, search=limited)
+    if options.sweep_gpus:
+        return partial(sweep.run, _sweep_configs(options), **form)
+    scenario = find(options.scenario) if options.scenario else None
+    configs = _scenario_configs(options, scenario) if scenario else _configs(options)
+    return partial(_show, configs, options, out_of_memory=bool(scenario and scenario.out_of_memory))
+
+
+def _configs(options: argparse.Namespace, **defaults: Any) -> list[TrainConfig]:
+    gpus = GPUS if options.gpus is None else options.gpus
+    names = parse_names(options.strategy or "dp,ddp")
+    if options.strategy == "all":  # all that so many devices can be trained under
+        names = [name for name in names if gpus % require(name).gpus_multiple == 0]
+    if len(names) > MANY and "steps" not in defaults:
+        defaults["steps"] = STEPS_OF_MANY
+    configs: list[TrainConfig] = configs_from(options, names, gpus, **defaults)
+    return configs
+
+
+def _sweep_configs(options: argparse.Namespace) -> list[TrainConfig]:
+    """Every strategy at every number of devices that it can be trained on."""
+    if options.gpus is not None:
+        raise ConfigError("--sweep-gpus says how many devices; leave --gpus out")
+    names, counts = parse_names(options.strategy or "dp,ddp"), parse_counts(options.sweep_gpus)
+    possible = [(n, c) for n in names for c in counts if c % require(n).gpus_multiple == 0]
+    if not possible:
+        raise ConfigError(f"--sweep-gpus {options.sweep_gpus}: {names[0]} can't use so many")
+    return [configs_from(options, [name], count, steps=STEPS)[0] for name, count in possible]
+
+
+def _scenario_configs(options: argparse.Namespace, scenario: Scenario) -> list[TrainConfig]:
+    """A scenario's runs; what is asked for counts, but for what makes the difference."""
+    if options.strategy:
+        raise ConfigError(f"--scenario {scenario.name} has its own strategies; leave them out")
+    gpus = scenario.gpus if options.gpus is None else options.gpus
+    return [
+        replace(configs_from(options, [each.strategy], gpus, **scenario.common)[0], **each.own)
+        for each in scenario.variants
+    ]
+
+
+def _headless_asked(options: argparse.Namespace) -> bool:
+    return bool(options.headless or options.json or options.markdown)
+
+
+def _show(
+    configs: Sequence[TrainConfig],
+    options: argparse.Namespace,
+    *,
+    out_of_memory: bool,
+    search: Sequence[TrainConfig] = (),
+) -> int:
+    """Trains under each in turn and shows it.
+
+    Args:
+        configs: What to train.
+        options: Where to show it.
+        out_of_memory: That one runs out of memory is no failure.
+        search: What to look for the largest batch of, when all is trained.
+    """
+    headless = _headless_asked(options)
+    if not headless:
+        require_terminal()
+    with Session(configs, past_failures=out_of_memory, search=search) as session:
+        if headless:
+            return _headless(session, _renderer(options), out_of_memory=out_of_memory)
+        return _dashboard(session, out_of_memory=out_of_memory)
+
+
+def _check(session: Session, code: int, *, out_of_memory: bool) -> None:
+    """Fails as the training did, unless all that failed did so for want of memory, as meant."""
+    reasons = [run.reason for run in session.runs() if run.state == "failed"]
+    meant = out_of_memory and reasons and all(MARK in reason for reason in reasons)
+    if code and not (meant and code == FAILED):
+        raise CommandError(session.error or "the training failed", code)
+
+
+def _renderer(options: argparse.Namespace) -> Callable[[Sequence[Run]], str]:
+    return json_text if options.json else markdown if options.markdown else table
+
+
+def _headless(
+    session: Session, render: Callable[[Sequence[Run]], str], *, out_of_memory: bool
+) -> int:
+    code = session.wait()
+    print(render(session.runs()))
+    _check(session, code, out_of_memory=out_of_memory)
+    return FINE
+
+
+def _dashboard(session: Session, *, out_of_memory: bool) -> int:
+    from dpwatch.tui.app import DashboardApp  # slow to import, and needless without a screen
+
+    app = DashboardApp(session.source, title="dpwatch demo", waiting_text=WAITING)
+    app.run()
+    if session.failed:
+        _check(session, session.wait(), out_of_memory=out_of_memory)
+    if session.search is not None and session.search.error:
+        raise CommandError(session.search.error, FAILED)
+    return app.return_code or FINE

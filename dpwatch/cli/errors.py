@@ -1,0 +1,15 @@
+"""Exit codes, and the error that carries one."""
+
+from __future__ import annotations
+
+FINE = 0
+USAGE = 2
+NOTHING_TO_SHOW = 3
+
+
+class CommandError(Exception):
+    """Something the user can mend: one line that says what to do, and an exit code."""
+
+    def __init__(self, text: str, code: int = USAGE) -> None:
+        super().__init__(text)
+        self.code = code

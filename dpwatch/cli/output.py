@@ -1,0 +1,114 @@
+"""Runs as text: the JSON object, and a plain table for people and logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from dpwatch.hub.snapshot import Rank, Run
+from dpwatch.hub.summarize import summary
+
+UNKNOWN = "–"
+
+_COLUMNS = (
+    ("rank", 4),
+    ("device", 8),
+    ("state", 8),
+    ("steps", 6),
+    ("step ms", 9),
+    ("peak MiB", 9),
+    ("sent MiB", 9),
+    ("recv MiB", 9),
+    ("GIL", 5),
+    ("idle", 5),
+    ("queue", 5),
+)
+
+
+def json_text(runs: Sequence[Run]) -> str:
+    """The `dpwatch.summary/1` object, indented."""
+    return formatted(summary(runs))
+
+
+def formatted(told: msgspec.Struct) -> str:
+    """A struct as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(told), indent=2).decode()
+
+
+def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a plain table: the first column to the left, figures to the right."""
+    cells = [titles, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(titles))]
+    return [
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in cells
+    ]
+
+
+def table(runs: Sequence[Run]) -> str:
+    """A block a run: its facts, a row a device, what is wrong."""
+    return "\n\n".join(_block(run) for run in runs)
+
+
+def _block(run: Run) -> str:
+    steps = f"{run.steps}" if run.total_steps is None else f"{run.steps}/{run.total_steps}"
+    where = "virtual devices" if run.devices == "virtual" else run.devices
+    lines = [
+        f"{run.title or run.run_id} · {run.strategy or 'strategy unknown'} · "
+        f"{len(run.ranks)} × {where} · {run.state} · step {steps}",
+        f"loss {_number(run.loss.first, 3)} → {_number(run.loss.last, 3)} · "
+        f"{_number(run.samples_per_s, 1)} samples/s · device 0 against the others: "
+        f"peak {_ratio(run.balance.peak_device0_over_median)}, "
+        f"traffic {_ratio(run.balance.traffic_device0_over_median)}",
+        " ".join(name.rjust(width) for name, width in _COLUMNS),
+        *(_row(rank) for rank in run.ranks),
+    ]
+    if run.reason:
+        lines.append(run.reason)
+    lines += [f"{d.severity}: {d.kind}: {d.text}" for d in run.diagnoses]
+    return "\n".join(_printable(line) for line in lines)
+
+
+def _row(rank: Rank) -> str:
+    cells = (
+        str(rank.rank),
+        rank.device,
+        rank.state,
+        str(rank.steps),
+        _number(rank.step_ms.p50, 1),
+        mebibytes(rank.memory.peak_bytes),
+        mebibytes(rank.sent_bytes_per_step),
+        mebibytes(rank.received_bytes_per_step),
+        _percent(rank.gil_wait),
+        _percent(rank.idle),
+        _percent(rank.runqueue_wait),
+    )
+    return " ".join(c.rjust(width) for c, (_, width) in zip(cells, _COLUMNS, strict=True))
+
+
+def _number(value: float | None, digits: int) -> str:
+    return UNKNOWN if value is None else f"{value:.{digits}f}"
+
+
+def mebibytes(nbytes: float | None) -> str:
+    """Bytes in MiB, `–` where unknown."""
+    return UNKNOWN if nbytes is None else f"{nbytes / (1 << 20):.1f}"
+
+
+def _percent(share: float | None) -> str:
+    return UNKNOWN if share is None else f"{share:.0%}"
+
+
+def _ratio(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.2f}×"
+
+
+def _printable(line: str) -> str:
+    """Text from ranks never reaches the terminal as an escape sequence."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)

@@ -1,0 +1,32 @@
+"""The parser: `dpwatch` itself watches; everything else is a subcommand."""
+
+from __future__ import annotations
+
+import argparse
+
+import dpwatch
+from dpwatch.cli import demo, watch
+
+EXAMPLES = """\
+examples:
+  dpwatch                      watch every run on this host; waits for one
+  dpwatch --once --json        what the live runs look like now, as JSON
+  dpwatch demo --gpus 4        train for real under dp, then ddp, and compare them
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from dpwatch.trainer.options import OneLineParser
+
+    parser: argparse.ArgumentParser = OneLineParser(
+        prog="dpwatch",
+        description="See, live, what a distributed PyTorch training run is doing.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"dpwatch {dpwatch.__version__}")
+    watch.describe(parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    demo.add(commands)
+    return parser

@@ -1,0 +1,93 @@
+"""`dpwatch`: the dashboard over every live run on this host, or one look at them (`--once`)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
+
+if TYPE_CHECKING:
+    from dpwatch.hub.follow import Watcher
+    from dpwatch.hub.snapshot import Run
+
+ANSWER_S = 2.0
+"""How long `--once` waits for hubs to answer."""
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of watching to the main parser."""
+    parser.add_argument("--once", action="store_true", help="print one snapshot and exit")
+    parser.add_argument(
+        "--json", action="store_true", help="with --once: as a dpwatch.summary/1 object"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Opens the dashboard, or prints once."""
+    if options.json and not options.once:
+        raise CommandError("--json goes with --once (or with `dpwatch demo`)")
+    from dpwatch.hub.follow import Watcher
+
+    watcher = Watcher()
+    try:
+        return _once(watcher, options.json) if options.once else _dashboard(watcher)
+    finally:
+        watcher.close()
+
+
+def _once(watcher: Watcher, as_json: bool) -> int:
+    runs = look(watcher)
+    if as_json:
+        from dpwatch.cli.output import json_text
+
+        print(json_text(runs))
+    elif runs:
+        from dpwatch.cli.output import table
+
+        print(table(runs))
+    if runs:
+        return FINE
+    print(
+        "dpwatch: no run on this host; start one with `dpwatch demo --gpus 4`, or add "
+        "`dpwatch.watch()` to a training script",
+        file=sys.stderr,
+    )
+    return NOTHING_TO_SHOW
+
+
+def look(watcher: Watcher) -> list[Run]:
+    """Every live run, as soon as their hubs have answered."""
+    deadline = time.monotonic() + ANSWER_S
+    while not watcher.complete and time.monotonic() < deadline:
+        watcher.next(0.1)
+    return [view.run for view in watcher.snapshot().runs]
+
+
+def _dashboard(watcher: Watcher) -> int:
+    require_terminal()
+    from dpwatch.tui.app import DashboardApp
+
+    app = DashboardApp(watcher)
+    app.run()
+    return app.return_code or FINE
+
+
+def on_terminal() -> bool:
+    """Whether a person is at both ends."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def require_terminal() -> None:
+    """Refuses to draw into a pipe.
+
+    Raises:
+        CommandError: Input or output is no terminal.
+    """
+    if not on_terminal():
+        raise CommandError(
+            "the dashboard needs a terminal; use --once (or demo --headless) in scripts"
+        )

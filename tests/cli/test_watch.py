@@ -1,0 +1,98 @@
+"""`dpwatch` without a screen: one look, and every way to be used wrong."""
+
+import json
+from importlib.util import find_spec
+
+import msgspec
+import pytest
+
+from dpwatch.cli.output import json_text, table
+from dpwatch.hub.summarize import summarize
+from tests.frames import batch, dp_run, hello, played
+from tests.hubs import rank, serving
+from tests.processes import dpwatch
+
+
+def test_nothing_to_show():
+    done = dpwatch("--once")
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert "dpwatch demo --gpus 4" in done.stderr
+    done = dpwatch("--once", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["runs"] == []
+
+
+def test_one_look_at_a_live_run():
+    with serving() as hub, rank(hub.place) as send:
+        for frame in list(dp_run(steps=5))[:-1]:
+            send(frame)
+        text = dpwatch("--once")
+        seen = json.loads(dpwatch("--once", "--json").stdout)
+    assert text.returncode == 0
+    assert "vgpu:3" in text.stdout
+    assert seen["schema"] == "dpwatch.summary/1"
+    (run,) = seen["runs"]
+    assert [r["device"] for r in run["ranks"]] == [f"vgpu:{d}" for d in range(4)]
+    assert run["ranks"][0]["gpu"] == {"util": None, "temperature_c": None, "power_w": None}
+
+
+TORCH = find_spec("torch") is not None
+needs_torch = pytest.mark.skipif(not TORCH, reason="the demo asks for torch first")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--json"], "--once"),
+        (["nonsense"], "demo"),
+        (["--once", "extra"], "demo"),
+        ([], "terminal"),
+        pytest.param(["demo"], "terminal", marks=needs_torch),
+        (["demo", "--gpus", "0"], "--gpus 0"),
+        (["demo", "--gpus", "many"], "--gpus"),
+        (["demo", "--steps", "0"], "--steps 0"),
+        (["demo", "--strategy", "magic"], "dp"),
+        (["demo", "--strategy", ","], "dp"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(arguments, says):
+    done = dpwatch(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert says in done.stderr.splitlines()[-1]
+
+
+def test_an_unusable_runtime_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    for command in (["--once"], *([["demo", "--headless"]] if TORCH else [])):
+        done = dpwatch(*command, DPWATCH_RUNTIME_DIR=str(tmp_path / "file" / "x"))
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert "DPWATCH_RUNTIME_DIR" in done.stderr
+
+
+def test_help_and_version():
+    assert "examples:" in dpwatch("--help").stdout
+    assert "examples:" in dpwatch("demo", "--help").stdout
+    assert dpwatch("--version").stdout.startswith("dpwatch ")
+
+
+def test_the_json_is_the_struct_field_by_field():
+    run = summarize(played(dp_run()))
+    seen = json.loads(json_text([run]))["runs"][0]
+    assert seen == msgspec.to_builtins(run)
+
+
+def test_text_from_ranks_is_no_escape_sequence():
+    run = summarize(played([batch(hello(title="\x1b[2J\x07evil"))]))
+    assert "\x1b" not in table([run])
+    assert "evil" in table([run])
+
+
+def test_a_wrong_argument_is_one_line():
+    for arguments in (("demo", "--gpu-mem", "lots"), ("demo", "--gpus", "many"), ("nonsense",)):
+        done = dpwatch(*arguments)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("dpwatch")

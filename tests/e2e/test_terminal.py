@@ -1,0 +1,187 @@
+"""The real thing in a real terminal: tmux, keys, and what stands on the screen."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.processes import environment, eventually, processes_with, start
+
+pytestmark = [
+    pytest.mark.dist,
+    pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux: apt-get install tmux"),
+]
+
+
+class Terminal:
+    """A detached tmux session that runs one command, then says its exit code and stays."""
+
+    def __init__(self, folder, width, height, *command):
+        self._closed = False
+        self._socket = str(folder / "tmux")
+        words = " ".join([sys.executable, "-m", "dpwatch", *command])
+        self._tmux(
+            *("-f", "/dev/null", "new-session", "-d", "-x", str(width), "-y", str(height)),
+            f"stty -echo; {words}; echo EXIT=$?; stty sane; stty -a | grep -o ' echo '; cat",
+        )
+
+    def _tmux(self, *arguments):
+        done = subprocess.run(
+            ["tmux", "-S", self._socket, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment(TERM="xterm-256color", COLORTERM="truecolor"),
+        )
+        return done.stdout
+
+    def keys(self, *names):
+        self._tmux("send-keys", *names)
+
+    def screen(self):
+        return self._tmux("capture-pane", "-p")
+
+    def until(self, *texts):
+        """Waits until all of these stand on the screen, and returns it."""
+        seen = [""]
+
+        def there():
+            seen[0] = self.screen()
+            return all(text in seen[0] for text in texts)
+
+        try:
+            eventually(there, texts)
+        except AssertionError:
+            raise AssertionError(f"never saw {texts} in\n{seen[0]}") from None
+        return seen[0]
+
+    def pid(self, name):
+        """The pid of the dpwatch command in it."""
+        shell = self._tmux("display", "-p", "#{pane_pid}").strip()
+        found = subprocess.run(
+            ["pgrep", "-P", shell, "-f", name], capture_output=True, text=True, check=False
+        )
+        return int(found.stdout.split()[0])
+
+    def close(self):
+        """Closes the window and all that is in it; once more does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._tmux("kill-server")
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    opened = []
+
+    def open_one(width, height, *command):
+        folder = tmp_path / str(len(opened))
+        folder.mkdir()
+        opened.append(Terminal(folder, width, height, *command))
+        return opened[-1]
+
+    yield open_one
+    for each in opened:
+        each.close()
+
+
+def test_the_demo_from_the_first_step_to_compare(terminal, private_runtime):
+    screen = terminal(160, 45, "demo", "--gpus", "2", "--steps", "15")
+    screen.until("vgpu:0", "vgpu:1", "virtual devices", "running")
+    screen.until("ddp", "finished", "step 15")
+    screen.keys("2")
+    screen.until("Memory at the peak", "dp", "ddp", "1.00×")
+    screen.keys("3")
+    screen.until("master imbalance")
+    screen.keys("?")
+    screen.until("Keys", "overview, compare")
+    screen.keys("q")
+    screen.until("EXIT=0", "echo")
+    eventually(lambda: not _others(private_runtime), "every process gone")
+    assert list(private_runtime.iterdir()) == []
+
+
+SEARCH = (
+    *("demo", "--gpus", "2", "--strategy", "dp,ddp", "--steps", "12", "--find-max-batch"),
+    *("--gpu-mem", "600KiB", "--d-model", "16", "--heads", "2", "--layers", "1"),
+    *("--seq-len", "16"),
+)
+
+
+def test_the_largest_batches_come_in_on_compare(terminal, private_runtime):
+    screen = terminal(120, 40, *SEARCH)
+    screen.until("Memory at the peak", "largest batch, 1 of 2: dp", "in 600 KiB")
+    screen.until("largest batch, 2 of 2: ddp")
+    screen.until("The largest batch a device:", "(vgpu:0")
+    screen.keys("M")
+    left = screen.until("At the largest batch a device that fits", "all alike")
+    assert "largest batch, " not in left
+    screen.keys("q")
+    screen.until("EXIT=0", "echo")
+    eventually(lambda: not _others(private_runtime), "every process gone")
+    assert list(private_runtime.iterdir()) == []
+
+
+def test_a_closed_window_ends_everything(terminal, private_runtime):
+    """The terminal is gone in mid-run, as when its window is closed."""
+    screen = terminal(120, 40, "demo", "--gpus", "2", "--steps", "100000")
+    screen.until("vgpu:0", "running")
+    screen.close()
+    eventually(lambda: not _others(private_runtime), "every process gone")
+
+
+def test_quitting_ends_the_search(terminal, private_runtime):
+    screen = terminal(80, 24, *SEARCH)
+    screen.until("largest batch, 1 of 2: dp, trying")
+    screen.keys("q")
+    left = screen.until("EXIT=0", "echo")
+    assert "Traceback" not in left
+    eventually(lambda: not _others(private_runtime), "every process gone")
+
+
+def test_a_viewer_waits_shows_a_run_and_keeps_its_end(terminal, private_runtime):
+    small = terminal(80, 24)
+    small.until("dpwatch demo --gpus 4")
+    run = start("dpwatch.trainer", "--strategy", "dp", "--gpus", "2", "--steps", "40",
+                DPWATCH_HUB_LINGER_S="1")  # fmt: skip
+    small.until("vgpu:1", "dp")
+    second = terminal(120, 35)
+    second.until("vgpu:1", "dp")
+    second.keys("q")
+    second.until("EXIT=0")
+    run.communicate(timeout=60)
+    assert run.returncode == 0
+    assert "40" in small.until("finished", "vgpu:1")
+    small.keys("q")
+    small.until("EXIT=0")
+
+
+@pytest.mark.parametrize(("end", "code"), [("C-c", 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_however_it_ends_the_terminal_is_restored(terminal, private_runtime, end, code):
+    screen = terminal(100, 30, "demo", "--gpus", "2", "--steps", "100000")
+    screen.until("vgpu:1", "running")
+    if isinstance(end, signal.Signals):
+        os.kill(screen.pid("dpwatch"), end)
+    else:
+        screen.keys(end)
+    left = screen.until(f"EXIT={code}", "echo")
+    assert "Traceback" not in left
+    eventually(lambda: not _others(private_runtime), "every process gone")
+
+
+def _others(place):
+    """Processes of the runtime directory that are not the terminal's own."""
+    return [
+        pid for pid in processes_with(str(place)) if _name(pid) not in ("tmux: server", "sh", "cat")
+    ]
+
+
+def _name(pid):
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().strip()
+    except OSError:
+        return "cat"

@@ -1,0 +1,82 @@
+"""The documents and the code say the same."""
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from dpwatch.demo import max_batch, sweep
+from dpwatch.hub import diagnose, snapshot
+from dpwatch.trainer.registry import known_names
+from dpwatch.wire import messages
+
+ROOT = Path(__file__).parents[2]
+
+
+def text(name):
+    return (ROOT / "docs" / name).read_text()
+
+
+def structs(module, base):
+    found = [getattr(module, name) for name in vars(module)]
+    return [s for s in found if isinstance(s, type) and issubclass(s, base) and s is not base]
+
+
+def test_protocol_version():
+    assert f"protocol version {messages.PROTOCOL_VERSION}" in text("protocol.md").lower()
+
+
+def test_every_record_and_its_fields_in_order():
+    page = text("protocol.md")
+    for record in structs(messages, messages.Record):
+        tag = msgspec.inspect.type_info(record).tag
+        section = page.split(f"### `{tag}`")
+        assert len(section) == 2, f"docs/protocol.md has no section `{tag}`"
+        table = section[1].split("###")[0]
+        named = re.findall(r"^\| `(\w+)`", table, re.M)
+        assert named == list(record.__struct_fields__), tag
+
+
+def test_every_json_field():
+    page = text("json.md")
+    assert snapshot.SCHEMA in page
+    for name in ("Run", "Rank", "StepTime", "PhaseTimes", "CommTimes", "MemoryUse", "Categories",
+                 "GpuUse", "CollectiveStats", "LastArrival", "TransferStats", "Balance",
+                 "Diagnosis", "Model", "Loss", "Summary"):  # fmt: skip
+        for field in getattr(snapshot, name).__struct_fields__:
+            assert f"`{field}`" in page, f"docs/json.md does not name {name}.{field}"
+
+
+def test_the_json_of_searches_and_sweeps():
+    page = text("json.md")
+    for module in (max_batch, sweep):
+        assert f"`{module.SCHEMA}`" in page
+    for struct in (max_batch.MaxBatches, max_batch.LargestBatch, max_batch.DevicePeak,
+                   sweep.Sweep, sweep.Point):  # fmt: skip
+        for field in struct.__struct_fields__:
+            assert f"`{field}`" in page, f"docs/json.md does not name {struct.__name__}.{field}"
+
+
+def test_every_diagnosis():
+    page = text("json.md")
+    for rule in diagnose.RULES:
+        assert f"`{rule.__module__.rpartition('.')[2]}`" in page
+
+
+def test_no_path_of_a_machine():
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        assert "/root/" not in path.read_text()
+
+
+def test_local_links_lead_somewhere():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_every_strategy_has_its_page_with_figures():
+    page = text("strategies.md")
+    for name in known_names():
+        section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        figures = section.split(f"<!-- figures: {name} -->")[1].split("<!-- end -->")[0]
+        assert "vgpu:0" in figures, f"docs/strategies.md has no figures of {name}: make figures"
