@@ -16,6 +16,7 @@ from dpwatch.trainer.data import loader
 from dpwatch.trainer.launch import launch
 from dpwatch.trainer.limit import limit_memory
 from dpwatch.trainer.messages import RunEnded, RunProgress
+from dpwatch.trainer.model import build_model
 from dpwatch.trainer.place import find_place
 from dpwatch.trainer.strategies import build
 from dpwatch.trainer.virtual_memory import Books, amount
@@ -166,21 +167,32 @@ def test_made_up_tensors_pass_by_and_do_not_count(following, request):
         assert made.events == []
 
 
+def held_by_gloo(config):
+    """Bytes of a DDP rank that a gloo thread may be the last to let go, whenever it next runs.
+
+    When DDP lays out its buckets anew after the first step: the old bucket, and two lists it
+    broadcasts, of 32-bit numbers: each parameter's place (and a count), and the new bucket's size.
+    """
+    parameters = list(build_model(config).parameters())
+    return sum(p.nbytes for p in parameters) + 4 * (len(parameters) + 1) + 4
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize("strategy", ["single", "dp", "ddp"])
 def test_what_fits_to_the_byte_trains_bit_identically_and_a_byte_less_does_not(server, strategy):
+    late = held_by_gloo(tiny(strategy)) if strategy == "ddp" else 0
     free = Ran(server, tiny(strategy))
     assert free.ended.memory == ()
     wide = Ran(server, tiny(strategy, gpu_mem_bytes=PLENTY))
     assert (wide.code, wide.losses) == (0, free.losses)
     assert list(wide.peaks) == [f"vgpu:{d}" for d in range(1 if strategy == "single" else 2)]
     need = max(wide.peaks.values())
-    fits = Ran(server, tiny(strategy, gpu_mem_bytes=need))
-    assert (fits.code, fits.losses, fits.peaks) == (0, free.losses, wide.peaks)
-    lacks = Ran(server, tiny(strategy, gpu_mem_bytes=need - 1))
+    fits = Ran(server, tiny(strategy, gpu_mem_bytes=need + late))
+    assert (fits.code, fits.losses) == (0, free.losses)
+    assert fits.peaks == pytest.approx(wide.peaks, abs=late, rel=0)
+    lacks = Ran(server, tiny(strategy, gpu_mem_bytes=need - late - 1))
     assert lacks.code == 1
-    fullest = {device for device, peak in wide.peaks.items() if peak == need}
-    assert lacks.ended.ran_out in fullest
+    assert wide.peaks[lacks.ended.ran_out] >= need - late
     assert re.fullmatch(
         rf"rank [01]: OutOfMemoryError: {lacks.ended.ran_out} out of memory\. Tried to allocate "
         r"[\d.]+ \w+\. .* of which .* is free; .* is in use\.",
