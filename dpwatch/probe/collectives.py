@@ -29,14 +29,16 @@ import torch.distributed as dist
 from dpwatch.probe.collectives_ops import (
     DISPATCHER_OPS,
     GROUP_METHODS,
+    WORLD,
     Group,
     Groups,
     Op,
     is_fake,
     payload_of,
 )
-from dpwatch.probe.lanes import here
-from dpwatch.wire.messages import Collective
+from dpwatch.probe.lanes import NO_PHASE, here
+from dpwatch.probe.whereabouts import issuer, spelled
+from dpwatch.wire.messages import PHASES, Collective, Position
 
 if TYPE_CHECKING:
     from dpwatch.probe.seams import RecordSink
@@ -46,6 +48,10 @@ CALLBACK_NS = 50_000
 
 COST_SHARE = 0.008
 """Of a step, that callbacks may cost on average."""
+
+MOST_GROUPS = 16
+MOST_TOLD = 64
+"""Groups, and members of one, that a heartbeat tells of."""
 
 PROMPT_NS = 50_000
 """A wait that starts this soon after the call, or blocks this long, ends when the work ends."""
@@ -67,10 +73,11 @@ def start(record: RecordSink, step_of: Callable[[], int]) -> Collectives:
 class Call:
     """One collective under way. `emit` records it, once."""
 
-    __slots__ = ("blocked_ns", "completed_ns", "device", "dtype", "group", "issued_ns", "nbytes",
-                 "on_host", "op", "returned_ns", "sent", "seq", "step")  # fmt: skip
+    __slots__ = ("blocked_ns", "completed_ns", "device", "dtype", "group", "into_ns", "is_async",
+                 "issued_ns", "nbytes", "nbytes_out", "on_host", "op", "phase", "place",
+                 "returned_ns", "sent", "seq", "step")  # fmt: skip
 
-    def __init__(self, op: Op, group: Group, payload: Any, step: int) -> None:
+    def __init__(self, op: Op, group: Group, payload: Any, output: Any, step: int) -> None:
         self.op = op.name
         self.group = group
         self.seq = next(group.sequence)
@@ -80,9 +87,16 @@ class Call:
         self.on_host = first is None or first.is_cpu
         self.completed_ns: int | None = None
         self.blocked_ns: int | None = None
+        self.nbytes_out = self.nbytes if output is None else payload_of(output)[0]
         self.sent = False
-        self.device = 0 if here.lane is None else here.lane.device
+        self.is_async: bool | None = None
+        self.place = issuer()
+        lane = here.lane
+        self.device = 0 if lane is None else lane.device
         self.issued_ns = self.returned_ns = time.monotonic_ns()
+        self.phase, self.into_ns = NO_PHASE, None
+        if lane is not None and lane.phase >= 0:
+            self.phase, self.into_ns = lane.phase, self.issued_ns - lane.phase_start
 
     def waited(self, began_ns: int, ended_ns: int) -> None:
         """The caller waited for it and went on."""
@@ -98,10 +112,41 @@ class Call:
             return
         self.sent = True
         record(
-            (Collective, self.step, self.op, self.group.name, self.group.size, self.seq,
+            (collective_record, self.step, self.op, self.group.name, self.group.size, self.seq,
              self.nbytes, self.issued_ns, self.completed_ns, self.blocked_ns, self.dtype,
-             self.device)
+             self.device, self.phase, self.into_ns, self.place, self.is_async, self.nbytes_out)
         )  # fmt: skip
+
+    def position(self) -> Position:
+        """This call as the place its group has come to; from any thread."""
+        members = self.group.members
+        return Position(
+            group=self.group.name,
+            ranks=self.group.size,
+            seq=self.seq,
+            op=self.op,
+            nbytes=self.nbytes,
+            dtype=self.dtype,
+            issued_ns=self.issued_ns,
+            step=self.step,
+            done=self.completed_ns is not None or self.blocked_ns is not None,
+            where=spelled(self.place),
+            members=[] if self.group.name == WORLD or len(members) > MOST_TOLD else members,
+        )
+
+
+def collective_record(*fields: Any) -> Collective:
+    """The record of a call; on the sender thread, which has the time to spell its place."""
+    *known, phase, into_ns, place, is_async, nbytes_out = fields
+    told: tuple[Any, ...] = (
+        *known,
+        PHASES[phase] if phase >= 0 else "",
+        into_ns,
+        spelled(place),
+        is_async,
+        nbytes_out,
+    )
+    return Collective(*told)
 
 
 class Collectives:
@@ -130,16 +175,10 @@ class Collectives:
         self._patch_wait()
         self.capture = "observer" if self._observe() else "patch"
 
-    def progress(self) -> dict[str, tuple[int, str, int, int]]:
-        """How far each group has come, for whoever looks for a hang, from any thread.
-
-        Returns:
-            By group: sequence number, op, bytes and `issued_ns` of the last collective entered.
-        """
-        return {
-            name: (call.seq, call.op, call.nbytes, call.issued_ns)
-            for name, call in list(self._last.items())
-        }
+    def positions(self) -> list[Position]:
+        """How far each group has come, the latest first, for whoever looks for a hang."""
+        calls = sorted(self._last.copy().values(), key=lambda call: -call.issued_ns)
+        return [call.position() for call in calls[:MOST_GROUPS]]
 
     def close(self) -> None:
         """Removes the observer and all patches, and records what is still under way."""
@@ -158,7 +197,8 @@ class Collectives:
             if payload is not None and is_fake(payload):
                 return None
             self.issued += 1
-            call = Call(op, self._groups.of(process_group), payload, self._step_of())
+            output = args[0] if op.payload else None
+            call = Call(op, self._groups.of(process_group), payload, output, self._step_of())
             self._last[call.group.name] = call
         except Exception:  # noqa: BLE001  (never into training)
             return None
@@ -211,8 +251,7 @@ class Collectives:
             for name, op in DISPATCHER_OPS.items():
                 packet = getattr(torch.ops.c10d, name, None)
                 if packet is not None:
-                    redispatch = packet.default._handle.redispatch_boxed
-                    kernel = self._kernel(op, unbox, redispatch, below)
+                    kernel = self._kernel(op, unbox, packet.default, below)
                     library.impl(name, kernel, "BackendSelect", with_keyset=True)  # type: ignore[no-untyped-call]
         except Exception:  # noqa: BLE001  (private names: another torch may lack them)
             if library is not None:
@@ -221,12 +260,17 @@ class Collectives:
         self._restore.append(library._destroy)
         return True
 
-    def _kernel(self, op: Op, unbox: Any, redispatch: Any, below: Any) -> Callable[..., Any]:
+    def _kernel(self, op: Op, unbox: Any, overload: Any, below: Any) -> Callable[..., Any]:
         script_object = torch.ScriptObject
+        redispatch = overload._handle.redispatch_boxed
+        told_async = _place_of("async_op", overload)
 
         def kernel(keys: Any, *args: Any) -> Any:
             boxed = next((arg for arg in args if isinstance(arg, script_object)), None)
             call = None if boxed is None else self._enter(op, unbox(boxed), args)
+            if call is not None and told_async is not None:
+                # The dispatcher leaves out what equals its default, which is True.
+                call.is_async = args[told_async] if len(args) > told_async else True
             result = redispatch(keys & below, *args)
             if call is not None:
                 if self._thread.from_python:
@@ -331,6 +375,12 @@ class _Thread(threading.local):
 @functools.cache
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _place_of(name: str, overload: Any) -> int | None:
+    """An argument's position in an op's schema, None if this torch's has none of that name."""
+    names = [argument.name for argument in overload._schema.arguments]
+    return names.index(name) if name in names else None
 
 
 def _work_in(result: Any) -> Any:

@@ -24,6 +24,9 @@ class Op:
     payload: int | None
 
 
+WORLD = "default"
+"""The name of the group of all ranks."""
+
 # Point-to-point ops are left out on purpose: only two ranks issue them, so counting them would
 # put the group's sequence numbers out of step.
 DISPATCHER_OPS = {
@@ -81,11 +84,13 @@ class Group:
     Attributes:
         name: `default` for the world, else what a device mesh calls it and its ranks.
         size: Its ranks' number.
+        members: Its ranks in the world.
         sequence: Numbers its collectives on this rank.
     """
 
     name: str
     size: int
+    members: list[int]
     sequence: itertools.count[int] = field(default_factory=itertools.count)
 
 
@@ -101,13 +106,15 @@ class Groups:
         key = (process_group.group_name, process_group.size())
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(name=self._name(process_group), size=key[1])
+            members = dist.get_process_group_ranks(process_group)
+            name = self._name(process_group, members)
+            group = self._groups[key] = Group(name=name, size=key[1], members=members)
         return group
 
-    def _name(self, process_group: dist.ProcessGroup) -> str:
+    def _name(self, process_group: dist.ProcessGroup, members: list[int]) -> str:
         if process_group.group_name == dist.group.WORLD.group_name:  # type: ignore[union-attr]
-            return "default"
-        name = spelled(dist.get_process_group_ranks(process_group), _role(process_group))
+            return WORLD
+        name = spelled(members, _role(process_group))
         # Groups of the same ranks count apart; all ranks make and use groups in the same order.
         nth = self._spellings[name] = self._spellings.get(name, 0) + 1
         return name if nth == 1 else f"{name} #{nth}"

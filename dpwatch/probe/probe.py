@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
@@ -27,8 +28,12 @@ from dpwatch.probe.publisher import Link, Publisher
 from dpwatch.probe.recorder import Recorder
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
 from dpwatch.probe.steps import Steps
+from dpwatch.probe.whereabouts import standing
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello
 from dpwatch.wire.paths import host_name
+
+STILL_NS = 2_000_000_000
+"""Still for so long, a training thread's stack is told too."""
 
 _NOTHING = nullcontext()
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -238,6 +243,8 @@ class _Source:
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         self._gpu = _instrument("gpu")
+        self._mark: tuple[Any, ...] | None = None
+        self._moved_ns = 0
 
     def identify(self) -> Identity:
         return identity.resolve()
@@ -263,9 +270,23 @@ class _Source:
         )
 
     def beat(self) -> Beat:
-        steps = self._probe.steps
+        probe, steps = self._probe, self._probe.steps
         phase = steps.main.phase
-        return Beat(steps.step, PHASES[phase] if phase >= 0 else "", _resident_bytes())
+        at, stack, theirs = standing(probe._thread)
+        mark = (at, steps.step, phase, probe._collectives.issued)
+        now = time.monotonic_ns()
+        if mark != self._mark:
+            self._mark, self._moved_ns = mark, now
+        still_ns = now - self._moved_ns
+        return Beat(
+            step=steps.step,
+            phase=PHASES[phase] if phase >= 0 else "",
+            rss_bytes=_resident_bytes(),
+            where=theirs,
+            still_ns=still_ns,
+            positions=probe._collectives.positions(),
+            stack=stack if still_ns >= STILL_NS else [],
+        )
 
     def gpus(self) -> list[Gpu]:
         if self._gpu is None:

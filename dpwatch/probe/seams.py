@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
+    from dpwatch.wire.messages import Position
+
 RecordSink = Callable[[tuple[Any, ...]], None]
 """Takes `(RecordClass, field, field, …)`, such as `(Memory, device, step, …)`, in field order.
 
@@ -67,6 +69,9 @@ class CollectivesLike(Protocol):
     issued: int
     capture: str
 
+    def positions(self) -> list[Position]:
+        """The last collective entered in each group, the latest first. From any thread."""
+
     def close(self) -> None:
         """Removes the observer."""
 
@@ -104,6 +109,10 @@ class NoCollectives:
 
     issued = 0
     capture = "none"
+
+    def positions(self) -> list[Position]:
+        """See `CollectivesLike`."""
+        return []
 
     def close(self) -> None:
         """See `CollectivesLike`."""

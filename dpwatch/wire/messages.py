@@ -169,6 +169,11 @@ class Collective(Record, frozen=True, tag="collective"):
         blocked_ns: How long it held the caller up, in call and wait; None where not known.
         device: Whose thread issued it.
         dtype: Element type of the payload.
+        phase: Phase that thread was in, "" between phases and where nobody looked.
+        into_ns: How long it had been in that phase.
+        where: `file:line` of the script (not of torch) that issued it, "" where it can't be told.
+        is_async: The caller got a `Work` to wait for later; None from C++.
+        nbytes_out: Payload it gets (for all_gather: all parts).
     """
 
     step: int
@@ -182,6 +187,11 @@ class Collective(Record, frozen=True, tag="collective"):
     blocked_ns: int | None = None
     dtype: str = ""
     device: int = 0
+    phase: str = ""
+    into_ns: int | None = None
+    where: str = ""
+    is_async: bool | None = None
+    nbytes_out: int | None = None
 
 
 class Transfer(Record, frozen=True, tag="transfer"):
@@ -204,6 +214,27 @@ class Transfer(Record, frozen=True, tag="transfer"):
     duration_ns: int
 
 
+class Position(msgspec.Struct, array_like=True, frozen=True):
+    """How far a rank has come in one process group: the last collective that it entered.
+
+    Attributes:
+        done: It is known to be over. False: under way, or nobody could tell.
+        members: Ranks of the group, empty for the world and for groups of over 64.
+    """
+
+    group: str
+    ranks: int
+    seq: int
+    op: str
+    nbytes: int
+    dtype: str
+    issued_ns: int
+    step: int
+    done: bool
+    where: str = ""
+    members: list[int] = []
+
+
 class Beat(Record, frozen=True, tag="beat"):
     """Sign of life from the probe's own thread, so it comes while the rank is stuck too.
 
@@ -212,12 +243,21 @@ class Beat(Record, frozen=True, tag="beat"):
         phase: Phase the training thread is in, "" between phases.
         rss_bytes: Resident memory of the process.
         gil_held: Share of time someone held the GIL, where a sampler is installed.
+        where: `file:line function` of the script that the training thread is at.
+        still_ns: How long nothing has moved: no step, phase, collective, or line of Python.
+        positions: How far it has come in its process groups, the latest first, at most 16.
+        stack: The training thread's Python frames, outermost first, at most 16; only once it has
+            been still for two seconds.
     """
 
     step: int
     phase: str
     rss_bytes: int | None = None
     gil_held: float | None = None
+    where: str = ""
+    still_ns: int | None = None
+    positions: list[Position] = []
+    stack: list[str] = []
 
 
 class Gpu(Record, frozen=True, tag="gpu"):

@@ -6,6 +6,7 @@ import warnings
 
 import torch
 import torch.distributed as dist
+from msgspec.structs import asdict
 from torch import nn
 from torch.distributed import _functional_collectives as functional
 from torch.distributed.fsdp import fully_shard
@@ -25,7 +26,7 @@ class Observed:
 
     def __enter__(self):
         self.observer = collectives.start(
-            lambda record: self.records.append(Collective(*record[1:])), lambda: self.step
+            lambda record: self.records.append(record[0](*record[1:])), lambda: self.step
         )
         return self
 
@@ -140,7 +141,7 @@ def main():
         with Observed() as observed:
             case(rank)
             report[name] = {"issued": observed.observer.issued,
-                            "progress": observed.observer.progress(),
+                            "positions": [asdict(each) for each in observed.observer.positions()],
                             "capture": observed.observer.capture}  # fmt: skip
         report[name]["records"] = observed.table()
     for name, build in {"ddp": ddp, "fsdp": sharded}.items():

@@ -48,7 +48,21 @@ def test_sequence_numbers_and_groups(report):
     assert {(record["group"], record["ranks"]) for record in records} == {("default", 2)}
     assert report["single"]["issued"] == len(records)
     assert report["single"]["capture"] == "observer"
-    assert report["single"]["progress"]["default"][:2] == [len(records) - 1, "all_reduce"]
+    (position,) = report["single"]["positions"]
+    assert (position["group"], position["seq"]) == ("default", len(records) - 1)
+    assert (position["op"], position["nbytes"], position["members"]) == ("all_reduce", 32, [])
+
+
+def test_each_knows_the_line_that_issued_it_and_what_comes_out(report):
+    records = report["single"]["records"]
+    assert {record["where"].partition(":")[0] for record in records} == {
+        "tests/probe/ranks/collectives_rank.py"
+    }
+    lines = [int(record["where"].partition(":")[2]) for record in records]
+    assert lines == sorted(lines)
+    out = {record["op"]: record["nbytes_out"] for record in records}
+    assert (out["all_gather"], out["reduce_scatter"], out["broadcast"]) == (32, 16, 16)
+    assert [record["is_async"] for record in records[:4]] == [False] * 4
 
 
 def test_synchronous_calls_know_their_end_and_how_long_they_blocked(report):
@@ -118,7 +132,7 @@ def test_python_callers_are_seen_where_the_observer_cannot_be(report):
     assert report["without"]["capture"] == "patch"
     seen = [(record["op"], record["nbytes"]) for record in report["without"]["records"]]
     assert seen == [("all_reduce", 16), ("all_gather", 16)]
-    assert all(record["completed_ns"] for record in report["without"]["records"])
+    assert all(record["blocked_ns"] is not None for record in report["without"]["records"])
 
 
 def test_both_ranks_tell_the_same_story(reports):
