@@ -15,4 +15,6 @@ def advance(state: RunState, batch: Batch) -> None:
     """Applies a frame; diagnoses on the hub's tick (once a second) and at a rank's end."""
     state.apply(batch)
     if any(isinstance(record, Tick | Bye) for record in batch.records):
-        state.diagnoses, state.misses = review(summarize(state), state.diagnoses, state.misses)
+        state.diagnoses, state.misses = review(
+            summarize(state), state.diagnoses, state.misses, state
+        )

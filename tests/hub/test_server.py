@@ -54,7 +54,8 @@ def test_a_rank_that_vanishes_is_lost():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     with serving() as hub, rank(hub.place) as send, watching() as watcher:
-        send(batch(hello(), step(0), pid=gone.pid, host=hub.host))
+        now_ns = time.monotonic_ns()
+        send(batch(hello(), step(0), pid=gone.pid, host=hub.host, now_ns=now_ns))
         run = until(watcher, has("run", state="lost")).runs[0].run
     assert str(gone.pid) in run.reason
 

@@ -59,7 +59,7 @@ def test_the_json_of_searches_and_sweeps():
 
 def test_every_diagnosis():
     page = text("json.md")
-    for rule in diagnose.RULES:
+    for rule in (*diagnose.RULES, *diagnose.STATE_RULES):
         assert f"`{rule.__module__.rpartition('.')[2]}`" in page
 
 

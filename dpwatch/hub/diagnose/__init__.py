@@ -1,19 +1,24 @@
 """What is wrong, as pure functions of a run's numbers: one kind a file.
 
-A rule takes a frozen `Run` and returns a `Finding` or None. `review` gives findings their first
+A rule takes a frozen `Run`, and the state it was made from where that is needed, and returns a
+`Finding` or None. `review` gives findings their first
 step and keeps one until its rule has been silent several times: an alert that flaps is worse than
 none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dpwatch.hub.diagnose import cpu_oversubscribed, gil_bound, master_imbalance, oom, oom_risk
 from dpwatch.hub.diagnose.finding import Finding
 from dpwatch.hub.snapshot import Diagnosis, Run
 
-__all__ = ["RULES", "Finding", "review"]
+if TYPE_CHECKING:
+    from dpwatch.hub.state import RunState
+
+__all__ = ["EARLY", "RULES", "STATE_RULES", "Finding", "review"]
 
 RULES: tuple[Callable[[Run], Finding | None], ...] = (
     oom.rule,
@@ -22,18 +27,28 @@ RULES: tuple[Callable[[Run], Finding | None], ...] = (
     gil_bound.rule,
     cpu_oversubscribed.rule,
 )
+"""Rules that need no more than what the JSON holds."""
+
+STATE_RULES: tuple[Callable[[Run, RunState], Finding | None], ...] = ()
+"""Rules that look deeper: at arrival orders, positions, ends."""
+
+EARLY: frozenset[Callable[..., Any]] = frozenset({oom.rule})
+"""Rules that have something to say of a run's first steps too."""
 
 PATIENCE = 3
 """Reviews (one a second) a rule must be silent before its diagnosis goes."""
 
 MIN_STEPS = 3
-"""Steps a run must have done before anything is said of it, but for why it failed."""
+"""Steps a run must have done before anything is said of it, but by `EARLY` rules."""
 
 _SEVERITIES = ("critical", "warning", "info")
 
 
 def review(
-    run: Run, before: Sequence[Diagnosis], misses: dict[str, int]
+    run: Run,
+    before: Sequence[Diagnosis],
+    misses: dict[str, int],
+    state: RunState | None = None,
 ) -> tuple[list[Diagnosis], dict[str, int]]:
     """Runs every rule and reconciles its answer with what was said before.
 
@@ -41,23 +56,31 @@ def review(
         run: The run now.
         before: Diagnoses that held until now.
         misses: By kind, how often in a row its rule has been silent.
+        state: What `run` was made from; without it `STATE_RULES` stay silent.
 
     Returns:
         Diagnoses that hold now, the worst first, and the new misses.
     """
     early = run.steps < MIN_STEPS
-    if early and run.state != "failed":
-        return list(before), misses
     held = {diagnosis.kind: diagnosis for diagnosis in before}
     now, silent = [], {}
-    for rule in (oom.rule,) if early else RULES:
-        finding = rule(run)
-        if finding is not None:
-            earlier = held.pop(finding.kind, None)
-            now.append(finding.since(earlier.since_step if earlier else run.steps))
+    for finding in _findings(run, state, early=early):
+        earlier = held.pop(finding.kind, None)
+        now.append(finding.since(earlier.since_step if earlier else run.steps))
     for kind, diagnosis in held.items():
         count = misses.get(kind, 0) + 1
         if count < PATIENCE:
             now.append(diagnosis)
             silent[kind] = count
     return sorted(now, key=lambda d: _SEVERITIES.index(d.severity)), silent
+
+
+def _findings(run: Run, state: RunState | None, *, early: bool) -> Iterator[Finding]:
+    for rule in RULES:
+        if (not early or rule in EARLY) and (finding := rule(run)) is not None:
+            yield finding
+    if state is None:
+        return
+    for deeper in STATE_RULES:
+        if (not early or deeper in EARLY) and (finding := deeper(run, state)) is not None:
+            yield finding
