@@ -66,7 +66,7 @@ class Session:
         self._input = tempfile.TemporaryFile("w+", prefix="dpwatch-demo-")  # noqa: SIM115
         self._trainer: Child | None = None
         self.search = BatchSearch(search) if search else None
-        self._watcher = Watcher(self.run_ids)
+        self._watcher = Watcher(frozenset(self.run_ids).__contains__)
         self.source = DemoSource(self, self._watcher)
 
     def __enter__(self) -> Session:

@@ -56,6 +56,40 @@ def table(runs: Sequence[Run]) -> str:
     return "\n\n".join(_block(run) for run in runs)
 
 
+def report(runs: Sequence[Run]) -> str:
+    """What is told when a command is over: the table, and what its ranks said to each other."""
+    return "\n\n".join("\n".join([_block(run), *_collectives(run)]) for run in runs)
+
+
+def _collectives(run: Run) -> list[str]:
+    if not run.collectives:
+        return []
+    titles = (
+        "collective",
+        "group",
+        "ranks",
+        "calls/step",
+        "bytes/step",
+        "p50 ms",
+        "last to arrive",
+    )
+    rows = [
+        [
+            each.op,
+            each.group,
+            str(each.ranks),
+            f"{each.count_per_step:.1f}",
+            str(each.bytes_per_step),
+            _number(each.latency_ms.p50, 2),
+            UNKNOWN
+            if each.last_arrival is None
+            else f"rank {each.last_arrival.rank} ({each.last_arrival.share:.0%})",
+        ]
+        for each in run.collectives
+    ]
+    return [_printable(line) for line in columns(titles, rows)]
+
+
 def _block(run: Run) -> str:
     steps = f"{run.steps}" if run.total_steps is None else f"{run.steps}/{run.total_steps}"
     where = "virtual devices" if run.devices == "virtual" else run.devices

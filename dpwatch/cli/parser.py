@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 
 import dpwatch
-from dpwatch.cli import demo, watch
+from dpwatch.cli import demo, run, watch
 
 EXAMPLES = """\
 examples:
   dpwatch                      watch every run on this host; waits for one
   dpwatch --once --json        what the live runs look like now, as JSON
   dpwatch demo --gpus 4        train for real under dp, then ddp, and compare them
+  dpwatch run -- torchrun --nproc-per-node 4 train.py
+                               run a script of your own, unchanged, with the probe in it
 """
 
 
@@ -29,4 +31,5 @@ def build_parser() -> argparse.ArgumentParser:
     watch.describe(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     demo.add(commands)
+    run.add(commands)
     return parser

@@ -8,7 +8,7 @@ follows them all. Both live on one thread; nothing a viewer does can reach a ran
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import msgspec
 import zmq
@@ -129,11 +129,11 @@ class Watcher:
     """Finds runs on this host and follows them; a `SnapshotSource` for the dashboard.
 
     Args:
-        only: Follow only these runs, None for all.
+        wanted: Whether to follow a run, by its id; all of them by default.
     """
 
-    def __init__(self, only: Collection[str] | None = None) -> None:
-        self._only = None if only is None else set(only)
+    def __init__(self, wanted: Callable[[str], bool] = lambda run_id: True) -> None:
+        self._wanted = wanted
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._followers: dict[str, Follower] = {}
@@ -181,7 +181,7 @@ class Watcher:
         self.notice = ""
         for place in list_runs():
             info = place.read_info()
-            if info is None or (self._only is not None and place.run_id not in self._only):
+            if info is None or not self._wanted(place.run_id):
                 continue
             if info.protocol != PROTOCOL_VERSION:
                 self.notice = (

@@ -14,7 +14,7 @@ from dpwatch.wire.messages import DeviceInfo
 if TYPE_CHECKING:
     from dpwatch.probe.probe import Probe
 
-__all__ = ["NullProbe", "ProbeLike", "current", "watch"]
+__all__ = ["NullProbe", "ProbeLike", "current", "watch", "watch_unasked"]
 
 _lock = threading.Lock()
 _current: Probe | None = None
@@ -30,7 +30,8 @@ def watch(
 ) -> ProbeLike:
     """Streams what this process's training does, from now until the end or `close`.
 
-    The calling thread is the training thread. A second call returns the same probe. With
+    The calling thread is the training thread. A second call returns the same probe; where the
+    first was `dpwatch run`'s, which knows nothing of the run, what the second one says counts. With
     `DPWATCH=0`, or when the probe can't start (which it says in one line on stderr), what comes
     back does nothing.
 
@@ -45,6 +46,7 @@ def watch(
         return NullProbe()
     with _lock:
         if _current is not None and not _current.over:
+            _current.told(strategy=strategy, title=title, devices=devices, total_steps=total_steps)
             return _current
         try:
             from dpwatch.probe.endings import prepare
@@ -63,6 +65,13 @@ def watch(
             return NullProbe()
         _started += 1
         return _current
+
+
+def watch_unasked() -> None:
+    """What `dpwatch run` starts in a script that does not call `watch` itself, or not yet."""
+    probe = watch()
+    if not isinstance(probe, NullProbe) and _current is not None:
+        _current.unasked = True
 
 
 def current() -> ProbeLike | None:

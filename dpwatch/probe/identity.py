@@ -58,7 +58,8 @@ def run_id(incarnation: int = 0) -> str:
     """The run's name, the same in all of its processes on this host.
 
     `DPWATCH_RUN_ID` if set. Else the script's name with what the ranks have in common: torchrun's
-    agent and restart count, a multiprocessing parent, or just this process.
+    agent and restart count, a multiprocessing parent, a Slurm step, a process group with a port to
+    meet at, or just this process; under `dpwatch run`, with its session before.
 
     Args:
         incarnation: How many runs this process has watched before.
@@ -66,15 +67,25 @@ def run_id(incarnation: int = 0) -> str:
     env = os.environ
     if named := env.get("DPWATCH_RUN_ID"):
         return clean_run_id(named)
-    parent = multiprocessing.parent_process()
-    if "TORCHELASTIC_RUN_ID" in env:
-        shared = f"{os.getppid()}-{env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    elif parent is not None:
-        shared = str(parent.pid)
-    else:
-        shared = str(os.getpid())
     again = f"-{incarnation + 1}" if incarnation else ""
-    return clean_run_id(f"{script_name()[:_NAME_CHARS]}-{shared}{again}")
+    session = f"{env['DPWATCH_SESSION']}-" if env.get("DPWATCH_SESSION") else ""
+    return clean_run_id(f"{session}{script_name()[:_NAME_CHARS]}-{_in_common()}{again}")
+
+
+def _in_common() -> str:
+    """What the processes of a run on this host have in common and no other run has."""
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        return f"{os.getppid()}-{env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        return str(parent.pid)
+    if "SLURM_STEP_ID" in env and "SLURM_JOB_ID" in env:
+        return f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
+    if "MASTER_PORT" in env and _number(env.get("WORLD_SIZE")) not in (None, 1):
+        # Such as Lightning's, whose first rank is the script itself and starts the others.
+        return f"{os.getpgid(0)}-{env['MASTER_PORT']}"
+    return str(os.getpid())
 
 
 def script_name() -> str:

@@ -69,6 +69,7 @@ class Probe:
         self.strategy = strategy
         self.title = title or identity.script_name()
         self.total_steps = total_steps
+        self.unasked = False
         self._trouble: BaseException | None = None
         self._over = False
         self._entered = 0
@@ -108,6 +109,26 @@ class Probe:
             self.steps.own_threads = 1
             here.lane = self.steps.main
             undo.pop_all()
+
+    def told(
+        self,
+        *,
+        strategy: str,
+        title: str,
+        devices: Sequence[DeviceInfo] | None,
+        total_steps: int | None,
+    ) -> None:
+        """Takes what the script itself says of the run, where the probe came unasked."""
+        if not self.unasked or self.steps.step:
+            return
+        self.unasked = False
+        self.strategy = strategy or self.strategy
+        self.title = title or self.title
+        self.total_steps = self.total_steps if total_steps is None else total_steps
+        if devices and not self.steps.devices:
+            self._backend_said = "virtual" if devices[0].kind == "virtual" else ""
+            self.steps.devices = list(devices)
+            self._start_ledger(devices)
 
     @property
     def over(self) -> bool:

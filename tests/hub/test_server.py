@@ -80,7 +80,7 @@ def test_the_last_state_stays_when_the_hub_goes():
 
 
 def test_only_the_runs_asked_for():
-    with serving("one") as one, serving("two") as two, watching(only=["two"]) as watcher:
+    with serving("one") as one, serving("two") as two, watching(wanted="two".__eq__) as watcher:
         for hub in (one, two):
             with rank(hub.place) as send:
                 send(batch(hello(), step(0), run_id=hub.place.run_id))

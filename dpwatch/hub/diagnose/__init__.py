@@ -18,7 +18,7 @@ from dpwatch.hub.snapshot import Diagnosis, Run
 if TYPE_CHECKING:
     from dpwatch.hub.state import RunState
 
-__all__ = ["EARLY", "RULES", "STATE_RULES", "Finding", "review"]
+__all__ = ["EARLY", "KINDS", "RULES", "STATE_RULES", "Finding", "review"]
 
 RULES: tuple[Callable[[Run], Finding | None], ...] = (
     oom.rule,
@@ -34,6 +34,9 @@ STATE_RULES: tuple[Callable[[Run, RunState], Finding | None], ...] = ()
 
 EARLY: frozenset[Callable[..., Any]] = frozenset({oom.rule})
 """Rules that have something to say of a run's first steps too."""
+
+KINDS = tuple(rule.__module__.rpartition(".")[2] for rule in (*RULES, *STATE_RULES))
+"""What a diagnosis may be, each named like the file of its rule."""
 
 PATIENCE = 3
 """Reviews (one a second) a rule must be silent before its diagnosis goes."""

@@ -1,0 +1,86 @@
+"""A command of the user's as a child process, with this one out of its way.
+
+It has our terminal, our standard streams, and the signals that are sent to us. Those that the
+terminal itself sends (Ctrl-C) go to both of us, and are not passed on a second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from dpwatch.cli.errors import CommandError
+
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+
+_FROM_KERNEL = 0x80
+"""`si_code` of a signal that no process sent: the terminal's own."""
+
+_PASSED_ON = {
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+}
+
+
+class Command:
+    """Runs from `with` until it ends by itself; `turn` waits for that and passes signals on.
+
+    Attributes:
+        code: Its exit code once it has ended, 128 + n if signal n ended it, as in a shell.
+
+    Raises:
+        CommandError: It can't be started.
+    """
+
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.code = 0
+        self._awaited = _PASSED_ON | {signal.SIGCHLD}
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._awaited)
+        try:
+            self._process = subprocess.Popen(
+                words,
+                env=environment,
+                close_fds=False,
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, self._mask),
+            )
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            missing = isinstance(error, FileNotFoundError)
+            raise CommandError(
+                f"cannot run {words[0]}: {os.strerror(error.errno or 0)}",
+                NOT_FOUND if missing else NOT_EXECUTABLE,
+            ) from None
+
+    def turn(self, timeout_s: float) -> bool:
+        """Waits a while for a signal and passes it on. Returns: whether the command still runs."""
+        told = signal.sigtimedwait(self._awaited, timeout_s)
+        if told is not None and told.si_signo in _PASSED_ON and told.si_code != _FROM_KERNEL:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(told.si_signo)
+        ended = self._process.poll()
+        if ended is None:
+            return True
+        self.code = 128 - ended if ended < 0 else ended
+        return False
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process.poll() is None:  # we failed, which is no reason to end theirs
+            while self.turn(1.0):
+                pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
