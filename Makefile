@@ -10,7 +10,7 @@ TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check bench screenshots figures clean
+.PHONY: help demo test scripts lint types check bench stress screenshots figures clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,7 +19,10 @@ demo: $(VENV)/.train ## set up and run the demo: dp, then ddp, on 4 virtual devi
 	$(BIN)/dpwatch demo --gpus 4
 
 test: $(VENV)/.dev ## set up and run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not scripts"
+
+scripts: $(VENV)/.scripts ## run other people's kinds of scripts under `dpwatch run`
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m scripts
 
 lint: $(VENV)/.dev ## style and import walls
 	$(BIN)/ruff check .
@@ -29,10 +32,13 @@ lint: $(VENV)/.dev ## style and import walls
 types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
 
-check: lint types test ## all of the above, as CI runs it
+check: lint types test scripts ## all of the above, as CI runs it
 
 bench: $(VENV)/.dev ## what the probe costs a training step, measured in pairs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.overhead
+
+stress: $(VENV)/.scripts ## the same scripts a hundred times each; about two hours
+	$(BIN)/python -m tests.bench.stress
 
 screenshots: $(VENV)/.dev ## draw the README's pictures anew, from real runs
 	$(BIN)/python -m dpwatch.demo.screenshots docs/screenshots
@@ -65,4 +71,8 @@ $(VENV)/.train: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) install -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+$(VENV)/.scripts: $(VENV)/.dev
+	$(PIP) install -c constraints.txt -e '.[train,dev,scripts]'
 	@touch $@
