@@ -15,15 +15,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dpwatch.probe import step as step
     from dpwatch.probe import watch as watch
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "watch"]
+__all__ = ["__version__", "step", "watch"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "watch":
-        from dpwatch.probe import watch
+    if name in ("step", "watch"):
+        from dpwatch import probe
 
-        return watch
+        return getattr(probe, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

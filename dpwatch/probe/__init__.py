@@ -14,7 +14,7 @@ from dpwatch.wire.messages import DeviceInfo
 if TYPE_CHECKING:
     from dpwatch.probe.probe import Probe
 
-__all__ = ["NullProbe", "ProbeLike", "current", "watch", "watch_unasked"]
+__all__ = ["NullProbe", "ProbeLike", "current", "step", "watch", "watch_unasked"]
 
 _lock = threading.Lock()
 _current: Probe | None = None
@@ -72,6 +72,16 @@ def watch_unasked() -> None:
     probe = watch()
     if not isinstance(probe, NullProbe) and _current is not None:
         _current.unasked = True
+
+
+def step() -> None:
+    """Says that a training step ends here, for scripts whose steps are not their optimizer's.
+
+    From the first call on only such calls end steps. On the training thread, outside of forward
+    and backward; without a probe it does nothing.
+    """
+    if _current is not None and not _current.over:
+        _current.step()
 
 
 def current() -> ProbeLike | None:

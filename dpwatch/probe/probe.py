@@ -188,6 +188,13 @@ class Probe:
         if not self._over:
             self.steps.ledger.holds(device, things)
 
+    def step(self) -> None:
+        """See `dpwatch.step`."""
+        try:
+            self.steps.say_step()
+        except Exception as error:  # noqa: BLE001 - never into the user's code
+            self.fail(error)
+
     def samples(self, n: int) -> None:
         """See `ProbeLike`."""
         lane = here.lane

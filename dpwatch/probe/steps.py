@@ -10,6 +10,9 @@ the last step end. So
 - a GAN's two backward-and-step pairs are two steps;
 - a step that a GradScaler skips doesn't end, it runs on into the next.
 
+A script that knows better says `dpwatch.step()` where its steps end; from the first time on, only
+that ends them.
+
 Steps of less than 5 ms are mostly only counted (see `DOZE_STEP_NS`); those that are told of are
 told of whole, so medians, rates and shares stay true.
 
@@ -30,10 +33,10 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from dpwatch.probe.cpu import Clocks
-from dpwatch.probe.lanes import BACKWARD, DATA, FORWARD, OPTIMIZER, Lane, MainLane
+from dpwatch.probe.lanes import BACKWARD, DATA, FORWARD, OPTIMIZER, Lane, MainLane, here
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoLedger, RecordSink
 from dpwatch.probe.subjects import Live, device_of, elements_of, scalar_of, strategy_of
-from dpwatch.probe.sums import EMPTY, SAMPLES, SEEN, Circumstances, step_record
+from dpwatch.probe.sums import EMPTY, IDLE, SAMPLES, SEEN, Circumstances, step_record
 from dpwatch.wire.messages import DeviceInfo, Transfer
 
 MEASURED_STEP_NS = 50_000_000
@@ -107,6 +110,7 @@ class Steps:
         self._recount = False
         self._reads_loss = True
         self._dozed_backwards = 0
+        self._told_ends = False
         self._begin()
 
     def _begin(self) -> None:
@@ -193,10 +197,23 @@ class Steps:
             return
         self._stepping -= 1
         now = lane.exit()
-        if now and self._backwards:
+        if now and self._backwards and not self._told_ends:
             self._end(now)
 
     # -- what the trainer tells ---------------------------------------------------------------
+
+    def say_step(self) -> None:
+        """The script says that its step ends here, and so that it alone says when."""
+        main = self.main
+        if here.lane is not main or (main.depth and not main.asleep):
+            return
+        first, self._told_ends = not self._told_ends, True
+        if self._start_ns is None:  # nothing has begun that could end
+            self._first_event()
+        elif main.asleep:
+            self._dozed_end()
+        elif not first or not self.step or self._backwards:  # else an optimizer has just ended it
+            self._end(main.sample(IDLE) if main.measuring else self._clocks.wall())
 
     def say_samples(self, lane: Lane, n: int) -> None:
         """The trainer's own count replaces what was read off the model's input."""
@@ -310,8 +327,10 @@ class Steps:
 
     def dozed_optimizer(self) -> None:
         """An optimizer's step in it: as always, the first after a backward ends the step."""
-        if not self._dozed_backwards:
-            return
+        if self._dozed_backwards and not self._told_ends:
+            self._dozed_end()
+
+    def _dozed_end(self) -> None:
         self._dozed_backwards = 0
         now = self._clocks.wall()
         took_ns = now - (self._start_ns or now)

@@ -14,7 +14,7 @@ from dpwatch.probe.lanes import here
 from dpwatch.probe.probe import Probe
 from dpwatch.probe.seams import NoCollectives, NoLedger
 from dpwatch.wire import codec
-from dpwatch.wire.messages import Batch
+from dpwatch.wire.messages import Batch, Position
 
 
 class MemoryLink:
@@ -102,6 +102,9 @@ class HandCollectives:
 
     def __init__(self) -> None:
         self.issued = 0
+
+    def positions(self) -> list[Position]:
+        return []
 
     def close(self) -> None:
         pass

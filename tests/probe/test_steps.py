@@ -184,6 +184,44 @@ def test_accumulation_is_one_step(rig):
         assert s.loss == 2.0
 
 
+def test_a_script_may_say_itself_where_steps_end(rig):
+    model, optimizer, _ = parts(rig)
+    for _ in range(3):
+        for _ in range(2):  # such as one for the generator, one for the critic
+            model(torch.ones(4, 3)).mean().backward()
+            optimizer.step()
+        rig.clocks.run(1 * MS)
+        rig.probe.step()
+    steps = rig.records(Step)  # the first two ended as yet by the optimizer
+    assert [s.end_ns - s.start_ns for s in steps] == [55 * MS, 55 * MS, 112 * MS, 111 * MS]
+    assert [s.backward_ns for s in steps] == [30 * MS, 30 * MS, 60 * MS, 60 * MS]
+
+
+def test_steps_without_any_optimizer_can_be_told(rig):
+    model, optimizer, _ = parts(rig)
+    rig.probe.step()
+    for _ in range(2):
+        model(torch.ones(4, 3))
+        rig.probe.step()
+    assert [(s.forward_ns, s.optimizer_ns) for s in rig.records(Step)] == [(20 * MS, None)] * 2
+
+
+def test_a_first_word_right_after_the_optimizer_makes_no_empty_step(rig):
+    model, optimizer, _ = parts(rig)
+    for _ in range(2):
+        model(torch.ones(4, 3)).mean().backward()
+        optimizer.step()
+        rig.probe.step()
+    assert [s.end_ns - s.start_ns for s in rig.records(Step)] == [55 * MS] * 2
+
+
+def test_short_steps_that_are_told_are_counted(rig):
+    for _ in range(35):
+        rig.clocks.run(1 * MS)
+        rig.probe.step()
+    assert rig.probe.steps.step == 34  # the first word began step 0
+
+
 def test_two_optimizers_behind_one_backward_are_one_step(rig):
     model, first, _ = parts(rig)
     second = TimedSGD(model.parameters(), lambda: rig.clocks.run(3 * MS))
