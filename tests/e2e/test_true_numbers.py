@@ -37,7 +37,7 @@ def measure(tmp_path_factory):
                 target=lambda: codes.append(launch([config], run_ids=[run_id], server=server))
             )
             training.start()
-            watcher = Watcher([run_id])
+            watcher = Watcher(run_id.__eq__)
             try:
                 return until(watcher, has(run_id, state="finished", steps=config.steps)).runs[0].run
             finally:
