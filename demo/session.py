@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 SETTLE_S = 5.0
 """How long a run's last records may take after its trainer has ended."""
 
+OVER = ("finished", "failed", "lost")
+"""What a rank's state is once its process has ended."""
+
 TRAINING_FAILED = 1
 """The trainer's exit code when a run failed."""
 
@@ -150,9 +153,7 @@ class Session:
         while self.exit_code is None:
             follow()
         deadline = time.monotonic() + SETTLE_S
-        while len(self._ended()) < len(self.run_ids) and not self.gave_up:
-            if time.monotonic() > deadline:
-                break
+        while not self._settled() and time.monotonic() < deadline:
             follow()
         code = self.exit_code or 0
         return 128 - code if code < 0 else code
@@ -164,6 +165,12 @@ class Session:
 
     def _ended(self) -> list[Run]:
         return [run for run in self.runs() if run.state not in ("starting", "running")]
+
+    def _settled(self) -> bool:
+        """Whether nothing more is to come: a rank that was killed is known to be gone, too."""
+        if len(self._ended()) < len(self.run_ids) and not self.gave_up:
+            return False
+        return all(rank.state in OVER for run in self.runs() for rank in run.ranks)
 
     def _stop_hubs(self) -> None:
         places = [RunDir(self._place / run_id) for run_id in self.run_ids]

@@ -188,7 +188,12 @@ def main(path: Path, *, linger_s: float = LINGER_S) -> int:
     if lock is None:
         return 0
     logging.basicConfig(filename=place.log_file, level=logging.WARNING)
-    hub = Hub(place, linger_s=linger_s)
+    try:
+        hub = Hub(place, linger_s=linger_s)
+    except (OSError, zmq.ZMQError) as error:  # something else lies where its sockets go
+        _log.error("no hub for %s: %s", place.path, error)
+        os.close(lock)
+        return 1
     signal.signal(signal.SIGTERM, lambda *_: hub.stop())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

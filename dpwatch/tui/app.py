@@ -70,6 +70,7 @@ class DashboardApp(App[None]):
     CSS_PATH = Path(__file__).with_name("dashboard.tcss")
     AUTO_FOCUS = None  # else the hidden filter line would get the first keys
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "close", "Back"),
         Binding("q", "quit", "Quit"),
         Binding("ctrl+c", "quit", "Quit", show=False, priority=True),
         Binding("question_mark", "help", "Help", key_display="?"),
@@ -80,7 +81,6 @@ class DashboardApp(App[None]):
         # The screen's own tab moves the focus, which here follows the panel.
         Binding("tab", "run(1)", "Next run", show=False, priority=True),
         Binding("shift+tab", "run(-1)", "Previous run", show=False, priority=True),
-        Binding("escape", "close", "Close", show=False),
         *(
             Binding(str(digit), f"panel('{name}')", panel_title(name), show=False)
             for digit, name in enumerate(PANELS, 1)
@@ -111,6 +111,7 @@ class DashboardApp(App[None]):
         self._picked_run: str | None = None
         self._before = "overview"
         self._drilled: tuple[str | None] | None = None
+        self._closable = False
         self._session_over = False
         self._trouble = ""
         self._last_live_s: dict[str, float] = {}
@@ -235,7 +236,7 @@ class DashboardApp(App[None]):
         return max(snapshot.wall_s - since, 0.0)
 
     def watch_panel(self, before: str) -> None:
-        """Remember where help was called from."""
+        """Remember what help or a rank was opened from."""
         if before not in ("help", "rank"):
             self._before = before
         self._show()
@@ -251,6 +252,7 @@ class DashboardApp(App[None]):
         if switcher.current != wanted:
             switcher.current = wanted
             self._focus_panel(wanted)
+        self._offer_back()
 
     def _focus_panel(self, name: str) -> None:
         target = "#ranks" if name == "overview" else f"#{name}"
@@ -264,6 +266,7 @@ class DashboardApp(App[None]):
         if name == "compare":
             self._drilled = None
         self.panel = name
+        self._offer_back()
 
     def action_help(self) -> None:
         """Show the help."""
@@ -302,6 +305,7 @@ class DashboardApp(App[None]):
         with box.prevent(Input.Changed):
             box.value = terms
         box.set_class(opening or bool(terms), "open")
+        self._offer_back()
 
     def action_filter(self) -> None:
         """Open the line to type a filter into."""
@@ -329,14 +333,24 @@ class DashboardApp(App[None]):
             filtered.terms = ""
             self._show_filter()
             self._focus_panel(self.panel)
-        elif self.panel == "rank":
-            self.panel = "overview"
-        elif self.panel == "help":
+        elif self.panel in ("rank", "help"):
             self.panel = self._before
         elif self._drilled is not None:
             (self._picked_run,), self._drilled = self._drilled, None
             self.panel = "compare"
             self._make_frame()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The footer offers to go back only where there is something to close."""
+        return self._closable if action == "close" else True
+
+    def _offer_back(self) -> None:
+        box = self.screen_stack[0].query_one("#filter", Input)
+        opened = self.panel in ("rank", "help") or self._drilled is not None
+        closable = opened or box.has_class("open")
+        if closable != self._closable:
+            self._closable = closable
+            self.refresh_bindings()
 
     @on(Chosen)
     def _open(self, message: Chosen) -> None:

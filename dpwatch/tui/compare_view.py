@@ -19,11 +19,12 @@ class Compare(Scrolling):
     """The strategies run so far: sort, filter, look at by another metric, open."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("m", "metric(1)", "Metric"),
+        # The panel's head shows these three; the footer of 80 cells has no room for them.
+        Binding("m", "metric(1)", "Metric", show=False),
         Binding("M", "metric(-1)", "Metric before", show=False),
-        Binding("full_stop", "sort(1)", "Sort", key_display=", ."),
+        Binding("full_stop", "sort(1)", "Sort", show=False),
         Binding("comma", "sort(-1)", "Sort by column before", show=False),
-        Binding("r", "reverse", "Reverse"),
+        Binding("r", "reverse", "Reverse", show=False),
         Binding("enter", "open", "Open"),
     ]
     choice: reactive[Choice] = reactive(Choice())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from rich.style import Style
 from rich.text import Text
 
 from dpwatch.tui.bars import stacked
-from dpwatch.tui.blocks import Block, facts, heading
+from dpwatch.tui.blocks import Block, heading
 from dpwatch.tui.palette import (
     MEMORY_KINDS,
     PHASE_KINDS,
@@ -143,12 +144,12 @@ def help_lines(width: int, palette: Palette) -> Block:
     """Keys, colours and letters, states, and what each number means."""
     room = min(width, 110)
     sections: list[tuple[str, Block]] = [
-        ("Keys", facts(_KEYS, palette, 22)),
-        ("Phases of a step", _kinds(_PHASES, PHASE_KINDS, palette)),
-        ("Memory", _kinds(_MEMORY, MEMORY_KINDS, palette)),
-        ("Traffic", _kinds(_TRAFFIC, TRAFFIC_KINDS, palette)),
+        ("Keys", _keys(room, palette)),
+        ("Phases of a step", _kinds(_PHASES, PHASE_KINDS, room, palette)),
+        ("Memory", _kinds(_MEMORY, MEMORY_KINDS, room, palette)),
+        ("Traffic", _kinds(_TRAFFIC, TRAFFIC_KINDS, room, palette)),
         ("States", [_state(name, text, palette) for name, text in _STATES]),
-        ("Numbers", [each for name, text in _WORDS for each in _word(name, text, room, palette)]),
+        ("Numbers", _words(room, palette)),
     ]
     lines: Block = []
     for title, body in sections:
@@ -156,22 +157,38 @@ def help_lines(width: int, palette: Palette) -> Block:
     return [fitted(each, width) for each in lines]
 
 
-def _kinds(texts: dict[str, str], kinds: dict[str, Kind], palette: Palette) -> Block:
+def _keys(width: int, palette: Palette) -> Block:
     return [
-        line(
+        each
+        for keys, text in _KEYS
+        for each in _told(line((f"{keys:<24}", palette.muted)), text, width, palette.text)
+    ]
+
+
+def _kinds(texts: dict[str, str], kinds: dict[str, Kind], width: int, palette: Palette) -> Block:
+    lines: Block = []
+    for name, text in texts.items():
+        label = line(
             stacked({name: 1.0}, {name: kinds[name]}, 3, palette),
             (f" {kinds[name].letter} {kinds[name].name:<16}  ", palette.text),
-            (text, palette.muted),
         )
-        for name, text in texts.items()
-    ]
+        lines += _told(label, text, width, palette.muted)
+    return lines
 
 
 def _state(name: str, text: str, palette: Palette) -> Text:
     return line((f"{STATE_GLYPHS[name]} {name:<20}  ", palette.state(name)), (text, palette.muted))
 
 
-def _word(name: str, text: str, width: int, palette: Palette) -> Block:
-    lines = wrapped(text, width, palette.muted, indent=24)
-    first = line((f"{name:<24}", palette.text), (lines[0].plain.strip(), palette.muted))
-    return [first, *lines[1:]]
+def _words(width: int, palette: Palette) -> Block:
+    return [
+        each
+        for name, text in _WORDS
+        for each in _told(line((f"{name:<24}", palette.text)), text, width, palette.muted)
+    ]
+
+
+def _told(label: Text, text: str, width: int, style: Style) -> Block:
+    """What a label means, beside it and in as many lines as it takes."""
+    lines = wrapped(text, width, style, indent=label.cell_len)
+    return [line(label, (lines[0].plain.strip(), style)), *lines[1:]]

@@ -108,8 +108,8 @@ def _communication(run: Run, width: int, palette: Palette) -> Block:
     if not run.collectives and not run.transfers:
         return []
     text = (
-        f"Communication takes {fmt.millis(found.comm_ms)} a step; compute waits for "
-        f"{fmt.millis(found.exposed_ms)} of it (each on the device where it is most)."
+        f"Communication takes {fmt.millis(found.comm_ms)} a step; compute waits "
+        f"{fmt.millis(found.exposed_ms)} for it (each on the device where it is most)."
     )
     return wrapped(text, width, palette.text)
 

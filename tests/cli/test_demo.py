@@ -156,9 +156,11 @@ def test_a_killed_rank_is_said(private_runtime):
     import os
 
     os.kill(ranks[1]["pid"], signal.SIGKILL)
-    _, errors = demo.communicate(timeout=60)
+    told, errors = demo.communicate(timeout=60)
     assert demo.returncode == 1
     assert errors.splitlines()[-1].startswith("dpwatch: rank 1")
     assert "SIGKILL" in errors
+    assert " · lost · " in told.splitlines()[0]
+    assert told.splitlines()[4].split()[2] == "lost"
     assert "Traceback" not in errors
     eventually(lambda: not processes_with(str(private_runtime)), "every process gone")

@@ -89,9 +89,10 @@ def terminal(tmp_path):
 
 
 def test_the_demo_from_the_first_step_to_compare(terminal, private_runtime):
-    screen = terminal(160, 45, "demo", "--gpus", "2", "--steps", "15")
+    # Steps enough for a person, and for this test, to see it running.
+    screen = terminal(160, 45, "demo", "--gpus", "2", "--steps", "150")
     screen.until("vgpu:0", "vgpu:1", "virtual devices", "running")
-    screen.until("ddp", "finished", "step 15")
+    screen.until("ddp", "finished", "step 150")
     screen.keys("2")
     screen.until("Memory at the peak", "dp", "ddp", "1.00×")
     screen.keys("3")

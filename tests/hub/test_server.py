@@ -148,3 +148,13 @@ def test_a_killed_hubs_successor_is_followed_anew(spawned):
             send(batch(hello(), step(1), pid=os.getpid()))
             until(watcher, has("run", steps=2))
             assert until(watcher, lambda s: s.runs[0].connection == "live")
+
+
+def test_a_hub_whose_socket_has_something_in_its_way_says_so_in_its_log(private_runtime):
+    place = paths.run_dir("occupied")
+    (place.path / "in").mkdir()
+    command = [sys.executable, "-m", "dpwatch.hub", str(place.path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
+    (told,) = place.log_file.read_text().splitlines()
+    assert "no hub for" in told

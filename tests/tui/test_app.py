@@ -73,6 +73,19 @@ async def test_escape_closes_and_never_quits(dashboard):
         assert app.is_running
 
 
+async def test_the_footer_offers_to_go_back_where_there_is_something_to_close(dashboard):
+    async with dashboard(snapshot(dp_run()), size=(80, 24)) as (app, pilot):
+        offered = []
+        for key in ("1", "enter", "escape", "slash", "escape", "2", "enter", "4", "2"):
+            await pilot.press(key)
+            await pilot.pause()
+            footer = screen_text(app).splitlines()[-1]
+            offered.append("esc Back" in footer)
+            if app.focused is not app.query_one(Input):  # there a space is a space
+                assert "Next run" in footer
+        assert offered == [False, True, False, True, False, False, True, True, False]
+
+
 async def test_arrows_and_letters_move_the_cursor(dashboard):
     async with dashboard(snapshot(dp_run())) as (app, pilot):
         table = app.query_one(RankTable)
@@ -180,6 +193,8 @@ async def test_enter_on_a_diagnosis_goes_to_its_run_and_rank(dashboard):
         assert app.panel == "rank"
         assert app.frame.run_id == "run-dp"
         assert app.query_one(RankDetail).key == (0, "vgpu:0")
+        await pilot.press("escape")
+        assert app.panel == "diagnoses"
 
 
 async def test_clicks_on_panels_rows_and_runs(dashboard):

@@ -141,6 +141,13 @@ def test_every_panel_keeps_within_its_width(view, width, colors):
         assert all(each.cell_len <= width for each in lines), plain(lines)
 
 
+def test_nothing_of_the_help_is_cut():
+    whole = " ".join(plain(help_lines(160, COLOR)).split())
+    narrow = plain(help_lines(76, COLOR))
+    assert "…" not in narrow
+    assert [w for w in whole.split() if "─" not in w] == [w for w in narrow.split() if "─" not in w]
+
+
 @pytest.mark.parametrize("width", [*WIDTHS, *range(77, 130, 7)])
 @pytest.mark.parametrize("view", [dp_run(), ddp_run(ranks=3)])
 def test_rows_fit_and_figures_are_whole(view, width):
