@@ -10,6 +10,7 @@ from typing import cast
 
 import msgspec
 
+from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.series import WINDOW, ByStep, Thinned, keep_last
 from dpwatch.hub.snapshot import Diagnosis
 from dpwatch.plan.traffic import wire_bytes
@@ -27,7 +28,6 @@ from dpwatch.wire.messages import (
 )
 
 LATENCIES = 512
-OPEN_CALLS = 1024
 FADE_CALLS = 512
 OPEN_LOSSES = 64
 
@@ -88,14 +88,6 @@ class OpState(msgspec.Struct):
                     self.last_calls[r] = calls // 2
 
 
-class OpenCall(msgspec.Struct):
-    """A collective that not every rank has entered: arrival time by rank."""
-
-    op: str
-    arrived_ns: dict[int, int] = {}
-    steps: dict[int, int] = {}
-
-
 class Route(msgspec.Struct):
     """Copies of one kind from one device to another, in one process."""
 
@@ -130,7 +122,7 @@ class RunState(msgspec.Struct):
     end_ns: int | None = None
     ranks: dict[int, RankState] = {}
     ops: dict[str, OpState] = {}
-    calls: dict[str, OpenCall] = {}
+    arrivals: Arrivals = msgspec.field(default_factory=Arrivals)
     routes: dict[str, Route] = {}
     loss: Thinned = msgspec.field(default_factory=Thinned)
     step_ms: Thinned = msgspec.field(default_factory=Thinned)
@@ -171,6 +163,8 @@ class RunState(msgspec.Struct):
         rank = self.ranks.get(batch.rank)
         if rank is None or rank.pid != batch.pid:
             # A restarted rank begins anew: its steps, and its sequence numbers, do too.
+            if rank is not None:
+                self.arrivals.forget(batch.rank)
             rank = RankState(batch.rank, batch.host, batch.pid)
             self.ranks[batch.rank] = rank
             self.ranks = dict(sorted(self.ranks.items()))
@@ -252,24 +246,20 @@ class RunState(msgspec.Struct):
         self._arrival(rank.rank, record, op)
 
     def _arrival(self, rank: int, record: Collective, op: OpState) -> None:
-        """Books who came last once all have: `wait(r) = last arrival − arrival(r)`."""
-        key = f"{record.group}/{record.seq}"
-        call = self.calls.get(key)
-        if call is None:
-            call = self.calls[key] = OpenCall(record.op)
-            if len(self.calls) > OPEN_CALLS:
-                del self.calls[next(iter(self.calls))]
-        call.arrived_ns[rank] = record.issued_ns
-        call.steps[rank] = record.step
-        if len(call.arrived_ns) < record.ranks:
+        """Books who came last once all have: `wait(r) = last arrival - arrival(r)`."""
+        entered = self.arrivals.enter(rank, record)
+        if entered is None or len(entered) < 2:
             return
-        del self.calls[key]
-        last_ns = max(call.arrived_ns.values())
-        waits_ns = {r: last_ns - arrived for r, arrived in call.arrived_ns.items()}
+        last_ns = max(call.issued_ns for call in entered.values())
+        waits_ns = {r: last_ns - call.issued_ns for r, call in entered.items()}
         for r, wait_ns in waits_ns.items():
-            op.by_rank[r].at(call.steps[r]).wait_ns += wait_ns
-        if min(call.steps.values()) > 0:  # in the first step ranks come as their start-up lets them
+            if r in op.by_rank:  # another op where ranks are out of step
+                op.by_rank[r].at(entered[r].step).wait_ns += wait_ns
+        # In the first step ranks come as their start-up lets them.
+        if min(call.step for call in entered.values()) > 0:
             op.book_last(waits_ns)
+            if len({self.ranks[r].host for r in entered if r in self.ranks}) == 1:
+                self.arrivals.book_late(entered)
 
     def _transfer(self, rank: RankState, record: Transfer) -> None:
         key = f"{rank.rank}/{record.kind}/{record.src}/{record.dst}"

@@ -11,7 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dpwatch.hub.diagnose import cpu_oversubscribed, gil_bound, master_imbalance, oom, oom_risk
+from dpwatch.hub.diagnose import (
+    cpu_oversubscribed,
+    gil_bound,
+    master_imbalance,
+    oom,
+    oom_risk,
+    straggler,
+)
 from dpwatch.hub.diagnose.finding import Finding
 from dpwatch.hub.snapshot import Diagnosis, Run
 
@@ -29,7 +36,7 @@ RULES: tuple[Callable[[Run], Finding | None], ...] = (
 )
 """Rules that need no more than what the JSON holds."""
 
-STATE_RULES: tuple[Callable[[Run, RunState], Finding | None], ...] = ()
+STATE_RULES: tuple[Callable[[Run, RunState], Finding | None], ...] = (straggler.rule,)
 """Rules that look deeper: at arrival orders, positions, ends."""
 
 EARLY: frozenset[Callable[..., Any]] = frozenset({oom.rule})
@@ -69,7 +76,8 @@ def review(
     now, silent = [], {}
     for finding in _findings(run, state, early=early):
         earlier = held.pop(finding.kind, None)
-        now.append(finding.since(earlier.since_step if earlier else run.steps))
+        began = run.steps if finding.began is None else finding.began
+        now.append(finding.since(earlier.since_step if earlier else began))
     for kind, diagnosis in held.items():
         count = misses.get(kind, 0) + 1
         if count < PATIENCE:

@@ -10,13 +10,18 @@ from dpwatch.hub.snapshot import Diagnosis
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """A rule's answer: a `Diagnosis` that does not know since when."""
+    """A rule's answer: a `Diagnosis` that need not know since when.
+
+    Attributes:
+        began: The step it began at, where the rule can tell.
+    """
 
     kind: str
     severity: str
     ranks: list[int]
     text: str
     evidence: dict[str, Any]
+    began: int | None = None
 
     def since(self, step: int) -> Diagnosis:
         """The diagnosis, as begun at that step."""

@@ -1,0 +1,164 @@
+"""Who came to each collective when: calls that are not whole yet, and who came late to those that are.
+
+A collective goes on when its last rank has come: `wait(r) = last arrival - arrival(r)`. So the rank
+that came last made the others wait, however fast it looks otherwise, and they are its victims.
+Times of ranks on one host compare to the nanosecond; those of several hosts don't, and nobody is
+called late there.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from dpwatch.hub.series import median
+from dpwatch.wire.messages import Collective
+
+OPEN_CALLS = 1024
+LATE_STEPS = 192
+"""Steps back to which it is known who came late, …"""
+
+LATE_CALLS = 4
+"""… and to how many calls of each: those with the widest gaps."""
+
+SAME_SIZE = frozenset({"all_reduce", "broadcast", "reduce", "reduce_scatter"})
+"""Ops to which all ranks have to hand in the same number of bytes of the same type."""
+
+
+class OpenCall(msgspec.Struct):
+    """A collective that not every rank is known to have entered: what each rank called."""
+
+    entered: dict[int, Collective] = {}
+
+
+class Late(msgspec.Struct, array_like=True, frozen=True):
+    """A collective that is over, and who came last to it.
+
+    Attributes:
+        step: Step of the latest rank.
+        latest: The rank that came last.
+        arrived_ns: When it did.
+        gap_ns: How long after the last but one.
+        lag_ns: How long after the median of the others.
+        phase: The phase it came from, "" between phases or where nobody looked.
+        excess_ns: How much longer than the median of the others it had been in that phase.
+        first: No other call of that step and group came before, so that what delayed it can lie
+            as far back as the optimizer's step before.
+    """
+
+    step: int
+    op: str
+    group: str
+    seq: int
+    latest: int
+    arrived_ns: int
+    gap_ns: int
+    lag_ns: int
+    phase: str
+    excess_ns: int | None
+    first: bool
+    where: str
+
+
+class Mismatch(msgspec.Struct, array_like=True, frozen=True):
+    """One place in a group's sequence where ranks called different things."""
+
+    group: str
+    seq: int
+    calls: dict[int, Collective]
+
+
+class Arrivals(msgspec.Struct):
+    """All that is known of arrivals.
+
+    Attributes:
+        calls: Not whole yet, by `group/seq`.
+        matched: By group, calls that all its ranks entered alike.
+        late: By step, the calls with the widest gaps.
+        mismatch: The first place where ranks called different things, None as long as none did.
+    """
+
+    calls: dict[str, OpenCall] = {}
+    matched: dict[str, int] = {}
+    late: dict[int, list[Late]] = {}
+    mismatch: Mismatch | None = None
+    newest: dict[str, int] = {}
+
+    def enter(self, rank: int, record: Collective) -> dict[int, Collective] | None:
+        """A rank has entered a call. Returns: what each rank called, once all have."""
+        key = f"{record.group}/{record.seq}"
+        call = self.calls.get(key)
+        if call is None:
+            call = self.calls[key] = OpenCall()
+            if len(self.calls) > OPEN_CALLS:
+                del self.calls[next(iter(self.calls))]
+        call.entered[rank] = record
+        if len(call.entered) < record.ranks:
+            return None
+        del self.calls[key]
+        self._compare(record, call.entered)
+        return call.entered
+
+    def forget(self, rank: int) -> None:
+        """A rank begins anew: what it had entered belongs to nobody's call any more."""
+        for key, call in list(self.calls.items()):
+            call.entered.pop(rank, None)
+            if not call.entered:
+                del self.calls[key]
+        self.matched.clear()
+        self.mismatch = None
+
+    def _compare(self, record: Collective, entered: dict[int, Collective]) -> None:
+        if len({essence(call) for call in entered.values()}) == 1:
+            self.matched[record.group] = self.matched.get(record.group, 0) + 1
+        elif self.mismatch is None:
+            self.mismatch = Mismatch(record.group, record.seq, entered)
+
+    def book_late(self, entered: dict[int, Collective]) -> None:
+        """Keeps who came last to a call that is whole, if its step has not many wider ones."""
+        order = sorted(entered, key=lambda r: entered[r].issued_ns)
+        latest, others = order[-1], order[:-1]
+        call = entered[latest]
+        kept = self.late.get(call.step)
+        if kept is None:
+            kept = self.late[call.step] = []
+            if len(self.late) > LATE_STEPS:
+                del self.late[min(self.late)]
+            if call.step not in self.late:
+                return  # older than all that is kept
+        first = self.newest.get(call.group) != call.step
+        self.newest[call.group] = call.step
+        gap_ns = call.issued_ns - entered[others[-1]].issued_ns
+        if len(kept) == LATE_CALLS and gap_ns <= kept[-1].gap_ns:
+            return
+        middle = entered[others[len(others) // 2]].issued_ns
+        late = Late(
+            step=call.step,
+            op=call.op,
+            group=call.group,
+            seq=call.seq,
+            latest=latest,
+            arrived_ns=call.issued_ns,
+            gap_ns=gap_ns,
+            lag_ns=call.issued_ns - middle,
+            phase=call.phase,
+            excess_ns=_excess_ns(call, [entered[r] for r in others]),
+            first=first,
+            where=call.where,
+        )
+        kept.append(late)
+        kept.sort(key=lambda each: -each.gap_ns)
+        del kept[LATE_CALLS:]
+
+
+def essence(call: Collective) -> tuple[str, int, str]:
+    """What ranks have to agree on: the op, and the bytes and type of most ops' payload."""
+    if call.op in SAME_SIZE:
+        return call.op, call.nbytes, call.dtype
+    return call.op, 0, ""
+
+
+def _excess_ns(call: Collective, others: list[Collective]) -> int | None:
+    """How much longer than the others the latest had been in the phase it came from."""
+    alike = [other.into_ns for other in others if other.phase == call.phase]
+    typical = median(alike)
+    return None if call.into_ns is None or typical is None else int(call.into_ns - typical)
