@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from dpwatch.hub.diagnose import (
     cpu_oversubscribed,
+    desync,
     gil_bound,
+    hang,
     master_imbalance,
     oom,
     oom_risk,
@@ -36,10 +38,14 @@ RULES: tuple[Callable[[Run], Finding | None], ...] = (
 )
 """Rules that need no more than what the JSON holds."""
 
-STATE_RULES: tuple[Callable[[Run, RunState], Finding | None], ...] = (straggler.rule,)
+STATE_RULES: tuple[Callable[[Run, RunState], Finding | None], ...] = (
+    desync.rule,
+    hang.rule,
+    straggler.rule,
+)
 """Rules that look deeper: at arrival orders, positions, ends."""
 
-EARLY: frozenset[Callable[..., Any]] = frozenset({oom.rule})
+EARLY: frozenset[Callable[..., Any]] = frozenset({oom.rule, desync.rule, hang.rule})
 """Rules that have something to say of a run's first steps too."""
 
 KINDS = tuple(rule.__module__.rpartition(".")[2] for rule in (*RULES, *STATE_RULES))

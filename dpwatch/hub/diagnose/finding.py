@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -35,3 +36,14 @@ def mebibytes(nbytes: float) -> str:
     if nbytes >= 1 << 20:
         return f"{nbytes / (1 << 20):.1f} MiB"
     return f"{nbytes / (1 << 10):.1f} KiB"
+
+
+def ranks_of(ranks: Sequence[int], *, start: bool = True) -> str:
+    """Ranks for a sentence: `rank 3`, `ranks 0, 1 and 5`, `ranks 0, 1, 2 and 61 more`."""
+    word = "Rank" if start else "rank"
+    if len(ranks) == 1:
+        return f"{word} {ranks[0]}"
+    shown = [str(rank) for rank in ranks[: 8 if len(ranks) <= 8 else 3]]
+    if len(ranks) > len(shown):
+        return f"{word}s {', '.join(shown)} and {len(ranks) - len(shown)} more"
+    return f"{word}s {', '.join(shown[:-1])} and {shown[-1]}"

@@ -7,7 +7,8 @@ one (the earliest such, since whom a straggler delays is late to the next group'
   5 % of the step and 2 ms in the median, by 200 ms in sum, and chance is no explanation: so often
   the same one of N ranks; or steadily, and by much more than ranks lay apart before or do among
   themselves.
-- *occasional*: of the gaps of at least half a step, nearly all were that rank's.
+- *occasional*: of the gaps of at least half a step and 5 times the usual, nearly all were that
+  rank's.
 
 What delays it is the phase in which it spent more time than the others before it called; host code
 between phases is `other`. Time for which its thread had no core is not held against it.
@@ -36,7 +37,7 @@ LEAST_SUM_NS = 200_000_000
 """Less in sum than this is a hiccup of the host, which lasts a moment and hits one rank."""
 
 CONSTANCY = 0.8
-NO_CHANCE = 1e-5
+NO_CHANCE, UNLIKELY = 1e-5, 1e-3
 STEADY = 6.0
 """Student's t from which on a rank's lateness is steady, …"""
 
@@ -44,7 +45,10 @@ UNUSUAL = 3.0
 """… and how much more it has to be than what ranks usually lie apart."""
 
 OUTLIER = 0.5
-"""Of a step: a gap that counts as a step held up."""
+"""Of a step, …"""
+
+OUTLYING = 5.0
+"""… and times the usual gap: a gap so wide counts as a step held up."""
 
 FEW = 3
 WARNING = 0.15
@@ -137,20 +141,20 @@ def _stands_out(signed: Sequence[float], usual_ns: float | None) -> bool:
 def _luck(size: int, count: int, ranks: int) -> float:
     """How probable it is that some one of the ranks is last so often by chance."""
     p = 1 / max(2, ranks)
-    tail = sum(
-        math.comb(size, k) * p**k * (1 - p) ** (size - k) for k in range(count, size + 1)
-    )
+    tail = sum(math.comb(size, k) * p**k * (1 - p) ** (size - k) for k in range(count, size + 1))
     return min(1.0, ranks * tail)
 
 
 def _now_and_then(state: RunState, steps: Sequence[Late], step_ns: float) -> Finding | None:
-    held_up = [late for late in steps if late.gap_ns >= max(2 * LEAST_NS, OUTLIER * step_ns)]
+    usual_ns = median(late.gap_ns for late in steps) or 0.0
+    wide_ns = max(2 * LEAST_NS, OUTLIER * step_ns, OUTLYING * usual_ns)
+    held_up = [late for late in steps if late.gap_ns >= wide_ns]
     if not held_up:
         return None
     rank, count = Counter(late.latest for late in held_up).most_common(1)[0]
     own = [late for late in held_up if late.latest == rank]
     cost_ns = sum(late.gap_ns for late in own) / len(steps)
-    rare = _luck(len(held_up), count, len(state.ranks)) <= NO_CHANCE
+    rare = _luck(len(held_up), count, len(state.ranks)) <= UNLIKELY
     # Once more than half of the steps are held up, the median step knows of it and this is silent.
     if count < FEW or not rare or cost_ns < LEAST_SHARE * step_ns or count > len(steps) // 2:
         return None

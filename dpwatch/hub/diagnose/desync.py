@@ -1,0 +1,101 @@
+"""`desync`: ranks of one group call different collectives at the same place of its sequence.
+
+Rule: two ranks' calls with the same number in the same group differ in op, or, for ops that need
+equal shares, in bytes or type. Looked at are calls that are over, calls that some have entered, and
+how far heartbeats say that each has come. A group whose numbers have never matched is not judged:
+the probe may have joined its ranks at different places. Where they agree but the ranks are in
+different steps and nothing moves, one has left out a call.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from dpwatch.hub.arrivals import essence
+from dpwatch.hub.diagnose.finding import Finding, mebibytes, ranks_of
+from dpwatch.hub.snapshot import Run
+from dpwatch.hub.state import RunState
+from dpwatch.hub.stuck import moved_ns
+from dpwatch.wire.messages import Collective, Position
+
+STOPPED_NS = 3_000_000_000
+"""Ranks that have not moved for so long may be judged by their steps too."""
+
+
+def rule(run: Run, state: RunState) -> Finding | None:
+    """Fires on the first place where calls differ."""
+    for group, seq, calls in _places(state):
+        if state.arrivals.matched.get(group):
+            alike = {rank: essence(call) for rank, call in calls.items()}
+            if len(set(alike.values())) > 1:
+                return _finding(state, group, seq, calls, alike)
+            steps = {rank: (str(call.step), 0, "") for rank, call in calls.items()}
+            if len(set(steps.values())) > 1 and _stopped(state, calls):
+                return _finding(state, group, seq, calls, steps)
+    return None
+
+
+def _places(state: RunState) -> Iterator[tuple[str, int, dict[int, Collective | Position]]]:
+    """Places in groups' sequences, and what each rank is known to have called there."""
+    found = state.arrivals.mismatch
+    if found is not None:
+        yield found.group, found.seq, dict(found.calls)
+    standing: dict[tuple[str, int], dict[int, Collective | Position]] = {}
+    for rank, who in state.ranks.items():
+        for position in who.beat.positions if who.beat else ():
+            standing.setdefault((position.group, position.seq), {})[rank] = position
+    for call in state.arrivals.calls.values():
+        for rank, record in call.entered.items():
+            standing.setdefault((record.group, record.seq), {})[rank] = record
+    for (group, seq), calls in sorted(standing.items(), key=lambda item: item[0][1]):
+        if len(calls) > 1:
+            yield group, seq, calls
+
+
+def _stopped(state: RunState, calls: dict[int, Collective | Position]) -> bool:
+    moved = [moved_ns(state.ranks[rank]) for rank in calls if rank in state.ranks]
+    return all(at is not None and state.now_ns - at >= STOPPED_NS for at in moved)
+
+
+def _finding(
+    state: RunState,
+    group: str,
+    seq: int,
+    calls: dict[int, Collective | Position],
+    alike: dict[int, tuple[str, int, str]],
+) -> Finding:
+    usual, most = Counter(alike.values()).most_common(1)[0]
+    astray = [rank for rank in calls if alike[rank] != usual]
+    even = 2 * most == len(calls)
+    ranks = sorted(calls) if even else sorted(astray)
+    odd, norm = calls[astray[0]], next(calls[r] for r in calls if alike[r] == usual)
+    other = next(r for r in calls if alike[r] == usual)
+    who = f"rank {astray[0]}" if even else ranks_of(astray, start=False)
+    them = f"rank {other}" if even else "the others"
+    said = (
+        f"At call {seq} of group {group} {who} called {_spelled(odd)}, {them} {_spelled(norm)}: "
+        "they are out of step, and what they exchange is garbage or never ends. Look for a branch "
+        "that only some ranks take, a call left out after an exception, or uneven batches."
+    )
+    return Finding(
+        kind="desync",
+        severity="critical",
+        ranks=ranks,
+        text=said,
+        evidence={
+            "group": group,
+            "seq": seq,
+            "op": norm.op,
+            "missing": sorted(astray),
+            "calls": {str(rank): _spelled(call) for rank, call in sorted(calls.items())},
+            "where": {str(rank): call.where or None for rank, call in sorted(calls.items())},
+        },
+        began=min(call.step for call in calls.values()),
+    )
+
+
+def _spelled(call: Collective | Position) -> str:
+    size = f"{call.nbytes} B" if call.nbytes < 1 << 10 else mebibytes(call.nbytes)
+    what = f"{call.op} of {size} {call.dtype}".rstrip()
+    return f"{what} in step {call.step}{f' at {call.where}' if call.where else ''}"

@@ -1,0 +1,135 @@
+"""Who waits for whom when a run stands still: from how far each rank has come in its groups.
+
+A rank waits if it has entered a collective that another member of the group has not: an edge from
+the one to the other. Followed to their ends, edges lead to the ranks that wait for nobody, which
+are what holds the run up; where they lead round in a circle, it is a deadlock.
+
+Looked at are heartbeats, which come from the probe's own thread and so while a rank is stuck. A
+rank whose heart has stopped too is taken for the end of every way that leads to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from dpwatch.hub.state import RankState, RunState
+from dpwatch.wire.messages import Position
+
+SILENT_NS = 2_000_000_000
+"""Beats come twice a second: a rank that has not been heard of for so long is silent."""
+
+ALL_TOLD = 16
+"""A heartbeat that tells of so many groups may leave others out."""
+
+WORLD = "default"
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A collective that some ranks of a group have entered and some have not.
+
+    Attributes:
+        entered: Ranks known to have entered it.
+        missing: Ranks that have not.
+    """
+
+    position: Position
+    entered: tuple[int, ...]
+    missing: tuple[int, ...]
+
+
+class Standstill(msgspec.Struct, frozen=True):
+    """Why nothing moves.
+
+    Attributes:
+        since_ns: When the last of the waiting ranks moved.
+        roots: Ranks that the others wait for, directly or not.
+        waiting: By rank, the call it waits in.
+        circle: The roots wait for each other.
+    """
+
+    since_ns: int
+    roots: tuple[int, ...]
+    waiting: dict[int, Call]
+    circle: bool = False
+
+
+def moved_ns(rank: RankState) -> int | None:
+    """When a rank last ended a step or entered a collective; None if it has done neither."""
+    entered = rank.beat.positions[0].issued_ns if rank.beat and rank.beat.positions else 0
+    return max(rank.progress_ns, entered) or None
+
+
+def is_silent(state: RunState, rank: RankState) -> bool:
+    """Whether its heart has stopped, although nobody has said that it ended."""
+    return rank.bye is None and state.now_ns - rank.seen_ns >= SILENT_NS
+
+
+def standstill(state: RunState, patience_ns: float) -> Standstill | None:
+    """Who waits for whom, if a rank has not moved for `patience_ns`.
+
+    Returns:
+        None while all move. Without `waiting`, the roots are ranks that stand still by themselves.
+    """
+    moved = {r: at for r, rank in state.ranks.items() if not rank.bye and (at := moved_ns(rank))}
+    held = [r for r, at in moved.items() if state.now_ns - at >= patience_ns]
+    if not held:
+        return None
+    waiting = {r: call for r in held if (call := _waits_in(state, r)) is not None}
+    if not waiting:
+        return Standstill(max(moved[r] for r in held), tuple(held), {})
+    roots, circle = _ends(waiting)
+    return Standstill(max(moved[r] for r in waiting), roots, waiting, circle)
+
+
+def _waits_in(state: RunState, rank: int) -> Call | None:
+    """The latest call that this rank has entered and others have not, None if there is none."""
+    who = state.ranks[rank]
+    if who.beat is None or is_silent(state, who):
+        return None
+    for position in who.beat.positions:
+        if position.done:
+            continue
+        members = _members(state, position)
+        missing = tuple(m for m in members if not _entered(state.ranks.get(m), position))
+        if missing:
+            entered = tuple(m for m in members if m not in missing)
+            return Call(position, entered, missing)
+    return None
+
+
+def _members(state: RunState, position: Position) -> Iterable[int]:
+    """Ranks of the group, as far as they are known."""
+    if position.members:
+        return position.members
+    if position.group == WORLD:
+        return range(position.ranks)
+    return [r for r, rank in state.ranks.items() if _place(rank, position.group) is not None]
+
+
+def _entered(rank: RankState | None, position: Position) -> bool:
+    if rank is None or rank.beat is None:
+        return False
+    place = _place(rank, position.group)
+    if place is None:
+        return len(rank.beat.positions) >= ALL_TOLD  # it may be in a group that is not told of
+    return place.seq >= position.seq
+
+
+def _place(rank: RankState, group: str) -> Position | None:
+    positions = rank.beat.positions if rank.beat else []
+    return next((p for p in positions if p.group == group), None)
+
+
+def _ends(waiting: dict[int, Call]) -> tuple[tuple[int, ...], bool]:
+    """Where the ways from waiting ranks end, and whether that is a circle."""
+    reached = {m for call in waiting.values() for m in call.missing}
+    ends = reached - waiting.keys()
+    if ends:
+        return tuple(sorted(ends)), False
+    # Every way goes on for ever: what can be reached from everywhere is the circle.
+    circle = set(waiting)
+    while (inner := {m for r in circle for m in waiting[r].missing} & circle) != circle:
+        circle = inner
+    return tuple(sorted(circle)), True
