@@ -1,4 +1,4 @@
-"""Who came to each collective when: calls that are not whole yet, and who came late to those that are.
+"""Who came to each collective when: calls that are not whole yet, and who came last to the others.
 
 A collective goes on when its last rank has come: `wait(r) = last arrival - arrival(r)`. So the rank
 that came last made the others wait, however fast it looks otherwise, and they are its victims.
@@ -8,12 +8,16 @@ called late there.
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import cast
+
 import msgspec
 
-from dpwatch.hub.series import median
-from dpwatch.wire.messages import Collective
+from dpwatch.hub.series import keep_last, median
+from dpwatch.wire.messages import Collective, Position
 
 OPEN_CALLS = 1024
+ALIKE_CALLS = 64
 LATE_STEPS = 192
 """Steps back to which it is known who came late, …"""
 
@@ -59,6 +63,14 @@ class Late(msgspec.Struct, array_like=True, frozen=True):
     where: str
 
 
+class Alike(msgspec.Struct, array_like=True, frozen=True):
+    """A call that all ranks of a group entered alike."""
+
+    seq: int
+    step: int
+    essence: tuple[str, int, str]
+
+
 class Mismatch(msgspec.Struct, array_like=True, frozen=True):
     """One place in a group's sequence where ranks called different things."""
 
@@ -72,13 +84,13 @@ class Arrivals(msgspec.Struct):
 
     Attributes:
         calls: Not whole yet, by `group/seq`.
-        matched: By group, calls that all its ranks entered alike.
+        alike: By group, the latest calls that all its ranks entered alike, oldest first.
         late: By step, the calls with the widest gaps.
         mismatch: The first place where ranks called different things, None as long as none did.
     """
 
     calls: dict[str, OpenCall] = {}
-    matched: dict[str, int] = {}
+    alike: dict[str, list[Alike]] = {}
     late: dict[int, list[Late]] = {}
     mismatch: Mismatch | None = None
     newest: dict[str, int] = {}
@@ -104,14 +116,35 @@ class Arrivals(msgspec.Struct):
             call.entered.pop(rank, None)
             if not call.entered:
                 del self.calls[key]
-        self.matched.clear()
+        self.alike.clear()
         self.mismatch = None
 
     def _compare(self, record: Collective, entered: dict[int, Collective]) -> None:
-        if len({essence(call) for call in entered.values()}) == 1:
-            self.matched[record.group] = self.matched.get(record.group, 0) + 1
-        elif self.mismatch is None:
-            self.mismatch = Mismatch(record.group, record.seq, entered)
+        group, seq, found = record.group, record.seq, self.mismatch
+        if len({essence(call) for call in entered.values()}) > 1:
+            self.mismatch = found or Mismatch(group, seq, entered)
+            return
+        kept = self.alike.setdefault(group, [])
+        kept.append(Alike(seq, record.step, essence(record)))
+        keep_last(cast("list[object]", kept), ALIKE_CALLS)
+        if found is not None and found.group == group and seq > found.seq + ALIKE_CALLS:
+            self.mismatch = None  # they have found together again
+
+    def expected(self, group: str, seq: int, step: int) -> tuple[str, int, str] | None:
+        """What was called at the same place of an earlier step, None if that isn't known."""
+        kept = self.alike.get(group, [])
+        seqs = [call.seq for call in kept if call.step == step]
+        for open_call in self.calls.values():
+            begun = open_call.entered.values()
+            seqs += [call.seq for call in begun if call.group == group and call.step == step]
+        first = min(seqs, default=seq)
+        sizes = Counter(call.step for call in kept if call.step < step)
+        if not sizes:
+            return None
+        usual = Counter(sizes.values()).most_common(1)[0][0]
+        whole = max(s for s, size in sizes.items() if size == usual)
+        before = [call.essence for call in kept if call.step == whole]
+        return before[seq - first] if 0 <= seq - first < len(before) else None
 
     def book_late(self, entered: dict[int, Collective]) -> None:
         """Keeps who came last to a call that is whole, if its step has not many wider ones."""
@@ -150,7 +183,7 @@ class Arrivals(msgspec.Struct):
         del kept[LATE_CALLS:]
 
 
-def essence(call: Collective) -> tuple[str, int, str]:
+def essence(call: Collective | Position) -> tuple[str, int, str]:
     """What ranks have to agree on: the op, and the bytes and type of most ops' payload."""
     if call.op in SAME_SIZE:
         return call.op, call.nbytes, call.dtype

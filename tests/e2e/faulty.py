@@ -2,8 +2,8 @@
 
 Faults that delay a rank by `ms` in each of its steps: dataset, forward, backward, host, optimizer.
 Faults that stop it in step `at` until the file `free` exists: sleep, spin, stop, deadlock, swallow.
-Faults of what it calls in step `at`: other, skip, shape. Faults that end it there: kill, exit, error.
-And nan: its loss is no number from there on; leak: it keeps 1 MiB more each step.
+Faults of what it calls from step `at` on: other, skip, shape. Faults that end it there: kill, exit,
+error. And nan: its loss is no number from there on; leak: it keeps 1 MiB more each step.
 """
 
 import os

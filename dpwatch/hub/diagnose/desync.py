@@ -26,7 +26,7 @@ STOPPED_NS = 3_000_000_000
 def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on the first place where calls differ."""
     for group, seq, calls in _places(state):
-        if state.arrivals.matched.get(group):
+        if state.arrivals.alike.get(group):
             alike = {rank: essence(call) for rank, call in calls.items()}
             if len(set(alike.values())) > 1:
                 return _finding(state, group, seq, calls, alike)
@@ -65,14 +65,16 @@ def _finding(
     calls: dict[int, Collective | Position],
     alike: dict[int, tuple[str, int, str]],
 ) -> Finding:
-    usual, most = Counter(alike.values()).most_common(1)[0]
-    astray = [rank for rank in calls if alike[rank] != usual]
-    even = 2 * most == len(calls)
-    ranks = sorted(calls) if even else sorted(astray)
+    usual = _usual(state, group, seq, calls, alike)
+    astray = sorted(rank for rank in calls if alike[rank] != usual)
+    ranks = astray
+    if usual is None:  # as many call the one as the other, and nothing tells who is right
+        ranks, usual = sorted(calls), alike[max(calls)]
+        astray = [rank for rank in ranks if alike[rank] != usual]
     odd, norm = calls[astray[0]], next(calls[r] for r in calls if alike[r] == usual)
-    other = next(r for r in calls if alike[r] == usual)
-    who = f"rank {astray[0]}" if even else ranks_of(astray, start=False)
-    them = f"rank {other}" if even else "the others"
+    told = ranks == astray
+    who = ranks_of(astray, start=False) if told else f"rank {astray[0]}"
+    them = "the others" if told else f"rank {ranks[-1]}"
     said = (
         f"At call {seq} of group {group} {who} called {_spelled(odd)}, {them} {_spelled(norm)}: "
         "they are out of step, and what they exchange is garbage or never ends. Look for a branch "
@@ -93,6 +95,22 @@ def _finding(
         },
         began=min(call.step for call in calls.values()),
     )
+
+
+def _usual(
+    state: RunState,
+    group: str,
+    seq: int,
+    calls: dict[int, Collective | Position],
+    alike: dict[int, tuple[str, int, str]],
+) -> tuple[str, int, str] | None:
+    """What was to be called: what most ranks did, or what the step before had there."""
+    (usual, most), *_ = Counter(alike.values()).most_common(1)
+    if 2 * most > len(calls):
+        return usual
+    step = min(call.step for call in calls.values())
+    expected = state.arrivals.expected(group, seq, step)
+    return expected if expected in alike.values() else None
 
 
 def _spelled(call: Collective | Position) -> str:

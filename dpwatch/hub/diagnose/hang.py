@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from dpwatch.hub.diagnose import desync
 from dpwatch.hub.diagnose.finding import Finding, ranks_of
-from dpwatch.hub.snapshot import Run
 from dpwatch.hub.series import median
+from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
 from dpwatch.hub.stuck import Call, Standstill, is_silent, standstill
 
@@ -34,7 +35,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
     if run.state in ("finished", "failed") or len({r.host for r in state.ranks.values()}) > 1:
         return None
     found = standstill(state, _patience_ns(run))
-    if found is None:
+    if found is None or desync.rule(run, state) is not None:  # which then is why
         return None
     doing = {rank: _doing(state, rank) for rank in found.roots}
     if found.waiting:
@@ -68,8 +69,8 @@ def _waited_for(state: RunState, found: Standstill, doing: dict[int, str]) -> Fi
     position = call.position
     stuck_ns = state.now_ns - found.since_ns
     waiters = sorted(found.waiting)
-    where = f" ({position.where})" if position.where else ""
-    what = f"{position.op} (group {position.group}, call {position.seq}{where})"
+    where = f" at {position.where}" if position.where else ""
+    what = f"{position.op}{where} (group {position.group}, call {position.seq})"
     if found.circle:
         said = (
             f"{ranks_of(found.roots)} wait for each other in different collectives, "
@@ -77,10 +78,11 @@ def _waited_for(state: RunState, found: Standstill, doing: dict[int, str]) -> Fi
         )
     else:
         one = len(found.roots) == 1
+        told = " ".join(_told(state, rank, doing[rank]) for rank in found.roots[:4])
         said = (
-            f"{ranks_of(found.roots)} {'has' if one else 'have'} not entered {what}, where "
-            f"{ranks_of(waiters, start=False)} {'waits' if len(waiters) == 1 else 'wait'} for "
-            f"{stuck_ns / 1e9:.0f} s. {' '.join(_told(state, r, doing[r]) for r in found.roots[:4])}"
+            f"{ranks_of(found.roots)} {'has' if one else 'have'} not entered {what}; "
+            f"{ranks_of(waiters, start=False)} {'has' if len(waiters) == 1 else 'have'} waited "
+            f"there for {stuck_ns / 1e9:.0f} s. {told}"
         )
     calm = set(doing.values()) == {"busy"} and not found.circle
     return Finding(

@@ -227,5 +227,5 @@ def _finding(
 def _why(cause: Cause | None) -> str:
     if cause is None:
         return "What delays it is not known: short steps' phases are only looked at now and then."
-    longer = f"{cause.excess_ns / 1e6:.0f} ms"
-    return f"It spends {longer} more than they do {PHASE_WORDS[cause.phase]}. {PHASE_ADVICE[cause.phase]}"
+    more, where = f"{cause.excess_ns / 1e6:.0f} ms more", PHASE_WORDS[cause.phase]
+    return f"It spends {more} than they do {where}. {PHASE_ADVICE[cause.phase]}"
