@@ -6,13 +6,15 @@ viewer that comes late. What people see is computed from it in `summarize`.
 
 from __future__ import annotations
 
+import re
+import signal
 from typing import cast
 
 import msgspec
 
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.series import WINDOW, ByStep, Thinned, keep_last
-from dpwatch.hub.snapshot import Diagnosis
+from dpwatch.hub.snapshot import Alert, Diagnosis
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.wire.messages import (
     HUB_RANK,
@@ -30,6 +32,11 @@ from dpwatch.wire.messages import (
 LATENCIES = 512
 FADE_CALLS = 512
 OPEN_LOSSES = 64
+
+_PEER_GONE = re.compile(
+    r"connection|peer|broken pipe|socket|timed? ?out|gloo|nccl|DistBackend", re.I
+)
+"""What ranks say whose collective failed since another rank was gone."""
 
 
 class LaneState(msgspec.Struct):
@@ -59,6 +66,7 @@ class RankState(msgspec.Struct):
     dropped: int = 0
     seen_ns: int = 0
     progress_ns: int = 0
+    ended_ns: int = 0
     lanes: dict[int, LaneState] = {}
 
 
@@ -111,12 +119,15 @@ class RunState(msgspec.Struct):
     Attributes:
         now_ns: The latest monotonic time any sender has told; the hub ticks once a second.
         frames: Frames applied so far; numbers the hub's outgoing stream.
+        wall_s: The wall clock at that moment, as that sender has it.
         diagnoses: Findings that hold now, with the step they began at (see `diagnose`).
-        misses: How often in a row a finding's rule has not fired.
+        silent_ns: By kind, when the rule of a finding that holds first had nothing to say.
+        alerts: What has held so far, the oldest first.
     """
 
     run_id: str
     now_ns: int = 0
+    wall_s: float = 0.0
     frames: int = 0
     start_ns: int | None = None
     end_ns: int | None = None
@@ -130,12 +141,14 @@ class RunState(msgspec.Struct):
     last_loss: tuple[int, float] | None = None
     losses: dict[int, OpenLoss] = {}
     diagnoses: list[Diagnosis] = []
-    misses: dict[str, int] = {}
+    silent_ns: dict[str, int] = {}
+    alerts: list[Alert] = []
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
         self.frames += 1
-        self.now_ns = max(self.now_ns, batch.mono_ns)
+        if batch.mono_ns >= self.now_ns:
+            self.now_ns, self.wall_s = batch.mono_ns, batch.wall_ns / 1e9
         if batch.rank == HUB_RANK:
             return
         rank = self._rank(batch)
@@ -157,6 +170,7 @@ class RunState(msgspec.Struct):
                     rank.hello = record
                 case Bye():
                     rank.bye = record
+                    rank.ended_ns = batch.mono_ns
                     self.end_ns = batch.mono_ns
 
     def _rank(self, batch: Batch) -> RankState:
@@ -274,10 +288,25 @@ class RunState(msgspec.Struct):
         tally.timed_ns += record.duration_ns
 
     @property
+    def gone(self) -> list[RankState]:
+        """Ranks that have died, the one first that the others followed."""
+        dead = [r for r in self.ranks.values() if r.bye and r.bye.state in ("lost", "failed")]
+        return sorted(dead, key=lambda rank: (_consequence(rank), rank.ended_ns))
+
+    @property
     def world_size(self) -> int:
         """Processes in the run, as its ranks say."""
         told = [rank.hello.world_size for rank in self.ranks.values() if rank.hello]
         return max([1, *told])
+
+
+def _consequence(rank: RankState) -> int:
+    """How likely it is that a rank died because another one had: 0 not, 3 surely."""
+    if rank.bye is None or rank.bye.exit == -signal.SIGTERM:
+        return 3  # launchers end the rest like that
+    if rank.bye.state == "failed":
+        return 2 if _PEER_GONE.search(rank.bye.reason) else 0
+    return int(rank.bye.exit == -signal.SIGABRT)  # as gloo's own threads do when a peer is gone
 
 
 def _lane(rank: RankState, device: int) -> LaneState:

@@ -282,10 +282,13 @@ class Bye(Record, frozen=True, tag="bye"):
     Attributes:
         state: `finished`, `failed` (it raised) or `lost` (the hub found the process gone).
         reason: One line for a person, "" when finished.
+        exit: Exit code of the process, or minus the signal that killed it, where the hub could
+            tell.
     """
 
     state: str
     reason: str = ""
+    exit: int | None = None
 
 
 class Tick(Record, frozen=True, tag="tick"):
