@@ -6,6 +6,7 @@ viewer that comes late. What people see is computed from it in `summarize`.
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 from typing import cast
@@ -48,10 +49,19 @@ class LaneState(msgspec.Struct):
     recent: list[Step] = []
     step_ms: Thinned = msgspec.field(default_factory=Thinned)
     peak_bytes: Thinned = msgspec.field(default_factory=Thinned)
+    held_bytes: Thinned = msgspec.field(default_factory=Thinned)
     memory: Memory | None = None
     highest: Memory | None = None
     gpu: Gpu | None = None
     collectives: ByStep = msgspec.field(default_factory=ByStep)
+
+
+class BadLoss(msgspec.Struct, array_like=True):
+    """A loss that is no number: since which step, which (`nan`, `inf`), and the last good one."""
+
+    step: int
+    value: str
+    before: float | None
 
 
 class RankState(msgspec.Struct):
@@ -67,6 +77,8 @@ class RankState(msgspec.Struct):
     seen_ns: int = 0
     progress_ns: int = 0
     ended_ns: int = 0
+    good_loss: float | None = None
+    bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
 
 
@@ -200,6 +212,7 @@ class RunState(msgspec.Struct):
             self.start_ns = record.start_ns
         if record.device == 0:
             if record.loss is not None:
+                _judge_loss(rank, record.step, record.loss)
                 self._loss(record.step, record.loss)
             if rank.rank == min(self.ranks):
                 self.step_ms.push(record.step, took_ms)
@@ -317,8 +330,16 @@ def _lane(rank: RankState, device: int) -> LaneState:
     return lane
 
 
+def _judge_loss(rank: RankState, step: int, loss: float) -> None:
+    if math.isfinite(loss):
+        rank.good_loss, rank.bad_loss = loss, None
+    elif rank.bad_loss is None:
+        rank.bad_loss = BadLoss(step, str(loss), rank.good_loss)
+
+
 def _memory(lane: LaneState, record: Memory) -> None:
     lane.memory = record
     lane.peak_bytes.push(record.step, record.peak_bytes)
+    lane.held_bytes.push(record.step, record.current_bytes)
     if lane.highest is None or record.peak_bytes >= lane.highest.peak_bytes:
         lane.highest = record

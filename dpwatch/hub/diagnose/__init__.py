@@ -12,13 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dpwatch.hub.diagnose import (
+    comm_bound,
     cpu_oversubscribed,
     desync,
     gil_bound,
     hang,
+    input_bound,
     master_imbalance,
+    memory_growth,
+    memory_imbalance,
+    nan_loss,
     oom,
     oom_risk,
+    overlap_poor,
     rank_lost,
     straggler,
 )
@@ -34,7 +40,11 @@ RULES: tuple[Callable[[Run], Finding | None], ...] = (
     oom.rule,
     oom_risk.rule,
     master_imbalance.rule,
+    memory_imbalance.rule,
     gil_bound.rule,
+    input_bound.rule,
+    comm_bound.rule,
+    overlap_poor.rule,
     cpu_oversubscribed.rule,
 )
 """Rules that need no more than what the JSON holds."""
@@ -44,6 +54,8 @@ STATE_RULES: tuple[Callable[[Run, RunState], Finding | None], ...] = (
     desync.rule,
     hang.rule,
     straggler.rule,
+    nan_loss.rule,
+    memory_growth.rule,
 )
 """Rules that look deeper: at arrival orders, positions, ends."""
 
