@@ -39,6 +39,8 @@ def rule(run: Run, state: RunState) -> Finding | None:
     capacity = row.memory.capacity_bytes
     left = None if capacity is None else max(0, capacity - (row.memory.peak_bytes or last))
     steps_left = None if left is None else int(left / bytes_per_step)
+    # Of the steps that the ledger does not sample it does not see what they leave behind.
+    least = "at least " if lane.memory and lane.memory.source == "ledger" else ""
     until = "" if steps_left is None else f"; at this pace it is full in {steps_left:,} steps"
     soon = steps_left is not None and steps_left < 10 * max(run.steps, 1)
     return Finding(
@@ -46,8 +48,8 @@ def rule(run: Run, state: RunState) -> Finding | None:
         severity="warning" if soon else "info",
         ranks=sorted({lane.rank for _, lane in grown}),
         text=f"What {row.device} of rank {lane.rank} holds between steps has grown from "
-        f"{mebibytes(first)} to {mebibytes(last)}, by {mebibytes(bytes_per_step)} a step, and "
-        f"goes on{until}. Usually something keeps tensors alive: losses appended without "
+        f"{mebibytes(first)} to {mebibytes(last)}, by {least}{mebibytes(bytes_per_step)} a step, "
+        f"and goes on{until}. Usually something keeps tensors alive: losses appended without "
         ".item() or .detach(), a list of outputs, retain_graph.",
         evidence={
             "device": row.device,
@@ -83,7 +85,8 @@ def _growth(lane: LaneState) -> tuple[float, int, int, int] | None:
         return None
     if (middle - low) < grown / 4 or (high - middle) < grown / 4:
         return None  # a jump, such as the first evaluation's, and not a slope
-    pace = grown / max(1, steps[-third // 2] - steps[third // 2])
+    apart = (median(steps[2 * third :]) or 0.0) - (median(steps[:third]) or 0.0)
+    pace = grown / max(1.0, apart)
     return pace, steps[0], int(values[0]), int(values[-1])
 
 
