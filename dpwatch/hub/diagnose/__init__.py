@@ -43,8 +43,6 @@ RULES: tuple[Callable[[Run], Finding | None], ...] = (
     memory_imbalance.rule,
     gil_bound.rule,
     input_bound.rule,
-    comm_bound.rule,
-    overlap_poor.rule,
     cpu_oversubscribed.rule,
 )
 """Rules that need no more than what the JSON holds."""
@@ -55,6 +53,8 @@ STATE_RULES: tuple[Callable[[Run, RunState], Finding | None], ...] = (
     hang.rule,
     straggler.rule,
     nan_loss.rule,
+    comm_bound.rule,
+    overlap_poor.rule,
     memory_growth.rule,
 )
 """Rules that look deeper: at arrival orders, positions, ends."""

@@ -32,8 +32,8 @@ class Finding(msgspec.Struct, frozen=True):
         return Diagnosis(self.kind, self.severity, self.ranks, step, self.text, self.evidence)
 
 
-def shared_by_half(values: Iterable[float]) -> float | None:
-    """What at least half of the values reach, None of none: of two, the lower."""
+def shared_by_most(values: Iterable[float]) -> float | None:
+    """What more than half of the values reach, None of none: of two, the lower."""
     ordered = sorted(values)
     return ordered[(len(ordered) - 1) // 2] if ordered else None
 

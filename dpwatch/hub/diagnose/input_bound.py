@@ -1,12 +1,12 @@
 """`input_bound`: the ranks wait for data.
 
-Rule: for at least half of the ranks, waiting for the next batch takes at least 10 % of the step;
+Rule: for more than half of the ranks, waiting for the next batch takes at least 10 % of the step;
 from 25 % on it is a warning. One rank that alone waits is a `straggler`.
 """
 
 from __future__ import annotations
 
-from dpwatch.hub.diagnose.finding import SETTLED_STEPS, Finding, shared_by_half
+from dpwatch.hub.diagnose.finding import SETTLED_STEPS, Finding, shared_by_most
 from dpwatch.hub.series import known, median
 from dpwatch.hub.snapshot import Run
 
@@ -23,7 +23,7 @@ def rule(run: Run) -> Finding | None:
         for row in run.ranks
         if row.phases_ms.data is not None and row.step_ms.p50
     }
-    share = shared_by_half(shares.values())
+    share = shared_by_most(shares.values())
     data_ms = median(row.phases_ms.data for row in run.ranks) or 0.0
     if run.steps < SETTLED_STEPS or share is None or share < WORTH_SAYING or data_ms < LEAST_MS:
         return None

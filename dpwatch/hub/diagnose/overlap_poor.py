@@ -8,11 +8,11 @@ differs by model.
 
 from __future__ import annotations
 
-from dpwatch.hub.diagnose import cpu_oversubscribed
-from dpwatch.hub.diagnose.comm_bound import net_share
-from dpwatch.hub.diagnose.finding import SETTLED_STEPS, Finding
+from dpwatch.hub.diagnose.comm_bound import net_shares
+from dpwatch.hub.diagnose.finding import Finding, shared_by_most
 from dpwatch.hub.series import median
 from dpwatch.hub.snapshot import Run
+from dpwatch.hub.state import RunState
 
 EXPOSED = 0.6
 WORTH_SAYING = 0.10
@@ -28,19 +28,17 @@ _CURES |= dict.fromkeys(("zero1", "zero2"), _CURES["ddp"])
 _CURES |= dict.fromkeys(("zero3", "fsdp1", "hsdp"), _CURES["fsdp"])
 
 
-def rule(run: Run) -> Finding | None:
+def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on the exposed share of communication time."""
     cure = _CURES.get(run.strategy)
     exposed = median(row.comm_ms.exposed for row in run.ranks)
     total = median(row.comm_ms.total for row in run.ranks)
     backward = median(row.phases_ms.backward for row in run.ranks)
-    cost = median(net_share(row) for row in run.ranks)
+    cost = shared_by_most(net_shares(run, state).values())
     if cure is None or not exposed or not total or not backward or cost is None:
         return None
     compute = backward - min(exposed, backward)
     hideable = compute >= HIDEABLE * total
-    if run.steps < SETTLED_STEPS or cpu_oversubscribed.rule(run) is not None:
-        return None
     if cost < WORTH_SAYING or exposed < EXPOSED * total or not hideable:
         return None
     return Finding(
