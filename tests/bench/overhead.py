@@ -6,15 +6,15 @@ Identical steps of a small real training run without and with the probe in turn,
 machine's drift falls on both. Two comparisons, for steps of about 1 ms and about 20 ms:
 
 - `hooks`: rounds of steps (of which the probe looks at two and counts the others) in the order
-  off, on, on, off. A pair's cost is the difference of two neighbouring rounds, so even a noisy machine resolves microseconds. Off is a thread without a lane,
-  whose calls pass straight through the hooks (taking them out would empty the interpreter's caches
-  and slow the next step down); what passing through costs is measured by itself and added. The
-  sender thread runs beside both, so its CPU time per step is added too: `sender`, the most that it
-  could take from the training thread by sharing the GIL with it.
+  off, on, on, off. A pair's cost is the difference of two neighbouring rounds, so even a noisy
+  machine resolves microseconds. Off is a thread without a lane, whose calls pass straight through
+  the hooks (taking them out would empty the interpreter's caches and slow the next step down); what
+  passing through costs is measured by itself and added. The sender thread runs beside both, so its
+  CPU time per step is added too: `sender`, the most that it could take from the training thread by
+  sharing the GIL with it.
 - `blocks`: blocks of steps without a probe and with one, started and closed, everything in it: the
   sender, and the sampled memory ledger. Mean step against mean step: unbiased, but a noisy machine
   leaves it wide.
-
 - `start`: whole processes that import torch, train a few steps and end, without the probe and with
   it: seconds to the end of the first step, and resident memory after the last.
 
