@@ -93,6 +93,7 @@ class Probe:
                 clocks=self._clocks,
                 on_devices=self._start_ledger,
             )
+            collectives.main = self.steps.main
             undo.callback(lambda: self.steps.ledger.close())
             if devices:
                 self._start_ledger(devices)
