@@ -29,6 +29,7 @@ from dpwatch.probe.recorder import Recorder
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
 from dpwatch.probe.steps import Steps
 from dpwatch.probe.whereabouts import standing
+from dpwatch.wire.limits import cores
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello
 from dpwatch.wire.paths import host_name
 
@@ -76,7 +77,7 @@ class Probe:
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._clocks = clocks or Clocks()
-        self._cores = identity.cores()
+        self._cores = cores()
         self._backend_said = devices[0].kind if devices and devices[0].kind == "virtual" else ""
         self.recorder = Recorder()
         with contextlib.ExitStack() as undo:
