@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from dpwatch.cli.checks import check, host, installed, runs, terminal, training
 from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check
 from dpwatch.tui import guidance
 from dpwatch.wire.paths import RUN_ID_CHARS
-from tests.processes import dpwatch, environment, processes_with
+from tests.processes import dpwatch, environment, processes_with, start
 
 TORCH = find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not TORCH, reason="asks torch itself")
@@ -49,8 +50,16 @@ def test_a_line_a_check_and_nothing_left_behind(private_runtime):
 
 
 @needs_torch
-def test_what_it_says_as_json():
-    told = json.loads(dpwatch("doctor", "--json", **UTF8).stdout)
+def test_what_it_says_as_json_without_importing_torch_itself():
+    code = (
+        "import sys; from dpwatch.cli import main; main(['doctor', '--json']);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env=environment(**UTF8), timeout=90
+    )
+    assert done.returncode == 0
+    told = json.loads(done.stdout)
     assert told["schema"] == doctor.SCHEMA
     assert told["ok"] is True
     found = {each["name"]: each for each in told["checks"]}
@@ -66,6 +75,17 @@ def test_a_directory_that_was_not_there_is_gone_again(private_runtime):
     assert done.returncode == 0, done.stdout
     assert "made when it is needed" in done.stdout
     assert not place.parent.exists()
+
+
+def test_ended_in_the_midst_it_leaves_nothing_either(private_runtime):
+    process = start("dpwatch", "doctor")
+    while not process.stdout.readline().startswith("ok       runtime dir"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)  # the hub is being started
+    process.communicate(timeout=90)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(private_runtime.iterdir()) == []
+    assert processes_with(str(private_runtime)) == []
 
 
 def test_trouble_is_exit_code_1_and_says_what_to_do(tmp_path):
@@ -288,7 +308,7 @@ def test_what_was_said_before_a_crash_counts():
 
 
 def test_an_answer_that_does_not_come():
-    told, why = check.ask(["sh", "-c", "echo '{\"a\": 1}'; exec cat /dev/zero >&2"], timeout_s=1)
+    told, why = check.ask(["sh", "-c", "echo '{\"a\": 1}'; exec tail -f /dev/null"], timeout_s=1)
     assert told == {"a": 1}
     assert why == "no answer within 1 s"
 
@@ -332,7 +352,7 @@ def test_a_hub_that_cannot_be_started(monkeypatch, private_runtime, tmp_path):
 
 def test_a_hub_that_does_not_get_ready_is_ended(monkeypatch, private_runtime, tmp_path):
     deaf = tmp_path / "python"
-    deaf.write_text("#!/bin/sh\ntrap '' TERM\nwhile :; do read line < /dev/zero; done\n")
+    deaf.write_text("#!/bin/sh\ntrap '' TERM\nexec tail -f /dev/null\n")
     deaf.chmod(0o755)
     monkeypatch.setattr(runs.sys, "executable", str(deaf))
     monkeypatch.setattr(runs, "HUB_S", 0.0)
