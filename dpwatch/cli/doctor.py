@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from dpwatch.cli.errors import FINE
@@ -19,7 +20,7 @@ examples:
   dpwatch doctor --json        the same as one JSON object
 
 Marks: ok; note (works, and there is something to know); trouble (something will not work here).
-It starts a hub and two short Python processes, ends them, and leaves nothing behind.
+It starts a hub and some short processes, ends them, and leaves nothing behind.
 """
 
 IN_TROUBLE = 1
@@ -46,10 +47,11 @@ def run(options: argparse.Namespace) -> int:
     """Checks; returns 1 if anything is in trouble."""
     found: list[Check] = []
     coloured = not options.json and in_colour()
-    for check in all_checks():
-        found.append(check)
-        if not options.json:  # as they come: torch alone takes seconds
-            print(_printable(line(check, coloured=coloured)), flush=True)
+    with closing(all_checks()) as checks:
+        for check in checks:
+            found.append(check)
+            if not options.json:  # as they come: torch alone takes seconds
+                print(_printable(line(check, coloured=coloured)), flush=True)
     if options.json:
         print(json_text(found))
     else:
@@ -57,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     return IN_TROUBLE if any(check.mark == "trouble" for check in found) else FINE
 
 
-def all_checks() -> Iterator[Check]:
+def all_checks() -> Generator[Check, None, None]:
     """Every check in order, each made when it is asked for."""
     from dpwatch.cli.checks import host, installed, runs, terminal, training
 

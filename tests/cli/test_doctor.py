@@ -159,7 +159,9 @@ def test_signs_of_other_programs_do_not_reach_the_terminal():
 
 def test_any_trouble_decides_the_exit_code(monkeypatch, capsys):
     for mark, code in ((OK, 0), (NOTE, 0), (TROUBLE, 1)):
-        monkeypatch.setattr(doctor, "all_checks", lambda mark=mark: [Check("x", mark, "y")])
+        monkeypatch.setattr(
+            doctor, "all_checks", lambda mark=mark: (Check("x", m, "y") for m in [mark])
+        )
         assert doctor.run(argparse.Namespace(json=True)) == code
         assert json.loads(capsys.readouterr().out)["ok"] is (code == 0)
 
