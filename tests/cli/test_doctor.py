@@ -15,7 +15,7 @@ from importlib.util import find_spec
 import pytest
 
 from dpwatch.cli import doctor
-from dpwatch.cli.checks import check, host, installed, runs, terminal, training
+from dpwatch.cli.checks import child, host, installed, runs, terminal, training
 from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check
 from dpwatch.tui import guidance
 from dpwatch.wire.paths import RUN_ID_CHARS
@@ -304,19 +304,19 @@ def test_a_python_that_the_hook_does_not_get_into(monkeypatch, tmp_path):
 
 def test_what_was_said_before_a_crash_counts():
     code = "import os; print('noise'); print('{\"a\": 1}', flush=True); os.abort()"
-    told, why = check.ask([sys.executable, "-c", code], timeout_s=60)
+    told, why = child.ask([sys.executable, "-c", code], timeout_s=60)
     assert told == {"a": 1}
-    assert why == "signal 6"
+    assert why == "ended by signal 6"
 
 
 def test_an_answer_that_does_not_come():
-    told, why = check.ask(["sh", "-c", "echo '{\"a\": 1}'; exec tail -f /dev/null"], timeout_s=1)
+    told, why = child.ask(["sh", "-c", "echo '{\"a\": 1}'; exec tail -f /dev/null"], timeout_s=1)
     assert told == {"a": 1}
     assert why == "no answer within 1 s"
 
 
 def test_a_command_that_is_not_there():
-    assert check.ask(["/no/such"], timeout_s=1) == (
+    assert child.ask(["/no/such"], timeout_s=1) == (
         {},
         "cannot run /no/such: No such file or directory",
     )
@@ -358,7 +358,7 @@ def test_a_hub_that_does_not_get_ready_is_ended(monkeypatch, private_runtime, tm
     deaf.chmod(0o755)
     monkeypatch.setattr(runs.sys, "executable", str(deaf))
     monkeypatch.setattr(runs, "HUB_S", 0.0)
-    monkeypatch.setattr(runs, "END_S", 0.1)
+    monkeypatch.setattr(child, "END_S", 0.1)
     found = runs.hub(private_runtime)
     assert found.mark == TROUBLE
     assert "not ready" in found.text

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check, ask, gibibytes
+from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check, gibibytes
+from dpwatch.cli.checks.child import ask
 
 NVML_S = 15.0
 """How long the driver may take; with a GPU that fell off the bus it takes for ever."""

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check, ask
+from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check
+from dpwatch.cli.checks.child import ask
 
 OLDEST_PYTHON = (3, 10)
 LOOK_S = 10.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check
+from dpwatch.cli.checks.child import child, last_words, undisturbed
 from dpwatch.wire.paths import (
     IPC_PATH_BYTES,
     RUN_ID_CHARS,
@@ -26,7 +28,6 @@ from dpwatch.wire.spawn import hub_environment
 HUB_S = 20.0
 """How long a hub may take to start and answer."""
 
-END_S = 5.0
 TURN_S = 0.02
 
 LEAST_CHARS = 24
@@ -70,37 +71,40 @@ def directory(path: Path) -> Check:
 
 def hub(path: Path) -> Check:
     """Starts a real hub beside the runs, where no viewer sees it, and asks it for its state."""
+    began = time.monotonic()
     try:
-        folder = Path(tempfile.mkdtemp(prefix="doctor-", dir=path))
+        with _nook(path) as folder:
+            why = _tried(RunDir(folder / "run"), began + HUB_S)
     except OSError as error:
         why = os.strerror(error.errno or 0)
         return Check("hub", NOTE, f"not tried, without a runtime directory: {why}")
-    try:
-        began = time.monotonic()
-        why = _tried(RunDir(folder / "run"), began + HUB_S)
-        took_s = time.monotonic() - began
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
     if why:
         advice = f"see what `{sys.executable} -m dpwatch.hub FOLDER` says"
         return Check("hub", TROUBLE, f"cannot be started: {why}", advice, False)
+    took_s = time.monotonic() - began
     return Check("hub", OK, f"started, answered and ended in {took_s:.1f} s", value=True)
 
 
+@contextlib.contextmanager
+def _nook(path: Path) -> Iterator[Path]:
+    """A folder in the runtime directory that is gone after the block."""
+    folder = None
+    try:
+        with undisturbed():
+            folder = Path(tempfile.mkdtemp(prefix="doctor-", dir=path))
+        yield folder
+    finally:
+        if folder is not None:
+            with undisturbed():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def _tried(place: RunDir, deadline: float) -> str:
-    """Why there was no answer; "" if there was. Nothing of the hub is left behind."""
+    """Why there was no answer; "" if there was."""
     place.path.mkdir(mode=0o700)
     # A child, where a run's hub detaches itself: so that it can be ended whatever happens.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dpwatch.hub", str(place.path)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=hub_environment(),
-        cwd="/",
-    )
-    try:
+    command = [sys.executable, "-m", "dpwatch.hub", str(place.path)]
+    with child(command, env=hub_environment(), stdout=subprocess.DEVNULL) as process:
         while place.read_info() is None:
             if process.poll() is not None:
                 return _last_words(process, place)
@@ -108,9 +112,6 @@ def _tried(place: RunDir, deadline: float) -> str:
                 return f"not ready within {HUB_S:g} s"
             time.sleep(TURN_S)
         return "" if _answers(place, process.pid, deadline) else "it does not answer"
-    finally:
-        _end(process)
-        place.remove()
 
 
 def _answers(place: RunDir, pid: int, deadline: float) -> bool:
@@ -130,20 +131,8 @@ def _answers(place: RunDir, pid: int, deadline: float) -> bool:
         context.term()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    if process.stderr is not None:
-        process.stderr.close()
-
-
 def _last_words(process: subprocess.Popen[bytes], place: RunDir) -> str:
     said = b"" if process.stderr is None else process.stderr.read()
     with contextlib.suppress(OSError):
         said += place.log_file.read_bytes()
-    lines = said.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"exit code {process.returncode}"
+    return last_words(process.returncode, said)

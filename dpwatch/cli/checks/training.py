@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check, ask
+from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check
+from dpwatch.cli.checks.child import ask
 from dpwatch.cli.checks.installed import requirements, version_of, within
 
 TORCH_S = 90.0
