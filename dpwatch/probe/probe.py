@@ -16,7 +16,7 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dpwatch.probe import identity
+from dpwatch.probe import device_times, identity
 from dpwatch.probe.cpu import Clocks
 from dpwatch.probe.endings import Uncaught, describe, one_line
 from dpwatch.probe.hooks import Hooks
@@ -138,6 +138,7 @@ class Probe:
 
     def _start_ledger(self, devices: Sequence[DeviceInfo]) -> None:
         self.steps.ledger = _ledger(self.recorder, devices)
+        self.steps.main.on_device = device_times.start(self.recorder.append, devices)
 
     def _step(self) -> int:
         return self.steps.step
@@ -242,12 +243,16 @@ class Probe:
         self._over = True
         self._lock = threading.Lock()
         self.recorder.silence()
+        self.steps.main.on_device = None  # CUDA can't be asked in a forked child
         self._take_down()
 
     def _take_down(self) -> None:
         for part in (self._uncaught, self._hooks, self.steps.ledger, self._collectives):
             with contextlib.suppress(Exception):
                 part.close()
+        on_device = self.steps.main.on_device
+        if on_device is not None:
+            on_device.close(ask=threading.get_ident() == self._thread)
         for lane in list(self.steps.lanes.values()):
             lane.end()
         if here.lane is not None and here.lane.over:
