@@ -190,10 +190,14 @@ class DeviceTimes:
 
 
 def start(emit: RecordSink, devices: Sequence[DeviceInfo]) -> DeviceTimes | None:
-    """Device times for the first device, None where it is no CUDA device."""
+    """Device times for the first device, None where it is no CUDA device that torch knows."""
     if not devices or devices[0].kind != "cuda":
         return None
-    return DeviceTimes(emit, CudaEvents(torch.device(devices[0].name)))
+    try:
+        device = torch.device(devices[0].name)
+    except RuntimeError:  # a name that the script made up
+        return None
+    return DeviceTimes(emit, CudaEvents(device))
 
 
 def _times(step: _Step) -> list[int | None] | None:

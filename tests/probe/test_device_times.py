@@ -1,4 +1,4 @@
-"""Phases on a CUDA device, against a pretended one whose work is queued and done when a test says."""
+"""Phases on a CUDA device: a pretended one, whose work is done when a test says so."""
 
 from __future__ import annotations
 
@@ -124,9 +124,9 @@ def run(rig, device, make_probe, monkeypatch):
 
     def run(steps, *, after=lambda step: device.catch_up(), host_ms=60, batches=1):
         for step in range(steps):
-            rig.clocks.run(host_ms * MS)
             for _ in range(batches):
                 model(torch.ones(2, 3)).mean().backward()
+            rig.clocks.run(host_ms * MS)
             optimizer.step()
             after(step)
         return rig
@@ -238,11 +238,11 @@ def test_an_error_of_cuda_ends_it_and_nothing_else(run, device, rig, broken, cap
 
 def test_a_phase_torn_by_an_exception_is_unknown(run, device, rig):
     def fails():
-        raise ValueError
+        raise ValueError("torn")
 
     run(1)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(ValueError, match="torn"):
         optimizer.step(fails)
     run(2)
     steps = rig.records(Step)
@@ -279,6 +279,7 @@ def test_a_forked_child_asks_nothing(run, device, rig):
 def test_on_the_host_there_are_no_events(rig, device):
     assert device_times.start(lambda record: None, [DeviceInfo("cpu", "cpu")]) is None
     assert device_times.start(lambda record: None, []) is None
+    assert device_times.start(lambda record: None, [DeviceInfo("my GPU", "cuda")]) is None
     assert rig.probe.steps.main.on_device is None
 
 
