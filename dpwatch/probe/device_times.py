@@ -32,6 +32,10 @@ MOST_SPANS = 32
 """In a step. A phase that is entered more often (long accumulation) is unknown in that step."""
 
 
+_parents: list[DeviceTimes] = []
+"""Kept for ever, see `abandon`."""
+
+
 class EventLayer(Protocol):
     """What is used of `torch.cuda`; tests have their own."""
 
@@ -146,6 +150,10 @@ class DeviceTimes:
         self.note = self.note or "closed"
         self._settle(len(self._held))
         self._pool.clear()
+
+    def abandon(self) -> None:
+        """In a forked child: the events are its parent's, and even to destroy them asks CUDA."""
+        _parents.append(self)
 
     def _recorded(self) -> Any:
         """An event recorded just now, None where that is not possible."""

@@ -243,7 +243,9 @@ class Probe:
         self._over = True
         self._lock = threading.Lock()
         self.recorder.silence()
-        self.steps.main.on_device = None  # CUDA can't be asked in a forked child
+        on_device, self.steps.main.on_device = self.steps.main.on_device, None
+        if on_device is not None:
+            on_device.abandon()
         self._take_down()
 
     def _take_down(self) -> None:

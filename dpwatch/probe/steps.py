@@ -379,9 +379,8 @@ class Steps:
         """Whether the lanes' own times say nothing of how long phases take."""
         if self.devices:
             return self.devices[0].kind == "cuda"
-        return any(
-            p.is_cuda for m in self._models for p in islice(m.parameters(), 1)
-        )  # in the first step
+        # Only in the first step are there models and no devices yet.
+        return any(p.is_cuda for m in self._models for p in islice(m.parameters(), 1))
 
     def _circumstances(self) -> Circumstances | None:
         clock = self.main.clock

@@ -268,12 +268,15 @@ def test_closed_from_another_thread_it_asks_nothing(run, device, rig):
     assert [phases(s) for s in rig.link.records(Step)] == [UNKNOWN]
 
 
-def test_a_forked_child_asks_nothing(run, device, rig):
+def test_a_forked_child_asks_nothing(run, device, rig, monkeypatch):
+    monkeypatch.setattr(device_times, "_parents", [])
     run(1)
     asked = device.asked
     rig.probe.forked()
     assert device.asked == asked
     assert rig.probe.steps.main.on_device is None
+    (kept,) = device_times._parents
+    assert kept._pool or kept._held  # its events are not destroyed either
 
 
 def test_on_the_host_there_are_no_events(rig, device):

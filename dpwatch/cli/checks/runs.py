@@ -77,7 +77,7 @@ def hub(path: Path) -> Check:
             why = _tried(RunDir(folder / "run"), began + HUB_S)
     except OSError as error:
         why = os.strerror(error.errno or 0)
-        return Check("hub", NOTE, f"not tried, without a runtime directory: {why}")
+        return Check("hub", NOTE, f"not tried: {why}")
     if why:
         advice = f"see what `{sys.executable} -m dpwatch.hub FOLDER` says"
         return Check("hub", TROUBLE, f"cannot be started: {why}", advice, False)
