@@ -91,7 +91,9 @@ def test_a_diagnosis_keeps_its_first_step_and_outlasts_a_short_silence():
     assert began == dict.fromkeys(("master_imbalance", "gil_bound", "cpu_oversubscribed"), 12)
     held, silent = review(changed(run, steps=20), held, silent, state)
     assert {d.since_step for d in held} == {12}
-    quiet = changed(with_rows(run, gil_wait=0.0, runqueue_wait=0.0), balance=Balance())
+    quiet = changed(
+        with_rows(run, gil_wait=0.0, runqueue_wait=0.0), balance=Balance(), state="running"
+    )
     for waited_ns in (0, PATIENCE_NS // 2, PATIENCE_NS - 1):
         state.now_ns = START_NS + waited_ns
         held, silent = review(quiet, held, silent, state)
@@ -104,7 +106,11 @@ def test_a_finding_that_comes_back_in_time_has_not_been_away():
     state = played(dp_run(steps=12))
     run = summarize(state)
     held, silent = review(run, [], {}, state)
-    quiet = changed(with_rows(run, gil_wait=0.0, runqueue_wait=0.0), balance=Balance())
+    quiet = changed(
+        with_rows(run, gil_wait=0.0, runqueue_wait=0.0), balance=Balance(), state="running"
+    )
+    over = changed(quiet, state="finished")
+    assert review(over, held, {}, state) == ([], {})
     held, silent = review(quiet, held, silent, state)
     assert set(silent) == {"master_imbalance", "gil_bound", "cpu_oversubscribed"}
     assert review(run, held, silent, state)[1] == {}

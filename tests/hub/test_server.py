@@ -33,8 +33,8 @@ def test_a_viewer_that_missed_frames_asks_again():
         for frame in frames[:3]:
             send(frame)
         until(watcher, has("run", steps=2))
-        watcher._followers["run"].state.frames -= 1  # as if one had been lost on the way
-        watcher._followers["run"].state.frames -= 1
+        (follower,) = watcher._followers.values()
+        follower.state.frames -= 2  # as if two had been lost on the way
         for frame in frames[3:]:
             send(frame)
         assert until(watcher, has("run", steps=6, state="finished"))

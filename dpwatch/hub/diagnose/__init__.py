@@ -96,9 +96,10 @@ def review(
         earlier = held.pop(finding.kind, None)
         began = run.steps if finding.began is None else finding.began
         now.append(finding.since(earlier.since_step if earlier else began))
+    patience_ns = 0 if run.state == "finished" else PATIENCE_NS  # nothing will flap any more
     for kind, diagnosis in held.items():
         since_ns = silent_ns.get(kind, state.now_ns)
-        if state.now_ns - since_ns < PATIENCE_NS:
+        if state.now_ns - since_ns < patience_ns:
             now.append(diagnosis)
             silent[kind] = since_ns
     return sorted(now, key=lambda d: -SEVERITIES.index(d.severity)), silent
