@@ -46,8 +46,9 @@ def run(options: argparse.Namespace) -> int:
     if options.port:
         raise CommandError("--port goes with --web")
     from dpwatch.hub.follow import Watcher
+    from dpwatch.hub.gpus import HostGpus
 
-    watcher = Watcher()
+    watcher = Watcher(gpus=HostGpus().read)
     try:
         return _once(watcher, options.json) if options.once else dashboard(watcher)
     finally:
