@@ -17,9 +17,16 @@ from dpwatch.plan.traffic import bus_factor
 from dpwatch.wire.messages import DeviceInfo, Step
 
 
-def traffic(state: RunState, rank: RankState, lane: LaneState) -> tuple[int | None, int | None]:
-    """Bytes a step this device sends and receives: its copies, and its collectives' algorithm's."""
-    steps = _settled(_steps_in_common(state, rank))
+def traffic(
+    state: RunState, rank: RankState, lane: LaneState, common: int
+) -> tuple[int | None, int | None]:
+    """Bytes a step this device sends and receives: its copies, and its collectives' algorithm's.
+
+    They are taken over steps that all ranks have done (`common`, see `steps_in_common`), so that
+    devices compare; a rank that has gone far beyond them is not held back.
+    """
+    done = _steps_done(rank)
+    steps = _settled(common if done - common < WINDOW // 4 else done)
     if not steps:
         return None, None
     routes = [route for route in state.routes.values() if route.rank == rank.rank]
@@ -169,14 +176,9 @@ def _steps_done(rank: RankState) -> int:
     return max((lane.steps for lane in rank.lanes.values()), default=0)
 
 
-def _steps_in_common(state: RunState, rank: RankState) -> int:
-    """Steps that all ranks have done, so that their figures can be compared.
-
-    A rank that has fallen far behind its peers is not waited for.
-    """
-    done = _steps_done(rank)
-    everyone = min((_steps_done(other) for other in state.ranks.values() if other.lanes), default=0)
-    return everyone if done - everyone < WINDOW // 4 else done
+def steps_in_common(state: RunState) -> int:
+    """Steps that all ranks have done."""
+    return min((_steps_done(rank) for rank in state.ranks.values() if rank.lanes), default=0)
 
 
 def _ops_of(state: RunState, rank: RankState) -> list[OpState]:

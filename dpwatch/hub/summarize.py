@@ -11,6 +11,7 @@ from dpwatch.hub.communication import (
     comm_times,
     device_of,
     milliseconds,
+    steps_in_common,
     traffic,
     transfers,
     untimed,
@@ -70,7 +71,8 @@ def summarize(state: RunState) -> Run:
     """The run as `dpwatch.summary/1` has it."""
     hellos = [rank.hello for rank in state.ranks.values() if rank.hello]
     first = hellos[0] if hellos else None
-    rows = [_row(state, state.ranks[lane.rank], lane) for lane in _lanes(state)]
+    common = steps_in_common(state)
+    rows = [_row(state, state.ranks[lane.rank], lane, common) for lane in _lanes(state)]
     devices = [device for hello in hellos for device in hello.devices if device.kind != "host"]
     told, why = _run_state(state, rows)
     return Run(
@@ -113,12 +115,12 @@ def _lanes(state: RunState) -> list[LaneState]:
     return lanes
 
 
-def _row(state: RunState, rank: RankState, lane: LaneState) -> Rank:
+def _row(state: RunState, rank: RankState, lane: LaneState, common: int) -> Rank:
     steps = lane.recent[-WINDOW:]
     took_ms = [_took_ms(step) for step in steps]
     p50 = quantile(took_ms, 0.5)
     device = device_of(rank, lane.device)
-    sent, received = traffic(state, rank, lane)
+    sent, received = traffic(state, rank, lane, common)
     return Rank(
         rank=rank.rank,
         device=device.name,

@@ -9,7 +9,7 @@ collectives wait for a core as all else does, and `cpu_oversubscribed` says so.
 from __future__ import annotations
 
 from dpwatch.hub.diagnose import cpu_oversubscribed
-from dpwatch.hub.diagnose.finding import SETTLED_STEPS, Finding, mebibytes, shared_by_most
+from dpwatch.hub.diagnose.finding import SETTLED_STEPS, Finding, mebibytes, shared_by_most, some_of
 from dpwatch.hub.series import Tally, median
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RankState, RunState
@@ -30,7 +30,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
     return Finding(
         kind="comm_bound",
         severity="warning" if share >= WARNING else "info",
-        ranks=sorted(shares),
+        ranks=sorted(state.ranks),
         text=f"Compute waits for communication {share:.0%} of each step; a rank hands in "
         f"{mebibytes(moved)} a step, most of it to {heaviest.op} (group {heaviest.group}). Send "
         "less: accumulate gradients over more batches (with no_sync), a larger batch, bf16 "
@@ -55,7 +55,7 @@ def net_shares(run: Run, state: RunState) -> dict[int, float]:
     crowded = run.devices != "cuda" and run.cores is not None and len(run.ranks) > run.cores
     if run.steps < SETTLED_STEPS or crowded or cpu_oversubscribed.rule(run) is not None:
         return {}
-    shares = {r: _net_share(state, rank) for r, rank in state.ranks.items()}
+    shares = {r: _net_share(state, rank) for r, rank in some_of(list(state.ranks.items()))}
     known = {r: share for r, share in shares.items() if share is not None}
     return known if 2 * len(known) > len(shares) else {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -11,6 +11,11 @@ from dpwatch.hub.snapshot import Diagnosis
 
 SETTLED_STEPS = 10
 """Steps from which on shares of the step are worth a word: the first ones are unlike the rest."""
+
+
+MOST_LOOKED_AT = 64
+
+T = TypeVar("T")
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -30,6 +35,11 @@ class Finding(msgspec.Struct, frozen=True):
     def since(self, step: int) -> Diagnosis:
         """The diagnosis, as begun at that step."""
         return Diagnosis(self.kind, self.severity, self.ranks, step, self.text, self.evidence)
+
+
+def some_of(ranks: Sequence[T]) -> Sequence[T]:
+    """At most `MOST_LOOKED_AT` of them, evenly chosen: enough for what is typical of all."""
+    return ranks[:: max(1, len(ranks) // MOST_LOOKED_AT)]
 
 
 def shared_by_most(values: Iterable[float]) -> float | None:

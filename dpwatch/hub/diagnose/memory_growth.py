@@ -74,6 +74,8 @@ def _growth(lane: LaneState) -> tuple[float, int, int, int] | None:
     steps, values = _settled(lane.held_bytes)
     if len(steps) < LEAST_SAMPLES or steps[-1] - steps[0] < LEAST_STEPS:
         return None
+    if values[-1] <= values[0]:
+        return None
     third = len(steps) // 3
     parts = [values[:third], values[third : 2 * third], values[2 * third :]]
     low, middle, high = (median(part) or 0.0 for part in parts)

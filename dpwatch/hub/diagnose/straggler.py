@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 
 from dpwatch.hub.arrivals import Late
-from dpwatch.hub.diagnose.finding import Finding
+from dpwatch.hub.diagnose.finding import Finding, some_of
 from dpwatch.hub.diagnose.late_phase import PHASE_ADVICE, PHASE_WORDS, Cause, cause_of
 from dpwatch.hub.series import median
 from dpwatch.hub.snapshot import Run
@@ -72,7 +72,7 @@ def _step_ns(state: RunState) -> float | None:
     """How long steps take now: the rank has to cost its share of these, not of those before."""
     return median(
         median(step.end_ns - step.start_ns for step in rank.lanes[0].recent[-LEAST_STEPS:])
-        for rank in state.ranks.values()
+        for rank in some_of(list(state.ranks.values()))
         if 0 in rank.lanes
     )
 
@@ -97,11 +97,13 @@ def _always(state: RunState, steps: Sequence[Late], step_ns: float) -> Finding |
             return None
         rank, count = Counter(late.latest for late in window).most_common(1)[0]
         signed = [late.gap_ns if late.latest == rank else -late.gap_ns for late in window]
-        gap_ns = (median(signed) or 0.0) - _queued_ns(state, rank)
+        least_ns = max(LEAST_NS, LEAST_SHARE * step_ns)
+        gap_ns = median(signed) or 0.0
         if (
             count >= CONSTANCY * size
             and sum(signed) >= LEAST_SUM_NS
-            and gap_ns >= max(LEAST_NS, LEAST_SHARE * step_ns)
+            and gap_ns >= least_ns
+            and (gap_ns := gap_ns - _queued_ns(state, rank)) >= least_ns
             and (
                 _luck(size, count, len(state.ranks)) <= NO_CHANCE
                 or _stands_out(signed, _usual_ns(window, before, len(state.ranks)))
@@ -167,9 +169,8 @@ def _now_and_then(state: RunState, steps: Sequence[Late], step_ns: float) -> Fin
 
 def _queued_ns(state: RunState, rank: int) -> float:
     """How much longer in a step this rank's thread waited for a core than the others' did."""
-    queued = {r: _typical_queue(state, r) for r in state.ranks}
-    own = queued.pop(rank, None)
-    others = median(queued.values())
+    own = _typical_queue(state, rank)
+    others = median(_typical_queue(state, r) for r in some_of(list(state.ranks)) if r != rank)
     return 0.0 if own is None or others is None else max(0.0, own - others)
 
 
