@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from rich.text import Text
@@ -21,6 +22,7 @@ from dpwatch.tui.rank_detail import rank_lines
 from dpwatch.tui.rank_table import ROOMY, Key, RankTable
 from dpwatch.tui.ranks import legend_lines
 from dpwatch.tui.summary import summary_lines
+from dpwatch.tui.view import View
 from dpwatch.tui.widgets import Chosen, Painted, Scrolling, palette_of
 
 
@@ -37,9 +39,9 @@ class Header(Painted):
 
 
 class Nav(Painted):
-    """Panel names and runs, to click on."""
+    """The views' names and the runs, to click on."""
 
-    panel: reactive[str] = reactive("overview")
+    active: reactive[str] = reactive("overview")
 
     class Picked(Message):
         """A name was clicked: one of `panel` and `run_id` is set."""
@@ -49,14 +51,18 @@ class Nav(Painted):
             self.run_id = run_id
             super().__init__()
 
-    def watch_panel(self) -> None:
-        """Another name is underlined."""
+    def __init__(self, views: Sequence[View], *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._views = views
+
+    def watch_active(self) -> None:
+        """Another name is marked."""
         self._key = None
         self.refresh()
 
     def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
         """One line."""
-        return [nav_line(frame, self.panel, width, palette_of(self))]
+        return [nav_line(frame, self._views, self.active, width, palette_of(self))]
 
     def on_click(self, event: events.Click) -> None:
         """The name under the pointer is in the style's meta."""
@@ -168,11 +174,32 @@ class Waiting(Painted):
 
 
 class Help(Scrolling):
-    """Keys, colours, numbers."""
+    """Keys, colours, numbers; first the keys of the view it was called from.
+
+    Attributes:
+        about: That view's name.
+        views: All of them.
+    """
+
+    about: reactive[str] = reactive("")
+    views: reactive[tuple[View, ...]] = reactive(())
+
+    def watch_about(self) -> None:
+        """Another view: from the top."""
+        self.scroll_to(y=0, animate=False)
+        self.relayout()
+
+    def watch_views(self) -> None:
+        """Tell of these."""
+        self.relayout()
+
+    def paint_key(self) -> object:
+        """What it is about."""
+        return self.about, self.views
 
     def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
         """All of it; it scrolls."""
-        return help_lines(width, palette_of(self))
+        return help_lines(self.views, self.about, width, palette_of(self))
 
 
 class RankDetail(Scrolling):

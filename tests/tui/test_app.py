@@ -15,6 +15,8 @@ from dpwatch.tui.compare_view import Compare
 from dpwatch.tui.panels import Diagnoses, RankDetail
 from dpwatch.tui.rank_table import RankTable
 from dpwatch.tui.terminal import Lasting
+from dpwatch.tui.view import digit
+from dpwatch.tui.views import VIEWS
 from dpwatch.tui.words import compare_sentences
 
 from .conftest import shown
@@ -32,7 +34,7 @@ def screen_text(app):
     [
         ("1", "overview", "nn.DataParallel"),
         ("2", "compare", "One run so far"),
-        ("3", "diagnoses", "master imbalance"),
+        ("3", "alerts", "master imbalance"),
         ("4", "how", "One process, a thread a device"),
         ("5", "help", "never quits"),
         ("question_mark", "help", "never quits"),
@@ -71,6 +73,41 @@ async def test_escape_closes_and_never_quits(dashboard):
         await pilot.press("escape", "escape", "escape")
         assert app.panel == "overview"
         assert app.is_running
+
+
+async def test_the_way_back_leads_through_what_was_opened(dashboard):
+    async with dashboard(snapshot(dp_run())) as (app, pilot):
+        await pilot.press("3", "enter", "question_mark")
+        assert app.panel == "help"
+        seen = []
+        for _ in range(3):
+            await pilot.press("escape")
+            seen.append(app.panel)
+        assert seen == ["rank", "alerts", "alerts"]
+
+
+async def test_help_begins_with_the_keys_of_the_view_it_is_called_from(dashboard):
+    async with dashboard(snapshot(dp_run())) as (app, pilot):
+        for index, view in enumerate(VIEWS[:-1]):
+            await pilot.press(digit(index), "question_mark")
+            await pilot.pause()
+            text = screen_text(app)
+            assert text.index(f"Keys in {view.title}") < text.index("Keys everywhere")
+            for keys, _ in view.keys:
+                assert keys in text
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+async def test_the_view_on_screen_is_marked_and_every_view_can_be_clicked(dashboard, width):
+    async with dashboard(snapshot(ddp_run(), dp_run()), size=(width, 30)) as (app, pilot):
+        for index, view in enumerate(VIEWS):
+            bar = screen_text(app).splitlines()[1]
+            await pilot.click("#nav", offset=(bar.index(f"{digit(index)} {view.short}") + 3, 0))
+            assert app.panel == view.name
+            bar = screen_text(app).splitlines()[1]
+            assert f"[{digit(index)} {view.short}" in bar
+            assert bar[: bar.index("runs") if "runs" in bar else None].count("[") == 1
+            assert "runs" in bar or "2/2" in bar or "2 of 2" in bar
 
 
 async def test_the_footer_offers_to_go_back_where_there_is_something_to_close(dashboard):
@@ -194,7 +231,7 @@ async def test_enter_on_a_diagnosis_goes_to_its_run_and_rank(dashboard):
         assert app.frame.run_id == "run-dp"
         assert app.query_one(RankDetail).key == (0, "vgpu:0")
         await pilot.press("escape")
-        assert app.panel == "diagnoses"
+        assert app.panel == "alerts"
 
 
 async def test_clicks_on_panels_rows_and_runs(dashboard):
@@ -505,7 +542,7 @@ async def test_who_has_gone_elsewhere_is_left_there(dashboard):
         await pilot.press("3")
         app._source.queue.put(over)
         await shown(app, pilot, lambda: app.snapshot is over)
-        assert app.panel == "diagnoses"
+        assert app.panel == "alerts"
 
 
 @pytest.mark.parametrize("name", NAMES)

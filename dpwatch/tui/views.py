@@ -1,0 +1,50 @@
+"""The dashboard's views in the order of their digits. A view is added by a line here."""
+
+from __future__ import annotations
+
+from dpwatch.tui.compare_view import Compare
+from dpwatch.tui.how_it_works import How
+from dpwatch.tui.panels import Diagnoses, Help, Overview
+from dpwatch.tui.view import View
+
+_MOVE = ("↑ ↓  j k", "move; g G to the ends, PgUp PgDn by a page")
+_SCROLL = ("↑ ↓  j k", "scroll; g G to the ends, PgUp PgDn by a page")
+_RANK = ("enter", "open the rank")
+
+VIEWS = (
+    View(
+        name="overview",
+        title="Overview",
+        short="Overview",
+        widget=Overview,
+        keys=(_MOVE, _RANK, ("/", "show only devices with these words in name, state or host")),
+        filters="words in a device's name, state or host",
+        focus="#ranks",
+    ),
+    View(
+        name="compare",
+        title="Compare",
+        short="Compare",
+        widget=Compare,
+        keys=(
+            _MOVE,
+            ("enter", "open the run"),
+            ("m  M", "look at the runs by the next metric, by the one before"),
+            (", .  r", "sort by the column before or after; the other way round"),
+            ("/", "show only runs with these words in strategy, title or state"),
+        ),
+        filters="words in a strategy's name, title or state",
+        waits=False,
+    ),
+    View(
+        name="alerts",
+        title="Alerts",
+        short="Alerts",
+        widget=Diagnoses,
+        keys=(_MOVE, ("enter", "open the run and rank concerned")),
+        waits=False,
+    ),
+    View(name="how", title="How it works", short="How", widget=How, keys=(_SCROLL,), waits=False),
+    View(name="help", title="Help", short="Help", widget=Help, keys=(_SCROLL,), waits=False),
+)
+BY_NAME = {view.name: view for view in VIEWS}
