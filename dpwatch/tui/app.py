@@ -26,6 +26,7 @@ from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
 from dpwatch.tui.palette import THEMES
 from dpwatch.tui.panels import Header, Help, Nav, RankDetail, SessionLine, Waiting
+from dpwatch.tui.pinned import Pinned
 from dpwatch.tui.rank_table import RankTable
 from dpwatch.tui.source import Arrived, SnapshotSource, SourceFailed
 from dpwatch.tui.terminal import lasting
@@ -370,6 +371,8 @@ class DashboardApp(App[None]):
             self.panel = "overview"
             return
         self.query_one(RankTable).select(message.key)
+        for pinned in self.query(Pinned):
+            pinned.select(message.key)
         self.query_one(RankDetail).key = message.key
         self.panel = "rank"
 

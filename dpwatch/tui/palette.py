@@ -81,6 +81,18 @@ STATE_GLYPHS = {
 SEVERITY_GLYPHS = {"info": "i", "warning": "!", "critical": "✗"}
 SERIES_COLORS_DARK = ("#56b4e9", "#e69f00", "#2ac59b", "#cc79a7", "#f0e442", "#ff7a33", "#a7b4c4")
 SERIES_COLORS_LIGHT = ("#0072b2", "#b36b00", "#007a58", "#a8457d", "#857a00", "#b84300", "#4a5663")
+HEAT_DARK = ("#3b528b", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
+HEAT_LIGHT = (
+    "#8fb3cc",
+    "#6f9dbf",
+    "#5487b1",
+    "#3f71a2",
+    "#305b90",
+    "#26477c",
+    "#1c3364",
+    "#121f4a",
+)
+"""Lowest to highest; brightness alone tells them apart, whatever the eye makes of the hues."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -101,6 +113,8 @@ class Palette:
     cursor: Style
     badge: Style
     series: tuple[Style, ...]
+    heat: tuple[Style, ...]
+    chosen: Style
 
     def state(self, state: str) -> Style:
         """Style of a run's or a rank's state word."""
@@ -129,13 +143,21 @@ def palette(dark: bool = True, mono: bool = False) -> Palette:
     bold = Style(bold=True)
     for name in ("strong", "warn", "bad", "good"):
         styles[name] += bold
+    track = "#232b36" if dark else "#dde3ea"
     return Palette(
         dark=dark,
         mono=mono,
-        track="#232b36" if dark else "#dde3ea",
+        track=track,
         cursor=Style(bgcolor="#243447" if dark else "#d3e4f3", bold=mono),
         badge=Style(color="#0d1117", bgcolor="#f2b134", bold=True),
         series=tuple(Style(color=c) for c in (SERIES_COLORS_DARK if dark else SERIES_COLORS_LIGHT)),
+        heat=tuple(Style(color=c, bgcolor=track) for c in (HEAT_DARK if dark else HEAT_LIGHT)),
+        chosen=Style(
+            color="#0d1117" if dark else "#ffffff",
+            bgcolor="#ffffff" if dark else "#000000",
+            bold=True,
+            reverse=mono,
+        ),
         **styles,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dpwatch.tui.compare_view import Compare
+from dpwatch.tui.heat_view import Heatmap
 from dpwatch.tui.how_it_works import How
 from dpwatch.tui.panels import Diagnoses, Help, Overview
 from dpwatch.tui.view import View
@@ -45,6 +46,18 @@ VIEWS = (
         waits=False,
     ),
     View(name="how", title="How it works", short="How", widget=How, keys=(_SCROLL,), waits=False),
+    View(
+        name="heatmap",
+        title="Ranks",
+        short="Ranks",
+        widget=Heatmap,
+        keys=(
+            ("← ↑ ↓ →", "move; g G to the ends, PgUp PgDn by a page"),
+            ("m  M", "colour by the next metric, by the one before"),
+            ("w", "go to the rank where it is highest"),
+            _RANK,
+        ),
+    ),
     View(name="help", title="Help", short="Help", widget=Help, keys=(_SCROLL,), waits=False),
 )
 BY_NAME = {view.name: view for view in VIEWS}

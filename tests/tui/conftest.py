@@ -29,6 +29,12 @@ async def shown(app: DashboardApp, pilot: Pilot[Any], ready: Callable[[], object
     await pilot.pause()
 
 
+def screen_text(app: DashboardApp) -> str:
+    """What stands on the screen."""
+    strips = app.screen._compositor.render_strips(app.size)
+    return "\n".join(strip.text for strip in strips)
+
+
 @pytest.fixture
 def dashboard() -> Dashboard:
     @asynccontextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import queue
 
+from msgspec.structs import replace
+
 from dpwatch.hub import snapshot as s
 
 P = 12_900_000
@@ -219,3 +221,26 @@ class QueueSource:
 
     def close(self) -> None:
         self.closed += 1
+
+
+def cluster_run(*, ranks: int = 1024, a_host: int = 8, state: str = "running") -> s.RunView:
+    """Many ranks on many hosts: one is slow, one has failed, one is lost, one has said nothing."""
+    view = ddp_run(ranks=ranks)
+    rows = [
+        replace(
+            rank,
+            host=f"node-{number // a_host:03}.cluster",
+            device=f"cuda:{number % a_host}",
+            step_ms=s.StepTime(p50=75.0 + (number * 7) % 11, p95=99.0, last=75.0),
+            comm_ms=s.CommTimes(total=18.0, exposed=6.2, wait=(number * 13) % 17 / 4),
+        )
+        for number, rank in enumerate(view.run.ranks)
+    ]
+    slow = s.StepTime(p50=120.0, p95=140.0, last=121.0)
+    rows[ranks // 3] = replace(rows[ranks // 3], step_ms=slow)
+    rows[ranks // 2] = replace(rows[ranks // 2], state="failed")
+    rows[ranks // 2 + 3] = replace(rows[ranks // 2 + 3], state="lost")
+    rows[5] = s.Rank(rank=5, device=rows[5].device, host=rows[5].host, pid=9, state="starting",
+                     steps=0, dropped=0)  # fmt: skip
+    hosts = sorted({rank.host for rank in rows})
+    return replace(view, run=replace(view.run, ranks=rows, hosts=hosts, devices="cuda"))

@@ -19,14 +19,9 @@ from dpwatch.tui.view import digit
 from dpwatch.tui.views import VIEWS
 from dpwatch.tui.words import compare_sentences
 
-from .conftest import shown
+from .conftest import screen_text, shown
 from .scenes import ddp_run, dp_run, hostile_run, snapshot, starting_run
 from .schemes import NAMES, every_run, scheme_run, searched_runs
-
-
-def screen_text(app):
-    strips = app.screen._compositor.render_strips(app.size)
-    return "\n".join(strip.text for strip in strips)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +31,7 @@ def screen_text(app):
         ("2", "compare", "One run so far"),
         ("3", "alerts", "master imbalance"),
         ("4", "how", "One process, a thread a device"),
-        ("5", "help", "never quits"),
+        ("5", "heatmap", "by median step time"),
         ("question_mark", "help", "never quits"),
     ],
 )
