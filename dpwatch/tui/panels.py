@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
 from textual.reactive import reactive, var
 
 from dpwatch.tui.chrome import header_line, nav_line, session_line
 from dpwatch.tui.communication import LOWER_MIN, communication_lines, lower_lines
-from dpwatch.tui.diagnoses import diagnosis_lines, no_diagnosis_lines
-from dpwatch.tui.frame import Frame, all_diagnoses
+from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import help_lines, waiting_lines
 from dpwatch.tui.rank_detail import rank_lines
 from dpwatch.tui.rank_table import ROOMY, Key, RankTable
 from dpwatch.tui.ranks import legend_lines
 from dpwatch.tui.summary import summary_lines
 from dpwatch.tui.view import View
-from dpwatch.tui.widgets import Chosen, Painted, Scrolling, palette_of
+from dpwatch.tui.widgets import Painted, Scrolling, palette_of
 
 
 class Header(Painted):
@@ -223,72 +220,3 @@ class RankDetail(Scrolling):
             if view is not None and (rank.rank, rank.device) == self.key:
                 return rank_lines(view, index, width, colors)
         return [Text("this rank is not in the run on screen: esc goes back", style=colors.muted)]
-
-
-class Diagnoses(Scrolling):
-    """Every run's diagnoses, with a cursor."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "open", "Open")]
-    cursor: reactive[int] = reactive(0)
-
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self._tops: list[int] = []
-
-    def paint_key(self) -> object:
-        """Which one is chosen."""
-        return self.cursor
-
-    def watch_cursor(self) -> None:
-        """Mark it."""
-        self.relayout()
-
-    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
-        """All of them, remembering where each begins."""
-        colors = palette_of(self)
-        found = all_diagnoses(frame.snapshot)
-        if not found:
-            self._tops = []
-            return no_diagnosis_lines(bool(frame.snapshot.runs), colors)
-        lines: list[Text] = []
-        self._tops = []
-        for index, (view, diagnosis) in enumerate(found):
-            self._tops.append(len(lines))
-            chosen = index == min(self.cursor, len(found) - 1)
-            lines += diagnosis_lines(view, diagnosis, width, colors, chosen=chosen)
-        return lines
-
-    def action_move(self, by: int) -> None:
-        """To the next or an earlier diagnosis."""
-        self._go(self.cursor + by)
-
-    def action_move_end(self, by: int) -> None:
-        """To the first or the last."""
-        self._go(0 if by < 0 else len(self._tops) - 1)
-
-    def action_move_page(self, by: int) -> None:
-        """Some further."""
-        self._go(self.cursor + 3 * by)
-
-    def _go(self, index: int) -> None:
-        if self._tops:
-            self.cursor = max(min(index, len(self._tops) - 1), 0)
-            self.scroll_to(y=self._tops[self.cursor], animate=False)
-
-    def on_click(self, event: events.Click) -> None:
-        """Choose the one under the pointer; a second click opens it."""
-        row = event.y + self.scroll_offset.y
-        below = [index for index, top in enumerate(self._tops) if top <= row < len(self.lines())]
-        if below and below[-1] == self.cursor:
-            self.action_open()
-        elif below:
-            self.cursor = below[-1]
-
-    def action_open(self) -> None:
-        """Go to the run concerned, and to the rank, if it is one."""
-        found = all_diagnoses(self.frame.snapshot) if self.frame else []
-        if not found:
-            return
-        view, diagnosis = found[min(self.cursor, len(found) - 1)]
-        keys = [(r.rank, r.device) for r in view.run.ranks if r.rank in diagnosis.ranks[:1]]
-        self.post_message(Chosen(view.run.run_id, keys[0] if keys else None))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dpwatch.tui.alerts_view import Alerts
 from dpwatch.tui.compare_view import Compare
 from dpwatch.tui.heat_view import Heatmap
 from dpwatch.tui.how_it_works import How
-from dpwatch.tui.panels import Diagnoses, Help, Overview
+from dpwatch.tui.panels import Help, Overview
+from dpwatch.tui.traffic import Communication
 from dpwatch.tui.view import View
 
 _MOVE = ("↑ ↓  j k", "move; g G to the ends, PgUp PgDn by a page")
@@ -41,7 +43,7 @@ VIEWS = (
         name="alerts",
         title="Alerts",
         short="Alerts",
-        widget=Diagnoses,
+        widget=Alerts,
         keys=(_MOVE, ("enter", "open the run and rank concerned")),
         waits=False,
     ),
@@ -57,6 +59,13 @@ VIEWS = (
             ("w", "go to the rank where it is highest"),
             _RANK,
         ),
+    ),
+    View(
+        name="communication",
+        title="Communication",
+        short="Comm",
+        widget=Communication,
+        keys=(_SCROLL,),
     ),
     View(name="help", title="Help", short="Help", widget=Help, keys=(_SCROLL,), waits=False),
 )

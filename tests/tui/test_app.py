@@ -8,11 +8,12 @@ from textual.drivers._writer_thread import MAX_QUEUED_WRITES, WriterThread
 from textual.widgets import Input, Static
 
 from dpwatch.hub import snapshot as s
+from dpwatch.tui.alerts_view import Alerts
 from dpwatch.tui.app import Arrived
 from dpwatch.tui.compare import metrics_of, sorts_of
 from dpwatch.tui.compare_columns import COLUMNS
 from dpwatch.tui.compare_view import Compare
-from dpwatch.tui.panels import Diagnoses, RankDetail
+from dpwatch.tui.panels import RankDetail
 from dpwatch.tui.rank_table import RankTable
 from dpwatch.tui.terminal import Lasting
 from dpwatch.tui.view import digit
@@ -220,7 +221,7 @@ async def test_an_open_rank_stays_when_a_new_run_comes(dashboard):
 async def test_enter_on_a_diagnosis_goes_to_its_run_and_rank(dashboard):
     async with dashboard(snapshot(ddp_run(), dp_run())) as (app, pilot):
         await pilot.press("3", "j")
-        assert app.query_one(Diagnoses).cursor == 1
+        assert app.query_one(Alerts).cursor == 1
         await pilot.press("g", "enter")
         assert app.panel == "rank"
         assert app.frame.run_id == "run-dp"

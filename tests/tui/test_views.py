@@ -7,7 +7,7 @@ import pytest
 from dpwatch.tui.app import DashboardApp
 
 from .conftest import shown
-from .scenes import QueueSource, cluster_run, dp_run, snapshot
+from .scenes import QueueSource, cluster_run, ddp_run, dp_run, snapshot
 
 pytestmark = pytest.mark.snapshot
 
@@ -15,6 +15,8 @@ SIZES = [(80, 24), (120, 35), (200, 60)]
 SCENES = {
     "heatmap-dp": (dp_run, ["5", "m", "m", "m"]),
     "heatmap-1024": (cluster_run, ["5", "w"]),
+    "communication-dp": (dp_run, ["6"]),
+    "communication-ddp": (ddp_run, ["6"]),
 }
 
 
