@@ -7,6 +7,7 @@ from dpwatch.tui.compare_view import Compare
 from dpwatch.tui.heat_view import Heatmap
 from dpwatch.tui.how_it_works import How
 from dpwatch.tui.panels import Help, Overview
+from dpwatch.tui.timeline_view import Timeline
 from dpwatch.tui.traffic import Communication
 from dpwatch.tui.view import View
 
@@ -66,6 +67,20 @@ VIEWS = (
         short="Comm",
         widget=Communication,
         keys=(_SCROLL,),
+    ),
+    View(
+        name="timeline",
+        title="Timeline",
+        short="Time",
+        widget=Timeline,
+        keys=(
+            _MOVE,
+            ("+  -", "show less time, more time; so does ctrl and the wheel"),
+            ("←  →", "earlier, later; at the end the newest step is followed again"),
+            (",  .", "begin with the step before, the step after; space holds the screen"),
+            ("f", "follow the newest step"),
+            _RANK,
+        ),
     ),
     View(name="help", title="Help", short="Help", widget=Help, keys=(_SCROLL,), waits=False),
 )

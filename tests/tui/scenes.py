@@ -8,6 +8,7 @@ import queue
 from msgspec.structs import replace
 
 from dpwatch.hub import snapshot as s
+from dpwatch.wire.messages import Step
 
 P = 12_900_000
 """Parameter bytes of the model in these scenes."""
@@ -244,3 +245,28 @@ def cluster_run(*, ranks: int = 1024, a_host: int = 8, state: str = "running") -
                      steps=0, dropped=0)  # fmt: skip
     hosts = sorted({rank.host for rank in rows})
     return replace(view, run=replace(view.run, ranks=rows, hosts=hosts, devices="cuda"))
+
+
+def with_lanes(view: s.RunView, *, steps: int = 12, late: int | None = 2) -> s.RunView:
+    """The view with its last steps; a rank's backward takes longer, and the others wait for it."""
+    lanes = tuple(
+        s.LaneSteps(
+            rank=rank.rank,
+            device=rank.device,
+            host=rank.host,
+            steps=tuple(_step(rank, number, index, late) for number in range(steps)),
+        )
+        for index, rank in enumerate(view.run.ranks[:64])
+    )
+    return replace(view, lanes=lanes)
+
+
+def _step(rank: s.Rank, number: int, index: int, late: int | None) -> Step:
+    start, ms = 10**12 + number * 100_000_000, 1_000_000
+    slow = index == late
+    return Step(
+        device=0, step=rank.steps - 12 + number, start_ns=start + index * 10**5,
+        end_ns=start + 100 * ms + (index % 3) * 10**5, data_ns=2 * ms, h2d_ns=1 * ms,
+        forward_ns=26 * ms, backward_ns=52 * ms, optimizer_ns=12 * ms,
+        exposed_ns=(4 if slow else 22) * ms + number * 10**5,
+    )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from dpwatch.tui.app import DashboardApp
 
 from .conftest import shown
-from .scenes import QueueSource, cluster_run, ddp_run, dp_run, snapshot
+from .scenes import QueueSource, cluster_run, ddp_run, dp_run, snapshot, with_lanes
 
 pytestmark = pytest.mark.snapshot
 
@@ -17,6 +17,8 @@ SCENES = {
     "heatmap-1024": (cluster_run, ["5", "w"]),
     "communication-dp": (dp_run, ["6"]),
     "communication-ddp": (ddp_run, ["6"]),
+    "timeline": (lambda: with_lanes(ddp_run()), ["7", "left"]),
+    "timeline-64": (lambda: with_lanes(cluster_run()), ["7", "j"]),
 }
 
 
