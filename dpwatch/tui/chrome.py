@@ -17,7 +17,7 @@ from dpwatch.tui.view import View, digit
 from dpwatch.tui.words import run_title, strategy_of
 
 _GAUGE, _SHORT_GAUGE, _WIDE = 26, 13, 110
-_TABS = ((True, 2), (True, 1), (False, 2), (False, 1))
+_TABS = ((True, 2), (False, 2), (False, 1))
 """How the views' names are written, the best first: in full, and with how many blanks between."""
 
 

@@ -265,14 +265,14 @@ def _memory(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
 
 
 def _phase_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
-    return _figures(phase_parts(rank.phases_ms), PHASE_KINDS, fmt.millis, width, palette)
+    return figures(phase_parts(rank.phases_ms), PHASE_KINDS, fmt.millis, width, palette)
 
 
 def _memory_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
-    return _figures(memory_parts(rank.memory), MEMORY_KINDS, fmt.size, width, palette)
+    return figures(memory_parts(rank.memory), MEMORY_KINDS, fmt.size, width, palette)
 
 
-def _figures(
+def figures(
     parts: Mapping[str, float | None],
     kinds: Mapping[str, Kind],
     show: Callable[[float | None], str],

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dpwatch.tui.alerts_view import Alerts
 from dpwatch.tui.compare_view import Compare
+from dpwatch.tui.device_rows import SORT_KEYS
 from dpwatch.tui.heat_view import Heatmap
 from dpwatch.tui.how_it_works import How
+from dpwatch.tui.memory import Memory
 from dpwatch.tui.panels import Help, Overview
+from dpwatch.tui.threads import Threads
 from dpwatch.tui.timeline_view import Timeline
 from dpwatch.tui.traffic import Communication
 from dpwatch.tui.view import View
 
 _MOVE = ("↑ ↓  j k", "move; g G to the ends, PgUp PgDn by a page")
 _SCROLL = ("↑ ↓  j k", "scroll; g G to the ends, PgUp PgDn by a page")
+_DEVICES = "words in a device's name, state or host"
 _RANK = ("enter", "open the rank")
 
 VIEWS = (
@@ -22,7 +26,7 @@ VIEWS = (
         short="Overview",
         widget=Overview,
         keys=(_MOVE, _RANK, ("/", "show only devices with these words in name, state or host")),
-        filters="words in a device's name, state or host",
+        filters=_DEVICES,
         focus="#ranks",
     ),
     View(
@@ -81,6 +85,22 @@ VIEWS = (
             ("f", "follow the newest step"),
             _RANK,
         ),
+    ),
+    View(
+        name="threads",
+        title="GIL and idle",
+        short="GIL",
+        widget=Threads,
+        keys=(_MOVE, *SORT_KEYS, _RANK),
+        filters=_DEVICES,
+    ),
+    View(
+        name="memory",
+        title="Memory",
+        short="Mem",
+        widget=Memory,
+        keys=(_MOVE, *SORT_KEYS, _RANK),
+        filters=_DEVICES,
     ),
     View(name="help", title="Help", short="Help", widget=Help, keys=(_SCROLL,), waits=False),
 )

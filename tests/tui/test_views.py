@@ -19,6 +19,9 @@ SCENES = {
     "communication-ddp": (ddp_run, ["6"]),
     "timeline": (lambda: with_lanes(ddp_run()), ["7", "left"]),
     "timeline-64": (lambda: with_lanes(cluster_run()), ["7", "j"]),
+    "threads": (dp_run, ["8", "j"]),
+    "memory": (dp_run, ["9"]),
+    "memory-1024": (cluster_run, ["9", "full_stop", "j"]),
 }
 
 
