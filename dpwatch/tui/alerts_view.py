@@ -65,6 +65,15 @@ class Alerts(Scrolling):
         elif below:
             self.cursor = below[-1]
 
+    def copied(self) -> str:
+        """The one under the cursor."""
+        if not self._tops:
+            return super().copied()
+        index = min(self.cursor, len(self._tops) - 1)
+        ends = [*self._tops[1:], len(self.lines())]
+        lines = self.lines()[self._tops[index] : ends[index]]
+        return "\n".join(line.plain.rstrip() for line in lines).rstrip()
+
     def action_open(self) -> None:
         """Go to the run concerned, and to the rank, if it is one."""
         found = entries(self.frame.snapshot) if self.frame else []

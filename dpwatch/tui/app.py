@@ -18,15 +18,17 @@ from textual.binding import Binding, BindingType
 from textual.driver import Driver
 from textual.reactive import var
 from textual.screen import Screen
+from textual.scroll_view import ScrollView
 from textual.widgets import ContentSwitcher, Footer, Input, Static
 from textual.worker import get_current_worker
 
-from dpwatch.hub.snapshot import Snapshot
+from dpwatch.hub.snapshot import RunView, Snapshot
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
 from dpwatch.tui.palette import THEMES
 from dpwatch.tui.panels import Header, Help, Nav, RankDetail, SessionLine, Waiting
 from dpwatch.tui.pinned import Pinned
+from dpwatch.tui.plain import PlainScrollBar, key_to_ascii
 from dpwatch.tui.rank_table import RankTable
 from dpwatch.tui.source import Arrived, SnapshotSource, SourceFailed
 from dpwatch.tui.terminal import lasting
@@ -34,6 +36,7 @@ from dpwatch.tui.text import clean
 from dpwatch.tui.view import digit
 from dpwatch.tui.views import BY_NAME, VIEWS
 from dpwatch.tui.widgets import Chosen
+from dpwatch.tui.words import plural
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that close the dashboard and give the terminal back, like `q` but with their code."""
@@ -57,6 +60,7 @@ class DashboardApp(App[None]):
         title: Stands at the top left.
         waiting_text: Shown instead of the usual advice while there is no run.
         on_quit: Called once when the app is about to end.
+        ascii_only: Draw with ASCII characters alone.
     """
 
     CSS_PATH = Path(__file__).with_name("dashboard.tcss")
@@ -69,6 +73,8 @@ class DashboardApp(App[None]):
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("space", "pause", "Pause"),
         Binding("n", "run(1)", "Next run"),
+        Binding("y", "copy", "Copy", show=False),
+        Binding("e", "save", "Save a picture", show=False),
         Binding("p", "run(-1)", "Previous run", show=False),
         # The screen's own tab moves the focus, which here follows the panel.
         Binding("tab", "run(1)", "Next run", show=False, priority=True),
@@ -93,8 +99,10 @@ class DashboardApp(App[None]):
         title: str = "dpwatch",
         waiting_text: str = "",
         on_quit: Callable[[], None] | None = None,
+        ascii_only: bool = False,
     ) -> None:
         super().__init__()
+        self.set_class(ascii_only, "ascii")
         self.title = clean(title, 40)
         self._source = source
         self._waiting_text = waiting_text
@@ -136,6 +144,10 @@ class DashboardApp(App[None]):
     def on_mount(self) -> None:
         """Begin to read once the first screen stands."""
         self.query_one(Help).views = VIEWS
+        if self.has_class("ascii"):
+            for scrolled in self.query(ScrollView):
+                bar = scrolled.vertical_scrollbar
+                bar.renderer = PlainScrollBar  # type: ignore[misc]  # of this one alone
         self._fit(self.size.width, self.size.height)
         self.call_after_refresh(self._read)
         if threading.current_thread() is threading.main_thread():
@@ -215,7 +227,7 @@ class DashboardApp(App[None]):
             snapshot=snapshot,
             run_id=run_id,
             paused=self.paused,
-            newest_steps=_steps_of(self._held, run_id) if self.paused else None,
+            newest=_view_of(self._held, run_id) if self.paused else None,
             silent_s=self._silent_s(snapshot, run_id),
             trouble=self._trouble,
         )
@@ -278,6 +290,28 @@ class DashboardApp(App[None]):
     def action_pause(self) -> None:
         """Hold the screen, or let it go on."""
         self.paused = not self.paused
+
+    def action_copy(self) -> None:
+        """Put the row under the cursor, or the whole view, onto the clipboard as text."""
+        copied = getattr(self.screen_stack[0].focused, "copied", None)
+        text = copied() if copied is not None else ""
+        if text:
+            self.copy_to_clipboard(text)
+            lines = text.count("\n") + 1
+            self.notify(f"copied {plural(lines, 'line')}", timeout=2, markup=False)
+
+    def action_save(self) -> None:
+        """Save the screen as an SVG file where dpwatch was started."""
+        try:
+            self.notify(f"saved {self.save_screenshot()}", timeout=5, markup=False)
+        except OSError as error:
+            reason = f"not saved: {error.strerror or error}"
+            self.notify(reason, severity="error", timeout=5, markup=False)
+
+    def get_key_display(self, binding: Binding) -> str:
+        """A key as the footer writes it."""
+        shown = super().get_key_display(binding)
+        return key_to_ascii(shown) if self.has_class("ascii") else shown
 
     def action_run(self, by: int) -> None:
         """Switch to an older or newer run; picking the newest follows whatever is newest."""
@@ -405,10 +439,11 @@ class DashboardApp(App[None]):
             "Previous run", "Switch to the run before (p)", lambda: self.action_run(-1)
         )
         yield SystemCommand("Theme", "Change the colours", self.action_change_theme)
-        yield SystemCommand("Screenshot", "Save the screen as SVG", self.deliver_screenshot)
+        yield SystemCommand("Screenshot", "Save the screen as SVG (e)", self.action_save)
+        yield SystemCommand("Copy", "Copy the row, or the view, as text (y)", self.action_copy)
         yield SystemCommand("Quit", "Leave; the training goes on (q)", self.action_quit)
 
 
-def _steps_of(snapshot: Snapshot | None, run_id: str | None) -> int | None:
+def _view_of(snapshot: Snapshot | None, run_id: str | None) -> RunView | None:
     views = snapshot.runs if snapshot else ()
-    return next((view.run.steps for view in views if view.run.run_id == run_id), None)
+    return next((view for view in views if view.run.run_id == run_id), None)

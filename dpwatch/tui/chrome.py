@@ -29,10 +29,19 @@ def header_line(frame: Frame, title: str, width: int, palette: Palette) -> Text:
     )
     name = line((f" {clean(title, 20)} ", palette.accent + Style(bold=True)))
     right_side = _right_side(frame, palette)
+    if width < _RUNS_IN_BAR and (number := _run_number(frame)):
+        right_side = line((f"run {number}  ", palette.muted), right_side)
     room = width - name.cell_len - state.cell_len - right_side.cell_len - 4
     run = line((clip(run_title(view.run), room) if view else "no run", palette.strong))
     start = line(name, (" ", palette.text), run, ("  ", palette.text), state)
     return line(fitted(start, width - right_side.cell_len), right_side)
+
+
+def _run_number(frame: Frame) -> str:
+    """Which of the runs is on screen, the oldest being the first; "" where there is one."""
+    ids = [view.run.run_id for view in reversed(frame.snapshot.runs)]
+    many = len(ids) > 1 and frame.run_id in ids
+    return f"{ids.index(frame.run_id or '') + 1}/{len(ids)}" if many else ""
 
 
 def _right_side(frame: Frame, palette: Palette) -> Text:
@@ -48,7 +57,8 @@ def _right_side(frame: Frame, palette: Palette) -> Text:
         result.append(f" PAUSED{behind} ", palette.badge)
         result.append(" ")
     if view is not None:
-        result.append(f"{fmt.clock(view.elapsed_s)} ", palette.muted)
+        now = frame.newest or view  # the clock goes on while the rest is held
+        result.append(f"{fmt.clock(now.elapsed_s)} ", palette.muted)
     return result
 
 
@@ -98,6 +108,10 @@ def _rest(progress: Progress, within: str, palette: Palette) -> Text:
     return result
 
 
+_RUNS_IN_BAR = 100
+"""From this width on the views' line has room for the runs, or for the number of the one shown."""
+
+
 def nav_line(
     frame: Frame, views: Sequence[View], active: str, width: int, palette: Palette
 ) -> Text:
@@ -138,14 +152,13 @@ def _run_choices(frame: Frame, palette: Palette) -> list[Text]:
     if len(views) < 2:
         return [Text(end="")]
     chips = line(("runs ", palette.muted))
-    place = 0
-    for index, view in enumerate(views):
+    for view in views:
         target = Style(meta={"run": view.run.run_id})
         name = strategy_of(view.run)
         if view.run.run_id == frame.run_id:
-            place = index + 1
             chips.append(f"[{name}]", palette.strong + target)
         else:
             chips.append(f" {name} ", palette.muted + target)
-    numbers = (f"run {place} of {len(views)}", f"{place}/{len(views)}")
-    return [chips, *(line((each, palette.muted)) for each in numbers), Text(end="")]
+    number = _run_number(frame)
+    shorter = (f"run {number.replace('/', ' of ')}", number)
+    return [chips, *(line((each, palette.muted)) for each in shorter), Text(end="")]

@@ -69,6 +69,7 @@ METRICS = (
     Metric(title="GPU", told="GPU busy", value=lambda rank: rank.gpu.util, show=fmt.share),
     Metric(title="steps", told="steps done", value=lambda rank: float(rank.steps), show=fmt.count),
 )
+BY_TITLE = {metric.title: metric for metric in METRICS}
 
 
 def by_metric(ranks: Sequence[Rank], metric: Metric | None, *, reverse: bool) -> list[Rank]:

@@ -129,21 +129,36 @@ class Palette:
         return {"critical": self.bad, "warning": self.warn}.get(severity, self.accent)
 
 
-@lru_cache(maxsize=8)
-def palette(dark: bool = True, mono: bool = False) -> Palette:
-    """The palette for a theme of that lightness."""
-    ink = (
-        {"text": "#d5dce6", "strong": "#ffffff", "muted": "#8d99a8", "faint": "#4b5665"}
-        | {"accent": "#5fc3f2", "good": "#2ac59b", "warn": "#f2b134", "bad": "#ff6b5e"}
-        if dark
-        else {"text": "#1f2933", "strong": "#000000", "muted": "#566270", "faint": "#a3aebb"}
-        | {"accent": "#00659e", "good": "#00694c", "warn": "#8a5300", "bad": "#b42318"}
-    )
+_DARK = {
+    "text": "#d5dce6", "strong": "#ffffff", "muted": "#8d99a8", "faint": "#4b5665",
+    "accent": "#5fc3f2", "good": "#2ac59b", "warn": "#f2b134", "bad": "#ff6b5e",
+    "track": "#232b36",
+}  # fmt: skip
+_LIGHT = {
+    "text": "#1f2933", "strong": "#000000", "muted": "#566270", "faint": "#a3aebb",
+    "accent": "#00659e", "good": "#00694c", "warn": "#8a5300", "bad": "#b42318",
+    "track": "#dde3ea",
+}  # fmt: skip
+_INKS = {
+    # Black and white, nothing in between that has to be read.
+    "dpwatch-contrast": _DARK
+    | {"text": "#ffffff", "muted": "#e0e0e0", "faint": "#a8a8a8", "accent": "#66d9ff"}
+    | {"good": "#5cff9d", "warn": "#ffe14d", "bad": "#ff9088", "track": "#3a3a3a"},
+    # Good and bad apart for every kind of colour blindness: blue and orange, never green and red.
+    "dpwatch-safe": _DARK
+    | {"accent": "#cc9fd8", "good": "#56b4e9", "warn": "#f0e442", "bad": "#ff8c42"},
+}
+
+
+@lru_cache(maxsize=16)
+def palette(dark: bool = True, mono: bool = False, theme: str = "") -> Palette:
+    """The palette for a theme of that lightness; some themes have inks of their own."""
+    ink = dict(_INKS.get(theme, _DARK if dark else _LIGHT))
+    track = ink.pop("track")
     styles = {name: Style(color=color) for name, color in ink.items()}
     bold = Style(bold=True)
     for name in ("strong", "warn", "bad", "good"):
         styles[name] += bold
-    track = "#232b36" if dark else "#dde3ea"
     return Palette(
         dark=dark,
         mono=mono,
@@ -162,35 +177,33 @@ def palette(dark: bool = True, mono: bool = False) -> Palette:
     )
 
 
+def _theme(name: str, *, dark: bool, **colors: str) -> Theme:
+    """A theme of Textual in the inks of our own."""
+    ink = _INKS.get(name, _DARK if dark else _LIGHT)
+    return Theme(
+        name=name,
+        primary=ink["accent"],
+        secondary=ink["good"],
+        accent=ink["warn"],
+        warning=ink["warn"],
+        error=ink["bad"],
+        success=ink["good"],
+        foreground=ink["text"],
+        background=colors["background"],
+        surface=colors["surface"],
+        panel=colors["panel"],
+        dark=dark,
+        variables={"border": colors["border"], "footer-key-foreground": ink["accent"]},
+    )
+
+
+_NIGHT = {"background": "#0d1117", "surface": "#141a22", "panel": "#1a212b", "border": "#303a47"}
+_DAY = {"background": "#fbfcfd", "surface": "#f1f4f7", "panel": "#e6ebf0", "border": "#c3ccd6"}
+_BLACK = {"background": "#000000", "surface": "#000000", "panel": "#1c1c1c", "border": "#a8a8a8"}
+
 THEMES = (
-    Theme(
-        name="dpwatch-dark",
-        primary="#5fc3f2",
-        secondary="#2ac59b",
-        accent="#f2b134",
-        warning="#f2b134",
-        error="#ff6b5e",
-        success="#2ac59b",
-        foreground="#d5dce6",
-        background="#0d1117",
-        surface="#141a22",
-        panel="#1a212b",
-        dark=True,
-        variables={"border": "#303a47", "footer-key-foreground": "#5fc3f2"},
-    ),
-    Theme(
-        name="dpwatch-light",
-        primary="#00659e",
-        secondary="#00694c",
-        accent="#8a5300",
-        warning="#8a5300",
-        error="#b42318",
-        success="#00694c",
-        foreground="#1f2933",
-        background="#fbfcfd",
-        surface="#f1f4f7",
-        panel="#e6ebf0",
-        dark=False,
-        variables={"border": "#c3ccd6", "footer-key-foreground": "#00659e"},
-    ),
+    _theme("dpwatch-dark", dark=True, **_NIGHT),
+    _theme("dpwatch-light", dark=False, **_DAY),
+    _theme("dpwatch-contrast", dark=True, **_BLACK),
+    _theme("dpwatch-safe", dark=True, **_NIGHT),
 )

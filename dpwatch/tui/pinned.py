@@ -183,6 +183,17 @@ class Pinned(ScrollView, can_focus=True):
         if rank is not None and view is not None:
             self.post_message(Chosen(view.run.run_id, (rank.rank, rank.device)))
 
+    def copied(self) -> str:
+        """Head, the lines of the rank under the cursor, and foot, as text for the clipboard."""
+        view, colors = self.view, palette_of(self)
+        if view is None or self.chosen is None:
+            return ""
+        body = [
+            self.body_line(view, index, self.body_width, colors)
+            for index in range(*self.span(self.cursor))
+        ]
+        return "\n".join(each.plain.rstrip() for each in (*self._head, *body, *self._foot))
+
     def select(self, key: Key) -> None:
         """Put the cursor on a rank, where it is shown."""
         self._key = key

@@ -25,7 +25,7 @@ VIEWS = (
         title="Overview",
         short="Overview",
         widget=Overview,
-        keys=(_MOVE, _RANK, ("/", "show only devices with these words in name, state or host")),
+        keys=(_MOVE, _RANK, *SORT_KEYS),
         filters=_DEVICES,
         focus="#ranks",
     ),

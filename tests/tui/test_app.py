@@ -21,7 +21,7 @@ from dpwatch.tui.views import VIEWS
 from dpwatch.tui.words import compare_sentences
 
 from .conftest import screen_text, shown
-from .scenes import ddp_run, dp_run, hostile_run, snapshot, starting_run
+from .scenes import ddp_run, dp_run, hostile_run, snapshot, starting_run, with_lanes
 from .schemes import NAMES, every_run, scheme_run, searched_runs
 
 
@@ -103,7 +103,8 @@ async def test_the_view_on_screen_is_marked_and_every_view_can_be_clicked(dashbo
             bar = screen_text(app).splitlines()[1]
             assert f"[{digit(index)} {view.short}" in bar
             assert bar[: bar.index("runs") if "runs" in bar else None].count("[") == 1
-            assert "runs" in bar or "2/2" in bar or "2 of 2" in bar
+            head = screen_text(app).splitlines()[0]
+            assert "runs" in bar or "run 2/2" in head
 
 
 async def test_the_footer_offers_to_go_back_where_there_is_something_to_close(dashboard):
@@ -185,6 +186,100 @@ async def test_space_pauses_while_data_goes_on(dashboard):
         await pilot.press("space")
         assert "PAUSED" not in screen_text(app)
         assert "25 / 200" in screen_text(app)
+
+
+async def test_the_clock_goes_on_while_paused(dashboard):
+    view = dp_run()
+    async with dashboard(snapshot(view)) as (app, pilot):
+        await pilot.press("space")
+        later = snapshot(replace(view, elapsed_s=95.0))
+        app._source.queue.put(later)
+        await shown(app, pilot, lambda: app.frame.newest is later.runs[0])
+        assert "1:35" in screen_text(app).splitlines()[0]
+
+
+async def test_the_overview_sorts_by_its_columns(dashboard):
+    view = dp_run()
+    ranks = [
+        replace(rank, step_ms=s.StepTime(p50=50.0 + index), gil_wait=None if index == 3 else 0.1)
+        for index, rank in enumerate(view.run.ranks)
+    ]
+    view = replace(view, run=replace(view.run, ranks=ranks))
+    async with dashboard(snapshot(view)) as (app, pilot):
+
+        def shown_first():
+            return [rank.device for rank in app.query_one(RankTable).rows]
+
+        await pilot.press("full_stop")
+        assert shown_first() == ["vgpu:3", "vgpu:2", "vgpu:1", "vgpu:0"]
+        assert "step▼" in screen_text(app)
+        await pilot.press("r")
+        assert shown_first()[0] == "vgpu:0"
+        assert "step▲" in screen_text(app)
+        await pilot.press("full_stop")
+        assert shown_first()[0] == "vgpu:0"
+        assert "peak▼" in screen_text(app)
+        await pilot.press("comma", "comma")
+        assert shown_first() == ["vgpu:0", "vgpu:1", "vgpu:2", "vgpu:3"]
+        await pilot.press("comma")
+        assert "run▼" in screen_text(app) or "idle▼" in screen_text(app)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["j"], "vgpu:1"),
+        (["3", "j"], "gil bound"),
+        (["4"], "One process, a thread a device"),
+        (["5"], "4 ranks by median step time"),
+        (["6"], "replicate: vgpu:0 → 3 devices"),
+        (["8", "j"], "27% on a core"),
+        (["9"], "O 24.6 MiB"),
+    ],
+)
+async def test_y_copies_the_row_or_the_view(dashboard, keys, words, monkeypatch):
+    async with dashboard(snapshot(dp_run())) as (app, pilot):
+        said = told_by(app, monkeypatch)
+        await pilot.press(*keys, "y")
+        assert words in app.clipboard
+        assert said[0].startswith("copied ")
+        assert not any(ord(c) < 32 and c != "\n" for c in app.clipboard)
+
+
+async def test_e_saves_a_picture_where_dpwatch_was_started(dashboard, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    async with dashboard(snapshot(dp_run())) as (app, pilot):
+        said = told_by(app, monkeypatch)
+        await pilot.press("e")
+        (picture,) = tmp_path.glob("*.svg")
+        assert "vgpu:0" in picture.read_text()
+        monkeypatch.setattr(app, "save_screenshot", _no_space)
+        await pilot.press("e")
+        assert said == [f"saved ./{picture.name}", "not saved: No space left on device"]
+
+
+def told_by(app, monkeypatch):
+    """What the app says in passing; tests run without notifications."""
+    said = []
+    monkeypatch.setattr(app, "notify", lambda text, **more: said.append(text))
+    return said
+
+
+def _no_space():
+    raise OSError(28, "No space left on device")
+
+
+async def test_ascii_draws_with_ascii_alone(dashboard):
+    views = with_lanes(ddp_run()), dp_run(title="été 漢字")
+    async with dashboard(snapshot(*views), size=(80, 24), ascii_only=True) as (app, pilot):
+        for index in range(len(VIEWS)):
+            await pilot.press(digit(index))
+            await pilot.pause()
+            odd = {c for c in screen_text(app) if ord(c) > 127}
+            assert not odd, (VIEWS[index].name, odd)
+        await pilot.press("1", "enter")
+        await pilot.pause()
+        assert "+- Time of a step" in screen_text(app)
 
 
 async def test_n_p_and_tab_switch_runs(dashboard):
@@ -361,7 +456,9 @@ async def test_a_thousand_ranks_are_drawn_only_where_visible(dashboard, monkeypa
         assert len(drawn) <= 2 * app.size.height
 
 
-@pytest.mark.parametrize("theme", ["dpwatch-light", "ansi-dark"])
+@pytest.mark.parametrize(
+    "theme", ["dpwatch-light", "dpwatch-contrast", "dpwatch-safe", "ansi-dark"]
+)
 async def test_other_themes_and_resizing(dashboard, theme):
     async with dashboard(snapshot(dp_run())) as (app, pilot):
         app.theme = theme
