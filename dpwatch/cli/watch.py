@@ -23,7 +23,19 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="with --once: as a dpwatch.summary/1 object"
     )
+    add_screen_options(parser)
     parser.set_defaults(run=run)
+
+
+def add_screen_options(parser: argparse.ArgumentParser, default: object = False) -> None:
+    """Adds what the dashboard can be told of its terminal.
+
+    Args:
+        parser: A command's, or the main one, whose values a command's own defaults would replace.
+        default: `argparse.SUPPRESS` for a command's.
+    """
+    text = "draw with ASCII characters alone"
+    parser.add_argument("--ascii", action="store_true", default=default, help=text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,7 +46,9 @@ def run(options: argparse.Namespace) -> int:
 
     watcher = Watcher()
     try:
-        return _once(watcher, options.json) if options.once else _dashboard(watcher)
+        if options.once:
+            return _once(watcher, options.json)
+        return _dashboard(watcher, ascii_only=options.ascii)
     finally:
         watcher.close()
 
@@ -67,11 +81,11 @@ def look(watcher: Watcher) -> list[Run]:
     return [view.run for view in watcher.snapshot().runs]
 
 
-def _dashboard(watcher: Watcher) -> int:
+def _dashboard(watcher: Watcher, *, ascii_only: bool) -> int:
     require_terminal()
     from dpwatch.tui.app import DashboardApp
 
-    app = DashboardApp(watcher)
+    app = DashboardApp(watcher, ascii_only=ascii_only)
     app.run()
     return app.return_code or FINE
 
