@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from rich.style import Style
 from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
@@ -11,7 +12,7 @@ from textual.reactive import reactive
 
 from dpwatch.hub.snapshot import Rank, Run, RunView
 from dpwatch.tui.metrics import Metric, by_metric
-from dpwatch.tui.palette import Palette
+from dpwatch.tui.palette import STATE_GLYPHS, TELLING_STATES, Palette
 from dpwatch.tui.pinned import Pinned
 from dpwatch.tui.ranks import matches
 from dpwatch.tui.text import clean, fitted, line
@@ -26,6 +27,13 @@ SORT_KEYS = (
     ("r", "the other way round"),
     ("/", "show only devices with these words in name, state or host"),
 )
+
+
+def state_sign(rank: Rank, palette: Palette) -> tuple[str, Style]:
+    """A cell for the state of a rank that is not simply going on, blank for others."""
+    if rank.state not in TELLING_STATES:
+        return " ", palette.text
+    return STATE_GLYPHS[rank.state], palette.state(rank.state)
 
 
 class DeviceRows(Pinned):
@@ -86,9 +94,11 @@ class DeviceRows(Pinned):
             if index == 1 and not self.rows and self.terms:
                 return line((f"  no device matches “{clean(self.terms, 60)}”", colors.muted))
             return Text(end="")
-        mark = "▸ " if part == 0 and number == self.cursor else "  "
-        row = self.row_line(view, self.rows[number], part, width - 2, colors)
-        return line((mark, colors.accent), fitted(row, width - 2))
+        rank = self.rows[number]
+        mark = "▸" if part == 0 and number == self.cursor else " "
+        row = self.row_line(view, rank, part, width - 2, colors)
+        sign = state_sign(rank, colors) if part == 0 else (" ", colors.text)
+        return line((mark, colors.accent), sign, fitted(row, width - 2))
 
     def span(self, index: int) -> tuple[int, int]:
         """A row's lines."""

@@ -15,13 +15,11 @@ from dpwatch.tui import format as fmt
 from dpwatch.tui.blocks import Block
 from dpwatch.tui.heat_layout import FIGURE_CELL, Layout
 from dpwatch.tui.metrics import METRICS, Metric, is_known, name_of
-from dpwatch.tui.palette import STATE_GLYPHS, Palette
+from dpwatch.tui.palette import STATE_GLYPHS, TELLING_STATES, Palette
 from dpwatch.tui.text import clean, fitted, left, line
 
 RAMP = "▁▂▃▄▅▆▇█"
 UNKNOWN = "·"
-_TELLING = ("failed", "stalled", "lost")
-"""States that say more than any figure: their glyph takes the cell."""
 _LEAST_SPAN = 0.05
 """A scale spans at least this share of its upper end, or noise would look like a difference."""
 
@@ -70,7 +68,7 @@ def legend_line(
     for glyph, style in zip(RAMP, palette.heat, strict=True):
         told.append(glyph * 2, style)
     told.append(f" {metric.show(scale.high)}", palette.muted)
-    marks = f"  {UNKNOWN} unknown  " + "  ".join(f"{STATE_GLYPHS[s]} {s}" for s in _TELLING)
+    marks = f"  {UNKNOWN} unknown  " + "  ".join(f"{STATE_GLYPHS[s]} {s}" for s in TELLING_STATES)
     if told.cell_len + cell_len(marks) <= width:
         told.append(marks, palette.muted)
     return fitted(told, width)
@@ -104,7 +102,7 @@ def _cell(
     value = metric.value(rank)
     level = scale.level(value) if scale else None
     glyph, style = UNKNOWN, palette.faint
-    if rank.state in _TELLING:
+    if rank.state in TELLING_STATES:
         glyph, style = STATE_GLYPHS[rank.state], palette.state(rank.state)
     elif level is not None:
         glyph, style = RAMP[level], palette.heat[level]

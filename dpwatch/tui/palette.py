@@ -78,6 +78,8 @@ STATE_GLYPHS = {
     "stale": "~",
     "waiting": "○",
 }
+TELLING_STATES = ("failed", "stalled", "lost")
+"""States of a rank that say more than any of its figures."""
 SEVERITY_GLYPHS = {"info": "i", "warning": "!", "critical": "✗"}
 SERIES_COLORS_DARK = ("#56b4e9", "#e69f00", "#2ac59b", "#cc79a7", "#f0e442", "#ff7a33", "#a7b4c4")
 SERIES_COLORS_LIGHT = ("#0072b2", "#b36b00", "#007a58", "#a8457d", "#857a00", "#b84300", "#4a5663")

@@ -94,10 +94,9 @@ def _run(kind: Kind | None, length: int, begins: bool, palette: Palette) -> Text
 
 
 def lane_line(
-    name: str, lane: LaneSteps | None, bar: Text, steps: Sequence[Step], mark: str, palette: Palette
+    head: Text, lane: LaneSteps | None, bar: Text, steps: Sequence[Step], palette: Palette
 ) -> Text:
-    """Name, bar, the last step's time and the share of exposed communication."""
-    head = line((mark, palette.accent), (left(name, LABEL - 2) + " ", palette.text))
+    """What it is called, bar, the last step's time and the share of exposed communication."""
     if lane is None or not lane.steps:
         return line(head, (left("no step yet", bar.cell_len), palette.faint))
     took = fmt.millis((steps[-1].end_ns - steps[-1].start_ns) / 1e6) if steps else fmt.UNKNOWN

@@ -11,9 +11,10 @@ from textual.reactive import reactive
 
 from dpwatch.hub.snapshot import LaneSteps, Rank, Run, RunView
 from dpwatch.hub.timeline import LANES, clock_shifts, extent
+from dpwatch.tui.device_rows import state_sign
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.pinned import Key, Pinned
-from dpwatch.tui.text import fitted, line
+from dpwatch.tui.text import fitted, left, line
 from dpwatch.tui.timeline import (
     LABEL,
     Window,
@@ -145,8 +146,9 @@ class Timeline(Pinned):
         if lane is not None and window is not None:
             bar = lane_bar(lane, window, shift, cells, colors)
         mark = "▸" if number == self.cursor else " "
-        name = lane_name(rank.rank, rank.device, self._several)
-        return lane_line(name, lane, bar, steps, mark, colors)
+        name = left(lane_name(rank.rank, rank.device, self._several), LABEL - 2)
+        head = line((mark, colors.accent), (name, colors.text), state_sign(rank, colors))
+        return lane_line(head, lane, bar, steps, colors)
 
     def span(self, index: int) -> tuple[int, int]:
         """A lane's lines."""

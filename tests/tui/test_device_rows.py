@@ -12,7 +12,7 @@ from dpwatch.tui.panels import RankDetail
 from dpwatch.tui.threads import Threads
 
 from .conftest import screen_text, shown
-from .scenes import cluster_run, ddp_run, dp_run, hostile_run, snapshot, starting_run
+from .scenes import cluster_run, ddp_run, dp_run, hostile_run, snapshot, starting_run, with_lanes
 
 VIEWS = [("8", Threads), ("9", Memory)]
 
@@ -141,6 +141,21 @@ async def test_a_thousand_rows_are_drawn_only_where_visible(dashboard, key, kind
         await pilot.pause()
         assert "▸ 1023 cuda:7" in screen_text(app)
         assert len(drawn) <= 2 * app.size.height
+
+
+@pytest.mark.parametrize("key", ["7", "8", "9"])
+async def test_a_rank_that_is_lost_or_failed_is_marked(dashboard, key):
+    view = ddp_run()
+    ranks = list(view.run.ranks)
+    ranks[1], ranks[2] = replace(ranks[1], state="lost"), replace(ranks[2], state="failed")
+    view = with_lanes(replace(view, run=replace(view.run, ranks=ranks)))
+    async with dashboard(snapshot(view)) as (app, pilot):
+        await pilot.press(key)
+        rows = [row for row in screen_text(app).splitlines() if " vgpu:" in row]
+        signs = {row.split("vgpu:")[1][0]: row for row in rows}
+        assert "?" in signs["1"]
+        assert "✗" in signs["2"]
+        assert not set("?✗") & set(signs["0"] + signs["3"])
 
 
 @pytest.mark.parametrize(("key", "kind"), VIEWS)
