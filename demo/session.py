@@ -17,9 +17,9 @@ from typing import IO, TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from dpwatch.hub import processes
 from dpwatch.hub.comparison import labels
 from dpwatch.hub.follow import Watcher
-from dpwatch.hub.server import process_runs
 from dpwatch.hub.snapshot import Progress, Run, Snapshot
 from dpwatch.trainer.series import Series
 from dpwatch.wire.paths import RunDir, clean_run_id, run_dir, runtime_dir
@@ -185,7 +185,7 @@ class Session:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(info.hub_pid, signal.SIGTERM)
             # A hub's lock is gone some time before its process is.
-            if not alive and not any(process_runs(pid) for pid in told):
+            if not alive and not any(processes.runs(pid) for pid in told):
                 break
             time.sleep(0.01)
         for place in places:

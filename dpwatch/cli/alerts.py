@@ -13,9 +13,8 @@ import msgspec
 
 from dpwatch.cli.errors import CommandError
 from dpwatch.hub.diagnose import KINDS
-from dpwatch.hub.snapshot import Diagnosis, Run
+from dpwatch.hub.snapshot import SEVERITIES, Diagnosis, Run
 
-SEVERITIES = ("info", "warning", "critical")
 CLOSE_S = 5.0
 """How long alert commands may go on when all is over."""
 

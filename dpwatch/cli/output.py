@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from dpwatch.hub.snapshot import Rank, Run
+from dpwatch.hub.snapshot import Alert, Rank, Run
 from dpwatch.hub.summarize import summary
 
 UNKNOWN = "–"
@@ -106,7 +106,16 @@ def _block(run: Run) -> str:
     if run.reason:
         lines.append(run.reason)
     lines += [f"{d.severity}: {d.kind}: {d.text}" for d in run.diagnoses]
+    lines += [_earlier(alert) for alert in run.alerts if alert.ended_s is not None]
     return "\n".join(_printable(line) for line in lines)
+
+
+def _earlier(alert: Alert) -> str:
+    lasted_s = (alert.ended_s or alert.began_s) - alert.began_s
+    return (
+        f"earlier, from step {alert.since_step} for {lasted_s:.0f} s: {alert.severity}: "
+        f"{alert.kind}: {alert.text}"
+    )
 
 
 def _row(rank: Rank) -> str:

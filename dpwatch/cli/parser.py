@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import dpwatch
-from dpwatch.cli import demo, run, watch
+from dpwatch.cli import demo, run, ssh, watch
 
 EXAMPLES = """\
 examples:
@@ -14,6 +14,7 @@ examples:
   dpwatch demo --gpus 4        train for real under dp, then ddp, and compare them
   dpwatch run -- torchrun --nproc-per-node 4 train.py
                                run a script of your own, unchanged, with the probe in it
+  dpwatch ssh node1 node2      watch the runs on other hosts
 """
 
 
@@ -32,4 +33,5 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     demo.add(commands)
     run.add(commands)
+    ssh.add(commands)
     return parser

@@ -48,12 +48,24 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.once:
             return _once(watcher, options.json)
-        return _dashboard(watcher, ascii_only=options.ascii)
+        return dashboard(watcher, ascii_only=options.ascii)
     finally:
         watcher.close()
 
 
 def _once(watcher: Watcher, as_json: bool) -> int:
+    if tell(watcher, as_json=as_json):
+        return FINE
+    print(
+        "dpwatch: no run on this host; start one with `dpwatch demo --gpus 4`, or add "
+        "`dpwatch.watch()` to a training script",
+        file=sys.stderr,
+    )
+    return NOTHING_TO_SHOW
+
+
+def tell(watcher: Watcher, *, as_json: bool) -> bool:
+    """Prints what the runs look like now. Returns: whether there are any."""
     runs = look(watcher)
     if as_json:
         from dpwatch.cli.output import json_text
@@ -63,14 +75,7 @@ def _once(watcher: Watcher, as_json: bool) -> int:
         from dpwatch.cli.output import table
 
         print(table(runs))
-    if runs:
-        return FINE
-    print(
-        "dpwatch: no run on this host; start one with `dpwatch demo --gpus 4`, or add "
-        "`dpwatch.watch()` to a training script",
-        file=sys.stderr,
-    )
-    return NOTHING_TO_SHOW
+    return bool(runs)
 
 
 def look(watcher: Watcher) -> list[Run]:
@@ -81,7 +86,8 @@ def look(watcher: Watcher) -> list[Run]:
     return [view.run for view in watcher.snapshot().runs]
 
 
-def _dashboard(watcher: Watcher, *, ascii_only: bool) -> int:
+def dashboard(watcher: Watcher, *, ascii_only: bool) -> int:
+    """Opens the dashboard; returns its exit code when it is closed."""
     require_terminal()
     from dpwatch.tui.app import DashboardApp
 

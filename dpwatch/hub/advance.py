@@ -5,6 +5,7 @@ Hub and viewer both go through here, so a viewer's state stays equal to its hub'
 
 from __future__ import annotations
 
+from dpwatch.hub.alerts import kept
 from dpwatch.hub.diagnose import review
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import summarize
@@ -15,6 +16,7 @@ def advance(state: RunState, batch: Batch) -> None:
     """Applies a frame; diagnoses on the hub's tick (once a second) and at a rank's end."""
     state.apply(batch)
     if any(isinstance(record, Tick | Bye) for record in batch.records):
-        state.diagnoses, state.misses = review(
-            summarize(state), state.diagnoses, state.misses, state
+        state.diagnoses, state.silent_ns = review(
+            summarize(state), state.diagnoses, state.silent_ns, state
         )
+        state.alerts = kept(state.alerts, state.diagnoses, state.wall_s)

@@ -63,7 +63,7 @@ class Late(msgspec.Struct, array_like=True, frozen=True):
     where: str
 
 
-class Alike(msgspec.Struct, array_like=True, frozen=True):
+class Alike(msgspec.Struct, array_like=True, frozen=True, order=True):
     """A call that all ranks of a group entered alike."""
 
     seq: int
@@ -132,19 +132,19 @@ class Arrivals(msgspec.Struct):
 
     def expected(self, group: str, seq: int, step: int) -> tuple[str, int, str] | None:
         """What was called at the same place of an earlier step, None if that isn't known."""
-        kept = self.alike.get(group, [])
-        seqs = [call.seq for call in kept if call.step == step]
+        known = {call.seq: call for call in self.alike.get(group, ())}
         for open_call in self.calls.values():
-            begun = open_call.entered.values()
-            seqs += [call.seq for call in begun if call.group == group and call.step == step]
-        first = min(seqs, default=seq)
-        sizes = Counter(call.step for call in kept if call.step < step)
+            for call in open_call.entered.values():  # the calls of the last moments lack ranks
+                if call.group == group and call.seq not in known:
+                    known[call.seq] = Alike(call.seq, call.step, essence(call))
+        first = min((call.seq for call in known.values() if call.step == step), default=seq)
+        sizes = Counter(call.step for call in known.values() if call.step < step)
         if not sizes:
             return None
         usual = Counter(sizes.values()).most_common(1)[0][0]
         whole = max(s for s, size in sizes.items() if size == usual)
-        before = [call.essence for call in kept if call.step == whole]
-        return before[seq - first] if 0 <= seq - first < len(before) else None
+        before = sorted(call for call in known.values() if call.step == whole)
+        return before[seq - first].essence if 0 <= seq - first < len(before) else None
 
     def book_late(self, entered: dict[int, Collective]) -> None:
         """Keeps who came last to a call that is whole, if its step has not many wider ones."""

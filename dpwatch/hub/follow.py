@@ -8,7 +8,7 @@ follows them all. Both live on one thread; nothing a viewer does can reach a ran
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 import zmq
@@ -130,10 +130,19 @@ class Watcher:
 
     Args:
         wanted: Whether to follow a run, by its id; all of them by default.
+        places: Where runs are; this host's by default.
+        said: What else the viewer's person is to be told, "" when all is well.
     """
 
-    def __init__(self, wanted: Callable[[str], bool] = lambda run_id: True) -> None:
+    def __init__(
+        self,
+        wanted: Callable[[str], bool] = lambda run_id: True,
+        places: Callable[[], Iterable[RunDir]] = list_runs,
+        said: Callable[[], str] = lambda: "",
+    ) -> None:
         self._wanted = wanted
+        self._places = places
+        self._said = said
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._followers: dict[str, Follower] = {}
@@ -178,8 +187,8 @@ class Watcher:
         """Looks for new runs, and lets go of hubs that have ended."""
         self._look_at = time.monotonic() + LOOK_S
         living: dict[str, tuple[RunDir, int]] = {}
-        self.notice = ""
-        for place in list_runs():
+        self.notice = self._said()
+        for place in self._places():
             info = place.read_info()
             if info is None or not self._wanted(place.run_id):
                 continue
@@ -189,17 +198,17 @@ class Watcher:
                     f"{PROTOCOL_VERSION}: use the same version on both sides"
                 )
                 continue
-            living[place.run_id] = (place, info.hub_pid)
-        for run_id, follower in self._followers.items():
+            living[str(place.path)] = (place, info.hub_pid)
+        for path, follower in self._followers.items():
             # Gone, or another hub in its place: a killed one's successor counts frames anew.
-            if run_id not in living or living[run_id][1] != follower.hub_pid:
+            if path not in living or living[path][1] != follower.hub_pid:
                 self._drop(follower)
         new = {
-            run_id: self._follow(place, hub_pid)
-            for run_id, (place, hub_pid) in living.items()
-            if run_id not in self._followers or self._followers[run_id].closed
+            path: self._follow(place, hub_pid)
+            for path, (place, hub_pid) in living.items()
+            if path not in self._followers or self._followers[path].closed
         }
-        kept = {run_id: f for run_id, f in self._followers.items() if run_id not in new}
+        kept = {path: f for path, f in self._followers.items() if path not in new}
         self._followers = new | kept
 
     def _follow(self, place: RunDir, hub_pid: int) -> Follower:

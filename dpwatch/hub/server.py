@@ -2,7 +2,7 @@
 
 One thread, one poll loop. Ranks' frames come in, move the state, and go out again numbered;
 a viewer that comes late asks for the whole state first. The hub ticks once a second, tells when a
-rank's process has gone without a word, and ends by itself when nobody needs it any more.
+rank's process has ended without a word, and ends by itself when nobody needs it any more.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import msgspec
 import zmq
 
 from dpwatch.hub.advance import advance
+from dpwatch.hub.processes import Processes, exit_of, runs, told
 from dpwatch.hub.state import RankState, RunState
 from dpwatch.wire import codec, transport
 from dpwatch.wire.messages import HUB_RANK, PROTOCOL_VERSION, AnyRecord, Batch, Bye, Tick
@@ -52,6 +53,8 @@ class Hub:
         self.host = host_name()
         self.refused = 0
         self._encoder = msgspec.msgpack.Encoder()
+        self._poller = zmq.Poller()
+        self._processes = Processes()
         self._viewers = False
         self._stopping = False
         self._idle_since = self._started = time.monotonic()
@@ -75,18 +78,20 @@ class Hub:
 
     def serve(self) -> None:
         """Runs until nobody needs the hub."""
-        poller = zmq.Poller()
         for each in (self._intake, self._outlet, self._answers):
-            poller.register(each, zmq.POLLIN)
+            self._poller.register(each, zmq.POLLIN)
         tick_at = time.monotonic()
         while not self._stopping:
-            ready = dict(poller.poll(max(0, int((tick_at - time.monotonic()) * 1e3))))
+            ready = dict(self._poller.poll(max(0, int((tick_at - time.monotonic()) * 1e3))))
             if self._outlet in ready:
                 self._count_viewers()
             if self._intake in ready:
                 self._take_in()
             if self._answers in ready:
                 self._answer()
+            for fd in self._processes.fds:
+                if fd in ready:
+                    self._ended(fd)
             if time.monotonic() >= tick_at:
                 tick_at = time.monotonic() + TICK_S
                 self._tick()
@@ -95,6 +100,7 @@ class Hub:
         """Closes the sockets and clears the run's folder away."""
         for each in (self._intake, self._outlet, self._answers):
             each.close(linger=200)
+        self._processes.close()
         self._context.term()
         self.place.remove()
 
@@ -112,6 +118,28 @@ class Hub:
                 self._refuse(error)
             else:
                 self._publish(batch, frame)
+                if batch.host == self.host:
+                    self._watch(batch.pid)
+
+    def _watch(self, pid: int) -> None:
+        fd = self._processes.watch(pid)
+        if fd is not None:
+            self._poller.register(fd, zmq.POLLIN)
+
+    def _ended(self, fd: int) -> None:
+        """A process has ended; what it said last may still be on its way here."""
+        pid = self._processes.pid_of(fd)
+        code = exit_of(pid)
+        self._poller.unregister(fd)
+        self._processes.forget(fd)
+        self._take_in()
+        for rank in self.state.ranks.values():
+            if rank.pid == pid and rank.host == self.host and rank.bye is None:
+                self._say_lost(rank, code)
+
+    def _say_lost(self, rank: RankState, code: int | None) -> None:
+        reason = f"process {rank.pid} {told(code)}"
+        self._say(rank.rank, rank.pid, Bye("lost", reason, code))
 
     def _refuse(self, error: codec.WireError) -> None:
         self.refused += 1
@@ -134,8 +162,7 @@ class Hub:
         self._say(HUB_RANK, os.getpid(), Tick())
         for rank in self.state.ranks.values():
             if rank.bye is None and self._is_lost(rank):
-                text = f"process {rank.pid} is gone without a word (killed, or out of memory)"
-                self._say(rank.rank, rank.pid, Bye("lost", text))
+                self._say_lost(rank, exit_of(rank.pid))
         now = time.monotonic()
         running = any(rank.bye is None for rank in self.state.ranks.values())
         if running:
@@ -163,22 +190,7 @@ class Hub:
     def _is_lost(self, rank: RankState) -> bool:
         if rank.host != self.host or time.monotonic_ns() - rank.seen_ns < SILENT_S * 1e9:
             return False
-        return not process_runs(rank.pid)
-
-
-def process_runs(pid: int) -> bool:
-    """Whether a process exists and is no zombie waiting for its parent."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return True
-    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
+        return not runs(rank.pid)
 
 
 def main(path: Path, *, linger_s: float = LINGER_S) -> int:

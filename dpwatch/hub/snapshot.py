@@ -162,6 +162,10 @@ class Balance(msgspec.Struct, frozen=True):
     traffic_device0_over_median: float | None = None
 
 
+SEVERITIES = ("info", "warning", "critical")
+"""How bad a diagnosis is, the worst last."""
+
+
 class Diagnosis(msgspec.Struct, frozen=True):
     """Something wrong (or worth knowing), in words, with the numbers it rests on.
 
@@ -174,6 +178,22 @@ class Diagnosis(msgspec.Struct, frozen=True):
     since_step: int
     text: str
     evidence: dict[str, Any]
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """A diagnosis that holds or has held: when, and what it said last.
+
+    `severity` is the worst that it had. `began_s` and `ended_s` are seconds since the epoch by the
+    wall clock of the run's host; `ended_s` is None while it holds.
+    """
+
+    kind: str
+    severity: str
+    ranks: list[int]
+    since_step: int
+    text: str
+    began_s: float
+    ended_s: float | None = None
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -213,6 +233,7 @@ class Run(msgspec.Struct, frozen=True):
     transfers: list[TransferStats]
     balance: Balance
     diagnoses: list[Diagnosis]
+    alerts: list[Alert] = []
 
 
 class Summary(msgspec.Struct, frozen=True):

@@ -6,13 +6,16 @@ viewer that comes late. What people see is computed from it in `summarize`.
 
 from __future__ import annotations
 
+import math
+import re
+import signal
 from typing import cast
 
 import msgspec
 
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.series import WINDOW, ByStep, Thinned, keep_last
-from dpwatch.hub.snapshot import Diagnosis
+from dpwatch.hub.snapshot import Alert, Diagnosis
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.wire.messages import (
     HUB_RANK,
@@ -31,6 +34,11 @@ LATENCIES = 512
 FADE_CALLS = 512
 OPEN_LOSSES = 64
 
+_PEER_GONE = re.compile(
+    r"connection|peer|broken pipe|socket|timed? ?out|gloo|nccl|DistBackend", re.I
+)
+"""What ranks say whose collective failed since another rank was gone."""
+
 
 class LaneState(msgspec.Struct):
     """One device of one rank; `collectives` are all that it issued, whatever op and group."""
@@ -41,10 +49,19 @@ class LaneState(msgspec.Struct):
     recent: list[Step] = []
     step_ms: Thinned = msgspec.field(default_factory=Thinned)
     peak_bytes: Thinned = msgspec.field(default_factory=Thinned)
+    held_bytes: Thinned = msgspec.field(default_factory=Thinned)
     memory: Memory | None = None
     highest: Memory | None = None
     gpu: Gpu | None = None
     collectives: ByStep = msgspec.field(default_factory=ByStep)
+
+
+class BadLoss(msgspec.Struct, array_like=True):
+    """A loss that is no number: since which step, which (`nan`, `inf`), and the last good one."""
+
+    step: int
+    value: str
+    before: float | None
 
 
 class RankState(msgspec.Struct):
@@ -59,6 +76,9 @@ class RankState(msgspec.Struct):
     dropped: int = 0
     seen_ns: int = 0
     progress_ns: int = 0
+    ended_ns: int = 0
+    good_loss: float | None = None
+    bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
 
 
@@ -111,12 +131,15 @@ class RunState(msgspec.Struct):
     Attributes:
         now_ns: The latest monotonic time any sender has told; the hub ticks once a second.
         frames: Frames applied so far; numbers the hub's outgoing stream.
+        wall_s: The wall clock at that moment, as that sender has it.
         diagnoses: Findings that hold now, with the step they began at (see `diagnose`).
-        misses: How often in a row a finding's rule has not fired.
+        silent_ns: By kind, when the rule of a finding that holds first had nothing to say.
+        alerts: What has held so far, the oldest first.
     """
 
     run_id: str
     now_ns: int = 0
+    wall_s: float = 0.0
     frames: int = 0
     start_ns: int | None = None
     end_ns: int | None = None
@@ -130,12 +153,14 @@ class RunState(msgspec.Struct):
     last_loss: tuple[int, float] | None = None
     losses: dict[int, OpenLoss] = {}
     diagnoses: list[Diagnosis] = []
-    misses: dict[str, int] = {}
+    silent_ns: dict[str, int] = {}
+    alerts: list[Alert] = []
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
         self.frames += 1
-        self.now_ns = max(self.now_ns, batch.mono_ns)
+        if batch.mono_ns >= self.now_ns:
+            self.now_ns, self.wall_s = batch.mono_ns, batch.wall_ns / 1e9
         if batch.rank == HUB_RANK:
             return
         rank = self._rank(batch)
@@ -157,6 +182,7 @@ class RunState(msgspec.Struct):
                     rank.hello = record
                 case Bye():
                     rank.bye = record
+                    rank.ended_ns = batch.mono_ns
                     self.end_ns = batch.mono_ns
 
     def _rank(self, batch: Batch) -> RankState:
@@ -186,6 +212,7 @@ class RunState(msgspec.Struct):
             self.start_ns = record.start_ns
         if record.device == 0:
             if record.loss is not None:
+                _judge_loss(rank, record.step, record.loss)
                 self._loss(record.step, record.loss)
             if rank.rank == min(self.ranks):
                 self.step_ms.push(record.step, took_ms)
@@ -274,10 +301,25 @@ class RunState(msgspec.Struct):
         tally.timed_ns += record.duration_ns
 
     @property
+    def gone(self) -> list[RankState]:
+        """Ranks that have died, the one first that the others followed."""
+        dead = [r for r in self.ranks.values() if r.bye and r.bye.state in ("lost", "failed")]
+        return sorted(dead, key=lambda rank: (_consequence(rank), rank.ended_ns))
+
+    @property
     def world_size(self) -> int:
         """Processes in the run, as its ranks say."""
         told = [rank.hello.world_size for rank in self.ranks.values() if rank.hello]
         return max([1, *told])
+
+
+def _consequence(rank: RankState) -> int:
+    """How likely it is that a rank died because another one had: 0 not, 3 surely."""
+    if rank.bye is None or rank.bye.exit == -signal.SIGTERM:
+        return 3  # launchers end the rest like that
+    if rank.bye.state == "failed":
+        return 2 if _PEER_GONE.search(rank.bye.reason) else 0
+    return int(rank.bye.exit == -signal.SIGABRT)  # as gloo's own threads do when a peer is gone
 
 
 def _lane(rank: RankState, device: int) -> LaneState:
@@ -288,8 +330,16 @@ def _lane(rank: RankState, device: int) -> LaneState:
     return lane
 
 
+def _judge_loss(rank: RankState, step: int, loss: float) -> None:
+    if math.isfinite(loss):
+        rank.good_loss, rank.bad_loss = loss, None
+    elif rank.bad_loss is None:
+        rank.bad_loss = BadLoss(step, str(loss), rank.good_loss)
+
+
 def _memory(lane: LaneState, record: Memory) -> None:
     lane.memory = record
     lane.peak_bytes.push(record.step, record.peak_bytes)
+    lane.held_bytes.push(record.step, record.current_bytes)
     if lane.highest is None or record.peak_bytes >= lane.highest.peak_bytes:
         lane.highest = record

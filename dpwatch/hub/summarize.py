@@ -105,6 +105,7 @@ def summarize(state: RunState) -> Run:
         transfers=transfers(state),
         balance=_balance([row for row in rows if row.device_kind != "host"]),
         diagnoses=state.diagnoses,
+        alerts=list(state.alerts),
     )
 
 
@@ -259,14 +260,10 @@ def _rank_state(state: RunState, rank: RankState, lane: LaneState, p50_ms: float
 
 
 def _run_state(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
-    """The run's state and, where it is a bad one, a line that says why.
-
-    A lost rank comes before failed ones: its peers fail because it is gone.
-    """
-    for bad in ("lost", "failed"):
-        for rank in state.ranks.values():
-            if rank.bye and rank.bye.state == bad:
-                return bad, f"rank {rank.rank}: {rank.bye.reason}"
+    """The run's state and, where it is a bad one, a line that says why."""
+    for rank in state.gone[:1]:
+        if rank.bye:
+            return rank.bye.state, f"rank {rank.rank}: {rank.bye.reason}"
     if _ended(state):
         return "finished", ""
     stalled = sorted({row.rank for row in rows if row.state == "stalled"})

@@ -36,7 +36,7 @@ from dpwatch.probe.collectives_ops import (
     is_fake,
     payload_of,
 )
-from dpwatch.probe.lanes import NO_PHASE, here
+from dpwatch.probe.lanes import NO_PHASE, Lane, here
 from dpwatch.probe.whereabouts import issuer, spelled
 from dpwatch.wire.messages import PHASES, Collective, Position
 
@@ -77,7 +77,9 @@ class Call:
                  "issued_ns", "nbytes", "nbytes_out", "on_host", "op", "phase", "place",
                  "returned_ns", "sent", "seq", "step")  # fmt: skip
 
-    def __init__(self, op: Op, group: Group, payload: Any, output: Any, step: int) -> None:
+    def __init__(
+        self, op: Op, group: Group, payload: Any, output: Any, step: int, lane: Lane | None
+    ) -> None:
         self.op = op.name
         self.group = group
         self.seq = next(group.sequence)
@@ -91,7 +93,6 @@ class Call:
         self.sent = False
         self.is_async: bool | None = None
         self.place = issuer()
-        lane = here.lane
         self.device = 0 if lane is None else lane.device
         self.issued_ns = self.returned_ns = time.monotonic_ns()
         self.phase, self.into_ns = NO_PHASE, None
@@ -155,12 +156,14 @@ class Collectives:
     Attributes:
         issued: Collectives issued so far; only grows.
         capture: `observer` (every one), `patch` (Python callers only), `none`.
+        main: The training thread's lane, once there is one.
     """
 
     def __init__(self, record: RecordSink, step_of: Callable[[], int]) -> None:
         """Installs what this torch allows; see `start`."""
         self.issued = 0
         self.capture = "none"
+        self.main: Lane | None = None
         self._record = record
         self._step_of = step_of
         self._groups = Groups()
@@ -198,7 +201,11 @@ class Collectives:
                 return None
             self.issued += 1
             output = args[0] if op.payload else None
-            call = Call(op, self._groups.of(process_group), payload, output, self._step_of())
+            lane = here.lane
+            if lane is None and _in_backward():  # autograd's own thread works for the main one
+                lane = self.main
+            group = self._groups.of(process_group)
+            call = Call(op, group, payload, output, self._step_of(), lane)
             self._last[call.group.name] = call
         except Exception:  # noqa: BLE001  (never into training)
             return None
@@ -375,6 +382,12 @@ class _Thread(threading.local):
 @functools.cache
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _in_backward() -> bool:
+    """Whether autograd is at work on this thread: on CUDA it has threads of its own."""
+    running: bool = torch._C._current_graph_task_id() != -1
+    return running
 
 
 def _place_of(name: str, overload: Any) -> int | None:

@@ -39,6 +39,13 @@ class ThreadClock:
         queue = self._runqueue() if self._fd >= 0 else 0
         return time.monotonic_ns(), time.thread_time_ns(), queue
 
+    def ran_ns(self) -> int | None:
+        """How long the thread has run so far; from any thread. None where that isn't known."""
+        try:
+            return int(os.pread(self._fd, 96, 0).split()[0]) if self._fd >= 0 else None
+        except (OSError, ValueError, IndexError):
+            return None
+
     def close(self) -> None:
         """Closes the file; later samples know no run queue."""
         fd, self._fd = self._fd, -1

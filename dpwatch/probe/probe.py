@@ -35,6 +35,9 @@ from dpwatch.wire.paths import host_name
 STILL_NS = 2_000_000_000
 """Still for so long, a training thread's stack is told too."""
 
+COMPUTES = 0.2
+"""On a core for this share of the time, a thread does not stand still."""
+
 _NOTHING = nullcontext()
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -90,6 +93,7 @@ class Probe:
                 clocks=self._clocks,
                 on_devices=self._start_ledger,
             )
+            collectives.main = self.steps.main
             undo.callback(lambda: self.steps.ledger.close())
             if devices:
                 self._start_ledger(devices)
@@ -273,6 +277,7 @@ class _Source:
         self._gpu = _instrument("gpu")
         self._mark: tuple[Any, ...] | None = None
         self._moved_ns = 0
+        self._ran: tuple[int, int | None] = (0, None)
 
     def identify(self) -> Identity:
         return identity.resolve()
@@ -303,7 +308,7 @@ class _Source:
         at, stack, theirs = standing(probe._thread)
         mark = (at, steps.step, phase, probe._collectives.issued)
         now = time.monotonic_ns()
-        if mark != self._mark:
+        if mark != self._mark or self._computes(now):
             self._mark, self._moved_ns = mark, now
         still_ns = now - self._moved_ns
         return Beat(
@@ -315,6 +320,19 @@ class _Source:
             positions=probe._collectives.positions(),
             stack=stack if still_ns >= STILL_NS else [],
         )
+
+    def _computes(self, now: int) -> bool:
+        """Whether the training thread has been on a core since the last beat.
+
+        A tight loop may be at the same place at each look. With an accelerator a thread that waits
+        for it may spin, so there it says nothing.
+        """
+        clock, devices = self._probe.steps.main.clock, self._probe.steps.devices
+        ran = None if clock is None else clock.ran_ns()
+        before, self._ran = self._ran, (now, ran)
+        if ran is None or before[1] is None or any(d.kind == "cuda" for d in devices):
+            return False
+        return ran - before[1] >= COMPUTES * (now - before[0])
 
     def gpus(self) -> list[Gpu]:
         if self._gpu is None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
+    from dpwatch.probe.lanes import Lane
     from dpwatch.wire.messages import Position
 
 RecordSink = Callable[[tuple[Any, ...]], None]
@@ -64,10 +65,12 @@ class CollectivesLike(Protocol):
     Attributes:
         issued: Collectives issued so far by any thread of this process; only grows.
         capture: As in `Hello.capture`.
+        main: The training thread's lane, for what autograd's own threads issue.
     """
 
     issued: int
     capture: str
+    main: Lane | None
 
     def positions(self) -> list[Position]:
         """The last collective entered in each group, the latest first. From any thread."""
@@ -109,6 +112,7 @@ class NoCollectives:
 
     issued = 0
     capture = "none"
+    main: Lane | None = None
 
     def positions(self) -> list[Position]:
         """See `CollectivesLike`."""

@@ -13,8 +13,8 @@ the last step end. So
 A script that knows better says `dpwatch.step()` where its steps end; from the first time on, only
 that ends them.
 
-Steps of less than 5 ms are mostly only counted (see `DOZE_STEP_NS`); those that are told of are
-told of whole, so medians, rates and shares stay true.
+Steps of less than 5 ms are mostly only counted (see `DOZE_STEP_NS`, `TINY_STEP_NS`); those that are
+told of are told of whole, so medians, rates and shares stay true.
 
 Forward and data waits count only while gradients are enabled: evaluation falls into `other`.
 """
@@ -51,10 +51,12 @@ SHORT_STEP_EVERY = 10
 DOZE_STEP_NS = 5_000_000
 """Of shorter steps only two in ten are looked at, and the others counted: on each, the hooks would
 cost several percent. The two are neighbours, since the ledger looks around before a step it
-samples, and the same in all ranks."""
+samples, and the same in all ranks: the last before a multiple of the stride, and that."""
 
-AWAKE = (SHORT_STEP_EVERY - 1, 0)
-"""Steps that are looked at, modulo `SHORT_STEP_EVERY`."""
+TINY_STEP_NS = 2_500_000
+TINY_STRIDE = 8 * SHORT_STEP_EVERY
+"""Of steps shorter than this two in so many, which is still some dozens a second. A multiple of
+the other stride: ranks to either side of this limit look at some steps together."""
 
 FIRST_AWAKE = 10
 """The first steps are all looked at: they are unlike the rest, and short runs have no others."""
@@ -111,6 +113,7 @@ class Steps:
         self._reads_loss = True
         self._dozed_backwards = 0
         self._told_ends = False
+        self._stride = SHORT_STEP_EVERY
         self._begin()
 
     def _begin(self) -> None:
@@ -312,7 +315,8 @@ class Steps:
         wanted = turn or now - start >= MEASURED_STEP_NS
         if wanted or main.measuring:
             self._measure(wanted)
-        if alone and now - start < DOZE_STEP_NS and not _looked_at(step):
+        self._stride = TINY_STRIDE if now - start < TINY_STEP_NS else SHORT_STEP_EVERY
+        if alone and now - start < DOZE_STEP_NS and not self._looks_at(step):
             main.doze()
         else:
             self.ledger.step_begin(step)
@@ -336,10 +340,13 @@ class Steps:
         took_ns = now - (self._start_ns or now)
         self.step += 1
         self._start_ns = now
-        if _looked_at(self.step) or took_ns >= DOZE_STEP_NS:
+        if self._looks_at(self.step) or took_ns >= DOZE_STEP_NS:
             self._wake()
         if self.stop is not None:
             self.stop()
+
+    def _looks_at(self, step: int) -> bool:
+        return step < FIRST_AWAKE or step % self._stride in (0, self._stride - 1)
 
     def _wake(self) -> None:
         self.main.wake()
@@ -387,10 +394,6 @@ class Steps:
             self._losses += 1
             self._loss_sum += value
             self._loss = self._loss_sum / self._losses
-
-
-def _looked_at(step: int) -> bool:
-    return step < FIRST_AWAKE or step % SHORT_STEP_EVERY in AWAKE
 
 
 def _steps_around() -> int:

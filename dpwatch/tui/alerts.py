@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from rich.text import Text
 
-from dpwatch.hub.snapshot import Diagnosis, Run, RunView, Snapshot
+from dpwatch.hub.snapshot import Alert, Diagnosis, Run, RunView, Snapshot
 from dpwatch.tui import format as fmt
 from dpwatch.tui.blocks import Block, heading
 from dpwatch.tui.diagnoses import diagnosis_lines, no_diagnosis_lines, who
@@ -17,18 +16,6 @@ from dpwatch.tui.frame import all_diagnoses
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.text import clean, fitted, line, wrapped
 from dpwatch.tui.words import run_title
-
-
-class Alert(Protocol):
-    """One entry of a run's history of findings; `ended_s` is None while it holds."""
-
-    kind: str
-    severity: str
-    ranks: list[int]
-    since_step: int
-    text: str
-    began_s: float
-    ended_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,16 +43,11 @@ def entries(snapshot: Snapshot) -> list[Entry]:
     over = [
         Entry(view=view, over=alert, began_s=alert.began_s)
         for view in snapshot.runs
-        for alert in _history(view.run)
+        for alert in view.run.alerts
         if alert.ended_s is not None
     ]
     over.sort(key=lambda entry: -(entry.over.ended_s or 0.0) if entry.over else 0.0)
     return holding + over
-
-
-def _history(run: Run) -> Sequence[Alert]:
-    """The run's findings so far, none where its hub keeps no history."""
-    return getattr(run, "alerts", None) or ()
 
 
 def _began(run: Run, found: Diagnosis) -> float | None:
@@ -73,7 +55,7 @@ def _began(run: Run, found: Diagnosis) -> float | None:
     return next(
         (
             alert.began_s
-            for alert in _history(run)
+            for alert in run.alerts
             if alert.ended_s is None and (alert.kind, alert.ranks) == (found.kind, found.ranks)
         ),
         None,

@@ -244,7 +244,8 @@ class Beat(Record, frozen=True, tag="beat"):
         rss_bytes: Resident memory of the process.
         gil_held: Share of time someone held the GIL, where a sampler is installed.
         where: `file:line function` of the script that the training thread is at.
-        still_ns: How long nothing has moved: no step, phase, collective, or line of Python.
+        still_ns: How long nothing has moved: no step, phase, collective or line of Python, nor has
+            the thread been on a core (which says nothing where it waits for an accelerator).
         positions: How far it has come in its process groups, the latest first, at most 16.
         stack: The training thread's Python frames, outermost first, at most 16; only once it has
             been still for two seconds.
@@ -282,10 +283,13 @@ class Bye(Record, frozen=True, tag="bye"):
     Attributes:
         state: `finished`, `failed` (it raised) or `lost` (the hub found the process gone).
         reason: One line for a person, "" when finished.
+        exit: Exit code of the process, or minus the signal that killed it, where the hub could
+            tell.
     """
 
     state: str
     reason: str = ""
+    exit: int | None = None
 
 
 class Tick(Record, frozen=True, tag="tick"):

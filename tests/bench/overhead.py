@@ -5,15 +5,18 @@
 Identical steps of a small real training run without and with the probe in turn, so that the
 machine's drift falls on both. Two comparisons, for steps of about 1 ms and about 20 ms:
 
-- `hooks`: single steps in the order off, on, on, off. A pair's cost is the difference of two
-  neighbouring steps, so even a noisy machine resolves microseconds. Off is a thread without a lane,
-  whose calls pass straight through the hooks (taking them out would empty the interpreter's caches
-  and slow the next step down); what passing through costs is measured by itself and added. The
-  sender thread runs beside both, so its CPU time per step is added too: `sender`, the most that it
-  could take from the training thread by sharing the GIL with it.
+- `hooks`: rounds of steps (of which the probe looks at two and counts the others) in the order
+  off, on, on, off. A pair's cost is the difference of two neighbouring rounds, so even a noisy
+  machine resolves microseconds. Off is a thread without a lane, whose calls pass straight through
+  the hooks (taking them out would empty the interpreter's caches and slow the next step down); what
+  passing through costs is measured by itself and added. The sender thread runs beside both, so its
+  CPU time per step is added too: `sender`, the most that it could take from the training thread by
+  sharing the GIL with it.
 - `blocks`: blocks of steps without a probe and with one, started and closed, everything in it: the
   sender, and the sampled memory ledger. Mean step against mean step: unbiased, but a noisy machine
   leaves it wide.
+- `start`: whole processes that import torch, train a few steps and end, without the probe and with
+  it: seconds to the end of the first step, and resident memory after the last.
 
 A separate process reads what is sent, as a hub would. Each figure is the median over the pairs with
 its 95 % confidence interval, the middle half and the whole range.
@@ -44,7 +47,7 @@ from dpwatch.probe import probe as probe_module
 from dpwatch.probe.lanes import here
 from dpwatch.probe.probe import Probe
 from dpwatch.probe.seams import NoLedger
-from dpwatch.probe.steps import SHORT_STEP_EVERY
+from dpwatch.probe.steps import SHORT_STEP_EVERY, TINY_STRIDE
 from dpwatch.wire import paths
 
 READER = """
@@ -64,16 +67,20 @@ while True:
 
 
 class Size(NamedTuple):
-    """A training step's shape, and how many make a block."""
+    """A training step's shape, how many the probe takes as one round, and how many make a block."""
 
     name: str
     width: int
     depth: int
     batch: int
+    round: int
     block: int
 
 
-SIZES = (Size("1 ms", 96, 1, 32, 300), Size("20 ms", 512, 6, 96, 25))
+SIZES = (
+    Size("1 ms", 96, 1, 32, TINY_STRIDE, 300),
+    Size("20 ms", 512, 6, 96, SHORT_STEP_EVERY, 25),
+)
 WARM_UP = 25
 
 
@@ -86,6 +93,38 @@ class Spread(NamedTuple):
     whole: tuple[float, float]
 
 
+STEPS_OF_A_START = 60
+
+START = f"""
+import sys, time
+import torch, torch.distributed, torch.utils.data
+from torch import nn
+torch.set_num_threads(1)
+model = nn.Sequential(nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 10))
+optimizer = torch.optim.Adam(model.parameters())
+began = time.monotonic()
+if sys.argv[1] == "on":
+    import dpwatch
+    dpwatch.watch()
+for step in range({STEPS_OF_A_START}):
+    optimizer.zero_grad()
+    model(torch.ones(8, 96)).sum().backward()
+    optimizer.step()
+    if not step:
+        first = time.monotonic() - began
+pages = int(open("/proc/self/statm").read().split()[1])
+print(first, pages * {os.sysconf("SC_PAGE_SIZE")} / 2**20)
+"""
+
+
+class Start(NamedTuple):
+    """What the probe adds to a process: seconds until its first step is over, and MiB held."""
+
+    seconds: Spread
+    mebibytes: Spread
+    pairs: int
+
+
 class Cost(NamedTuple):
     """The probe's cost per step, for one size.
 
@@ -96,7 +135,7 @@ class Cost(NamedTuple):
         sender_us: CPU time of the sender thread a step.
         total_percent: All three, of the step.
         blocks_percent: What whole blocks with a probe take longer.
-        pairs: Of tens of steps, of blocks.
+        pairs: Of rounds of steps, of blocks.
     """
 
     name: str
@@ -118,20 +157,26 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     with reader():
         costs = [measure(size, options.seconds / 4) for size in SIZES]
+        start = starts()
     out = sys.stdout.write
     if options.json:
-        out(json.dumps([cost._asdict() for cost in costs]) + "\n")
+        told = {"steps": [cost._asdict() for cost in costs], "start": start._asdict()}
+        out(json.dumps(told) + "\n")
         return
     out("median [95 % sure] (middle half; range), per step\n")
     for cost in costs:
-        tens, blocks = cost.pairs
+        rounds, blocks = cost.pairs
         out(
             f"{cost.name}: step {cost.step_us:.0f} µs; hooks {_said(cost.hooks_us, 'µs', 1)} over"
-            f" {tens} pairs, passing through {cost.through_us:.1f} µs,"
+            f" {rounds} pairs, passing through {cost.through_us:.1f} µs,"
             f" sender {cost.sender_us:.1f} µs: {cost.total_percent:+.2f} %\n"
             f"  whole blocks, memory ledger and all: {_said(cost.blocks_percent, '%', 2)}"
             f" over {blocks} pairs\n"
         )
+    out(
+        f"start: {_said(start.seconds, 's', 2)} to the first step's end,"
+        f" {_said(start.mebibytes, 'MiB', 1)} resident, over {start.pairs} pairs\n"
+    )
 
 
 def _said(spread: Spread, unit: str, digits: int) -> str:
@@ -145,7 +190,7 @@ def _said(spread: Spread, unit: str, digits: int) -> str:
 
 def measure(size: Size, seconds: float) -> Cost:
     """Runs both comparisons for about `seconds` each."""
-    off, on, sender_us = tens_of_steps(size, seconds)
+    off, on, sender_us = rounds_of_steps(size, seconds)
     plain_us = statistics.median(off) / 1e3
     hooks = spread([(b - a) / 1e3 for a, b in zip(off, on, strict=True)])
     through_us = passing_through(size)
@@ -162,8 +207,8 @@ def measure(size: Size, seconds: float) -> Cost:
     )
 
 
-def tens_of_steps(size: Size, seconds: float) -> tuple[list[float], list[float], float]:
-    """Nanoseconds a step in neighbouring tens without and with hooks; the sender's µs a step."""
+def rounds_of_steps(size: Size, seconds: float) -> tuple[list[float], list[float], float]:
+    """Nanoseconds a step in neighbouring rounds without and with hooks; the sender's µs a step."""
     steps = training(size)
     off: list[float] = []
     on: list[float] = []
@@ -179,16 +224,31 @@ def tens_of_steps(size: Size, seconds: float) -> tuple[list[float], list[float],
             for watched in (False, True, True, False):
                 here.lane = probe.steps.main if watched else None
                 probe.steps._start_ns = start = time.perf_counter_ns()  # as if on all along
-                for _ in range(SHORT_STEP_EVERY):
+                for _ in range(size.round):
                     next(steps)
-                took_ns = (time.perf_counter_ns() - start) / SHORT_STEP_EVERY
+                took_ns = (time.perf_counter_ns() - start) / size.round
                 (on if watched else off).append(took_ns)
             gc.collect(0)
         gc.enable()
         here.lane = probe.steps.main
-        # Only every other ten is recorded, so the sender had half of them to send.
-        sender_us = (time.clock_gettime_ns(sender) - sent) / 1e3 / (len(on) * SHORT_STEP_EVERY)
+        # Only every other round is recorded, so the sender had half of them to send.
+        sender_us = (time.clock_gettime_ns(sender) - sent) / 1e3 / (len(on) * size.round)
     return off, on, sender_us
+
+
+def starts(pairs: int = 7) -> Start:
+    """Processes without and with the probe in turn."""
+    off, on = [], []
+    for index in range(pairs):
+        sides = [("off", off), ("on", on)]
+        for side, found in sides if index % 2 else reversed(sides):
+            command = [sys.executable, "-c", START, side]
+            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found.append([float(word) for word in told.split()])
+    seconds, mebibytes = (
+        spread([b[i] - a[i] for a, b in zip(off, on, strict=True)]) for i in range(2)
+    )
+    return Start(seconds, mebibytes, pairs)
 
 
 class _Nothing(nn.Module):

@@ -3,7 +3,7 @@
 import msgspec
 
 from dpwatch.hub.diagnose import (
-    PATIENCE,
+    PATIENCE_NS,
     cpu_oversubscribed,
     gil_bound,
     master_imbalance,
@@ -14,7 +14,7 @@ from dpwatch.hub.diagnose import (
 from dpwatch.hub.snapshot import Balance, MemoryUse
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import summarize
-from tests.frames import ddp_run, dp_run, played
+from tests.frames import START_NS, ddp_run, dp_run, played
 
 
 def run_of(frames):
@@ -83,22 +83,41 @@ def test_cpu_oversubscribed_is_the_run_queue():
     assert cpu_oversubscribed.rule(with_rows(run_of(dp_run()), runqueue_wait=None)) is None
 
 
-def test_a_diagnosis_keeps_its_first_step_and_outlasts_a_silent_review():
-    run = run_of(dp_run(steps=10))
-    held, misses = review(run, [], {})
+def test_a_diagnosis_keeps_its_first_step_and_outlasts_a_short_silence():
+    state = played(dp_run(steps=12))
+    run = summarize(state)
+    held, silent = review(run, [], {}, state)
     began = {d.kind: d.since_step for d in held}
-    assert began == dict.fromkeys(("master_imbalance", "gil_bound", "cpu_oversubscribed"), 10)
-    held, misses = review(changed(run, steps=20), held, misses)
-    assert {d.since_step for d in held} == {10}
-    quiet = changed(with_rows(run, gil_wait=0.0, runqueue_wait=0.0), balance=Balance())
-    for _ in range(PATIENCE - 1):
-        held, misses = review(quiet, held, misses)
+    assert began == dict.fromkeys(("master_imbalance", "gil_bound", "cpu_oversubscribed"), 12)
+    held, silent = review(changed(run, steps=20), held, silent, state)
+    assert {d.since_step for d in held} == {12}
+    quiet = changed(
+        with_rows(run, gil_wait=0.0, runqueue_wait=0.0), balance=Balance(), state="running"
+    )
+    for waited_ns in (0, PATIENCE_NS // 2, PATIENCE_NS - 1):
+        state.now_ns = START_NS + waited_ns
+        held, silent = review(quiet, held, silent, state)
         assert len(held) == 3
-    assert review(quiet, held, misses) == ([], {})
+    state.now_ns = START_NS + PATIENCE_NS
+    assert review(quiet, held, silent, state) == ([], {})
+
+
+def test_a_finding_that_comes_back_in_time_has_not_been_away():
+    state = played(dp_run(steps=12))
+    run = summarize(state)
+    held, silent = review(run, [], {}, state)
+    quiet = changed(
+        with_rows(run, gil_wait=0.0, runqueue_wait=0.0), balance=Balance(), state="running"
+    )
+    over = changed(quiet, state="finished")
+    assert review(over, held, {}, state) == ([], {})
+    held, silent = review(quiet, held, silent, state)
+    assert set(silent) == {"master_imbalance", "gil_bound", "cpu_oversubscribed"}
+    assert review(run, held, silent, state)[1] == {}
 
 
 def test_nothing_is_said_of_the_first_steps():
-    assert review(run_of(dp_run(steps=2)), [], {}) == ([], {})
+    assert review(run_of(dp_run(steps=2)), [], {}, played(dp_run(steps=2))) == ([], {})
     assert played(dp_run(steps=10)).diagnoses[0].kind in ("master_imbalance", "cpu_oversubscribed")
     assert RunState("run").diagnoses == []
 
@@ -158,11 +177,11 @@ def test_oom_says_why_the_run_failed_from_the_first_step_on():
         reason=f"rank 1: OutOfMemoryError: {told}",
         steps=0,
     )
-    (diagnosis,), _ = review(run, [], {})
+    (diagnosis,), _ = review(run, [], {}, RunState("run"))
     assert (diagnosis.kind, diagnosis.severity, diagnosis.ranks) == ("oom", "critical", [1])
     assert diagnosis.text.startswith(told)
     assert "smaller batch" in diagnosis.text
     other = changed(run, reason="rank 1: RuntimeError: the cooling has failed")
     assert oom.rule(other) is None
-    assert review(other, [], {}) == ([], {})
+    assert review(other, [], {}, RunState("run")) == ([], {})
     assert oom.rule(changed(run, state="running")) is None

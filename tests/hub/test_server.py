@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from dpwatch.hub.server import process_runs
 from dpwatch.wire import paths
 from dpwatch.wire.spawn import ensure_hub
 from tests.frames import batch, ddp_run, dp_run, hello, step
@@ -34,8 +33,8 @@ def test_a_viewer_that_missed_frames_asks_again():
         for frame in frames[:3]:
             send(frame)
         until(watcher, has("run", steps=2))
-        watcher._followers["run"].state.frames -= 1  # as if one had been lost on the way
-        watcher._followers["run"].state.frames -= 1
+        (follower,) = watcher._followers.values()
+        follower.state.frames -= 2  # as if two had been lost on the way
         for frame in frames[3:]:
             send(frame)
         assert until(watcher, has("run", steps=6, state="finished"))
@@ -60,12 +59,30 @@ def test_a_rank_that_vanishes_is_lost():
     assert str(gone.pid) in run.reason
 
 
-def test_a_zombie_does_not_count_as_running():
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, nobody has reaped it
-    assert not process_runs(child.pid)
-    child.wait()
-    assert process_runs(os.getpid())
+@pytest.mark.parametrize(
+    ("ends", "code", "said"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", -9, "was killed by SIGKILL"),
+        ("import os; os._exit(3)", 3, "ended with exit code 3 and without a word"),
+    ],
+)
+def test_a_rank_that_dies_is_told_with_its_exit(ends, code, said):
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"input(); {ends}"], stdin=subprocess.PIPE, text=True
+    )
+    try:
+        with serving() as hub, rank(hub.place) as send, watching() as watcher:
+            now_ns = time.monotonic_ns()
+            send(batch(hello(), step(0), pid=child.pid, host=hub.host, now_ns=now_ns))
+            until(watcher, has("run", steps=1))
+            child.communicate("\n")  # it is reaped at once, and told in time or by silence
+            run = until(watcher, has("run", state="lost")).runs[0].run
+            bye = hub.state.ranks[0].bye
+    finally:
+        child.kill()
+    assert f"process {child.pid} " in run.reason
+    assert bye.exit in (code, None)
+    assert bye.exit is None or said in run.reason
 
 
 def test_the_last_state_stays_when_the_hub_goes():

@@ -433,7 +433,7 @@ def test_blocked_outside_phases_is_idle(rig, other_thread):
 
 
 def test_short_steps_are_measured_now_and_then(rig):
-    model = Timed(lambda: rig.clocks.run(MS), lambda: None)
+    model = Timed(lambda: rig.clocks.run(3 * MS), lambda: None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(21):
         model(torch.ones(2, 3)).mean().backward()
@@ -441,7 +441,7 @@ def test_short_steps_are_measured_now_and_then(rig):
     steps = rig.records(Step)
     assert [s.step for s in steps if s.on_cpu_ns is not None] == [0, 10, 20]
     assert [s.step for s in steps if s.loss is not None] == [0, 10, 20]
-    assert all(s.forward_ns == MS for s in steps)
+    assert all(s.forward_ns == 3 * MS for s in steps)
     assert all(s.samples == 2 for s in steps)
 
 
@@ -457,18 +457,24 @@ def short_steps(rig, count, took_ms=lambda _: 1, optimizers=1):
 
 @pytest.mark.parametrize("optimizers", [1, 2])
 def test_of_short_steps_some_are_looked_at_and_all_are_counted(rig, optimizers):
-    short_steps(rig, 45, optimizers=optimizers)
+    short_steps(rig, 45, took_ms=lambda _: 3, optimizers=optimizers)
     steps = rig.records(Step)
     looked_at = [*range(10), 10, 19, 20, 29, 30, 39, 40]
     assert [s.step for s in steps] == looked_at
-    assert {s.end_ns - s.start_ns for s in steps} == {MS}
-    assert [s.start_ns for s in steps] == [1_000 + index * MS for index in looked_at]
+    assert {s.end_ns - s.start_ns for s in steps} == {3 * MS}
+    assert [s.start_ns for s in steps] == [1_000 + index * 3 * MS for index in looked_at]
     assert {s.samples for s in steps} == {2}
     assert rig.records(Beat)[-1].step == 45
 
 
+def test_of_the_shortest_steps_fewer_are_looked_at_and_some_the_same(rig):
+    short_steps(rig, 245)
+    assert [s.step for s in rig.records(Step)] == [*range(10), 79, 80, 159, 160, 239, 240]
+    assert rig.records(Beat)[-1].step == 245
+
+
 def test_a_step_that_turns_long_is_looked_at_from_the_next_on(rig):
-    short_steps(rig, 20, took_ms=lambda index: 50 if index >= 13 else 1)
+    short_steps(rig, 20, took_ms=lambda index: 50 if index >= 13 else 3)
     steps = rig.records(Step)
     assert [s.step for s in steps] == [*range(10), 10, *range(14, 20)]
     assert {s.end_ns - s.start_ns for s in steps[11:]} == {50 * MS}
@@ -484,7 +490,7 @@ def test_with_several_lanes_every_step_is_looked_at(rig):
 def test_waking_in_a_module_and_said_values_leave_nothing_behind(rig):
     model = Timed(lambda: rig.clocks.run(MS), lambda: None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    for _ in range(21):
+    for _ in range(81):
         rig.probe.samples(7)
         rig.probe.loss(4.5)
         with rig.probe.phase("data"):
@@ -492,7 +498,7 @@ def test_waking_in_a_module_and_said_values_leave_nothing_behind(rig):
         model(torch.ones(2, 3)).mean().backward()
         optimizer.step()
     last = rig.records(Step)[-1]
-    assert (last.step, last.samples, last.loss, last.forward_ns) == (20, 7, 4.5, MS)
+    assert (last.step, last.samples, last.loss, last.forward_ns) == (80, 7, 4.5, MS)
 
 
 def test_without_a_run_queue_figure_the_split_is_unknown(rig):

@@ -270,3 +270,27 @@ def _step(rank: s.Rank, number: int, index: int, late: int | None) -> Step:
         forward_ns=26 * ms, backward_ns=52 * ms, optimizer_ns=12 * ms,
         exposed_ns=(4 if slow else 22) * ms + number * 10**5,
     )  # fmt: skip
+
+
+def past(
+    kind: str = "straggler", severity: str = "warning", ranks: tuple[int, ...] = (2,),
+    text: str = "rank 2 arrived last at 71 % of the collectives, 12.4 ms after the others: its "
+    "backward takes longer. Look at what else runs on its host.",
+    began_s: float = 1000.0, ended_s: float | None = 1090.0,
+) -> s.Alert:  # fmt: skip
+    """An entry of a run's history."""
+    return s.Alert(kind=kind, severity=severity, ranks=list(ranks), since_step=40, text=text,
+                   began_s=began_s, ended_s=ended_s)  # fmt: skip
+
+
+def with_alerts(*alerts: s.Alert, **more: list[s.Diagnosis]) -> s.RunView:
+    """A run with a history of what was found."""
+    view = dp_run()
+    return replace(view, run=replace(view.run, alerts=list(alerts), **more))
+
+
+def alerted() -> s.RunView:
+    """One finding holds since a minute, two are over."""
+    holds = past(kind="gil_bound", severity="info", ranks=(0,), began_s=940.0, ended_s=None)
+    hang = past(kind="hang", severity="critical", began_s=600.0, ended_s=700.0)
+    return with_alerts(hang, past(began_s=800.0, ended_s=890.0), holds)

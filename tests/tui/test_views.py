@@ -7,7 +7,7 @@ import pytest
 from dpwatch.tui.app import DashboardApp
 
 from .conftest import shown
-from .scenes import QueueSource, cluster_run, ddp_run, dp_run, snapshot, with_lanes
+from .scenes import QueueSource, alerted, cluster_run, ddp_run, dp_run, snapshot, with_lanes
 
 pytestmark = pytest.mark.snapshot
 
@@ -19,6 +19,7 @@ SCENES = {
     "communication-ddp": (ddp_run, ["6"]),
     "timeline": (lambda: with_lanes(ddp_run()), ["7", "left"]),
     "timeline-64": (lambda: with_lanes(cluster_run()), ["7", "j"]),
+    "alerts": (alerted, ["3", "j"]),
     "threads": (dp_run, ["8", "j"]),
     "memory": (dp_run, ["9"]),
     "memory-1024": (cluster_run, ["9", "full_stop", "j"]),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from dpwatch.hub.snapshot import Diagnosis
+
+SETTLED_STEPS = 10
+"""Steps from which on shares of the step are worth a word: the first ones are unlike the rest."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -27,6 +30,12 @@ class Finding(msgspec.Struct, frozen=True):
     def since(self, step: int) -> Diagnosis:
         """The diagnosis, as begun at that step."""
         return Diagnosis(self.kind, self.severity, self.ranks, step, self.text, self.evidence)
+
+
+def shared_by_most(values: Iterable[float]) -> float | None:
+    """What more than half of the values reach, None of none: of two, the lower."""
+    ordered = sorted(values)
+    return ordered[(len(ordered) - 1) // 2] if ordered else None
 
 
 def mebibytes(nbytes: float) -> str:

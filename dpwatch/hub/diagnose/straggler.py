@@ -108,18 +108,19 @@ def _always(state: RunState, steps: Sequence[Late], step_ns: float) -> Finding |
             )
         ):
             own = [late for late in window if late.latest == rank]
-            began = _streak(steps, rank)
+            began = _streak(steps, rank, gap_ns)
             return _finding(state, own, size, step_ns, gap_ns, began)
     return None
 
 
-def _streak(steps: Sequence[Late], rank: int) -> int:
-    """The step from which on the rank has come last."""
+def _streak(steps: Sequence[Late], rank: int, gap_ns: float) -> int:
+    """The step from which on the rank has come last, and by about as much as now."""
     began = steps[-1].step
     for late in reversed(steps):
-        if late.latest != rank and began - late.step > 1:
+        alike = late.latest == rank and late.gap_ns >= gap_ns / 2
+        if not alike and began - late.step > 1:
             break
-        if late.latest == rank:
+        if alike:
             began = late.step
     return began
 

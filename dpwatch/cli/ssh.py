@@ -1,0 +1,84 @@
+"""`dpwatch ssh HOST…`: the dashboard over runs on other hosts, by OpenSSH."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+
+from dpwatch.cli import watch
+from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
+
+EXAMPLES = """\
+examples:
+  dpwatch ssh node1                       a host as your ssh configuration knows it
+  dpwatch ssh ada@node1 ada@node2         several hosts in one screen
+  dpwatch ssh --ssh 'ssh -p 2222' node1   options for ssh itself
+  dpwatch ssh node1 --once --json         one look, as JSON
+
+Over there nothing is needed but sh and a run that is watched (dpwatch run, or dpwatch.watch()).
+"""
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the command."""
+    parser = commands.add_parser(
+        "ssh",
+        help="watch runs on other hosts, over OpenSSH",
+        description="Shows the runs on other hosts, over the system's OpenSSH.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("hosts", nargs="+", metavar="HOST", help="as ssh takes it")
+    parser.add_argument(
+        "--ssh", default="ssh", metavar="CMD", help="the ssh command and its options"
+    )
+    parser.add_argument(
+        "--remote-dir", metavar="DIR", help="DPWATCH_RUNTIME_DIR over there, where that is set"
+    )
+    parser.add_argument("--once", action="store_true", help="print one snapshot and exit")
+    parser.add_argument("--json", action="store_true", help="with --once: as the summary object")
+    watch.add_screen_options(parser, argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Connects, and opens the dashboard or prints once."""
+    if options.json and not options.once:
+        raise CommandError("--json goes with --once")
+    from dpwatch.hub.follow import Watcher
+    from dpwatch.hub.ssh import SshError, SshHosts
+
+    if not options.once:
+        watch.require_terminal()
+    hosts = SshHosts(options.hosts, ssh=_ssh(options.ssh), remote_dir=options.remote_dir)
+    try:
+        for line in hosts.connect():
+            print(f"dpwatch: {line}", file=sys.stderr)
+        watcher = Watcher(places=hosts.runs, said=lambda: hosts.notice)
+        try:
+            if not options.once:
+                return watch.dashboard(watcher, ascii_only=options.ascii)
+            return FINE if watch.tell(watcher, as_json=options.json) else _nothing(hosts.notice)
+        finally:
+            watcher.close()
+    except SshError as error:
+        raise CommandError(str(error)) from None
+    finally:
+        hosts.close()
+
+
+def _ssh(command: str) -> list[str]:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise CommandError(f"--ssh {command!r}: {error}") from None
+    if not words or shutil.which(words[0]) is None:
+        raise CommandError(f"there is no {words[0] if words else 'ssh'} here; install OpenSSH")
+    return words
+
+
+def _nothing(notice: str) -> int:
+    print(f"dpwatch: {notice}", file=sys.stderr)
+    return NOTHING_TO_SHOW

@@ -1,0 +1,66 @@
+"""Processes that end: noticed at once, and how."""
+
+import os
+import select
+import subprocess
+import sys
+
+import pytest
+
+from dpwatch.hub import processes
+
+ENDS = [
+    ("pass", 0),
+    ("import os; os._exit(3)", 3),
+    ("import os; os.kill(os.getpid(), 9)", -9),
+]
+
+
+def ended(code):
+    """A process that has ended and that nobody has reaped."""
+    child = subprocess.Popen([sys.executable, "-c", code])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    return child
+
+
+@pytest.mark.parametrize(("code", "status"), ENDS)
+def test_how_a_process_ended_is_known_until_it_is_reaped(code, status):
+    child = ended(code)
+    assert processes.exit_of(child.pid) == status
+    assert not processes.runs(child.pid)
+    assert child.wait() == status
+    assert processes.exit_of(child.pid) is None
+    assert not processes.runs(child.pid)
+
+
+def test_a_running_process_has_no_exit():
+    assert processes.runs(os.getpid())
+    assert processes.exit_of(os.getpid()) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="no pidfd on this system")
+def test_an_end_wakes_whoever_polls():
+    watched = processes.Processes()
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    fd = watched.watch(child.pid)
+    assert watched.watch(child.pid) is None  # once is enough
+    assert select.select([fd], [], [], 0)[0] == []
+    child.communicate(b"\n")
+    assert select.select([fd], [], [], 60)[0] == [fd]
+    assert watched.pid_of(fd) == child.pid
+    watched.close()
+    assert watched.fds == []
+    assert watched.watch(child.pid) is None  # gone, and that is no error
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (None, "is gone without a word"),
+        (0, "ended with exit code 0 and without a word"),
+        (-9, "was killed by SIGKILL"),
+        (-63, "was killed by signal 63"),
+    ],
+)
+def test_exits_are_spelled_out(code, words):
+    assert processes.told(code) == words

@@ -1,0 +1,223 @@
+"""Rules on shares of the step, on memory over time, and on the loss; and the alerts' history."""
+
+import math
+
+import msgspec
+import pytest
+
+from dpwatch.hub.alerts import KEPT, kept
+from dpwatch.hub.diagnose import (
+    comm_bound,
+    input_bound,
+    memory_growth,
+    memory_imbalance,
+    nan_loss,
+    overlap_poor,
+)
+from dpwatch.hub.snapshot import Diagnosis, MemoryUse, PhaseTimes, StepTime
+from dpwatch.hub.state import RunState
+from dpwatch.hub.summarize import summarize
+from dpwatch.wire.messages import ByCategory, Memory
+from tests.frames import MS, batch, collective, ddp_run, hello, played, step
+
+MIB = 1 << 20
+
+
+def rows(*changes, strategy="ddp", steps=20):
+    """A run of four ranks with steps of 100 ms; `changes` one for each, or one for all."""
+    run = summarize(played(ddp_run(steps=steps)))
+    each = changes * len(run.ranks) if len(changes) == 1 else changes
+    base = {"step_ms": StepTime(100.0, 100.0, 100.0), "runqueue_wait": 0.0}
+    ranks = [
+        msgspec.structs.replace(row, **base, **change)
+        for row, change in zip(run.ranks, each, strict=True)
+    ]
+    return msgspec.structs.replace(run, ranks=ranks, strategy=strategy)
+
+
+def data(ms):
+    return {"phases_ms": PhaseTimes(data=ms)}
+
+
+def test_input_bound_is_the_data_phase_of_most_ranks():
+    found = input_bound.rule(rows(data(30.0)))
+    assert (found.severity, found.evidence["cost"]) == ("warning", 0.3)
+    assert "num_workers" in found.text
+    assert input_bound.rule(rows(data(12.0))).severity == "info"
+    assert input_bound.rule(rows(data(9.0))) is None
+    assert input_bound.rule(rows(data(None))) is None
+    assert input_bound.rule(rows(*map(data, (50.0, 0.1, 0.1, 0.1)))) is None  # a straggler
+    assert input_bound.rule(rows(*map(data, (50.0, 50.0, 0.1, 50.0)))).ranks == [0, 1, 3]
+    assert input_bound.rule(rows(data(30.0), steps=5)) is None
+
+
+def exchanging(exposed, *, wait=0, queue=0, total=50, backward=80, strategy="ddp", cores=8):
+    """The rule's arguments: two ranks with steps of 100 ms; `wait` is for rank 1, always late."""
+    state = RunState("run")
+    for r in range(2):
+        state.apply(batch(hello(2, strategy=strategy, cores=cores), rank=r))
+    for index in range(20):
+        for r in range(2):
+            at = 10 + index * 100 + r * wait
+            told = step(
+                index,
+                exposed_ns=None if exposed is None else exposed * MS,
+                backward_ns=backward * MS,
+                runqueue_ns=queue * MS,
+            )
+            call = collective(index, index, nbytes=MIB, ranks=2, at_ms=at, took_ms=total)
+            state.apply(batch(call, told, rank=r, now_ns=told.end_ns))
+    return summarize(state), state
+
+
+def test_comm_bound_is_exposed_time_that_late_ranks_do_not_explain():
+    found = comm_bound.rule(*exchanging(45))
+    assert (found.severity, found.evidence["cost"]) == ("warning", 0.45)
+    assert found.evidence["bytes_per_step"] == MIB
+    assert "no_sync" in found.text
+    assert comm_bound.rule(*exchanging(30)).severity == "info"
+    assert comm_bound.rule(*exchanging(24)) is None
+    assert comm_bound.rule(*exchanging(45, wait=30)) is None
+    assert comm_bound.rule(*exchanging(45, queue=20)) is None
+    assert comm_bound.rule(*exchanging(45, cores=1)) is None
+    assert comm_bound.rule(*exchanging(None)) is None
+
+
+def test_overlap_poor_is_exposed_time_that_backward_could_hide():
+    found = overlap_poor.rule(*exchanging(40, total=50, backward=100))
+    assert (found.severity, found.evidence["exposed_share"]) == ("info", 0.8)
+    assert "bucket_cap_mb" in found.text
+    assert "FSDP" in overlap_poor.rule(*exchanging(40, backward=90, strategy="fsdp")).text
+    assert overlap_poor.rule(*exchanging(29, total=50, backward=90)) is None
+    assert overlap_poor.rule(*exchanging(40, total=50, backward=60)) is None
+    assert overlap_poor.rule(*exchanging(40, wait=32, backward=90)) is None
+    assert overlap_poor.rule(*exchanging(40, backward=90, strategy="dp")) is None
+    assert overlap_poor.rule(*exchanging(40, total=None, backward=90)) is None
+
+
+def peaks(*mib, capacity=None, **more):
+    return [
+        {"memory": MemoryUse(peak_bytes=m * MIB, capacity_bytes=capacity, activations=m * MIB)}
+        for m in mib
+    ]
+
+
+def test_memory_imbalance_names_the_fullest_rank_and_what_it_has_more_of():
+    found = memory_imbalance.rule(rows(*peaks(40, 40, 60, 41)))
+    assert (found.ranks, found.severity) == ([2], "info")
+    assert found.evidence["others_median_peak_bytes"] == 40 * MIB
+    assert found.evidence["category"] == "activations"
+    assert found.evidence["category_more_bytes"] == 20 * MIB
+    tight = memory_imbalance.rule(rows(*peaks(40, 40, 60, 41, capacity=70 * MIB)))
+    assert tight.severity == "warning"
+
+
+def test_memory_imbalance_is_silent_when_nearly_even_or_of_device_0():
+    assert memory_imbalance.rule(rows(*peaks(40, 40, 49, 40))) is None
+    assert memory_imbalance.rule(rows(*peaks(90, 40, 40, 40))) is None
+    assert memory_imbalance.rule(rows(*peaks(40, 40, 60, 40), strategy="ddp-mp")) is None
+    unknown = [*peaks(40, 40, 60), {"memory": MemoryUse()}]
+    assert memory_imbalance.rule(rows(*unknown)) is None
+
+
+def holding(held, *, source="ledger", capacity=None):
+    """A lone rank that holds `held(step)` bytes at the steps' ends."""
+    state = RunState("run")
+    state.apply(batch(hello(1)))
+    for i in range(100):
+        size = int(held(i))
+        by = ByCategory(params=size)
+        records = [step(i), Memory(0, i, size, size + 5, by, by, source)]
+        state.apply(batch(*records, seq=i))
+    return memory_growth.rule(summarize(state), state)
+
+
+def test_memory_growth_is_a_steady_slope_with_its_pace():
+    found = holding(lambda i: 10 * MIB + i * MIB)
+    assert (found.kind, found.severity, found.ranks) == ("memory_growth", "info", [0])
+    assert found.evidence["bytes_per_step"] == pytest.approx(MIB, rel=0.02)
+    assert found.evidence["to_bytes"] == 109 * MIB
+    assert ".item()" in found.text
+    assert holding(lambda i: 10 * MIB + i * 60_000).evidence["bytes_per_step"] == pytest.approx(
+        60_000, rel=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        lambda i: 10 * MIB,
+        lambda i: 10 * MIB + (i > 50) * 5 * MIB,  # a jump: an evaluation's cache
+        lambda i: 10 * MIB + (i % 7) * MIB,  # up and down
+        lambda i: 10 * MIB + min(i, 20) * MIB,  # until it has settled
+        lambda i: 100 * MIB + i * 20_000,  # under 5 %
+        lambda i: 100_000 + i * 1000,  # small change
+    ],
+)
+def test_memory_growth_is_silent_on_what_does_not_go_on_and_on(held):
+    assert holding(held) is None
+
+
+def test_memory_growth_of_a_whole_process_takes_more():
+    assert holding(lambda i: 500 * MIB + i * MIB // 2, source="rss") is None
+    assert holding(lambda i: 500 * MIB + i * 2 * MIB, source="rss") is not None
+
+
+def losses(*by_rank):
+    state = RunState("run")
+    for r, values in enumerate(by_rank):
+        state.apply(batch(hello(len(by_rank)), rank=r))
+        for i, value in enumerate(values):
+            state.apply(batch(step(i, loss=value), rank=r, seq=i))
+    return nan_loss.rule(summarize(state), state)
+
+
+def test_nan_loss_names_who_was_first_and_what_it_was_before():
+    found = losses([2.0, 1.5, math.nan, math.nan], [2.0, 1.6, 1.4, math.inf])
+    assert (found.ranks, found.began, found.severity) == ([0, 1], 2, "critical")
+    assert found.evidence == {"step": 2, "value": "nan", "first_rank": 0, "loss_before": 1.5}
+    assert "Rank 0 was first" in found.text
+
+
+def test_nan_loss_is_silent_on_numbers_and_once_it_is_one_again():
+    assert losses([2.0, 1e30, -5.0], [2.0, 1.0, 0.0]) is None
+    assert losses([2.0, math.nan, 1.9]) is None
+
+
+# -- history ---------------------------------------------------------------------------------------
+
+
+def said(kind="hang", ranks=(1,), severity="warning", text="still"):
+    return Diagnosis(kind, severity, list(ranks), 7, text, {})
+
+
+def test_an_alert_begins_goes_on_with_its_worst_and_ends():
+    (first,) = kept([], [said()], 100.0)
+    assert (first.began_s, first.ended_s, first.since_step) == (100.0, None, 7)
+    (grown,) = kept([first], [said(ranks=(1, 2), severity="critical", text="more")], 101.0)
+    assert (grown.began_s, grown.severity, grown.ranks) == (100.0, "critical", [1, 2])
+    (calmer,) = kept([grown], [said(text="less")], 102.0)
+    assert (calmer.severity, calmer.text) == ("critical", "less")
+    (over,) = kept([calmer], [], 103.0)
+    assert (over.ended_s, over.text) == (103.0, "less")
+    assert [a.ended_s for a in kept([over], [said()], 110.0)] == [103.0, None]
+
+
+def test_another_rank_is_another_alert():
+    (first,) = kept([], [said()], 100.0)
+    alerts = kept([first], [said(ranks=(3,))], 105.0)
+    assert [(a.ranks, a.ended_s) for a in alerts] == [([1], 105.0), ([3], None)]
+
+
+def test_the_history_is_bounded_and_keeps_what_holds():
+    alerts = kept([], [said("hang")], 0.0)
+    for i in range(KEPT + 20):
+        alerts = kept(alerts, [said("hang"), said("desync")], 1.0 + 2 * i)
+        alerts = kept(alerts, [said("hang")], 2.0 + 2 * i)
+    assert len(alerts) <= KEPT + 1
+    assert (alerts[0].kind, alerts[0].ended_s) == ("hang", None)
+
+
+def test_a_run_keeps_the_history_in_its_json():
+    run = summarize(played(ddp_run(steps=20)))
+    assert [a.kind for a in run.alerts] == [d.kind for d in run.diagnoses]

@@ -1,0 +1,189 @@
+"""`straggler`: who is last, why, and when nobody is; from frames with times that a test chooses."""
+
+import random
+
+import msgspec
+import pytest
+
+from dpwatch.hub.diagnose import straggler
+from dpwatch.hub.state import RunState
+from dpwatch.hub.summarize import summarize
+from dpwatch.wire.messages import Collective, Step
+from tests.frames import MS, START_NS, batch, hello
+
+RANKS = 4
+PHASES = {"data": 5, "forward": 20, "backward": 50, "optimizer": 5}
+REST_MS = 5
+"""Host code between optimizer and data."""
+
+
+class Run:
+    """Ranks that do the same steps, delayed as a test says, and wait for each other in backward."""
+
+    def __init__(self, ranks=RANKS, noise_ms=0.0, seed=0):
+        self.state = RunState("run")
+        self.random = random.Random(seed)
+        self.noise_ms = noise_ms
+        self.clock = [float(START_NS)] * ranks
+        self.steps = 0
+        for r in range(ranks):
+            self.state.apply(batch(hello(ranks), rank=r))
+
+    def step(self, late=None, phase="forward", ms=50.0, looked_at=True):
+        """One step; `late` spends `ms` more in that phase (`other`: between the phases)."""
+        spans = [self._spans(ms if r == late else 0.0, phase) for r in range(len(self.clock))]
+        arrived = []
+        for r, span in enumerate(spans):
+            before = span["other"] + span["data"] + span["forward"] + span["backward"] / 2
+            arrived.append(self.clock[r] + before * MS)
+        together = max(arrived)
+        for r, span in enumerate(spans):
+            end = together + (PHASES["backward"] / 2 + span["optimizer"]) * MS
+            self._send(r, span, arrived[r], end, looked_at)
+            self.clock[r] = end
+        self.steps += 1
+
+    def _spans(self, late_ms, phase):
+        spans = {**PHASES, "other": REST_MS}
+        spans["forward"] += abs(self.random.gauss(0, self.noise_ms))
+        # What comes before the collective inside of backward is half of it.
+        spans[phase] += 2 * late_ms if phase == "backward" else late_ms
+        return spans
+
+    def _send(self, r, span, arrived, end, looked_at):
+        start = int(self.clock[r])
+        call = Collective(
+            step=self.steps,
+            op="all_reduce",
+            group="default",
+            ranks=len(self.clock),
+            seq=self.steps,
+            nbytes=1000,
+            issued_ns=int(arrived),
+            phase="backward" if looked_at else "",
+            into_ns=int(span["backward"] / 2 * MS) if looked_at else None,
+            where="train.py:7",
+        )
+        records = [call]
+        if looked_at:
+            told = {f"{name}_ns": int(span[name] * MS) for name in PHASES}
+            told["backward_ns"] += int(end - arrived)  # it waits there
+            records.append(Step(0, self.steps, start, int(end), **told))
+        self.state.apply(batch(*records, rank=r, now_ns=int(end)))
+
+    def finding(self):
+        return straggler.rule(summarize(self.state), self.state)
+
+
+@pytest.mark.parametrize("phase", ["data", "forward", "backward", "optimizer", "other"])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_late_rank_and_its_phase_are_named_within_five_steps(phase, ranks):
+    run = Run(ranks, noise_ms=3)
+    for _ in range(12):
+        run.step()
+    assert run.finding() is None
+    for _ in range(6 if phase == "optimizer" else 5):  # which is late to the step after
+        run.step(late=1, phase=phase)
+    found = run.finding()
+    assert (found.ranks, found.evidence["phase"]) == ([1], phase)
+    assert found.evidence["pattern"] == "constant"
+    assert found.began == (13 if phase == "optimizer" else 12)
+    assert found.evidence["gap_ms"] == pytest.approx(50, abs=10)
+    assert found.evidence["excess_ms"] == pytest.approx(50, abs=10)
+    assert found.severity == "warning"
+
+
+def test_a_rank_that_is_late_from_the_first_step_on_is_named_too():
+    run = Run(noise_ms=3)
+    for _ in range(6):
+        run.step(late=3, phase="data")
+    assert run.finding().ranks == [3]
+
+
+def test_a_healthy_run_of_a_thousand_noisy_steps_is_silent():
+    for seed, ranks in ((1, 2), (2, 4), (3, 8)):
+        run = Run(ranks, noise_ms=10, seed=seed)
+        for _ in range(1000):
+            run.step()
+            if run.steps % 7 == 0:
+                assert run.finding() is None
+
+
+def test_near_misses():
+    run = Run(noise_ms=3)
+    for _ in range(40):
+        run.step(late=1, ms=4)  # under 5 % of the step
+    assert run.finding() is None
+    run = Run(noise_ms=3)
+    for i in range(40):
+        run.step(late=i % RANKS)  # each in turn
+    assert run.finding() is None
+
+
+def test_a_rank_that_is_late_now_and_then_is_told_apart():
+    run = Run(noise_ms=3)
+    for i in range(100):
+        run.step(late=2 if i % 12 == 5 else None, phase="other", ms=80)
+    found = run.finding()
+    assert (found.ranks, found.evidence["pattern"]) == ([2], "occasional")
+    assert (found.severity, found.evidence["phase"]) == ("info", "other")
+    assert found.evidence["late_steps"] == 8
+
+
+def test_it_goes_when_the_rank_is_as_fast_as_the_others_again():
+    run = Run(noise_ms=3)
+    for _ in range(10):
+        run.step(late=1)
+    assert run.finding().ranks == [1]
+    for _ in range(10):
+        run.step()
+    found = run.finding()
+    assert found is None or found.evidence["pattern"] == "occasional"
+
+
+def test_of_steps_nobody_looked_at_the_phase_is_unknown():
+    run = Run(noise_ms=3)
+    for _ in range(8):
+        run.step()
+    for _ in range(8):
+        run.step(late=1, looked_at=False)
+    run.step()
+    run.step()
+    found = run.finding()
+    assert found is None or found.evidence["phase"] is None
+
+
+def test_time_without_a_core_is_not_held_against_a_rank():
+    run = Run(noise_ms=3)
+    for _ in range(16):
+        run.step(late=1, ms=30)
+    assert run.finding().ranks == [1]
+    for r, rank in run.state.ranks.items():
+        lane = rank.lanes[0]
+        lane.recent = [_queued(step, 30 if r == 1 else 1) for step in lane.recent]
+    assert run.finding() is None
+
+
+def _queued(step, ms):
+    return msgspec.structs.replace(step, runqueue_ns=ms * MS)
+
+
+def test_the_cause_is_named_and_not_whom_it_delays_in_the_next_group():
+    """Two groups of two, crossed: rank 1 delays 0, which is then late to its call with 2."""
+    state = RunState("run")
+    for r in range(4):
+        state.apply(batch(hello(4), rank=r))
+    pairs = [("a", 0, 1), ("a2", 2, 3), ("b", 0, 2), ("b2", 1, 3)]
+    for index in range(20):
+        at = START_NS + index * 100 * MS
+        late = 50 * MS if index >= 10 else 0
+        for n, (group, *members) in enumerate(pairs):
+            for r in members:
+                delayed = r == 1 or (r == 0 and n >= 2)
+                issued = at + (10 if n < 2 else 20) * MS + (late if delayed else 0) + r * 1000
+                call = Collective(index, "all_reduce", group, 2, index, 8, issued)
+                state.apply(batch(call, rank=r, now_ns=at))
+        for r in range(4):
+            state.apply(batch(Step(0, index, at, at + 100 * MS), rank=r, now_ns=at + 100 * MS))
+    found = straggler.rule(summarize(state), state)
+    assert found.ranks == [1]
