@@ -48,13 +48,16 @@ async def _draw(session: Session, folder: Path) -> None:
             await pilot.press("4")
             await pilot.pause(0.5)
             _save(app, folder / f"how-{name}.svg")
+            await pilot.press("7")
+            await pilot.pause(0.5)
+            _save(app, folder / f"timeline-{name}.svg")
         await _until(pilot, app, _all_done(len(session.configs)))
         await pilot.press("2")
         await pilot.pause(0.5)
         _save(app, folder / "compare.svg")
         await pilot.press("3")
         await pilot.pause(0.5)
-        _save(app, folder / "diagnoses.svg")
+        _save(app, folder / "alerts.svg")
         await pilot.press("q")
 
 

@@ -9,11 +9,12 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Protocol, cast
 
 from textual import events, on, work
-from textual.app import App, ComposeResult, SystemCommand
+from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
 from textual.reactive import var
@@ -23,20 +24,21 @@ from textual.widgets import ContentSwitcher, Footer, Input, Static
 from textual.worker import get_current_worker
 
 from dpwatch.hub.snapshot import RunView, Snapshot
+from dpwatch.tui.commands import COMMANDS
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
 from dpwatch.tui.palette import THEMES
 from dpwatch.tui.panels import Header, Help, Nav, RankDetail, SessionLine, Waiting
 from dpwatch.tui.pinned import Pinned
-from dpwatch.tui.plain import PlainScrollBar, key_to_ascii
+from dpwatch.tui.plain import PlainScrollBar
 from dpwatch.tui.rank_table import RankTable
 from dpwatch.tui.source import Arrived, SnapshotSource, SourceFailed
+from dpwatch.tui.takeaway import Takeaway
 from dpwatch.tui.terminal import lasting
 from dpwatch.tui.text import clean
 from dpwatch.tui.view import digit
 from dpwatch.tui.views import BY_NAME, VIEWS
 from dpwatch.tui.widgets import Chosen
-from dpwatch.tui.words import plural
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that close the dashboard and give the terminal back, like `q` but with their code."""
@@ -52,7 +54,7 @@ class Filtered(Protocol):
     terms: str
 
 
-class DashboardApp(App[None]):
+class DashboardApp(Takeaway):
     """The terminal dashboard over a stream of snapshots.
 
     Args:
@@ -291,28 +293,6 @@ class DashboardApp(App[None]):
         """Hold the screen, or let it go on."""
         self.paused = not self.paused
 
-    def action_copy(self) -> None:
-        """Put the row under the cursor, or the whole view, onto the clipboard as text."""
-        copied = getattr(self.screen_stack[0].focused, "copied", None)
-        text = copied() if copied is not None else ""
-        if text:
-            self.copy_to_clipboard(text)
-            lines = text.count("\n") + 1
-            self.notify(f"copied {plural(lines, 'line')}", timeout=2, markup=False)
-
-    def action_save(self) -> None:
-        """Save the screen as an SVG file where dpwatch was started."""
-        try:
-            self.notify(f"saved {self.save_screenshot()}", timeout=5, markup=False)
-        except OSError as error:
-            reason = f"not saved: {error.strerror or error}"
-            self.notify(reason, severity="error", timeout=5, markup=False)
-
-    def get_key_display(self, binding: Binding) -> str:
-        """A key as the footer writes it."""
-        shown = super().get_key_display(binding)
-        return key_to_ascii(shown) if self.has_class("ascii") else shown
-
     def action_run(self, by: int) -> None:
         """Switch to an older or newer run; picking the newest follows whatever is newest."""
         ids = [view.run.run_id for view in self.frame.snapshot.runs]
@@ -347,8 +327,9 @@ class DashboardApp(App[None]):
 
     def action_filter(self) -> None:
         """Open the line to type a filter into."""
-        self._show_filter(opening=True)
-        self.screen_stack[0].set_focus(self.query_one("#filter", Input))
+        if self._filtered() is not None:
+            self._show_filter(opening=True)
+            self.screen_stack[0].set_focus(self.screen_stack[0].query_one("#filter", Input))
 
     @on(Input.Changed, "#filter")
     def _narrow(self, event: Input.Changed) -> None:
@@ -429,19 +410,8 @@ class DashboardApp(App[None]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """What the command palette offers."""
-        for index, view in enumerate(VIEWS):
-            text = f"Show the view {view.title} (key {digit(index)})"
-            yield SystemCommand(view.title, text, lambda name=view.name: self.action_panel(name))
-        yield SystemCommand("Pause", "Hold the screen or go on (space)", self.action_pause)
-        yield SystemCommand("Filter", "Show only some rows (/)", self.action_filter)
-        yield SystemCommand("Next run", "Switch to the next run (n)", lambda: self.action_run(1))
-        yield SystemCommand(
-            "Previous run", "Switch to the run before (p)", lambda: self.action_run(-1)
-        )
-        yield SystemCommand("Theme", "Change the colours", self.action_change_theme)
-        yield SystemCommand("Screenshot", "Save the screen as SVG (e)", self.action_save)
-        yield SystemCommand("Copy", "Copy the row, or the view, as text (y)", self.action_copy)
-        yield SystemCommand("Quit", "Leave; the training goes on (q)", self.action_quit)
+        for title, text, action in COMMANDS:
+            yield SystemCommand(title, text, partial(self.call_later, self.run_action, action))
 
 
 def _view_of(snapshot: Snapshot | None, run_id: str | None) -> RunView | None:

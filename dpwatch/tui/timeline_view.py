@@ -38,10 +38,10 @@ class Timeline(Pinned):
     """A lane a rank; follows the newest step until it is moved back."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("plus,equals_sign", "zoom(-1)", "Zoom in", key_display="+"),
-        Binding("minus", "zoom(1)", "Zoom out", key_display="-"),
-        Binding("left,h", "pan(-1)", "Earlier", key_display="←"),
-        Binding("right,l", "pan(1)", "Later", key_display="→", show=False),
+        Binding("plus,equals_sign", "zoom(-1)", "Zoom", key_display="+ -"),
+        Binding("minus", "zoom(1)", "Zoom out", show=False),
+        Binding("left,h", "pan(-1)", "Pan", key_display="← →"),
+        Binding("right,l", "pan(1)", "Later", show=False),
         Binding("comma", "hop(-1)", "Step before", show=False),
         Binding("full_stop", "hop(1)", "Step after", show=False),
         Binding("f", "follow", "Follow", show=False),

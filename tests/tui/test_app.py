@@ -353,6 +353,28 @@ async def test_the_command_palette_has_our_commands(dashboard):
         assert app.screen is app.screen_stack[0]
 
 
+async def test_the_command_palette_runs_what_is_chosen(dashboard):
+    async with dashboard(snapshot(dp_run())) as (app, pilot):
+        commands = {c.title: c.callback for c in app.get_system_commands(app.screen)}
+        commands["Memory"]()
+        await shown(app, pilot, lambda: app.panel == "memory")
+        commands["Pause"]()
+        await shown(app, pilot, lambda: app.paused)
+        commands["Filter"]()
+        await shown(app, pilot, lambda: app.query_one(Input).has_class("open"))
+        commands["Quit"]()
+        await shown(app, pilot, lambda: not app.is_running)
+
+
+async def test_a_view_without_rows_to_narrow_has_no_filter(dashboard):
+    async with dashboard(snapshot(dp_run()), size=(80, 24)) as (app, pilot):
+        await pilot.press("6", "slash")
+        await pilot.pause()
+        assert app.panel == "communication"
+        assert not app.query_one(Input).has_class("open")
+        assert "Filter" not in screen_text(app).splitlines()[-1]
+
+
 async def test_waiting_says_what_to_start(dashboard):
     async with dashboard(snapshot(notice="the run directory is empty"), size=(80, 24)) as (app, _):
         text = screen_text(app)
@@ -467,6 +489,23 @@ async def test_other_themes_and_resizing(dashboard, theme):
             await pilot.pause()
             assert "vgpu:3" in screen_text(app)
             assert "56.2 MiB" in screen_text(app)
+
+
+WORDS = ("vgpu:3", "dp", "master imbalance", "a thread a device", "vgpu:0", "replicate", "vgpu:3", "vgpu:3", "O",
+         "Keys")  # fmt: skip
+
+
+@pytest.mark.parametrize("index", range(len(VIEWS)), ids=[view.name for view in VIEWS])
+async def test_every_view_lays_itself_out_anew_when_resized(dashboard, index):
+    async with dashboard(snapshot(with_lanes(dp_run()))) as (app, pilot):
+        await pilot.press(digit(index))
+        for size in ((80, 24), (240, 70), (100, 30)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            lines = screen_text(app).splitlines()
+            assert len(lines) == size[1]
+            assert {len(text) for text in lines} <= {size[0]}
+            assert WORDS[index] in "\n".join(lines[2:-1])
 
 
 async def test_without_colour_bars_are_letters(dashboard, monkeypatch):
