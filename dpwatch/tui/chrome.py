@@ -24,9 +24,9 @@ _TABS = ((True, 2), (False, 2), (False, 1))
 def header_line(frame: Frame, title: str, width: int, palette: Palette) -> Text:
     """Program, run, state; on the right the pause and the elapsed time."""
     view = frame.view
-    state = line(
-        (f"{STATE_GLYPHS.get(frame.state, '·')} {frame.state}", palette.state(frame.state))
-    )
+    silent = f" for {frame.silent_s:.0f} s" if frame.silent_s is not None else ""
+    word = f"{STATE_GLYPHS.get(frame.state, '·')} {frame.state}{silent}"
+    state = line((word, palette.state(frame.state)))
     name = line((f" {clean(title, 20)} ", palette.accent + Style(bold=True)))
     right_side = _right_side(frame, palette)
     if width < _RUNS_IN_BAR and (number := _run_number(frame)):

@@ -119,7 +119,9 @@ class DeviceRows(Pinned):
         self.order = (self.order[0], not self.order[1])
 
     def on_click(self, event: events.Click) -> None:
-        """A row is chosen, and opened by a second click."""
+        """A row is chosen, and opened by a second click; the heading sorts by the next figure."""
         at = event.get_content_offset(self)
-        if at is not None:
+        if at is not None and at.y == len(self._head) - 1:
+            self.action_sort(1)
+        elif at is not None:
             self.pick(at.x, at.y)

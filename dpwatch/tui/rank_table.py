@@ -208,7 +208,14 @@ class RankTable(ScrollView, can_focus=True):
             self.post_message(Chosen(run.run_id, (row.rank, row.device)))
 
     def on_click(self, event: events.Click) -> None:
-        """A click puts the cursor there; on the row it is on already, it opens it."""
+        """A click puts the cursor there; on the row it is on already, it opens it.
+
+        On a heading it sorts by that column, and turns the rows round where they are so sorted.
+        """
+        title = event.style.meta.get("sort")
+        if title is not None:
+            self.order = (title, not self.order[1] if title == self.order[0] else False)
+            return
         index = (event.y - 1 + self.scroll_offset.y) // self.row_height
         if event.y < 1 or not 0 <= index < len(self._rows):
             return

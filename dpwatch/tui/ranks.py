@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
+from rich.style import Style
 from rich.text import Text
 
 from dpwatch.hub.comparison import devices, largest, peak_bytes, traffic_bytes
@@ -188,7 +189,10 @@ def _columns(run: Run) -> list[Column]:
 def head_line(
     run: Run, layout: Columns, palette: Palette, sorted_by: str = "", turned: bool = False
 ) -> Text:
-    """The headings, with what a full bar stands for where there is room, and the sorting."""
+    """The headings, with what a full bar stands for where there is room, and the sorting.
+
+    Clicks read the style's meta: the title of a column to sort by.
+    """
     scale = Scale.of(run)
     full = {
         "phases of a step": f"phases · full {fmt.millis(scale.step_ms)}",
@@ -205,6 +209,8 @@ def head_line(
             title = f"{title if cell_len(title) < column.width else title.split()[0]}{arrow}"
         align = right if column.numeric else left
         style = palette.strong if chosen else palette.muted
+        if column.title in SORTS:
+            style += Style(meta={"sort": column.title})
         result.append(" " * layout.gap + align(title, column.width), style)
     return result
 
