@@ -17,6 +17,8 @@ from dpwatch.tui.palette import Palette
 from dpwatch.tui.text import clean, fitted, line, wrapped
 from dpwatch.tui.words import run_title
 
+_ENDED = ("finished", "failed", "lost")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
@@ -90,8 +92,10 @@ def _holding(
     lines = diagnosis_lines(entry.view, found, width, palette, chosen=chosen)
     if entry.began_s is None:
         return lines
-    lasts = fmt.clock(max(wall_s - entry.began_s, 0.0))
-    times = line((f"    began {_time(entry.began_s)}, holds for {lasts}", palette.muted))
+    lasts = f"holds for {fmt.clock(max(wall_s - entry.began_s, 0.0))}"
+    if entry.view.run.state in _ENDED:
+        lasts = "held until the run ended"
+    times = line((f"    began {_time(entry.began_s)}, {lasts}", palette.muted))
     return [lines[0], times, *lines[1:]]
 
 

@@ -107,6 +107,8 @@ class Timeline(Pinned):
             legend(width, colors),
         ]
         lane = self._lane(self.chosen)
+        if lane is None or not lane.steps:
+            lane = next((each for each in view.lanes if each.steps), None)
         if self._window is None:
             return [*lines, Text(end="")]
         return [*lines, tick_line(lane, self._window, self._shift(lane), width, colors)]
@@ -122,6 +124,8 @@ class Timeline(Pinned):
             (f"▸ {lane_name(rank.rank, rank.device, self._several).strip()}  ", colors.strong)
         )
         told = step_line(steps[-1] if steps else None, width - name.cell_len, colors)
+        if not steps:
+            told = line(("no step here" if lane.steps else "no step yet", colors.muted))
         return [fitted(line(name, told), width), note]
 
     @property

@@ -283,7 +283,7 @@ def past(
                    began_s=began_s, ended_s=ended_s)  # fmt: skip
 
 
-def with_alerts(*alerts: s.Alert, **more: list[s.Diagnosis]) -> s.RunView:
+def with_alerts(*alerts: s.Alert, **more: object) -> s.RunView:
     """A run with a history of what was found."""
     view = dp_run()
     return replace(view, run=replace(view.run, alerts=list(alerts), **more))

@@ -39,6 +39,13 @@ def test_what_holds_tells_since_when():
     assert len(tops) == 2
 
 
+def test_what_held_when_a_run_ended_does_not_go_on():
+    found = gil_bound()
+    holds = past(kind=found.kind, ranks=found.ranks, began_s=1140.0, ended_s=None)
+    text, _ = told(with_alerts(holds, state="finished"))
+    assert "began 00:19:00, held until the run ended" in text
+
+
 def test_when_nothing_holds_any_more_that_is_said_first():
     view = with_alerts(past(), diagnoses=[])
     text, tops = told(view)

@@ -145,6 +145,16 @@ async def test_of_many_ranks_the_first_are_shown_and_that_is_said(dashboard):
         assert "▸ 63 cuda:7" in screen_text(app)
 
 
+async def test_a_rank_without_a_step_leaves_the_others_theirs(dashboard):
+    view = with_lanes(ddp_run())
+    view = replace(view, lanes=(replace(view.lanes[0], steps=()), *view.lanes[1:]))
+    async with dashboard(snapshot(view)) as (app, pilot):
+        await pilot.press("7")
+        text = screen_text(app)
+        assert "▸ 0 vgpu:0  no step yet" in text
+        assert "149" in text.splitlines()[5]
+
+
 @pytest.mark.parametrize("scene", [starting_run, dp_run])
 async def test_without_steps_it_says_so(dashboard, scene):
     async with dashboard(snapshot(scene()), size=(80, 24)) as (app, pilot):
