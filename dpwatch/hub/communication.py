@@ -205,6 +205,15 @@ def device_of(rank: RankState, index: int) -> DeviceInfo:
     return DeviceInfo(f"device {index}", "")
 
 
+def untimed(device: DeviceInfo, step: Step) -> bool:
+    """Whether nothing is known of the step's phases, rather than that it had none.
+
+    A CUDA device's are known in steps that were measured on the device only.
+    """
+    times = (step.forward_ns, step.backward_ns, step.optimizer_ns)
+    return device.kind == "cuda" and all(ns is None for ns in times)
+
+
 def milliseconds(ns: int | None) -> float | None:
     """Nanoseconds as milliseconds, None of None."""
     return None if ns is None else ns / 1e6

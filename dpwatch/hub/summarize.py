@@ -13,6 +13,7 @@ from dpwatch.hub.communication import (
     milliseconds,
     traffic,
     transfers,
+    untimed,
 )
 from dpwatch.hub.series import WINDOW, known, median, quantile
 from dpwatch.hub.snapshot import (
@@ -137,7 +138,7 @@ def _row(state: RunState, rank: RankState, lane: LaneState) -> Rank:
         steps=lane.steps,
         dropped=rank.dropped,
         step_ms=StepTime(p50, quantile(took_ms, 0.95), took_ms[-1] if took_ms else None),
-        phases_ms=_phases(steps, p50),
+        phases_ms=_phases(steps, p50, device),
         comm_ms=comm_times(state, rank, lane, steps),
         memory=_memory(lane, device),
         sent_bytes_per_step=sent,
@@ -155,10 +156,11 @@ def _took_ms(step: Step) -> float:
     return (step.end_ns - step.start_ns) / 1e6
 
 
-def _phases(steps: Sequence[Step], p50_ms: float | None) -> PhaseTimes:
+def _phases(steps: Sequence[Step], p50_ms: float | None, device: DeviceInfo) -> PhaseTimes:
     """Median of each phase; `other` fills up to the median step, so that the whole sums to it.
 
-    Medians of parts can exceed the median of the whole; then the parts are scaled to fit.
+    Medians of parts can exceed the median of the whole; then the parts are scaled to fit. Where
+    nothing is known of the parts, nothing is known of `other`.
     """
     if p50_ms is None:
         return PhaseTimes()
@@ -168,7 +170,8 @@ def _phases(steps: Sequence[Step], p50_ms: float | None) -> PhaseTimes:
     total = sum(known(phases.values()))
     scale = p50_ms / total if total > p50_ms else 1.0
     scaled = {name: None if ms is None else ms * scale for name, ms in phases.items()}
-    return PhaseTimes(**scaled, other=max(0.0, p50_ms - total))
+    unknown = all(untimed(device, step) for step in steps)
+    return PhaseTimes(**scaled, other=None if unknown else max(0.0, p50_ms - total))
 
 
 def _share(steps: Sequence[Step], name: str) -> float | None:

@@ -193,7 +193,9 @@ class Collectives:
 
     # -- what happens to one call ------------------------------------------------------------
 
-    def _enter(self, op: Op, process_group: Any, args: tuple[Any, ...]) -> Call | None:
+    def _enter(
+        self, op: Op, process_group: Any, args: tuple[Any, ...], unbox: Any = None
+    ) -> Call | None:
         """Takes note that a collective is being issued; never raises."""
         try:
             payload = None if op.payload is None else args[op.payload]
@@ -204,7 +206,7 @@ class Collectives:
             lane = here.lane
             if lane is None and _in_backward():  # autograd's own thread works for the main one
                 lane = self.main
-            group = self._groups.of(process_group)
+            group = self._groups.of(unbox(process_group) if unbox else process_group)
             call = Call(op, group, payload, output, self._step_of(), lane)
             self._last[call.group.name] = call
         except Exception:  # noqa: BLE001  (never into training)
@@ -268,13 +270,14 @@ class Collectives:
         return True
 
     def _kernel(self, op: Op, unbox: Any, overload: Any, below: Any) -> Callable[..., Any]:
-        script_object = torch.ScriptObject
         redispatch = overload._handle.redispatch_boxed
         told_async = _place_of("async_op", overload)
+        group_place = _place_of("process_group", overload)
 
         def kernel(keys: Any, *args: Any) -> Any:
-            boxed = next((arg for arg in args if isinstance(arg, script_object)), None)
-            call = None if boxed is None else self._enter(op, unbox(boxed), args)
+            call = None
+            if group_place is not None:
+                call = self._enter(op, args[group_place], args, unbox)
             if call is not None and told_async is not None:
                 # The dispatcher leaves out what equals its default, which is True.
                 call.is_async = args[told_async] if len(args) > told_async else True

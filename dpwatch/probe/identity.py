@@ -1,4 +1,4 @@
-"""Who this process is: its run, its rank, its host, the cores it may use."""
+"""Who this process is: its run, its rank, its host."""
 
 from __future__ import annotations
 
@@ -97,18 +97,6 @@ def script_name() -> str:
     return re.sub(r"[^\w.-]+", "-", name) or "python"
 
 
-def cores() -> int | None:
-    """Cores this process may use: its affinity, or its control group's quota where that is less."""
-    try:
-        allowed: int | None = len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):
-        allowed = os.cpu_count()
-    quota = _cgroup_quota()
-    if allowed is None or quota is None:
-        return allowed
-    return max(1, min(allowed, int(quota)))
-
-
 def _process_group() -> tuple[int, int, str] | None:
     dist = sys.modules.get("torch.distributed")
     if dist is None or not dist.is_available() or not dist.is_initialized():
@@ -117,26 +105,6 @@ def _process_group() -> tuple[int, int, str] | None:
         return dist.get_rank(), dist.get_world_size(), str(dist.get_backend())
     except (RuntimeError, ValueError):  # being destroyed just now
         return None
-
-
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """The tightest cpu.max (cgroup v2) from this process's group up to the root."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    inside = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    group = root / inside.lstrip("/")
-    quotas = []
-    for folder in (group, *group.parents):
-        if root not in (folder, *folder.parents):
-            break
-        try:
-            quota, period = (folder / "cpu.max").read_text().split()
-            quotas.append(int(quota) / int(period))  # "max" is no number: no limit here
-        except (OSError, ValueError, ZeroDivisionError):
-            continue
-    return min(quotas, default=None)
 
 
 def _number(text: str | None) -> int | None:

@@ -16,11 +16,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from dpwatch.probe.cpu import Clocks, Sample, ThreadClock
 from dpwatch.probe.seams import CollectivesLike
 from dpwatch.probe.sums import BUSY, COMM, EMPTY, GIL, IDLE, MOVED, MOVES, RUNQUEUE, SEEN
 from dpwatch.wire.messages import PHASES
+
+if TYPE_CHECKING:
+    from dpwatch.probe.device_times import DeviceTimes
 
 DATA, H2D, FORWARD, BACKWARD, OPTIMIZER = range(len(PHASES))
 NO_PHASE = -1
@@ -226,9 +230,13 @@ class Lane:
 
 
 class MainLane(Lane):
-    """Lane 0: its thread belongs to it always, so its time is booked by phase."""
+    """Lane 0: its thread belongs to it always, so its time is booked by phase.
 
-    __slots__ = ("_collectives", "_issued_before")
+    Attributes:
+        on_device: Times its phases on the device, None where the lane's own time says all.
+    """
+
+    __slots__ = ("_collectives", "_issued_before", "on_device")
 
     between = IDLE
 
@@ -236,17 +244,34 @@ class MainLane(Lane):
         super().__init__(0, clocks)
         self._collectives = collectives
         self._issued_before = 0
+        self.on_device: DeviceTimes | None = None
+
+    def forget_phase(self) -> None:
+        """See `Lane`."""
+        super().forget_phase()
+        if self.on_device is not None:
+            self.on_device.interrupt()
+
+    def suspend(self) -> None:
+        """See `Lane`."""
+        super().suspend()
+        if self.on_device is not None:  # its stream may stand still meanwhile, and nobody sees it
+            self.on_device.interrupt()
 
     def _phase_begins(self, phase: int) -> int:
         # Waiting for data is idle like the time before it: no need to tell them apart.
         if phase == DATA:
             return self.wall()
         self._issued_before = self._collectives.issued
+        if self.on_device is not None:
+            self.on_device.phase_begins(phase)
         return self.sample(IDLE)
 
     def _phase_ends(self, phase: int) -> int:
         if phase == DATA:
             return self.wall()
+        if self.on_device is not None:
+            self.on_device.phase_ends(phase)
         return self.sample(self.blocked_as())
 
     def blocked_as(self) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dpwatch.probe import identity
+from dpwatch.probe import device_times, identity
 from dpwatch.probe.cpu import Clocks
 from dpwatch.probe.endings import Uncaught, describe, one_line
 from dpwatch.probe.hooks import Hooks
@@ -29,6 +29,7 @@ from dpwatch.probe.recorder import Recorder
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
 from dpwatch.probe.steps import Steps
 from dpwatch.probe.whereabouts import standing
+from dpwatch.wire.limits import cores
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello
 from dpwatch.wire.paths import host_name
 
@@ -79,7 +80,7 @@ class Probe:
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._clocks = clocks or Clocks()
-        self._cores = identity.cores()
+        self._cores = cores()
         self._backend_said = devices[0].kind if devices and devices[0].kind == "virtual" else ""
         self.recorder = Recorder()
         with contextlib.ExitStack() as undo:
@@ -141,6 +142,7 @@ class Probe:
 
     def _start_ledger(self, devices: Sequence[DeviceInfo]) -> None:
         self.steps.ledger = _ledger(self.recorder, devices)
+        self.steps.main.on_device = device_times.start(self.recorder.append, devices)
 
     def _step(self) -> int:
         return self.steps.step
@@ -245,12 +247,18 @@ class Probe:
         self._over = True
         self._lock = threading.Lock()
         self.recorder.silence()
+        on_device, self.steps.main.on_device = self.steps.main.on_device, None
+        if on_device is not None:
+            on_device.abandon()
         self._take_down()
 
     def _take_down(self) -> None:
         for part in (self._uncaught, self._hooks, self.steps.ledger, self._collectives):
             with contextlib.suppress(Exception):
                 part.close()
+        on_device = self.steps.main.on_device
+        if on_device is not None:
+            on_device.close(ask=threading.get_ident() == self._thread)
         for lane in list(self.steps.lanes.values()):
             lane.end()
         if here.lane is not None and here.lane.over:

@@ -25,6 +25,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from types import FrameType
 from typing import Any
 
@@ -36,7 +37,15 @@ from dpwatch.probe.cpu import Clocks
 from dpwatch.probe.lanes import BACKWARD, DATA, FORWARD, OPTIMIZER, Lane, MainLane, here
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoLedger, RecordSink
 from dpwatch.probe.subjects import Live, device_of, elements_of, scalar_of, strategy_of
-from dpwatch.probe.sums import EMPTY, IDLE, SAMPLES, SEEN, Circumstances, step_record
+from dpwatch.probe.sums import (
+    EMPTY,
+    IDLE,
+    SAMPLES,
+    SEEN,
+    UNKNOWN_PHASES,
+    Circumstances,
+    step_record,
+)
 from dpwatch.wire.messages import DeviceInfo, Transfer
 
 MEASURED_STEP_NS = 50_000_000
@@ -291,18 +300,16 @@ class Steps:
         sums, main.sums = main.sums, EMPTY.copy()
         if self._torn:
             sums[SEEN] = 0
-        self._record(
-            (
-                step_record,
-                *(0, step, start, now, sums),
-                None if self._blind else issued != self._issued_before,
-                measured,
-                self._loss,
-            )
-        )
+        seen = None if self._blind else issued != self._issued_before
+        record = (step_record, 0, step, start, now, sums, seen, measured, self._loss)
+        queued = self._kernels_are_queued()
+        if main.on_device is not None:
+            main.on_device.step_ends(record)
+        else:
+            self._record((*record, UNKNOWN_PHASES if queued else None))
         alone = len(self.lanes) == 1 and not main.transfers
         if not alone:
-            self._record_others(start, now, measured)
+            self._record_others(start, now, measured, queued=queued)
         self.ledger.step_end(step, self._optimizers, self._models)
         if self._recount:
             self._count_params()
@@ -356,7 +363,9 @@ class Steps:
         self._measure(turn)
         self.ledger.step_begin(self.step)
 
-    def _record_others(self, start: int, now: int, measured: Circumstances | None) -> None:
+    def _record_others(
+        self, start: int, now: int, measured: Circumstances | None, *, queued: bool
+    ) -> None:
         """The worker lanes' steps, and all lanes' copies."""
         for lane in list(self.lanes.values()):
             if lane is not self.main:
@@ -364,12 +373,21 @@ class Steps:
                 apart = measured and measured._replace(always=False)
                 if lane.clock is None or not lane.clock.knows_runqueue:
                     apart = None
+                on_device = UNKNOWN_PHASES if queued else None
                 self._record(
-                    (step_record, lane.device, self.step, start, now, sums, False, apart, None)
-                )
+                    (step_record, lane.device, self.step, start, now, sums, False, apart, None,
+                     on_device)
+                )  # fmt: skip
             transfers, lane.transfers = lane.transfers, {}
             for (kind, src, dst), (nbytes, duration_ns) in transfers.items():
                 self._record((Transfer, self.step, kind, src, dst, nbytes, duration_ns))
+
+    def _kernels_are_queued(self) -> bool:
+        """Whether the lanes' own times say nothing of how long phases take."""
+        if self.devices:
+            return self.devices[0].kind == "cuda"
+        # Only in the first step are there models and no devices yet.
+        return any(p.is_cuda for m in self._models for p in islice(m.parameters(), 1))
 
     def _circumstances(self) -> Circumstances | None:
         clock = self.main.clock

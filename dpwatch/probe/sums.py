@@ -7,6 +7,7 @@ training thread need not call is worth a microsecond or more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dpwatch.wire.messages import PHASES, Step
@@ -21,6 +22,10 @@ MOVES, MOVED, SAMPLES = range(SEEN + 6, SEEN + 9)
 """Copies between devices, their nanoseconds, batch elements (-1: unknown)."""
 
 EMPTY = [0] * SAMPLES + [-1]
+
+
+UNKNOWN_PHASES: tuple[None, ...] = (None,) * len(PHASES)
+"""The device's times of phases where none is known."""
 
 
 class Circumstances(NamedTuple):
@@ -48,6 +53,7 @@ def step_record(
     issued: bool | None,
     measured: Circumstances | None,
     loss: float | None,
+    on_device: Sequence[int | None] | None = None,
 ) -> Step:
     """The record of a lane's step.
 
@@ -60,9 +66,12 @@ def step_record(
         issued: Whether collectives were issued in the step, None if nobody looked.
         measured: None if the thread times were not read in this step.
         loss: As in `Step`.
+        on_device: The phases' times on the device, which count where kernels are queued and the
+            lane's own say nothing; None where they are not.
     """
     seen = sums[SEEN]
-    phases = [sums[phase] if seen >> phase & 1 else None for phase in range(SEEN)]
+    times = sums if on_device is None else [sums[0], *on_device[1:]]  # data is the host's matter
+    phases = [times[phase] if seen >> phase & 1 else None for phase in range(SEEN)]
     data, h2d, forward, backward, optimizer = phases
     split = None if measured is None else _split(sums, measured, end_ns - start_ns)
     on_cpu, runqueue, gil, idle = split or (None, None, None, None)

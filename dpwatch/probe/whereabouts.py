@@ -15,6 +15,7 @@ from types import CodeType, FrameType
 import torch
 
 MOST_FRAMES = 16
+MOST_NAMES = 16_384
 _FAR = 80
 """Frames looked through for one of the user's; DDP's reducer is some ten frames away from it."""
 
@@ -25,7 +26,9 @@ _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _HERE = os.path.abspath(os.curdir) + os.sep if os.path.isdir(os.curdir) else os.sep
 
-_names: dict[CodeType, str] = {}
+_names: dict[int, tuple[str, CodeType]] = {}
+"""By id, for to hash a code object takes as long as it has instructions; it is kept, so that the
+id stays its own."""
 
 
 def issuer() -> tuple[CodeType, int] | None:
@@ -39,10 +42,12 @@ def issuer() -> tuple[CodeType, int] | None:
         if frame is None:
             break
         code = frame.f_code
-        name = names.get(code)
-        if name is None:
-            name = names[code] = _name(code)
-        if name:
+        known = names.get(id(code))
+        if known is None:
+            if len(names) >= MOST_NAMES:  # a script that makes code as it goes
+                names.clear()
+            known = names[id(code)] = _name(code), code
+        if known[0]:
             return code, frame.f_lineno
         frame = frame.f_back
     return None

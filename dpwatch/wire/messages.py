@@ -95,8 +95,9 @@ class Hello(Record, frozen=True, tag="hello"):
 class Step(Record, frozen=True, tag="step"):
     """One training step as one device saw it.
 
-    Phases are wall time inside the step; `end_ns - start_ns` less their sum is `other`. The four
-    thread times split the same wall time by what the device's thread was doing: they sum to the
+    Phases are wall time inside the step; `end_ns - start_ns` less their sum is `other`. Of a CUDA
+    device all but `data_ns` are the device's own time, in steps where it was measured. The four
+    thread times split the wall time by what the device's thread was doing: they sum to the
     step where all are known.
 
     Attributes:

@@ -153,7 +153,7 @@ def runtime_dir() -> Path:
     Raises:
         RuntimeDirError: It can't be made or written, or belongs to somebody else.
     """
-    path = _runtime_path()
+    path = runtime_path()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
@@ -221,7 +221,8 @@ def clean_run_id(run_id: str) -> str:
     return name or "run"
 
 
-def _runtime_path() -> Path:
+def runtime_path() -> Path:
+    """Where the runtime directory lies, or would if it were made."""
     if named := os.environ.get("DPWATCH_RUNTIME_DIR"):
         return Path(named).absolute()
     if xdg := os.environ.get("XDG_RUNTIME_DIR"):

@@ -25,14 +25,18 @@ def ensure_hub(place: RunDir) -> None:
     """
     if not place.prepare():
         return
-    environment = {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES}
     starter = subprocess.Popen(
         [sys.executable, "-m", "dpwatch.hub", "--detach", str(place.path)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=environment,
+        env=hub_environment(),
         close_fds=True,
         cwd="/",
     )
     starter.wait()
+
+
+def hub_environment() -> dict[str, str]:
+    """A hub's environment: this process's, less what makes it a rank."""
+    return {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES}

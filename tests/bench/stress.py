@@ -41,6 +41,8 @@ def _repeat(name: str, repeats: int) -> int:
         expected = _once(name, Path(place), watched=False)[0]
         took_s, wrong = [], []
         for number in range(repeats):
+            if number and number % 25 == 0:
+                print(f"{name}: {number - len(wrong)} of {number} so far", flush=True)
             began = time.monotonic()
             try:
                 seen, summary, errors = _once(name, Path(place), watched=True)

@@ -102,3 +102,14 @@ def test_a_thread_that_works_for_two_devices_counts_once():
     rows[0] = msgspec.structs.replace(rows[0], runqueue_wait=None)
     finding = cpu_oversubscribed.rule(msgspec.structs.replace(run, ranks=rows))
     assert (finding.evidence["threads"], finding.evidence["runqueue_wait_mean"]) == (2, 0.4)
+
+
+def test_a_devices_phases_are_those_of_the_steps_that_were_measured_on_it():
+    known = {"forward_ns": 20 * MS, "backward_ns": 40 * MS, "optimizer_ns": 10 * MS}
+    frames = [batch(hello(1, ["cuda:0"], "cuda"))]
+    frames += [batch(step(i, data_ns=5 * MS), seq=i + 1) for i in range(9)]
+    (row,) = summarize(played(frames)).ranks
+    assert msgspec.structs.astuple(row.phases_ms) == (5.0, None, None, None, None, None)
+    frames.append(batch(step(9, data_ns=5 * MS, **known), seq=10))
+    (row,) = summarize(played(frames)).ranks
+    assert msgspec.structs.astuple(row.phases_ms) == (5.0, None, 20.0, 40.0, 10.0, 25.0)

@@ -20,14 +20,14 @@ REST_MS = 5
 class Run:
     """Ranks that do the same steps, delayed as a test says, and wait for each other in backward."""
 
-    def __init__(self, ranks=RANKS, noise_ms=0.0, seed=0):
+    def __init__(self, ranks=RANKS, noise_ms=0.0, seed=0, kind="cpu"):
         self.state = RunState("run")
         self.random = random.Random(seed)
         self.noise_ms = noise_ms
         self.clock = [float(START_NS)] * ranks
         self.steps = 0
         for r in range(ranks):
-            self.state.apply(batch(hello(ranks), rank=r))
+            self.state.apply(batch(hello(ranks, kind=kind), rank=r))
 
     def step(self, late=None, phase="forward", ms=50.0, looked_at=True):
         """One step; `late` spends `ms` more in that phase (`other`: between the phases)."""
@@ -162,6 +162,24 @@ def test_time_without_a_core_is_not_held_against_a_rank():
         lane = rank.lanes[0]
         lane.recent = [_queued(step, 30 if r == 1 else 1) for step in lane.recent]
     assert run.finding() is None
+
+
+def test_a_device_whose_phases_were_not_measured_names_no_cause():
+    for kind, phase in (("cpu", "other"), ("cuda", None)):
+        run = Run(noise_ms=3, kind=kind)
+        for _ in range(16):
+            run.step(late=1)
+        for rank in run.state.ranks.values():
+            rank.lanes[0].recent = [_untimed(step) for step in rank.lanes[0].recent]
+        found = run.finding()
+        assert found.ranks == [1]
+        assert found.evidence["phase"] == phase
+
+
+def _untimed(step):
+    return msgspec.structs.replace(
+        step, data_ns=None, forward_ns=None, backward_ns=None, optimizer_ns=None
+    )
 
 
 def _queued(step, ms):

@@ -74,16 +74,6 @@ def test_a_package_is_called_by_its_name(monkeypatch):
     assert identity.script_name() == "python"
 
 
-def test_cores_are_the_affinity_or_the_quota(monkeypatch, tmp_path):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(identity, "_cgroup_quota", lambda: None)
-    assert identity.cores() == 8
-    monkeypatch.setattr(identity, "_cgroup_quota", lambda: 2.5)
-    assert identity.cores() == 2
-    monkeypatch.setattr(identity, "_cgroup_quota", lambda: 0.5)
-    assert identity.cores() == 1
-
-
 def test_a_thread_clock_counts_its_own_thread():
     clock = ThreadClock()
     wall, cpu, _ = clock.read()

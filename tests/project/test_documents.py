@@ -5,6 +5,8 @@ from pathlib import Path
 
 import msgspec
 
+from dpwatch.cli import doctor
+from dpwatch.cli.checks.check import Check
 from dpwatch.demo import max_batch, sweep
 from dpwatch.hub import diagnose, snapshot
 from dpwatch.trainer.registry import known_names
@@ -55,6 +57,13 @@ def test_the_json_of_searches_and_sweeps():
                    sweep.Sweep, sweep.Point):  # fmt: skip
         for field in struct.__struct_fields__:
             assert f"`{field}`" in page, f"docs/json.md does not name {struct.__name__}.{field}"
+
+
+def test_the_json_of_the_doctor():
+    page = text("json.md")
+    assert f"`{doctor.SCHEMA}`" in page
+    for field in Check.__struct_fields__:
+        assert f"`{field}`" in page.split(doctor.SCHEMA, 1)[1], f"docs/json.md lacks {field}"
 
 
 def test_every_diagnosis():

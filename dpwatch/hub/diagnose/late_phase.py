@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from dpwatch.hub.arrivals import Late
+from dpwatch.hub.communication import device_of, untimed
 from dpwatch.hub.series import median
 from dpwatch.hub.state import RunState
 from dpwatch.wire.messages import PHASES, Step
@@ -54,7 +55,10 @@ def cause_of(state: RunState, late: Sequence[Late]) -> Cause | None:
 
 def _records(state: RunState, rank: int, steps: set[int]) -> dict[int, Step]:
     lane = state.ranks[rank].lanes.get(0)
-    return {} if lane is None else {s.step: s for s in lane.recent if s.step in steps}
+    if lane is None:
+        return {}
+    device = device_of(state.ranks[rank], 0)
+    return {s.step: s for s in lane.recent if s.step in steps and not untimed(device, s)}
 
 
 def _excesses(
@@ -62,7 +66,7 @@ def _excesses(
 ) -> dict[str, float] | None:
     """By phase, how much longer the rank took than the others' median before it called.
 
-    None where steps were only counted, so that their phases are unknown.
+    None where steps were only counted, or not measured on the device: their phases are unknown.
     """
     own, before = records[rank].get(call.step), records[rank].get(call.step - 1)
     if own is None or (call.first and before is None):

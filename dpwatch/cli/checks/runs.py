@@ -1,0 +1,138 @@
+"""Whether runs can be found and followed here: the runtime directory, and a hub in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check
+from dpwatch.cli.checks.child import child, last_words, undisturbed
+from dpwatch.wire.paths import (
+    IPC_PATH_BYTES,
+    RUN_ID_CHARS,
+    RunDir,
+    RuntimeDirError,
+    runtime_dir,
+    runtime_path,
+)
+from dpwatch.wire.spawn import hub_environment
+
+HUB_S = 20.0
+"""How long a hub may take to start and answer."""
+
+TURN_S = 0.02
+
+LEAST_CHARS = 24
+"""Of a run id: a session's number, a process's, and some of the script's name."""
+
+
+def checks() -> Iterator[Check]:
+    """The runtime directory, then a hub; what was not there before is taken away again."""
+    path = runtime_path()
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield directory(path)
+        yield hub(path)
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # unless a run has begun in it meanwhile
+
+
+def directory(path: Path) -> Check:
+    """Whether runs can lie in the runtime directory, and nobody else looks into it."""
+    name, value = "runtime dir", str(path)
+    existed = path.exists()
+    try:
+        runtime_dir()
+    except RuntimeDirError as error:
+        text, _, advice = str(error).partition("; ")
+        return Check(name, TROUBLE, text, advice, value)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    chars = IPC_PATH_BYTES - len(os.fsencode(path)) - len("//ask")
+    if chars < RUN_ID_CHARS:
+        mark = TROUBLE if chars < LEAST_CHARS else NOTE
+        text = f"{path} leaves {max(chars, 0)} characters for a run's name in a socket's path"
+        return Check(name, mark, text, "set DPWATCH_RUNTIME_DIR to a shorter path", value)
+    if mode & 0o077:
+        text = f"{path}, mode {mode:04o}: other users can look into it"
+        return Check(name, NOTE, text, f"chmod 700 {path}", value)
+    made = "" if existed else ", made when it is needed"
+    return Check(name, OK, f"{path}, yours, mode {mode:04o}{made}", value=value)
+
+
+def hub(path: Path) -> Check:
+    """Starts a real hub beside the runs, where no viewer sees it, and asks it for its state."""
+    began = time.monotonic()
+    try:
+        with _nook(path) as folder:
+            why = _tried(RunDir(folder / "run"), began + HUB_S)
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        return Check("hub", NOTE, f"not tried: {why}")
+    if why:
+        advice = f"see what `{sys.executable} -m dpwatch.hub FOLDER` says"
+        return Check("hub", TROUBLE, f"cannot be started: {why}", advice, False)
+    took_s = time.monotonic() - began
+    return Check("hub", OK, f"started, answered and ended in {took_s:.1f} s", value=True)
+
+
+@contextlib.contextmanager
+def _nook(path: Path) -> Iterator[Path]:
+    """A folder in the runtime directory that is gone after the block."""
+    folder = None
+    try:
+        with undisturbed():
+            folder = Path(tempfile.mkdtemp(prefix="doctor-", dir=path))
+        yield folder
+    finally:
+        if folder is not None:
+            with undisturbed():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tried(place: RunDir, deadline: float) -> str:
+    """Why there was no answer; "" if there was."""
+    place.path.mkdir(mode=0o700)
+    # A child, where a run's hub detaches itself: so that it can be ended whatever happens.
+    command = [sys.executable, "-m", "dpwatch.hub", str(place.path)]
+    with child(command, env=hub_environment(), stdout=subprocess.DEVNULL) as process:
+        while place.read_info() is None:
+            if process.poll() is not None:
+                return _last_words(process, place)
+            if time.monotonic() > deadline:
+                return f"not ready within {HUB_S:g} s"
+            time.sleep(TURN_S)
+        return "" if _answers(place, process.pid, deadline) else "it does not answer"
+
+
+def _answers(place: RunDir, pid: int, deadline: float) -> bool:
+    import zmq
+
+    from dpwatch.hub.follow import Follower
+
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    follower = Follower(context, place, pid)
+    try:
+        while follower.state is None and time.monotonic() < deadline:
+            follower.answers.poll(100)
+            follower.poll()
+        return follower.state is not None
+    finally:
+        follower.close()
+        context.term()
+
+
+def _last_words(process: subprocess.Popen[bytes], place: RunDir) -> str:
+    said = b"" if process.stderr is None else process.stderr.read()
+    with contextlib.suppress(OSError):
+        said += place.log_file.read_bytes()
+    return last_words(process.returncode, said)

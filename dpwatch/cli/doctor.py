@@ -1,0 +1,119 @@
+"""`dpwatch doctor`: what is installed, reachable and permitted here, and what to do."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from dpwatch.cli.errors import FINE
+
+if TYPE_CHECKING:
+    from dpwatch.cli.checks.check import Check
+
+EXAMPLES = """\
+examples:
+  dpwatch doctor               a line a check; exit code 1 if anything is in trouble
+  dpwatch doctor --json        the same as one JSON object
+
+Marks: ok; note (works, and there is something to know); trouble (something will not work here).
+It starts a hub and some short processes, ends them, and leaves nothing behind.
+"""
+
+IN_TROUBLE = 1
+SCHEMA = "dpwatch.doctor/1"
+
+_COLOURS = {"ok": "32", "note": "33", "trouble": "1;31"}
+_NAME_WIDTH = 13
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the command."""
+    parser = commands.add_parser(
+        "doctor",
+        help="what is installed, reachable and permitted here, and what to do about the rest",
+        description="Checks everything that dpwatch builds on, here and now.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print a dpwatch.doctor/1 object")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Checks; returns 1 if anything is in trouble."""
+    found: list[Check] = []
+    coloured = not options.json and in_colour()
+    with closing(all_checks()) as checks:
+        for check in checks:
+            found.append(check)
+            if not options.json:  # as they come: torch alone takes seconds
+                print(_printable(line(check, coloured=coloured)), flush=True)
+    if options.json:
+        print(json_text(found))
+    else:
+        print(f"\n{conclusion(found)}")
+    return IN_TROUBLE if any(check.mark == "trouble" for check in found) else FINE
+
+
+def all_checks() -> Generator[Check, None, None]:
+    """Every check in order, each made when it is asked for."""
+    from dpwatch.cli.checks import host, installed, runs, terminal, training
+
+    yield from installed.checks()
+    yield (gpus := host.nvml())
+    yield from training.checks(gpus.value if isinstance(gpus.value, int) else None)
+    yield from runs.checks()
+    yield from host.checks()
+    yield from terminal.checks()
+
+
+def line(check: Check, *, coloured: bool) -> str:
+    """A check as one line: mark, name, what was found, what to do."""
+    mark = check.mark.ljust(7)
+    if coloured:
+        mark = f"\x1b[{_COLOURS[check.mark]}m{mark}\x1b[0m"
+    advice = f"; {check.advice}" if check.advice else ""
+    return f"{mark}  {check.name.ljust(_NAME_WIDTH)}  {_plain(check.text + advice)}"
+
+
+def conclusion(found: Sequence[Check]) -> str:
+    """How many of each."""
+    counts = [(sum(c.mark == mark for c in found), mark) for mark in ("ok", "note", "trouble")]
+    (fine, _), (notes, _), (troubles, _) = counts
+    return f"{fine} ok, {notes} to note, {troubles} in trouble"
+
+
+def json_text(found: Sequence[Check]) -> str:
+    """The `dpwatch.doctor/1` object, indented."""
+    import msgspec
+
+    import dpwatch
+
+    told = {
+        "schema": SCHEMA,
+        "version": dpwatch.__version__,
+        "ok": all(check.mark != "trouble" for check in found),
+        "checks": found,
+    }
+    return msgspec.json.format(msgspec.json.encode(told), indent=2).decode()
+
+
+def in_colour() -> bool:
+    """Whether standard output shows colours, and is wanted to."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in (None, "", "dumb")
+    return sys.stdout.isatty() and not plain
+
+
+def _plain(text: str) -> str:
+    """What other programs said never reaches the terminal as a control sequence."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _printable(text: str) -> str:
+    """With what this locale has no sign for spelled out: it is one of the things to tell of."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

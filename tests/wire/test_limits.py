@@ -1,0 +1,44 @@
+"""What control groups leave of a host."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dpwatch.wire import limits
+
+
+def test_cores_are_the_affinity_or_the_quota(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for quota, cores in ((None, 8), (2.5, 2), (0.5, 1), (64.0, 8)):
+        monkeypatch.setattr(limits, "cpu_quota", lambda quota=quota: quota)
+        assert limits.cores() == cores
+
+
+@pytest.fixture
+def groups(monkeypatch, tmp_path):
+    """A made-up tree of control groups; this process is in /pod/box."""
+    box = tmp_path / "pod" / "box"
+    box.mkdir(parents=True)
+    read = Path.read_text
+
+    def read_text(path, *arguments, **options):
+        if str(path) == "/proc/self/cgroup":
+            return "1:name=systemd:/x\n0::/pod/box\n"
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    return tmp_path, box
+
+
+def test_the_tightest_group_counts(groups):
+    root, box = groups
+    assert limits.cpu_quota(root) is None
+    assert limits.memory_limit(root) is None
+    (box / "cpu.max").write_text("400000 100000\n")
+    (box.parent / "cpu.max").write_text("150000 100000\n")
+    (root / "cpu.max").write_text("max 100000\n")
+    (box / "memory.max").write_text("max\n")
+    (box.parent / "memory.max").write_text("1024\n")
+    assert limits.cpu_quota(root) == 1.5
+    assert limits.memory_limit(root) == 1024
