@@ -64,7 +64,8 @@ def clock_shifts(lanes: Sequence[LaneSteps]) -> dict[str, int]:
     """What to add to each host's times to have them on the first host's clock.
 
     Monotonic clocks of several hosts have nothing in common: hosts are laid upon each other where
-    their newest common step ends. Within a host times compare to the nanosecond.
+    their newest common step ends; without one, where the newest of each does. Within a host times
+    compare to the nanosecond.
     """
     shifts: dict[str, int] = {}
     ends: dict[str, dict[int, int]] = {}
@@ -74,9 +75,11 @@ def clock_shifts(lanes: Sequence[LaneSteps]) -> dict[str, int]:
             by_step[step.step] = max(by_step.get(step.step, step.end_ns), step.end_ns)
     first = next(iter(ends.values()), {})
     for host, by_step in ends.items():
-        common = first.keys() & by_step.keys()
-        newest = max(common, default=None)
-        shifts[host] = 0 if newest is None else first[newest] - by_step[newest]
+        newest = max(first.keys() & by_step.keys(), default=None)
+        if newest is not None:
+            shifts[host] = first[newest] - by_step[newest]
+        else:
+            shifts[host] = max(first.values(), default=0) - max(by_step.values(), default=0)
     return shifts
 
 

@@ -57,6 +57,9 @@ def test_hosts_are_laid_upon_each_other_at_their_newest_common_step():
     shifts = clock_shifts([one, far])
     assert shifts == {"box": 0, "other": -7 * 10**15}
     assert extent([one, far], shifts) == (one.steps[0].start_ns, one.steps[-1].end_ns)
+    behind = replace(far, steps=tuple(replace(step, step=step.step - 99) for step in far.steps))
+    assert clock_shifts([one, behind])["other"] == one.steps[-1].end_ns - far.steps[-1].end_ns
+    assert clock_shifts([one, replace(far, steps=())])["box"] == 0
     assert extent([], {}) is None
 
 
