@@ -448,7 +448,7 @@ async def test_too_small_a_terminal_says_so(dashboard, size):
 @pytest.mark.parametrize("size", [(80, 24), (240, 70)])
 async def test_hostile_text_is_only_text(dashboard, size):
     async with dashboard(snapshot(hostile_run(), dp_run()), size=size) as (app, pilot):
-        for key in ("1", "2", "3", "4", "1"):
+        for key in "12345678901":
             await pilot.press(key)
             text = screen_text(app)
             assert not any(ord(c) < 32 and c != "\n" for c in text)
