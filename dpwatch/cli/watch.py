@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -23,6 +24,12 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="with --once: as a dpwatch.summary/1 object"
     )
+    parser.add_argument(
+        "--web", action="store_true", help="serve the dashboard to a browser on this host"
+    )
+    parser.add_argument(
+        "--port", type=int, default=0, metavar="N", help="with --web: the port; any by default"
+    )
     add_screen_options(parser)
     parser.set_defaults(run=run)
 
@@ -42,9 +49,18 @@ def run(options: argparse.Namespace) -> int:
     """Opens the dashboard, or prints once."""
     if options.json and not options.once:
         raise CommandError("--json goes with --once (or with `dpwatch demo`)")
-    from dpwatch.hub.follow import Watcher
+    if options.web:
+        if options.once:
+            raise CommandError("--web and --once exclude each other")
+        from dpwatch.cli.web import serve
 
-    watcher = Watcher()
+        return serve(options.port)
+    if options.port:
+        raise CommandError("--port goes with --web")
+    from dpwatch.hub.follow import Watcher
+    from dpwatch.hub.gpus import HostGpus
+
+    watcher = Watcher(gpus=HostGpus().read)
     try:
         if options.once:
             return _once(watcher, options.json)
@@ -107,7 +123,7 @@ def require_terminal() -> None:
     Raises:
         CommandError: Input or output is no terminal.
     """
-    if not on_terminal():
+    if not on_terminal() and "TEXTUAL_DRIVER" not in os.environ:  # set by who draws elsewhere
         raise CommandError(
             "the dashboard needs a terminal; use --once (or demo --headless) in scripts"
         )

@@ -15,7 +15,7 @@ import zmq
 
 from dpwatch.hub.advance import advance
 from dpwatch.hub.server import FRAME_NUMBER, STATE_REQUEST
-from dpwatch.hub.snapshot import RunView, Snapshot
+from dpwatch.hub.snapshot import HostGpu, RunView, Snapshot
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import view
 from dpwatch.wire import codec, transport
@@ -132,6 +132,7 @@ class Watcher:
         wanted: Whether to follow a run, by its id; all of them by default.
         places: Where runs are; this host's by default.
         said: What else the viewer's person is to be told, "" when all is well.
+        gpus: This host's GPUs.
     """
 
     def __init__(
@@ -139,10 +140,12 @@ class Watcher:
         wanted: Callable[[str], bool] = lambda run_id: True,
         places: Callable[[], Iterable[RunDir]] = list_runs,
         said: Callable[[], str] = lambda: "",
+        gpus: Callable[[], tuple[HostGpu, ...]] = tuple,
     ) -> None:
         self._wanted = wanted
         self._places = places
         self._said = said
+        self._gpus = gpus
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._followers: dict[str, Follower] = {}
@@ -168,7 +171,8 @@ class Watcher:
     def snapshot(self) -> Snapshot:
         """All followed runs as they are known now, newest first."""
         views = [follower.view() for follower in self._followers.values()]
-        return Snapshot(tuple(v for v in views if v is not None), time.time(), self.notice)
+        runs = tuple(view for view in views if view is not None)
+        return Snapshot(runs, time.time(), self.notice, gpus=self._gpus())
 
     @property
     def complete(self) -> bool:

@@ -307,6 +307,27 @@ class Progress(msgspec.Struct, frozen=True):
     within: str = ""
 
 
+class GpuProcess(msgspec.Struct, frozen=True):
+    """A process on a GPU; `name` is "" where the system keeps it to itself."""
+
+    pid: int
+    name: str
+    used_bytes: int | None = None
+
+
+class HostGpu(msgspec.Struct, frozen=True):
+    """A GPU of this host as NVML sees it; `util` is the share of time a kernel ran, 0..1."""
+
+    index: int
+    name: str
+    util: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    used_bytes: int | None = None
+    capacity_bytes: int | None = None
+    processes: tuple[GpuProcess, ...] = ()
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """Everything a viewer knows at one moment.
 
@@ -316,6 +337,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         notice: A line for the person, such as why nothing is there; "" when all is well.
         progress: Of the session that starts the runs, where there is one.
         search: Of the search for the largest batches that follows them, where there is one.
+        gpus: This host's GPUs, where NVML answers, used by a run or not.
     """
 
     runs: tuple[RunView, ...]
@@ -323,3 +345,4 @@ class Snapshot(msgspec.Struct, frozen=True):
     notice: str = ""
     progress: Progress | None = None
     search: Progress | None = None
+    gpus: tuple[HostGpu, ...] = ()

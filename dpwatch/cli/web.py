@@ -1,0 +1,120 @@
+"""`dpwatch --web`: the same dashboard in a browser on this host, by textual-serve.
+
+It listens on loopback only and lets in only who knows the address it prints: the first request
+carries a token, which becomes a cookie, and without it there is nothing to see. Requests for other
+host names and from other sites' pages are refused, so that no page elsewhere can talk to it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import shlex
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from dpwatch.cli.errors import FINE, CommandError
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+HOST = "127.0.0.1"
+COOKIE = "dpwatch"
+POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; font-src 'self'; connect-src 'self' ws:; frame-ancestors 'none'"
+)
+"""Nothing from elsewhere, not even the page's own web font."""
+
+
+def serve(port: int) -> int:
+    """Serves until interrupted.
+
+    Args:
+        port: To listen on, 0 for any that is free.
+
+    Raises:
+        CommandError: textual-serve is not installed, or the port is taken.
+    """
+    try:
+        from textual_serve.server import Server
+    except ImportError:
+        raise CommandError("the browser needs textual-serve: pip install 'dpwatch[web]'") from None
+    from aiohttp import web
+
+    with _listening(port) as listener:
+        gate = Gate(listener.getsockname()[1])
+
+        class Dashboard(Server):
+            """textual-serve's server behind the gate, without its banner."""
+
+            async def _make_app(self) -> web.Application:
+                app = await super()._make_app()
+                app.middlewares.append(gate.middleware())
+                return app
+
+            async def on_startup(self, app: web.Application) -> None:
+                """Has nothing to say yet."""
+
+        command = f"{shlex.quote(sys.executable)} -m dpwatch"
+        server = Dashboard(command, host=HOST, port=gate.port, title="dpwatch")
+        web.run_app(
+            server._make_app(),
+            sock=listener,
+            access_log=None,
+            print=lambda *_: print(f"dpwatch: {gate.address} (Ctrl-C ends it)", flush=True),
+        )
+    return FINE
+
+
+class Gate:
+    """Who may pass: requests with the token to loopback, from no other site."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.token = secrets.token_urlsafe(24)
+        self.hosts = frozenset({f"{HOST}:{port}", f"localhost:{port}"})
+        self.address = f"http://{HOST}:{port}/?token={self.token}"
+
+    def middleware(self) -> Any:
+        """For aiohttp."""
+        from aiohttp import web
+
+        @web.middleware
+        async def gate(request: web.Request, handler: Any) -> web.StreamResponse:
+            if not self.is_from_here(request.host, request.headers.get("Origin")):
+                raise web.HTTPForbidden(text="dpwatch: only from this host\n")
+            told = request.query.get("token")
+            if told is not None and self.knows(told):
+                response: web.StreamResponse = web.HTTPFound("/")
+                response.set_cookie(COOKIE, self.token, httponly=True, samesite="Strict", path="/")
+                return response
+            if not self.knows(request.cookies.get(COOKIE, "")):
+                raise web.HTTPForbidden(text="dpwatch: open the address it printed\n")
+            response = await handler(request)
+            if not response.prepared:
+                response.headers["Content-Security-Policy"] = POLICY
+                response.headers["Referrer-Policy"] = "no-referrer"
+            return response
+
+        return gate
+
+    def knows(self, token: str) -> bool:
+        """Whether it is the token."""
+        return hmac.compare_digest(token.encode(), self.token.encode())
+
+    def is_from_here(self, host: str, origin: str | None) -> bool:
+        """Whether a request names this server, and comes from no page of another one."""
+        return host in self.hosts and (
+            origin is None or origin.removeprefix("http://") in self.hosts
+        )
+
+
+def _listening(port: int) -> socket.socket:
+    try:
+        return socket.create_server((HOST, port))
+    except (OSError, OverflowError) as error:
+        raise CommandError(
+            f"cannot listen on port {port}: {getattr(error, 'strerror', error)}; say another --port"
+        ) from None
