@@ -45,16 +45,17 @@ async def _draw(session: Session, folder: Path) -> None:
             await _until(pilot, app, _steps(name, STEPS * 2 // 3))
             await pilot.press("1")
             _save(app, folder / f"{name}.svg")
-            await pilot.press("4")
-            await pilot.pause(0.5)
-            _save(app, folder / f"how-{name}.svg")
+            for key, view in (("7", "timeline"), ("4", "how")):
+                await pilot.press(key)
+                await pilot.pause(0.2)
+                _save(app, folder / f"{view}-{name}.svg")
         await _until(pilot, app, _all_done(len(session.configs)))
         await pilot.press("2")
         await pilot.pause(0.5)
         _save(app, folder / "compare.svg")
         await pilot.press("3")
         await pilot.pause(0.5)
-        _save(app, folder / "diagnoses.svg")
+        _save(app, folder / "alerts.svg")
         await pilot.press("q")
 
 

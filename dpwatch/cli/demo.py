@@ -6,6 +6,7 @@ import argparse
 from importlib.util import find_spec
 
 from dpwatch.cli.errors import CommandError
+from dpwatch.cli.watch import add_screen_options
 
 EXAMPLES = """\
 examples:
@@ -57,6 +58,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         choices=[each.name for each in all_scenarios()],
         help="runs that differ in one thing, listed below",
     )
+    add_screen_options(parser, argparse.SUPPRESS)
     parser.add_argument("--headless", action="store_true", help="no screen; a table at the end")
     parser.add_argument("--json", action="store_true", help="no screen; the summary object")
     parser.add_argument(

@@ -115,7 +115,7 @@ def _show(
     with Session(configs, past_failures=out_of_memory, search=search) as session:
         if headless:
             return _headless(session, _renderer(options), out_of_memory=out_of_memory)
-        return _dashboard(session, out_of_memory=out_of_memory)
+        return _dashboard(session, out_of_memory=out_of_memory, ascii_only=options.ascii)
 
 
 def _check(session: Session, code: int, *, out_of_memory: bool) -> None:
@@ -139,10 +139,12 @@ def _headless(
     return FINE
 
 
-def _dashboard(session: Session, *, out_of_memory: bool) -> int:
+def _dashboard(session: Session, *, out_of_memory: bool, ascii_only: bool) -> int:
     from dpwatch.tui.app import DashboardApp  # slow to import, and needless without a screen
 
-    app = DashboardApp(session.source, title="dpwatch demo", waiting_text=WAITING)
+    app = DashboardApp(
+        session.source, title="dpwatch demo", waiting_text=WAITING, ascii_only=ascii_only
+    )
     app.run()
     if session.failed:
         _check(session, session.wait(), out_of_memory=out_of_memory)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 
+from dpwatch.cli import watch
 from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
 
 EXAMPLES = """\
@@ -38,6 +39,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--once", action="store_true", help="print one snapshot and exit")
     parser.add_argument("--json", action="store_true", help="with --once: as the summary object")
+    watch.add_screen_options(parser, argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
 
@@ -45,7 +47,6 @@ def run(options: argparse.Namespace) -> int:
     """Connects, and opens the dashboard or prints once."""
     if options.json and not options.once:
         raise CommandError("--json goes with --once")
-    from dpwatch.cli import watch
     from dpwatch.hub.follow import Watcher
     from dpwatch.hub.ssh import SshError, SshHosts
 
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         watcher = Watcher(places=hosts.runs, said=lambda: hosts.notice)
         try:
             if not options.once:
-                return watch.dashboard(watcher)
+                return watch.dashboard(watcher, ascii_only=options.ascii)
             return FINE if watch.tell(watcher, as_json=options.json) else _nothing(hosts.notice)
         finally:
             watcher.close()

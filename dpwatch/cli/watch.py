@@ -30,7 +30,19 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=int, default=0, metavar="N", help="with --web: the port; any by default"
     )
+    add_screen_options(parser)
     parser.set_defaults(run=run)
+
+
+def add_screen_options(parser: argparse.ArgumentParser, default: object = False) -> None:
+    """Adds what the dashboard can be told of its terminal.
+
+    Args:
+        parser: A command's, or the main one, whose values a command's own defaults would replace.
+        default: `argparse.SUPPRESS` for a command's.
+    """
+    text = "draw with ASCII characters alone"
+    parser.add_argument("--ascii", action="store_true", default=default, help=text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -50,7 +62,9 @@ def run(options: argparse.Namespace) -> int:
 
     watcher = Watcher(gpus=HostGpus().read)
     try:
-        return _once(watcher, options.json) if options.once else dashboard(watcher)
+        if options.once:
+            return _once(watcher, options.json)
+        return dashboard(watcher, ascii_only=options.ascii)
     finally:
         watcher.close()
 
@@ -88,12 +102,12 @@ def look(watcher: Watcher) -> list[Run]:
     return [view.run for view in watcher.snapshot().runs]
 
 
-def dashboard(watcher: Watcher) -> int:
+def dashboard(watcher: Watcher, *, ascii_only: bool) -> int:
     """Opens the dashboard; returns its exit code when it is closed."""
     require_terminal()
     from dpwatch.tui.app import DashboardApp
 
-    app = DashboardApp(watcher)
+    app = DashboardApp(watcher, ascii_only=ascii_only)
     app.run()
     return app.return_code or FINE
 

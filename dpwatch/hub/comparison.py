@@ -143,6 +143,13 @@ def peak_bytes(rank: Rank) -> int | None:
     return rank.memory.peak_bytes
 
 
+def on_core_share(rank: Rank) -> float | None:
+    """Share of a step in which the device's thread ran, None unless its waits are all known."""
+    if rank.gil_wait is None or rank.idle is None or rank.runqueue_wait is None:
+        return None
+    return max(1.0 - rank.gil_wait - rank.idle - rank.runqueue_wait, 0.0)
+
+
 def others_median(run: Run, value: Callable[[Rank], float | None]) -> float | None:
     """The median over all devices but the first, None unless all are known."""
     known = _all_known(value(row) for row in devices(run)[1:])

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from dpwatch.hub.largest_batch import LargestBatch
+from dpwatch.wire.messages import Step
 
 SCHEMA = "dpwatch.summary/1"
 
@@ -263,6 +264,15 @@ class History(msgspec.Struct, frozen=True):
     rank_peak_bytes: tuple[Curve, ...] = ()
 
 
+class LaneSteps(msgspec.Struct, frozen=True):
+    """The last steps of one row of `Run.ranks`, as its rank sent them; times are its host's."""
+
+    rank: int
+    device: str
+    host: str
+    steps: tuple[Step, ...] = ()
+
+
 class RunView(msgspec.Struct, frozen=True):
     """A run for a screen.
 
@@ -272,6 +282,7 @@ class RunView(msgspec.Struct, frozen=True):
         elapsed_s: Since the first step began until now, or until the end.
         connection: `live`, `stale` (its hub has fallen silent), `closed` (hub gone; last state).
         largest_batch: The largest that fits, where somebody has looked for it.
+        lanes: The last steps of the first rows, in the order of `Run.ranks`.
     """
 
     run: Run
@@ -279,6 +290,7 @@ class RunView(msgspec.Struct, frozen=True):
     elapsed_s: float | None = None
     connection: str = "live"
     largest_batch: LargestBatch | None = None
+    lanes: tuple[LaneSteps, ...] = ()
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from dpwatch.hub.snapshot import (
     Categories,
     GpuUse,
     History,
+    LaneSteps,
     Loss,
     MemoryUse,
     Model,
@@ -34,6 +35,7 @@ from dpwatch.hub.snapshot import (
     Summary,
 )
 from dpwatch.hub.state import LaneState, RankState, RunState
+from dpwatch.hub.timeline import LANES, STEPS
 from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Step
 
 STALL_S = 5.0
@@ -64,7 +66,14 @@ def view(state: RunState, connection: str = "live") -> RunView:
         ),
         elapsed_s=None if state.start_ns is None else max(0, end_ns - state.start_ns) / 1e9,
         connection=connection,
+        lanes=tuple(_last_steps(state, lane) for lane in lanes[:LANES]),
     )
+
+
+def _last_steps(state: RunState, lane: LaneState) -> LaneSteps:
+    rank = state.ranks[lane.rank]
+    steps = tuple(lane.recent[-STEPS:])
+    return LaneSteps(lane.rank, device_of(rank, lane.device).name, rank.host, steps)
 
 
 def summarize(state: RunState) -> Run:

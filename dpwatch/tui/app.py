@@ -9,55 +9,52 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol, cast
 
 from textual import events, on, work
-from textual.app import App, ComposeResult, SystemCommand
+from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
 from textual.reactive import var
 from textual.screen import Screen
+from textual.scroll_view import ScrollView
 from textual.widgets import ContentSwitcher, Footer, Input, Static
 from textual.worker import get_current_worker
 
-from dpwatch.hub.snapshot import Snapshot
-from dpwatch.tui.chrome import PANELS, panel_title
-from dpwatch.tui.compare_view import Compare
+from dpwatch.hub.snapshot import RunView, Snapshot
+from dpwatch.tui.commands import COMMANDS
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
-from dpwatch.tui.how_it_works import How
 from dpwatch.tui.palette import THEMES
-from dpwatch.tui.panels import (
-    Diagnoses,
-    Header,
-    Help,
-    Nav,
-    Overview,
-    RankDetail,
-    SessionLine,
-    Waiting,
-)
+from dpwatch.tui.panels import Header, Help, Nav, RankDetail, SessionLine, Waiting
+from dpwatch.tui.pinned import Pinned
+from dpwatch.tui.plain import PlainScrollBar
 from dpwatch.tui.rank_table import RankTable
 from dpwatch.tui.source import Arrived, SnapshotSource, SourceFailed
+from dpwatch.tui.takeaway import Takeaway
 from dpwatch.tui.terminal import lasting
 from dpwatch.tui.text import clean
+from dpwatch.tui.view import digit
+from dpwatch.tui.views import BY_NAME, VIEWS
 from dpwatch.tui.widgets import Chosen
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that close the dashboard and give the terminal back, like `q` but with their code."""
 POLL_S = 0.25
 """How long the worker waits for a snapshot before it looks whether the app is closing."""
-FILTER_HINTS = {
-    "overview": "words in a device's name, state or host",
-    "compare": "words in a strategy's name, title or state",
-}
-"""What can be typed into the filter, by panel."""
 SHORT_BELOW = 30
 """Terminals lower than this do without blank lines between parts."""
 
 
-class DashboardApp(App[None]):
+class Filtered(Protocol):
+    """What a filter can narrow."""
+
+    terms: str
+
+
+class DashboardApp(Takeaway):
     """The terminal dashboard over a stream of snapshots.
 
     Args:
@@ -65,6 +62,7 @@ class DashboardApp(App[None]):
         title: Stands at the top left.
         waiting_text: Shown instead of the usual advice while there is no run.
         on_quit: Called once when the app is about to end.
+        ascii_only: Draw with ASCII characters alone.
     """
 
     CSS_PATH = Path(__file__).with_name("dashboard.tcss")
@@ -77,13 +75,15 @@ class DashboardApp(App[None]):
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("space", "pause", "Pause"),
         Binding("n", "run(1)", "Next run"),
+        Binding("y", "copy", "Copy", show=False),
+        Binding("e", "save", "Save a picture", show=False),
         Binding("p", "run(-1)", "Previous run", show=False),
         # The screen's own tab moves the focus, which here follows the panel.
         Binding("tab", "run(1)", "Next run", show=False, priority=True),
         Binding("shift+tab", "run(-1)", "Previous run", show=False, priority=True),
         *(
-            Binding(str(digit), f"panel('{name}')", panel_title(name), show=False)
-            for digit, name in enumerate(PANELS, 1)
+            Binding(digit(index), f"panel('{view.name}')", view.title, show=False)
+            for index, view in enumerate(VIEWS)
         ),
     ]
 
@@ -92,6 +92,7 @@ class DashboardApp(App[None]):
     frame: var[Frame] = var(Frame(snapshot=Snapshot(runs=(), wall_s=0.0)))
     paused: var[bool] = var(False)
     panel: var[str] = var("overview", init=False)
+    active: var[str] = var("overview")
 
     def __init__(
         self,
@@ -100,8 +101,10 @@ class DashboardApp(App[None]):
         title: str = "dpwatch",
         waiting_text: str = "",
         on_quit: Callable[[], None] | None = None,
+        ascii_only: bool = False,
     ) -> None:
         super().__init__()
+        self.set_class(ascii_only, "ascii")
         self.title = clean(title, 40)
         self._source = source
         self._waiting_text = waiting_text
@@ -109,9 +112,10 @@ class DashboardApp(App[None]):
         self._newest: Snapshot | None = None
         self._held: Snapshot | None = None
         self._picked_run: str | None = None
-        self._before = "overview"
+        self._opened_from: list[str] = []
         self._drilled: tuple[str | None] | None = None
         self._closable = False
+        self._offered: tuple[bool, str] | None = None
         self._session_over = False
         self._trouble = ""
         self._last_live_s: dict[str, float] = {}
@@ -126,15 +130,14 @@ class DashboardApp(App[None]):
     def compose(self) -> ComposeResult:
         """Header, panels, filter, footer."""
         yield Header(self.title, id="header").data_bind(DashboardApp.frame)
-        yield Nav(id="nav").data_bind(DashboardApp.frame, DashboardApp.panel)
+        yield Nav(VIEWS, id="nav").data_bind(DashboardApp.frame, DashboardApp.active)
         yield SessionLine(id="session").data_bind(DashboardApp.frame)
         with ContentSwitcher(initial="waiting", id="panels"):
             yield Waiting(self._waiting_text, id="waiting").data_bind(DashboardApp.frame)
-            yield Overview(id="overview").data_bind(DashboardApp.frame)
-            yield Compare(id="compare").data_bind(DashboardApp.frame)
-            yield Diagnoses(id="diagnoses").data_bind(DashboardApp.frame)
-            yield How(id="how").data_bind(DashboardApp.frame)
-            yield Help(id="help").data_bind(DashboardApp.frame)
+            for view in VIEWS:
+                widget = view.widget(id=view.name)
+                widget.add_class("view")
+                yield widget.data_bind(DashboardApp.frame)
             yield RankDetail(id="rank").data_bind(DashboardApp.frame)
         yield Static("", id="too-small", markup=False)
         yield Input(id="filter", compact=True)
@@ -142,6 +145,11 @@ class DashboardApp(App[None]):
 
     def on_mount(self) -> None:
         """Begin to read once the first screen stands."""
+        self.query_one(Help).views = VIEWS
+        if self.has_class("ascii"):
+            for scrolled in self.query(ScrollView):
+                bar = scrolled.vertical_scrollbar
+                bar.renderer = PlainScrollBar  # type: ignore[misc]  # of this one alone
         self._fit(self.size.width, self.size.height)
         self.call_after_refresh(self._read)
         if threading.current_thread() is threading.main_thread():
@@ -221,7 +229,7 @@ class DashboardApp(App[None]):
             snapshot=snapshot,
             run_id=run_id,
             paused=self.paused,
-            newest_steps=_steps_of(self._held, run_id) if self.paused else None,
+            newest=_view_of(self._held, run_id) if self.paused else None,
             silent_s=self._silent_s(snapshot, run_id),
             trouble=self._trouble,
         )
@@ -235,10 +243,18 @@ class DashboardApp(App[None]):
             return None
         return max(snapshot.wall_s - since, 0.0)
 
-    def watch_panel(self, before: str) -> None:
-        """Remember what help or a rank was opened from."""
-        if before not in ("help", "rank"):
-            self._before = before
+    def watch_panel(self, before: str, panel: str) -> None:
+        """Remember what help or a rank was opened from; the way back leads through each once."""
+        came_from = self._opened_from
+        if panel in came_from:
+            del came_from[came_from.index(panel) :]
+        elif panel in ("rank", "help"):
+            came_from.append(before)
+        else:
+            came_from.clear()
+        self.active = came_from[0] if panel == "rank" and came_from else panel
+        if panel == "help":
+            self.query_one(Help).about = before
         self._show()
         self._show_filter()
 
@@ -247,7 +263,8 @@ class DashboardApp(App[None]):
         if not self.screen_stack:
             return
         none_yet = not self.frame.snapshot.runs
-        wanted = "waiting" if none_yet and self.panel in ("overview", "rank") else self.panel
+        waits = self.panel not in BY_NAME or BY_NAME[self.panel].waits
+        wanted = "waiting" if none_yet and waits else self.panel
         switcher = self.screen_stack[0].query_one("#panels", ContentSwitcher)
         if switcher.current != wanted:
             switcher.current = wanted
@@ -255,7 +272,7 @@ class DashboardApp(App[None]):
         self._offer_back()
 
     def _focus_panel(self, name: str) -> None:
-        target = "#ranks" if name == "overview" else f"#{name}"
+        target = BY_NAME[name].target if name in BY_NAME else f"#{name}"
         widget = self.screen_stack[0].query_one(target)
         if widget.can_focus:
             # At once: `widget.focus()` waits, and a key typed right behind would go astray.
@@ -289,11 +306,12 @@ class DashboardApp(App[None]):
         self._picked_run = None if follows else run_id
         self._make_frame()
 
-    def _filtered(self) -> RankTable | Compare | None:
+    def _filtered(self) -> Filtered | None:
         """What the filter narrows on the panel shown."""
-        kinds: dict[str, type[RankTable | Compare]] = {"overview": RankTable, "compare": Compare}
-        kind = kinds.get(self.panel)
-        return self.screen_stack[0].query_one(kind) if kind else None
+        view = BY_NAME.get(self.panel)
+        if view is None or not view.filters:
+            return None
+        return cast("Filtered", self.screen_stack[0].query_one(view.target))
 
     def _show_filter(self, *, opening: bool = False) -> None:
         """Let the line show the panel's own filter, if it has one."""
@@ -301,7 +319,7 @@ class DashboardApp(App[None]):
             return
         filtered, box = self._filtered(), self.screen_stack[0].query_one("#filter", Input)
         terms = filtered.terms if filtered else ""
-        box.placeholder = FILTER_HINTS.get(self.panel, "")
+        box.placeholder = BY_NAME[self.panel].filters if self.panel in BY_NAME else ""
         with box.prevent(Input.Changed):
             box.value = terms
         box.set_class(opening or bool(terms), "open")
@@ -309,10 +327,9 @@ class DashboardApp(App[None]):
 
     def action_filter(self) -> None:
         """Open the line to type a filter into."""
-        if self._filtered() is None:
-            self.panel = "overview"
-        self._show_filter(opening=True)
-        self.screen_stack[0].set_focus(self.query_one("#filter", Input))
+        if self._filtered() is not None:
+            self._show_filter(opening=True)
+            self.screen_stack[0].set_focus(self.screen_stack[0].query_one("#filter", Input))
 
     @on(Input.Changed, "#filter")
     def _narrow(self, event: Input.Changed) -> None:
@@ -334,22 +351,26 @@ class DashboardApp(App[None]):
             self._show_filter()
             self._focus_panel(self.panel)
         elif self.panel in ("rank", "help"):
-            self.panel = self._before
+            self.panel = self._opened_from[-1] if self._opened_from else "overview"
         elif self._drilled is not None:
             (self._picked_run,), self._drilled = self._drilled, None
             self.panel = "compare"
             self._make_frame()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """The footer offers to go back only where there is something to close."""
-        return self._closable if action == "close" else True
+        """The footer offers to go back, and to filter, only where that does something."""
+        if action == "close":
+            return self._closable
+        view = BY_NAME.get(self.panel)
+        return action != "filter" or bool(view and view.filters)
 
     def _offer_back(self) -> None:
         box = self.screen_stack[0].query_one("#filter", Input)
         opened = self.panel in ("rank", "help") or self._drilled is not None
-        closable = opened or box.has_class("open")
-        if closable != self._closable:
-            self._closable = closable
+        self._closable = opened or box.has_class("open")
+        offered = (self._closable, self.panel)
+        if offered != self._offered:
+            self._offered = offered
             self.refresh_bindings()
 
     @on(Chosen)
@@ -365,6 +386,8 @@ class DashboardApp(App[None]):
             self.panel = "overview"
             return
         self.query_one(RankTable).select(message.key)
+        for pinned in self.query(Pinned):
+            pinned.select(message.key)
         self.query_one(RankDetail).key = message.key
         self.panel = "rank"
 
@@ -387,21 +410,10 @@ class DashboardApp(App[None]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """What the command palette offers."""
-        for digit, name in enumerate(PANELS, 1):
-            text = f"Show the panel {name} (key {digit})"
-            title = panel_title(name)
-            yield SystemCommand(title, text, lambda name=name: self.action_panel(name))
-        yield SystemCommand("Pause", "Hold the screen or go on (space)", self.action_pause)
-        yield SystemCommand("Filter", "Show only some rows (/)", self.action_filter)
-        yield SystemCommand("Next run", "Switch to the next run (n)", lambda: self.action_run(1))
-        yield SystemCommand(
-            "Previous run", "Switch to the run before (p)", lambda: self.action_run(-1)
-        )
-        yield SystemCommand("Theme", "Change the colours", self.action_change_theme)
-        yield SystemCommand("Screenshot", "Save the screen as SVG", self.deliver_screenshot)
-        yield SystemCommand("Quit", "Leave; the training goes on (q)", self.action_quit)
+        for title, text, action in COMMANDS:
+            yield SystemCommand(title, text, partial(self.call_later, self.run_action, action))
 
 
-def _steps_of(snapshot: Snapshot | None, run_id: str | None) -> int | None:
+def _view_of(snapshot: Snapshot | None, run_id: str | None) -> RunView | None:
     views = snapshot.runs if snapshot else ()
-    return next((view.run.steps for view in views if view.run.run_id == run_id), None)
+    return next((view for view in views if view.run.run_id == run_id), None)

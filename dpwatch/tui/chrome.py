@@ -1,6 +1,8 @@
-"""The two lines at the top of every panel: what is being watched, and the panels' names."""
+"""The lines at the top of every view: what is being watched, and the views' names."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from rich.style import Style
 from rich.text import Text
@@ -11,29 +13,35 @@ from dpwatch.tui.bars import gauge
 from dpwatch.tui.frame import Frame, all_diagnoses
 from dpwatch.tui.palette import STATE_GLYPHS, Palette
 from dpwatch.tui.text import clean, clip, fitted, line
+from dpwatch.tui.view import View, digit
 from dpwatch.tui.words import run_title, strategy_of
 
-PANELS = ("overview", "compare", "diagnoses", "how", "help")
-"""Panels by digit: 1, 2, …"""
-TITLES = {"how": "How it works"}
-"""Of those that aren't called by their name."""
-
 _GAUGE, _SHORT_GAUGE, _WIDE = 26, 13, 110
-_TAB_GAP = 2
+_TABS = ((True, 2), (False, 2), (False, 1))
+"""How the views' names are written, the best first: in full, and with how many blanks between."""
 
 
 def header_line(frame: Frame, title: str, width: int, palette: Palette) -> Text:
     """Program, run, state; on the right the pause and the elapsed time."""
     view = frame.view
-    state = line(
-        (f"{STATE_GLYPHS.get(frame.state, '·')} {frame.state}", palette.state(frame.state))
-    )
+    silent = f" for {frame.silent_s:.0f} s" if frame.silent_s is not None else ""
+    word = f"{STATE_GLYPHS.get(frame.state, '·')} {frame.state}{silent}"
+    state = line((word, palette.state(frame.state)))
     name = line((f" {clean(title, 20)} ", palette.accent + Style(bold=True)))
     right_side = _right_side(frame, palette)
+    if width < _RUNS_IN_BAR and (number := _run_number(frame)):
+        right_side = line((f"run {number}  ", palette.muted), right_side)
     room = width - name.cell_len - state.cell_len - right_side.cell_len - 4
     run = line((clip(run_title(view.run), room) if view else "no run", palette.strong))
     start = line(name, (" ", palette.text), run, ("  ", palette.text), state)
     return line(fitted(start, width - right_side.cell_len), right_side)
+
+
+def _run_number(frame: Frame) -> str:
+    """Which of the runs is on screen, the oldest being the first; "" where there is one."""
+    ids = [view.run.run_id for view in reversed(frame.snapshot.runs)]
+    many = len(ids) > 1 and frame.run_id in ids
+    return f"{ids.index(frame.run_id or '') + 1}/{len(ids)}" if many else ""
 
 
 def _right_side(frame: Frame, palette: Palette) -> Text:
@@ -49,13 +57,9 @@ def _right_side(frame: Frame, palette: Palette) -> Text:
         result.append(f" PAUSED{behind} ", palette.badge)
         result.append(" ")
     if view is not None:
-        result.append(f"{fmt.clock(view.elapsed_s)} ", palette.muted)
+        now = frame.newest or view  # the clock goes on while the rest is held
+        result.append(f"{fmt.clock(now.elapsed_s)} ", palette.muted)
     return result
-
-
-def panel_title(name: str) -> str:
-    """What a panel is called on the screen."""
-    return TITLES.get(name, name.capitalize())
 
 
 def session_line(frame: Frame, width: int, palette: Palette) -> Text | None:
@@ -104,38 +108,57 @@ def _rest(progress: Progress, within: str, palette: Palette) -> Text:
     return result
 
 
-def nav_line(frame: Frame, panel: str, width: int, palette: Palette) -> Text:
-    """Panel names by digit, and the runs to switch between. Clicks read the style's meta."""
-    tabs = Text(" ", no_wrap=True, end="")
+_RUNS_IN_BAR = 100
+"""From this width on the views' line has room for the runs, or for the number of the one shown."""
+
+
+def nav_line(
+    frame: Frame, views: Sequence[View], active: str, width: int, palette: Palette
+) -> Text:
+    """The views by digit, and the runs to switch between. Clicks read the style's meta."""
     found = len(all_diagnoses(frame.snapshot))
-    for digit, name in enumerate(PANELS, 1):
-        active = name == panel or (name == "overview" and panel in ("rank", "waiting"))
-        target = Style(meta={"panel": name})
-        label = panel_title(name) + (f" ({found})" if name == "diagnoses" and found else "")
-        style = palette.strong + Style(underline=True) if active else palette.muted
-        tabs.append(f"{digit} ", palette.accent + target)
-        tabs.append(label, style + target)
-        tabs.append(" " * _TAB_GAP, target)
-    runs = _run_chips(frame, width - tabs.cell_len - 1, palette)
-    return line(fitted(tabs, width - runs.cell_len - 1), runs, (" ", palette.text))
+    bars = [_tabs(views, active, found, full, gap, palette) for full, gap in _TABS]
+    for runs in _run_choices(frame, palette):
+        for tabs in bars:
+            if tabs.cell_len + runs.cell_len + 1 <= width:
+                rest = width - runs.cell_len - 1
+                return line(fitted(tabs, rest), runs, (" ", palette.text))
+    return fitted(bars[-1], width)
 
 
-def _run_chips(frame: Frame, room: int, palette: Palette) -> Text:
-    """The runs' strategies, oldest first, the one on screen marked; else a count."""
+def _tabs(
+    views: Sequence[View], active: str, found: int, full: bool, gap: int, palette: Palette
+) -> Text:
+    """Digits and names; the view on screen stands in brackets, which take no room of their own."""
+    tabs = Text(no_wrap=True, end="")
+    edge = " "
+    for index, view in enumerate(views):
+        here = view.name == active
+        target = Style(meta={"panel": view.name})
+        label = view.title if full else view.short
+        if view.name == "alerts" and found:
+            label += f" ({found})" if full else f" {found}"
+        tabs.append(f"{edge[:-1]}{'[' if here else edge[-1:]}", palette.strong + target)
+        tabs.append(f"{digit(index)} ", palette.accent + target)
+        tabs.append(label, (palette.strong if here else palette.muted) + target)
+        edge = f"{']' if here else ' '}{' ' * (gap - 1)}"
+    tabs.append(edge[:1], palette.strong)
+    return tabs
+
+
+def _run_choices(frame: Frame, palette: Palette) -> list[Text]:
+    """The runs' strategies, oldest first, the one on screen marked; shorter: its number."""
     views = list(reversed(frame.snapshot.runs))
     if len(views) < 2:
-        return Text(end="")
+        return [Text(end="")]
     chips = line(("runs ", palette.muted))
-    place = 0
-    for index, view in enumerate(views):
+    for view in views:
         target = Style(meta={"run": view.run.run_id})
         name = strategy_of(view.run)
         if view.run.run_id == frame.run_id:
-            place = index + 1
             chips.append(f"[{name}]", palette.strong + target)
         else:
             chips.append(f" {name} ", palette.muted + target)
-    if chips.cell_len <= room:
-        return chips
-    count = f"run {place} of {len(views)}"
-    return line((count, palette.muted)) if len(count) <= room else Text(end="")
+    number = _run_number(frame)
+    shorter = (f"run {number.replace('/', ' of ')}", number)
+    return [chips, *(line((each, palette.muted)) for each in shorter), Text(end="")]

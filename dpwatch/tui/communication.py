@@ -26,10 +26,17 @@ def communication_lines(run: Run, width: int, palette: Palette) -> Block:
             heading("Collectives", width, palette, "a step; bytes are the payload a rank hands in")
         )
         lines += table(_HEADS, [_collective(c) for c in heaviest], width, palette)
-    if run.transfers:
-        lines.append(heading("Copies between devices", width, palette, "per step"))
-        lines += table(("copy", "bytes", "time"), _copies(run.transfers), width, palette)
-    return lines
+    return [*lines, *copies_lines(run, width, palette)]
+
+
+def copies_lines(run: Run, width: int, palette: Palette) -> Block:
+    """Copies between the devices of a process; empty while there are none."""
+    if not run.transfers:
+        return []
+    return [
+        heading("Copies between devices", width, palette, "per step"),
+        *table(("copy", "bytes", "time"), _copies(run.transfers), width, palette),
+    ]
 
 
 _HEADS = ("collective", "calls", "bytes", "p50", "p95", "exposed", "last in", "others wait", "bus")

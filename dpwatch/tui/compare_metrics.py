@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dpwatch.hub.comparison import Figures, devices, others_median
+from dpwatch.hub.comparison import Figures, devices, on_core_share, others_median
 from dpwatch.hub.snapshot import Rank
 from dpwatch.tui.compare_columns import fill, keeps_most, kept_parts
 from dpwatch.tui.palette import (
@@ -82,18 +82,12 @@ def _communication(figures: Figures) -> Parts:
 
 def _waits(figures: Figures) -> Parts:
     """The step of the device that computes least, by what its thread does."""
-    known = [rank for rank in devices(figures.run) if _computing(rank) is not None]
-    rank = min(known, key=lambda rank: _computing(rank) or 0, default=None)
+    known = [rank for rank in devices(figures.run) if on_core_share(rank) is not None]
+    rank = min(known, key=lambda rank: on_core_share(rank) or 0, default=None)
     if rank is None:
         return {}
     waits = {"queue": rank.runqueue_wait, "gil": rank.gil_wait, "idle": rank.idle}
-    return {"compute": _computing(rank), **waits}
-
-
-def _computing(rank: Rank) -> float | None:
-    if rank.gil_wait is None or rank.idle is None or rank.runqueue_wait is None:
-        return None
-    return max(1.0 - rank.gil_wait - rank.idle - rank.runqueue_wait, 0.0)
+    return {"compute": on_core_share(rank), **waits}
 
 
 def _overlapped_ms(figures: Figures) -> float | None:

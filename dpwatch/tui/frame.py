@@ -18,7 +18,7 @@ class Frame:
         snapshot: Everything known; held back while paused.
         run_id: The run on screen, None while there is none.
         paused: Whether newer snapshots are being held back …
-        newest_steps: … and how far the run on screen has got meanwhile.
+        newest: … and the run on screen as it is meanwhile.
         silent_s: How long the run's hub has said nothing, None while it is live.
         trouble: Why nothing new will come, "" while the source works.
     """
@@ -26,7 +26,7 @@ class Frame:
     snapshot: Snapshot
     run_id: str | None = None
     paused: bool = False
-    newest_steps: int | None = None
+    newest: RunView | None = None
     silent_s: float | None = None
     trouble: str = ""
 
@@ -34,6 +34,11 @@ class Frame:
     def view(self) -> RunView | None:
         """The run on screen."""
         return next((v for v in self.snapshot.runs if v.run.run_id == self.run_id), None)
+
+    @property
+    def newest_steps(self) -> int | None:
+        """How far the run on screen has got while paused."""
+        return self.newest.run.steps if self.newest else None
 
     @property
     def state(self) -> str:

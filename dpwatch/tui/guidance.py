@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.style import Style
 from rich.text import Text
 
@@ -16,6 +18,7 @@ from dpwatch.tui.palette import (
     Palette,
 )
 from dpwatch.tui.text import clean, fitted, line, wrapped
+from dpwatch.tui.view import View, digit
 
 MIN_WIDTH, MIN_HEIGHT = 80, 24
 
@@ -66,21 +69,16 @@ def too_small_line(width: int, height: int) -> str:
     return f"dpwatch needs {MIN_WIDTH}×{MIN_HEIGHT} cells; here are {width}×{height}"
 
 
-_KEYS = (
-    ("1 2 3 4 5", "overview, compare, diagnoses, how it works, help"),
-    ("↑ ↓  j k", "move"),
-    ("g G  PgUp PgDn", "top and bottom; a page"),
-    ("enter", "open the rank; in diagnoses the run and rank concerned, in compare the run"),
-    ("/", "show only rows that have these words: devices, or in compare strategies"),
-    ("esc", "clear the filter, close what is open, back to compare; never quits"),
-    ("m", "compare: look at the runs by another metric"),
-    (", .  r", "compare: sort by the column before or after; the other way round"),
-    ("space", "pause the screen; training and recording go on"),
+_EVERYWHERE = (
+    ("esc", "back: clear the filter, close what is open; never quits"),
+    ("space", "hold the screen; training and recording go on"),
     ("tab n  p", "next and previous run"),
-    ("ctrl+p", "every command, by name; also themes and a screenshot"),
-    ("? ", "this help"),
+    ("y", "copy the row under the cursor, or the whole view, as text"),
+    ("e", "save the screen as an SVG file where dpwatch was started"),
+    ("ctrl+p", "every command; also themes: dark, light, contrast, safe for the colour-blind"),
+    ("?", "this help"),
     ("q", "quit; it changes nothing in the training"),
-    ("mouse", "click a panel, a run, a row; the wheel scrolls"),
+    ("mouse", "click a view, a run, a row; the wheel scrolls"),
 )
 _PHASES = {
     "data": "waiting for the next batch",
@@ -140,11 +138,22 @@ _STATES = (
 )
 
 
-def help_lines(width: int, palette: Palette) -> Block:
-    """Keys, colours and letters, states, and what each number means."""
+def help_lines(views: Sequence[View], about: str, width: int, palette: Palette) -> Block:
+    """Keys, colours and letters, states, and what each number means.
+
+    Args:
+        views: Every view.
+        about: Name of the one whose keys come first.
+        width: Cells.
+        palette: Theme.
+    """
     room = min(width, 110)
+    here = [view for view in views if view.name == about and about != "help"]
+    others = [view for view in views if view.name not in (about, "help")]
     sections: list[tuple[str, Block]] = [
-        ("Keys", _keys(room, palette)),
+        *((f"Keys in {view.title}", _keys(view.keys, room, palette)) for view in here),
+        ("Keys everywhere", _keys([("digits", _digits(views)), *_EVERYWHERE], room, palette)),
+        *((f"Keys in {view.title}", _keys(view.keys, room, palette)) for view in others),
         ("Phases of a step", _kinds(_PHASES, PHASE_KINDS, room, palette)),
         ("Memory", _kinds(_MEMORY, MEMORY_KINDS, room, palette)),
         ("Traffic", _kinds(_TRAFFIC, TRAFFIC_KINDS, room, palette)),
@@ -157,11 +166,15 @@ def help_lines(width: int, palette: Palette) -> Block:
     return [fitted(each, width) for each in lines]
 
 
-def _keys(width: int, palette: Palette) -> Block:
+def _digits(views: Sequence[View]) -> str:
+    return ", ".join(f"{digit(index)} {view.title}" for index, view in enumerate(views))
+
+
+def _keys(keys: Sequence[tuple[str, str]], width: int, palette: Palette) -> Block:
     return [
         each
-        for keys, text in _KEYS
-        for each in _told(line((f"{keys:<24}", palette.muted)), text, width, palette.text)
+        for key, text in keys
+        for each in _told(line((f"{key:<16}", palette.strong)), text, width, palette.text)
     ]
 
 

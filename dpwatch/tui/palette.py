@@ -78,9 +78,23 @@ STATE_GLYPHS = {
     "stale": "~",
     "waiting": "○",
 }
+TELLING_STATES = ("failed", "stalled", "lost")
+"""States of a rank that say more than any of its figures."""
 SEVERITY_GLYPHS = {"info": "i", "warning": "!", "critical": "✗"}
 SERIES_COLORS_DARK = ("#56b4e9", "#e69f00", "#2ac59b", "#cc79a7", "#f0e442", "#ff7a33", "#a7b4c4")
 SERIES_COLORS_LIGHT = ("#0072b2", "#b36b00", "#007a58", "#a8457d", "#857a00", "#b84300", "#4a5663")
+HEAT_DARK = ("#3b528b", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
+HEAT_LIGHT = (
+    "#8fb3cc",
+    "#6f9dbf",
+    "#5487b1",
+    "#3f71a2",
+    "#305b90",
+    "#26477c",
+    "#1c3364",
+    "#121f4a",
+)
+"""Lowest to highest; brightness alone tells them apart, whatever the eye makes of the hues."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -101,6 +115,8 @@ class Palette:
     cursor: Style
     badge: Style
     series: tuple[Style, ...]
+    heat: tuple[Style, ...]
+    chosen: Style
 
     def state(self, state: str) -> Style:
         """Style of a run's or a rank's state word."""
@@ -115,16 +131,32 @@ class Palette:
         return {"critical": self.bad, "warning": self.warn}.get(severity, self.accent)
 
 
-@lru_cache(maxsize=8)
-def palette(dark: bool = True, mono: bool = False) -> Palette:
-    """The palette for a theme of that lightness."""
-    ink = (
-        {"text": "#d5dce6", "strong": "#ffffff", "muted": "#8d99a8", "faint": "#4b5665"}
-        | {"accent": "#5fc3f2", "good": "#2ac59b", "warn": "#f2b134", "bad": "#ff6b5e"}
-        if dark
-        else {"text": "#1f2933", "strong": "#000000", "muted": "#566270", "faint": "#a3aebb"}
-        | {"accent": "#00659e", "good": "#00694c", "warn": "#8a5300", "bad": "#b42318"}
-    )
+_DARK = {
+    "text": "#d5dce6", "strong": "#ffffff", "muted": "#8d99a8", "faint": "#4b5665",
+    "accent": "#5fc3f2", "good": "#2ac59b", "warn": "#f2b134", "bad": "#ff6b5e",
+    "track": "#232b36",
+}  # fmt: skip
+_LIGHT = {
+    "text": "#1f2933", "strong": "#000000", "muted": "#566270", "faint": "#a3aebb",
+    "accent": "#00659e", "good": "#00694c", "warn": "#8a5300", "bad": "#b42318",
+    "track": "#dde3ea",
+}  # fmt: skip
+_INKS = {
+    # Black and white, nothing in between that has to be read.
+    "dpwatch-contrast": _DARK
+    | {"text": "#ffffff", "muted": "#e0e0e0", "faint": "#a8a8a8", "accent": "#66d9ff"}
+    | {"good": "#5cff9d", "warn": "#ffe14d", "bad": "#ff9088", "track": "#3a3a3a"},
+    # Good and bad apart for every kind of colour blindness: blue and orange, never green and red.
+    "dpwatch-safe": _DARK
+    | {"accent": "#cc9fd8", "good": "#56b4e9", "warn": "#f0e442", "bad": "#ff8c42"},
+}
+
+
+@lru_cache(maxsize=16)
+def palette(dark: bool = True, mono: bool = False, theme: str = "") -> Palette:
+    """The palette for a theme of that lightness; some themes have inks of their own."""
+    ink = dict(_INKS.get(theme, _DARK if dark else _LIGHT))
+    track = ink.pop("track")
     styles = {name: Style(color=color) for name, color in ink.items()}
     bold = Style(bold=True)
     for name in ("strong", "warn", "bad", "good"):
@@ -132,43 +164,48 @@ def palette(dark: bool = True, mono: bool = False) -> Palette:
     return Palette(
         dark=dark,
         mono=mono,
-        track="#232b36" if dark else "#dde3ea",
+        track=track,
         cursor=Style(bgcolor="#243447" if dark else "#d3e4f3", bold=mono),
         badge=Style(color="#0d1117", bgcolor="#f2b134", bold=True),
         series=tuple(Style(color=c) for c in (SERIES_COLORS_DARK if dark else SERIES_COLORS_LIGHT)),
+        heat=tuple(Style(color=c, bgcolor=track) for c in (HEAT_DARK if dark else HEAT_LIGHT)),
+        chosen=Style(
+            color="#0d1117" if dark else "#ffffff",
+            bgcolor="#ffffff" if dark else "#000000",
+            bold=True,
+            reverse=mono,
+        ),
         **styles,
     )
 
 
+def _theme(name: str, *, dark: bool, **colors: str) -> Theme:
+    """A theme of Textual in the inks of our own."""
+    ink = _INKS.get(name, _DARK if dark else _LIGHT)
+    return Theme(
+        name=name,
+        primary=ink["accent"],
+        secondary=ink["good"],
+        accent=ink["warn"],
+        warning=ink["warn"],
+        error=ink["bad"],
+        success=ink["good"],
+        foreground=ink["text"],
+        background=colors["background"],
+        surface=colors["surface"],
+        panel=colors["panel"],
+        dark=dark,
+        variables={"border": colors["border"], "footer-key-foreground": ink["accent"]},
+    )
+
+
+_NIGHT = {"background": "#0d1117", "surface": "#141a22", "panel": "#1a212b", "border": "#303a47"}
+_DAY = {"background": "#fbfcfd", "surface": "#f1f4f7", "panel": "#e6ebf0", "border": "#c3ccd6"}
+_BLACK = {"background": "#000000", "surface": "#000000", "panel": "#1c1c1c", "border": "#a8a8a8"}
+
 THEMES = (
-    Theme(
-        name="dpwatch-dark",
-        primary="#5fc3f2",
-        secondary="#2ac59b",
-        accent="#f2b134",
-        warning="#f2b134",
-        error="#ff6b5e",
-        success="#2ac59b",
-        foreground="#d5dce6",
-        background="#0d1117",
-        surface="#141a22",
-        panel="#1a212b",
-        dark=True,
-        variables={"border": "#303a47", "footer-key-foreground": "#5fc3f2"},
-    ),
-    Theme(
-        name="dpwatch-light",
-        primary="#00659e",
-        secondary="#00694c",
-        accent="#8a5300",
-        warning="#8a5300",
-        error="#b42318",
-        success="#00694c",
-        foreground="#1f2933",
-        background="#fbfcfd",
-        surface="#f1f4f7",
-        panel="#e6ebf0",
-        dark=False,
-        variables={"border": "#c3ccd6", "footer-key-foreground": "#00659e"},
-    ),
+    _theme("dpwatch-dark", dark=True, **_NIGHT),
+    _theme("dpwatch-light", dark=False, **_DAY),
+    _theme("dpwatch-contrast", dark=True, **_BLACK),
+    _theme("dpwatch-safe", dark=True, **_NIGHT),
 )

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
 
 from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
 from textual.reactive import reactive, var
 
 from dpwatch.tui.chrome import header_line, nav_line, session_line
 from dpwatch.tui.communication import LOWER_MIN, communication_lines, lower_lines
-from dpwatch.tui.diagnoses import diagnosis_lines, no_diagnosis_lines
-from dpwatch.tui.frame import Frame, all_diagnoses
+from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import help_lines, waiting_lines
 from dpwatch.tui.rank_detail import rank_lines
 from dpwatch.tui.rank_table import ROOMY, Key, RankTable
 from dpwatch.tui.ranks import legend_lines
 from dpwatch.tui.summary import summary_lines
-from dpwatch.tui.widgets import Chosen, Painted, Scrolling, palette_of
+from dpwatch.tui.view import View
+from dpwatch.tui.widgets import Painted, Scrolling, palette_of
 
 
 class Header(Painted):
@@ -37,9 +36,9 @@ class Header(Painted):
 
 
 class Nav(Painted):
-    """Panel names and runs, to click on."""
+    """The views' names and the runs, to click on."""
 
-    panel: reactive[str] = reactive("overview")
+    active: reactive[str] = reactive("overview")
 
     class Picked(Message):
         """A name was clicked: one of `panel` and `run_id` is set."""
@@ -49,14 +48,18 @@ class Nav(Painted):
             self.run_id = run_id
             super().__init__()
 
-    def watch_panel(self) -> None:
-        """Another name is underlined."""
+    def __init__(self, views: Sequence[View], *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._views = views
+
+    def watch_active(self) -> None:
+        """Another name is marked."""
         self._key = None
         self.refresh()
 
     def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
         """One line."""
-        return [nav_line(frame, self.panel, width, palette_of(self))]
+        return [nav_line(frame, self._views, self.active, width, palette_of(self))]
 
     def on_click(self, event: events.Click) -> None:
         """The name under the pointer is in the style's meta."""
@@ -168,11 +171,32 @@ class Waiting(Painted):
 
 
 class Help(Scrolling):
-    """Keys, colours, numbers."""
+    """Keys, colours, numbers; first the keys of the view it was called from.
+
+    Attributes:
+        about: That view's name.
+        views: All of them.
+    """
+
+    about: reactive[str] = reactive("")
+    views: reactive[tuple[View, ...]] = reactive(())
+
+    def watch_about(self) -> None:
+        """Another view: from the top."""
+        self.scroll_to(y=0, animate=False)
+        self.relayout()
+
+    def watch_views(self) -> None:
+        """Tell of these."""
+        self.relayout()
+
+    def paint_key(self) -> object:
+        """What it is about."""
+        return self.about, self.views
 
     def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
         """All of it; it scrolls."""
-        return help_lines(width, palette_of(self))
+        return help_lines(self.views, self.about, width, palette_of(self))
 
 
 class RankDetail(Scrolling):
@@ -196,72 +220,3 @@ class RankDetail(Scrolling):
             if view is not None and (rank.rank, rank.device) == self.key:
                 return rank_lines(view, index, width, colors)
         return [Text("this rank is not in the run on screen: esc goes back", style=colors.muted)]
-
-
-class Diagnoses(Scrolling):
-    """Every run's diagnoses, with a cursor."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "open", "Open")]
-    cursor: reactive[int] = reactive(0)
-
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self._tops: list[int] = []
-
-    def paint_key(self) -> object:
-        """Which one is chosen."""
-        return self.cursor
-
-    def watch_cursor(self) -> None:
-        """Mark it."""
-        self.relayout()
-
-    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
-        """All of them, remembering where each begins."""
-        colors = palette_of(self)
-        found = all_diagnoses(frame.snapshot)
-        if not found:
-            self._tops = []
-            return no_diagnosis_lines(bool(frame.snapshot.runs), colors)
-        lines: list[Text] = []
-        self._tops = []
-        for index, (view, diagnosis) in enumerate(found):
-            self._tops.append(len(lines))
-            chosen = index == min(self.cursor, len(found) - 1)
-            lines += diagnosis_lines(view, diagnosis, width, colors, chosen=chosen)
-        return lines
-
-    def action_move(self, by: int) -> None:
-        """To the next or an earlier diagnosis."""
-        self._go(self.cursor + by)
-
-    def action_move_end(self, by: int) -> None:
-        """To the first or the last."""
-        self._go(0 if by < 0 else len(self._tops) - 1)
-
-    def action_move_page(self, by: int) -> None:
-        """Some further."""
-        self._go(self.cursor + 3 * by)
-
-    def _go(self, index: int) -> None:
-        if self._tops:
-            self.cursor = max(min(index, len(self._tops) - 1), 0)
-            self.scroll_to(y=self._tops[self.cursor], animate=False)
-
-    def on_click(self, event: events.Click) -> None:
-        """Choose the one under the pointer; a second click opens it."""
-        row = event.y + self.scroll_offset.y
-        below = [index for index, top in enumerate(self._tops) if top <= row < len(self.lines())]
-        if below and below[-1] == self.cursor:
-            self.action_open()
-        elif below:
-            self.cursor = below[-1]
-
-    def action_open(self) -> None:
-        """Go to the run concerned, and to the rank, if it is one."""
-        found = all_diagnoses(self.frame.snapshot) if self.frame else []
-        if not found:
-            return
-        view, diagnosis = found[min(self.cursor, len(found) - 1)]
-        keys = [(r.rank, r.device) for r in view.run.ranks if r.rank in diagnosis.ranks[:1]]
-        self.post_message(Chosen(view.run.run_id, keys[0] if keys else None))

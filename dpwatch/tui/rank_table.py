@@ -14,8 +14,9 @@ from textual.strip import Strip
 
 from dpwatch.hub.snapshot import Rank, Run
 from dpwatch.tui.frame import Frame
+from dpwatch.tui.metrics import by_metric
 from dpwatch.tui.palette import Palette
-from dpwatch.tui.ranks import Columns, Scale, columns_for, head_line, matches, row_lines
+from dpwatch.tui.ranks import SORTS, Columns, Scale, columns_for, head_line, matches, row_lines
 from dpwatch.tui.widgets import MOVES, Chosen, palette_of, strip_of
 
 ROOMY, MEDIUM, COMPACT = 3, 2, 1
@@ -28,10 +29,18 @@ class RankTable(ScrollView, can_focus=True):
     """Rows with a cursor that stays on its device, under a heading that stays on top."""
 
     ALLOW_SELECT = False
-    BINDINGS: ClassVar[list[BindingType]] = [*MOVES, Binding("enter", "open", "Open")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *MOVES,
+        Binding("enter", "open", "Open"),
+        Binding("full_stop", "sort(1)", "Sort", show=False),
+        Binding("comma", "sort(-1)", "Sort by the column before", show=False),
+        Binding("r", "reverse", "Reverse", show=False),
+    ]
     frame: reactive[Frame | None] = reactive[Frame | None](None)
     terms: reactive[str] = reactive("")
     cursor: reactive[int] = reactive(0)
+    order: reactive[tuple[str, bool]] = reactive(("", False))
+    """Title of the column the rows are sorted by, "" for the ranks' own order; turned round."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -69,6 +78,23 @@ class RankTable(ScrollView, can_focus=True):
         """Another filter."""
         self.relayout()
 
+    def watch_order(self) -> None:
+        """Sorted anew."""
+        self.relayout()
+
+    def _heading(self, run: Run, colors: Palette) -> Text:
+        return head_line(run, self._row_layout, colors, *self.order)
+
+    def action_sort(self, by: int) -> None:
+        """By the next column on screen that has a figure, or the one before."""
+        titles = ["", *(c.title for c in self._row_layout.columns if c.title in SORTS)]
+        at = titles.index(self.order[0]) if self.order[0] in titles else 0
+        self.order = (titles[(at + by) % len(titles)], False)
+
+    def action_reverse(self) -> None:
+        """The other way round."""
+        self.order = (self.order[0], not self.order[1])
+
     def on_resize(self) -> None:
         """Columns and row heights follow the room there is."""
         self.relayout()
@@ -78,7 +104,8 @@ class RankTable(ScrollView, can_focus=True):
         self._drawn.clear()
         run = self.run
         terms = self.terms.casefold().split()
-        self._rows = [rank for rank in run.ranks if matches(rank, terms)] if run else []
+        rows = [rank for rank in run.ranks if matches(rank, terms)] if run else []
+        self._rows = by_metric(rows, SORTS.get(self.order[0]), reverse=self.order[1])
         if run is not None:
             self._scale = Scale.of(run)
             self._row_layout = columns_for(run, self._body_width)
@@ -100,7 +127,7 @@ class RankTable(ScrollView, can_focus=True):
         if run is None:
             return strip_of(Text(end=""), self.size.width, self)
         if y == 0:
-            return strip_of(head_line(run, self._row_layout, colors), self.size.width, self)
+            return strip_of(self._heading(run, colors), self.size.width, self)
         height = self.row_height
         index, part = divmod(y - 1 + self.scroll_offset.y, height)
         if index >= len(self._rows):
@@ -164,6 +191,15 @@ class RankTable(ScrollView, can_focus=True):
         self.relayout()
         self._reveal()
 
+    def copied(self) -> str:
+        """The heading and the row under the cursor, as text for the clipboard."""
+        run, colors = self.run, palette_of(self)
+        if run is None or not self._rows:
+            return ""
+        lines = [self._heading(run, colors)]
+        lines += self._row(self.cursor, self.row_height, True, colors)
+        return "\n".join(each.plain.rstrip() for each in lines).rstrip()
+
     def action_open(self) -> None:
         """Open the row under the cursor."""
         run = self.run
@@ -172,7 +208,14 @@ class RankTable(ScrollView, can_focus=True):
             self.post_message(Chosen(run.run_id, (row.rank, row.device)))
 
     def on_click(self, event: events.Click) -> None:
-        """A click puts the cursor there; on the row it is on already, it opens it."""
+        """A click puts the cursor there; on the row it is on already, it opens it.
+
+        On a heading it sorts by that column, and turns the rows round where they are so sorted.
+        """
+        title = event.style.meta.get("sort")
+        if title is not None:
+            self.order = (title, not self.order[1] if title == self.order[0] else False)
+            return
         index = (event.y - 1 + self.scroll_offset.y) // self.row_height
         if event.y < 1 or not 0 <= index < len(self._rows):
             return

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
+from rich.style import Style
 from rich.text import Text
 
 from dpwatch.hub.comparison import devices, largest, peak_bytes, traffic_bytes
 from dpwatch.hub.snapshot import MemoryUse, PhaseTimes, Rank, Run
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import segment_style, stacked
+from dpwatch.tui.metrics import BY_TITLE
 from dpwatch.tui.palette import (
     MEMORY_KINDS,
     PHASE_KINDS,
@@ -50,6 +52,17 @@ class Scale:
             capacity=known,
         )
 
+
+SORTS = {
+    "step time": BY_TITLE["step"],
+    "peak": BY_TITLE["memory"],
+    "traffic": BY_TITLE["traffic"],
+    "GIL": BY_TITLE["GIL"],
+    "idle": BY_TITLE["idle"],
+    "run q": BY_TITLE["queue"],
+    "GPU": BY_TITLE["GPU"],
+}
+"""Columns the rows can be sorted by."""
 
 Draw = Callable[[Rank, Scale, int, Palette], Text]
 
@@ -173,21 +186,33 @@ def _columns(run: Run) -> list[Column]:
     return columns
 
 
-def head_line(run: Run, layout: Columns, palette: Palette) -> Text:
-    """The headings, with what a full bar stands for where there is room to say it."""
+def head_line(
+    run: Run, layout: Columns, palette: Palette, sorted_by: str = "", turned: bool = False
+) -> Text:
+    """The headings, with what a full bar stands for where there is room, and the sorting.
+
+    Clicks read the style's meta: the title of a column to sort by.
+    """
     scale = Scale.of(run)
     full = {
         "phases of a step": f"phases · full {fmt.millis(scale.step_ms)}",
         "memory at peak": f"memory · full {fmt.size(scale.peak_bytes)}",
     }
-    titles = []
+    result = line((" ", palette.muted))
     for column in layout.columns:
         title = full.get(column.title, column.title)
         if cell_len(title) > column.width:
             title = column.title.split()[0] if column.bar else column.title
+        chosen = column.title == sorted_by and bool(sorted_by)
+        if chosen:
+            arrow = "▲" if turned else "▼"
+            title = f"{title if cell_len(title) < column.width else title.split()[0]}{arrow}"
         align = right if column.numeric else left
-        titles.append((" " * layout.gap + align(title, column.width), palette.muted))
-    return line((" ", palette.muted), *titles)
+        style = palette.strong if chosen else palette.muted
+        if column.title in SORTS:
+            style += Style(meta={"sort": column.title})
+        result.append(" " * layout.gap + align(title, column.width), style)
+    return result
 
 
 def row_lines(
@@ -265,14 +290,14 @@ def _memory(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
 
 
 def _phase_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
-    return _figures(phase_parts(rank.phases_ms), PHASE_KINDS, fmt.millis, width, palette)
+    return figures(phase_parts(rank.phases_ms), PHASE_KINDS, fmt.millis, width, palette)
 
 
 def _memory_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
-    return _figures(memory_parts(rank.memory), MEMORY_KINDS, fmt.size, width, palette)
+    return figures(memory_parts(rank.memory), MEMORY_KINDS, fmt.size, width, palette)
 
 
-def _figures(
+def figures(
     parts: Mapping[str, float | None],
     kinds: Mapping[str, Kind],
     show: Callable[[float | None], str],

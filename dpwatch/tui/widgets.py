@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 from textual.binding import Binding, BindingType
@@ -16,16 +17,21 @@ from textual.widget import Widget
 
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.palette import Palette, palette
+from dpwatch.tui.plain import to_ascii
 
 
 def palette_of(widget: Widget) -> Palette:
     """The palette of the theme the app shows now."""
-    return palette(widget.app.current_theme.dark, widget.app.no_color)
+    theme = widget.app.current_theme
+    return palette(theme.dark, widget.app.no_color, theme.name)
 
 
 def strip_of(text: Text, width: int, widget: Widget, under: Style | None = None) -> Strip:
     """A line as a strip of exactly `width` cells, on `under` on the widget's background."""
-    strip = Strip(text.render(widget.app.console)).adjust_cell_length(width)
+    segments = text.render(widget.app.console)
+    if widget.app.has_class("ascii"):
+        segments = (Segment(to_ascii(s.text), s.style, s.control) for s in segments)
+    strip = Strip(segments).adjust_cell_length(width)
     if under is not None:
         strip = strip.apply_style(under)
     return strip.apply_style(widget.rich_style)
@@ -124,6 +130,10 @@ class Scrolling(ScrollView, can_focus=True):
         lines, index = self.lines(), y + self.scroll_offset.y
         text = lines[index] if index < len(lines) else Text(end="")
         return strip_of(text, self.size.width, self)
+
+    def copied(self) -> str:
+        """All of it as text, for the clipboard."""
+        return "\n".join(line.plain.rstrip() for line in self.lines())
 
     def action_move(self, by: int) -> None:
         """Scroll by lines."""

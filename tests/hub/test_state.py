@@ -9,6 +9,7 @@ from dpwatch.hub.advance import advance
 from dpwatch.hub.series import CURVE_POINTS, WINDOW, Thinned, quantile
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import summarize, view
+from dpwatch.hub.timeline import LANES, STEPS
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Tick
 from tests.frames import (
     MS,
@@ -55,6 +56,18 @@ def test_ddp_bytes_are_payload_and_ring():
     assert reduce.exposed_ms_per_step == 7.0
     assert run.ranks[0].comm_ms.total == 5.0
     assert run.balance.traffic_device0_over_median == 1.0
+
+
+def test_a_view_carries_the_last_steps_of_the_first_rows():
+    steps = [step(i, device=d) for i in range(STEPS + 5) for d in range(2)]
+    devices = [f"vgpu:{d}" for d in range(LANES + 3)]
+    seen = view(played([batch(hello(devices=devices), *steps)]))
+    assert [lane.device for lane in seen.lanes] == devices[:LANES]
+    assert [each.step for each in seen.lanes[1].steps] == list(range(5, STEPS + 5))
+    assert seen.lanes[2].steps == ()
+    assert [(r.rank, r.device) for r in seen.run.ranks[:LANES]] == [
+        (lane.rank, lane.device) for lane in seen.lanes
+    ]
 
 
 def waited(op, seq, *, at_ms, took_ms, blocked_ms):

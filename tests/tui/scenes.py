@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import queue
 
+from msgspec.structs import replace
+
 from dpwatch.hub import snapshot as s
+from dpwatch.wire.messages import Step
 
 P = 12_900_000
 """Parameter bytes of the model in these scenes."""
@@ -219,3 +222,75 @@ class QueueSource:
 
     def close(self) -> None:
         self.closed += 1
+
+
+def cluster_run(*, ranks: int = 1024, a_host: int = 8, state: str = "running") -> s.RunView:
+    """Many ranks on many hosts: one is slow, one has failed, one is lost, one has said nothing."""
+    view = ddp_run(ranks=ranks)
+    rows = [
+        replace(
+            rank,
+            host=f"node-{number // a_host:03}.cluster",
+            device=f"cuda:{number % a_host}",
+            step_ms=s.StepTime(p50=75.0 + (number * 7) % 11, p95=99.0, last=75.0),
+            comm_ms=s.CommTimes(total=18.0, exposed=6.2, wait=(number * 13) % 17 / 4),
+        )
+        for number, rank in enumerate(view.run.ranks)
+    ]
+    slow = s.StepTime(p50=120.0, p95=140.0, last=121.0)
+    rows[ranks // 3] = replace(rows[ranks // 3], step_ms=slow)
+    rows[ranks // 2] = replace(rows[ranks // 2], state="failed")
+    rows[ranks // 2 + 3] = replace(rows[ranks // 2 + 3], state="lost")
+    rows[5] = s.Rank(rank=5, device=rows[5].device, host=rows[5].host, pid=9, state="starting",
+                     steps=0, dropped=0)  # fmt: skip
+    hosts = sorted({rank.host for rank in rows})
+    return replace(view, run=replace(view.run, ranks=rows, hosts=hosts, devices="cuda"))
+
+
+def with_lanes(view: s.RunView, *, steps: int = 12, late: int | None = 2) -> s.RunView:
+    """The view with its last steps; a rank's backward takes longer, and the others wait for it."""
+    lanes = tuple(
+        s.LaneSteps(
+            rank=rank.rank,
+            device=rank.device,
+            host=rank.host,
+            steps=tuple(_step(rank, number, index, late) for number in range(steps)),
+        )
+        for index, rank in enumerate(view.run.ranks[:64])
+    )
+    return replace(view, lanes=lanes)
+
+
+def _step(rank: s.Rank, number: int, index: int, late: int | None) -> Step:
+    start, ms = 10**12 + number * 100_000_000, 1_000_000
+    slow = index == late
+    return Step(
+        device=0, step=rank.steps - 12 + number, start_ns=start + index * 10**5,
+        end_ns=start + 100 * ms + (index % 3) * 10**5, data_ns=2 * ms, h2d_ns=1 * ms,
+        forward_ns=26 * ms, backward_ns=52 * ms, optimizer_ns=12 * ms,
+        exposed_ns=(4 if slow else 22) * ms + number * 10**5,
+    )  # fmt: skip
+
+
+def past(
+    kind: str = "straggler", severity: str = "warning", ranks: tuple[int, ...] = (2,),
+    text: str = "rank 2 arrived last at 71 % of the collectives, 12.4 ms after the others: its "
+    "backward takes longer. Look at what else runs on its host.",
+    began_s: float = 1000.0, ended_s: float | None = 1090.0,
+) -> s.Alert:  # fmt: skip
+    """An entry of a run's history."""
+    return s.Alert(kind=kind, severity=severity, ranks=list(ranks), since_step=40, text=text,
+                   began_s=began_s, ended_s=ended_s)  # fmt: skip
+
+
+def with_alerts(*alerts: s.Alert, **more: object) -> s.RunView:
+    """A run with a history of what was found."""
+    view = dp_run()
+    return replace(view, run=replace(view.run, alerts=list(alerts), **more))
+
+
+def alerted() -> s.RunView:
+    """One finding holds since a minute, two are over."""
+    holds = past(kind="gil_bound", severity="info", ranks=(0,), began_s=940.0, ended_s=None)
+    hang = past(kind="hang", severity="critical", began_s=600.0, ended_s=700.0)
+    return with_alerts(hang, past(began_s=800.0, ended_s=890.0), holds)

@@ -8,23 +8,21 @@ from textual.drivers._writer_thread import MAX_QUEUED_WRITES, WriterThread
 from textual.widgets import Input, Static
 
 from dpwatch.hub import snapshot as s
+from dpwatch.tui.alerts_view import Alerts
 from dpwatch.tui.app import Arrived
 from dpwatch.tui.compare import metrics_of, sorts_of
 from dpwatch.tui.compare_columns import COLUMNS
 from dpwatch.tui.compare_view import Compare
-from dpwatch.tui.panels import Diagnoses, RankDetail
+from dpwatch.tui.panels import RankDetail
 from dpwatch.tui.rank_table import RankTable
 from dpwatch.tui.terminal import Lasting
+from dpwatch.tui.view import digit
+from dpwatch.tui.views import VIEWS
 from dpwatch.tui.words import compare_sentences
 
-from .conftest import shown
-from .scenes import ddp_run, dp_run, hostile_run, snapshot, starting_run
+from .conftest import screen_text, shown
+from .scenes import ddp_run, dp_run, hostile_run, snapshot, starting_run, with_lanes
 from .schemes import NAMES, every_run, scheme_run, searched_runs
-
-
-def screen_text(app):
-    strips = app.screen._compositor.render_strips(app.size)
-    return "\n".join(strip.text for strip in strips)
 
 
 @pytest.mark.parametrize(
@@ -32,9 +30,9 @@ def screen_text(app):
     [
         ("1", "overview", "nn.DataParallel"),
         ("2", "compare", "One run so far"),
-        ("3", "diagnoses", "master imbalance"),
+        ("3", "alerts", "master imbalance"),
         ("4", "how", "One process, a thread a device"),
-        ("5", "help", "never quits"),
+        ("5", "heatmap", "by median step time"),
         ("question_mark", "help", "never quits"),
     ],
 )
@@ -71,6 +69,42 @@ async def test_escape_closes_and_never_quits(dashboard):
         await pilot.press("escape", "escape", "escape")
         assert app.panel == "overview"
         assert app.is_running
+
+
+async def test_the_way_back_leads_through_what_was_opened(dashboard):
+    async with dashboard(snapshot(dp_run())) as (app, pilot):
+        await pilot.press("3", "enter", "question_mark")
+        assert app.panel == "help"
+        seen = []
+        for _ in range(3):
+            await pilot.press("escape")
+            seen.append(app.panel)
+        assert seen == ["rank", "alerts", "alerts"]
+
+
+async def test_help_begins_with_the_keys_of_the_view_it_is_called_from(dashboard):
+    async with dashboard(snapshot(dp_run())) as (app, pilot):
+        for index, view in enumerate(VIEWS[:-1]):
+            await pilot.press(digit(index), "question_mark")
+            await pilot.pause()
+            text = screen_text(app)
+            assert text.index(f"Keys in {view.title}") < text.index("Keys everywhere")
+            for keys, _ in view.keys:
+                assert keys in text
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+async def test_the_view_on_screen_is_marked_and_every_view_can_be_clicked(dashboard, width):
+    async with dashboard(snapshot(ddp_run(), dp_run()), size=(width, 30)) as (app, pilot):
+        for index, view in enumerate(VIEWS):
+            bar = screen_text(app).splitlines()[1]
+            await pilot.click("#nav", offset=(bar.index(f"{digit(index)} {view.short}") + 3, 0))
+            assert app.panel == view.name
+            bar = screen_text(app).splitlines()[1]
+            assert f"[{digit(index)} {view.short}" in bar
+            assert bar[: bar.index("runs") if "runs" in bar else None].count("[") == 1
+            head = screen_text(app).splitlines()[0]
+            assert "runs" in bar or "run 2/2" in head
 
 
 async def test_the_footer_offers_to_go_back_where_there_is_something_to_close(dashboard):
@@ -154,6 +188,114 @@ async def test_space_pauses_while_data_goes_on(dashboard):
         assert "25 / 200" in screen_text(app)
 
 
+async def test_the_clock_goes_on_while_paused(dashboard):
+    view = dp_run()
+    async with dashboard(snapshot(view)) as (app, pilot):
+        await pilot.press("space")
+        later = snapshot(replace(view, elapsed_s=95.0))
+        app._source.queue.put(later)
+        await shown(app, pilot, lambda: app.frame.newest is later.runs[0])
+        assert "1:35" in screen_text(app).splitlines()[0]
+
+
+async def test_the_overview_sorts_by_its_columns(dashboard):
+    view = dp_run()
+    ranks = [
+        replace(rank, step_ms=s.StepTime(p50=50.0 + index), gil_wait=None if index == 3 else 0.1)
+        for index, rank in enumerate(view.run.ranks)
+    ]
+    view = replace(view, run=replace(view.run, ranks=ranks))
+    async with dashboard(snapshot(view)) as (app, pilot):
+
+        def shown_first():
+            return [rank.device for rank in app.query_one(RankTable).rows]
+
+        await pilot.press("full_stop")
+        assert shown_first() == ["vgpu:3", "vgpu:2", "vgpu:1", "vgpu:0"]
+        assert "step▼" in screen_text(app)
+        await pilot.press("r")
+        assert shown_first()[0] == "vgpu:0"
+        assert "step▲" in screen_text(app)
+        await pilot.press("full_stop")
+        assert shown_first()[0] == "vgpu:0"
+        assert "peak▼" in screen_text(app)
+        await pilot.press("comma", "comma")
+        assert shown_first() == ["vgpu:0", "vgpu:1", "vgpu:2", "vgpu:3"]
+        await pilot.press("comma")
+        assert "run▼" in screen_text(app) or "idle▼" in screen_text(app)
+
+
+async def test_a_click_on_a_heading_sorts(dashboard):
+    async with dashboard(snapshot(ddp_run())) as (app, pilot):
+        lines = screen_text(app).splitlines()
+        row = next(i for i, text in enumerate(lines) if "run q" in text)
+        for first in (3, 0):
+            await pilot.click(offset=(lines[row].index("step time") + 2, row))
+            assert app.query_one(RankTable).rows[0].rank == first
+        await pilot.press("8")
+        lines = screen_text(app).splitlines()
+        row = next(i for i, text in enumerate(lines) if "by rank ▲" in text)
+        await pilot.click(offset=(lines[row].index("by rank"), row))
+        assert "by on a core ▼" in screen_text(app)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["j"], "vgpu:1"),
+        (["3", "j"], "gil bound"),
+        (["4"], "One process, a thread a device"),
+        (["5"], "4 ranks by median step time"),
+        (["6"], "replicate: vgpu:0 → 3 devices"),
+        (["8", "j"], "27% on a core"),
+        (["9"], "O 24.6 MiB"),
+    ],
+)
+async def test_y_copies_the_row_or_the_view(dashboard, keys, words, monkeypatch):
+    async with dashboard(snapshot(dp_run())) as (app, pilot):
+        said = told_by(app, monkeypatch)
+        await pilot.press(*keys, "y")
+        assert words in app.clipboard
+        assert said[0].startswith("copied ")
+        assert not any(ord(c) < 32 and c != "\n" for c in app.clipboard)
+
+
+async def test_e_saves_a_picture_where_dpwatch_was_started(dashboard, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    async with dashboard(snapshot(dp_run())) as (app, pilot):
+        said = told_by(app, monkeypatch)
+        await pilot.press("e")
+        (picture,) = tmp_path.glob("*.svg")
+        assert "vgpu:0" in picture.read_text()
+        monkeypatch.setattr(app, "save_screenshot", _no_space)
+        await pilot.press("e")
+        assert said == [f"saved ./{picture.name}", "not saved: No space left on device"]
+
+
+def told_by(app, monkeypatch):
+    """What the app says in passing; tests run without notifications."""
+    said = []
+    monkeypatch.setattr(app, "notify", lambda text, **more: said.append(text))
+    return said
+
+
+def _no_space():
+    raise OSError(28, "No space left on device")
+
+
+async def test_ascii_draws_with_ascii_alone(dashboard):
+    views = with_lanes(ddp_run()), dp_run(title="été 漢字")
+    async with dashboard(snapshot(*views), size=(80, 24), ascii_only=True) as (app, pilot):
+        for index in range(len(VIEWS)):
+            await pilot.press(digit(index))
+            await pilot.pause()
+            odd = {c for c in screen_text(app) if ord(c) > 127}
+            assert not odd, (VIEWS[index].name, odd)
+        await pilot.press("1", "enter")
+        await pilot.pause()
+        assert "+- Time of a step" in screen_text(app)
+
+
 async def test_n_p_and_tab_switch_runs(dashboard):
     async with dashboard(snapshot(ddp_run(), dp_run(state="finished"))) as (app, pilot):
         assert app.frame.run_id == "run-ddp"
@@ -188,13 +330,13 @@ async def test_an_open_rank_stays_when_a_new_run_comes(dashboard):
 async def test_enter_on_a_diagnosis_goes_to_its_run_and_rank(dashboard):
     async with dashboard(snapshot(ddp_run(), dp_run())) as (app, pilot):
         await pilot.press("3", "j")
-        assert app.query_one(Diagnoses).cursor == 1
+        assert app.query_one(Alerts).cursor == 1
         await pilot.press("g", "enter")
         assert app.panel == "rank"
         assert app.frame.run_id == "run-dp"
         assert app.query_one(RankDetail).key == (0, "vgpu:0")
         await pilot.press("escape")
-        assert app.panel == "diagnoses"
+        assert app.panel == "alerts"
 
 
 async def test_clicks_on_panels_rows_and_runs(dashboard):
@@ -225,6 +367,28 @@ async def test_the_command_palette_has_our_commands(dashboard):
         assert app.screen is app.screen_stack[0]
 
 
+async def test_the_command_palette_runs_what_is_chosen(dashboard):
+    async with dashboard(snapshot(dp_run())) as (app, pilot):
+        commands = {c.title: c.callback for c in app.get_system_commands(app.screen)}
+        commands["Memory"]()
+        await shown(app, pilot, lambda: app.panel == "memory")
+        commands["Pause"]()
+        await shown(app, pilot, lambda: app.paused)
+        commands["Filter"]()
+        await shown(app, pilot, lambda: app.query_one(Input).has_class("open"))
+        commands["Quit"]()
+        await shown(app, pilot, lambda: not app.is_running)
+
+
+async def test_a_view_without_rows_to_narrow_has_no_filter(dashboard):
+    async with dashboard(snapshot(dp_run()), size=(80, 24)) as (app, pilot):
+        await pilot.press("6", "slash")
+        await pilot.pause()
+        assert app.panel == "communication"
+        assert not app.query_one(Input).has_class("open")
+        assert "Filter" not in screen_text(app).splitlines()[-1]
+
+
 async def test_waiting_says_what_to_start(dashboard):
     async with dashboard(snapshot(notice="the run directory is empty"), size=(80, 24)) as (app, _):
         text = screen_text(app)
@@ -248,7 +412,7 @@ async def test_waiting_with_words_of_the_caller(dashboard):
 async def test_a_silent_hub_is_called_stale_with_seconds(dashboard):
     live, silent = dp_run(), replace(dp_run(), connection="stale")
     async with dashboard(snapshot(live, wall_s=100.0), snapshot(silent, wall_s=109.0)) as (app, _):
-        assert "stale" in screen_text(app).splitlines()[0]
+        assert "~ stale for 9 s" in screen_text(app).splitlines()[0]
         assert "silent for 9 s" in screen_text(app)
 
 
@@ -284,7 +448,7 @@ async def test_too_small_a_terminal_says_so(dashboard, size):
 @pytest.mark.parametrize("size", [(80, 24), (240, 70)])
 async def test_hostile_text_is_only_text(dashboard, size):
     async with dashboard(snapshot(hostile_run(), dp_run()), size=size) as (app, pilot):
-        for key in ("1", "2", "3", "4", "1"):
+        for key in "12345678901":
             await pilot.press(key)
             text = screen_text(app)
             assert not any(ord(c) < 32 and c != "\n" for c in text)
@@ -328,7 +492,9 @@ async def test_a_thousand_ranks_are_drawn_only_where_visible(dashboard, monkeypa
         assert len(drawn) <= 2 * app.size.height
 
 
-@pytest.mark.parametrize("theme", ["dpwatch-light", "ansi-dark"])
+@pytest.mark.parametrize(
+    "theme", ["dpwatch-light", "dpwatch-contrast", "dpwatch-safe", "ansi-dark"]
+)
 async def test_other_themes_and_resizing(dashboard, theme):
     async with dashboard(snapshot(dp_run())) as (app, pilot):
         app.theme = theme
@@ -337,6 +503,23 @@ async def test_other_themes_and_resizing(dashboard, theme):
             await pilot.pause()
             assert "vgpu:3" in screen_text(app)
             assert "56.2 MiB" in screen_text(app)
+
+
+WORDS = ("vgpu:3", "dp", "master imbalance", "a thread a device", "vgpu:0", "replicate",
+         "vgpu:3", "vgpu:3", "O", "Keys")  # fmt: skip
+
+
+@pytest.mark.parametrize("index", range(len(VIEWS)), ids=[view.name for view in VIEWS])
+async def test_every_view_lays_itself_out_anew_when_resized(dashboard, index):
+    async with dashboard(snapshot(with_lanes(dp_run()))) as (app, pilot):
+        await pilot.press(digit(index))
+        for size in ((80, 24), (240, 70), (100, 30)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            lines = screen_text(app).splitlines()
+            assert len(lines) == size[1]
+            assert {len(text) for text in lines} <= {size[0]}
+            assert WORDS[index] in "\n".join(lines[2:-1])
 
 
 async def test_without_colour_bars_are_letters(dashboard, monkeypatch):
@@ -505,7 +688,7 @@ async def test_who_has_gone_elsewhere_is_left_there(dashboard):
         await pilot.press("3")
         app._source.queue.put(over)
         await shown(app, pilot, lambda: app.snapshot is over)
-        assert app.panel == "diagnoses"
+        assert app.panel == "alerts"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -33,6 +33,7 @@ from dpwatch.tui.ranks import (
 )
 from dpwatch.tui.summary import summary_lines
 from dpwatch.tui.text import clean, clip, fitted, left, line, right, wrapped
+from dpwatch.tui.views import VIEWS
 from dpwatch.tui.words import balance_sentence, compare_sentences, devices_of
 
 from .conftest import calm
@@ -130,11 +131,11 @@ def test_every_panel_keeps_within_its_width(view, width, colors):
         compare_lines(frame, width, colors),
         communication_lines(view.run, width, colors),
         rank_lines(view, 0, width, colors),
-        help_lines(width, colors),
+        help_lines(VIEWS, "compare", width, colors),
         waiting_lines("a notice", "", width, 20, colors),
         legend_lines(width, colors),
         [header_line(frame, "dpwatch", width, colors)],
-        [nav_line(frame, "overview", width, colors)],
+        [nav_line(frame, VIEWS, "overview", width, colors)],
         *(diagnosis_lines(view, d, width, colors, chosen=True) for d in view.run.diagnoses),
     ]
     for lines in panels:
@@ -142,8 +143,8 @@ def test_every_panel_keeps_within_its_width(view, width, colors):
 
 
 def test_nothing_of_the_help_is_cut():
-    whole = " ".join(plain(help_lines(160, COLOR)).split())
-    narrow = plain(help_lines(76, COLOR))
+    whole = " ".join(plain(help_lines(VIEWS, "compare", 160, COLOR)).split())
+    narrow = plain(help_lines(VIEWS, "compare", 76, COLOR))
     assert "…" not in narrow
     assert [w for w in whole.split() if "─" not in w] == [w for w in narrow.split() if "─" not in w]
 
@@ -272,7 +273,8 @@ def test_copies_are_summed_by_kind():
 
 def test_a_thousand_runs_are_counted_where_their_names_do_not_fit():
     views = [replace(dp_run(), run=replace(dp_run().run, run_id=str(i))) for i in range(40)]
-    text = nav_line(Frame(snapshot=snapshot(*views), run_id="39"), "overview", 100, COLOR).plain
+    frame = Frame(snapshot=snapshot(*views), run_id="39")
+    text = nav_line(frame, VIEWS, "overview", 100, COLOR).plain
     assert "run 1 of 40" in text
 
 

@@ -1,0 +1,21 @@
+"""What the command palette offers: a title, what it does, and the app's action."""
+
+from __future__ import annotations
+
+from dpwatch.tui.view import digit
+from dpwatch.tui.views import VIEWS
+
+COMMANDS = (
+    *(
+        (view.title, f"Show the view {view.title} (key {digit(index)})", f"panel('{view.name}')")
+        for index, view in enumerate(VIEWS)
+    ),
+    ("Pause", "Hold the screen or go on (space)", "pause"),
+    ("Filter", "Show only some rows (/)", "filter"),
+    ("Next run", "Switch to the next run (n)", "run(1)"),
+    ("Previous run", "Switch to the run before (p)", "run(-1)"),
+    ("Copy", "Copy the row, or the view, as text (y)", "copy"),
+    ("Picture", "Save the screen as an SVG file (e)", "save"),
+    ("Theme", "Change the colours", "change_theme"),
+    ("Quit", "Leave; the training goes on (q)", "quit"),
+)

@@ -1,0 +1,141 @@
+"""The heatmap's lines: a cell a rank, by colour and by the height of its block alike. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.style import Style
+from rich.text import Text
+
+from dpwatch.hub.snapshot import Rank
+from dpwatch.hub.spread import Spread
+from dpwatch.tui import format as fmt
+from dpwatch.tui.blocks import Block
+from dpwatch.tui.heat_layout import FIGURE_CELL, Layout
+from dpwatch.tui.metrics import METRICS, Metric, is_known, name_of
+from dpwatch.tui.palette import STATE_GLYPHS, TELLING_STATES, Palette
+from dpwatch.tui.text import clean, fitted, left, line
+
+RAMP = "▁▂▃▄▅▆▇█"
+UNKNOWN = "·"
+_LEAST_SPAN = 0.05
+"""A scale spans at least this share of its upper end, or noise would look like a difference."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeatScale:
+    """What the lowest and the highest block stand for."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, found: Spread) -> HeatScale:
+        """From the lowest value to the highest."""
+        return cls(low=min(found.low, found.high * (1 - _LEAST_SPAN)), high=found.high)
+
+    def level(self, value: float | None) -> int | None:
+        """Step of the ramp, 0 to 7; None of unknown."""
+        if value is None or not is_known(value):
+            return None
+        span = self.high - self.low
+        part = (value - self.low) / span if span > 0 else 0.0
+        return max(min(int(part * len(RAMP)), len(RAMP) - 1), 0)
+
+
+def metric_line(chosen: Metric, width: int, palette: Palette) -> Text:
+    """Every metric's name, the one drawn in brackets. Clicks read the style's meta."""
+    result = line(("m ", palette.accent))
+    for index, metric in enumerate(METRICS):
+        here = metric is chosen
+        target = Style(meta={"metric": index})
+        name = f"[{metric.title}]" if here else f" {metric.title} "
+        result.append(name, (palette.strong if here else palette.muted) + target)
+    return fitted(result, width)
+
+
+def legend_line(
+    metric: Metric, scale: HeatScale | None, number: int, width: int, palette: Palette
+) -> Text:
+    """What is drawn, and what the blocks stand for."""
+    told = line((f"{number} ranks by {metric.told}  ", palette.text))
+    if scale is None:
+        told.append("not known in this run", palette.muted)
+        return fitted(told, width)
+    told.append(f"{metric.show(scale.low)} ", palette.muted)
+    for glyph, style in zip(RAMP, palette.heat, strict=True):
+        told.append(glyph * 2, style)
+    told.append(f" {metric.show(scale.high)}", palette.muted)
+    marks = f"  {UNKNOWN} unknown  " + "  ".join(f"{STATE_GLYPHS[s]} {s}" for s in TELLING_STATES)
+    if told.cell_len + cell_len(marks) <= width:
+        told.append(marks, palette.muted)
+    return fitted(told, width)
+
+
+def heat_row(
+    ranks: Sequence[Rank],
+    where: Layout,
+    row: int,
+    metric: Metric,
+    scale: HeatScale | None,
+    cursor: int,
+    palette: Palette,
+) -> Text:
+    """One row of cells with the hosts' names, or ranks' numbers, before them."""
+    result = Text(no_wrap=True, end="")
+    pieces = [(x, text, palette.muted) for x, text in where.labels[row]]
+    for index in where.rows[row]:
+        text, style = _cell(ranks[index], where.cell, metric, scale, palette)
+        here = palette.chosen if index == cursor else None
+        pieces.append((where.places[index][1], text, here or style))
+    for x, text, style in sorted(pieces, key=lambda piece: piece[0]):
+        result.append(" " * (x - result.cell_len))
+        result.append(text, style)
+    return result
+
+
+def _cell(
+    rank: Rank, cell: int, metric: Metric, scale: HeatScale | None, palette: Palette
+) -> tuple[str, Style]:
+    value = metric.value(rank)
+    level = scale.level(value) if scale else None
+    glyph, style = UNKNOWN, palette.faint
+    if rank.state in TELLING_STATES:
+        glyph, style = STATE_GLYPHS[rank.state], palette.state(rank.state)
+    elif level is not None:
+        glyph, style = RAMP[level], palette.heat[level]
+    if cell == FIGURE_CELL:
+        return left(f"{glyph * 2} {metric.show(value)}", cell - 1), style
+    return glyph * max(cell - 1, 1), style
+
+
+def told_lines(
+    rank: Rank,
+    ranks: Sequence[Rank],
+    metric: Metric,
+    found: Spread | None,
+    width: int,
+    palette: Palette,
+) -> Block:
+    """The rank under the cursor with its figure, and the figure's spread over all ranks."""
+    value = metric.value(rank)
+    state = clean(rank.state, 12)
+    first = line(
+        ("▸ ", palette.accent),
+        (f"rank {rank.rank} · {clean(rank.device, 16)}", palette.strong),
+        (f"  {metric.title} ", palette.muted),
+        (metric.show(value), palette.strong),
+        (f"  {STATE_GLYPHS.get(state, '·')} {state}", palette.state(state)),
+        (f"  step {rank.steps} · {clean(rank.host, 40)}", palette.muted),
+    )
+    if found is None:
+        return [fitted(first, width), Text(" " * width, end="")]
+    times = f"{fmt.ratio(value / found.median)} the " if value and found.median else ""
+    second = line(
+        (f"  {times}median {metric.show(found.median)}", palette.text),
+        (f"  highest {metric.show(found.high)} {name_of(found.highest, ranks)}", palette.muted),
+        (f"  lowest {metric.show(found.low)} {name_of(found.lowest, ranks)}", palette.muted),
+    )
+    return [fitted(first, width), fitted(second, width)]

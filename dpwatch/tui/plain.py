@@ -1,0 +1,50 @@
+"""The dashboard's glyphs in ASCII, cell by cell, for terminals and fonts that have no others."""
+
+from __future__ import annotations
+
+import sys
+
+from textual.scrollbar import ScrollBarRender
+
+_PAIRS = (
+    ("▁▂▃▄▅▆▇█", ".:-=+*%#"),
+    ("▏▎▍▌▋▊▉▐", "|       "),
+    ("▸▶→◀←▲↑▼↓↔↕", ">>><<^^vv-|"),
+    ("●○✓✗‖·–—…⋯", "*o+x=.--~~"),
+    ("╭╮╰╯┌┐└┘├┤┬┴┼─│╱╲", "+++++++++++++-|/\\"),
+    ("×≤≥≈µ°²“”‘’▒", "x<>~uo2\"\"''%"),
+)
+_TABLE = {ord(a): b for some, others in _PAIRS for a, b in zip(some, others, strict=True)}
+_BRAILLE, _DOTS = 0x2800, " .....:::"
+_TABLE |= {_BRAILLE + bits: _DOTS[bits.bit_count()] for bits in range(256)}
+_KEYS = {"⏎": "enter", "←": "left", "→": "right", "↑": "up", "↓": "down", "␣": "space"}
+
+
+class _Rest(dict[int, str]):
+    """The table; what is not in it and not ASCII is a `?`."""
+
+    def __missing__(self, code: int) -> str:
+        found = chr(code) if code < 128 else "?"
+        if sys.getsizeof(self) < 1 << 20:  # text from outside can't make it grow for ever
+            self[code] = found
+        return found
+
+
+_REST = _Rest(_TABLE)
+
+
+def to_ascii(text: str) -> str:
+    """The text with as many characters, all of them ASCII."""
+    return text if text.isascii() else text.translate(_REST)
+
+
+def key_to_ascii(text: str) -> str:
+    """A key's name, spelt out where it is an arrow."""
+    return to_ascii("".join(_KEYS.get(char, char) for char in text))
+
+
+class PlainScrollBar(ScrollBarRender):
+    """A scroll bar without block characters: its ends lie on whole cells."""
+
+    VERTICAL_BARS = [" "] * 8
+    HORIZONTAL_BARS = [" "] * 8

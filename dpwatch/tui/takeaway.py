@@ -1,0 +1,35 @@
+"""What can be taken away from the screen: a row as text, the whole as a picture."""
+
+from __future__ import annotations
+
+from textual.app import App
+from textual.binding import Binding
+
+from dpwatch.tui.plain import key_to_ascii
+from dpwatch.tui.words import plural
+
+
+class Takeaway(App[None]):
+    """An app whose widgets know their text (`copied`), and that may draw in ASCII alone."""
+
+    def action_copy(self) -> None:
+        """Put the row under the cursor, or the whole view, onto the clipboard as text."""
+        copied = getattr(self.screen_stack[0].focused, "copied", None)
+        text = copied() if copied is not None else ""
+        if text:
+            self.copy_to_clipboard(text)
+            lines = text.count("\n") + 1
+            self.notify(f"copied {plural(lines, 'line')}", timeout=2, markup=False)
+
+    def action_save(self) -> None:
+        """Save the screen as an SVG file where dpwatch was started."""
+        try:
+            self.notify(f"saved {self.save_screenshot()}", timeout=5, markup=False)
+        except OSError as error:
+            reason = f"not saved: {error.strerror or error}"
+            self.notify(reason, severity="error", timeout=5, markup=False)
+
+    def get_key_display(self, binding: Binding) -> str:
+        """A key as the footer writes it."""
+        shown = super().get_key_display(binding)
+        return key_to_ascii(shown) if self.has_class("ascii") else shown

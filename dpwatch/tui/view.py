@@ -1,0 +1,42 @@
+"""What the dashboard knows of one of its views: name, digit, widget, keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.widget import Widget
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """A view, chosen by its digit or a click.
+
+    Attributes:
+        name: Its widget's id.
+        title: What the screen calls it.
+        short: The same where there is little room.
+        widget: Made once; gets the app's frame.
+        keys: Keys that this view has beside those that work everywhere, and what they do.
+        filters: What can be typed into its filter, "" for a view without one.
+        focus: Selector of the part that gets the keys, the whole by default.
+        waits: Gives its place to advice while there is no run.
+    """
+
+    name: str
+    title: str
+    short: str
+    widget: type[Widget]
+    keys: tuple[tuple[str, str], ...] = ()
+    filters: str = ""
+    focus: str = ""
+    waits: bool = True
+
+    @property
+    def target(self) -> str:
+        """Selector of what gets the keys."""
+        return self.focus or f"#{self.name}"
+
+
+def digit(index: int) -> str:
+    """The key of the view at that place: 1 to 9, then 0."""
+    return str((index + 1) % 10)

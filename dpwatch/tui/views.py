@@ -1,0 +1,107 @@
+"""The dashboard's views in the order of their digits. A view is added by a line here."""
+
+from __future__ import annotations
+
+from dpwatch.tui.alerts_view import Alerts
+from dpwatch.tui.compare_view import Compare
+from dpwatch.tui.device_rows import SORT_KEYS
+from dpwatch.tui.heat_view import Heatmap
+from dpwatch.tui.how_it_works import How
+from dpwatch.tui.memory import Memory
+from dpwatch.tui.panels import Help, Overview
+from dpwatch.tui.threads import Threads
+from dpwatch.tui.timeline_view import Timeline
+from dpwatch.tui.traffic import Communication
+from dpwatch.tui.view import View
+
+_MOVE = ("↑ ↓  j k", "move; g G to the ends, PgUp PgDn by a page")
+_SCROLL = ("↑ ↓  j k", "scroll; g G to the ends, PgUp PgDn by a page")
+_DEVICES = "words in a device's name, state or host"
+_RANK = ("enter", "open the rank")
+
+VIEWS = (
+    View(
+        name="overview",
+        title="Overview",
+        short="Overview",
+        widget=Overview,
+        keys=(_MOVE, _RANK, *SORT_KEYS),
+        filters=_DEVICES,
+        focus="#ranks",
+    ),
+    View(
+        name="compare",
+        title="Compare",
+        short="Compare",
+        widget=Compare,
+        keys=(
+            _MOVE,
+            ("enter", "open the run"),
+            ("m  M", "look at the runs by the next metric, by the one before"),
+            (", .  r", "sort by the column before or after; the other way round"),
+            ("/", "show only runs with these words in strategy, title or state"),
+        ),
+        filters="words in a strategy's name, title or state",
+        waits=False,
+    ),
+    View(
+        name="alerts",
+        title="Alerts",
+        short="Alerts",
+        widget=Alerts,
+        keys=(_MOVE, ("enter", "open the run and rank concerned")),
+        waits=False,
+    ),
+    View(name="how", title="How it works", short="How", widget=How, keys=(_SCROLL,), waits=False),
+    View(
+        name="heatmap",
+        title="Ranks",
+        short="Ranks",
+        widget=Heatmap,
+        keys=(
+            ("← ↑ ↓ →", "move; g G to the ends, PgUp PgDn by a page"),
+            ("m  M", "colour by the next metric, by the one before"),
+            ("w", "go to the rank where it is highest"),
+            _RANK,
+        ),
+    ),
+    View(
+        name="communication",
+        title="Communication",
+        short="Comm",
+        widget=Communication,
+        keys=(_SCROLL,),
+    ),
+    View(
+        name="timeline",
+        title="Timeline",
+        short="Time",
+        widget=Timeline,
+        keys=(
+            _MOVE,
+            ("+  -", "show less time, more time; so does ctrl and the wheel"),
+            ("←  →", "earlier, later; at the end the newest step is followed again"),
+            (",  .", "begin with the step before, the step after; space holds the screen"),
+            ("f", "follow the newest step"),
+            _RANK,
+        ),
+    ),
+    View(
+        name="threads",
+        title="GIL and idle",
+        short="GIL",
+        widget=Threads,
+        keys=(_MOVE, *SORT_KEYS, _RANK),
+        filters=_DEVICES,
+    ),
+    View(
+        name="memory",
+        title="Memory",
+        short="Mem",
+        widget=Memory,
+        keys=(_MOVE, *SORT_KEYS, _RANK),
+        filters=_DEVICES,
+    ),
+    View(name="help", title="Help", short="Help", widget=Help, keys=(_SCROLL,), waits=False),
+)
+BY_NAME = {view.name: view for view in VIEWS}

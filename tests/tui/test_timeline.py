@@ -1,0 +1,165 @@
+"""The timeline: parts of a step, clocks of several hosts, zoom and pan."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from dpwatch.hub import snapshot as s
+from dpwatch.hub.timeline import clock_shifts, exposed_share, extent, stretches
+from dpwatch.tui.palette import palette
+from dpwatch.tui.timeline import Window, caption, lane_bar
+from dpwatch.tui.timeline_view import Timeline
+from dpwatch.wire.messages import Step
+
+from .conftest import calm, screen_text, shown
+from .scenes import cluster_run, ddp_run, dp_run, snapshot, starting_run, with_lanes
+
+lengths = st.one_of(st.none(), st.integers(0, 10**9))
+
+
+@calm
+@given(took=st.integers(0, 10**9), values=st.lists(lengths, min_size=6, max_size=6))
+def test_a_steps_parts_fill_it_without_holes(took, values):
+    data, h2d, forward, backward, optimizer, exposed = values
+    step = Step(device=0, step=1, start_ns=50, end_ns=50 + took, data_ns=data, h2d_ns=h2d,
+                forward_ns=forward, backward_ns=backward, optimizer_ns=optimizer,
+                exposed_ns=exposed)  # fmt: skip
+    parts = stretches(step)
+    assert sum(part.end_ns - part.start_ns for part in parts) == took
+    assert all(a.end_ns == b.start_ns for a, b in pairwise(parts))
+    if parts:
+        assert parts[0].start_ns == 50
+
+
+def test_the_optimizer_ends_the_step_and_exposed_ends_backward():
+    step = Step(device=0, step=1, start_ns=0, end_ns=100, data_ns=10, forward_ns=20,
+                backward_ns=40, optimizer_ns=15, exposed_ns=12)  # fmt: skip
+    assert [(part.name, part.start_ns, part.end_ns) for part in stretches(step)] == [
+        ("data", 0, 10), ("forward", 10, 30), ("backward", 30, 58), ("exposed", 58, 70),
+        ("other", 70, 85), ("optimizer", 85, 100),
+    ]  # fmt: skip
+
+
+def test_hosts_are_laid_upon_each_other_at_their_newest_common_step():
+    one = with_lanes(ddp_run()).lanes[0]
+    far = s.LaneSteps(
+        rank=1, device="a", host="other",
+        steps=tuple(
+            replace(step, start_ns=step.start_ns + 7 * 10**15, end_ns=step.end_ns + 7 * 10**15)
+            for step in one.steps[:-2]
+        ),
+    )  # fmt: skip
+    shifts = clock_shifts([one, far])
+    assert shifts == {"box": 0, "other": -7 * 10**15}
+    assert extent([one, far], shifts) == (one.steps[0].start_ns, one.steps[-1].end_ns)
+    behind = replace(far, steps=tuple(replace(step, step=step.step - 99) for step in far.steps))
+    assert clock_shifts([one, behind])["other"] == one.steps[-1].end_ns - far.steps[-1].end_ns
+    assert clock_shifts([one, replace(far, steps=())])["box"] == 0
+    assert extent([], {}) is None
+
+
+def test_a_share_that_nobody_measured_is_unknown():
+    steps = with_lanes(ddp_run(), late=None).lanes[0].steps
+    assert exposed_share(steps[:1]) == pytest.approx(0.22)
+    assert exposed_share([replace(step, exposed_ns=None) for step in steps]) is None
+
+
+def test_without_colour_a_lane_is_letters():
+    lane = with_lanes(ddp_run()).lanes[0]
+    step = lane.steps[0]
+    window = Window(start_ns=step.start_ns, end_ns=step.end_ns)
+    text = lane_bar(lane, window, 0, 100, palette(True, True)).plain
+    assert len(text) == 100
+    assert text[0] == "|"
+    assert {letter: text.count(letter) for letter in "HFBOE"} == {
+        "H": 1, "F": 26, "B": 30, "O": 12, "E": 22,
+    }  # fmt: skip
+    assert text.index("F") < text.index("B") < text.index("E") < text.index("O")
+
+
+def test_the_caption_says_what_is_not_measured_and_fits():
+    for width in (79, 119, 199):
+        assert "lengths measured" in caption(width)
+        assert len(caption(width)) <= width
+
+
+def timeline_of(app):
+    return app.query_one(Timeline)
+
+
+async def test_zoom_and_pan_by_keys(dashboard):
+    async with dashboard(snapshot(with_lanes(ddp_run()))) as (app, pilot):
+        await pilot.press("7")
+        assert "300 ms on screen, the newest" in screen_text(app)
+        await pilot.press("plus")
+        assert "150 ms on screen" in screen_text(app)
+        await pilot.press("minus", "minus")
+        assert "600 ms on screen" in screen_text(app)
+        await pilot.press("left")
+        assert "held" in screen_text(app)
+        await pilot.press(*["left"] * 20)
+        assert timeline_of(app)._window.start_ns == timeline_of(app)._extent[0]
+        await pilot.press("right")
+        assert "held" in screen_text(app)
+        await pilot.press("f")
+        assert "the newest" in screen_text(app)
+        await pilot.press("left", "right")
+        assert "on screen, the newest" in screen_text(app)
+
+
+async def test_a_step_back_while_paused(dashboard):
+    view = with_lanes(ddp_run())
+    async with dashboard(snapshot(view)) as (app, pilot):
+        await pilot.press("7", "space", "comma")
+        lane = view.lanes[0]
+        before = timeline_of(app)._window
+        assert before.start_ns in [step.start_ns for step in lane.steps]
+        app._source.queue.put(snapshot(with_lanes(ddp_run(steps=170))))
+        await shown(app, pilot, lambda: app.frame.newest_steps == 170)
+        await pilot.press("comma")
+        assert timeline_of(app)._window.start_ns < before.start_ns
+        await pilot.press("full_stop")
+        assert timeline_of(app)._window == before
+        assert "PAUSED" in screen_text(app)
+
+
+async def test_the_last_step_of_the_lane_is_told_and_enter_opens_the_rank(dashboard):
+    async with dashboard(snapshot(with_lanes(ddp_run())), size=(80, 24)) as (app, pilot):
+        await pilot.press("7", "j", "j")
+        text = screen_text(app)
+        assert "▸ 2 vgpu:2  D 2.00 ms H 1.00 ms F 26.0 ms B 52.0 ms O 12.0 ms E 5.10 ms" in text
+        await pilot.press("enter", "escape")
+        assert app.panel == "timeline"
+
+
+async def test_of_many_ranks_the_first_are_shown_and_that_is_said(dashboard):
+    async with dashboard(snapshot(with_lanes(cluster_run()))) as (app, pilot):
+        await pilot.press("7")
+        text = screen_text(app)
+        assert "the first 64 of 1024 ranks" in text
+        assert "hosts laid upon each other" in text
+        await pilot.press("G")
+        await pilot.pause()
+        assert "▸ 63 cuda:7" in screen_text(app)
+
+
+async def test_a_rank_without_a_step_leaves_the_others_theirs(dashboard):
+    view = with_lanes(ddp_run())
+    view = replace(view, lanes=(replace(view.lanes[0], steps=()), *view.lanes[1:]))
+    async with dashboard(snapshot(view)) as (app, pilot):
+        await pilot.press("7")
+        text = screen_text(app)
+        assert "▸ 0 vgpu:0  no step yet" in text
+        assert "149" in text.splitlines()[5]
+
+
+@pytest.mark.parametrize("scene", [starting_run, dp_run])
+async def test_without_steps_it_says_so(dashboard, scene):
+    async with dashboard(snapshot(scene()), size=(80, 24)) as (app, pilot):
+        await pilot.press("7", "plus", "left", "comma", "f")
+        assert "no step yet" in screen_text(app)
