@@ -65,8 +65,8 @@ def _evidence(evidence: Mapping[str, Any], prefix: str = "") -> list[tuple[str, 
     return rows
 
 
-_SHARES = ("share", "gil_wait", "idle", "runqueue_wait")
-_SUFFIXES = ("_bytes", "_bytes_per_step", "_ms", "_ns", "_share")
+_SHARES = ("share", "cost", "gil_wait", "idle", "runqueue_wait")
+_SUFFIXES = ("_bytes", "_bytes_per_step", "_ms", "_ns", "_s", "_share")
 
 
 def _name(name: str) -> str:
@@ -83,12 +83,14 @@ def with_unit(name: str, value: Any) -> str:
         return clean(", ".join(with_unit(name, each) for each in value), 200)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return fmt.UNKNOWN if value is None else clean(str(value), 200)
-    if name == "bytes" or name.endswith(("_bytes", "_bytes_per_step")):
+    if name == "bytes" or name.endswith(("_bytes", "bytes_per_step")):
         return fmt.size(value)
     if name.endswith("_ms"):
         return fmt.millis(value)
     if name.endswith("_ns"):
         return fmt.millis(value / 1e6)
+    if name.endswith("_s"):
+        return fmt.millis(value * 1e3)
     if "_over_" in name or name.endswith(("ratio", "factor")):
         return fmt.ratio(value)
     if any(word in name for word in _SHARES):

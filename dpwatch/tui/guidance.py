@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from rich.style import Style
 from rich.text import Text
 
+from dpwatch.hub.snapshot import HostGpu
 from dpwatch.tui.bars import stacked
 from dpwatch.tui.blocks import Block, heading
+from dpwatch.tui.gpus import gpu_lines
 from dpwatch.tui.palette import (
     MEMORY_KINDS,
     PHASE_KINDS,
@@ -28,14 +30,23 @@ WAYS_TO_START = (
         "train with the trainer that comes along",
         "torchrun --nproc-per-node 4 -m dpwatch.trainer --strategy ddp",
     ),
-    ("watch your own script: one line in it", "with dpwatch.watch(): …"),
+    ("watch your own script, unchanged", "dpwatch run -- torchrun --nproc-per-node 4 train.py"),
 )
 
 
 def waiting_lines(
-    notice: str, waiting_text: str, width: int, height: int, palette: Palette
+    notice: str,
+    waiting_text: str,
+    gpus: Sequence[HostGpu],
+    width: int,
+    height: int,
+    palette: Palette,
 ) -> Block:
-    """The screen while there is no run: what to start, in the middle."""
+    """The screen while there is no run: the GPUs, if there are any, and what to start."""
+    top: Block = []
+    if gpus:
+        top = gpu_lines(gpus, width, max(height - 13, 3), palette)
+        top.append(Text(end=""))
     if waiting_text:
         body = [
             each
@@ -60,8 +71,8 @@ def waiting_lines(
         line(("A run appears here by itself as soon as its first rank speaks.", palette.muted))
     )
     margin = max((width - max(each.cell_len for each in lines)) // 2, 0)
-    above = [Text(end="")] * max((height - len(lines)) // 2, 0)
-    return [*above, *(line((" " * margin, palette.text), each) for each in lines)]
+    above = [Text(end="")] * max((height - len(top) - len(lines)) // 2, 0)
+    return [*top, *above, *(line((" " * margin, palette.text), each) for each in lines)]
 
 
 def too_small_line(width: int, height: int) -> str:

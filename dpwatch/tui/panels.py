@@ -167,7 +167,8 @@ class Waiting(Painted):
     def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
         """In the middle of the screen."""
         notice = frame.trouble or frame.snapshot.notice
-        return waiting_lines(notice, self._waiting_text, width, height, palette_of(self))
+        gpus = frame.snapshot.gpus
+        return waiting_lines(notice, self._waiting_text, gpus, width, height, palette_of(self))
 
 
 class Help(Scrolling):

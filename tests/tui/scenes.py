@@ -202,6 +202,30 @@ def snapshot(*views: s.RunView, wall_s: float = 1000.0, notice: str = "") -> s.S
     return s.Snapshot(runs=views, wall_s=wall_s, notice=notice)
 
 
+_GIB = 1 << 30
+GPUS = tuple(
+    s.HostGpu(
+        index=index,
+        name="NVIDIA A100-SXM4-40GB",
+        util=util,
+        temperature_c=temperature_c,
+        power_w=power_w,
+        used_bytes=used,
+        capacity_bytes=40 * _GIB,
+        processes=(s.GpuProcess(4711, "python [b]", used),) if index < 3 else (),
+    )
+    for index, (util, temperature_c, power_w, used) in enumerate(
+        (
+            (0.97, 61.0, 312.0, 10 * _GIB),
+            (0.45, 52.0, 181.0, 2 * _GIB),
+            (0.43, 51.0, 178.0, 2 * _GIB),
+            (None, None, None, 2 * _GIB),
+        )
+    )
+)
+"""What nn.DataParallel does to four devices, as NVML sees it."""
+
+
 class QueueSource:
     """A source a test puts snapshots into."""
 

@@ -396,7 +396,7 @@ async def test_waiting_says_what_to_start(dashboard):
             "Waiting for a run",
             "dpwatch demo --gpus 4",
             "torchrun --nproc-per-node 4 -m dpwatch.trainer --strategy ddp",
-            "with dpwatch.watch():",
+            "dpwatch run -- torchrun --nproc-per-node 4 train.py",
             "the run directory is empty",
             "q Quit",
         ):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from dpwatch.tui.app import DashboardApp
 
 from .conftest import shown
-from .scenes import QueueSource, ddp_run, dp_run, snapshot, starting_run
+from .scenes import GPUS, QueueSource, ddp_run, dp_run, snapshot, starting_run
 from .schemes import every_run, scheme_run
 
 pytestmark = pytest.mark.snapshot
@@ -35,6 +36,7 @@ def both():
         (both, ["p", "enter"]),
         (lambda: snapshot(starting_run()), []),
         (lambda: snapshot(), []),
+        (lambda: replace(snapshot(), gpus=GPUS), []),
     ],
     ids=[
         "dp",
@@ -49,6 +51,7 @@ def both():
         "rank",
         "starting",
         "waiting",
+        "waiting-gpus",
     ],
 )
 def test_screen(snap_compare, scene, keys, size):
