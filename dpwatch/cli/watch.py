@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from dpwatch.hub.follow import Watcher
     from dpwatch.hub.snapshot import Run
 
+DRAWN_ELSEWHERE = "TEXTUAL_DRIVER"
+"""Set by who draws the dashboard, such as textual-serve in a browser."""
+
 ANSWER_S = 2.0
 """How long `--once` waits for hubs to answer."""
 
@@ -107,6 +110,10 @@ def dashboard(watcher: Watcher, *, ascii_only: bool) -> int:
     require_terminal()
     from dpwatch.tui.app import DashboardApp
 
+    if DRAWN_ELSEWHERE in os.environ:
+        from dpwatch.cli.web import end_with
+
+        end_with(os.getppid())
     app = DashboardApp(watcher, ascii_only=ascii_only)
     app.run()
     return app.return_code or FINE
@@ -123,7 +130,7 @@ def require_terminal() -> None:
     Raises:
         CommandError: Input or output is no terminal.
     """
-    if not on_terminal() and "TEXTUAL_DRIVER" not in os.environ:  # set by who draws elsewhere
+    if not on_terminal() and DRAWN_ELSEWHERE not in os.environ:
         raise CommandError(
             "the dashboard needs a terminal; use --once (or demo --headless) in scripts"
         )

@@ -8,10 +8,13 @@ host names and from other sites' pages are refused, so that no page elsewhere ca
 from __future__ import annotations
 
 import hmac
+import os
 import secrets
 import shlex
 import socket
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from dpwatch.cli.errors import FINE, CommandError
@@ -57,7 +60,8 @@ def serve(port: int) -> int:
             async def on_startup(self, app: web.Application) -> None:
                 """Has nothing to say yet."""
 
-        command = f"{shlex.quote(sys.executable)} -m dpwatch"
+        # In place of the shell, so that the dashboard's parent is this server (see `end_with`).
+        command = f"exec {shlex.quote(sys.executable)} -m dpwatch"
         server = Dashboard(command, host=HOST, port=gate.port, title="dpwatch")
         web.run_app(
             server._make_app(),
@@ -66,6 +70,17 @@ def serve(port: int) -> int:
             print=lambda *_: print(f"dpwatch: {gate.address} (Ctrl-C ends it)", flush=True),
         )
     return FINE
+
+
+def end_with(parent: int, every_s: float = 1.0) -> None:
+    """Ends this process soon after its parent; what a killed server leaves would go on for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every_s)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="dpwatch-parent", daemon=True).start()
 
 
 class Gate:

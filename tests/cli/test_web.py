@@ -7,11 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import aiohttp
 import pytest
 
 from dpwatch.cli.web import COOKIE, Gate
+from dpwatch.hub import processes
 
 DEADLINE_S = 90
 
@@ -79,6 +82,28 @@ async def test_the_dashboard_itself_comes_through_the_socket(served):
             drawn += message.data if isinstance(message.data, bytes) else b""
     process.send_signal(signal.SIGINT)
     assert process.wait(DEADLINE_S) == 0
+
+
+def children(pid):
+    told = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in told.split()]
+
+
+async def test_a_killed_server_leaves_no_dashboard_behind(served):
+    base, token, process = served
+    headers = {"Cookie": f"{COOKIE}={token}", "Origin": base}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.ws_connect(f"{base}/ws?width=80&height=24") as browser,
+    ):
+        await asyncio.wait_for(browser.receive(), DEADLINE_S)
+        (dashboard,) = children(process.pid)
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + DEADLINE_S
+    while processes.runs(dashboard) and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)
+    assert not processes.runs(dashboard)
 
 
 def test_it_listens_on_loopback_only(served):

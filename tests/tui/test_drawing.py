@@ -37,7 +37,7 @@ from dpwatch.tui.views import VIEWS
 from dpwatch.tui.words import balance_sentence, compare_sentences, devices_of
 
 from .conftest import calm
-from .scenes import ddp_run, dp_run, hostile_run, snapshot, starting_run
+from .scenes import GPUS, ddp_run, dp_run, hostile_run, snapshot, starting_run
 
 COLOR, MONO = palette(), palette(mono=True)
 WIDTHS = (80, 100, 120, 160, 240)
@@ -132,7 +132,8 @@ def test_every_panel_keeps_within_its_width(view, width, colors):
         communication_lines(view.run, width, colors),
         rank_lines(view, 0, width, colors),
         help_lines(VIEWS, "compare", width, colors),
-        waiting_lines("a notice", "", width, 20, colors),
+        waiting_lines("a notice", "", (), width, 20, colors),
+        waiting_lines("a notice", "", GPUS, width, 20, colors),
         legend_lines(width, colors),
         [header_line(frame, "dpwatch", width, colors)],
         [nav_line(frame, VIEWS, "overview", width, colors)],
