@@ -22,6 +22,9 @@ from dpwatch.wire import codec
 from dpwatch.wire.messages import PROTOCOL_VERSION, AnyRecord, Batch, Beat, Bye, Gpu, Hello
 
 POLL_S = 0.125
+EARLY_POLL_S = 0.05
+"""Until the rank is known and the hub looked for: a run may be over in no time."""
+
 FRAME_NS = 250_000_000
 """A frame goes out when it is full, or this long after the one before."""
 
@@ -128,7 +131,7 @@ class Publisher:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(POLL_S):
+            while not self._stop.wait(POLL_S if self._me else EARLY_POLL_S):
                 self.poll(self._wall())
             self.finish()
         except Exception as error:  # noqa: BLE001 - whatever it was, training goes on without us
@@ -159,6 +162,7 @@ class Publisher:
         """The last turn: all that is left, and the Bye."""
         if self._me is None:
             self._settle(self._source.identify())
+            self._link.tend(self._wall())  # nobody has looked for a hub yet
         while self._flush_unsent() and (records := self._drain(codec.MAX_RECORDS - 1)):
             self._send([self._greet(), *records] if self._seq == 0 else records)
         # Even when the link took nothing: dropping this frame costs no more than not making it.

@@ -98,7 +98,7 @@ def test_the_demo_from_the_first_step_to_compare(terminal, private_runtime):
     screen.keys("3")
     screen.until("master imbalance")
     screen.keys("?")
-    screen.until("Keys", "overview, compare")
+    screen.until("Keys in Alerts", "Keys everywhere")
     screen.keys("q")
     screen.until("EXIT=0", "echo")
     eventually(lambda: not _others(private_runtime), "every process gone")

@@ -24,6 +24,7 @@ class MemoryLink:
         self.frames: list[bytes] = []
         self.full = False
         self.opened: list[tuple[str, int]] = []
+        self.tended = 0
         self.closed = threading.Event()
         self.error: Exception | None = None
 
@@ -38,7 +39,7 @@ class MemoryLink:
         return not self.full
 
     def tend(self, now_ns: int) -> None:
-        pass
+        self.tended += 1
 
     def close(self) -> None:
         self.closed.set()

@@ -302,3 +302,10 @@ def test_a_link_that_never_had_a_hub_leaves_no_folder(private_runtime):
     assert (private_runtime / "run").is_dir()
     hub_link.close()
     assert list(private_runtime.iterdir()) == []
+
+
+def test_a_run_that_is_over_in_no_time_has_a_hub_looked_for_too(publisher, link):
+    publisher.close(Bye("failed", "over"))
+    publisher.finish()
+    assert link.tended == 1
+    assert kinds(codec.decode(link.frames[-1])) == ["Hello", "Beat", "Bye"]
