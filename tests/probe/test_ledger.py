@@ -230,6 +230,11 @@ def test_the_peak_of_attention_and_accumulation_is_the_allocators(ledger, record
         assert record.peak_bytes == pytest.approx(truth[record.step], rel=0.01)
 
 
+def settle(thread):
+    """Wait until the thread lets go of its last job's arguments, soon after its result."""
+    thread.submit(int).result()
+
+
 class Replicated:
     """DataParallel's shape: a replica and a thread a device, gradients summed on device 0."""
 
@@ -257,7 +262,7 @@ class Replicated:
             else:
                 jobs.append((replica, thread.submit(self.work, index, replica, inputs)))
             if self.in_turn:
-                jobs[-1][1].result()
+                settle(thread)
             del inputs
         model(torch.randn(BATCH, WIDTH)).sum().backward()
         for replica, job in jobs:
@@ -267,9 +272,7 @@ class Replicated:
                 own.grad.add_(theirs.grad.clone())
         for thread in self.threads:
             if thread is not None:
-                thread.submit(
-                    int
-                ).result()  # by now it has let go of the job before, and its replica
+                settle(thread)
         optimizer.step()
 
     def work(self, index, replica, inputs):
