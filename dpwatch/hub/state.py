@@ -14,6 +14,7 @@ from typing import cast
 import msgspec
 
 from dpwatch.hub.arrivals import Arrivals
+from dpwatch.hub.durations import Late, book, keep_latency
 from dpwatch.hub.series import WINDOW, ByStep, Thinned, keep_last
 from dpwatch.hub.snapshot import Alert, Diagnosis
 from dpwatch.plan.traffic import wire_bytes
@@ -23,6 +24,7 @@ from dpwatch.wire.messages import (
     Beat,
     Bye,
     Collective,
+    Duration,
     Gpu,
     Hello,
     Memory,
@@ -30,7 +32,6 @@ from dpwatch.wire.messages import (
     Transfer,
 )
 
-LATENCIES = 512
 FADE_CALLS = 512
 OPEN_LOSSES = 64
 
@@ -54,6 +55,7 @@ class LaneState(msgspec.Struct):
     highest: Memory | None = None
     gpu: Gpu | None = None
     collectives: ByStep = msgspec.field(default_factory=ByStep)
+    late: Late = msgspec.field(default_factory=Late)
 
 
 class BadLoss(msgspec.Struct, array_like=True):
@@ -92,6 +94,7 @@ class OpState(msgspec.Struct):
     latency_ms: list[float] = []
     last_calls: dict[int, int] = {}
     last_wait_ns: dict[int, int] = {}
+    late: dict[int, Late] = {}
 
     def book_last(self, waits_ns: dict[int, int]) -> None:
         """Books who came last to a call, given each rank's wait; old calls fade out by halving."""
@@ -170,6 +173,8 @@ class RunState(msgspec.Struct):
                     self._step(rank, record)
                 case Collective():
                     self._collective(rank, record)
+                case Duration():
+                    self._duration(rank, record)
                 case Transfer():
                     self._transfer(rank, record)
                 case Memory():
@@ -268,9 +273,18 @@ class RunState(msgspec.Struct):
             for tally in (of_op, of_device):
                 tally.timed_calls += 1
                 tally.timed_ns += took_ns
-            op.latency_ms.append(took_ns / 1e6)
-            keep_last(cast("list[object]", op.latency_ms), LATENCIES)
+            keep_latency(op.latency_ms, took_ns)
         self._arrival(rank.rank, record, op)
+
+    def _duration(self, rank: RankState, record: Duration) -> None:
+        op = self.ops.get(f"{record.op}/{record.group}")
+        if op is None or rank.rank not in op.by_rank or record.duration_ns < 0:
+            return
+        late = op.late.setdefault(rank.rank, Late())
+        if book(record, op.by_rank[rank.rank], late):
+            lane = _lane(rank, record.device)
+            book(record, lane.collectives, lane.late)
+            keep_latency(op.latency_ms, record.duration_ns)
 
     def _arrival(self, rank: int, record: Collective, op: OpState) -> None:
         """Books who came last once all have: `wait(r) = last arrival - arrival(r)`."""

@@ -16,9 +16,10 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dpwatch.probe import device_times, identity
+from dpwatch.probe import device_times, flight, identity
 from dpwatch.probe.cpu import Clocks
 from dpwatch.probe.endings import Uncaught, describe, one_line
+from dpwatch.probe.flight import Flight
 from dpwatch.probe.hooks import Hooks
 from dpwatch.probe.identity import Identity
 from dpwatch.probe.jobs import LaneJob, PhaseSpan, TransferSpan, WaitSpan
@@ -283,6 +284,7 @@ class _Source:
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         self._gpu = _instrument("gpu")
+        self._flight: Flight | None = None
         self._mark: tuple[Any, ...] | None = None
         self._moved_ns = 0
         self._ran: tuple[int, int | None] = (0, None)
@@ -351,6 +353,28 @@ class _Source:
             self._gpu = None
             return []
         return found
+
+    def read_durations(self, now_ns: int) -> None:
+        probe = self._probe
+        calls = probe._collectives.calls
+        if calls is None:
+            return
+        if self._flight is None:
+            ordinal = _cuda_ordinal(probe.steps.devices)
+            if ordinal is None or not calls.returned:  # nothing on CUDA yet
+                return
+            self._flight = flight.start(calls, probe.recorder.append, ordinal, now_ns)
+        if self._flight is not None:
+            self._flight.poll(now_ns)
+        if self._flight is None or self._flight.note:
+            probe._collectives.calls = None
+
+
+def _cuda_ordinal(devices: Sequence[DeviceInfo]) -> int | None:
+    """Number of the first CUDA device, None while there is none."""
+    numbers = (device.name.partition(":")[2] for device in devices if device.kind == "cuda")
+    number = next(numbers, "")
+    return int(number) if number.isdecimal() else None
 
 
 def _resident_bytes() -> int | None:

@@ -71,6 +71,9 @@ class Source(Protocol):
     def gpus(self) -> list[Gpu]:
         """Its GPUs, none if there are none."""
 
+    def read_durations(self, now_ns: int) -> None:
+        """Records how long collectives took, where that is to be read and due."""
+
 
 class Publisher:
     """Sends a recorder's records over a link.
@@ -199,6 +202,7 @@ class Publisher:
                 due.insert(0, fresh)
         if now_ns >= self._next_gpu:
             due.extend(self._source.gpus())
+            self._source.read_durations(now_ns)
             self._next_gpu = now_ns + GPU_NS
         return due
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 CATEGORIES = ("params", "grads", "optimizer", "activations", "buffers", "temp", "gathered")
 """Memory categories, in the order `ByCategory` holds and screens draw them."""
@@ -195,6 +195,28 @@ class Collective(Record, frozen=True, tag="collective"):
     nbytes_out: int | None = None
 
 
+class Duration(Record, frozen=True, tag="duration"):
+    """How long a collective took, where that is known only after its `Collective` has left.
+
+    At most one a call, and only of calls whose `Collective.completed_ns` is None (NCCL's).
+
+    Attributes:
+        step: As all up to `nbytes` in the call's `Collective`.
+        duration_ns: On the device: from when its stream had come to it until it was done. What it
+            waited there for other ranks counts, what it waited behind other kernels does not.
+        device: Whose thread issued it.
+    """
+
+    step: int
+    op: str
+    group: str
+    ranks: int
+    seq: int
+    nbytes: int
+    duration_ns: int
+    device: int = 0
+
+
 class Transfer(Record, frozen=True, tag="transfer"):
     """Copies between two devices of one process, summed over a step.
 
@@ -297,7 +319,7 @@ class Tick(Record, frozen=True, tag="tick"):
     """The hub's clock, once a second: lets a state notice that a rank has fallen silent."""
 
 
-AnyRecord = Hello | Step | Memory | Collective | Transfer | Beat | Gpu | Bye | Tick
+AnyRecord = Hello | Step | Memory | Collective | Duration | Transfer | Beat | Gpu | Bye | Tick
 
 HUB_RANK = -1
 """`Batch.rank` of what the hub itself adds to a run's stream."""

@@ -100,6 +100,7 @@ class HandCollectives:
     """Counts what a test says was issued."""
 
     capture = "observer"
+    calls = None
 
     def __init__(self) -> None:
         self.issued = 0
