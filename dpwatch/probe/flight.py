@@ -81,8 +81,9 @@ class Calls:
         """A collective is about to be issued by this thread. Never raises."""
         if self.captured:
             return
+        cuda: Any = torch.cuda
         try:
-            self.captured = torch.cuda.is_current_stream_capturing()
+            self.captured = cuda.is_initialized() and cuda.is_current_stream_capturing()
         except Exception:  # noqa: BLE001 - into nobody's training; what is unknown may be so
             self.captured = True
 

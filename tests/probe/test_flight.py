@@ -200,9 +200,16 @@ def test_no_calls_are_kept_unless_asked_for(monkeypatch):
         observer.close()
 
 
-def test_point_to_point_calls_too_are_looked_at_for_a_capture(gloo, monkeypatch):
-    assert not gloo.observer.calls.captured
+def capturing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+
+
+def test_point_to_point_calls_too_are_looked_at_for_a_capture(gloo, monkeypatch):
+    dist.all_reduce(torch.ones(1))
+    assert not gloo.observer.calls.captured
+    gloo.observer.calls.returned.clear()
+    capturing(monkeypatch)
     with contextlib.suppress(RuntimeError, ValueError):  # to itself, which gloo refuses
         torch.ops.c10d.send([torch.ones(1)], dist.group.WORLD.boxed(), 0, 0)
     assert gloo.observer.calls.captured
@@ -309,9 +316,9 @@ def test_the_mode_is_restored_and_nothing_more_read_after_an_error(reader, fake)
 
 def test_once_a_collective_was_captured_there_is_no_dump(reader, fake, monkeypatch):
     dumps_at(reader, fake, range(12))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    reader._calls.look()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        capturing(patch)
+        reader._calls.look()
     reader._calls.look()
     dumps_at(reader, fake, range(12, 100))
     assert fake.log.count("dump") == 1
@@ -322,8 +329,11 @@ def test_what_cannot_be_asked_may_be_a_capture(monkeypatch):
     def fails() -> bool:
         raise RuntimeError("CUDA")
 
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", fails)
     calls = Calls()
+    calls.look()
+    assert not calls.captured  # CUDA is not even in use
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", fails)
     calls.look()
     assert calls.captured
 
