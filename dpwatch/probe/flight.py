@@ -40,8 +40,8 @@ LEAST_GAP_NS = 10_000_000_000
 COST_FACTOR = 1_000
 """The next dump comes no sooner than this many times what the last one cost."""
 
-MOST_COST_NS = 100_000_000
-"""A dump that takes longer is the last one."""
+MOST_DUMP_NS = 100_000_000
+"""Of CPU time. A dump that takes more is the last one."""
 
 MOST_ENTRIES = 5_000
 """A recorder that keeps more is not read: 10–20 µs of GIL each."""
@@ -191,12 +191,12 @@ class Flight:
             self._stop("collectives are captured into a CUDA graph")
             return
         # All of the dump's wall time counts: it holds the GIL while it waits for a lock, too.
-        held_ns = self._wall() - wall
+        held_ns, dump_ns = self._wall() - wall, self._cpu() - cpu
         self._tell(dump)
-        cost_ns = self._cpu() - cpu
-        self._next = now_ns + max(LEAST_GAP_NS, COST_FACTOR * max(cost_ns, held_ns))
-        if cost_ns > MOST_COST_NS:
-            self._stop(f"a dump of the flight recorder took {cost_ns // 1_000_000} ms")
+        cost_ns = max(held_ns, self._cpu() - cpu)
+        self._next = now_ns + max(LEAST_GAP_NS, COST_FACTOR * cost_ns)
+        if dump_ns > MOST_DUMP_NS:
+            self._stop(f"a dump of the flight recorder took {dump_ns // 1_000_000} ms")
 
     def _tell(self, dump: bytes) -> None:
         entries = decode(dump)

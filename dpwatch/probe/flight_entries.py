@@ -14,7 +14,6 @@ import math
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import msgspec
 
@@ -53,7 +52,7 @@ _BYTES = {
 """Bytes of an element, by torch's C++ name of its type."""
 
 
-class Call(NamedTuple):
+class Call(msgspec.Struct, frozen=True, gc=False):
     """What is kept of a call: when it was under way (monotonic clock), and its record's fields.
 
     Attributes:
@@ -73,7 +72,7 @@ class Call(NamedTuple):
     device: int
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One entry of the recorder; it has more fields than these.
 
     Attributes:
@@ -178,7 +177,7 @@ class _Index:
 
     def __init__(self, calls: Iterable[Call]) -> None:
         self._calls: defaultdict[tuple[str, str, int], list[Call]] = defaultdict(list)
-        for call in sorted(calls):
+        for call in sorted(calls, key=lambda call: call.issued_ns):
             self._calls[call.uid, call.op, call.nbytes].append(call)
 
     def at(self, entry: Entry, mono_ns: int) -> list[Call]:

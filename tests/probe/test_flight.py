@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import torch
 import torch.distributed as dist
+from msgspec.structs import astuple
 
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import summarize
@@ -346,12 +347,12 @@ def test_no_dump_without_process_groups(reader, fake):
 
 
 def test_calls_lose_their_place_when_the_wall_clock_is_set(reader, fake, records):
-    reader._calls.returned.append(tuple(call(9 * S)))
+    reader._calls.returned.append(astuple(call(9 * S)))
     fake.entries = [entry(0, 9 * S + 50 * US, duration_ms=1.0)]
     fake.shift_ns += MS
     dumps_at(reader, fake, range(21))
     assert records == []
-    reader._calls.returned.append(tuple(call(29 * S, seq=1)))
+    reader._calls.returned.append(astuple(call(29 * S, seq=1)))
     fake.entries.append(entry(1, 29 * S + 50 * US + MS, duration_ms=2.0))
     dumps_at(reader, fake, range(21, 40))
     assert [(r.seq, r.duration_ns) for r in records] == [(1, 2 * MS)]
@@ -359,10 +360,10 @@ def test_calls_lose_their_place_when_the_wall_clock_is_set(reader, fake, records
 
 def test_what_is_kept_of_calls_is_bounded(reader, fake):
     for i in range(3 * flight.MOST_CALLS):
-        reader._calls.returned.append(tuple(call(i * MS)))
+        reader._calls.returned.append(astuple(call(i * MS)))
     assert len(reader._calls.returned) == flight.MOST_CALLS
     dumps_at(reader, fake, range(11))
-    reader._calls.returned.extend([tuple(call(S))] * flight.MOST_CALLS)
+    reader._calls.returned.extend([astuple(call(S))] * flight.MOST_CALLS)
     dumps_at(reader, fake, range(11, 30))
     assert len(reader._open) == flight.MOST_CALLS
 
@@ -379,7 +380,7 @@ def test_the_summary_has_the_recorders_durations(reader, fake, records):
             call(at, seq=2 * i, op="all_gather", nbytes=4_000_000, step=i, ranks=2),
             call(at + 10 * MS, seq=2 * i + 1, nbytes=8_000_000, step=i, ranks=2),
         ]
-        reader._calls.returned.extend(map(tuple, both))
+        reader._calls.returned.extend(map(astuple, both))
         fake.entries += [
             entry(2 * i, at + 50 * US, input_sizes=[[1_000_000]], duration_ms=2 + i / 10)
             | {"profiling_name": "nccl:_all_gather_base"},
@@ -530,7 +531,7 @@ def test_the_probe_reads_once_there_are_calls_on_a_cuda_device(rig, whole, monke
     rig.probe.steps.devices = [DeviceInfo("cuda:1", "cuda")]
     source.read_durations(0)  # no call yet
     assert source._flight is None
-    calls.returned.append(tuple(call(0)))
+    calls.returned.append(astuple(call(0)))
     source.read_durations(0)
     assert source._flight is not None
     assert rig.collectives.calls is calls
@@ -544,7 +545,7 @@ def test_the_probe_reads_once_there_are_calls_on_a_cuda_device(rig, whole, monke
 def test_the_probe_keeps_no_calls_where_it_cannot_read(rig, monkeypatch):
     monkeypatch.setenv(flight.TIMING, "1")  # and this torch has no NCCL
     rig.collectives.calls = Calls()
-    rig.collectives.calls.returned.append(tuple(call(0)))
+    rig.collectives.calls.returned.append(astuple(call(0)))
     rig.probe.steps.devices = [DeviceInfo("cuda:0", "cuda")]
     rig.probe._publisher._source.read_durations(0)
     assert rig.collectives.calls is None
