@@ -167,7 +167,7 @@ class Collective(Record, frozen=True, tag="collective"):
         nbytes: Payload this rank hands in (for all_gather: its own part).
         issued_ns: When the rank entered the call.
         completed_ns: When it was done, None where not sampled or not known.
-        blocked_ns: How long it held the caller up, in call and wait; None where not known.
+        blocked_ns: How long it held the caller up, in call and wait; None where not known (CUDA).
         device: Whose thread issued it.
         dtype: Element type of the payload.
         phase: Phase that thread was in, "" between phases and where nobody looked.
