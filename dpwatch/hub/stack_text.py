@@ -30,12 +30,16 @@ def _head(run: Run) -> str:
 
 
 def _group(group: Group, of: int) -> list[str]:
-    name = spans(group.ranks)
-    if of > 1:
-        name += f" ({len(group.entries)} of {of})"
+    name = group_name(group, of)
     if not group.frames:
         return [f"{name}: {why(group)}"]
     return [f"{name}: at {group.at}, {age(group.entries)}", *_frames(group.frames, group.theirs)]
+
+
+def group_name(group: Group, of: int) -> str:
+    """`rank 3`, `ranks 0-2 (3 of 4)`."""
+    many = len(group.entries)
+    return spans(group.ranks) + (f" ({many} of {of})" if many > 1 else "")
 
 
 def _rank(entry: RankStacks) -> list[str]:

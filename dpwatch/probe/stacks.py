@@ -7,12 +7,12 @@ program's depth and number of threads, what is looked at and what is told are bo
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections import deque
 from types import CodeType, FrameType
-from typing import Any
 
 from dpwatch.probe.whereabouts import place
 from dpwatch.wire.messages import Stacks, ThreadStack
@@ -92,8 +92,7 @@ def _told(
         frames.append(f"… {between} frames left out")
     for code, number in reversed(inner):
         theirs = _add(frames, code, number, theirs)
-    tid: Any = getattr(thread, "native_id", None)
-    return ThreadStack(_name(thread), training, tid, frames, theirs)
+    return ThreadStack(_name(thread), training, _tid(thread), frames, theirs)
 
 
 def _add(frames: list[str], code: CodeType, number: int | None, theirs: int | None) -> int | None:
@@ -101,6 +100,12 @@ def _add(frames: list[str], code: CodeType, number: int | None, theirs: int | No
     path, users = place(code)
     frames.append(f"{_end(path)}:{number or '?'} {_sendable(code.co_name[:NAME_CHARS])}")
     return len(frames) - 1 if users else theirs
+
+
+def _tid(thread: threading.Thread | None) -> int | None:
+    if thread is threading.main_thread() and sys.platform == "linux":
+        return os.getpid()  # in a forked child `native_id` is still the parent's
+    return None if thread is None else thread.native_id
 
 
 def _name(thread: threading.Thread | None) -> str:

@@ -16,7 +16,7 @@ from dpwatch.probe.link import HUB_PATIENCE_NS, LAUNCHES, HubLink
 from dpwatch.probe.publisher import RANK_PATIENCE_NS, Publisher
 from dpwatch.probe.recorder import Recorder
 from dpwatch.wire import codec, paths, transport
-from dpwatch.wire.messages import Asked, Beat, Bye, DeviceInfo, Gpu, Hello, Stacks, Step
+from dpwatch.wire.messages import Beat, Bye, DeviceInfo, Gpu, Hello, Stacks, Step
 
 MS, S = 1_000_000, 1_000_000_000
 
