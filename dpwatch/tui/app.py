@@ -120,7 +120,7 @@ class DashboardApp(Takeaway):
         self._opened_from: list[str] = []
         self._drilled: tuple[str | None] | None = None
         self._closable = False
-        self._offered: tuple[bool, str, bool] | None = None
+        self._offered: tuple[bool, str, int] | None = None
         self._session_over = False
         self._trouble = ""
         self._last_live_s: dict[str, float] = {}
@@ -382,11 +382,11 @@ class DashboardApp(Takeaway):
             self._make_frame()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """The footer offers to go back, and to filter, only where that does something."""
+        """The footer offers only what does something: to go back, say, or to filter."""
         if action == "close":
             return self._closable
-        if action == "stacks":
-            return bool(self.frame.snapshot.runs)
+        if action in ("stacks", "run"):
+            return len(self.frame.snapshot.runs) > (action == "run")
         view = BY_NAME.get(self.panel)
         return action != "filter" or bool(view and view.filters)
 
@@ -394,7 +394,7 @@ class DashboardApp(Takeaway):
         box = self.screen_stack[0].query_one("#filter", Input)
         opened = self.panel in OPENED or self._drilled is not None
         self._closable = opened or box.has_class("open")
-        offered = (self._closable, self.panel, bool(self.frame.snapshot.runs))
+        offered = (self._closable, self.panel, len(self.frame.snapshot.runs))
         if offered != self._offered:
             self._offered = offered
             self.refresh_bindings()
