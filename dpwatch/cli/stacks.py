@@ -6,6 +6,9 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
+import dpwatch
 from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, USAGE, CommandError
 
 if TYPE_CHECKING:
@@ -27,6 +30,47 @@ examples:
 Nothing is stopped for it and no ptrace is needed: each rank is asked and answers by itself.
 A rank that does not answer is shown with the reason, as far as it can be told.
 """
+
+
+class Thread(msgspec.Struct, frozen=True):
+    """A thread; see `wire.messages.ThreadStack`."""
+
+    name: str
+    training: bool
+    tid: int | None
+    frames: list[str]
+    theirs: int | None
+
+
+class RankAnswer(msgspec.Struct, frozen=True):
+    """A rank; see `hub.stacks.RankStacks`."""
+
+    rank: int
+    host: str
+    pid: int
+    standing: str
+    why: str
+    age_s: float | None
+    threads: list[Thread]
+    left_out: int
+    last_seen: str | None
+    last_seen_s: float | None
+
+
+class RunStacks(msgspec.Struct, frozen=True):
+    """A run's ranks, or those that were asked for."""
+
+    run_id: str
+    title: str
+    ranks: list[RankAnswer]
+
+
+class Stacks(msgspec.Struct, frozen=True):
+    """What `--json` prints."""
+
+    schema: str
+    version: str
+    runs: list[RunStacks]
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -65,7 +109,10 @@ def run(options: argparse.Namespace) -> int:
     finally:
         watcher.close()
     if options.json:
-        print(_json(views, options.ranks))
+        from dpwatch.cli.output import formatted
+
+        runs = [_answer(view, options.ranks) for view in views]
+        print(formatted(Stacks(SCHEMA, dpwatch.__version__, runs)))
     else:
         from dpwatch.hub.stack_text import run_text
 
@@ -121,40 +168,26 @@ def _answered(view: RunView, before: RunView, ranks: tuple[int, ...]) -> bool:
     )
 
 
-def _json(views: list[RunView], ranks: list[int]) -> str:
-    import msgspec
-
-    runs = [
-        {
-            "run_id": view.run.run_id,
-            "title": view.run.title,
-            "ranks": [
-                {
-                    "rank": entry.rank,
-                    "host": entry.host,
-                    "pid": entry.pid,
-                    "standing": entry.standing,
-                    "why": entry.why,
-                    "age_s": entry.age_s,
-                    "threads": [
-                        {
-                            "name": thread.name,
-                            "training": thread.training,
-                            "tid": thread.tid,
-                            "frames": thread.frames,
-                            "theirs": thread.theirs,
-                        }
-                        for thread in entry.threads
-                    ],
-                    "left_out": entry.left_out,
-                    "last_seen": entry.seen_at or None,
-                    "last_seen_s": entry.seen_s,
-                }
-                for entry in view.stacks
-                if not ranks or entry.rank in ranks
-            ],
-        }
-        for view in views
-    ]
-    text = msgspec.json.encode({"schema": SCHEMA, "runs": runs})
-    return msgspec.json.format(text, indent=2).decode()
+def _answer(view: RunView, ranks: list[int]) -> RunStacks:
+    return RunStacks(
+        run_id=view.run.run_id,
+        title=view.run.title,
+        ranks=[
+            RankAnswer(
+                rank=entry.rank,
+                host=entry.host,
+                pid=entry.pid,
+                standing=entry.standing,
+                why=entry.why,
+                age_s=entry.age_s,
+                threads=[
+                    Thread(t.name, t.training, t.tid, t.frames, t.theirs) for t in entry.threads
+                ],
+                left_out=entry.left_out,
+                last_seen=entry.seen_at or None,
+                last_seen_s=entry.seen_s,
+            )
+            for entry in view.stacks
+            if not ranks or entry.rank in ranks
+        ],
+    )

@@ -26,6 +26,9 @@ FARTHEST = 2048
 
 PATH_CHARS, NAME_CHARS = 72, 36
 
+_IMPORTING = "<frozen importlib"
+"""Six frames for each module that is being imported, which tracebacks leave out too."""
+
 _Place = tuple[CodeType, int | None]
 _Walk = tuple[list[_Place], deque[_Place], int, bool]
 """Of a thread the innermost places, the outermost, how many lie between, whether these are all."""
@@ -67,12 +70,14 @@ def _walk(frame: FrameType | None) -> _Walk:
     while frame is not None and seen < FARTHEST:
         seen += 1
         at = frame.f_code, frame.f_lineno
+        frame = frame.f_back
+        if at[0].co_filename.startswith(_IMPORTING):
+            continue
         if len(inner) < INNERMOST:
             inner.append(at)
         else:
             between += len(outer) == OUTERMOST
             outer.append(at)
-        frame = frame.f_back
     return inner, outer, between, frame is None
 
 
