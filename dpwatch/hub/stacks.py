@@ -112,7 +112,7 @@ class RankStacks(msgspec.Struct, frozen=True):
         answered: Number of the one that `threads` answer, 0 for none.
         standing: `answered`, `awaited`, `silent` (it should have answered by now), `ended`,
             `unasked`.
-        why: Why there is no (newer) answer, "" where there is one.
+        why: Why there is no (newer) answer, or none of the training thread; else "".
         waited_s: How long it has not answered, None while nothing is awaited.
         age_s: How old the stacks are, None without any.
         threads: The training thread first; frames outermost first.
@@ -204,6 +204,9 @@ def _why(rank: RankState, standing: str, waited_s: float) -> str:
     if standing == "silent":
         known = _PROCESS.get(rank.dump.process or "", _PROCESS[""])
         return f"no answer for {waited_s:.0f} s: {known}"
+    answer = rank.dump.stacks
+    if standing == "answered" and answer and not any(t.training for t in answer.threads):
+        return "its training thread has ended"
     if standing == "ended":
         return f"its process has ended ({rank.bye.state if rank.bye else ''})"
     return {"awaited": "asked, no answer yet", "unasked": "not asked yet"}.get(standing, "")

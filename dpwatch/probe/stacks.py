@@ -60,7 +60,12 @@ def stacks_of(training: int, asked: int) -> Stacks:
 
 def _walked() -> dict[int, _Walk]:
     """In a function of its own, so that no frame of the user's is held for longer than it takes."""
-    return {ident: _walk(frame) for ident, frame in sys._current_frames().items()}
+    frames = sys._current_frames()
+    walked: dict[int, _Walk] = {}
+    while frames:
+        ident, frame = frames.popitem()
+        walked[ident] = _walk(frame)
+    return walked
 
 
 def _walk(frame: FrameType | None) -> _Walk:

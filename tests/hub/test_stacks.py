@@ -159,6 +159,15 @@ def test_ranks_at_the_same_stack_stand_together():
     assert found[0].frames == ("a.py:1 main", "dist.py:9 all_reduce")
 
 
+def test_a_rank_whose_training_thread_has_ended_says_so():
+    state = a_run(1)
+    said(state, Asked(1))
+    answer(state, 0, other())
+    (group,) = groups(seen(state))
+    assert (group.frames, group.at) == ((), "")
+    assert "rank 0: its training thread has ended" in run_text(view(state))
+
+
 def test_silent_ranks_stand_together_however_long_each_is_silent():
     state = a_run(3)
     said(state, Asked(1, [0]), after_s=0)
