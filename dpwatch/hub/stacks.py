@@ -72,7 +72,9 @@ class Dump(msgspec.Struct):
 
     def take(self, answer: Stacks, ranks: int) -> None:
         """It answers, as one of so many ranks."""
-        self.stacks = _bounded(answer, max(LEAST_CHARS, BUDGET_CHARS // max(ranks, 1)))
+        bounded = _bounded(answer, max(LEAST_CHARS, BUDGET_CHARS // max(ranks, 1)))
+        # A killed hub's requests had numbers of their own, which its successor has not reached.
+        self.stacks = replace(bounded, asked=min(answer.asked, self.asked))
         if not self.awaited:
             self.process = None
 

@@ -100,6 +100,13 @@ def test_asked_again_without_an_answer_the_wait_goes_on():
     assert seen(state)[0].standing == "answered"
 
 
+def test_an_answer_to_a_killed_hubs_request_is_none_to_its_successors():
+    state = a_run(1)
+    answer(state, 0, trains("a.py:1 main"), asked=7)
+    said(state, Asked(1), after_s=1)
+    assert seen(state)[0].standing == "awaited"
+
+
 def test_what_is_said_of_another_process_is_not_this_ones():
     state = a_run()
     said(state, Asked(1))
