@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from dpwatch.hub.largest_batch import LargestBatch
+from dpwatch.hub.stacks import RankStacks
 from dpwatch.wire.messages import Step
 
 SCHEMA = "dpwatch.summary/1"
@@ -283,6 +284,7 @@ class RunView(msgspec.Struct, frozen=True):
         connection: `live`, `stale` (its hub has fallen silent), `closed` (hub gone; last state).
         largest_batch: The largest that fits, where somebody has looked for it.
         lanes: The last steps of the first rows, in the order of `Run.ranks`.
+        stacks: Its ranks' Python stacks, one entry a rank; none before anybody has asked.
     """
 
     run: Run
@@ -291,6 +293,7 @@ class RunView(msgspec.Struct, frozen=True):
     connection: str = "live"
     largest_batch: LargestBatch | None = None
     lanes: tuple[LaneSteps, ...] = ()
+    stacks: tuple[RankStacks, ...] = ()
 
 
 class Progress(msgspec.Struct, frozen=True):

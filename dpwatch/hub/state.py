@@ -17,9 +17,11 @@ from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.durations import Late, book, keep_latency
 from dpwatch.hub.series import WINDOW, ByStep, Thinned, keep_last
 from dpwatch.hub.snapshot import Alert, Diagnosis
+from dpwatch.hub.stacks import Dump, hear
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.wire.messages import (
     HUB_RANK,
+    Asked,
     Batch,
     Beat,
     Bye,
@@ -28,8 +30,10 @@ from dpwatch.wire.messages import (
     Gpu,
     Hello,
     Memory,
+    Stacks,
     Step,
     Transfer,
+    Unanswered,
 )
 
 FADE_CALLS = 512
@@ -82,6 +86,7 @@ class RankState(msgspec.Struct):
     good_loss: float | None = None
     bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
+    dump: Dump = msgspec.field(default_factory=Dump)
 
 
 class OpState(msgspec.Struct):
@@ -165,6 +170,9 @@ class RunState(msgspec.Struct):
         if batch.mono_ns >= self.now_ns:
             self.now_ns, self.wall_s = batch.mono_ns, batch.wall_ns / 1e9
         if batch.rank == HUB_RANK:
+            for record in batch.records:
+                if isinstance(record, Asked | Unanswered):
+                    hear(self, record, batch.mono_ns)
             return
         rank = self._rank(batch)
         for record in batch.records:
@@ -185,6 +193,8 @@ class RunState(msgspec.Struct):
                     _lane(rank, record.device).gpu = record
                 case Hello():
                     rank.hello = record
+                case Stacks():
+                    rank.dump.take(record, max(self.world_size, len(self.ranks)))
                 case Bye():
                     rank.bye = record
                     rank.ended_ns = batch.mono_ns

@@ -34,6 +34,7 @@ from dpwatch.hub.snapshot import (
     StepTime,
     Summary,
 )
+from dpwatch.hub.stacks import seen
 from dpwatch.hub.state import LaneState, RankState, RunState
 from dpwatch.hub.timeline import LANES, STEPS
 from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Step
@@ -67,6 +68,7 @@ def view(state: RunState, connection: str = "live") -> RunView:
         elapsed_s=None if state.start_ns is None else max(0, end_ns - state.start_ns) / 1e9,
         connection=connection,
         lanes=tuple(_last_steps(state, lane) for lane in lanes[:LANES]),
+        stacks=seen(state),
     )
 
 

@@ -28,10 +28,11 @@ from dpwatch.probe.link import HubLink
 from dpwatch.probe.publisher import Link, Publisher
 from dpwatch.probe.recorder import Recorder
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
+from dpwatch.probe.stacks import stacks_of
 from dpwatch.probe.steps import Steps
 from dpwatch.probe.whereabouts import standing
 from dpwatch.wire.limits import cores
-from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello
+from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Stacks
 from dpwatch.wire.paths import host_name
 
 STILL_NS = 2_000_000_000
@@ -343,6 +344,12 @@ class _Source:
         if ran is None or before[1] is None or any(d.kind == "cuda" for d in devices):
             return False
         return ran - before[1] >= COMPUTES * (now - before[0])
+
+    def stacks(self, asked: int) -> Stacks | None:
+        try:
+            return stacks_of(self._probe._thread, asked)
+        except Exception:  # noqa: BLE001 - no answer is better than no probe
+            return None
 
     def gpus(self) -> list[Gpu]:
         if self._gpu is None:

@@ -19,7 +19,17 @@ import msgspec
 from dpwatch.probe.identity import Identity
 from dpwatch.probe.recorder import Recorder
 from dpwatch.wire import codec
-from dpwatch.wire.messages import PROTOCOL_VERSION, AnyRecord, Batch, Beat, Bye, Gpu, Hello
+from dpwatch.wire.messages import (
+    PROTOCOL_VERSION,
+    AnyRecord,
+    Asked,
+    Batch,
+    Beat,
+    Bye,
+    Gpu,
+    Hello,
+    Stacks,
+)
 
 POLL_S = 0.125
 EARLY_POLL_S = 0.05
@@ -49,6 +59,9 @@ class Link(Protocol):
     def tend(self, now_ns: int) -> None:
         """At every turn: looks after the other end."""
 
+    def asked(self) -> Asked | None:
+        """Who is to tell their stacks, if somebody has asked since the last call."""
+
     def close(self) -> None:
         """Lets what was sent go out, for two seconds at most."""
 
@@ -67,6 +80,9 @@ class Source(Protocol):
 
     def beat(self) -> Beat:
         """What it does right now."""
+
+    def stacks(self, asked: int) -> Stacks | None:
+        """Where its threads are, None if that can't be told."""
 
     def gpus(self) -> list[Gpu]:
         """Its GPUs, none if there are none."""
@@ -200,11 +216,19 @@ class Publisher:
             if fresh != self._hello:
                 self._hello = fresh
                 due.insert(0, fresh)
+            due.extend(self._answers())
         if now_ns >= self._next_gpu:
             due.extend(self._source.gpus())
             self._source.read_durations(now_ns)
             self._next_gpu = now_ns + GPU_NS
         return due
+
+    def _answers(self) -> list[Stacks]:
+        asked = self._link.asked()
+        if asked is None or (asked.ranks and self._identity().rank not in asked.ranks):
+            return []
+        answer = self._source.stacks(asked.number)
+        return [] if answer is None else [answer]
 
     def _greet(self) -> Hello:
         self._hello = self._source.hello(self._identity())

@@ -319,7 +319,83 @@ class Tick(Record, frozen=True, tag="tick"):
     """The hub's clock, once a second: lets a state notice that a rank has fallen silent."""
 
 
-AnyRecord = Hello | Step | Memory | Collective | Duration | Transfer | Beat | Gpu | Bye | Tick
+class ThreadStack(msgspec.Struct, array_like=True, frozen=True):
+    """Where one Python thread is.
+
+    Attributes:
+        name: As `threading` has it, "" for a thread that Python has not started.
+        training: Whether it is the thread that trains.
+        tid: The kernel's number of it (as `top -H` and gdb show), None where Python has none.
+        frames: `file:line function`, outermost first; of many the middle is left out, and a line
+            that begins with `…` says so.
+        theirs: Index of the innermost frame that is the user's own, None if none is.
+    """
+
+    name: str
+    training: bool
+    tid: int | None
+    frames: list[str]
+    theirs: int | None = None
+
+
+class Stacks(Record, frozen=True, tag="stacks"):
+    """A rank's answer to `Asked`: where each of its Python threads is.
+
+    Attributes:
+        asked: Number of the request.
+        taken_ns: When.
+        threads: The training thread first; dpwatch's own is not among them.
+        left_out: Threads beyond those.
+    """
+
+    asked: int
+    taken_ns: int
+    threads: list[ThreadStack]
+    left_out: int = 0
+
+
+class Asked(Record, frozen=True, tag="asked"):
+    """Said by the hub: it has asked ranks for their stacks. Also what the file says that asks them.
+
+    Attributes:
+        number: Counts the hub's requests from 1.
+        ranks: Who is asked; none: every rank.
+    """
+
+    number: int
+    ranks: list[int] = []
+
+
+class Unanswered(Record, frozen=True, tag="unanswered"):
+    """Said by the hub of a rank that should have answered.
+
+    Attributes:
+        rank: Who.
+        pid: Its process.
+        process: That process's state as the kernel has it (`T` stopped, `t` traced, `D` in the
+            kernel, `R`, `S`), "" where it can't be told.
+    """
+
+    rank: int
+    pid: int
+    process: str = ""
+
+
+AnyRecord = (
+    Hello
+    | Step
+    | Memory
+    | Collective
+    | Duration
+    | Transfer
+    | Beat
+    | Gpu
+    | Bye
+    | Tick
+    | Stacks
+    | Asked
+    | Unanswered
+)
 
 HUB_RANK = -1
 """`Batch.rank` of what the hub itself adds to a run's stream."""

@@ -6,7 +6,8 @@ $DPWATCH_RUNTIME_DIR | $XDG_RUNTIME_DIR/dpwatch | /tmp/dpwatch-UID      0700
     ├── lock            held (flock) by the run's hub as long as it lives
     ├── run.json        who the hub is; there once its sockets are bound
     ├── hub.log         the hub's stderr
-    └── in, out, ask    its ipc sockets: records in, records out, state on request
+    ├── in, out, ask    its ipc sockets: records in, records out, state on request
+    └── ask-stacks      which ranks are to send their stacks; there once somebody has asked
 ```
 """
 
@@ -30,6 +31,9 @@ IPC_PATH_BYTES = 107
 """Longest path of a unix socket on Linux (sun_path, less its final NUL)."""
 
 RUN_ID_CHARS = 48
+
+HUB_FILES = ("in", "out", "ask", "ask-stacks", "ask-stacks.new")
+"""What a hub makes in its run's folder and a successor of a killed one clears away."""
 
 
 class RuntimeDirError(OSError):
@@ -58,6 +62,7 @@ class RunDir:
         self.info_file = path / "run.json"
         self.lock_file = path / "lock"
         self.log_file = path / "hub.log"
+        self.stacks_file = path / "ask-stacks"
 
     def read_info(self) -> RunInfo | None:
         """What `run.json` says, None while no hub has written one (or it is unreadable)."""
@@ -135,7 +140,7 @@ class RunDir:
 
     def remove(self) -> None:
         """Removes the folder and what a hub puts into it; anything else stays, and so it does."""
-        for name in ("in", "out", "ask", "run.json", "run.new", "hub.log", "lock"):
+        for name in (*HUB_FILES, "run.json", "run.new", "hub.log", "lock"):
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
         with contextlib.suppress(OSError):

@@ -8,7 +8,8 @@ import queue
 from msgspec.structs import replace
 
 from dpwatch.hub import snapshot as s
-from dpwatch.wire.messages import Step
+from dpwatch.hub.stacks import RankStacks
+from dpwatch.wire.messages import Step, ThreadStack
 
 P = 12_900_000
 """Parameter bytes of the model in these scenes."""
@@ -232,6 +233,7 @@ class QueueSource:
     def __init__(self, *snapshots: s.Snapshot) -> None:
         self.queue: queue.Queue[s.Snapshot | Exception] = queue.Queue()
         self.closed = 0
+        self.asked: list[tuple[str, tuple[int, ...]]] = []
         for each in snapshots:
             self.queue.put(each)
 
@@ -243,6 +245,9 @@ class QueueSource:
         if isinstance(item, Exception):
             raise item
         return item
+
+    def ask_stacks(self, run_id: str, ranks: tuple[int, ...] = ()) -> None:
+        self.asked.append((run_id, ranks))
 
     def close(self) -> None:
         self.closed += 1
@@ -318,3 +323,35 @@ def alerted() -> s.RunView:
     holds = past(kind="gil_bound", severity="info", ranks=(0,), began_s=940.0, ended_s=None)
     hang = past(kind="hang", severity="critical", began_s=600.0, ended_s=700.0)
     return with_alerts(hang, past(began_s=800.0, ended_s=890.0), holds)
+
+
+_WAITS = ("train.py:88 <module>", "train.py:61 main",
+          "torch/nn/parallel/distributed.py:1661 forward",
+          "torch/distributed/c10d_logger.py:83 wrapper",
+          "torch/distributed/distributed_c10d.py:2963 all_reduce")  # fmt: skip
+_LOOPS = ("train.py:88 <module>", "train.py:58 main", "data/tokens.py:31 pad_to_longest")
+
+
+def _stacks(rank: int, frames: tuple[str, ...], theirs: int) -> RankStacks:
+    loader = ThreadStack(
+        "Thread-1 (_pin)", False, 5100 + rank, ["python3.11/threading.py:327 wait"]
+    )
+    return RankStacks(
+        rank=rank, host="box", pid=5000 + rank, asked=1, answered=1, standing="answered", why="",
+        waited_s=None, age_s=2.2, left_out=0, seen_at="train.py:61 main", seen_s=0.3,
+        threads=(ThreadStack("MainThread", True, 5000 + rank, list(frames), theirs), loader),
+    )  # fmt: skip
+
+
+def stuck_run() -> s.RunView:
+    """Six ranks wait in an all-reduce, one pads a batch for ever, one is stopped."""
+    view = ddp_run(ranks=8, state="running")
+    stopped = RankStacks(
+        rank=7, host="box", pid=5007, asked=1, answered=0, standing="silent", waited_s=4.0,
+        age_s=None, seen_at="train.py:61 main", seen_s=4.2,
+        why="no answer for 4 s: its process is stopped (SIGSTOP or SIGTSTP); SIGCONT lets it go on",
+    )  # fmt: skip
+    told = [_stacks(rank, _WAITS, 1) for rank in range(8)]
+    told[5] = _stacks(5, _LOOPS, 2)
+    told[7] = stopped
+    return replace(view, stacks=tuple(told), run=replace(view.run, state="hung"))

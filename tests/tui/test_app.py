@@ -116,7 +116,7 @@ async def test_the_footer_offers_to_go_back_where_there_is_something_to_close(da
             footer = screen_text(app).splitlines()[-1]
             offered.append("esc Back" in footer)
             if app.focused is not app.query_one(Input):  # there a space is a space
-                assert "Next run" in footer
+                assert "s Stacks" in footer
         assert offered == [False, True, False, True, False, False, True, True, False]
 
 

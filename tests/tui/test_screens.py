@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from dpwatch.tui.app import DashboardApp
 
 from .conftest import shown
-from .scenes import GPUS, QueueSource, ddp_run, dp_run, snapshot, starting_run
+from .scenes import GPUS, QueueSource, ddp_run, dp_run, snapshot, starting_run, stuck_run
 from .schemes import every_run, scheme_run
 
 pytestmark = pytest.mark.snapshot
@@ -35,6 +35,8 @@ def both():
         (both, ["3"]),
         (both, ["p", "enter"]),
         (lambda: snapshot(starting_run()), []),
+        (lambda: snapshot(stuck_run()), ["s"]),
+        (lambda: snapshot(stuck_run()), ["enter", "s"]),
         (lambda: snapshot(), []),
         (lambda: replace(snapshot(), gpus=GPUS), []),
     ],
@@ -50,6 +52,8 @@ def both():
         "diagnoses",
         "rank",
         "starting",
+        "stacks",
+        "stacks-rank",
         "waiting",
         "waiting-gpus",
     ],

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dpwatch.wire import codec
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
+    Asked,
     Batch,
     Beat,
     ByCategory,
@@ -20,9 +21,12 @@ from dpwatch.wire.messages import (
     Gpu,
     Hello,
     Memory,
+    Stacks,
     Step,
+    ThreadStack,
     Tick,
     Transfer,
+    Unanswered,
 )
 
 EVERY_RECORD = [
@@ -36,6 +40,9 @@ EVERY_RECORD = [
     Gpu(0, 0.5, 60.0),
     Bye("failed", "why"),
     Tick(),
+    Stacks(3, 99, [ThreadStack("MainThread", True, 7, ["a.py:1 f"], 0)], 1),
+    Asked(3, [0, 2]),
+    Unanswered(2, 4711, "T"),
 ]
 
 
