@@ -67,6 +67,8 @@ def view(state: RunState, connection: str = "live") -> RunView:
         elapsed_s=None if state.start_ns is None else max(0, end_ns - state.start_ns) / 1e9,
         connection=connection,
         lanes=tuple(_last_steps(state, lane) for lane in lanes[:LANES]),
+        output=state.output.freeze(),
+        tells_output=sum(bool(r.hello and r.hello.tells_output) for r in state.ranks.values()),
     )
 
 

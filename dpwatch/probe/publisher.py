@@ -19,7 +19,7 @@ import msgspec
 from dpwatch.probe.identity import Identity
 from dpwatch.probe.recorder import Recorder
 from dpwatch.wire import codec
-from dpwatch.wire.messages import PROTOCOL_VERSION, AnyRecord, Batch, Beat, Bye, Gpu, Hello
+from dpwatch.wire.messages import PROTOCOL_VERSION, AnyRecord, Batch, Beat, Bye, Gpu, Hello, Output
 
 POLL_S = 0.125
 EARLY_POLL_S = 0.05
@@ -70,6 +70,9 @@ class Source(Protocol):
 
     def gpus(self) -> list[Gpu]:
         """Its GPUs, none if there are none."""
+
+    def output(self, *, last: bool = False) -> list[Output]:
+        """What it has printed since; `last`: all that there is, for nobody will ask again."""
 
 
 class Publisher:
@@ -167,7 +170,8 @@ class Publisher:
             self._send([self._greet(), *records] if self._seq == 0 else records)
         # Even when the link took nothing: dropping this frame costs no more than not making it.
         if self._bye is not None and self._flush_unsent():
-            self._send([self._greet(), self._source.beat(), self._bye])
+            said = self._source.output(last=True)
+            self._send([self._greet(), self._source.beat(), *said, self._bye])
 
     # -- what to send -------------------------------------------------------------------------
 
@@ -200,6 +204,7 @@ class Publisher:
         if now_ns >= self._next_gpu:
             due.extend(self._source.gpus())
             self._next_gpu = now_ns + GPU_NS
+        due.extend(self._source.output())
         return due
 
     def _greet(self) -> Hello:

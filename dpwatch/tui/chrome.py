@@ -142,7 +142,7 @@ def _tabs(
         tabs.append(f"{digit(index)} ", palette.accent + target)
         tabs.append(label, (palette.strong if here else palette.muted) + target)
         edge = f"{']' if here else ' '}{' ' * (gap - 1)}"
-    tabs.append(edge[:1], palette.strong)
+    tabs.append(edge[:1].rstrip(), palette.strong)
     return tabs
 
 

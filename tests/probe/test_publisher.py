@@ -16,7 +16,7 @@ from dpwatch.probe.link import HUB_PATIENCE_NS, LAUNCHES, HubLink
 from dpwatch.probe.publisher import RANK_PATIENCE_NS, Publisher
 from dpwatch.probe.recorder import Recorder
 from dpwatch.wire import codec, paths, transport
-from dpwatch.wire.messages import Beat, Bye, DeviceInfo, Gpu, Hello, Step
+from dpwatch.wire.messages import Beat, Bye, DeviceInfo, Gpu, Hello, Output, Step
 
 MS, S = 1_000_000, 1_000_000_000
 
@@ -29,6 +29,7 @@ class Source:
         self.stepped = False
         self.params: int | None = None
         self.found: list[Gpu] = []
+        self.printed: list[Output] = []
 
     def identify(self) -> Identity:
         return self.me
@@ -45,6 +46,10 @@ class Source:
 
     def gpus(self) -> list[Gpu]:
         return self.found
+
+    def output(self, *, last: bool = False) -> list[Output]:
+        found, self.printed = self.printed, []
+        return found
 
 
 def a_step(number: int) -> tuple[Any, ...]:
