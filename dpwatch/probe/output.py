@@ -43,16 +43,17 @@ class Tap:
         self._written: deque[Written] = deque(maxlen=MOST_WRITES)
         self._overrun = [0, 0]
         self._lines = [Lines(name) for name in STREAMS]
-        self._placed: list[tuple[Any, Callable[..., Any]]] = []
+        self._placed: list[tuple[Any, Callable[..., Any], Callable[..., Any] | None]] = []
         streams = [sys.stdout] if sys.stdout is sys.stderr else [sys.stdout, sys.stderr]
         for index, stream in enumerate(streams):
             with contextlib.suppress(Exception):  # a stream of the script's own, of whatever kind
                 self._place(index, stream)
 
     def _place(self, index: int, stream: Any) -> None:
+        before = vars(stream).get("write")
         ours = self._writer(index, stream.write)
         stream.write = ours
-        self._placed.append((stream, ours))
+        self._placed.append((stream, ours, before))
 
     def _writer(self, index: int, plain: Callable[..., Any]) -> Callable[..., Any]:
         written, overrun = self._written, self._overrun
@@ -100,7 +101,11 @@ class Tap:
     def close(self) -> None:
         """Takes ours off again, where nobody has put theirs on top."""
         placed, self._placed = self._placed, []
-        for stream, ours in placed:
+        for stream, ours, before in placed:
             with contextlib.suppress(Exception):
-                if vars(stream).get("write") is ours:
+                if vars(stream).get("write") is not ours:
+                    continue
+                if before is None:
                     del stream.write
+                else:
+                    stream.write = before
