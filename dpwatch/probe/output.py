@@ -33,7 +33,7 @@ Written = tuple[int, str, int, int]
 def wanted() -> bool:
     """Whether this process's output is to be told: `DPWATCH_OUTPUT`, else under `dpwatch run`."""
     said = os.environ.get("DPWATCH_OUTPUT")
-    return "DPWATCH_SESSION" in os.environ if said is None else said != "0"
+    return said != "0" if said else "DPWATCH_SESSION" in os.environ
 
 
 class Tap:

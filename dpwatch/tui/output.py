@@ -75,7 +75,7 @@ def pieces(text: str, room: int) -> tuple[str, ...]:
         piece = set_cell_size(text, room)
         # A character of two cells that does not fit leaves a blank, which is none of the text's.
         cut = len(piece) if text.startswith(piece) else len(piece) - 1
-        blank = text.rfind(" ", cut * 3 // 4, cut)
+        blank = text.rfind(" ", cut // 2, cut)
         cut = blank + 1 or cut
         found.append(text[:cut])
         text = text[cut:]
