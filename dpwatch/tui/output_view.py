@@ -189,7 +189,7 @@ class Output(ScrollView, can_focus=True):
         """The head, a line of the output, or the foot."""
         view, colors, width = self.view, palette_of(self), self.body_width
         text = Text(end="")
-        if view is None:
+        if view is None or (not view.output and not 0 < y <= len(self._empty)):
             pass
         elif y == 0:
             text = head_line(view, self.choice, len(self.entries), width, colors)
