@@ -134,6 +134,9 @@ def _run_rank(
     except Exception as error:  # noqa: BLE001 - whatever it is, the launcher tells it in one line
         end: End = Stopped(stop.signum) if stop.signum else _failure(error, limit)
         done = None
+        if prints and isinstance(end, Failed):
+            with contextlib.suppress(OSError):
+                print(end.trace, file=sys.stderr, end="", flush=True)  # noqa: T201
     else:
         finished = stop.signum is None or done == config.steps
         end = Finished(limit.report()) if finished else Stopped(stop.signum or 0)

@@ -100,11 +100,11 @@ class Probe:
                 self._start_ledger(devices)
             self._hooks = Hooks(self.steps, self.fail)
             undo.callback(self._hooks.close)
-            self._uncaught = Uncaught(self.failed_of)
-            undo.callback(self._uncaught.close)
             self._tap = output.Tap() if output.wanted() else None
             if self._tap is not None:
                 undo.callback(self._tap.close)
+            self._uncaught = Uncaught(self.failed_of)
+            undo.callback(self._uncaught.close)
             self._publisher = Publisher(
                 self.recorder,
                 _Source(self),

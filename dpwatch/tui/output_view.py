@@ -45,7 +45,7 @@ class Output(ScrollView, can_focus=True):
         *MOVES,
         Binding("left,h", "rank(-1)", "Rank", key_display="← →"),
         Binding("right,l", "rank(1)", "The next rank only", show=False),
-        Binding("t", "errors", "stderr"),
+        Binding("t", "errors", "Err"),
         Binding("f", "follow", "Follow", show=False),
     ]
     frame: reactive[Frame | None] = reactive[Frame | None](None)
