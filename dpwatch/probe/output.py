@@ -76,9 +76,15 @@ class Tap:
         return write
 
     def tell(self, error: BaseException) -> None:
-        """Takes the traceback that Python is about to print, once nobody hears it any more."""
+        """Takes what Python is about to print of the exception that ends the process.
+
+        Nobody hears that any more: the probe says goodbye first.
+        """
         with contextlib.suppress(Exception):  # an exception's own text may raise
-            text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            if isinstance(error, SystemExit):
+                text = f"{error.code}\n" if isinstance(error.code, str) else ""
+            else:
+                text = "".join(traceback.format_exception(error))
             cut = text.count("\n", 0, -MOST_CHARS)
             self._written.append((STREAMS.index("err"), text[-MOST_CHARS:], time_ns(), cut))
 

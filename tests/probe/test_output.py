@@ -245,6 +245,16 @@ def test_the_traceback_that_ends_a_rank_is_told_as_python_prints_it(
     assert link.records(Bye) == [Bye("failed", "ValueError: of this")]
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(SystemExit("stop"), ["stop"]), (SystemExit(3), []), (KeyError("k"), ["KeyError: 'k'"])],
+)
+def test_other_ends_are_told_as_python_prints_them(tapped, error, expected):
+    _, tap = tapped()
+    tap.tell(error)
+    assert texts(tap.take(last=True), "err") == expected
+
+
 FORKS = """
 import os, sys
 from dpwatch.probe.output import Tap
