@@ -104,12 +104,12 @@ def entry_line(entry: Entry, part: int, width: int, tag: int, terms: str, palett
 def _marked(text: str, terms: str, palette: Palette) -> Text:
     """The text, with the words that were looked for standing out."""
     result = line((text, palette.text))
-    folded = text.casefold()
+    folded, found = text.casefold(), palette.accent + Style(bold=True, underline=True)
     if len(folded) == len(text):
         for term in terms.casefold().split():
             at = folded.find(term)
             while at >= 0:
-                result.stylize(palette.chosen, at, at + len(term))
+                result.stylize(found, at, at + len(term))
                 at = folded.find(term, at + len(term))
     return result
 
