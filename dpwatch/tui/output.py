@@ -162,7 +162,7 @@ def foot_line(
     if below is None:
         state = line(("● following the newest line", palette.good))
     else:
-        state = line(("‖ stands still", palette.warn))
+        state = line(("‖ held", palette.warn))
         state.append(f", {below:,} more below: G follows again", palette.text)
     seen = [each for each in view.output if choice.rank in (None, each.rank)]
     left_out, let_go = sum(e.left_out for e in seen), sum(e.let_go for e in seen)

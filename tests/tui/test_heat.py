@@ -119,7 +119,7 @@ async def test_the_cursor_tells_of_its_rank_and_opens_it(dashboard):
         await pilot.press("w", "enter")
         assert app.panel == "rank"
         assert app.query_one(RankDetail).key == (341, "cuda:5")
-        assert "[5 Ranks]" in screen_text(app)
+        assert "[2 Ranks]" in screen_text(app)
         await pilot.press("escape")
         assert app.panel == "heatmap"
         assert "▸ rank 341" in screen_text(app)

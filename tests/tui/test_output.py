@@ -95,11 +95,11 @@ async def test_it_follows_until_it_is_scrolled_up_and_says_so(dashboard):
         assert "step 119/200" in screen_text(app)
         await pilot.press("k", "k")
         assert not output_of(app).following
-        assert "stands still, 2 more below: G follows again" in screen_text(app)
+        assert "held, 2 more below: G follows again" in screen_text(app)
         before = body(app)
         await newest(app, pilot, with_output(ddp_run(), lines=30, fails=None))
         assert body(app) == before
-        assert "stands still, 42 more below" in screen_text(app)
+        assert "held, 42 more below" in screen_text(app)
         for key in ("G", "f", "end"):
             await pilot.press(key)
             assert output_of(app).following
