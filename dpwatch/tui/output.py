@@ -129,8 +129,9 @@ def _clock(wall_ns: int) -> str:
 def head_line(view: RunView, choice: Choice, shown: int, width: int, palette: Palette) -> Text:
     """Whose lines these are, of which stream, and how many."""
     if choice.rank is None:
-        number = len(view.output)
-        who = line((f"all {number} ranks" if number > 1 else "the only rank", palette.strong))
+        number, of = len(view.output), len({rank.rank for rank in view.run.ranks})
+        told = f"all {number} ranks" if number >= of else f"{number} of {of} ranks"
+        who = line((told if max(number, of) > 1 else "the only rank", palette.strong))
     else:
         who = line(
             (f"r{choice.rank}", rank_style(choice.rank, palette) + Style(bold=True)),

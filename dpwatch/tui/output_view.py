@@ -211,7 +211,7 @@ class Output(ScrollView, can_focus=True):
         if self.following:
             return None
         last = self.scroll_offset.y + self.body_height
-        return len(self.entries) - bisect_right(self._ends, last)
+        return max(len(self.entries) - bisect_right(self._ends, last), 1)
 
     def action_move(self, by: int) -> None:
         """Scroll by lines."""

@@ -13,8 +13,9 @@ from textual.widgets import Input
 from dpwatch.hub import snapshot as s
 from dpwatch.tui import output_view
 from dpwatch.tui.app import DashboardApp
-from dpwatch.tui.output import Choice, entries, pieces
+from dpwatch.tui.output import Choice, entries, foot_line, head_line, pieces
 from dpwatch.tui.output_view import Output
+from dpwatch.tui.palette import palette
 
 from .conftest import calm, screen_text, shown
 from .scenes import (
@@ -72,6 +73,36 @@ def test_lines_break_at_blanks_where_these_are_near():
 async def newest(app, pilot, view):
     app._source.queue.put(snapshot(view))
     await shown(app, pilot, lambda: app.frame.view is view)
+
+
+def test_the_head_tells_how_many_ranks_have_printed():
+    view, colors = with_output(ddp_run()), palette()
+    told = {
+        number: head_line(replace(view, output=view.output[:number]), Choice(), 5, 80, colors).plain
+        for number in (4, 2)
+    }
+    assert told[4].startswith("all 4 ranks  stdout and ! stderr")
+    assert told[2].startswith("2 of 4 ranks")
+    one = replace(dp_run(), output=(printed(0, (1, "a")),))
+    assert head_line(one, Choice(), 1, 80, colors).plain.startswith("the only rank")
+
+
+@pytest.mark.parametrize(
+    ("below", "lost", "width", "words"),
+    [
+        (None, {}, 80, "● following the newest line"),
+        (3, {}, 80, "‖ held, 3 more below: G follows again"),
+        (None, {"left_out": 7, "let_go": 1000}, 80, "7 left out, too many at once; 1,000 older"),
+        (3, {"left_out": 7, "let_go": 1000}, 70, "7 left out, 1,000 not kept"),
+        (3, {"left_out": 7, "let_go": 1000}, 50, "1,007 lost"),
+        (3, {"let_go": 5}, 38, "G follows"),
+    ],
+)
+def test_the_foot_tells_what_is_missing(below, lost, width, words):
+    view = replace(dp_run(), output=(printed(0, (1, "a"), **lost),))
+    told = foot_line(view, Choice(), below, width, palette()).plain
+    assert words in told
+    assert cell_len(told) == width
 
 
 def body(app):
