@@ -15,6 +15,7 @@ import msgspec
 
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.durations import Late, book, keep_latency
+from dpwatch.hub.output import RunOutput
 from dpwatch.hub.series import WINDOW, ByStep, Thinned, keep_last
 from dpwatch.hub.snapshot import Alert, Diagnosis
 from dpwatch.hub.stacks import Dump, hear
@@ -30,6 +31,7 @@ from dpwatch.wire.messages import (
     Gpu,
     Hello,
     Memory,
+    Output,
     Stacks,
     Step,
     Transfer,
@@ -143,6 +145,7 @@ class RunState(msgspec.Struct):
         diagnoses: Findings that hold now, with the step they began at (see `diagnose`).
         silent_ns: By kind, when the rule of a finding that holds first had nothing to say.
         alerts: What has held so far, the oldest first.
+        output: The last lines that ranks have printed.
     """
 
     run_id: str
@@ -163,6 +166,7 @@ class RunState(msgspec.Struct):
     diagnoses: list[Diagnosis] = []
     silent_ns: dict[str, int] = {}
     alerts: list[Alert] = []
+    output: RunOutput = msgspec.field(default_factory=RunOutput)
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
@@ -191,6 +195,8 @@ class RunState(msgspec.Struct):
                     self._beat(rank, record)
                 case Gpu():
                     _lane(rank, record.device).gpu = record
+                case Output():
+                    self.output.take(rank.rank, record, rank.hello.world_size if rank.hello else 1)
                 case Hello():
                     rank.hello = record
                 case Stacks():

@@ -69,6 +69,8 @@ def view(state: RunState, connection: str = "live") -> RunView:
         connection=connection,
         lanes=tuple(_last_steps(state, lane) for lane in lanes[:LANES]),
         stacks=seen(state),
+        output=state.output.freeze(),
+        tells_output=sum(bool(r.hello and r.hello.tells_output) for r in state.ranks.values()),
     )
 
 

@@ -28,6 +28,7 @@ from dpwatch.wire.messages import (
     Bye,
     Gpu,
     Hello,
+    Output,
     Stacks,
 )
 
@@ -89,6 +90,9 @@ class Source(Protocol):
 
     def read_durations(self, now_ns: int) -> None:
         """Records how long collectives took, where that is to be read and due."""
+
+    def output(self, *, last: bool = False) -> list[Output]:
+        """What it has printed since; `last`: all that there is, for nobody will ask again."""
 
 
 class Publisher:
@@ -186,7 +190,8 @@ class Publisher:
             self._send([self._greet(), *records] if self._seq == 0 else records)
         # Even when the link took nothing: dropping this frame costs no more than not making it.
         if self._bye is not None and self._flush_unsent():
-            self._send([self._greet(), self._source.beat(), self._bye])
+            said = self._source.output(last=True)
+            self._send([self._greet(), self._source.beat(), *said, self._bye])
 
     # -- what to send -------------------------------------------------------------------------
 
@@ -221,6 +226,7 @@ class Publisher:
             due.extend(self._source.gpus())
             self._source.read_durations(now_ns)
             self._next_gpu = now_ns + GPU_NS
+        due.extend(self._source.output())
         return due
 
     def _answers(self) -> list[Stacks]:

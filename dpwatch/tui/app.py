@@ -89,6 +89,7 @@ class DashboardApp(Takeaway):
         *(
             Binding(digit(index), f"panel('{view.name}')", view.title, show=False)
             for index, view in enumerate(VIEWS)
+            if view.name != "help"
         ),
     ]
 

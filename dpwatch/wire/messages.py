@@ -76,6 +76,7 @@ class Hello(Record, frozen=True, tag="hello"):
         torch_version: `torch.__version__`.
         capture: How collectives are seen: `observer` (every one), `patch` (Python callers only),
             `none`.
+        tells_output: What the process prints is told too (`Output`).
     """
 
     world_size: int
@@ -90,6 +91,7 @@ class Hello(Record, frozen=True, tag="hello"):
     cores: int | None = None
     torch_version: str = ""
     capture: str = "none"
+    tells_output: bool = False
 
 
 class Step(Record, frozen=True, tag="step"):
@@ -300,6 +302,36 @@ class Gpu(Record, frozen=True, tag="gpu"):
     capacity_bytes: int | None = None
 
 
+class Line(msgspec.Struct, array_like=True, frozen=True):
+    """A line that a process has printed.
+
+    Attributes:
+        wall_ns: The sender's wall clock when the last of it was written.
+        text: Without line break, control characters and escape sequences, cut where it is long.
+    """
+
+    wall_ns: int
+    text: str
+
+
+class Output(Record, frozen=True, tag="output"):
+    """What a process has printed to one of its streams since the record before.
+
+    Attributes:
+        stream: `out` (standard output) or `err` (standard error).
+        lines: Whole lines, the oldest first. Of one that was written over after a carriage return,
+            as progress bars are, only how it was in the end.
+        left_out: Lines before these that are not told: too many came at once.
+        open: The line that is still being written, as it stands; it takes the place of the one told
+            before. None: there is none.
+    """
+
+    stream: str
+    lines: list[Line]
+    left_out: int = 0
+    open: Line | None = None
+
+
 class Bye(Record, frozen=True, tag="bye"):
     """A rank's end, as itself or its hub saw it.
 
@@ -390,6 +422,7 @@ AnyRecord = (
     | Transfer
     | Beat
     | Gpu
+    | Output
     | Bye
     | Tick
     | Stacks

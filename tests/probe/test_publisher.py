@@ -16,7 +16,7 @@ from dpwatch.probe.link import HUB_PATIENCE_NS, LAUNCHES, HubLink
 from dpwatch.probe.publisher import RANK_PATIENCE_NS, Publisher
 from dpwatch.probe.recorder import Recorder
 from dpwatch.wire import codec, paths, transport
-from dpwatch.wire.messages import Asked, Beat, Bye, DeviceInfo, Gpu, Hello, Stacks, Step
+from dpwatch.wire.messages import Asked, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks, Step
 
 MS, S = 1_000_000, 1_000_000_000
 
@@ -29,6 +29,7 @@ class Source:
         self.stepped = False
         self.params: int | None = None
         self.found: list[Gpu] = []
+        self.printed: list[Output] = []
 
     def identify(self) -> Identity:
         return self.me
@@ -51,6 +52,10 @@ class Source:
 
     def stacks(self, asked: int) -> Stacks | None:
         return Stacks(asked, 0, [])
+
+    def output(self, *, last: bool = False) -> list[Output]:
+        found, self.printed = self.printed, []
+        return found
 
 
 def a_step(number: int) -> tuple[Any, ...]:

@@ -355,3 +355,53 @@ def stuck_run() -> s.RunView:
     told[5] = _stacks(5, _LOOPS, 2)
     told[7] = stopped
     return replace(view, stacks=tuple(told), run=replace(view.run, state="hung"))
+
+
+_BAR = "epoch 3:  61%|██████    | 97/160 [00:12<00:08,  7.61it/s]"
+_TRACE = (
+    "Traceback (most recent call last):",
+    '  File "/home/ada/train.py", line 88, in <module>',
+    "    main()",
+    '  File "/home/ada/train.py", line 61, in main',
+    "    loss = criterion(model(inputs), targets)",
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 512.00 MiB. GPU 2 has a total "
+    "capacity of 39.39 GiB of which 214.56 MiB is free.",
+)
+
+
+def with_output(
+    view: s.RunView, *, lines: int = 12, left_out: int = 0, let_go: int = 0, fails: int | None = 2
+) -> s.RunView:
+    """The view with what its ranks have printed: a log line a second, warnings, a traceback."""
+    ranks = sorted({rank.rank for rank in view.run.ranks})
+    output = []
+    for rank in ranks:
+        printed = [
+            _printed(
+                n + rank / 100, "out", f"step {100 + n}/200  loss {2.9 - n / 50 + rank / 500:.3f}"
+            )
+            for n in range(lines)
+        ]
+        printed.insert(3, _printed(2.5, "err", f"[rank{rank}] UserWarning: lr_scheduler.step()"))
+        if rank == fails:
+            printed += [_printed(lines + 0.2, "err", text) for text in _TRACE]
+        if rank == 0:
+            printed.append(_printed(lines + 0.5, "err", _BAR))
+        output.append(s.RankOutput(rank, tuple(printed), left_out, let_go))
+    return replace(view, output=tuple(output), tells_output=len(ranks))
+
+
+def _printed(after_s: float, stream: str, text: str) -> s.Printed:
+    return s.Printed(int((36_000 + after_s) * 1e9), stream, text)
+
+
+def hostile_output() -> s.RunView:
+    """Lines that try to be markup, escapes, too long or too wide."""
+    texts = (
+        "[bold]red[/bold] [@click=app.quit]x[/]", "\x1b[2J\x1b]0;owned\x07gone", "\u202eback\u2066",
+        "漢字" * 120, "e\u0301" * 90, "\ud800 alone", "tab\tand\rreturn\nline", "", "x" * 400,
+    )  # fmt: skip
+    printed = tuple(_printed(n, "err", text) for n, text in enumerate(texts))
+    odd = (s.Printed(-(10**18), "?", "long ago"), s.Printed(9 * 10**18, "out", "long ahead"))
+    return replace(hostile_run(), output=(s.RankOutput(0, printed), s.RankOutput(10**9, odd)),
+                   tells_output=2)  # fmt: skip
