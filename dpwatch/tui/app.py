@@ -27,6 +27,8 @@ from dpwatch.hub.snapshot import RunView, Snapshot
 from dpwatch.tui.commands import COMMANDS
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
+from dpwatch.tui.history import History
+from dpwatch.tui.pace import USUAL_S, Paced, beside
 from dpwatch.tui.palette import THEMES
 from dpwatch.tui.panels import Header, Help, Nav, RankDetail, SessionLine, Waiting
 from dpwatch.tui.pinned import Pinned
@@ -63,6 +65,7 @@ class DashboardApp(Takeaway):
         waiting_text: Shown instead of the usual advice while there is no run.
         on_quit: Called once when the app is about to end.
         ascii_only: Draw with ASCII characters alone.
+        interval_s: How often to take a new snapshot, where the source can be told.
     """
 
     CSS_PATH = Path(__file__).with_name("dashboard.tcss")
@@ -74,6 +77,12 @@ class DashboardApp(Takeaway):
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("space", "pause", "Pause"),
+        Binding("left_square_bracket", "rewind(-1)", "Back in time", show=False),
+        Binding("right_square_bracket", "rewind(1)", "Forward in time", show=False),
+        Binding("left_curly_bracket", "rewind(-10)", "Far back in time", show=False),
+        Binding("right_curly_bracket", "rewind(10)", "Far forward in time", show=False),
+        Binding("plus,equals_sign", "pace(1)", "Update less often", show=False),
+        Binding("minus", "pace(-1)", "Update more often", show=False),
         Binding("n", "run(1)", "Next run"),
         Binding("y", "copy", "Copy", show=False),
         Binding("e", "save", "Save a picture", show=False),
@@ -102,6 +111,7 @@ class DashboardApp(Takeaway):
         waiting_text: str = "",
         on_quit: Callable[[], None] | None = None,
         ascii_only: bool = False,
+        interval_s: float = USUAL_S,
     ) -> None:
         super().__init__()
         self.set_class(ascii_only, "ascii")
@@ -111,6 +121,10 @@ class DashboardApp(Takeaway):
         self._on_quit = on_quit
         self._newest: Snapshot | None = None
         self._held: Snapshot | None = None
+        self._history = History()
+        self._interval_s = interval_s
+        if isinstance(source, Paced):
+            source.interval_s = interval_s
         self._picked_run: str | None = None
         self._opened_from: list[str] = []
         self._drilled: tuple[str | None] | None = None
@@ -189,6 +203,7 @@ class DashboardApp(Takeaway):
         if message.snapshot is not self._newest:
             return  # drawing is slower than the source: a newer one is behind this already
         self._held = message.snapshot
+        self._history.add(message.snapshot)
         if not self.paused:
             self.snapshot = message.snapshot
         else:
@@ -211,6 +226,10 @@ class DashboardApp(Takeaway):
 
     def watch_paused(self, paused: bool) -> None:
         """Let the newest snapshot in when going on."""
+        if paused:
+            self._history.hold()
+        else:
+            self._history.release()
         if not paused and self._held is not None:
             self.snapshot = self._held
         self._make_frame()
@@ -219,17 +238,21 @@ class DashboardApp(Takeaway):
         snapshot = self.snapshot or self.frame.snapshot
         runs = snapshot.runs
         ids = [view.run.run_id for view in runs]
-        if self._picked_run not in ids:
-            self._picked_run = None
+        picked = self._picked_run if self._picked_run in ids else None
+        if not self.paused:  # further back a run may not have begun
+            self._picked_run = picked
         newest = ids[0] if ids else None
         # An open rank's run stays on the screen when a newer one comes.
         stays = self.panel == "rank" and self.frame.run_id in ids
-        run_id = self._picked_run or (self.frame.run_id if stays else newest)
+        run_id = picked or (self.frame.run_id if stays else newest)
         self.frame = Frame(
             snapshot=snapshot,
             run_id=run_id,
             paused=self.paused,
             newest=_view_of(self._held, run_id) if self.paused else None,
+            ago_s=self._history.ago_s,
+            edge=self._history.edge,
+            interval_s=None if self._interval_s == USUAL_S else self._interval_s,
             silent_s=self._silent_s(snapshot, run_id),
             trouble=self._trouble,
         )
@@ -292,6 +315,21 @@ class DashboardApp(Takeaway):
     def action_pause(self) -> None:
         """Hold the screen, or let it go on."""
         self.paused = not self.paused
+
+    def action_rewind(self, by: int) -> None:
+        """Hold the screen, and show what was seen so many snapshots before or after."""
+        seen = self._history.step(by)
+        self.paused = self.paused or self._held is not None
+        if seen is not None:
+            self.snapshot = seen
+        else:
+            self._make_frame()
+
+    def action_pace(self, by: int) -> None:
+        """Take a new snapshot less often (1) or more often (-1)."""
+        if isinstance(self._source, Paced):
+            self._interval_s = self._source.interval_s = beside(self._interval_s, by)
+        self._make_frame()
 
     def action_run(self, by: int) -> None:
         """Switch to an older or newer run; picking the newest follows whatever is newest."""
