@@ -66,6 +66,9 @@ class DashboardApp(Takeaway):
         on_quit: Called once when the app is about to end.
         ascii_only: Draw with ASCII characters alone.
         interval_s: How often to take a new snapshot, where the source can be told.
+        theme: Name of one of `palette.THEMES`.
+        view: Name of the view to begin with.
+        sort: Title of the overview's column to sort by at first, "" for none.
     """
 
     CSS_PATH = Path(__file__).with_name("dashboard.tcss")
@@ -112,6 +115,9 @@ class DashboardApp(Takeaway):
         on_quit: Callable[[], None] | None = None,
         ascii_only: bool = False,
         interval_s: float = USUAL_S,
+        theme: str = THEMES[0].name,
+        view: str = "overview",
+        sort: str = "",
     ) -> None:
         super().__init__()
         self.set_class(ascii_only, "ascii")
@@ -133,9 +139,10 @@ class DashboardApp(Takeaway):
         self._session_over = False
         self._trouble = ""
         self._last_live_s: dict[str, float] = {}
-        for theme in THEMES:
-            self.register_theme(theme)
-        self.theme = THEMES[0].name
+        for each in THEMES:
+            self.register_theme(each)
+        self.theme = theme
+        self._first = (view, sort)
 
     def get_driver_class(self) -> type[Driver]:
         """The platform's driver, which here outlives its terminal."""
@@ -164,6 +171,9 @@ class DashboardApp(Takeaway):
             for scrolled in self.query(ScrollView):
                 bar = scrolled.vertical_scrollbar
                 bar.renderer = PlainScrollBar  # type: ignore[misc]  # of this one alone
+        self.panel, sort = self._first
+        if sort:
+            self.query_one(RankTable).order = (sort, False)
         self._fit(self.size.width, self.size.height)
         self.call_after_refresh(self._read)
         if threading.current_thread() is threading.main_thread():
