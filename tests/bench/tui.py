@@ -1,0 +1,145 @@
+"""What the dashboard costs, on a terminal, over a real hub and ranks that are simulated.
+
+    python -m tests.bench.tui [--ranks 8,1024,4096] [--seconds 20] [--json FILE]
+
+For each number of ranks a process of its own sends what so many probes would, four steps a second
+each; a hub takes it in; `dpwatch` runs on a pseudo terminal of 120×35. Prints, beside the goals:
+
+- CPU of the viewer's process (its own alone, and from the kernel's count, so a busy machine does
+  not change it much), and what it writes to the terminal, while nobody touches a key;
+- the lag from a key (help, and back to the overview: the whole screen is drawn anew) to its effect
+  in what is written. This and the first paint are by the wall clock: they are the machine's, too,
+  and the load is printed beside them;
+- the time from its start to the first row of a rank, and its resident memory at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dpwatch.wire.paths import RunDir, run_dir
+
+from .terminal import Dashboard, cpu_s, rss_bytes
+
+RATE_HZ = 4
+WIDTH, HEIGHT = 120, 35
+ROW, HELP = "cuda:0", "never quits"
+GOALS = {8: (3, 12, 50), 1024: (6, 50, 50), 4096: (15, None, None)}
+"""By ranks: percent of a core, kB/s, ms of lag (p99)."""
+FIRST_PAINT_S = 0.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--ranks", default="8,1024,4096", metavar="N,N…")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each, without a key")
+    parser.add_argument("--keys", type=int, default=60, help="pressed for the lag")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    options = parser.parse_args()
+    figures = []
+    print(f"{WIDTH}×{HEIGHT}, {RATE_HZ} steps a second and rank; lag and first paint are wall time")
+    for ranks in (int(each) for each in options.ranks.split(",")):
+        figures.append(measure(ranks, options.seconds, options.keys))
+        print(told(figures[-1]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+
+
+def measure(ranks: int, seconds: float, keys: int) -> dict[str, float]:
+    """The figures for so many ranks."""
+    with running(ranks, seconds) as (place, environment):
+        hub = place.read_info()
+        assert hub is not None
+        with Dashboard(WIDTH, HEIGHT, environment) as screen:
+            screen.until(ROW)
+            first_paint_s = time.monotonic() - screen.began
+            screen.follow(5.0)
+            began, cpu, hub_cpu = time.monotonic(), screen.cpu_s, cpu_s(hub.hub_pid)
+            written = screen.written
+            screen.follow(seconds)
+            took_s = time.monotonic() - began
+            cpu, hub_cpu = screen.cpu_s - cpu, cpu_s(hub.hub_pid) - hub_cpu
+            written = screen.written - written
+            lags = sorted(_lags(screen, keys))
+            return {
+                "ranks": ranks,
+                "cpu_percent": 100 * cpu / took_s,
+                "kb_per_s": written / took_s / 1e3,
+                "lag_p50_ms": 1e3 * lags[len(lags) // 2],
+                "lag_p99_ms": 1e3 * lags[min(int(len(lags) * 0.99), len(lags) - 1)],
+                "first_paint_s": first_paint_s,
+                "rss_mb": screen.rss_bytes / 1e6,
+                "hub_cpu_percent": 100 * hub_cpu / took_s,
+                "hub_rss_mb": rss_bytes(hub.hub_pid) / 1e6,
+                "load": os.getloadavg()[0],
+            }
+
+
+def _lags(screen: Dashboard, keys: int) -> Iterator[float]:
+    """Seconds from each key to its effect, at moments that no refresh is in step with."""
+    for number in range(keys):
+        screen.follow(0.1 + 0.037 * (number % 9))
+        key, effect = (("?", HELP), ("1", ROW))[number % 2]
+        screen.press(key)
+        yield screen.until(effect)
+
+
+def told(f: dict[str, float]) -> str:
+    """A line of figures with their goals."""
+    cpu, rate, lag = GOALS.get(int(f["ranks"]), (None, None, None))
+    parts = [
+        f"{f['ranks']:5.0f} ranks: {f['cpu_percent']:.1f} % of a core{_goal(cpu, '%')}",
+        f"{f['kb_per_s']:.1f} kB/s{_goal(rate, 'kB/s')}",
+        f"lag p50 {f['lag_p50_ms']:.0f} ms, p99 {f['lag_p99_ms']:.0f} ms{_goal(lag, 'ms')}",
+        f"first rows {f['first_paint_s']:.2f} s{_goal(FIRST_PAINT_S, 's')}",
+        f"{f['rss_mb']:.0f} MB",
+        f"hub {f['hub_cpu_percent']:.0f} %, {f['hub_rss_mb']:.0f} MB",
+        f"load {f['load']:.1f}",
+    ]
+    return "; ".join(parts)
+
+
+def _goal(goal: float | None, unit: str) -> str:
+    return "" if goal is None else f" (goal {goal:g} {unit})"
+
+
+@contextmanager
+def running(
+    ranks: int, seconds: float, *, rate: float = RATE_HZ, load: str = "ddp"
+) -> Iterator[tuple[RunDir, dict[str, str]]]:
+    """A hub and so many simulated ranks, in a runtime directory of their own."""
+    with tempfile.TemporaryDirectory(prefix="dpw-") as folder:
+        os.environ["DPWATCH_RUNTIME_DIR"] = folder
+        environment = {**os.environ, "XDG_CONFIG_HOME": folder}
+        place = run_dir("bench")
+        assert place.prepare()
+        hub = subprocess.Popen([sys.executable, "-m", "dpwatch.hub", str(place.path)])
+        words = ["--ranks", str(ranks), "--load", load, "--rate", str(rate)]
+        feed = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.simulated", str(place.path), *words,
+             "--parts", "2", str(seconds + 3600)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            assert feed.stdout is not None
+            feed.stdout.readline()  # two seconds are sent: every rank has spoken
+            yield place, environment
+        finally:
+            for process in (feed, hub):
+                process.terminate()
+            for process in (feed, hub):
+                process.wait()
+
+
+if __name__ == "__main__":
+    main()
