@@ -448,6 +448,7 @@ class DashboardApp(Takeaway):
 
     def on_resize(self, event: events.Resize) -> None:
         """Say so where the terminal is too small; do without blanks where it is low."""
+        self.screenful.forget()  # terminals move what they show to where they like
         self._fit(event.size.width, event.size.height)
 
     def _fit(self, width: int, height: int) -> None:

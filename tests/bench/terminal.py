@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -13,10 +14,65 @@ import sys
 import termios
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
-ESCAPE = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_=>])")
-TICKS = os.sysconf("SC_CLK_TCK")
+from rich.cells import cell_len
+
+TOKEN = re.compile(
+    r"\x1b\[([0-?]*)[ -/]*([@-~])|\x1b(?:\][^\x07\x1b]*(?:\x07|\x1b\\)|[=>@-Z^_])|(\n)|([^\x1b])"
+)
+"""Parameters and letter of a control sequence; another escape; a line's end; a character."""
 PATIENCE_S = 120.0
+
+
+class Screen:
+    """As much of a terminal as the dashboard uses: the cursor's place, styles, and cells.
+
+    A cell is its characters and its style's numbers; "" is the second half of a wide one.
+    """
+
+    def __init__(self, width: int, height: int) -> None:
+        self.cells = [[(" ", "")] * width for _ in range(height)]
+        self._at = (0, 0)
+        self._style = ""
+        self._rest = ""
+
+    def write(self, text: str) -> None:
+        """Draws; a sequence that is cut off waits for its end."""
+        text = self._rest + text
+        end = text.rfind("\x1b", len(text) - 64) if "\x1b" in text[-64:] else -1
+        self._rest = text[end:] if end >= 0 and not TOKEN.match(text, end) else ""
+        for numbers, command, newline, char in TOKEN.findall(text[: len(text) - len(self._rest)]):
+            if command == "H":
+                y, x = (int(each) - 1 for each in numbers.split(";"))
+                self._at = (x, y)
+            elif command == "m":
+                self._style = numbers.removeprefix("0;") if numbers != "0" else ""
+            elif newline:
+                self._at = (0, self._at[1] + 1)
+            elif char >= " ":
+                self._draw(char)
+
+    def _draw(self, char: str) -> None:
+        x, y = self._at
+        line, width = self.cells[y], cell_len(char)
+        if not width:
+            at = x - 1 if line[x - 1][0] else x - 2
+            line[at] = (line[at][0] + char, line[at][1])
+            return
+        for at in range(x, x + width):
+            if not line[at][0]:  # half a wide character is a blank
+                line[at - 1] = (" ", line[at - 1][1])
+            if at + 1 < len(line) and not line[at + 1][0]:
+                line[at + 1] = (" ", line[at + 1][1])
+            line[at] = (" ", "")
+        line[x : x + width] = [(char, self._style), ("", self._style)][:width]
+        self._at = (x + width, y)
+
+    @property
+    def text(self) -> str:
+        """What stands there."""
+        return "\n".join("".join(char for char, _ in line) for line in self.cells)
 
 
 class Dashboard:
@@ -36,7 +92,8 @@ class Dashboard:
         )
         os.close(slave)
         self.written = 0
-        self._tail = b""
+        self._screen = Screen(width, height)
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
 
     def __enter__(self) -> Dashboard:
         return self
@@ -60,6 +117,7 @@ class Dashboard:
         except OSError:  # the other end is closed
             return b""
         self.written += len(found)
+        self._screen.write(self._decode(found))
         return found
 
     def follow(self, seconds: float) -> None:
@@ -73,25 +131,34 @@ class Dashboard:
         os.write(self._master, key.encode())
 
     def until(self, text: str) -> float:
-        """Seconds from now until the text is written, escape sequences left out of it.
+        """Seconds from now until the text stands on the screen.
 
         Raises:
-            TimeoutError: It never was.
+            TimeoutError: It never does.
         """
-        began, seen = time.monotonic(), b""
+        began = time.monotonic()
         while time.monotonic() < began + PATIENCE_S and self._process.poll() is None:
-            seen += self.read(1.0)
-            if text.encode() in ESCAPE.sub(b"", seen):
+            self.read(1.0)
+            if text in self._screen.text:
                 return time.monotonic() - began
-        raise TimeoutError(f"{text!r} never came; the last was {ESCAPE.sub(b'', seen)[-300:]!r}")
+        raise TimeoutError(f"{text!r} never came; there is\n{self._screen.text}")
 
     @property
-    def cpu_s(self) -> float:
-        """CPU time of its process so far."""
-        return cpu_s(self._process.pid)
+    def text(self) -> str:
+        """What stands on the screen."""
+        return self._screen.text
 
     @property
-    def rss_bytes(self) -> int:
+    def cpu_s(pid: int) -> float:
+    """CPU time that a process's threads have had so far, to the nanosecond."""
+    total_ns = 0
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with suppress(OSError), open(f"/proc/{pid}/task/{thread}/schedstat") as file:
+            total_ns += int(file.read().split()[0])
+    return total_ns / 1e9
+
+
+def rss_bytes(self) -> int:
         """Its resident memory."""
         return rss_bytes(self._process.pid)
 
