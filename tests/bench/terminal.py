@@ -149,25 +149,23 @@ class Dashboard:
         return self._screen.text
 
     @property
-    def cpu_s(pid: int) -> float:
+    def cpu_s(self) -> float:
+        """CPU time of its process so far."""
+        return cpu_s(self._process.pid)
+
+    @property
+    def rss_bytes(self) -> int:
+        """Its resident memory."""
+        return rss_bytes(self._process.pid)
+
+
+def cpu_s(pid: int) -> float:
     """CPU time that a process's threads have had so far, to the nanosecond."""
     total_ns = 0
     for thread in os.listdir(f"/proc/{pid}/task"):
         with suppress(OSError), open(f"/proc/{pid}/task/{thread}/schedstat") as file:
             total_ns += int(file.read().split()[0])
     return total_ns / 1e9
-
-
-def rss_bytes(self) -> int:
-        """Its resident memory."""
-        return rss_bytes(self._process.pid)
-
-
-def cpu_s(pid: int) -> float:
-    """CPU time of a process so far, all threads together."""
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def rss_bytes(pid: int) -> int:
