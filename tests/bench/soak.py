@@ -4,7 +4,7 @@
 
 Prints every minute what hub and viewer hold (resident). After the first fifth, in which what is
 bounded fills up, the rest is halved: it exits with 1 if the second half's median of either is more
-than `--grow-mb` above the first half's. The viewer's view is changed now and then, as a person would.
+than `--grow-mb` above the first half's. Now and then a key changes the view, as a person would.
 """
 
 from __future__ import annotations

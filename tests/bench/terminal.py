@@ -76,14 +76,16 @@ class Screen:
 
 
 class Dashboard:
-    """`dpwatch` in a terminal of that size. A context manager."""
+    """A Python module (`dpwatch`) in a terminal of that size. A context manager."""
 
-    def __init__(self, width: int, height: int, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, width: int, height: int, environment: Mapping[str, str], *words: str
+    ) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
         self.began = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dpwatch"],
+            [sys.executable, "-m", *(words or ("dpwatch",))],
             stdin=slave,
             stdout=slave,
             stderr=slave,
