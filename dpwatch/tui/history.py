@@ -17,10 +17,10 @@ from dpwatch.hub.snapshot import History as Curves
 
 MOST_FRAMES = 300
 MOST_ROWS = 65_536
-"""Rows of ranks in all snapshots together, a row taking about 1.5 kB; 4,096 ranks get 14."""
+"""Rows of ranks in all snapshots together, up to 80 MB: 4,096 ranks get 12 snapshots."""
 
-STEPS_A_ROW = 4
-"""So many steps of the timeline take the room of a row."""
+STEPS_A_ROW = 2
+"""So many steps of the timeline take the room of a row, which is 1.1 to 1.5 kB."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

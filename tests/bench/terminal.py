@@ -55,7 +55,10 @@ class Screen:
 
     def _draw(self, char: str) -> None:
         x, y = self._at
-        line, width = self.cells[y], cell_len(char)
+        width = cell_len(char)
+        if x + width > len(self.cells[0]):  # no update does that, but a traceback may
+            x, y = 0, y + 1
+        line = self.cells[min(y, len(self.cells) - 1)]
         if not width:
             at = x - 1 if line[x - 1][0] else x - 2
             line[at] = (line[at][0] + char, line[at][1])

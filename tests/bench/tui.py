@@ -9,8 +9,8 @@ Prints, beside the goals:
 
 - CPU of the viewer's process (its own alone, and from the kernel's count, so a busy machine does
   not change it much), and what it writes to the terminal, while nobody touches a key;
-- the lag from a key (help, and back to the overview: the whole screen is drawn anew) to its effect
-  on the screen;
+- the lag from a key to its effect on the screen: of the cursor's keys in the overview, and of help
+  and back, where the whole screen is drawn anew;
 - the time from its start to the first row of a rank, and its resident memory at the end.
 
 Lag and first rows are given twice. By the wall clock they are the machine's, too, and mean little
@@ -37,7 +37,11 @@ from .terminal import Dashboard, cpu_s, rss_bytes
 
 RATE_HZ = 4
 WIDTH, HEIGHT = 120, 35
-ROW, HELP = "cuda:0", "never quits"
+ROW = "cuda:0"
+CURSOR = (*(("j", f"▸{row:>6}  ") for row in range(1, 8)), ("g", f"▸{0:>6}  "))
+VIEWS = (("?", "never quits"), ("1", ROW))
+"""Keys, pressed in turn, and what is on the screen once each has had its effect."""
+
 GOALS = {8: (3, 12, 50), 1024: (6, 50, 50), 4096: (15, None, None)}
 """By ranks: percent of a core, kB/s, ms of lag (p99)."""
 FIRST_PAINT_S = 0.5
@@ -102,7 +106,8 @@ def _figures(screen: Dashboard, seconds: float, keys: int) -> dict[str, float]:
     screen.follow(seconds)
     took_s = time.monotonic() - began
     cpu, written = screen.cpu_s - cpu, screen.written - written
-    wall, own = (sorted(each) for each in zip(*_lags(screen, keys), strict=True))
+    wall, own = (sorted(each) for each in zip(*_lags(screen, keys, CURSOR), strict=True))
+    wall_view, own_view = (sorted(each) for each in zip(*_lags(screen, keys, VIEWS), strict=True))
     return {
         "cpu_percent": 100 * cpu / took_s,
         "kb_per_s": written / took_s / 1e3,
@@ -110,6 +115,10 @@ def _figures(screen: Dashboard, seconds: float, keys: int) -> dict[str, float]:
         "lag_p99_ms": 1e3 * _quantile(wall, 0.99),
         "lag_cpu_p50_ms": 1e3 * _quantile(own, 0.5),
         "lag_cpu_p99_ms": 1e3 * _quantile(own, 0.99),
+        "view_lag_p50_ms": 1e3 * _quantile(wall_view, 0.5),
+        "view_lag_p99_ms": 1e3 * _quantile(wall_view, 0.99),
+        "view_lag_cpu_p50_ms": 1e3 * _quantile(own_view, 0.5),
+        "view_lag_cpu_p99_ms": 1e3 * _quantile(own_view, 0.99),
         "first_paint_s": first_paint_s,
         "first_paint_cpu_s": first_paint_cpu_s,
         "rss_mb": screen.rss_bytes / 1e6,
@@ -121,7 +130,9 @@ def _quantile(ordered: Sequence[float], q: float) -> float:
     return ordered[min(int(len(ordered) * q), len(ordered) - 1)]
 
 
-def _lags(screen: Dashboard, keys: int) -> Iterator[tuple[float, float]]:
+def _lags(
+    screen: Dashboard, keys: int, pressed: Sequence[tuple[str, str]]
+) -> Iterator[tuple[float, float]]:
     """Seconds from each key to its effect, at moments that no refresh is in step with.
 
     Yields:
@@ -129,7 +140,7 @@ def _lags(screen: Dashboard, keys: int) -> Iterator[tuple[float, float]]:
     """
     for number in range(keys):
         screen.follow(0.1 + 0.037 * (number % 9))
-        key, effect = (("?", HELP), ("1", ROW))[number % 2]
+        key, effect = pressed[number % len(pressed)]
         cpu = screen.cpu_s
         screen.press(key)
         wall = screen.until(effect)
@@ -144,6 +155,8 @@ def told(f: dict[str, float]) -> str:
         f"{f['kb_per_s']:.1f} kB/s{_goal(rate, 'kB/s')}",
         f"lag p50 {f['lag_p50_ms']:.0f} ms, p99 {f['lag_p99_ms']:.0f} ms{_goal(lag, 'ms')}, "
         f"of CPU {f['lag_cpu_p50_ms']:.0f} and {f['lag_cpu_p99_ms']:.0f} ms",
+        f"of another view p50 {f['view_lag_p50_ms']:.0f} ms, p99 {f['view_lag_p99_ms']:.0f} ms, "
+        f"of CPU {f['view_lag_cpu_p50_ms']:.0f} and {f['view_lag_cpu_p99_ms']:.0f} ms",
         f"first rows {f['first_paint_s']:.2f} s{_goal(FIRST_PAINT_S, 's')}, "
         f"of CPU {f['first_paint_cpu_s']:.2f} s",
         f"{f['rss_mb']:.0f} MB",

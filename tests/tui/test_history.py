@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from dpwatch.hub import snapshot as s
-from dpwatch.tui.history import History
+from dpwatch.tui.history import STEPS_A_ROW, History
 from dpwatch.tui.pace import INTERVALS_S, beside
 from dpwatch.tui.view import digit
 from dpwatch.tui.views import VIEWS
@@ -90,9 +90,9 @@ def test_it_is_bounded_by_rows(most_rows, kept):
 
 
 def test_steps_of_the_timeline_take_room_too():
-    lanes = with_lanes(ddp_run(ranks=4), steps=16)
+    lanes = with_lanes(ddp_run(ranks=4), steps=12)
     several = [snapshot(replace(lanes, run=replace(lanes.run)), wall_s=t) for t in range(9)]
-    assert len(filled(several, most_rows=100)) == 100 // (4 + 4 * 16 // 4)
+    assert len(filled(several, most_rows=100)) == 100 // (4 + 4 * 12 // STEPS_A_ROW)
 
 
 def test_a_run_that_stands_still_takes_its_room_once():
