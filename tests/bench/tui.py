@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -176,6 +177,7 @@ def running(
     ranks: int, seconds: float, *, rate: float = RATE_HZ, load: str = "ddp"
 ) -> Iterator[tuple[RunDir, dict[str, str]]]:
     """A hub and so many simulated ranks, in a runtime directory of their own."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # they end, too
     with tempfile.TemporaryDirectory(prefix="dpw-") as folder:
         os.environ["DPWATCH_RUNTIME_DIR"] = folder
         environment = {**os.environ, "XDG_CONFIG_HOME": folder}
