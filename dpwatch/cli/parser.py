@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import dpwatch
-from dpwatch.cli import demo, doctor, run, ssh, stacks, watch
+from dpwatch.cli import config, demo, doctor, run, ssh, stacks, watch
 
 EXAMPLES = """\
 examples:
@@ -16,6 +16,7 @@ examples:
                                run a script of your own, unchanged, with the probe in it
   dpwatch ssh node1 node2      watch the runs on other hosts
   dpwatch stacks               where every rank's Python stands, as text
+  dpwatch config               the screen's settings, and a file to keep them in
   dpwatch doctor               what is missing here, and what to do about it
 """
 
@@ -38,4 +39,5 @@ def build_parser() -> argparse.ArgumentParser:
     ssh.add(commands)
     stacks.add(commands)
     doctor.add(commands)
+    config.add(commands)
     return parser
