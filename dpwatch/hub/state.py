@@ -80,6 +80,8 @@ class RankState(msgspec.Struct):
     good_loss: float | None = None
     bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
+    seq: int = -1
+    missed: int = 0
 
 
 class OpState(msgspec.Struct):
@@ -196,6 +198,10 @@ class RunState(msgspec.Struct):
             self.ranks = dict(sorted(self.ranks.items()))
         if rank.bye is not None and rank.bye.state == "lost" and batch.seq >= 0:
             rank.bye = None  # It was only silent: here it speaks again.
+        if batch.seq >= 0:
+            if batch.seq > rank.seq + 1 and rank.seq >= 0:
+                rank.missed += batch.seq - rank.seq - 1
+            rank.seq = batch.seq
         rank.seen_ns = batch.mono_ns
         rank.dropped = max(rank.dropped, batch.dropped)
         return rank
