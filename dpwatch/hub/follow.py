@@ -16,7 +16,7 @@ import zmq
 from dpwatch.hub.advance import advance
 from dpwatch.hub.server import FRAME_NUMBER, STATE_REQUEST
 from dpwatch.hub.snapshot import HostGpu, RunView, Snapshot
-from dpwatch.hub.state import RunState
+from dpwatch.hub.state import RunState, decode
 from dpwatch.hub.summarize import view
 from dpwatch.wire import codec, transport
 from dpwatch.wire.messages import PROTOCOL_VERSION
@@ -28,8 +28,6 @@ STALE_S = 3.0
 ASK_AGAIN_S = 1.0
 FRAME_S = 0.25
 LOOK_S = 0.5
-
-_state_decoder = msgspec.msgpack.Decoder(RunState)
 
 
 class Follower:
@@ -72,7 +70,7 @@ class Follower:
 
     def _take_state(self, answer: bytes) -> None:
         try:
-            state = _state_decoder.decode(answer)
+            state = decode(answer)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             return
         if self.state is None or state.frames >= self.state.frames:

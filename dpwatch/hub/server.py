@@ -14,12 +14,11 @@ import struct
 import time
 from pathlib import Path
 
-import msgspec
 import zmq
 
 from dpwatch.hub.advance import advance
 from dpwatch.hub.processes import Processes, exit_of, runs, told
-from dpwatch.hub.state import RankState, RunState
+from dpwatch.hub.state import RankState, RunState, encode
 from dpwatch.wire import codec, transport
 from dpwatch.wire.messages import HUB_RANK, PROTOCOL_VERSION, AnyRecord, Batch, Bye, Tick
 from dpwatch.wire.paths import RunDir, RunInfo, clean_run_id, host_name
@@ -52,7 +51,6 @@ class Hub:
         self.state = RunState(place.run_id)
         self.host = host_name()
         self.refused = 0
-        self._encoder = msgspec.msgpack.Encoder()
         self._poller = zmq.Poller()
         self._processes = Processes()
         self._viewers = False
@@ -153,7 +151,7 @@ class Hub:
     def _answer(self) -> None:
         viewer, *request = self._answers.recv_multipart()
         if request == [STATE_REQUEST]:
-            self._answers.send_multipart([viewer, self._encoder.encode(self.state)])
+            self._answers.send_multipart([viewer, encode(self.state)])
 
     def _count_viewers(self) -> None:
         self._viewers = self._outlet.recv()[:1] == b"\x01"
