@@ -158,14 +158,14 @@ def summed(each: Sequence[Tally]) -> Tally:
 
 def cells_of(state: RunState, key: str) -> list[Tally]:
     """A tally for each rank and settled step of an op."""
-    found = []
-    for rank in state.ranks.values():
-        steps = settled(rank.steps_done)
-        by_lane = [
-            lane.calls[key].over(steps) for lane in rank.lanes.values() if key in lane.calls
-        ]
-        found += [summed(at) for at in zip(*by_lane, strict=True)]
-    return found
+    return [tally for rank in state.ranks.values() for tally in cells_of_rank(rank, key)]
+
+
+def cells_of_rank(rank: RankState, key: str) -> list[Tally]:
+    """A rank's tally for each settled step of an op, over its devices; none if it never called."""
+    steps = settled(rank.steps_done)
+    by_lane = [lane.calls[key].over(steps) for lane in rank.lanes.values() if key in lane.calls]
+    return [summed(at) for at in zip(*by_lane, strict=True)]
 
 
 def settled(steps_done: int) -> range:
