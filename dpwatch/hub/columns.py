@@ -174,7 +174,9 @@ def _of_calls(
         has = np.array([key in lane.calls for lane in lanes]) & lone
         if not has.any():
             continue
-        held = np.stack([_whole(lanes[i].calls[key]) for i in np.flatnonzero(has)])
+        held = np.stack(
+            [_whole(lane.calls[key]) for lane, ok in zip(lanes, has.tolist(), strict=True) if ok]
+        )
         found = _at(held, done[has])
         sums[has] += found
         wire[has] += _at(held, shared[has])[:, :, WIRE]
@@ -184,7 +186,7 @@ def _of_calls(
     timed = busy & (sums[:, :, TIMED_CALLS] >= sums[:, :, CALLS])
     told = busy & (sums[:, :, WAITED_CALLS] >= sums[:, :, CALLS])
     waits = there & called[:, None]
-    found = zip(
+    found_ms = zip(
         _quantiles(*_ordered(wire, shared >= 0), 0.5),
         _quantiles_ms(*_ordered(sums[:, :, TIMED_NS], there & timed), 0.5),
         _quantiles_ms(*_ordered(sums[:, :, WAITED_NS], there & told), 0.5),
@@ -192,10 +194,10 @@ def _of_calls(
         strict=True,
     )
     return [
-        CallFigures(int(wire or 0), total, waited, wait if lane.device == 0 else None)
+        CallFigures(int(sent or 0), total, waited, wait if lane.device == 0 else None)
         if only
         else None
-        for lane, only, (wire, total, waited, wait) in zip(lanes, lone, found, strict=True)
+        for lane, only, (sent, total, waited, wait) in zip(lanes, lone, found_ms, strict=True)
     ]
 
 
@@ -219,7 +221,7 @@ def _whole(by_step: ByStep) -> Array:
 
 def _at(held: Array, steps: Array) -> Array:
     """The cells of these steps, zero where nothing happened in one."""
-    found = held[np.arange(len(held))[:, None], steps % WINDOW]
+    found: Array = held[np.arange(len(held))[:, None], steps % WINDOW]
     found[(found[:, :, 0] != steps) | (steps < 0)] = 0
     return found
 

@@ -28,7 +28,11 @@ BUSY_STEPS = 2
 
 
 def traffic(
-    state: RunState, rank: RankState, lane: LaneState, routes: Sequence[Route], calls: CallFigures,
+    state: RunState,
+    rank: RankState,
+    lane: LaneState,
+    routes: Sequence[Route],
+    calls: CallFigures,
     common: int,
 ) -> tuple[int | None, int | None]:
     """Bytes a step this device sends and receives: its copies, and its collectives' algorithm's.

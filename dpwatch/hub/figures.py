@@ -145,7 +145,9 @@ def of_op(cells: Sequence[Tally]) -> OpFigures:
 def tallies(lane: LaneState, steps: Sequence[int]) -> list[Tally]:
     """A lane's collectives in each of these steps, whatever op and group."""
     by_op = [by_step.over(steps) for by_step in lane.calls.values()]
-    return [summed(each) for each in zip(*by_op, strict=True)] if by_op else [Tally() for _ in steps]
+    return (
+        [summed(each) for each in zip(*by_op, strict=True)] if by_op else [Tally() for _ in steps]
+    )
 
 
 def summed(each: Sequence[Tally]) -> Tally:

@@ -16,6 +16,9 @@ import msgspec
 from dpwatch.hub.snapshot import Curve
 from dpwatch.wire.messages import Step
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 WINDOW = 128
 """Steps that recent figures (medians, quantiles, shares) are taken over."""
 
@@ -25,28 +28,22 @@ NONE = -1
 """Stands for an unknown number in what is packed."""
 
 
-if TYPE_CHECKING:
-    _Ints, _Floats = array[int], array[float]
-else:  # not subscriptable before Python 3.12
-    _Ints = _Floats = array
-
-
-class Ints(_Ints):
+class Ints(array):  # type: ignore[type-arg]  # not subscriptable before Python 3.12
     """Integers of 8 bytes."""
 
     __slots__ = ()
 
-    def __new__(cls, values: Iterable[int] = ()) -> Ints:  # noqa: D102
-        return super().__new__(cls, "q", values)
+    def __new__(cls, values: Iterable[int] = ()) -> Self:  # noqa: D102
+        return super().__new__(cls, "q", values)  # type: ignore[return-value]
 
 
-class Floats(_Floats):
+class Floats(array):  # type: ignore[type-arg]
     """Floats of 8 bytes."""
 
     __slots__ = ()
 
-    def __new__(cls, values: Iterable[float] = ()) -> Floats:  # noqa: D102
-        return super().__new__(cls, "d", values)
+    def __new__(cls, values: Iterable[float] = ()) -> Self:  # noqa: D102
+        return super().__new__(cls, "d", values)  # type: ignore[return-value]
 
 
 class Thinned(msgspec.Struct):
@@ -117,7 +114,7 @@ class Window(msgspec.Struct):
 
     def column(self, place: int, last: int = WINDOW) -> list[int]:
         """A column of the latest rows, the oldest first; `NONE` where it is unknown."""
-        column = self.rows[place::STEP_WIDTH]
+        column: array[int] = self.rows[place::STEP_WIDTH]
         if self.pushed > WINDOW:
             turn = self.pushed % WINDOW
             column = column[turn:] + column[:turn]
@@ -139,7 +136,11 @@ class Window(msgspec.Struct):
         """The latest steps as they came, but for their loss."""
         columns = zip(*(self.column(i, last) for i in range(STEP_WIDTH)), strict=True)
         rows = ([None if each == NONE else each for each in row] for row in columns)
-        return [Step(device, *row[:-1], None, row[-1]) for row in rows]  # type: ignore[arg-type]
+        return [_step(device, row) for row in rows]
+
+
+def _step(device: int, row: list[Any]) -> Step:
+    return Step(device, *row[:-1], None, row[-1])  # type: ignore[call-arg]
 
 
 class Tally(msgspec.Struct, array_like=True, gc=False):
@@ -187,7 +188,7 @@ class ByStep(msgspec.Struct):
     def _made(self, step: int) -> int | None:
         base = step % self.size * TALLY_WIDTH
         held = self.cells[base]
-        while 0 <= held and abs(held - step) < WINDOW and self.size < WINDOW:
+        while held >= 0 and abs(held - step) < WINDOW and self.size < WINDOW:
             self._grow()
             base = step % self.size * TALLY_WIDTH
             held = self.cells[base]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import signal
+
 import msgspec
 
 from dpwatch.hub.arrivals import Arrivals
@@ -161,6 +162,7 @@ class RunState(msgspec.Struct):
         alerts: What has held so far, the oldest first.
         hosts: How many ranks each has.
         told_size: Processes in the run, as its ranks say.
+        reviewed_ns: When diagnoses were last looked at.
     """
 
     run_id: str
@@ -183,6 +185,7 @@ class RunState(msgspec.Struct):
     alerts: list[Alert] = []
     hosts: dict[str, int] = {}
     told_size: int = 1
+    reviewed_ns: int = 0
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
@@ -398,7 +401,7 @@ def encode(state: RunState) -> bytes:
     return _encoder.encode(state)
 
 
-def decode(data: bytes) -> RunState:
+def decode(data: bytes | memoryview) -> RunState:
     """A state that has travelled.
 
     Raises:

@@ -43,7 +43,7 @@ from dpwatch.hub.snapshot import (
 )
 from dpwatch.hub.state import LaneState, RankState, Route, RunState
 from dpwatch.hub.timeline import LANES, STEPS
-from dpwatch.wire.messages import CATEGORIES, ByCategory, DeviceInfo
+from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo
 
 STALL_S = 5.0
 """A rank has stalled after this long, or five typical steps, without a step."""
@@ -62,17 +62,27 @@ def summary(runs: Sequence[Run]) -> Summary:
     return Summary(SCHEMA, dpwatch.__version__, list(runs))
 
 
-def view(state: RunState, connection: str = "live") -> RunView:
-    """A run for a screen: its summary, its curves, its age."""
-    lanes = _lanes(state)
+def view(
+    state: RunState, connection: str = "live", run: Run | None = None, *, curves: bool = True
+) -> RunView:
+    """A run for a screen: its summary (made here unless it is given), its curves, its age.
+
+    Args:
+        state: The run's.
+        connection: See `RunView`.
+        run: Its summary.
+        curves: With the rows' curves.
+    """
+    lanes = rows_of(state)
+    drawn = lanes if curves else []
     end_ns = state.end_ns if _ended(state) and state.end_ns else state.now_ns
     return RunView(
-        run=summarize(state),
+        run=summarize(state) if run is None else run,
         history=History(
             loss=state.loss.freeze(),
             step_ms=state.step_ms.freeze(),
-            rank_step_ms=tuple(lane.step_ms.freeze() for lane in lanes),
-            rank_peak_bytes=tuple(lane.peak_bytes.freeze() for lane in lanes),
+            rank_step_ms=tuple(lane.step_ms.freeze() for lane in drawn),
+            rank_peak_bytes=tuple(lane.peak_bytes.freeze() for lane in drawn),
         ),
         elapsed_s=None if state.start_ns is None else max(0, end_ns - state.start_ns) / 1e9,
         connection=connection,
@@ -90,7 +100,7 @@ def summarize(state: RunState) -> Run:
     """The run as `dpwatch.summary/1` has it."""
     hellos = [rank.hello for rank in state.ranks.values() if rank.hello]
     first = hellos[0] if hellos else None
-    lanes = _lanes(state)
+    lanes = rows_of(state)
     common = steps_in_common(state)
     figures = _figures(state, lanes, common)
     rows = _rows(state, lanes, figures, common)
@@ -124,7 +134,7 @@ def summarize(state: RunState) -> Run:
     )
 
 
-def _lanes(state: RunState) -> list[LaneState]:
+def rows_of(state: RunState) -> list[LaneState]:
     """Every device of every rank, those that have said nothing yet but their name too."""
     lanes: list[LaneState] = []
     for rank in state.ranks.values():
@@ -162,9 +172,7 @@ def _of_many(state: RunState, lanes: Sequence[LaneState], common: int) -> Figure
     return columns.figures(state, lanes, common)
 
 
-def _rows(
-    state: RunState, lanes: Sequence[LaneState], figures: Figures, common: int
-) -> list[Rank]:
+def _rows(state: RunState, lanes: Sequence[LaneState], figures: Figures, common: int) -> list[Rank]:
     routes: dict[int, list[Route]] = {}
     for route in state.routes.values():
         routes.setdefault(route.rank, []).append(route)
@@ -223,7 +231,8 @@ def _phases(steps: StepFigures, device: DeviceInfo) -> PhaseTimes:
     scale = p50_ms / total if total > p50_ms else 1.0
     scaled = [None if ms is None else ms * scale for ms in steps.phases_ms]
     unknown = device.kind == "cuda" and not steps.timed
-    return PhaseTimes(*scaled, other=None if unknown else max(0.0, p50_ms - total))
+    other = None if unknown else max(0.0, p50_ms - total)
+    return PhaseTimes(**dict(zip(PHASES, scaled, strict=True)), other=other)
 
 
 def _exposed(lanes: Sequence[LaneState], steps: Sequence[StepFigures]) -> list[float | None]:

@@ -165,9 +165,7 @@ def hub() -> Iterator[tuple[RunDir, int]]:
 @contextlib.contextmanager
 def started(module: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", f"tests.bench.{module}", *map(str, arguments)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield process
     finally:

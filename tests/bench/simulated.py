@@ -64,9 +64,7 @@ class Load(NamedTuple):
 LOADS = {
     "steps": Load("ddp", ()),
     "ddp": Load("ddp", (("all_reduce", 26_214_400),) * 4),
-    "fsdp": Load(
-        "fsdp", (("all_gather", 3_276_800),) * 16 + (("reduce_scatter", 26_214_400),) * 8
-    ),
+    "fsdp": Load("fsdp", (("all_gather", 3_276_800),) * 16 + (("reduce_scatter", 26_214_400),) * 8),
 }
 
 
@@ -267,7 +265,7 @@ def tell(ranks: Ranks, until_ns: int) -> None:
 
 def more_files() -> None:
     """A socket takes two descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
