@@ -20,6 +20,8 @@ PACE_ROWS = 512
 SELDOM_S = 4.0
 """… but this often at least."""
 
+_MOMENTS = (Tick, Bye)
+
 
 def advance(state: RunState, batch: Batch) -> Run | None:
     """Applies a frame; diagnoses on the hub's tick (once a second) and at a rank's end.
@@ -30,9 +32,10 @@ def advance(state: RunState, batch: Batch) -> Run | None:
         The run as it is now if it has been reviewed, else None.
     """
     state.apply(batch)
-    if not any(isinstance(record, Tick | Bye) for record in batch.records):
-        return None
-    if len(state.ranks) > MANY and not (batch.rank == HUB_RANK and _is_due(state)):
+    if len(state.ranks) > MANY:
+        if batch.rank != HUB_RANK or not _is_due(state):
+            return None
+    elif not any(isinstance(record, _MOMENTS) for record in batch.records):
         return None
     state.reviewed_ns = state.now_ns
     run = summarize(state)

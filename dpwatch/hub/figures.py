@@ -6,10 +6,10 @@ Here they are derived lane by lane. `columns` derives the same of many lanes at 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from dpwatch.hub.series import NONE, SAMPLES, WINDOW, Tally, Window, median, quantile
+from dpwatch.hub.series import NONE, SAMPLES, WINDOW, Tally, Window, median, quantile_ms
 from dpwatch.hub.state import LaneState, RankState, RunState
 from dpwatch.wire.messages import PHASES
 
@@ -76,21 +76,17 @@ class Figures(NamedTuple):
 def of_steps(window: Window) -> StepFigures:
     """Figures of a lane's last steps."""
     took_ns = window.took_ns()
-    took_ms = [ns / 1e6 for ns in took_ns]
+    phases = {name: window.known(name) for name in PHASE_FIELDS}
     return StepFigures(
-        p50_ms=quantile(took_ms, 0.5),
-        p95_ms=quantile(took_ms, 0.95),
-        last_ms=took_ms[-1] if took_ms else None,
-        phases_ms=tuple(_median_ms(window.known(name)) for name in PHASE_FIELDS),
-        timed=any(window.known(name) for name in DEVICE_TIMES),
-        exposed_ms=_median_ms(window.known("exposed_ns")),
+        p50_ms=quantile_ms(took_ns, 0.5),
+        p95_ms=quantile_ms(took_ns, 0.95),
+        last_ms=took_ns[-1] / 1e6 if took_ns else None,
+        phases_ms=tuple(quantile_ms(each, 0.5) for each in phases.values()),
+        timed=any(phases[name] for name in DEVICE_TIMES),
+        exposed_ms=quantile_ms(window.known("exposed_ns"), 0.5),
         shares=tuple(share(window, name, took_ns) for name in SHARES),
         samples_per_s=_rate(window, took_ns),
     )
-
-
-def _median_ms(ns: Iterable[int]) -> float | None:
-    return median(each / 1e6 for each in ns)
 
 
 def share(window: Window, name: str, took_ns: Sequence[int]) -> float | None:
@@ -116,11 +112,14 @@ def _rate(window: Window, took_ns: Sequence[int]) -> float | None:
 
 def of_calls(rank: RankState, lane: LaneState, steps: range, common: int) -> CallFigures:
     """Figures of a lane's collectives; see `traffic_steps` for `common`."""
-    each = tallies(lane, steps)
     # Waits for other ranks are a rank's; they stand in the row of its first device.
     lanes = list(rank.lanes.values()) if lane.device == 0 else []
     waits = [tallies(other, steps) for other in lanes if other.calls]
-    sent = tallies(lane, traffic_steps(rank, common))
+    if not lane.calls and not waits:
+        return CallFigures(0, None, None, None)
+    each = tallies(lane, steps)
+    shared = traffic_steps(rank, common)
+    sent = each if shared == steps else tallies(lane, shared)
     return CallFigures(
         wire_bytes=int(median(tally.wire_bytes for tally in sent) or 0),
         total_ms=median(timed_ms([tally]) for tally in each),

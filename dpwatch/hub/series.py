@@ -6,6 +6,7 @@ that, and a run of a thousand ranks keeps millions.
 
 from __future__ import annotations
 
+import operator
 import struct
 from array import array
 from collections.abc import Iterable, Sequence
@@ -80,6 +81,7 @@ STEP_WIDTH = len(STEP_COLUMNS) + 1
 """… and samples, in the last column."""
 
 SAMPLES = STEP_WIDTH - 1
+_kept = operator.attrgetter(*STEP_COLUMNS, "samples")
 _PACKED = struct.Struct(f"={STEP_WIDTH}q")
 _STEP_BYTES = _PACKED.size
 
@@ -101,8 +103,9 @@ class Window(msgspec.Struct):
         Raises:
             OverflowError: A number takes more than 8 bytes.
         """
-        _, *numbers, _, samples = msgspec.structs.astuple(step)
-        row = [NONE if each is None else each for each in (*numbers, samples)]
+        row = _kept(step)
+        if None in row:
+            row = [NONE if each is None else each for each in row]
         try:
             if self.pushed < WINDOW:
                 self.rows.frombytes(_PACKED.pack(*row))
@@ -257,6 +260,17 @@ def quantile(values: Sequence[float], q: float) -> float | None:
     if low + 1 == len(ordered):
         return float(ordered[low])
     return ordered[low] + (ordered[low + 1] - ordered[low]) * (place - low)
+
+
+def quantile_ms(values_ns: Sequence[int], q: float) -> float | None:
+    """`quantile` of nanoseconds in milliseconds; only what it lies between is converted."""
+    if not values_ns:
+        return None
+    ordered = sorted(values_ns)
+    place = q * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return quantile((ordered[low] / 1e6, ordered[high] / 1e6), place - low)
 
 
 def median(values: Iterable[float | None]) -> float | None:

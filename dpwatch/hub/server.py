@@ -125,14 +125,17 @@ class Hub:
                 return
             try:
                 batch = codec.decode(frame)
-                if batch.rank == HUB_RANK or clean_run_id(batch.run_id) != self.place.run_id:
+                if batch.rank == HUB_RANK or not self._is_mine(batch.run_id):
                     raise codec.WireError(f"frame of run {batch.run_id!r}, rank {batch.rank}")
             except codec.WireError as error:
                 self._refuse(error)
             else:
                 self._publish(batch, frame)
-                if batch.host == self.host:
+                if batch.host == self.host and not self._processes.watches(batch.pid):
                     self._watch(batch.pid)
+
+    def _is_mine(self, run_id: str) -> bool:
+        return run_id == self.place.run_id or clean_run_id(run_id) == self.place.run_id
 
     def _watch(self, pid: int) -> None:
         fd = self._processes.watch(pid)
@@ -223,9 +226,9 @@ class Hub:
         self._publish(batch, codec.encode(batch))
 
     def _is_lost(self, rank: RankState) -> bool:
-        if rank.host != self.host or time.monotonic_ns() - rank.seen_ns < SILENT_S * 1e9:
-            return False
-        return not runs(rank.pid)
+        if rank.host != self.host or self._processes.watches(rank.pid):
+            return False  # of a watched process the end will be told
+        return time.monotonic_ns() - rank.seen_ns >= SILENT_S * 1e9 and not runs(rank.pid)
 
 
 def main(path: Path, *, linger_s: float = LINGER_S) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import dpwatch
@@ -43,7 +44,7 @@ from dpwatch.hub.snapshot import (
 )
 from dpwatch.hub.state import LaneState, RankState, Route, RunState
 from dpwatch.hub.timeline import LANES, STEPS
-from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo
+from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Gpu, Memory
 
 STALL_S = 5.0
 """A rank has stalled after this long, or five typical steps, without a step."""
@@ -52,6 +53,9 @@ STALL_STEPS = 5
 
 MANY = 64
 """Lanes from which on their figures are derived all at once."""
+
+MEMORIES = 8192
+"""Lanes whose memory, which is sampled now and then only, need not be laid out anew each time."""
 
 ABSENT_S = 2.0
 """How long an ended run waits for ranks that have not been heard of."""
@@ -212,9 +216,7 @@ def _row(
         gil_wait=gil_wait,
         idle=idle,
         runqueue_wait=runqueue_wait,
-        gpu=GpuUse(lane.gpu.util, lane.gpu.temperature_c, lane.gpu.power_w)
-        if lane.gpu
-        else GpuUse(),
+        gpu=_gpu(lane.gpu),
     )
 
 
@@ -247,18 +249,27 @@ def _memory(lane: LaneState, device: DeviceInfo) -> MemoryUse:
         if lane.gpu and lane.gpu.used_bytes is not None:
             return MemoryUse(lane.gpu.used_bytes, None, capacity, "nvml")
         return MemoryUse(capacity_bytes=capacity)
+    return _memory_use(lane.memory, lane.highest, capacity)
+
+
+@functools.lru_cache(MEMORIES)
+def _memory_use(memory: Memory, highest: Memory, capacity: int | None) -> MemoryUse:
     return MemoryUse(
-        current_bytes=lane.memory.current_bytes,
-        peak_bytes=lane.highest.peak_bytes,
+        current_bytes=memory.current_bytes,
+        peak_bytes=highest.peak_bytes,
         capacity_bytes=capacity,
-        source=lane.highest.source,
-        **_by_name(lane.highest.peak),
-        at_step_end=Categories(**_by_name(lane.memory.current)),
+        source=highest.source,
+        **_by_name(highest.peak),
+        at_step_end=Categories(**_by_name(memory.current)),
     )
 
 
 def _by_name(categories: ByCategory) -> dict[str, int | None]:
     return {name: getattr(categories, name) for name in CATEGORIES}
+
+
+def _gpu(gpu: Gpu | None) -> GpuUse:
+    return GpuUse() if gpu is None else GpuUse(gpu.util, gpu.temperature_c, gpu.power_w)
 
 
 def _balance(rows: Sequence[Rank]) -> Balance:

@@ -24,11 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-import msgspec
 import zmq
 
 from dpwatch.hub.server import STATE_REQUEST
-from dpwatch.hub.state import RunState
+from dpwatch.hub.state import RunState, decode
 from dpwatch.wire import paths, transport
 from dpwatch.wire.paths import RunDir
 from tests.bench.simulated import LOADS
@@ -117,7 +116,7 @@ def measure(load: str, ranks: int, rate: float, seconds: float) -> Cost:
                 viewer = said(viewer_process)
                 last = said(ranks_process)
             after = cpu_s(pid)
-            state, size = state_of(place, ranks, last["steps"])
+            state, size = state_of(place, last["steps"])
     simulated_s = alone["simulated_s"] - warm["simulated_s"]
     return Cost(
         load=load,
@@ -132,14 +131,14 @@ def measure(load: str, ranks: int, rate: float, seconds: float) -> Cost:
         complete_cpu_s=viewer["complete_cpu_s"],
         state_mb=size / 1e6,
         pace=last["simulated_s"] / last["wall_s"],
-        lost_steps=sum(last["steps"] - steps_of(state, r) for r in range(ranks)),
+        lost_steps=int(last["steps"]) - steps_of(state),
         lost_frames=sum(rank.missed for rank in state.ranks.values()),
     )
 
 
-def steps_of(state: RunState, rank: int) -> int:
-    lanes = state.ranks[rank].lanes if rank in state.ranks else {}
-    return lanes[0].steps if 0 in lanes else 0
+def steps_of(state: RunState) -> int:
+    """Steps that it has, the sum over all ranks."""
+    return sum(rank.steps_done for rank in state.ranks.values())
 
 
 @contextlib.contextmanager
@@ -184,7 +183,7 @@ def _pipe(pipe: IO[str] | None) -> IO[str]:
     return pipe
 
 
-def state_of(place: RunDir, ranks: int, steps: float) -> tuple[RunState, int]:
+def state_of(place: RunDir, steps: float) -> tuple[RunState, int]:
     """The hub's state once it has taken in all, and its size in bytes."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = transport.ask_socket(context, place.ask)
@@ -193,9 +192,8 @@ def state_of(place: RunDir, ranks: int, steps: float) -> tuple[RunState, int]:
         while True:
             socket.send(STATE_REQUEST)
             answer = socket.recv_multipart()[-1]
-            state = msgspec.msgpack.decode(answer, type=RunState)
-            behind = any(steps_of(state, r) < steps for r in range(ranks))
-            if not behind or time.monotonic() > deadline:
+            state = decode(answer)
+            if steps_of(state) >= steps or time.monotonic() > deadline:
                 return state, len(answer)
             time.sleep(0.5)
     finally:

@@ -95,9 +95,10 @@ class Ranks:
         self._context.term()
 
     @property
-    def steps_done(self) -> int:
-        """Steps that every rank has told of."""
-        return min(self._due(turn, self.ranks - 1)[1] for turn in [self._next // self.ranks - 1])
+    def steps(self) -> int:
+        """Steps told of, the sum over all ranks."""
+        turns, more = divmod(self._next, self.ranks)
+        return sum(self._due(turns - (r >= more), r)[1] for r in range(self.ranks))
 
     def send_until(self, ns: int) -> int:
         """Sends what is due before a moment of the run. Returns: when the next frame is due."""
@@ -254,7 +255,7 @@ def tell(ranks: Ranks, until_ns: int) -> None:
     told = {
         "simulated_s": until_ns / 1e9,
         "wall_s": (time.monotonic_ns() - ranks.origin_ns) / 1e9,
-        "steps": ranks.steps_done,
+        "steps": ranks.steps,
         "frames": ranks.sent_frames,
         "records": ranks.sent_records,
         "waited": ranks.waited,
