@@ -14,7 +14,7 @@ from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import MANY, summarize
 from dpwatch.wire.messages import HUB_RANK, Batch, Bye, Tick
 
-PACE_ROWS = 512
+PACE_ROWS = 340
 """Rows that are looked at in a second: of more ranks a review comes that much more seldom, …"""
 
 SELDOM_S = 4.0

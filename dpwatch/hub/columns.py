@@ -90,11 +90,10 @@ def _lone(state: RunState, lane: LaneState, common: int) -> CallFigures:
 
 
 def _of_steps(lanes: Sequence[LaneState]) -> list[StepFigures]:
-    rows = np.full((len(lanes), WINDOW, STEP_WIDTH), NONE, np.int64)
+    column = np.full((STEP_WIDTH, len(lanes), WINDOW), NONE, np.int64)
     for i, lane in enumerate(lanes):
         held = np.frombuffer(lane.recent.rows, np.int64).reshape(-1, STEP_WIDTH)
-        rows[i, : len(held)] = held
-    column = np.ascontiguousarray(rows.transpose(2, 0, 1))
+        column[:, i, : len(held)] = held.T
     pushed = np.array([lane.recent.pushed for lane in lanes])
     there = np.arange(WINDOW) < pushed[:, None]
     took_ns = column[2] - column[1]

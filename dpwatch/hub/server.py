@@ -41,7 +41,7 @@ TICK_S = 1.0
 SILENT_S = 1.5
 """A rank beats twice a second; silent for longer *and* without a process, it is lost."""
 
-REST_S = 0.01
+REST_S = 0.02
 """After frames have come others may gather for so long: one turn for each would cost more."""
 
 FRAME_NUMBER = struct.Struct("!Q")

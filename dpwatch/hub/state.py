@@ -297,10 +297,12 @@ class RunState(msgspec.Struct):
         Ranks of short steps need not read their loss in the same ones; a mean over some ranks
         would be another number, so what stays incomplete is let go.
         """
-        entry = self.losses.setdefault(step, OpenLoss())
+        entry = self.losses.get(step)
+        if entry is None:
+            entry = self.losses[step] = OpenLoss()
         entry.total += loss
         entry.count += 1
-        if entry.count >= self.world_size:
+        if entry.count >= self.told_size:
             self._close_loss(step)
         elif len(self.losses) > OPEN_LOSSES:
             del self.losses[min(self.losses)]

@@ -33,8 +33,10 @@ def runs(draw):
     def maybe(value):
         return None if rnd.random() < unknown else value
 
-    frames = [batch(hello(ranks, [f"{kind}:{d}" for d in range(devices)], kind), rank=r)
-              for r in range(ranks)]  # fmt: skip
+    frames = [
+        batch(hello(ranks, [f"{kind}:{d}" for d in range(devices)], kind), rank=r)
+        for r in range(ranks)
+    ]
     held = {r: [] for r in range(ranks)}
     for i in range(steps):
         for r in range(ranks):
@@ -54,18 +56,14 @@ def runs(draw):
                             maybe(rnd.randrange(MS)),
                             "f",
                             d,
-                        )  # fmt: skip
+                        )
                     )
                 if d:
                     held[r].append(Transfer(i, "replicate", 0, d, 7, rnd.randrange(MS)))
                 start = START_NS + i * 100 * MS
                 end = start + 80 * MS + rnd.randrange(9 * MS)
                 times = [maybe(rnd.randrange(20 * MS)) for _ in range(10)]
-                held[r].append(
-                    Step(
-                        d, i, start, start + 80 * MS + rnd.randrange(9 * MS), *times, 1.5, maybe(4)
-                    )
-                )
+                held[r].append(Step(d, i, start, end, *times, 1.5, maybe(4)))
             held[r] = [each for each in held[r] if rnd.random() > 0.01]  # some are dropped
             if rnd.random() < 0.7:  # else they come with the next frame
                 frames.append(batch(*held[r], rank=r, seq=i + 1, now_ns=START_NS + i * 100 * MS))
