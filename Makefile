@@ -10,7 +10,7 @@ TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test scripts lint types check bench stress screenshots figures clean
+.PHONY: help demo test scripts lint types check bench bench-scale stress screenshots figures clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ check: lint types test scripts ## all of the above, as CI runs it
 bench: $(VENV)/.dev ## what the probe costs a training step, measured in pairs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.overhead
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.collectives
+
+bench-scale: $(VENV)/.dev ## what hub and viewer cost at 64 to 4,096 ranks; brings docs/scale.md up to date
+	$(BIN)/python -m tests.bench.scale --write docs
 
 stress: $(VENV)/.scripts ## the same scripts a hundred times each; about two hours
 	$(BIN)/python -m tests.bench.stress

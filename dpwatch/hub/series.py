@@ -103,7 +103,7 @@ class Window(msgspec.Struct):
         Raises:
             OverflowError: A number takes more than 8 bytes.
         """
-        row = _kept(step)
+        row: Sequence[int | None] = _kept(step)
         if None in row:
             row = [NONE if each is None else each for each in row]
         try:
@@ -137,13 +137,16 @@ class Window(msgspec.Struct):
 
     def steps(self, device: int, last: int = WINDOW) -> list[Step]:
         """The latest steps as they came, but for their loss."""
-        columns = zip(*(self.column(i, last) for i in range(STEP_WIDTH)), strict=True)
-        rows = ([None if each == NONE else each for each in row] for row in columns)
-        return [_step(device, row) for row in rows]
+        count = min(last, self.pushed, WINDOW)
+        first = (self.pushed - count) % WINDOW
+        held = self.rows.tobytes()
+        rows = [row % WINDOW * _STEP_BYTES for row in range(first, first + count)]
+        return [_step(device, _PACKED.unpack_from(held, at)) for at in rows]
 
 
-def _step(device: int, row: list[Any]) -> Step:
-    return Step(device, *row[:-1], None, row[-1])  # type: ignore[call-arg]
+def _step(device: int, row: tuple[int, ...]) -> Step:
+    known = [None if each == NONE else each for each in row] if NONE in row else row
+    return Step(device, *known[:-1], None, known[-1])  # type: ignore[call-arg, arg-type]
 
 
 class Tally(msgspec.Struct, array_like=True, gc=False):

@@ -1,6 +1,7 @@
 """What hub and viewer cost at many ranks.
 
-    python -m tests.bench.scale [--ranks 64 256 1024 4096] [--load ddp] [--json] [--write docs]
+    python -m tests.bench.scale [--ranks 64 256 1024 4096] [--load steps ddp] [--json]
+        [--write docs]
 
 For each number of ranks: a real hub process, one process that sends what so many probes would
 (`simulated`), and then a viewer that comes late (`viewer`), which is complete when it has every
@@ -8,6 +9,9 @@ rank's row. Measured is CPU time (of `/proc/PID/stat`), in seconds of a core for
 second: on a machine that others use too, CPU time is still a fair measure and wall time is not.
 The hub is measured alone and then with the viewer, once the window of steps that figures are taken
 over is full. In the end the hub's state is asked for, and every step of every rank must be in it.
+
+Where a machine is so busy that the hub gets no core (`pace` under 1, or memory that grows with
+frames that wait), `chrt --rr 1` before the command gives it one.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from dpwatch.hub.server import STATE_REQUEST
 from dpwatch.hub.state import RunState, decode
 from dpwatch.wire import paths, transport
 from dpwatch.wire.paths import RunDir
+from tests.bench import scale_page
 from tests.bench.simulated import LOADS
 
 RANKS = (64, 256, 1024, 4096)
@@ -77,17 +82,29 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
-    parser.add_argument("--load", choices=LOADS, nargs="+", default=["ddp"])
+    parser.add_argument("--load", choices=LOADS, nargs="+", default=["steps", "ddp"])
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--rate", type=float, default=10.0, help="steps a second")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", type=Path, help="folder of scale.md, to be brought up to date")
+    parser.add_argument("--read", type=Path, help="measurements of --json instead of new ones")
     options = parser.parse_args()
-    out = sys.stdout.write
+    costs = []
+    for cost in read(options.read) if options.read else measured(options):
+        costs.append(cost)
+        print(json.dumps(cost._asdict()) if options.json else told(cost), flush=True)
+    if options.write:
+        scale_page.write(costs, options.write)
+
+
+def measured(options: argparse.Namespace) -> Iterator[Cost]:
     for load in options.load:
         for ranks in options.ranks:
-            cost = measure(load, ranks, options.rate, options.seconds)
-            out((json.dumps(cost._asdict()) if options.json else told(cost)) + "\n")
-            sys.stdout.flush()
+            yield measure(load, ranks, options.rate, options.seconds)
+
+
+def read(path: Path) -> list[Cost]:
+    return [Cost(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def told(cost: Cost) -> str:
