@@ -91,33 +91,33 @@ def of_steps(window: Window) -> StepFigures:
 
 def share(window: Window, name: str, took_ns: Sequence[int]) -> float | None:
     """Share of wall time over the steps in which it was measured."""
-    pairs = [(ns, took) for ns, took in zip(window.field(name), took_ns, strict=True) if ns != NONE]
-    wall_ns = sum(took for _, took in pairs)
-    return sum(ns for ns, _ in pairs) / wall_ns if wall_ns else None
+    ns = window.field(name)
+    if NONE in ns:
+        took_ns = [took for each, took in zip(ns, took_ns, strict=True) if each != NONE]
+        ns = [each for each in ns if each != NONE]
+    wall_ns = sum(took_ns)
+    return sum(ns) / wall_ns if wall_ns else None
 
 
 def _rate(window: Window, took_ns: Sequence[int]) -> float | None:
-    counted = [
-        (samples, took, step)
-        for samples, took, step in zip(
-            window.column(SAMPLES), took_ns, window.field("step"), strict=True
-        )
-        if samples != NONE
-    ]
-    # The first step also holds what start-up costs; a rate without it is the run's.
-    counted = [each for each in counted if each[2]] or counted
-    wall_ns = sum(took for _, took, _ in counted)
-    return sum(samples for samples, _, _ in counted) * 1e9 / wall_ns if wall_ns else None
+    samples, steps = window.column(SAMPLES), window.field("step")
+    if NONE in samples or 0 in steps:
+        rows = [r for r in zip(samples, took_ns, steps, strict=True) if r[0] != NONE]
+        # The first step also holds what start-up costs; a rate without it is the run's.
+        rows = [row for row in rows if row[2]] or rows
+        samples, took_ns = [row[0] for row in rows], [row[1] for row in rows]
+    wall_ns = sum(took_ns)
+    return sum(samples) * 1e9 / wall_ns if wall_ns else None
 
 
 def of_calls(rank: RankState, lane: LaneState, steps: range, common: int) -> CallFigures:
     """Figures of a lane's collectives; see `traffic_steps` for `common`."""
-    # Waits for other ranks are a rank's; they stand in the row of its first device.
-    lanes = list(rank.lanes.values()) if lane.device == 0 else []
-    waits = [tallies(other, steps) for other in lanes if other.calls]
-    if not lane.calls and not waits:
-        return CallFigures(0, None, None, None)
     each = tallies(lane, steps)
+    # Waits for other ranks are a rank's; they stand in the row of its first device.
+    lanes = [other for other in rank.lanes.values() if other.calls and lane.device == 0]
+    if not lane.calls and not lanes:
+        return CallFigures(0, None, None, None)
+    waits = [each if other is lane else tallies(other, steps) for other in lanes]
     shared = traffic_steps(rank, common)
     sent = each if shared == steps else tallies(lane, shared)
     return CallFigures(

@@ -129,7 +129,8 @@ class Window(msgspec.Struct):
 
     def known(self, name: str, last: int = WINDOW) -> list[int]:
         """A field of `Step` in those of the latest rows in which it is known."""
-        return [each for each in self.field(name, last) if each != NONE]
+        found = self.field(name, last)
+        return [each for each in found if each != NONE] if NONE in found else found
 
     def took_ns(self, last: int = WINDOW) -> list[int]:
         """How long the latest steps took."""
@@ -146,7 +147,7 @@ class Window(msgspec.Struct):
 
 def _step(device: int, row: tuple[int, ...]) -> Step:
     known = [None if each == NONE else each for each in row] if NONE in row else row
-    return Step(device, *known[:-1], None, known[-1])  # type: ignore[call-arg, arg-type]
+    return Step(device, *known[:-1], None, known[-1])  # type: ignore[call-arg]
 
 
 class Tally(msgspec.Struct, array_like=True, gc=False):
