@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from dpwatch.hub.series import NONE, SAMPLES, WINDOW, Tally, Window, median, quantile_ms
 from dpwatch.hub.state import LaneState, RankState, RunState
 from dpwatch.wire.messages import PHASES
@@ -153,8 +155,7 @@ def summed(each: Sequence[Tally]) -> Tally:
     """The sum of tallies."""
     if len(each) == 1:
         return each[0]
-    columns = zip(*(tuple(getattr(t, f) for f in t.__struct_fields__) for t in each), strict=True)
-    return Tally(*(sum(column) for column in columns))
+    return Tally(*map(sum, zip(*map(msgspec.structs.astuple, each), strict=True)))
 
 
 def cells_of(state: RunState, key: str) -> list[Tally]:

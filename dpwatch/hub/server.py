@@ -7,6 +7,7 @@ rank's process has ended without a word, and ends by itself when nobody needs it
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -258,7 +259,8 @@ def main(path: Path, *, linger_s: float = LINGER_S) -> int:
 def _settle() -> None:
     """Room for a socket a rank; and a collector of cycles that doesn't look at all of it often."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.suppress(OSError, ValueError):  # not everywhere may one have all that
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     gc.set_threshold(50_000, 20, 20)
 
 

@@ -51,8 +51,8 @@ STALL_S = 5.0
 
 STALL_STEPS = 5
 
-MANY = 64
-"""Lanes from which on their figures are derived all at once."""
+MANY = 32
+"""Of more lanes figures are derived all at once, and of more ranks a viewer gets looks."""
 
 MEMORIES = 8192
 """Lanes whose memory, which is sampled now and then only, need not be laid out anew each time."""
