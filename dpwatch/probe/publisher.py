@@ -151,9 +151,9 @@ class Publisher:
         self._link.tend(now_ns)
         if not self._flush_unsent():
             return
+        due = self._due(now_ns)
         many = self._hello is not None and self._hello.world_size > MANY_RANKS
         self._next_frame = now_ns + (MANY_FRAME_NS if many else FRAME_NS)
-        due = self._due(now_ns)
         for _ in range(FRAMES_PER_POLL):
             records = self._drain(codec.MAX_RECORDS - len(due))
             if not due and not records:
