@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 CATEGORIES = ("params", "grads", "optimizer", "activations", "buffers", "temp", "gathered")
 """Memory categories, in the order `ByCategory` holds and screens draw them."""
