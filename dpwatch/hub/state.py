@@ -9,14 +9,27 @@ from __future__ import annotations
 import math
 import re
 import signal
-from typing import cast
 
 import msgspec
 
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.durations import Late, book, keep_latency
 from dpwatch.hub.output import RunOutput
-from dpwatch.hub.series import WINDOW, ByStep, Thinned, keep_last
+from dpwatch.hub.series import (
+    CALLS,
+    NBYTES,
+    TIMED_CALLS,
+    TIMED_NS,
+    WAIT_NS,
+    WAITED_CALLS,
+    WAITED_NS,
+    WIRE,
+    ByStep,
+    Thinned,
+    Window,
+    packed,
+    unpacked,
+)
 from dpwatch.hub.snapshot import Alert, Diagnosis
 from dpwatch.hub.stacks import Dump, hear
 from dpwatch.plan.traffic import wire_bytes
@@ -48,20 +61,21 @@ _PEER_GONE = re.compile(
 
 
 class LaneState(msgspec.Struct):
-    """One device of one rank; `collectives` are all that it issued, whatever op and group."""
+    """One device of one rank; `calls` are the collectives it issued, by `op/group`."""
 
     rank: int
     device: int
     steps: int = 0
-    recent: list[Step] = []
+    recent: Window = msgspec.field(default_factory=Window)
     step_ms: Thinned = msgspec.field(default_factory=Thinned)
     peak_bytes: Thinned = msgspec.field(default_factory=Thinned)
     held_bytes: Thinned = msgspec.field(default_factory=Thinned)
     memory: Memory | None = None
     highest: Memory | None = None
     gpu: Gpu | None = None
-    collectives: ByStep = msgspec.field(default_factory=ByStep)
+    calls: dict[str, ByStep] = {}
     late: Late = msgspec.field(default_factory=Late)
+    late_calls: dict[str, Late] = {}
 
 
 class BadLoss(msgspec.Struct, array_like=True):
@@ -73,7 +87,12 @@ class BadLoss(msgspec.Struct, array_like=True):
 
 
 class RankState(msgspec.Struct):
-    """One process: who it is, when it last spoke, its devices."""
+    """One process: who it is, when it last spoke, its devices.
+
+    Attributes:
+        seq: The number of its latest frame, …
+        missed: … and how many are missing between those that came.
+    """
 
     rank: int
     host: str
@@ -89,6 +108,13 @@ class RankState(msgspec.Struct):
     bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
     dump: Dump = msgspec.field(default_factory=Dump)
+    seq: int = -1
+    missed: int = 0
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that its furthest device has done."""
+        return max([0, *(lane.steps for lane in self.lanes.values())])
 
 
 class OpState(msgspec.Struct):
@@ -97,25 +123,25 @@ class OpState(msgspec.Struct):
     op: str
     group: str
     ranks: int
-    by_rank: dict[int, ByStep] = {}
     latency_ms: list[float] = []
     last_calls: dict[int, int] = {}
     last_wait_ns: dict[int, int] = {}
-    late: dict[int, Late] = {}
+    timed_late: bool = False
+    booked: int = 0
 
-    def book_last(self, waits_ns: dict[int, int]) -> None:
-        """Books who came last to a call, given each rank's wait; old calls fade out by halving."""
-        latest = min(waits_ns, key=lambda r: waits_ns[r])
-        others_ns = sum(waits_ns.values()) // max(1, len(waits_ns) - 1)
+    def book_last(self, latest: int, others_ns: int) -> None:
+        """Books who came last to a call and the others' mean wait; old calls fade by halving."""
         self.last_calls[latest] = self.last_calls.get(latest, 0) + 1
         self.last_wait_ns[latest] = self.last_wait_ns.get(latest, 0) + others_ns
-        if sum(self.last_calls.values()) >= FADE_CALLS:
+        self.booked += 1
+        if self.booked >= FADE_CALLS:
             for r, calls in list(self.last_calls.items()):
                 if calls < 2:
                     del self.last_calls[r], self.last_wait_ns[r]
                 else:
                     self.last_wait_ns[r] = self.last_wait_ns[r] * (calls // 2) // calls
                     self.last_calls[r] = calls // 2
+            self.booked = sum(self.last_calls.values())
 
 
 class Route(msgspec.Struct):
@@ -146,6 +172,9 @@ class RunState(msgspec.Struct):
         silent_ns: By kind, when the rule of a finding that holds first had nothing to say.
         alerts: What has held so far, the oldest first.
         output: The last lines that ranks have printed.
+        hosts: How many ranks each has.
+        told_size: Processes in the run, as its ranks say.
+        reviewed_ns: When diagnoses were last looked at.
     """
 
     run_id: str
@@ -167,6 +196,9 @@ class RunState(msgspec.Struct):
     silent_ns: dict[str, int] = {}
     alerts: list[Alert] = []
     output: RunOutput = msgspec.field(default_factory=RunOutput)
+    hosts: dict[str, int] = {}
+    told_size: int = 1
+    reviewed_ns: int = 0
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
@@ -179,6 +211,12 @@ class RunState(msgspec.Struct):
                     hear(self, record, batch.mono_ns)
             return
         rank = self._rank(batch)
+        try:
+            self._records(rank, batch)
+        except OverflowError:  # numbers that no run has
+            rank.dropped += 1
+
+    def _records(self, rank: RankState, batch: Batch) -> None:
         for record in batch.records:
             match record:
                 case Step():
@@ -198,7 +236,7 @@ class RunState(msgspec.Struct):
                 case Output():
                     self.output.take(rank.rank, record, rank.hello.world_size if rank.hello else 1)
                 case Hello():
-                    rank.hello = record
+                    self._hello(rank, record)
                 case Stacks():
                     rank.dump.take(record, max(self.world_size, len(self.ranks)))
                 case Bye():
@@ -209,23 +247,53 @@ class RunState(msgspec.Struct):
     def _rank(self, batch: Batch) -> RankState:
         rank = self.ranks.get(batch.rank)
         if rank is None or rank.pid != batch.pid:
-            # A restarted rank begins anew: its steps, and its sequence numbers, do too.
-            if rank is not None:
-                self.arrivals.forget(batch.rank)
-            rank = RankState(batch.rank, batch.host, batch.pid)
-            self.ranks[batch.rank] = rank
-            self.ranks = dict(sorted(self.ranks.items()))
-        if rank.bye is not None and rank.bye.state == "lost" and batch.seq >= 0:
-            rank.bye = None  # It was only silent: here it speaks again.
+            rank = self._newcomer(batch, rank)
+        if batch.seq >= 0:
+            if rank.bye is not None and rank.bye.state == "lost":
+                rank.bye = None  # It was only silent: here it speaks again.
+            if 0 <= rank.seq < batch.seq:
+                rank.missed += batch.seq - rank.seq - 1
+            rank.seq = batch.seq
         rank.seen_ns = batch.mono_ns
-        rank.dropped = max(rank.dropped, batch.dropped)
+        if batch.dropped > rank.dropped:
+            rank.dropped = batch.dropped
         return rank
 
+    def _newcomer(self, batch: Batch, before: RankState | None) -> RankState:
+        rank = RankState(batch.rank, batch.host, batch.pid)
+        if before is not None:
+            # A restarted rank begins anew: its steps, and its sequence numbers, do too.
+            self.arrivals.forget(batch.rank)
+            self.hosts[before.host] -= 1
+            if not self.hosts[before.host]:
+                del self.hosts[before.host]
+        self.hosts[rank.host] = self.hosts.get(rank.host, 0) + 1
+        in_order = before is not None or batch.rank > next(reversed(self.ranks), -1)
+        self.ranks[batch.rank] = rank
+        if not in_order:
+            self.ranks = dict(sorted(self.ranks.items()))
+        if before is not None and before.hello:
+            self._measure()
+        return rank
+
+    def _hello(self, rank: RankState, record: Hello) -> None:
+        before, rank.hello = rank.hello, record
+        if before is None or before.world_size != record.world_size:
+            self._measure(record.world_size if before is None else None)
+
+    def _measure(self, more: int | None = None) -> None:
+        """Keeps `told_size`; over all ranks only where it may have become less."""
+        if more is not None:
+            self.told_size = max(self.told_size, more)
+        else:
+            told = [rank.hello.world_size for rank in self.ranks.values() if rank.hello]
+            self.told_size = max([1, *told])
+
     def _step(self, rank: RankState, record: Step) -> None:
-        lane = _lane(rank, record.device)
-        lane.steps = max(lane.steps, record.step + 1)
-        lane.recent.append(record)
-        keep_last(cast("list[object]", lane.recent), WINDOW)
+        lane = rank.lanes.get(record.device) or _lane(rank, record.device)
+        lane.recent.push(record)
+        if record.step >= lane.steps:
+            lane.steps = record.step + 1
         took_ms = (record.end_ns - record.start_ns) / 1e6
         lane.step_ms.push(record.step, took_ms)
         rank.progress_ns = record.end_ns
@@ -235,7 +303,7 @@ class RunState(msgspec.Struct):
             if record.loss is not None:
                 _judge_loss(rank, record.step, record.loss)
                 self._loss(record.step, record.loss)
-            if rank.rank == min(self.ranks):
+            if rank.rank == next(iter(self.ranks)):
                 self.step_ms.push(record.step, took_ms)
 
     def _beat(self, rank: RankState, record: Beat) -> None:
@@ -251,10 +319,12 @@ class RunState(msgspec.Struct):
         Ranks of short steps need not read their loss in the same ones; a mean over some ranks
         would be another number, so what stays incomplete is let go.
         """
-        entry = self.losses.setdefault(step, OpenLoss())
+        entry = self.losses.get(step)
+        if entry is None:
+            entry = self.losses[step] = OpenLoss()
         entry.total += loss
         entry.count += 1
-        if entry.count >= self.world_size:
+        if entry.count >= self.told_size:
             self._close_loss(step)
         elif len(self.losses) > OPEN_LOSSES:
             del self.losses[min(self.losses)]
@@ -269,54 +339,68 @@ class RunState(msgspec.Struct):
             self.loss.push(step, mean)
 
     def _collective(self, rank: RankState, record: Collective) -> None:
-        if record.ranks < 1 or record.nbytes < 0:
+        nbytes = record.nbytes
+        if record.ranks < 1 or nbytes < 0:
             return
+        lane = rank.lanes.get(record.device) or _lane(rank, record.device)
         key = f"{record.op}/{record.group}"
-        op = self.ops.get(key)
+        op, tallies = self.ops.get(key), lane.calls.get(key)
         if op is None:
             op = self.ops[key] = OpState(record.op, record.group, record.ranks)
-        of_op = op.by_rank.setdefault(rank.rank, ByStep()).at(record.step)
-        of_device = _lane(rank, record.device).collectives.at(record.step)
-        of_device.wire_bytes += wire_bytes(record.op, record.nbytes, record.ranks)
-        for tally in (of_op, of_device):
-            tally.calls += 1
-            tally.nbytes += record.nbytes
+        if tallies is None:
+            tallies = lane.calls[key] = ByStep()
+        at = tallies.at(record.step)
+        if at is not None:
+            cells = tallies.cells
+            cells[at + CALLS] += 1
+            cells[at + NBYTES] += nbytes
+            cells[at + WIRE] += wire_bytes(record.op, nbytes, record.ranks)
             if record.blocked_ns is not None:
-                tally.waited_calls += 1
-                tally.waited_ns += record.blocked_ns
+                cells[at + WAITED_CALLS] += 1
+                cells[at + WAITED_NS] += record.blocked_ns
+            if record.completed_ns is not None:
+                cells[at + TIMED_CALLS] += 1
+                cells[at + TIMED_NS] += record.completed_ns - record.issued_ns
         if record.completed_ns is not None:
-            took_ns = record.completed_ns - record.issued_ns
-            for tally in (of_op, of_device):
-                tally.timed_calls += 1
-                tally.timed_ns += took_ns
-            keep_latency(op.latency_ms, took_ns)
-        self._arrival(rank.rank, record, op)
+            keep_latency(op.latency_ms, record.completed_ns - record.issued_ns)
+        entered = self.arrivals.enter(rank.rank, record)
+        if entered is not None and len(entered) > 1:
+            self._whole(key, op, entered)
 
     def _duration(self, rank: RankState, record: Duration) -> None:
-        op = self.ops.get(f"{record.op}/{record.group}")
-        if op is None or rank.rank not in op.by_rank or record.duration_ns < 0:
+        key = f"{record.op}/{record.group}"
+        op, lane = self.ops.get(key), rank.lanes.get(record.device)
+        if op is None or lane is None or record.duration_ns < 0:
             return
-        late = op.late.setdefault(rank.rank, Late())
-        if book(record, op.by_rank[rank.rank], late):
-            lane = _lane(rank, record.device)
-            book(record, lane.collectives, lane.late)
+        if book(record, key, lane.calls, lane.late_calls, lane.late):
+            op.timed_late = True
             keep_latency(op.latency_ms, record.duration_ns)
 
-    def _arrival(self, rank: int, record: Collective, op: OpState) -> None:
-        """Books who came last once all have: `wait(r) = last arrival - arrival(r)`."""
-        entered = self.arrivals.enter(rank, record)
-        if entered is None or len(entered) < 2:
-            return
-        last_ns = max(call.issued_ns for call in entered.values())
-        waits_ns = {r: last_ns - call.issued_ns for r, call in entered.items()}
-        for r, wait_ns in waits_ns.items():
-            if r in op.by_rank:  # another op where ranks are out of step
-                op.by_rank[r].at(entered[r].step).wait_ns += wait_ns
+    def _whole(self, key: str, op: OpState, entered: dict[int, Collective]) -> None:
+        """Books who came last to a call that all have entered.
+
+        `wait(r) = last arrival - arrival(r)`.
+        """
+        issued_ns = [call.issued_ns for call in entered.values()]
+        last_ns = max(issued_ns)
+        for r, call in entered.items():
+            rank = self.ranks.get(r)
+            lane = None if rank is None else rank.lanes.get(call.device)
+            tallies = None if lane is None else lane.calls.get(key)
+            if tallies is not None:  # else another op, where ranks are out of step
+                at = tallies.at(call.step)
+                if at is not None:
+                    tallies.cells[at + WAIT_NS] += last_ns - call.issued_ns
         # In the first step ranks come as their start-up lets them.
-        if min(call.step for call in entered.values()) > 0:
-            op.book_last(waits_ns)
-            if len({self.ranks[r].host for r in entered if r in self.ranks}) == 1:
-                self.arrivals.book_late(entered)
+        if min([call.step for call in entered.values()]) > 0:
+            waited_ns = len(issued_ns) * last_ns - sum(issued_ns)
+            ranks = list(entered)
+            op.book_last(ranks[issued_ns.index(last_ns)], waited_ns // (len(ranks) - 1))
+            if len(self.hosts) == 1 or self._on_one_host(ranks):
+                self.arrivals.book_late(entered, issued_ns)
+
+    def _on_one_host(self, ranks: list[int]) -> bool:
+        return len({self.ranks[r].host for r in ranks if r in self.ranks}) == 1
 
     def _transfer(self, rank: RankState, record: Transfer) -> None:
         key = f"{rank.rank}/{record.kind}/{record.src}/{record.dst}"
@@ -324,11 +408,12 @@ class RunState(msgspec.Struct):
         if route is None:
             route = Route(rank.rank, record.kind, record.src, record.dst)
             self.routes[key] = route
-        tally = route.by_step.at(record.step)
-        tally.calls += 1
-        tally.nbytes += record.nbytes
-        tally.timed_calls += 1
-        tally.timed_ns += record.duration_ns
+        at, cells = route.by_step.at(record.step), route.by_step.cells
+        if at is not None:
+            cells[at + CALLS] += 1
+            cells[at + NBYTES] += record.nbytes
+            cells[at + TIMED_CALLS] += 1
+            cells[at + TIMED_NS] += record.duration_ns
 
     @property
     def gone(self) -> list[RankState]:
@@ -339,8 +424,25 @@ class RunState(msgspec.Struct):
     @property
     def world_size(self) -> int:
         """Processes in the run, as its ranks say."""
-        told = [rank.hello.world_size for rank in self.ranks.values() if rank.hello]
-        return max([1, *told])
+        return self.told_size
+
+
+def encode(state: RunState) -> bytes:
+    """A state as it travels to a viewer that comes late."""
+    return _encoder.encode(state)
+
+
+def decode(data: bytes | memoryview) -> RunState:
+    """A state that has travelled.
+
+    Raises:
+        msgspec.MsgspecError, RecursionError, UnicodeDecodeError: It is none.
+    """
+    return _decoder.decode(data)
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=packed)
+_decoder = msgspec.msgpack.Decoder(RunState, dec_hook=unpacked)
 
 
 def _consequence(rank: RankState) -> int:
