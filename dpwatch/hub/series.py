@@ -14,6 +14,9 @@ WINDOW = 128
 CURVE_POINTS = 240
 
 
+_WIDEST = 1 << 40
+
+
 class Thinned(msgspec.Struct):
     """A whole run's curve in bounded space: when full, every other point goes.
 
@@ -31,8 +34,9 @@ class Thinned(msgspec.Struct):
         self.steps.append(step)
         self.values.append(value)
         if len(self.steps) >= 2 * CURVE_POINTS:
-            self.stride *= 2
+            self.stride = min(2 * self.stride, _WIDEST)
             kept = [i for i, s in enumerate(self.steps) if s % self.stride == 0]
+            del kept[:-CURVE_POINTS]  # of steps that come again and again, none is thinned out
             self.steps = [self.steps[i] for i in kept]
             self.values = [self.values[i] for i in kept]
 

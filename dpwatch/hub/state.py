@@ -13,12 +13,14 @@ from typing import cast
 
 import msgspec
 
+from dpwatch.hub import bounds
 from dpwatch.hub.arrivals import Arrivals
-from dpwatch.hub.series import WINDOW, ByStep, Thinned, keep_last
+from dpwatch.hub.series import WINDOW, ByStep, Tally, Thinned, keep_last
 from dpwatch.hub.snapshot import Alert, Diagnosis
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.wire.messages import (
     HUB_RANK,
+    AnyRecord,
     Batch,
     Beat,
     Bye,
@@ -26,6 +28,7 @@ from dpwatch.wire.messages import (
     Gpu,
     Hello,
     Memory,
+    Refused,
     Step,
     Transfer,
 )
@@ -65,7 +68,12 @@ class BadLoss(msgspec.Struct, array_like=True):
 
 
 class RankState(msgspec.Struct):
-    """One process: who it is, when it last spoke, its devices."""
+    """One process: who it is, when it last spoke, its devices.
+
+    Attributes:
+        refused: Its records that made no sense, or that there was no room for.
+        cells: Kinds of collectives it has called.
+    """
 
     rank: int
     host: str
@@ -80,6 +88,8 @@ class RankState(msgspec.Struct):
     good_loss: float | None = None
     bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
+    refused: int = 0
+    cells: int = 0
 
 
 class OpState(msgspec.Struct):
@@ -135,6 +145,8 @@ class RunState(msgspec.Struct):
         diagnoses: Findings that hold now, with the step they began at (see `diagnose`).
         silent_ns: By kind, when the rule of a finding that holds first had nothing to say.
         alerts: What has held so far, the oldest first.
+        lanes: Devices of all ranks, `cells` ranks of all ops: both are bounded (see `bounds`).
+        refused: Records of ranks beyond those that there is room for.
     """
 
     run_id: str
@@ -155,6 +167,9 @@ class RunState(msgspec.Struct):
     diagnoses: list[Diagnosis] = []
     silent_ns: dict[str, int] = {}
     alerts: list[Alert] = []
+    lanes: int = 0
+    cells: int = 0
+    refused: int = 0
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
@@ -163,27 +178,39 @@ class RunState(msgspec.Struct):
             self.now_ns, self.wall_s = batch.mono_ns, batch.wall_ns / 1e9
         if batch.rank == HUB_RANK:
             return
-        rank = self._rank(batch)
+        try:
+            rank = self._rank(batch)
+        except bounds.Full:
+            self.refused += len(batch.records)
+            return
         for record in batch.records:
-            match record:
-                case Step():
-                    self._step(rank, record)
-                case Collective():
-                    self._collective(rank, record)
-                case Transfer():
-                    self._transfer(rank, record)
-                case Memory():
-                    _memory(_lane(rank, record.device), record)
-                case Beat():
-                    self._beat(rank, record)
-                case Gpu():
-                    _lane(rank, record.device).gpu = record
-                case Hello():
-                    rank.hello = record
-                case Bye():
-                    rank.bye = record
-                    rank.ended_ns = batch.mono_ns
-                    self.end_ns = batch.mono_ns
+            try:
+                self._take(rank, record, batch)
+            except bounds.Full:
+                rank.refused += 1
+
+    def _take(self, rank: RankState, record: AnyRecord, batch: Batch) -> None:
+        match record:
+            case Step():
+                self._step(rank, record)
+            case Collective():
+                self._collective(rank, record)
+            case Transfer():
+                self._transfer(rank, record)
+            case Memory():
+                _memory(self._lane(rank, record.device), record)
+            case Beat():
+                self._beat(rank, record)
+            case Gpu():
+                self._lane(rank, record.device).gpu = record
+            case Hello():
+                rank.hello = record
+            case Bye():
+                rank.bye = record
+                rank.ended_ns = batch.mono_ns
+                self.end_ns = batch.mono_ns
+            case Refused():
+                rank.refused += 1
 
     def _rank(self, batch: Batch) -> RankState:
         rank = self.ranks.get(batch.rank)
@@ -191,6 +218,9 @@ class RunState(msgspec.Struct):
             # A restarted rank begins anew: its steps, and its sequence numbers, do too.
             if rank is not None:
                 self.arrivals.forget(batch.rank)
+                self.lanes -= len(rank.lanes)
+            elif len(self.ranks) >= bounds.RANKS:
+                raise bounds.Full
             rank = RankState(batch.rank, batch.host, batch.pid)
             self.ranks[batch.rank] = rank
             self.ranks = dict(sorted(self.ranks.items()))
@@ -201,7 +231,7 @@ class RunState(msgspec.Struct):
         return rank
 
     def _step(self, rank: RankState, record: Step) -> None:
-        lane = _lane(rank, record.device)
+        lane = self._lane(rank, record.device)
         lane.steps = max(lane.steps, record.step + 1)
         lane.recent.append(record)
         keep_last(cast("list[object]", lane.recent), WINDOW)
@@ -250,12 +280,11 @@ class RunState(msgspec.Struct):
     def _collective(self, rank: RankState, record: Collective) -> None:
         if record.ranks < 1 or record.nbytes < 0:
             return
-        key = f"{record.op}/{record.group}"
-        op = self.ops.get(key)
-        if op is None:
-            op = self.ops[key] = OpState(record.op, record.group, record.ranks)
-        of_op = op.by_rank.setdefault(rank.rank, ByStep()).at(record.step)
-        of_device = _lane(rank, record.device).collectives.at(record.step)
+        of_device = self._lane(rank, record.device).collectives.at(record.step)
+        op = self._op(rank, record)
+        of_op = op.by_rank[rank.rank].at(record.step)
+        if _is_full(of_op) or _is_full(of_device):
+            raise bounds.Full
         of_device.wire_bytes += wire_bytes(record.op, record.nbytes, record.ranks)
         for tally in (of_op, of_device):
             tally.calls += 1
@@ -272,12 +301,40 @@ class RunState(msgspec.Struct):
             keep_last(cast("list[object]", op.latency_ms), LATENCIES)
         self._arrival(rank.rank, record, op)
 
+    def _op(self, rank: RankState, record: Collective) -> OpState:
+        """The op that this rank has called, made at first use."""
+        key = f"{record.op}/{record.group}"
+        op = self.ops.get(key)
+        if op is None or rank.rank not in op.by_rank:
+            if rank.cells >= bounds.CELLS_A_RANK or self.cells >= bounds.CELLS:
+                raise bounds.Full
+            if op is None:
+                if len(self.ops) >= bounds.OPS:
+                    raise bounds.Full
+                op = self.ops[key] = OpState(record.op, record.group, record.ranks)
+            op.by_rank[rank.rank] = ByStep()
+            rank.cells += 1
+            self.cells += 1
+        return op
+
+    def _lane(self, rank: RankState, device: int) -> LaneState:
+        lane = rank.lanes.get(device)
+        if lane is None:
+            if len(rank.lanes) >= bounds.LANES_A_RANK or self.lanes >= bounds.LANES:
+                raise bounds.Full
+            lane = rank.lanes[device] = LaneState(rank.rank, device)
+            rank.lanes = dict(sorted(rank.lanes.items()))
+            self.lanes += 1
+        return lane
+
     def _arrival(self, rank: int, record: Collective, op: OpState) -> None:
         """Books who came last once all have: `wait(r) = last arrival - arrival(r)`."""
         entered = self.arrivals.enter(rank, record)
         if entered is None or len(entered) < 2:
             return
         last_ns = max(call.issued_ns for call in entered.values())
+        if last_ns - min(call.issued_ns for call in entered.values()) > bounds.APART_NS:
+            return  # no clocks that compare
         waits_ns = {r: last_ns - call.issued_ns for r, call in entered.items()}
         for r, wait_ns in waits_ns.items():
             if r in op.by_rank:  # another op where ranks are out of step
@@ -292,9 +349,13 @@ class RunState(msgspec.Struct):
         key = f"{rank.rank}/{record.kind}/{record.src}/{record.dst}"
         route = self.routes.get(key)
         if route is None:
+            if len(self.routes) >= bounds.ROUTES:
+                raise bounds.Full
             route = Route(rank.rank, record.kind, record.src, record.dst)
             self.routes[key] = route
         tally = route.by_step.at(record.step)
+        if _is_full(tally):
+            raise bounds.Full
         tally.calls += 1
         tally.nbytes += record.nbytes
         tally.timed_calls += 1
@@ -322,12 +383,13 @@ def _consequence(rank: RankState) -> int:
     return int(rank.bye.exit == -signal.SIGABRT)  # as gloo's own threads do when a peer is gone
 
 
-def _lane(rank: RankState, device: int) -> LaneState:
-    lane = rank.lanes.get(device)
-    if lane is None:
-        lane = rank.lanes[device] = LaneState(rank.rank, device)
-        rank.lanes = dict(sorted(rank.lanes.items()))
-    return lane
+def _is_full(tally: Tally) -> bool:
+    """Whether another call could take a sum beyond 64 bits; no real step comes near."""
+    return (
+        tally.calls >= bounds.CALLS_A_STEP
+        or tally.timed_ns + tally.waited_ns >= bounds.SUMMED_NS
+        or tally.wait_ns >= bounds.SUMMED_NS
+    )
 
 
 def _judge_loss(rank: RankState, step: int, loss: float) -> None:

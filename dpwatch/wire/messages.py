@@ -6,14 +6,25 @@ a new field goes to the end and has a default, a field's type never changes, and
 is a new `PROTOCOL_VERSION`.
 
 Times are nanoseconds of the sender's CLOCK_MONOTONIC unless a name says `wall`; sizes are bytes;
-what was not measured is None, never 0.
+what was not measured is None, never 0. A field's type says which values it may hold (`ranges`).
 """
 
 from __future__ import annotations
 
-import msgspec
+from typing import Annotated
 
-PROTOCOL_VERSION = 1
+import msgspec
+from msgspec import Meta
+
+from dpwatch.wire import ranges as r
+
+PROTOCOL_VERSION = 2
+
+MAX_RECORDS = 64
+"""Records in one frame."""
+
+MAX_DEVICES = 128
+"""Devices of one process."""
 
 CATEGORIES = ("params", "grads", "optimizer", "activations", "buffers", "temp", "gathered")
 """Memory categories, in the order `ByCategory` holds and screens draw them."""
@@ -33,10 +44,10 @@ class DeviceInfo(msgspec.Struct, array_like=True, frozen=True):
         description: What the hardware calls itself, such as `NVIDIA A100-SXM4-80GB`.
     """
 
-    name: str
-    kind: str
-    capacity_bytes: int | None = None
-    description: str = ""
+    name: r.Word
+    kind: r.Word
+    capacity_bytes: r.Bytes | None = None
+    description: r.Word = ""
 
 
 class ByCategory(msgspec.Struct, array_like=True, frozen=True):
@@ -46,13 +57,13 @@ class ByCategory(msgspec.Struct, array_like=True, frozen=True):
     two. None: this category was not told apart by the source.
     """
 
-    params: int | None = None
-    grads: int | None = None
-    optimizer: int | None = None
-    activations: int | None = None
-    buffers: int | None = None
-    temp: int | None = None
-    gathered: int | None = None
+    params: r.Bytes | None = None
+    grads: r.Bytes | None = None
+    optimizer: r.Bytes | None = None
+    activations: r.Bytes | None = None
+    buffers: r.Bytes | None = None
+    temp: r.Bytes | None = None
+    gathered: r.Bytes | None = None
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True, tag=True):
@@ -78,18 +89,18 @@ class Hello(Record, frozen=True, tag="hello"):
             `none`.
     """
 
-    world_size: int
-    local_rank: int
-    strategy: str
-    backend: str
-    devices: list[DeviceInfo]
-    params: int | None = None
-    param_bytes: int | None = None
-    title: str = ""
-    total_steps: int | None = None
-    cores: int | None = None
-    torch_version: str = ""
-    capture: str = "none"
+    world_size: r.Ranks
+    local_rank: r.RankNumber
+    strategy: r.Word
+    backend: r.Word
+    devices: Annotated[list[DeviceInfo], Meta(max_length=MAX_DEVICES)]
+    params: r.Count | None = None
+    param_bytes: r.Bytes | None = None
+    title: r.Line = ""
+    total_steps: r.Step | None = None
+    cores: r.Count | None = None
+    torch_version: r.Word = ""
+    capture: r.Word = "none"
 
 
 class Step(Record, frozen=True, tag="step"):
@@ -119,22 +130,22 @@ class Step(Record, frozen=True, tag="step"):
         samples: Batch elements this device processed in the step.
     """
 
-    device: int
-    step: int
-    start_ns: int
-    end_ns: int
-    data_ns: int | None = None
-    h2d_ns: int | None = None
-    forward_ns: int | None = None
-    backward_ns: int | None = None
-    optimizer_ns: int | None = None
-    on_cpu_ns: int | None = None
-    runqueue_ns: int | None = None
-    gil_wait_ns: int | None = None
-    idle_ns: int | None = None
-    exposed_ns: int | None = None
+    device: r.Index
+    step: r.Step
+    start_ns: r.Instant
+    end_ns: r.Instant
+    data_ns: r.Duration | None = None
+    h2d_ns: r.Duration | None = None
+    forward_ns: r.Duration | None = None
+    backward_ns: r.Duration | None = None
+    optimizer_ns: r.Duration | None = None
+    on_cpu_ns: r.Duration | None = None
+    runqueue_ns: r.Duration | None = None
+    gil_wait_ns: r.Duration | None = None
+    idle_ns: r.Duration | None = None
+    exposed_ns: r.Duration | None = None
     loss: float | None = None
-    samples: int | None = None
+    samples: r.Count | None = None
 
 
 class Memory(Record, frozen=True, tag="memory"):
@@ -146,13 +157,13 @@ class Memory(Record, frozen=True, tag="memory"):
         source: `ledger` (every storage followed), `cuda` (caching allocator), `nvml`, `rss`.
     """
 
-    device: int
-    step: int
-    current_bytes: int
-    peak_bytes: int
+    device: r.Index
+    step: r.Step
+    current_bytes: r.Bytes
+    peak_bytes: r.Bytes
     current: ByCategory
     peak: ByCategory
-    source: str
+    source: r.Word
 
 
 class Collective(Record, frozen=True, tag="collective"):
@@ -177,22 +188,22 @@ class Collective(Record, frozen=True, tag="collective"):
         nbytes_out: Payload it gets (for all_gather: all parts).
     """
 
-    step: int
-    op: str
-    group: str
-    ranks: int
-    seq: int
-    nbytes: int
-    issued_ns: int
-    completed_ns: int | None = None
-    blocked_ns: int | None = None
-    dtype: str = ""
-    device: int = 0
-    phase: str = ""
-    into_ns: int | None = None
-    where: str = ""
+    step: r.Step
+    op: r.Word
+    group: r.Word
+    ranks: r.Ranks
+    seq: r.Seq
+    nbytes: r.Payload
+    issued_ns: r.Instant
+    completed_ns: r.Instant | None = None
+    blocked_ns: r.Duration | None = None
+    dtype: r.Word = ""
+    device: r.Index = 0
+    phase: r.Word = ""
+    into_ns: r.Duration | None = None
+    where: r.Line = ""
     is_async: bool | None = None
-    nbytes_out: int | None = None
+    nbytes_out: r.Bytes | None = None
 
 
 class Transfer(Record, frozen=True, tag="transfer"):
@@ -207,12 +218,12 @@ class Transfer(Record, frozen=True, tag="transfer"):
         duration_ns: Time spent copying.
     """
 
-    step: int
-    kind: str
-    src: int
-    dst: int
-    nbytes: int
-    duration_ns: int
+    step: r.Step
+    kind: r.Word
+    src: r.Index
+    dst: r.Index
+    nbytes: r.Payload
+    duration_ns: r.Duration
 
 
 class Position(msgspec.Struct, array_like=True, frozen=True):
@@ -223,17 +234,17 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
         members: Ranks of the group, empty for the world and for groups of over 64.
     """
 
-    group: str
-    ranks: int
-    seq: int
-    op: str
-    nbytes: int
-    dtype: str
-    issued_ns: int
-    step: int
+    group: r.Word
+    ranks: r.Ranks
+    seq: r.Seq
+    op: r.Word
+    nbytes: r.Payload
+    dtype: r.Word
+    issued_ns: r.Instant
+    step: r.Step
     done: bool
-    where: str = ""
-    members: list[int] = []
+    where: r.Line = ""
+    members: Annotated[list[r.RankNumber], Meta(max_length=64)] = []
 
 
 class Beat(Record, frozen=True, tag="beat"):
@@ -252,14 +263,14 @@ class Beat(Record, frozen=True, tag="beat"):
             been still for two seconds.
     """
 
-    step: int
-    phase: str
-    rss_bytes: int | None = None
-    gil_held: float | None = None
-    where: str = ""
-    still_ns: int | None = None
-    positions: list[Position] = []
-    stack: list[str] = []
+    step: r.Step
+    phase: r.Word
+    rss_bytes: r.Bytes | None = None
+    gil_held: r.Share | None = None
+    where: r.Line = ""
+    still_ns: r.Duration | None = None
+    positions: Annotated[list[Position], Meta(max_length=64)] = []
+    stack: Annotated[list[r.Line], Meta(max_length=64)] = []
 
 
 class Gpu(Record, frozen=True, tag="gpu"):
@@ -270,12 +281,12 @@ class Gpu(Record, frozen=True, tag="gpu"):
         used_bytes: Device memory in use by all processes.
     """
 
-    device: int
-    util: float | None = None
-    temperature_c: float | None = None
-    power_w: float | None = None
-    used_bytes: int | None = None
-    capacity_bytes: int | None = None
+    device: r.Index
+    util: r.Share | None = None
+    temperature_c: r.Celsius | None = None
+    power_w: r.Watts | None = None
+    used_bytes: r.Bytes | None = None
+    capacity_bytes: r.Bytes | None = None
 
 
 class Bye(Record, frozen=True, tag="bye"):
@@ -288,16 +299,26 @@ class Bye(Record, frozen=True, tag="bye"):
             tell.
     """
 
-    state: str
-    reason: str = ""
-    exit: int | None = None
+    state: r.Word
+    reason: r.Line = ""
+    exit: r.Exit | None = None
 
 
 class Tick(Record, frozen=True, tag="tick"):
     """The hub's clock, once a second: lets a state notice that a rank has fallen silent."""
 
 
-AnyRecord = Hello | Step | Memory | Collective | Transfer | Beat | Gpu | Bye | Tick
+class Refused(Record, frozen=True, tag="refused"):
+    """Stands where a record was that made no sense, and counts as one that the rank dropped.
+
+    Attributes:
+        why: What was wrong with it, in a line.
+    """
+
+    why: r.Line = ""
+
+
+AnyRecord = Hello | Step | Memory | Collective | Transfer | Beat | Gpu | Bye | Tick | Refused
 
 HUB_RANK = -1
 """`Batch.rank` of what the hub itself adds to a run's stream."""
@@ -316,12 +337,12 @@ class Batch(msgspec.Struct, array_like=True, frozen=True):
     """
 
     version: int
-    run_id: str
-    rank: int
-    host: str
-    pid: int
-    seq: int
-    dropped: int
-    mono_ns: int
-    wall_ns: int
-    records: list[AnyRecord]
+    run_id: r.Word
+    rank: Annotated[int, Meta(ge=HUB_RANK, lt=r.RANKS)]
+    host: r.Word
+    pid: Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
+    seq: Annotated[int, Meta(ge=-1, le=1 << 53)]
+    dropped: r.Count
+    mono_ns: r.Instant
+    wall_ns: r.Instant
+    records: Annotated[list[AnyRecord], Meta(max_length=MAX_RECORDS)]

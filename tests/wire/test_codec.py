@@ -19,6 +19,7 @@ from dpwatch.wire.messages import (
     Gpu,
     Hello,
     Memory,
+    Refused,
     Step,
     Tick,
     Transfer,
@@ -34,6 +35,7 @@ EVERY_RECORD = [
     Gpu(0, 0.5, 60.0),
     Bye("failed", "why"),
     Tick(),
+    Refused("why"),
 ]
 
 
