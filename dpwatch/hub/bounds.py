@@ -36,5 +36,5 @@ APART_NS = 1 << 50
 """Ranks that come to a collective thirteen days apart do not tell the same time."""
 
 
-class Full(Exception):  # noqa: N818 - it is no error, and never leaves the state
+class Full(Exception):
     """There is no room for another one of these."""

@@ -26,6 +26,9 @@ STALE_S = 3.0
 """A hub ticks every second; silent for this long, it is shown as stale."""
 
 ASK_AGAIN_S = 1.0
+TURN_FRAMES = 1024
+"""Frames taken in at a stretch, so that a hub that never stops leaves time to draw."""
+
 FRAME_S = 0.25
 LOOK_S = 0.5
 
@@ -33,7 +36,11 @@ _state_decoder = msgspec.msgpack.Decoder(RunState)
 
 
 class Follower:
-    """Follows one run."""
+    """Follows one run.
+
+    Attributes:
+        nonsense: What is wrong with what its hub sends, "" as long as that makes sense.
+    """
 
     def __init__(
         self,
@@ -46,6 +53,7 @@ class Follower:
         self.hub_pid = hub_pid
         self.state: RunState | None = None
         self.closed = False
+        self.nonsense = ""
         self._clock = clock
         self._heard = clock()
         self._asked: float | None = None
@@ -65,7 +73,9 @@ class Follower:
         # The answer first: frames that came before it are older than it and fall away.
         while (answer := _receive(self.answers)) is not None:
             self._take_state(answer)
-        while (frame := _receive(self.frames)) is not None:
+        for _ in range(TURN_FRAMES):
+            if (frame := _receive(self.frames)) is None:
+                break
             self._take_frame(frame)
         if self._asked is not None and self._clock() - self._asked > ASK_AGAIN_S:
             self._ask()
@@ -73,12 +83,17 @@ class Follower:
     def _take_state(self, answer: bytes) -> None:
         try:
             state = _state_decoder.decode(answer)
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            shown = view(state)
+        # Of another host's hub anything may come, states that contradict themselves too.
+        except Exception as error:  # noqa: BLE001
+            self._distrust(error)
             return
         if self.state is None or state.frames >= self.state.frames:
             self.state = state
         self._asked = None
         self._fresh()
+        if self.state is state:
+            self._view = shown
 
     def _take_frame(self, frame: bytes) -> None:
         self._heard = self._clock()
@@ -95,11 +110,21 @@ class Follower:
             advance(self.state, codec.decode(frame[FRAME_NUMBER.size :]))
         except codec.WireError:
             return
+        except Exception as error:  # noqa: BLE001
+            self._distrust(error)
+            return
         self._fresh()
+
+    def _distrust(self, error: Exception) -> None:
+        """Lets go of a state that can't be, and waits before asking for another one."""
+        self.nonsense = f"{type(error).__name__}: {codec.told(error)}"
+        self.state = self._view = None
+        self._asked = self._clock()
 
     def _fresh(self) -> None:
         self._heard = self._clock()
         self._view = None
+        self.nonsense = ""
 
     @property
     def connection(self) -> str:
@@ -114,7 +139,10 @@ class Follower:
             return None
         connection = self.connection
         if self._view is None or self._view.connection != connection:
-            self._view = view(self.state, connection)
+            try:
+                self._view = view(self.state, connection)
+            except Exception as error:  # noqa: BLE001
+                self._distrust(error)
         return self._view
 
     def close(self) -> None:
@@ -172,12 +200,15 @@ class Watcher:
         """All followed runs as they are known now, newest first."""
         views = [follower.view() for follower in self._followers.values()]
         runs = tuple(view for view in views if view is not None)
-        return Snapshot(runs, time.time(), self.notice, gpus=self._gpus())
+        bad = [f for f in self._followers.values() if f.nonsense and not f.closed]
+        told = [f"run {f.place.run_id}: its hub makes no sense ({f.nonsense})" for f in bad[:1]]
+        return Snapshot(runs, time.time(), self.notice or "".join(told), gpus=self._gpus())
 
     @property
     def complete(self) -> bool:
         """Whether every run found has handed over its state."""
-        return all(f.state is not None or f.closed for f in self._followers.values())
+        followers = self._followers.values()
+        return all(f.state is not None or f.nonsense or f.closed for f in followers)
 
     def close(self) -> None:
         """Closes every socket; a second call does nothing."""

@@ -18,10 +18,20 @@ import msgspec
 import zmq
 
 from dpwatch.hub.advance import advance
+from dpwatch.hub.doors import Doors
+from dpwatch.hub.guard import LOOK_S, Guard, Seldom, allow_files
 from dpwatch.hub.processes import Processes, exit_of, runs, told
 from dpwatch.hub.state import RankState, RunState
 from dpwatch.wire import codec, transport
-from dpwatch.wire.messages import HUB_RANK, PROTOCOL_VERSION, AnyRecord, Batch, Bye, Tick
+from dpwatch.wire.messages import (
+    HUB_RANK,
+    PROTOCOL_VERSION,
+    AnyRecord,
+    Batch,
+    Bye,
+    Refused,
+    Tick,
+)
 from dpwatch.wire.paths import RunDir, RunInfo, clean_run_id, host_name
 
 LINGER_S = 20.0
@@ -37,6 +47,16 @@ TICK_S = 1.0
 SILENT_S = 1.5
 """A rank beats twice a second; silent for longer *and* without a process, it is lost."""
 
+TURN_FRAMES = 512
+"""Frames taken in at a stretch, so that a flood leaves time for viewers and for the tick."""
+
+FUTURE_NS = 60_000_000_000
+"""How far a clock of this host may be ahead of this process's, which is the same one."""
+
+ANSWERING = 4
+"""After an answer the next one waits so many times as long as it took, so that viewers who ask and
+ask take a fifth of the hub's time at most."""
+
 FRAME_NUMBER = struct.Struct("!Q")
 STATE_REQUEST = b"state"
 
@@ -46,12 +66,19 @@ _log = logging.getLogger("dpwatch.hub")
 class Hub:
     """Serves one run until nobody needs it (`serve`), or `stop` is called."""
 
-    def __init__(self, place: RunDir, *, linger_s: float = LINGER_S) -> None:
+    def __init__(
+        self, place: RunDir, *, linger_s: float = LINGER_S, guard: Guard | None = None
+    ) -> None:
         self.place = place
         self.linger_s = linger_s
         self.state = RunState(place.run_id)
         self.host = host_name()
-        self.refused = 0
+        self.displaced = False
+        self._guard = guard or Guard()
+        self._frames = Seldom(_log, "refused frames")
+        self._records = Seldom(_log, "refused records")
+        self._failures = Seldom(_log, "frames that the hub could not make sense of")
+        self._answer_at = 0.0
         self._encoder = msgspec.msgpack.Encoder()
         self._poller = zmq.Poller()
         self._processes = Processes()
@@ -63,9 +90,20 @@ class Hub:
         self._intake = transport.pull_socket(self._context, place.ingest)
         self._outlet = transport.publish_socket(self._context, place.publish)
         self._answers = transport.answer_socket(self._context, place.ask)
-        place.write_info(
-            RunInfo(place.run_id, self.host, os.getpid(), time.time(), PROTOCOL_VERSION)
+        self._doors = Doors(
+            place,
+            {
+                place.ingest: self._intake,
+                place.publish: self._outlet,
+                place.ask: self._answers,
+            },
+            RunInfo(place.run_id, self.host, os.getpid(), time.time(), PROTOCOL_VERSION),
         )
+
+    @property
+    def refused(self) -> int:
+        """Frames that were none of this run."""
+        return self._frames.times
 
     def _clear_sockets(self) -> None:
         """A killed hub's socket files would be bound beside, silently; the lock says it is dead."""
@@ -80,9 +118,12 @@ class Hub:
         """Runs until nobody needs the hub."""
         for each in (self._intake, self._outlet, self._answers):
             self._poller.register(each, zmq.POLLIN)
-        tick_at = time.monotonic()
+        tick_at = look_at = time.monotonic()
         while not self._stopping:
-            ready = dict(self._poller.poll(max(0, int((tick_at - time.monotonic()) * 1e3))))
+            now = time.monotonic()
+            self._poller.modify(self._answers, zmq.POLLIN if now >= self._answer_at else 0)
+            due = min(tick_at, look_at, *([self._answer_at] if now < self._answer_at else ()))
+            ready = dict(self._poller.poll(max(0, int((due - now) * 1e3))))
             if self._outlet in ready:
                 self._count_viewers()
             if self._intake in ready:
@@ -92,34 +133,80 @@ class Hub:
             for fd in self._processes.fds:
                 if fd in ready:
                     self._ended(fd)
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + LOOK_S
+                self._mind_the_doors()
             if time.monotonic() >= tick_at:
                 tick_at = time.monotonic() + TICK_S
                 self._tick()
 
     def close(self) -> None:
-        """Closes the sockets and clears the run's folder away."""
+        """Closes the sockets and clears the run's folder away, if it is still this hub's."""
         for each in (self._intake, self._outlet, self._answers):
             each.close(linger=200)
         self._processes.close()
         self._context.term()
-        self.place.remove()
+        if not self.displaced:
+            self._doors.remove()
+
+    def _mind_the_doors(self) -> None:
+        """Takes no more connections while there are too many; ends before memory does."""
+        crowded = self._guard.is_crowded(already=self._doors.shut)
+        if crowded and not self._doors.shut:
+            self._doors.close_for_now()
+            _log.warning("too many connections: takes no more for now")
+        elif not crowded and self._doors.shut:
+            self._doors.open_again()
+            _log.warning("takes connections again")
+        if self._guard.is_large():
+            _log.error("takes more than %d bytes of memory, and ends", self._guard.most_bytes)
+            self.stop()
+
+    def _hold_the_place(self) -> None:
+        if not self._doors.taken_away:
+            return
+        try:
+            self._doors.make_anew()
+        except (OSError, zmq.ZMQError) as error:
+            _log.error("its place was taken away, and it ends: %s", error)
+            self.displaced = True
+            self.stop()
+        else:
+            _log.warning("its files in %s were taken away: made anew", self.place.path)
 
     def _take_in(self) -> None:
-        for _ in range(transport.HUB_HWM):
+        for _ in range(TURN_FRAMES):
             try:
                 frame = self._intake.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
             try:
-                batch = codec.decode(frame)
-                if batch.rank == HUB_RANK or clean_run_id(batch.run_id) != self.place.run_id:
-                    raise codec.WireError(f"frame of run {batch.run_id!r}, rank {batch.rank}")
+                batch = self._accepted(frame)
             except codec.WireError as error:
-                self._refuse(error)
-            else:
-                self._publish(batch, frame)
-                if batch.host == self.host:
-                    self._watch(batch.pid)
+                self._frames.again(error)
+                continue
+            refused = [each for each in batch.records if isinstance(each, Refused)]
+            if refused:
+                self._records.again(f"of rank {batch.rank}: {refused[-1].why}", len(refused))
+                frame = codec.encode(batch)
+            self._publish(batch, frame)
+            if batch.host == self.host and batch.rank in self.state.ranks:
+                self._watch(batch.pid)
+
+    def _accepted(self, frame: bytes) -> Batch:
+        """The batch of a frame that is one part, of this run, and of no later time than now."""
+        parts = 1
+        while self._intake.getsockopt(zmq.RCVMORE):
+            self._intake.recv()
+            parts += 1
+        if parts > 1:
+            raise codec.WireError(f"message of {parts} parts")
+        batch = codec.decode(frame)
+        if batch.rank == HUB_RANK or clean_run_id(batch.run_id) != self.place.run_id:
+            raise codec.WireError(f"frame of run {batch.run_id!r}, rank {batch.rank}")
+        if batch.host == self.host and batch.mono_ns > time.monotonic_ns() + FUTURE_NS:
+            raise codec.WireError(f"frame of rank {batch.rank} from the future")
+        return batch
 
     def _watch(self, pid: int) -> None:
         fd = self._processes.watch(pid)
@@ -141,24 +228,34 @@ class Hub:
         reason = f"process {rank.pid} {told(code)}"
         self._say(rank.rank, rank.pid, Bye("lost", reason, code))
 
-    def _refuse(self, error: codec.WireError) -> None:
-        self.refused += 1
-        if self.refused & (self.refused - 1) == 0:  # the 1st, 2nd, 4th, … so the log stays small
-            _log.warning("refused %d frames, the last one a %s", self.refused, error)
-
     def _publish(self, batch: Batch, frame: bytes) -> None:
-        advance(self.state, batch)
+        try:
+            advance(self.state, batch)
+        except Exception as error:  # noqa: BLE001 - one frame must not cost the run its hub
+            self._failures.again(codec.told(error))
+            return  # viewers miss its number, and ask for the state as it is here
         self._outlet.send(FRAME_NUMBER.pack(self.state.frames) + frame)
 
     def _answer(self) -> None:
+        began = time.monotonic()
         viewer, *request = self._answers.recv_multipart()
         if request == [STATE_REQUEST]:
-            self._answers.send_multipart([viewer, self._encoder.encode(self.state)])
+            try:
+                state = self._encoder.encode(self.state)
+            except (msgspec.MsgspecError, OverflowError) as error:
+                self._failures.again(codec.told(error))
+            else:
+                self._answers.send_multipart([viewer, state])
+        now = time.monotonic()
+        self._answer_at = now + ANSWERING * (now - began)
 
     def _count_viewers(self) -> None:
-        self._viewers = self._outlet.recv()[:1] == b"\x01"
+        told = self._outlet.recv()
+        if told in (b"\x00", b"\x01"):  # of those who want it all, as viewers do
+            self._viewers = told == b"\x01"
 
     def _tick(self) -> None:
+        self._hold_the_place()
         self._say(HUB_RANK, os.getpid(), Tick())
         for rank in self.state.ranks.values():
             if rank.bye is None and self._is_lost(rank):
@@ -196,10 +293,16 @@ class Hub:
 def main(path: Path, *, linger_s: float = LINGER_S) -> int:
     """Serves the run in that folder; returns 0, also when another hub serves it already."""
     place = RunDir(path)
-    lock = _lock(place)
-    if lock is None:
-        return 0
-    logging.basicConfig(filename=place.log_file, level=logging.WARNING)
+    os.umask(0o077)
+    allow_files()
+    try:
+        place.check()
+        lock = _lock(place)
+        if lock is None:
+            return 0
+        logging.basicConfig(stream=place.open_log(), level=logging.WARNING)
+    except OSError:  # there is nobody to tell: whoever needs a hub finds out by itself
+        return 1
     try:
         hub = Hub(place, linger_s=linger_s)
     except (OSError, zmq.ZMQError) as error:  # something else lies where its sockets go
@@ -211,6 +314,8 @@ def main(path: Path, *, linger_s: float = LINGER_S) -> int:
     try:
         hub.serve()
     finally:
+        if hub.displaced:  # closing its sockets would remove the paths of whoever is there now
+            os._exit(1)
         hub.close()
         os.close(lock)
     return 0

@@ -184,33 +184,32 @@ class RunState(msgspec.Struct):
             self.refused += len(batch.records)
             return
         for record in batch.records:
-            try:
-                self._take(rank, record, batch)
-            except bounds.Full:
-                rank.refused += 1
+            self._take(rank, record, batch.mono_ns)
 
-    def _take(self, rank: RankState, record: AnyRecord, batch: Batch) -> None:
-        match record:
-            case Step():
-                self._step(rank, record)
-            case Collective():
-                self._collective(rank, record)
-            case Transfer():
-                self._transfer(rank, record)
-            case Memory():
-                _memory(self._lane(rank, record.device), record)
-            case Beat():
-                self._beat(rank, record)
-            case Gpu():
-                self._lane(rank, record.device).gpu = record
-            case Hello():
-                rank.hello = record
-            case Bye():
-                rank.bye = record
-                rank.ended_ns = batch.mono_ns
-                self.end_ns = batch.mono_ns
-            case Refused():
-                rank.refused += 1
+    def _take(self, rank: RankState, record: AnyRecord, now_ns: int) -> None:
+        try:
+            match record:
+                case Step():
+                    self._step(rank, record)
+                case Collective():
+                    self._collective(rank, record)
+                case Transfer():
+                    self._transfer(rank, record)
+                case Memory():
+                    _memory(self._lane(rank, record.device), record)
+                case Beat():
+                    self._beat(rank, record)
+                case Gpu():
+                    self._lane(rank, record.device).gpu = record
+                case Hello():
+                    rank.hello = record
+                case Bye():
+                    rank.bye = record
+                    rank.ended_ns = self.end_ns = now_ns
+                case Refused():
+                    rank.refused += 1
+        except bounds.Full:
+            rank.refused += 1
 
     def _rank(self, batch: Batch) -> RankState:
         rank = self.ranks.get(batch.rank)

@@ -256,7 +256,7 @@ class Publisher:
         )
         try:
             frame = codec.encode(batch)
-        except (msgspec.MsgspecError, TypeError, OverflowError):
+        except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError):
             self._lost += len(records)
             return None
         self._seq += 1
