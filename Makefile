@@ -6,11 +6,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Test workers: as many as there are cores, at most 4.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
+# Frames that `make fuzz` sends.
+FRAMES ?= 1000000
 TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test scripts lint types check bench stress screenshots figures clean
+.PHONY: help demo test scripts lint types check bench fuzz stress screenshots figures clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +39,14 @@ check: lint types test scripts ## all of the above, as CI runs it
 bench: $(VENV)/.dev ## what the probe costs a training step, measured in pairs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.overhead
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.collectives
+
+fuzz: $(VENV)/.dev ## a million damaged frames to a real hub; by coverage too, where atheris is installed
+	$(BIN)/python -m tests.fuzz.hub --frames $(FRAMES)
+	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then \
+	  $(BIN)/python -m tests.fuzz.coverage -runs=$(FRAMES) -seed=1; \
+	else \
+	  echo "coverage-guided fuzzing skipped: pip install atheris"; \
+	fi
 
 stress: $(VENV)/.scripts ## the same scripts a hundred times each; about two hours
 	$(BIN)/python -m tests.bench.stress

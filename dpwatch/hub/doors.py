@@ -81,8 +81,11 @@ class Doors:
         place.write_info(self._info)
         self._marks = self._look()
 
-    def close_for_now(self) -> None:
-        """Takes no new connections; those that are there stay."""
+    def hang_up(self) -> None:
+        """Ends all connections (libzmq can't end some) and takes no new ones for now.
+
+        Ranks and viewers come back by themselves; what was under way from them is counted as lost.
+        """
         self.shut = True
         for endpoint, socket in self._sockets.items():
             socket.unbind(endpoint)

@@ -36,13 +36,9 @@ class Guard:
         self.most_files = _allowed_files() // 2 if most_files is None else most_files
         self.most_bytes = _quarter() if most_bytes is None else most_bytes
 
-    def is_crowded(self, *, already: bool) -> bool:
-        """Whether there are so many connections that no more may come.
-
-        Args:
-            already: It was so at the last look: then it is until half of them have gone.
-        """
-        return _open_files() > (self.most_files // 2 if already else self.most_files)
+    def is_crowded(self) -> bool:
+        """Whether there are so many connections that no more may come."""
+        return _open_files() > self.most_files
 
     def is_large(self) -> bool:
         """Whether this process takes more memory than any run needs."""

@@ -7,6 +7,7 @@ rank's process has ended without a word, and ends by itself when nobody needs it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -50,6 +51,9 @@ SILENT_S = 1.5
 TURN_FRAMES = 512
 """Frames taken in at a stretch, so that a flood leaves time for viewers and for the tick."""
 
+SHUT_S = 1.0
+"""How long nobody is let in once there were too many."""
+
 FUTURE_NS = 60_000_000_000
 """How far a clock of this host may be ahead of this process's, which is the same one."""
 
@@ -78,7 +82,8 @@ class Hub:
         self._frames = Seldom(_log, "refused frames")
         self._records = Seldom(_log, "refused records")
         self._failures = Seldom(_log, "frames that the hub could not make sense of")
-        self._answer_at = 0.0
+        self._crowds = Seldom(_log, "too many connections")
+        self._answer_at = self._open_at = 0.0
         self._encoder = msgspec.msgpack.Encoder()
         self._poller = zmq.Poller()
         self._processes = Processes()
@@ -150,14 +155,15 @@ class Hub:
             self._doors.remove()
 
     def _mind_the_doors(self) -> None:
-        """Takes no more connections while there are too many; ends before memory does."""
-        crowded = self._guard.is_crowded(already=self._doors.shut)
-        if crowded and not self._doors.shut:
-            self._doors.close_for_now()
-            _log.warning("too many connections: takes no more for now")
-        elif not crowded and self._doors.shut:
+        """Hangs up where there are too many connections; ends before memory does."""
+        now = time.monotonic()
+        if self._guard.is_crowded():
+            if not self._doors.shut:
+                self._doors.hang_up()
+                self._open_at = now + SHUT_S
+                self._crowds.again(f"over {self._guard.most_files} files: hung up on all")
+        elif self._doors.shut and now >= self._open_at:
             self._doors.open_again()
-            _log.warning("takes connections again")
         if self._guard.is_large():
             _log.error("takes more than %d bytes of memory, and ends", self._guard.most_bytes)
             self.stop()
@@ -290,6 +296,19 @@ class Hub:
         return not runs(rank.pid)
 
 
+class _LogFile(logging.Handler):
+    """`hub.log`, opened for each of its few lines: the folder may be removed and made anew."""
+
+    def __init__(self, place: RunDir) -> None:
+        super().__init__()
+        self._place = place
+        self.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # a full disk
+            self._place.log(self.format(record))
+
+
 def main(path: Path, *, linger_s: float = LINGER_S) -> int:
     """Serves the run in that folder; returns 0, also when another hub serves it already."""
     place = RunDir(path)
@@ -300,7 +319,7 @@ def main(path: Path, *, linger_s: float = LINGER_S) -> int:
         lock = _lock(place)
         if lock is None:
             return 0
-        logging.basicConfig(stream=place.open_log(), level=logging.WARNING)
+        logging.basicConfig(handlers=[_LogFile(place)], level=logging.WARNING)
     except OSError:  # there is nobody to tell: whoever needs a hub finds out by itself
         return 1
     try:

@@ -72,6 +72,8 @@ class RankState(msgspec.Struct):
 
     Attributes:
         refused: Its records that made no sense, or that there was no room for.
+        missed: Its records that did not get here: lost on the way, or sent to a hub before this.
+        received: Those that did.
         cells: Kinds of collectives it has called.
     """
 
@@ -89,6 +91,8 @@ class RankState(msgspec.Struct):
     bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
     refused: int = 0
+    missed: int = 0
+    received: int = 0
     cells: int = 0
 
 
@@ -227,6 +231,10 @@ class RunState(msgspec.Struct):
             rank.bye = None  # It was only silent: here it speaks again.
         rank.seen_ns = batch.mono_ns
         rank.dropped = max(rank.dropped, batch.dropped)
+        if batch.seq >= 0:
+            if batch.sent is not None:
+                rank.missed = max(rank.missed, batch.sent - rank.received)
+            rank.received += len(batch.records)
         return rank
 
     def _step(self, rank: RankState, record: Step) -> None:

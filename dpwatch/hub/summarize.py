@@ -138,7 +138,7 @@ def _row(state: RunState, rank: RankState, lane: LaneState, common: int) -> Rank
         pid=rank.pid,
         state=_rank_state(state, rank, lane, p50),
         steps=lane.steps,
-        dropped=rank.dropped + rank.refused,
+        dropped=rank.dropped + rank.refused + rank.missed,
         step_ms=StepTime(p50, quantile(took_ms, 0.95), took_ms[-1] if took_ms else None),
         phases_ms=_phases(steps, p50, device),
         comm_ms=comm_times(state, rank, lane, steps),

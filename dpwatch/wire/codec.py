@@ -17,6 +17,8 @@ _HOSTILE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 _TOLD_CHARS = 200
 
+_RECORDS = Batch.__struct_fields__.index("records")
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Batch)
 _header = msgspec.msgpack.Decoder(list[msgspec.Raw])
@@ -64,13 +66,13 @@ def _piecemeal(frame: bytes, error: Exception) -> Batch:
     """The frame record by record, if it is one but for some records that do not decode."""
     refusal = WireError(f"malformed frame: {told(error)}")
     try:
-        *head, raw = _header.decode(frame)[: len(Batch.__struct_fields__)]
-        records = _records.decode(raw)
+        fields = _header.decode(frame)
+        records = _records.decode(fields[_RECORDS])
         if len(records) > MAX_RECORDS:
             raise refusal
-        fields = msgspec.msgpack.encode([*head, []])
-        batch = _decoder.decode(fields)
-    except (*_HOSTILE, ValueError):
+        fields[_RECORDS] = msgspec.Raw(b"\x90")
+        batch = _decoder.decode(msgspec.msgpack.encode(fields))
+    except (*_HOSTILE, IndexError):
         raise refusal from None
     return msgspec.structs.replace(batch, records=[_decoded(each) for each in records])
 

@@ -334,6 +334,8 @@ class Batch(msgspec.Struct, array_like=True, frozen=True):
         dropped: Records this sender has thrown away so far, since it never waits.
         mono_ns: Sender's CLOCK_MONOTONIC when it made the frame …
         wall_ns: … and its wall clock at that moment, to place `*_ns` times.
+        sent: Records in all of the sender's frames before this one, so that it shows what was lost
+            on the way; None where nobody counts.
     """
 
     version: int
@@ -346,3 +348,4 @@ class Batch(msgspec.Struct, array_like=True, frozen=True):
     mono_ns: r.Instant
     wall_ns: r.Instant
     records: Annotated[list[AnyRecord], Meta(max_length=MAX_RECORDS)]
+    sent: r.Count | None = None

@@ -21,7 +21,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -92,10 +92,11 @@ class RunDir:
             file.write(msgspec.json.encode(info))
         draft.replace(self.info_file)
 
-    def open_log(self) -> TextIO:
-        """Opens `hub.log` to append to it."""
+    def log(self, line: str) -> None:
+        """Appends a line to `hub.log`, which need not be where it was at the last one."""
         fd = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OURS, 0o600)
-        return open(fd, "a", encoding="utf-8", errors="backslashreplace")
+        with open(fd, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{line}\n")
 
     def check(self) -> None:
         """Makes sure that the folder is one, this user's, and closed to everybody else.
