@@ -22,7 +22,7 @@ BAD = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\n\u202ered\u2028\x00\x7f\U000e0041"
 def run():
     """One whose rank says BAD wherever it may choose."""
     said = batch(
-        hello(2, devices=[BAD], kind=BAD, strategy=BAD, title=BAD, torch_version=BAD, capture=BAD),
+        hello(2, devices=[BAD], kind=BAD, strategy=BAD, title=BAD, torch_version=BAD),
         *(step(i) for i in range(5)),
         *(collective(i, i, nbytes=8, ranks=1, at_ms=i, op=BAD, group=BAD) for i in range(5)),
         *(Transfer(i, BAD, 0, 0, 8, 1) for i in range(5)),

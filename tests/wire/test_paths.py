@@ -158,7 +158,7 @@ def test_a_runs_folder_open_to_others_is_refused(private_runtime):
     with pytest.raises(RuntimeDirError, match="chmod 700"):
         paths.run_dir("run")
     (private_runtime / "file").write_text("")
-    with pytest.raises(RuntimeDirError, match="in the way|cannot make"):
+    with pytest.raises(RuntimeDirError, match="cannot make"):
         paths.run_dir("file")
 
 
