@@ -21,7 +21,8 @@ import zmq
 from dpwatch.hub.follow import Follower
 from dpwatch.hub.guard import Guard, Seldom
 from dpwatch.hub.processes import Processes
-from dpwatch.hub.server import FRAME_NUMBER, STATE_REQUEST, Hub
+from dpwatch.hub.server import FRAME_NUMBER, STATE_REQUEST
+from dpwatch.hub.ssh import listed_run
 from dpwatch.hub.state import RunState
 from dpwatch.wire import codec, paths, transport
 from dpwatch.wire.messages import Bye
@@ -399,4 +400,14 @@ def test_the_hub_takes_its_limits_from_the_system():
     assert Guard().most_files <= resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     assert Guard().most_bytes >= 1 << 30
     assert not Guard().is_large()
-    assert isinstance(Hub, type)
+
+
+def test_a_listing_of_another_host_may_be_anything():
+    info = '{"run_id": "run", "host": "h", "hub_pid": 1, "started_wall_s": 2.0}'
+    path = "/tmp/dpwatch-1/run/run.json"
+    assert listed_run(f"{path}\t{info}\n")[0] == path
+    names = ("..", "a b", "a:b", "\x1b[2J", "x" * 99)
+    for bad in ("", "run.json", "/tmp:8080/run/run.json", *(f"/tmp/{n}/run.json" for n in names)):
+        assert listed_run(f"{bad}\t{info}\n") is None, bad
+    for text in ("", "{}", "[" * 50_000, info.replace("1,", "-1,"), info.replace("2.0", "1e300")):
+        assert listed_run(f"{path}\t{text}\n") is None, text[:40]
