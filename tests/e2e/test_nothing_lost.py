@@ -86,6 +86,13 @@ def a_hub(other_than=None):
     return eventually(look, "a hub")
 
 
+def take_away(place):
+    """Removes a run's folder, which its hub may make anew at any moment."""
+    gone = place.path.parent.with_suffix(".gone")
+    place.path.rename(gone)
+    shutil.rmtree(gone)
+
+
 def nothing(pid, place):
     pass
 
@@ -104,14 +111,14 @@ def stopped(pid, place):
 
 
 def removed(pid, place):
-    shutil.rmtree(place.path)
+    take_away(place)
     eventually(place.read_info, "its run.json again")
 
 
 def full(pid, place):
     """No byte can be written any more, and then what was written is taken away."""
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))
-    shutil.rmtree(place.path)
+    take_away(place)
     a_hub(other_than=pid)
 
 

@@ -266,8 +266,9 @@ def test_a_folder_that_is_removed_is_made_anew():
     with hub_process() as (place, process), rank(place) as send:
         send(batch(hello(), step(0)))
         still_serves(place)
-        shutil.rmtree(place.path)
-        eventually(place.has_hub, "its lock again")
+        gone = place.path.rename(place.path.parent.with_suffix(".gone"))
+        shutil.rmtree(gone)
+        eventually(place.read_info, "its run.json again")
         with watching() as watcher:
             until(watcher, has("run", steps=1))  # it has not forgotten
             send(batch(step(1), seq=1))  # and who was connected still is
@@ -293,7 +294,7 @@ def test_a_stolen_socket_is_taken_back():
 
 def test_a_hub_that_finds_another_in_its_place_leaves_it_alone():
     with hub_process() as (place, first):
-        shutil.rmtree(place.path)
+        shutil.rmtree(place.path.rename(place.path.parent.with_suffix(".gone")))
         other = paths.run_dir("run")
         lock = other.try_lock()  # as a hub that was started meanwhile would
         assert lock is not None
