@@ -294,11 +294,13 @@ def test_a_stolen_socket_is_taken_back():
 
 def test_a_hub_that_finds_another_in_its_place_leaves_it_alone():
     with hub_process() as (place, first):
-        shutil.rmtree(place.path.rename(place.path.parent.with_suffix(".gone")))
+        first.send_signal(signal.SIGSTOP)  # so that it can't be the first to make it anew
+        shutil.rmtree(place.path)
         other = paths.run_dir("run")
         lock = other.try_lock()  # as a hub that was started meanwhile would
         assert lock is not None
         (other.path / "in").write_text("the other's")
+        first.send_signal(signal.SIGCONT)
         assert first.wait(DEADLINE_S) == 1
         assert (other.path / "in").read_text() == "the other's"
         os.close(lock)
