@@ -12,7 +12,7 @@ RANKS = 16_384
 LANES = 32_768
 """Devices of all of them."""
 
-LANES_A_RANK = 128
+LANES_A_RANK = 1024
 
 OPS = 4096
 """Kinds of collectives: an op in a group."""
@@ -22,7 +22,7 @@ CELLS = 131_072
 
 CELLS_A_RANK = 512
 
-ROUTES = 4096
+ROUTES = 16_384
 """Pairs of devices, by kind of copy."""
 
 CALLS_A_STEP = 1 << 19

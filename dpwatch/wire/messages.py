@@ -23,7 +23,7 @@ PROTOCOL_VERSION = 2
 MAX_RECORDS = 64
 """Records in one frame."""
 
-MAX_DEVICES = 128
+MAX_DEVICES = 1024
 """Devices of one process."""
 
 CATEGORIES = ("params", "grads", "optimizer", "activations", "buffers", "temp", "gathered")

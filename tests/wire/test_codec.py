@@ -116,7 +116,7 @@ OUT_OF_RANGE = [
     Gpu(0, temperature_c=-1e9),
     Gpu(0, power_w=float("nan")),
     Hello(0, 0, "ddp", "gloo", []),
-    Hello(1, 0, "ddp", "gloo", [DeviceInfo("cpu", "cpu")] * 1000),
+    Hello(1, 0, "ddp", "gloo", [DeviceInfo("cpu", "cpu")] * 2000),
     Hello(1, 0, "ddp", "gloo", [], title="x" * 10_000),
     Bye("vanished"),
     Bye("failed", exit=1 << 40),
