@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dpwatch.wire.paths import list_runs
+from dpwatch.wire.spawn import ensure_hub
 from tests.hubs import has, until, watching
 from tests.processes import DEADLINE_S, environment, eventually
 
@@ -102,6 +103,14 @@ def killed(pid, place):
     a_hub(other_than=pid)
 
 
+def replaced(pid, place):
+    """By somebody else: a rank that has no file left can start no hub."""
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not place.has_hub(), "its end")
+    ensure_hub(place)
+    a_hub(other_than=pid)
+
+
 def stopped(pid, place):
     """For longer than a viewer or a rank waits for anything."""
     os.kill(pid, signal.SIGSTOP)
@@ -149,7 +158,7 @@ def viewer_stopped(pid, place):
         ("clock", nothing),
         ("fork", nothing),
         ("files", nothing),
-        ("files", killed),
+        ("files", replaced),
     ],
 )
 def test_losses_are_the_same_and_every_record_is_accounted_for(what, mishap, without, tmp_path):
