@@ -6,11 +6,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Test workers: as many as there are cores, at most 4.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
+# Frames that `make fuzz` sends.
+FRAMES ?= 1000000
 TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test scripts lint types check bench bench-tui bench-scale soak stress screenshots figures clean
+.PHONY: help demo test scripts lint types check bench bench-tui bench-scale soak fuzz stress screenshots figures clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +50,14 @@ soak: $(VENV)/.dev ## whether hub and viewer grow; an hour, or MINUTES=5
 
 bench-scale: $(VENV)/.dev ## what hub and viewer cost at 64 to 4,096 ranks; brings docs/scale.md up to date
 	$(BIN)/python -m tests.bench.scale --write docs
+
+fuzz: $(VENV)/.dev ## a million damaged frames to a real hub; by coverage too, where atheris is installed
+	$(BIN)/python -m tests.fuzz.hub --frames $(FRAMES)
+	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then \
+	  $(BIN)/python -m tests.fuzz.coverage -runs=$(FRAMES) -seed=1; \
+	else \
+	  echo "coverage-guided fuzzing skipped: pip install atheris"; \
+	fi
 
 stress: $(VENV)/.scripts ## the same scripts a hundred times each; about two hours
 	$(BIN)/python -m tests.bench.stress

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from dpwatch.cli.errors import FINE, USAGE, CommandError
+from dpwatch.cli.plain import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,5 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(text: str, code: int) -> int:
     if os.environ.get("DPWATCH_DEBUG") == "1":
         raise
-    print(f"dpwatch: {text}", file=sys.stderr)
+    lines = [printable(line) for line in text.splitlines() or [""]]
+    print("dpwatch: " + "\n".join(lines), file=sys.stderr)
     return code

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from dpwatch.cli.errors import CommandError
+from dpwatch.cli.plain import printable
 from dpwatch.hub.diagnose import KINDS
 from dpwatch.hub.snapshot import SEVERITIES, Diagnosis, Run
 
@@ -59,7 +60,7 @@ class Alerts:
         try:
             process = subprocess.Popen(
                 ["/bin/sh", "-c", command],
-                env={**os.environ, **{f"DPWATCH_ALERT_{k}": v for k, v in told.items()}},
+                env={**os.environ, **{f"DPWATCH_ALERT_{k}": printable(v) for k, v in told.items()}},
                 stdin=subprocess.PIPE,
                 stdout=sys.stderr,  # standard output is the command's
                 start_new_session=True,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from dpwatch.cli.plain import printable
 from dpwatch.hub.comparison import Figures, figures, labels, traffic_bytes
 from dpwatch.hub.largest_batch import LargestBatch
 from dpwatch.hub.snapshot import Rank, Run
@@ -125,7 +126,7 @@ def _notes(rows: Sequence[Figures]) -> list[str]:
             "Times: this machine's cores are short (cpu_oversubscribed), so they measure the "
             "machine; bytes are each strategy's own."
         )
-    return [_plain(note) for note in notes]
+    return [printable(note) for note in notes]
 
 
 def _mebibytes(nbytes: float | None) -> str:
@@ -141,9 +142,4 @@ def _percent(share: float | None) -> str:
 
 
 def _safe(cell: str) -> str:
-    return re.sub(r"([\\|<`\[])", r"\\\1", _plain(cell))
-
-
-def _plain(text: str) -> str:
-    """Text from ranks never reaches a terminal as an escape sequence."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return re.sub(r"([\\|<`\[])", r"\\\1", printable(cell))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from dpwatch.cli.plain import escaped, printable
 from dpwatch.hub.snapshot import Alert, Rank, Run
 from dpwatch.hub.summarize import summary
 
@@ -33,7 +34,7 @@ def json_text(runs: Sequence[Run]) -> str:
 
 def formatted(told: msgspec.Struct) -> str:
     """A struct as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(told), indent=2).decode()
+    return escaped(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
 
 
 def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -87,7 +88,7 @@ def _collectives(run: Run) -> list[str]:
         ]
         for each in run.collectives
     ]
-    return [_printable(line) for line in columns(titles, rows)]
+    return [printable(line) for line in columns(titles, rows)]
 
 
 def _block(run: Run) -> str:
@@ -107,7 +108,7 @@ def _block(run: Run) -> str:
         lines.append(run.reason)
     lines += [f"{d.severity}: {d.kind}: {d.text}" for d in run.diagnoses]
     lines += [_earlier(alert) for alert in run.alerts if alert.ended_s is not None]
-    return "\n".join(_printable(line) for line in lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _earlier(alert: Alert) -> str:
@@ -150,8 +151,3 @@ def _percent(share: float | None) -> str:
 
 def _ratio(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.2f}×"
-
-
-def _printable(line: str) -> str:
-    """Text from ranks never reaches the terminal as an escape sequence."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)

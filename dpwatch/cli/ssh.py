@@ -9,6 +9,7 @@ import sys
 
 from dpwatch.cli import settings, watch
 from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
+from dpwatch.cli.plain import printable
 
 EXAMPLES = """\
 examples:
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     hosts = SshHosts(options.hosts, ssh=_ssh(ssh), remote_dir=remote_dir)
     try:
         for line in hosts.connect():
-            print(f"dpwatch: {line}", file=sys.stderr)
+            print(f"dpwatch: {printable(line)}", file=sys.stderr)
         watcher = Watcher(places=hosts.runs, said=lambda: hosts.notice)
         try:
             if not options.once:
@@ -81,5 +82,5 @@ def _ssh(command: str) -> list[str]:
 
 
 def _nothing(notice: str) -> int:
-    print(f"dpwatch: {notice}", file=sys.stderr)
+    print(f"dpwatch: {printable(notice)}", file=sys.stderr)
     return NOTHING_TO_SHOW

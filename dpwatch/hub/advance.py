@@ -20,8 +20,6 @@ PACE_ROWS = 340
 SELDOM_S = 4.0
 """… but this often at least."""
 
-_MOMENTS = (Tick, Bye)
-
 
 def advance(state: RunState, batch: Batch) -> Run | None:
     """Applies a frame; diagnoses on the hub's tick (once a second) and at a rank's end.
@@ -31,11 +29,12 @@ def advance(state: RunState, batch: Batch) -> Run | None:
     Returns:
         The run as it is now if it has been reviewed, else None.
     """
+    called_for = _calls_for_review(state, batch)
     state.apply(batch)
     if len(state.ranks) > MANY:
         if batch.rank != HUB_RANK or not _is_due(state):
             return None
-    elif not any(isinstance(record, _MOMENTS) for record in batch.records):
+    elif not called_for:
         return None
     state.reviewed_ns = state.now_ns
     run = summarize(state)
@@ -49,3 +48,12 @@ def _is_due(state: RunState) -> bool:
         return True  # a rank has ended since
     pause_s = min(SELDOM_S, len(state.ranks) / PACE_ROWS)
     return state.now_ns - state.reviewed_ns >= (pause_s - 0.5) * 1e9
+
+
+def _calls_for_review(state: RunState, batch: Batch) -> bool:
+    """A review costs as much as thousands of records, so no rank may call for one as it likes."""
+    if batch.rank == HUB_RANK:
+        return any(isinstance(record, Tick) for record in batch.records)
+    rank = state.ranks.get(batch.rank)
+    is_over = rank is not None and rank.pid == batch.pid and rank.bye is not None
+    return not is_over and any(isinstance(record, Bye) for record in batch.records)

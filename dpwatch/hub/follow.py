@@ -32,11 +32,19 @@ STALE_S = 3.0
 ASK_AGAIN_S = 1.0
 INTERVAL_S = 0.25
 """How often a viewer takes a snapshot, if it is not told otherwise."""
+
+TURN_FRAMES = 1024
+"""Frames taken in at a stretch, so that a hub that never stops leaves time to draw."""
+
 LOOK_S = 0.5
 
 
 class Follower:
-    """Follows one run."""
+    """Follows one run.
+
+    Attributes:
+        nonsense: What is wrong with what its hub sends, "" as long as that makes sense.
+    """
 
     def __init__(
         self,
@@ -49,6 +57,7 @@ class Follower:
         self.hub_pid = hub_pid
         self.state: RunState | None = None
         self.closed = False
+        self.nonsense = ""
         self._clock = clock
         self._heard = clock()
         self._asked: float | None = None
@@ -78,7 +87,9 @@ class Follower:
         # The answer first: frames that came before it are older than it and fall away.
         while (answer := _receive(self.answers)) is not None:
             self._take_answer(answer)
-        while (frame := _receive(self.frames)) is not None:
+        for _ in range(TURN_FRAMES):
+            if (frame := _receive(self.frames)) is None:
+                break
             self._take_frame(frame)
         if self._asked is not None and self._clock() - self._asked > self._patience_s:
             self._ask()
@@ -98,10 +109,14 @@ class Follower:
                 self._take_look(looks.decode(data))
             elif kind == looks.SAME:
                 self._heard = self._clock()
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-            return
+            else:
+                raise ValueError("an answer of no known kind")
+        # Of another host's hub anything may come, states that contradict themselves too.
+        except Exception as error:  # noqa: BLE001
+            self._distrust(error)
 
     def _take_state(self, state: RunState) -> None:
+        shown = view(state)
         if self._look is not None:  # too many ranks have become fewer: another hub's
             self._follow_frames(on=True)
             self._look = None
@@ -109,6 +124,8 @@ class Follower:
             self.state = state
         self._asked = None
         self._fresh()
+        if self.state is state:
+            self._view = shown
 
     def _take_look(self, look: looks.Look) -> None:
         """From now on asks for the next look, frame by frame of the screen."""
@@ -136,13 +153,26 @@ class Follower:
             advance(self.state, codec.decode(frame[FRAME_NUMBER.size :]))
         except codec.WireError:
             return
+        except Exception as error:  # noqa: BLE001
+            self._distrust(error)
+            return
         if len(self.state.ranks) > MANY and self._asked is None:
             self._ask()
         self._fresh()
 
+    def _distrust(self, error: Exception) -> None:
+        """Lets go of a state that can't be, and waits before asking for another one."""
+        self.nonsense = f"{type(error).__name__}: {codec.told(error)}"
+        self.state = self._view = None
+        if self._look is not None:
+            self._follow_frames(on=True)
+            self._look = None
+        self._asked = self._clock()
+
     def _fresh(self) -> None:
         self._heard = self._clock()
         self._view = None
+        self.nonsense = ""
 
     @property
     def connection(self) -> str:
@@ -160,7 +190,10 @@ class Follower:
             if self._look is not None:
                 self._view = msgspec.structs.replace(self._look.view, connection=connection)
             elif self.state is not None:
-                self._view = view(self.state, connection)
+                try:
+                    self._view = view(self.state, connection)
+                except Exception as error:  # noqa: BLE001
+                    self._distrust(error)
         return self._view
 
     @property
@@ -235,12 +268,14 @@ class Watcher:
         """All followed runs as they are known now, newest first."""
         views = [follower.view() for follower in self._followers.values()]
         runs = tuple(view for view in views if view is not None)
-        return Snapshot(runs, time.time(), self.notice, gpus=self._gpus())
+        bad = [f for f in self._followers.values() if f.nonsense and not f.closed]
+        told = [f"run {f.place.run_id}: its hub makes no sense ({f.nonsense})" for f in bad[:1]]
+        return Snapshot(runs, time.time(), self.notice or "".join(told), gpus=self._gpus())
 
     @property
     def complete(self) -> bool:
         """Whether every run found has handed over its state."""
-        return all(f.complete or f.closed for f in self._followers.values())
+        return all(f.complete or f.nonsense or f.closed for f in self._followers.values())
 
     def close(self) -> None:
         """Closes every socket; a second call does nothing."""

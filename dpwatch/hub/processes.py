@@ -14,6 +14,10 @@ _EXIT_CODE = -1
 """The last field of `/proc/PID/stat`: the status that `wait` will return."""
 
 
+MOST = 4096
+"""Processes watched for their end; of more, and where files run short, `runs` is asked."""
+
+
 class Processes:
     """Watches processes for their end."""
 
@@ -23,7 +27,7 @@ class Processes:
 
     def watch(self, pid: int) -> int | None:
         """Begins to watch a process. Returns: a file descriptor to poll; None if there is none."""
-        if pid in self._pids:
+        if pid in self._pids or len(self._pids) >= MOST:
             return None
         try:
             fd = os.pidfd_open(pid)

@@ -47,6 +47,9 @@ class Floats(array):  # type: ignore[type-arg]
         return super().__new__(cls, "d", values)  # type: ignore[return-value]
 
 
+_WIDEST = 1 << 40
+
+
 class Thinned(msgspec.Struct):
     """A whole run's curve in bounded space: when full, every other point goes.
 
@@ -64,8 +67,9 @@ class Thinned(msgspec.Struct):
         self.steps.append(step)
         self.values.append(value)
         if len(self.steps) >= 2 * CURVE_POINTS:
-            self.stride *= 2
+            self.stride = min(2 * self.stride, _WIDEST)
             kept = [i for i, s in enumerate(self.steps) if s % self.stride == 0]
+            del kept[:-CURVE_POINTS]  # of steps that come again and again, none is thinned out
             self.steps = Ints(self.steps[i] for i in kept)
             self.values = Floats(self.values[i] for i in kept)
 

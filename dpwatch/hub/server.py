@@ -11,7 +11,6 @@ import contextlib
 import gc
 import logging
 import os
-import resource
 import signal
 import struct
 import time
@@ -22,13 +21,23 @@ import zmq
 from dpwatch.hub import looks
 from dpwatch.hub.advance import advance
 from dpwatch.hub.asking import Asking
+from dpwatch.hub.doors import Doors
+from dpwatch.hub.guard import LOOK_S, Guard, Seldom, allow_files
 from dpwatch.hub.processes import Processes, exit_of, runs, told
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RankState, RunState, encode
 from dpwatch.hub.summarize import MANY, summarize
 from dpwatch.wire import codec, transport
 from dpwatch.wire.asking import STACKS_REQUEST
-from dpwatch.wire.messages import HUB_RANK, PROTOCOL_VERSION, AnyRecord, Batch, Bye, Tick
+from dpwatch.wire.messages import (
+    HUB_RANK,
+    PROTOCOL_VERSION,
+    AnyRecord,
+    Batch,
+    Bye,
+    Refused,
+    Tick,
+)
 from dpwatch.wire.paths import HUB_FILES, RunDir, RunInfo, clean_run_id, host_name
 
 LINGER_S = 20.0
@@ -44,6 +53,19 @@ TICK_S = 1.0
 SILENT_S = 1.5
 """A rank beats twice a second; silent for longer *and* without a process, it is lost."""
 
+TURN_FRAMES = 512
+"""Frames taken in at a stretch, so that a flood leaves time for viewers and for the tick."""
+
+SHUT_S = 1.0
+"""How long nobody is let in once there were too many."""
+
+FUTURE_NS = 60_000_000_000
+"""How far a clock of this host may be ahead of this process's, which is the same one."""
+
+ANSWERING = 4
+"""After an answer the next one waits so many times as long as it took, so that viewers who ask and
+ask take a fifth of the hub's time at most."""
+
 REST_S = 0.02
 """After frames have come others may gather for so long: one turn for each would cost more."""
 
@@ -58,12 +80,20 @@ _log = logging.getLogger("dpwatch.hub")
 class Hub:
     """Serves one run until nobody needs it (`serve`), or `stop` is called."""
 
-    def __init__(self, place: RunDir, *, linger_s: float = LINGER_S) -> None:
+    def __init__(
+        self, place: RunDir, *, linger_s: float = LINGER_S, guard: Guard | None = None
+    ) -> None:
         self.place = place
         self.linger_s = linger_s
         self.state = RunState(place.run_id)
         self.host = host_name()
-        self.refused = 0
+        self.displaced = False
+        self._guard = guard or Guard()
+        self._frames = Seldom(_log, "refused frames")
+        self._records = Seldom(_log, "refused records")
+        self._failures = Seldom(_log, "frames that the hub could not make sense of")
+        self._crowds = Seldom(_log, "too many connections")
+        self._answer_at = self._open_at = 0.0
         self._poller = zmq.Poller()
         self._processes = Processes()
         self._asking = Asking(place.stacks_file, self.host)
@@ -78,9 +108,20 @@ class Hub:
         self._intake = transport.pull_socket(self._context, place.ingest)
         self._outlet = transport.publish_socket(self._context, place.publish)
         self._answers = transport.answer_socket(self._context, place.ask)
-        place.write_info(
-            RunInfo(place.run_id, self.host, os.getpid(), time.time(), PROTOCOL_VERSION)
+        self._doors = Doors(
+            place,
+            {
+                place.ingest: self._intake,
+                place.publish: self._outlet,
+                place.ask: self._answers,
+            },
+            RunInfo(place.run_id, self.host, os.getpid(), time.time(), PROTOCOL_VERSION),
         )
+
+    @property
+    def refused(self) -> int:
+        """Frames that were none of this run."""
+        return self._frames.times
 
     def _clear_sockets(self) -> None:
         """A killed hub's socket files would be bound beside, silently; the lock says it is dead."""
@@ -95,9 +136,12 @@ class Hub:
         """Runs until nobody needs the hub."""
         for each in (self._intake, self._outlet, self._answers):
             self._poller.register(each, zmq.POLLIN)
-        tick_at = time.monotonic()
+        tick_at = look_at = time.monotonic()
         while not self._stopping:
-            ready = dict(self._poller.poll(max(0, int((tick_at - time.monotonic()) * 1e3))))
+            now = time.monotonic()
+            self._poller.modify(self._answers, zmq.POLLIN if now >= self._answer_at else 0)
+            due = min(tick_at, look_at, *([self._answer_at] if now < self._answer_at else ()))
+            ready = dict(self._poller.poll(max(0, int((due - now) * 1e3))))
             if self._outlet in ready:
                 self._count_viewers()
             if self._intake in ready:
@@ -107,6 +151,9 @@ class Hub:
             for at in ready:
                 if isinstance(at, int):
                     self._ended(at)
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + LOOK_S
+                self._mind_the_doors()
             if time.monotonic() >= tick_at:
                 tick_at = time.monotonic() + TICK_S
                 self._tick()
@@ -114,29 +161,74 @@ class Hub:
                 time.sleep(REST_S)
 
     def close(self) -> None:
-        """Closes the sockets and clears the run's folder away."""
+        """Closes the sockets and clears the run's folder away, if it is still this hub's."""
         for each in (self._intake, self._outlet, self._answers):
             each.close(linger=200)
         self._processes.close()
         self._context.term()
-        self.place.remove()
+        if not self.displaced:
+            self._doors.remove()
+
+    def _mind_the_doors(self) -> None:
+        """Hangs up where there are too many connections; ends before memory does."""
+        now = time.monotonic()
+        if self._guard.is_crowded():
+            if not self._doors.shut:
+                self._doors.hang_up()
+                self._open_at = now + SHUT_S
+                self._crowds.again(f"over {self._guard.most_files} files: hung up on all")
+        elif self._doors.shut and now >= self._open_at:
+            self._doors.open_again()
+        if self._guard.is_large():
+            _log.error("takes more than %d bytes of memory, and ends", self._guard.most_bytes)
+            self.stop()
+
+    def _hold_the_place(self) -> None:
+        if not self._doors.taken_away:
+            return
+        try:
+            self._doors.make_anew()
+        except (OSError, zmq.ZMQError) as error:
+            _log.error("its place was taken away, and it ends: %s", error)
+            self.displaced = True
+            self.stop()
+        else:
+            _log.warning("its files in %s were taken away: made anew", self.place.path)
 
     def _take_in(self) -> None:
-        for _ in range(transport.HUB_HWM):
+        for _ in range(TURN_FRAMES):
             try:
                 frame = self._intake.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
             try:
-                batch = codec.decode(frame)
-                if batch.rank == HUB_RANK or not self._is_mine(batch.run_id):
-                    raise codec.WireError(f"frame of run {batch.run_id!r}, rank {batch.rank}")
+                batch = self._accepted(frame)
             except codec.WireError as error:
-                self._refuse(error)
-            else:
-                self._publish(batch, frame)
-                if batch.host == self.host and not self._processes.watches(batch.pid):
-                    self._watch(batch.pid)
+                self._frames.again(error)
+                continue
+            refused = [each for each in batch.records if isinstance(each, Refused)]
+            if refused:
+                self._records.again(f"of rank {batch.rank}: {refused[-1].why}", len(refused))
+                frame = codec.encode(batch)
+            self._publish(batch, frame)
+            is_new = batch.host == self.host and not self._processes.watches(batch.pid)
+            if is_new and batch.rank in self.state.ranks:
+                self._watch(batch.pid)
+
+    def _accepted(self, frame: bytes) -> Batch:
+        """The batch of a frame that is one part, of this run, and of no later time than now."""
+        parts = 1
+        while self._intake.getsockopt(zmq.RCVMORE):
+            self._intake.recv()
+            parts += 1
+        if parts > 1:
+            raise codec.WireError(f"message of {parts} parts")
+        batch = codec.decode(frame)
+        if batch.rank == HUB_RANK or not self._is_mine(batch.run_id):
+            raise codec.WireError(f"frame of run {batch.run_id!r}, rank {batch.rank}")
+        if batch.host == self.host and batch.mono_ns > time.monotonic_ns() + FUTURE_NS:
+            raise codec.WireError(f"frame of rank {batch.rank} from the future")
+        return batch
 
     def _is_mine(self, run_id: str) -> bool:
         return run_id == self.place.run_id or clean_run_id(run_id) == self.place.run_id
@@ -161,26 +253,37 @@ class Hub:
         reason = f"process {rank.pid} {told(code)}"
         self._say(rank.rank, rank.pid, Bye("lost", reason, code))
 
-    def _refuse(self, error: codec.WireError) -> None:
-        self.refused += 1
-        if self.refused & (self.refused - 1) == 0:  # the 1st, 2nd, 4th, … so the log stays small
-            _log.warning("refused %d frames, the last one a %s", self.refused, error)
-
     def _publish(self, batch: Batch, frame: bytes) -> None:
-        run = advance(self.state, batch)
+        try:
+            run = advance(self.state, batch)
+        except Exception as error:  # noqa: BLE001 - one frame must not cost the run its hub
+            self._failures.again(codec.told(error))
+            return  # viewers miss its number, and ask for the state as it is here
         if run is not None:
             self._run, self._run_number, self._look = run, self.state.frames, b""
         if EVERY_FRAME in self._topics or len(self.state.ranks) <= MANY:
             self._outlet.send(FRAME_NUMBER.pack(self.state.frames) + frame)
 
     def _answer(self) -> None:
+        began = time.monotonic()
         viewer, *request = self._answers.recv_multipart()
-        if request == [STATE_REQUEST]:
-            self._answers.send_multipart([viewer, encode(self.state)])
-        elif request[:1] == [looks.LOOK_REQUEST]:
-            self._answers.send_multipart([viewer, self._looked_at(request[1:])])
-        elif len(request) == 2 and request[0] == STACKS_REQUEST and self._asking.take(request[1]):
+        if len(request) == 2 and request[0] == STACKS_REQUEST and self._asking.take(request[1]):
             self._ask_ranks()
+        try:
+            answer = self._answer_to(request)
+        except Exception as error:  # noqa: BLE001 - a state that can't be told
+            self._failures.again(codec.told(error))
+        else:
+            if answer:
+                self._answers.send_multipart([viewer, answer])
+        now = time.monotonic()
+        self._answer_at = now + ANSWERING * (now - began)
+
+    def _answer_to(self, request: list[bytes]) -> bytes:
+        """What a viewer gets; nothing where it asked for nothing that there is."""
+        if request == [STATE_REQUEST]:
+            return encode(self.state)
+        return self._looked_at(request[1:]) if request[:1] == [looks.LOOK_REQUEST] else b""
 
     def _ask_ranks(self) -> None:
         try:
@@ -206,12 +309,14 @@ class Hub:
     def _count_viewers(self) -> None:
         """A viewer subscribes to every frame, or to a topic that none has: it is there."""
         said = self._outlet.recv()
-        if said[:1] == b"\x01":
-            self._topics.add(said[1:])
-        else:
-            self._topics.discard(said[1:])
+        topic = said[1:]
+        if said[:1] == b"\x00":
+            self._topics.discard(topic)
+        elif topic in (EVERY_FRAME, NO_FRAME):  # others are no viewer's
+            self._topics.add(topic)
 
     def _tick(self) -> None:
+        self._hold_the_place()
         self._say(HUB_RANK, os.getpid(), Tick())
         for rank in self.state.ranks.values():
             if rank.bye is None and self._is_lost(rank):
@@ -249,14 +354,33 @@ class Hub:
         return time.monotonic_ns() - rank.seen_ns >= SILENT_S * 1e9 and not runs(rank.pid)
 
 
+class _LogFile(logging.Handler):
+    """`hub.log`, opened for each of its few lines: the folder may be removed and made anew."""
+
+    def __init__(self, place: RunDir) -> None:
+        super().__init__()
+        self._place = place
+        self.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # a full disk
+            self._place.log(self.format(record))
+
+
 def main(path: Path, *, linger_s: float = LINGER_S) -> int:
     """Serves the run in that folder; returns 0, also when another hub serves it already."""
     place = RunDir(path)
-    lock = _lock(place)
-    if lock is None:
-        return 0
-    _settle()
-    logging.basicConfig(filename=place.log_file, level=logging.WARNING)
+    os.umask(0o077)
+    allow_files()
+    gc.set_threshold(50_000, 20, 20)  # it would look at all of a large state too often
+    try:
+        place.check()
+        lock = _lock(place)
+        if lock is None:
+            return 0
+        logging.basicConfig(handlers=[_LogFile(place)], level=logging.WARNING)
+    except OSError:  # there is nobody to tell: whoever needs a hub finds out by itself
+        return 1
     try:
         hub = Hub(place, linger_s=linger_s)
     except (OSError, zmq.ZMQError) as error:  # something else lies where its sockets go
@@ -268,17 +392,11 @@ def main(path: Path, *, linger_s: float = LINGER_S) -> int:
     try:
         hub.serve()
     finally:
+        if hub.displaced:  # closing its sockets would remove the paths of whoever is there now
+            os._exit(1)
         hub.close()
         os.close(lock)
     return 0
-
-
-def _settle() -> None:
-    """Room for a socket a rank; and a collector of cycles that doesn't look at all of it often."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # not everywhere may one have all that
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    gc.set_threshold(50_000, 20, 20)
 
 
 def _lock(place: RunDir) -> int | None:

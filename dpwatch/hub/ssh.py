@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from dpwatch.wire.paths import IPC_PATH_BYTES, RunDir, RunInfo
+from dpwatch.wire.paths import IPC_PATH_BYTES, RunDir, RunInfo, clean_run_id
 
 FORWARDED = ("out", "ask")
 """The hub's sockets that a viewer needs."""
@@ -33,6 +33,9 @@ RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 
 COMMAND_S = 20.0
 CYCLE_END = "."
+LINE_CHARS = 1 << 16
+MOST_RUNS = 256
+"""Of one host; a listing is what another host says, and may be anything."""
 
 _OPTIONS = (
     "ControlMaster=yes",
@@ -64,6 +67,21 @@ _PLACES = (
 
 class SshError(Exception):
     """No host can be reached; the message says why, as ssh does."""
+
+
+def listed_run(line: str) -> tuple[str, RunInfo] | None:
+    """The `run.json` that a line of a listing tells of, None if it tells of none.
+
+    Its folder's name becomes one here, and part of what ssh is asked to forward.
+    """
+    path, _, text = line.partition("\t")
+    folder = Path(path).parent
+    if clean_run_id(folder.name) != folder.name or ":" in path or not path.isprintable():
+        return None
+    try:
+        return path, msgspec.json.decode(text, type=RunInfo)
+    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
+        return None
 
 
 class SshHost:
@@ -181,14 +199,14 @@ class SshHost:
         if master is None or master.stdout is None:
             return False
         listed: dict[str, RunInfo] = {}
-        for line in master.stdout:
+        while line := master.stdout.readline(LINE_CHARS):
             if line.rstrip("\n") == CYCLE_END:
                 self.trouble = ""
                 self._update(listed)
                 return True
-            path, _, text = line.partition("\t")
-            with contextlib.suppress(msgspec.MsgspecError):
-                listed[path] = msgspec.json.decode(text, type=RunInfo)
+            found = listed_run(line)
+            if found is not None and len(listed) < MOST_RUNS:
+                listed[found[0]] = found[1]
         return False
 
     def _why(self) -> str:

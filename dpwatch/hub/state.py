@@ -12,6 +12,7 @@ import signal
 
 import msgspec
 
+from dpwatch.hub import bounds
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.durations import Late, book, keep_latency
 from dpwatch.hub.output import RunOutput
@@ -25,6 +26,7 @@ from dpwatch.hub.series import (
     WAITED_NS,
     WIRE,
     ByStep,
+    Ints,
     Thinned,
     Window,
     packed,
@@ -35,6 +37,7 @@ from dpwatch.hub.stacks import Dump, hear
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.wire.messages import (
     HUB_RANK,
+    AnyRecord,
     Asked,
     Batch,
     Beat,
@@ -45,6 +48,7 @@ from dpwatch.wire.messages import (
     Hello,
     Memory,
     Output,
+    Refused,
     Stacks,
     Step,
     Transfer,
@@ -90,8 +94,10 @@ class RankState(msgspec.Struct):
     """One process: who it is, when it last spoke, its devices.
 
     Attributes:
-        seq: The number of its latest frame, …
-        missed: … and how many are missing between those that came.
+        refused: Its records that made no sense, or that there was no room for.
+        missed: Its records that did not get here: lost on the way, or sent to a hub before this.
+        taken: Those that did.
+        cells: Kinds of collectives it has called, by device.
     """
 
     rank: int
@@ -108,8 +114,10 @@ class RankState(msgspec.Struct):
     bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
     dump: Dump = msgspec.field(default_factory=Dump)
-    seq: int = -1
+    refused: int = 0
     missed: int = 0
+    taken: int = 0
+    cells: int = 0
 
     @property
     def steps_done(self) -> int:
@@ -175,6 +183,8 @@ class RunState(msgspec.Struct):
         hosts: How many ranks each has.
         told_size: Processes in the run, as its ranks say.
         reviewed_ns: When diagnoses were last looked at.
+        lanes: Devices of all ranks, `cells` their kinds of collectives: bounded (see `bounds`).
+        refused: Records of ranks beyond those that there is room for.
     """
 
     run_id: str
@@ -199,6 +209,9 @@ class RunState(msgspec.Struct):
     hosts: dict[str, int] = {}
     told_size: int = 1
     reviewed_ns: int = 0
+    lanes: int = 0
+    cells: int = 0
+    refused: int = 0
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
@@ -210,14 +223,16 @@ class RunState(msgspec.Struct):
                 if isinstance(record, Asked | Unanswered):
                     hear(self, record, batch.mono_ns)
             return
-        rank = self._rank(batch)
         try:
-            self._records(rank, batch)
-        except OverflowError:  # numbers that no run has
-            rank.dropped += 1
-
-    def _records(self, rank: RankState, batch: Batch) -> None:
+            rank = self._rank(batch)
+        except bounds.Full:
+            self.refused += len(batch.records)
+            return
         for record in batch.records:
+            self._take(rank, record, batch.mono_ns)
+
+    def _take(self, rank: RankState, record: AnyRecord, now_ns: int) -> None:
+        try:
             match record:
                 case Step():
                     self._step(rank, record)
@@ -228,11 +243,11 @@ class RunState(msgspec.Struct):
                 case Transfer():
                     self._transfer(rank, record)
                 case Memory():
-                    _memory(_lane(rank, record.device), record)
+                    _memory(self._lane(rank, record.device), record)
                 case Beat():
                     self._beat(rank, record)
                 case Gpu():
-                    _lane(rank, record.device).gpu = record
+                    self._lane(rank, record.device).gpu = record
                 case Output():
                     self.output.take(rank.rank, record, rank.hello.world_size if rank.hello else 1)
                 case Hello():
@@ -241,8 +256,11 @@ class RunState(msgspec.Struct):
                     rank.dump.take(record, max(self.world_size, len(self.ranks)))
                 case Bye():
                     rank.bye = record
-                    rank.ended_ns = batch.mono_ns
-                    self.end_ns = batch.mono_ns
+                    rank.ended_ns = self.end_ns = now_ns
+                case Refused():
+                    rank.refused += 1
+        except (bounds.Full, OverflowError):  # no room, or numbers that no run has
+            rank.refused += 1
 
     def _rank(self, batch: Batch) -> RankState:
         rank = self.ranks.get(batch.rank)
@@ -251,19 +269,23 @@ class RunState(msgspec.Struct):
         if batch.seq >= 0:
             if rank.bye is not None and rank.bye.state == "lost":
                 rank.bye = None  # It was only silent: here it speaks again.
-            if 0 <= rank.seq < batch.seq:
-                rank.missed += batch.seq - rank.seq - 1
-            rank.seq = batch.seq
+            if batch.sent is not None and batch.sent - rank.taken > rank.missed:
+                rank.missed = batch.sent - rank.taken
+            rank.taken += len(batch.records)
         rank.seen_ns = batch.mono_ns
         if batch.dropped > rank.dropped:
             rank.dropped = batch.dropped
         return rank
 
     def _newcomer(self, batch: Batch, before: RankState | None) -> RankState:
+        if before is None and len(self.ranks) >= bounds.RANKS:
+            raise bounds.Full
         rank = RankState(batch.rank, batch.host, batch.pid)
         if before is not None:
             # A restarted rank begins anew: its steps, and its sequence numbers, do too.
             self.arrivals.forget(batch.rank)
+            self.lanes -= len(before.lanes)
+            self.cells -= before.cells
             self.hosts[before.host] -= 1
             if not self.hosts[before.host]:
                 del self.hosts[before.host]
@@ -290,7 +312,7 @@ class RunState(msgspec.Struct):
             self.told_size = max([1, *told])
 
     def _step(self, rank: RankState, record: Step) -> None:
-        lane = rank.lanes.get(record.device) or _lane(rank, record.device)
+        lane = rank.lanes.get(record.device) or self._lane(rank, record.device)
         lane.recent.push(record)
         if record.step >= lane.steps:
             lane.steps = record.step + 1
@@ -342,16 +364,16 @@ class RunState(msgspec.Struct):
         nbytes = record.nbytes
         if record.ranks < 1 or nbytes < 0:
             return
-        lane = rank.lanes.get(record.device) or _lane(rank, record.device)
+        lane = rank.lanes.get(record.device) or self._lane(rank, record.device)
         key = f"{record.op}/{record.group}"
         op, tallies = self.ops.get(key), lane.calls.get(key)
-        if op is None:
-            op = self.ops[key] = OpState(record.op, record.group, record.ranks)
-        if tallies is None:
-            tallies = lane.calls[key] = ByStep()
+        if op is None or tallies is None:
+            op, tallies = self._called(rank, lane, key, record)
         at = tallies.at(record.step)
         if at is not None:
             cells = tallies.cells
+            if _is_full(cells, at):
+                raise bounds.Full
             cells[at + CALLS] += 1
             cells[at + NBYTES] += nbytes
             cells[at + WIRE] += wire_bytes(record.op, nbytes, record.ranks)
@@ -367,10 +389,36 @@ class RunState(msgspec.Struct):
         if entered is not None and len(entered) > 1:
             self._whole(key, op, entered)
 
+    def _called(
+        self, rank: RankState, lane: LaneState, key: str, record: Collective
+    ) -> tuple[OpState, ByStep]:
+        """A kind of collective that this lane has not called before."""
+        if rank.cells >= bounds.CELLS_A_RANK or self.cells >= bounds.CELLS:
+            raise bounds.Full
+        op = self.ops.get(key)
+        if op is None:
+            if len(self.ops) >= bounds.OPS:
+                raise bounds.Full
+            op = self.ops[key] = OpState(record.op, record.group, record.ranks)
+        rank.cells += 1
+        self.cells += 1
+        tallies = lane.calls[key] = ByStep()
+        return op, tallies
+
+    def _lane(self, rank: RankState, device: int) -> LaneState:
+        lane = rank.lanes.get(device)
+        if lane is None:
+            if len(rank.lanes) >= bounds.LANES_A_RANK or self.lanes >= bounds.LANES:
+                raise bounds.Full
+            lane = rank.lanes[device] = LaneState(rank.rank, device)
+            rank.lanes = dict(sorted(rank.lanes.items()))
+            self.lanes += 1
+        return lane
+
     def _duration(self, rank: RankState, record: Duration) -> None:
         key = f"{record.op}/{record.group}"
         op, lane = self.ops.get(key), rank.lanes.get(record.device)
-        if op is None or lane is None or record.duration_ns < 0:
+        if op is None or lane is None:
             return
         if book(record, key, lane.calls, lane.late_calls, lane.late):
             op.timed_late = True
@@ -383,6 +431,8 @@ class RunState(msgspec.Struct):
         """
         issued_ns = [call.issued_ns for call in entered.values()]
         last_ns = max(issued_ns)
+        if last_ns - min(issued_ns) > bounds.APART_NS:
+            return  # no clocks that compare
         for r, call in entered.items():
             rank = self.ranks.get(r)
             lane = None if rank is None else rank.lanes.get(call.device)
@@ -406,10 +456,14 @@ class RunState(msgspec.Struct):
         key = f"{rank.rank}/{record.kind}/{record.src}/{record.dst}"
         route = self.routes.get(key)
         if route is None:
+            if len(self.routes) >= bounds.ROUTES:
+                raise bounds.Full
             route = Route(rank.rank, record.kind, record.src, record.dst)
             self.routes[key] = route
         at, cells = route.by_step.at(record.step), route.by_step.cells
         if at is not None:
+            if _is_full(cells, at):
+                raise bounds.Full
             cells[at + CALLS] += 1
             cells[at + NBYTES] += record.nbytes
             cells[at + TIMED_CALLS] += 1
@@ -454,12 +508,13 @@ def _consequence(rank: RankState) -> int:
     return int(rank.bye.exit == -signal.SIGABRT)  # as gloo's own threads do when a peer is gone
 
 
-def _lane(rank: RankState, device: int) -> LaneState:
-    lane = rank.lanes.get(device)
-    if lane is None:
-        lane = rank.lanes[device] = LaneState(rank.rank, device)
-        rank.lanes = dict(sorted(rank.lanes.items()))
-    return lane
+def _is_full(cells: Ints, at: int) -> bool:
+    """Whether another call could take a sum of that row beyond 64 bits; no real step comes near."""
+    return bool(
+        cells[at + CALLS] >= bounds.CALLS_A_STEP
+        or cells[at + TIMED_NS] + cells[at + WAITED_NS] >= bounds.SUMMED_NS
+        or cells[at + WAIT_NS] >= bounds.SUMMED_NS
+    )
 
 
 def _judge_loss(rank: RankState, step: int, loss: float) -> None:

@@ -210,7 +210,7 @@ def _row(
         pid=rank.pid,
         state=_rank_state(state, rank, lane, steps.p50_ms),
         steps=lane.steps,
-        dropped=rank.dropped,
+        dropped=rank.dropped + rank.refused + rank.missed,
         step_ms=StepTime(steps.p50_ms, steps.p95_ms, steps.last_ms),
         phases_ms=_phases(steps, device),
         comm_ms=comm_times(rank, lane, routes, calls, steps.exposed_ms),

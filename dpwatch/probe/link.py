@@ -42,11 +42,14 @@ class HubLink:
 
         Raises:
             RuntimeDirError: There is no place for the run's sockets.
+            OSError: This process may open no more files.
         """
         self._first = local_rank == 0
         self._opened_s = time.monotonic()
         self._place = paths.run_dir(run_id)
         self._asked = AskedFile(self._place.stacks_file)
+        if not transport.has_room():
+            raise OSError("this process has no file descriptors left; raise `ulimit -n`")
         self._context = zmq.Context()
         self._socket = transport.push_socket(self._context, self._place.ingest)
 

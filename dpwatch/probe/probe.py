@@ -44,6 +44,9 @@ COMPUTES = 0.2
 _NOTHING = nullcontext()
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
+_NAME_CHARS = 60
+"""Of a strategy's name; what is longer is no name, and a hub would refuse it."""
+
 
 class Probe:
     """Measures this process's training and streams it; see `ProbeLike` for its methods.
@@ -72,8 +75,8 @@ class Probe:
         clocks: Clocks | None = None,
         link: Link | None = None,
     ) -> None:
-        self.strategy = strategy
-        self.title = title or identity.script_name()
+        self.strategy = one_line(strategy, _NAME_CHARS)
+        self.title = one_line(title or identity.script_name())
         self.total_steps = total_steps
         self.unasked = False
         self._trouble: BaseException | None = None
@@ -132,8 +135,8 @@ class Probe:
         if not self.unasked or self.steps.step:
             return
         self.unasked = False
-        self.strategy = strategy or self.strategy
-        self.title = title or self.title
+        self.strategy = one_line(strategy, _NAME_CHARS) or self.strategy
+        self.title = one_line(title) or self.title
         self.total_steps = self.total_steps if total_steps is None else total_steps
         if devices and not self.steps.devices:
             self._backend_said = "virtual" if devices[0].kind == "virtual" else ""

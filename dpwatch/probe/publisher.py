@@ -132,7 +132,7 @@ class Publisher:
         self._next_frame = self._next_hello = self._next_beat = self._next_gpu = 0
         self._asked_first: int | None = None
         self._unsent: bytes | None = None
-        self._seq = 0
+        self._seq = self._sent = 0
         self._lost = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -291,11 +291,13 @@ class Publisher:
             mono_ns=time.monotonic_ns(),
             wall_ns=time.time_ns(),
             records=records,
+            sent=self._sent,
         )
         try:
             frame = codec.encode(batch)
-        except (msgspec.MsgspecError, TypeError, OverflowError):
+        except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError):
             self._lost += len(records)
             return None
         self._seq += 1
+        self._sent += len(records)
         return frame

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import msgspec
 
-from dpwatch.wire.messages import PROTOCOL_VERSION, Batch
+from dpwatch.wire import sane
+from dpwatch.wire.messages import MAX_RECORDS, PROTOCOL_VERSION, AnyRecord, Batch, Refused
+
+__all__ = ["MAX_FRAME_BYTES", "MAX_RECORDS", "WireError", "decode", "encode"]
 
 MAX_FRAME_BYTES = 1 << 20
 """A frame's limit, in the codec and as MAXMSGSIZE on every socket that takes frames in."""
 
-MAX_RECORDS = 64
-"""Records a sender puts into one frame."""
+_HOSTILE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+"""What decoding raises of a stranger's bytes: they can also nest too deep or hold broken text."""
+
+_TOLD_CHARS = 200
+
+_RECORDS = Batch.__struct_fields__.index("records")
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Batch)
 _header = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_records = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_record = msgspec.msgpack.Decoder(AnyRecord)
 
 
 class WireError(ValueError):
@@ -29,6 +38,10 @@ def encode(batch: Batch) -> bytes:
 def decode(frame: bytes) -> Batch:
     """Decodes and checks a frame.
 
+    Returns:
+        The batch; in place of a record that makes no sense stands a `Refused`, so that it costs
+        none but itself.
+
     Raises:
         WireError: It is too large, malformed, or of another protocol version.
     """
@@ -36,15 +49,46 @@ def decode(frame: bytes) -> Batch:
         raise WireError(f"frame of {len(frame)} bytes is over the limit of {MAX_FRAME_BYTES}")
     try:
         batch = _decoder.decode(frame)
-    # A hostile frame can also nest too deep or hold broken text.
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except _HOSTILE as error:
         version = _version_of(frame)
         if version not in (None, PROTOCOL_VERSION):
             raise WireError(_other_version(version)) from None
-        raise WireError(f"malformed frame: {error}") from None
+        batch = _piecemeal(frame, error)
     if batch.version != PROTOCOL_VERSION:
         raise WireError(_other_version(batch.version))
+    if found := sane.faults(batch):
+        records = [Refused(found[i]) if i in found else r for i, r in enumerate(batch.records)]
+        batch = msgspec.structs.replace(batch, records=records)
     return batch
+
+
+def _piecemeal(frame: bytes, error: Exception) -> Batch:
+    """The frame record by record, if it is one but for some records that do not decode."""
+    refusal = WireError(f"malformed frame: {told(error)}")
+    try:
+        fields = _header.decode(frame)
+        records = _records.decode(fields[_RECORDS])
+        if len(records) > MAX_RECORDS:
+            raise refusal
+        fields[_RECORDS] = msgspec.Raw(b"\x90")
+        batch = _decoder.decode(msgspec.msgpack.encode(fields))
+    except (*_HOSTILE, IndexError):
+        raise refusal from None
+    return msgspec.structs.replace(batch, records=[_decoded(each) for each in records])
+
+
+def _decoded(record: msgspec.Raw) -> AnyRecord:
+    try:
+        decoded: AnyRecord = _record.decode(record)
+    except _HOSTILE as error:
+        return Refused(told(error))
+    return decoded
+
+
+def told(error: Exception) -> str:
+    """An error over a stranger's bytes in a short line, nothing of theirs in it unescaped."""
+    text = str(error).encode("unicode_escape", "replace").decode("ascii", "replace")
+    return text if len(text) <= _TOLD_CHARS else f"{text[:_TOLD_CHARS]}..."
 
 
 def _other_version(version: int | None) -> str:
@@ -55,5 +99,5 @@ def _version_of(frame: bytes) -> int | None:
     try:
         fields = _header.decode(frame)
         return msgspec.msgpack.decode(fields[0], type=int) if fields else None
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    except _HOSTILE:
         return None

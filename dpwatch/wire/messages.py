@@ -6,14 +6,35 @@ a new field goes to the end and has a default, a field's type never changes, and
 is a new `PROTOCOL_VERSION`.
 
 Times are nanoseconds of the sender's CLOCK_MONOTONIC unless a name says `wall`; sizes are bytes;
-what was not measured is None, never 0.
+what was not measured is None, never 0. A field's type says which values it may hold (`ranges`).
 """
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
+
+from dpwatch.wire import ranges as r
 
 PROTOCOL_VERSION = 2
+
+MAX_RECORDS = 64
+"""Records in one frame."""
+
+MAX_DEVICES = 1024
+"""Devices of one process."""
+
+MAX_LINES = 1024
+"""Lines of output in a record."""
+
+MAX_THREADS = 64
+MAX_FRAMES = 64
+"""Threads in a record of stacks, and frames of one."""
+
+MAX_ASKED = 4096
+"""Ranks that a request names."""
 
 CATEGORIES = ("params", "grads", "optimizer", "activations", "buffers", "temp", "gathered")
 """Memory categories, in the order `ByCategory` holds and screens draw them."""
@@ -33,10 +54,10 @@ class DeviceInfo(msgspec.Struct, array_like=True, frozen=True):
         description: What the hardware calls itself, such as `NVIDIA A100-SXM4-80GB`.
     """
 
-    name: str
-    kind: str
-    capacity_bytes: int | None = None
-    description: str = ""
+    name: r.Word
+    kind: r.Word
+    capacity_bytes: r.Bytes | None = None
+    description: r.Word = ""
 
 
 class ByCategory(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -46,13 +67,13 @@ class ByCategory(msgspec.Struct, array_like=True, frozen=True, gc=False):
     two. None: this category was not told apart by the source.
     """
 
-    params: int | None = None
-    grads: int | None = None
-    optimizer: int | None = None
-    activations: int | None = None
-    buffers: int | None = None
-    temp: int | None = None
-    gathered: int | None = None
+    params: r.Bytes | None = None
+    grads: r.Bytes | None = None
+    optimizer: r.Bytes | None = None
+    activations: r.Bytes | None = None
+    buffers: r.Bytes | None = None
+    temp: r.Bytes | None = None
+    gathered: r.Bytes | None = None
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True, tag=True):
@@ -79,18 +100,18 @@ class Hello(Record, frozen=True, tag="hello"):
         tells_output: What the process prints is told too (`Output`).
     """
 
-    world_size: int
-    local_rank: int
-    strategy: str
-    backend: str
-    devices: list[DeviceInfo]
-    params: int | None = None
-    param_bytes: int | None = None
-    title: str = ""
-    total_steps: int | None = None
-    cores: int | None = None
-    torch_version: str = ""
-    capture: str = "none"
+    world_size: r.Ranks
+    local_rank: r.RankNumber
+    strategy: r.Word
+    backend: r.Word
+    devices: Annotated[list[DeviceInfo], Meta(max_length=MAX_DEVICES)]
+    params: r.Count | None = None
+    param_bytes: r.Bytes | None = None
+    title: r.Line = ""
+    total_steps: r.Step | None = None
+    cores: r.Count | None = None
+    torch_version: r.Word = ""
+    capture: r.Word = "none"
     tells_output: bool = False
 
 
@@ -121,22 +142,22 @@ class Step(Record, frozen=True, gc=False, tag="step"):
         samples: Batch elements this device processed in the step.
     """
 
-    device: int
-    step: int
-    start_ns: int
-    end_ns: int
-    data_ns: int | None = None
-    h2d_ns: int | None = None
-    forward_ns: int | None = None
-    backward_ns: int | None = None
-    optimizer_ns: int | None = None
-    on_cpu_ns: int | None = None
-    runqueue_ns: int | None = None
-    gil_wait_ns: int | None = None
-    idle_ns: int | None = None
-    exposed_ns: int | None = None
+    device: r.Index
+    step: r.Step
+    start_ns: r.Instant
+    end_ns: r.Instant
+    data_ns: r.Duration | None = None
+    h2d_ns: r.Duration | None = None
+    forward_ns: r.Duration | None = None
+    backward_ns: r.Duration | None = None
+    optimizer_ns: r.Duration | None = None
+    on_cpu_ns: r.Duration | None = None
+    runqueue_ns: r.Duration | None = None
+    gil_wait_ns: r.Duration | None = None
+    idle_ns: r.Duration | None = None
+    exposed_ns: r.Duration | None = None
     loss: float | None = None
-    samples: int | None = None
+    samples: r.Count | None = None
 
 
 class Memory(Record, frozen=True, gc=False, tag="memory"):
@@ -148,13 +169,13 @@ class Memory(Record, frozen=True, gc=False, tag="memory"):
         source: `ledger` (every storage followed), `cuda` (caching allocator), `nvml`, `rss`.
     """
 
-    device: int
-    step: int
-    current_bytes: int
-    peak_bytes: int
+    device: r.Index
+    step: r.Step
+    current_bytes: r.Bytes
+    peak_bytes: r.Bytes
     current: ByCategory
     peak: ByCategory
-    source: str
+    source: r.Word
 
 
 class Collective(Record, frozen=True, gc=False, tag="collective"):
@@ -179,22 +200,22 @@ class Collective(Record, frozen=True, gc=False, tag="collective"):
         nbytes_out: Payload it gets (for all_gather: all parts).
     """
 
-    step: int
-    op: str
-    group: str
-    ranks: int
-    seq: int
-    nbytes: int
-    issued_ns: int
-    completed_ns: int | None = None
-    blocked_ns: int | None = None
-    dtype: str = ""
-    device: int = 0
-    phase: str = ""
-    into_ns: int | None = None
-    where: str = ""
+    step: r.Step
+    op: r.Word
+    group: r.Word
+    ranks: r.Ranks
+    seq: r.Seq
+    nbytes: r.Payload
+    issued_ns: r.Instant
+    completed_ns: r.Instant | None = None
+    blocked_ns: r.Duration | None = None
+    dtype: r.Word = ""
+    device: r.Index = 0
+    phase: r.Word = ""
+    into_ns: r.Duration | None = None
+    where: r.Line = ""
     is_async: bool | None = None
-    nbytes_out: int | None = None
+    nbytes_out: r.Bytes | None = None
 
 
 class Duration(Record, frozen=True, tag="duration"):
@@ -209,14 +230,14 @@ class Duration(Record, frozen=True, tag="duration"):
         device: Whose thread issued it.
     """
 
-    step: int
-    op: str
-    group: str
-    ranks: int
-    seq: int
-    nbytes: int
-    duration_ns: int
-    device: int = 0
+    step: r.Step
+    op: r.Word
+    group: r.Word
+    ranks: r.Ranks
+    seq: r.Seq
+    nbytes: r.Payload
+    duration_ns: r.Duration
+    device: r.Index = 0
 
 
 class Transfer(Record, frozen=True, gc=False, tag="transfer"):
@@ -231,12 +252,12 @@ class Transfer(Record, frozen=True, gc=False, tag="transfer"):
         duration_ns: Time spent copying.
     """
 
-    step: int
-    kind: str
-    src: int
-    dst: int
-    nbytes: int
-    duration_ns: int
+    step: r.Step
+    kind: r.Word
+    src: r.Index
+    dst: r.Index
+    nbytes: r.Payload
+    duration_ns: r.Duration
 
 
 class Position(msgspec.Struct, array_like=True, frozen=True):
@@ -247,17 +268,17 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
         members: Ranks of the group, empty for the world and for groups of over 64.
     """
 
-    group: str
-    ranks: int
-    seq: int
-    op: str
-    nbytes: int
-    dtype: str
-    issued_ns: int
-    step: int
+    group: r.Word
+    ranks: r.Ranks
+    seq: r.Seq
+    op: r.Word
+    nbytes: r.Payload
+    dtype: r.Word
+    issued_ns: r.Instant
+    step: r.Step
     done: bool
-    where: str = ""
-    members: list[int] = []
+    where: r.Line = ""
+    members: Annotated[list[r.RankNumber], Meta(max_length=64)] = []
 
 
 class Beat(Record, frozen=True, tag="beat"):
@@ -276,14 +297,14 @@ class Beat(Record, frozen=True, tag="beat"):
             been still for two seconds.
     """
 
-    step: int
-    phase: str
-    rss_bytes: int | None = None
-    gil_held: float | None = None
-    where: str = ""
-    still_ns: int | None = None
-    positions: list[Position] = []
-    stack: list[str] = []
+    step: r.Step
+    phase: r.Word
+    rss_bytes: r.Bytes | None = None
+    gil_held: r.Share | None = None
+    where: r.Line = ""
+    still_ns: r.Duration | None = None
+    positions: Annotated[list[Position], Meta(max_length=64)] = []
+    stack: Annotated[list[r.Line], Meta(max_length=64)] = []
 
 
 class Gpu(Record, frozen=True, gc=False, tag="gpu"):
@@ -294,12 +315,12 @@ class Gpu(Record, frozen=True, gc=False, tag="gpu"):
         used_bytes: Device memory in use by all processes.
     """
 
-    device: int
-    util: float | None = None
-    temperature_c: float | None = None
-    power_w: float | None = None
-    used_bytes: int | None = None
-    capacity_bytes: int | None = None
+    device: r.Index
+    util: r.Share | None = None
+    temperature_c: r.Celsius | None = None
+    power_w: r.Watts | None = None
+    used_bytes: r.Bytes | None = None
+    capacity_bytes: r.Bytes | None = None
 
 
 class Line(msgspec.Struct, array_like=True, frozen=True):
@@ -310,8 +331,8 @@ class Line(msgspec.Struct, array_like=True, frozen=True):
         text: Without line break, control characters and escape sequences, cut where it is long.
     """
 
-    wall_ns: int
-    text: str
+    wall_ns: r.Instant
+    text: r.Line
 
 
 class Output(Record, frozen=True, tag="output"):
@@ -326,9 +347,9 @@ class Output(Record, frozen=True, tag="output"):
             before. None: there is none.
     """
 
-    stream: str
-    lines: list[Line]
-    left_out: int = 0
+    stream: r.Word
+    lines: Annotated[list[Line], Meta(max_length=MAX_LINES)]
+    left_out: r.Count = 0
     open: Line | None = None
 
 
@@ -342,9 +363,9 @@ class Bye(Record, frozen=True, gc=False, tag="bye"):
             tell.
     """
 
-    state: str
-    reason: str = ""
-    exit: int | None = None
+    state: r.Word
+    reason: r.Line = ""
+    exit: r.Exit | None = None
 
 
 class Tick(Record, frozen=True, gc=False, tag="tick"):
@@ -363,11 +384,11 @@ class ThreadStack(msgspec.Struct, array_like=True, frozen=True):
         theirs: Index of the innermost frame that is the user's own, None if none is.
     """
 
-    name: str
+    name: r.Word
     training: bool
-    tid: int | None
-    frames: list[str]
-    theirs: int | None = None
+    tid: r.Count | None
+    frames: Annotated[list[r.Line], Meta(max_length=MAX_FRAMES)]
+    theirs: r.Index | None = None
 
 
 class Stacks(Record, frozen=True, tag="stacks"):
@@ -380,10 +401,10 @@ class Stacks(Record, frozen=True, tag="stacks"):
         left_out: Threads beyond those.
     """
 
-    asked: int
-    taken_ns: int
-    threads: list[ThreadStack]
-    left_out: int = 0
+    asked: r.Seq
+    taken_ns: r.Instant
+    threads: Annotated[list[ThreadStack], Meta(max_length=MAX_THREADS)]
+    left_out: r.Count = 0
 
 
 class Asked(Record, frozen=True, tag="asked"):
@@ -394,8 +415,8 @@ class Asked(Record, frozen=True, tag="asked"):
         ranks: Who is asked; none: every rank.
     """
 
-    number: int
-    ranks: list[int] = []
+    number: r.Seq
+    ranks: Annotated[list[r.RankNumber], Meta(max_length=MAX_ASKED)] = []
 
 
 class Unanswered(Record, frozen=True, tag="unanswered"):
@@ -408,9 +429,19 @@ class Unanswered(Record, frozen=True, tag="unanswered"):
             kernel, `R`, `S`), "" where it can't be told.
     """
 
-    rank: int
-    pid: int
-    process: str = ""
+    rank: r.RankNumber
+    pid: r.Pid
+    process: r.Word = ""
+
+
+class Refused(Record, frozen=True, tag="refused"):
+    """Stands where a record was that made no sense, and counts as one that the rank dropped.
+
+    Attributes:
+        why: What was wrong with it, in a line.
+    """
+
+    why: r.Line = ""
 
 
 AnyRecord = (
@@ -428,6 +459,7 @@ AnyRecord = (
     | Stacks
     | Asked
     | Unanswered
+    | Refused
 )
 
 HUB_RANK = -1
@@ -444,15 +476,18 @@ class Batch(msgspec.Struct, array_like=True, frozen=True):
         dropped: Records this sender has thrown away so far, since it never waits.
         mono_ns: Sender's CLOCK_MONOTONIC when it made the frame …
         wall_ns: … and its wall clock at that moment, to place `*_ns` times.
+        sent: Records in all of the sender's frames before this one, so that it shows what was lost
+            on the way; None where nobody counts.
     """
 
     version: int
-    run_id: str
-    rank: int
-    host: str
-    pid: int
-    seq: int
-    dropped: int
-    mono_ns: int
-    wall_ns: int
-    records: list[AnyRecord]
+    run_id: r.Word
+    rank: Annotated[int, Meta(ge=HUB_RANK, lt=r.RANKS)]
+    host: r.Word
+    pid: r.Pid
+    seq: Annotated[int, Meta(ge=-1, le=1 << 53)]
+    dropped: r.Count
+    mono_ns: r.Instant
+    wall_ns: r.Instant
+    records: Annotated[list[AnyRecord], Meta(max_length=MAX_RECORDS)]
+    sent: r.Count | None = None

@@ -22,15 +22,23 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
+from dpwatch.wire import ranges
 from dpwatch.wire.messages import PROTOCOL_VERSION
 
 IPC_PATH_BYTES = 107
 """Longest path of a unix socket on Linux (sun_path, less its final NUL)."""
 
 RUN_ID_CHARS = 48
+INFO_BYTES = 1 << 16
+"""A `run.json` is some hundred bytes; what is larger is none."""
+
+_OURS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""How files here are opened: no link is followed, and no pipe put in their place waited for."""
 
 HUB_FILES = ("in", "out", "ask", "ask-stacks", "ask-stacks.new")
 """What a hub makes in its run's folder and a successor of a killed one clears away."""
@@ -43,10 +51,10 @@ class RuntimeDirError(OSError):
 class RunInfo(msgspec.Struct, frozen=True):
     """`run.json`: what a viewer needs to follow a run."""
 
-    run_id: str
-    host: str
-    hub_pid: int
-    started_wall_s: float
+    run_id: ranges.Word
+    host: ranges.Word
+    hub_pid: Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
+    started_wall_s: Annotated[float, Meta(ge=0, le=1e11)]
     protocol: int = PROTOCOL_VERSION
 
 
@@ -67,15 +75,41 @@ class RunDir:
     def read_info(self) -> RunInfo | None:
         """What `run.json` says, None while no hub has written one (or it is unreadable)."""
         try:
-            return msgspec.json.decode(self.info_file.read_bytes(), type=RunInfo)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            fd = os.open(self.info_file, os.O_RDONLY | _OURS)
+        except OSError:
             return None
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > INFO_BYTES:
+                return None
+            return msgspec.json.decode(os.read(fd, INFO_BYTES), type=RunInfo)
+        except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return None
+        finally:
+            os.close(fd)
 
     def write_info(self, info: RunInfo) -> None:
         """Writes `run.json` whole: a reader sees all of it or none."""
         draft = self.info_file.with_suffix(".new")
-        draft.write_bytes(msgspec.json.encode(info))
+        draft.unlink(missing_ok=True)
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OURS, 0o600)
+        with open(fd, "wb") as file:
+            file.write(msgspec.json.encode(info))
         draft.replace(self.info_file)
+
+    def log(self, line: str) -> None:
+        """Appends a line to `hub.log`, which need not be where it was at the last one."""
+        fd = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OURS, 0o600)
+        with open(fd, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{line}\n")
+
+    def check(self) -> None:
+        """Makes sure that the folder is one, this user's, and closed to everybody else.
+
+        Raises:
+            RuntimeDirError: It isn't.
+        """
+        _check_private(self.path, 0o077)
 
     def try_lock(self) -> int | None:
         """Takes the hub's lock; the open file descriptor holds it.
@@ -84,13 +118,13 @@ class RunDir:
             The descriptor. None: somebody else has the lock, or the folder is gone.
         """
         try:
-            fd = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | _OURS, 0o600)
         except FileNotFoundError:
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # A hub that ended between the two calls has removed the file that is locked now.
-            current = os.path.samestat(os.fstat(fd), os.stat(self.lock_file))
+            current = os.path.samestat(os.fstat(fd), os.lstat(self.lock_file))
         except OSError:
             current = False
         if current:
@@ -101,7 +135,7 @@ class RunDir:
     def has_hub(self) -> bool:
         """Whether a hub lives here, asked of the lock and so true even after a SIGKILL."""
         try:
-            fd = os.open(self.lock_file, os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(self.lock_file, os.O_RDWR | _OURS)
         except OSError:
             return False
         try:
@@ -161,17 +195,13 @@ def runtime_dir() -> Path:
     path = runtime_path()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.stat()
     except OSError as error:
         raise RuntimeDirError(
             f"cannot make the runtime directory {path}: {error.strerror}; "
             "set DPWATCH_RUNTIME_DIR to a directory you can write"
         ) from None
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
-        raise RuntimeDirError(
-            f"the runtime directory {path} is open to other users; "
-            "chmod 700 it, or set DPWATCH_RUNTIME_DIR to one of your own"
-        )
+    # Who may only look sees the runs' names: their folders are closed.
+    _check_private(path, 0o022)
     if not os.access(path, os.W_OK | os.X_OK):
         raise RuntimeDirError(
             f"cannot write the runtime directory {path}; "
@@ -197,7 +227,36 @@ def run_dir(run_id: str) -> RunDir:
         place.path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise RuntimeDirError(f"cannot make {place.path}: {error.strerror}") from None
+    place.check()
     return place
+
+
+def _check_private(path: Path, closed: int) -> None:
+    """Makes sure that a directory is one, this user's, and closed to others.
+
+    It is looked at as it lies there, at every use: in a directory that others may write, such as
+    /tmp, a link may have been put where ours is to be.
+
+    Args:
+        path: The directory.
+        closed: The bits of its mode that must not be set.
+    """
+    try:
+        status = path.lstat()
+    except OSError as error:
+        raise RuntimeDirError(f"cannot use {path}: {error.strerror}") from None
+    if stat.S_ISLNK(status.st_mode):
+        raise RuntimeDirError(
+            f"the runtime directory {path} is a symbolic link; "
+            "remove it, or set DPWATCH_RUNTIME_DIR to the directory itself"
+        )
+    if not stat.S_ISDIR(status.st_mode):
+        raise RuntimeDirError(f"{path} is in the way: it is no directory; remove it")
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & closed:
+        raise RuntimeDirError(
+            f"the runtime directory {path} is open to other users; "
+            "chmod 700 it, or set DPWATCH_RUNTIME_DIR to one of your own"
+        )
 
 
 def list_runs() -> Iterator[RunDir]:
@@ -209,7 +268,7 @@ def list_runs() -> Iterator[RunDir]:
     found: list[tuple[float, RunDir]] = []
     for path in runtime_dir().iterdir():
         place = RunDir(path)
-        info = place.read_info()
+        info = place.read_info() if _is_private(place) else None
         if info is None:
             continue
         if place.has_hub():
@@ -218,6 +277,14 @@ def list_runs() -> Iterator[RunDir]:
             place.clear()
     for _, place in sorted(found, key=lambda item: item[0], reverse=True):
         yield place
+
+
+def _is_private(place: RunDir) -> bool:
+    try:
+        place.check()
+    except RuntimeDirError:
+        return False
+    return True
 
 
 def clean_run_id(run_id: str) -> str:

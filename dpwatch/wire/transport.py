@@ -6,6 +6,9 @@ memory, and no high-water mark would let a stopped reader do the same.
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import zmq
 
 from dpwatch.wire.codec import MAX_FRAME_BYTES
@@ -13,8 +16,16 @@ from dpwatch.wire.codec import MAX_FRAME_BYTES
 PUSH_HWM = 16
 """Frames a rank keeps for an absent hub; older ones wait in its recorder, which drops oldest."""
 
-HUB_HWM = 4096
+HUB_HWM = 256
+"""Frames a hub keeps of each rank: half a minute's; what a flood can claim is bounded by them."""
+
 VIEWER_HWM = 1024
+
+REQUEST_BYTES = 4096
+"""A viewer's requests and subscriptions are short."""
+
+_IPC_FILTER_UID = 59
+"""ZMQ_IPC_FILTER_UID, which pyzmq has no name for: whose connections an ipc socket takes."""
 
 
 def push_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
@@ -29,23 +40,24 @@ def pull_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.S
     """A hub's intake."""
     socket = _socket(context, zmq.PULL)
     socket.setsockopt(zmq.RCVHWM, HUB_HWM)
-    socket.bind(endpoint)
+    bind(socket, endpoint)
     return socket
 
 
 def publish_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """A hub's outlet; as an XPUB it also learns whether anybody listens."""
-    socket = _socket(context, zmq.XPUB)
+    socket = _socket(context, zmq.XPUB, max_bytes=REQUEST_BYTES)
     socket.setsockopt(zmq.SNDHWM, VIEWER_HWM)
-    socket.bind(endpoint)
+    bind(socket, endpoint)
     return socket
 
 
 def answer_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """Where a hub answers viewers that ask for its whole state."""
-    socket = _socket(context, zmq.ROUTER)
+    socket = _socket(context, zmq.ROUTER, max_bytes=REQUEST_BYTES)
     socket.setsockopt(zmq.SNDHWM, 16)
-    socket.bind(endpoint)
+    socket.setsockopt(zmq.RCVHWM, 16)
+    bind(socket, endpoint)
     return socket
 
 
@@ -63,6 +75,34 @@ def ask_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.So
     socket = _socket(context, zmq.DEALER, max_bytes=256 * MAX_FRAME_BYTES)
     socket.connect(endpoint)
     return socket
+
+
+def bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Binds; to an ipc endpoint for this user's processes only.
+
+    The folder's mode keeps others out. Should that fail, the kernel says whose process connects
+    (SO_PEERCRED), and the socket's own mode who may.
+    """
+    path = endpoint.removeprefix("ipc://")
+    if path == endpoint:
+        socket.bind(endpoint)
+        return
+    uid = os.geteuid()
+    with contextlib.suppress(zmq.ZMQError):  # a libzmq without it, or another system
+        socket.setsockopt(_IPC_FILTER_UID, uid - (1 << 32) if uid >> 31 else uid)
+    socket.bind(endpoint)
+    os.chmod(path, 0o600)
+
+
+def has_room(files: int = 32) -> bool:
+    """Whether this process may open so many files more; libzmq ends a process that may not."""
+    try:
+        with contextlib.ExitStack() as held:
+            for _ in range(files):
+                held.enter_context(open(os.devnull, "rb"))
+    except OSError:
+        return False
+    return True
 
 
 def _socket(

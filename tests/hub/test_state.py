@@ -5,12 +5,13 @@ import statistics
 import msgspec
 import pytest
 
+from dpwatch.hub import bounds
 from dpwatch.hub.advance import advance
 from dpwatch.hub.series import CURVE_POINTS, WINDOW, Thinned, quantile
 from dpwatch.hub.state import RunState, decode, encode
 from dpwatch.hub.summarize import summarize, view
 from dpwatch.hub.timeline import LANES, STEPS
-from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Tick
+from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Collective, Tick, Transfer
 from tests.frames import (
     MS,
     START_NS,
@@ -313,3 +314,62 @@ def test_the_first_step_names_no_late_rank_and_old_calls_fade():
     last = summarize(state).collectives[0].last_arrival
     assert (last.rank, last.wait_ms) == (0, pytest.approx(5.0, abs=0.01))
     assert last.share > 0.8
+
+
+def test_a_billion_of_anything_finds_no_room(monkeypatch):
+    """Whatever there is more of than there is room for is refused, and counted as dropped."""
+    for name, most in (("RANKS", 9), ("LANES", 20), ("LANES_A_RANK", 5), ("OPS", 7), ("CELLS", 8),
+                       ("CELLS_A_RANK", 6), ("ROUTES", 4)):  # fmt: skip
+        monkeypatch.setattr(bounds, name, most)
+    state = RunState("run")
+    for i in range(100):
+        advance(state, batch(step(0), rank=i))
+        advance(state, batch(step(i, device=i), collective(i, i, nbytes=8, ranks=1, at_ms=i,
+                                                           group=f"new {i}"),
+                             Transfer(i, f"kind {i}", 0, 1, 8, MS)))  # fmt: skip
+    assert len(state.ranks) == 9
+    assert state.refused == 91
+    assert len(state.ranks[0].lanes) == 5
+    assert state.lanes == sum(len(rank.lanes) for rank in state.ranks.values())
+    assert len(state.ops) == 6
+    assert len(state.arrivals.alike) <= 7
+    assert len(state.routes) == 4
+    run = summarize(state)
+    assert run.ranks[0].dropped == 300 - 5 - 6 - 4
+    advance(state, batch(step(0), rank=0, pid=5))  # a restarted rank has its room again
+    assert state.lanes == sum(len(rank.lanes) for rank in state.ranks.values())
+
+
+def test_sums_stay_within_what_can_be_sent():
+    state = RunState("run")
+    most = Collective(0, "all_reduce", "default", 1, 0, 1 << 43, 0, 1 << 61, 1 << 55)
+    far = Transfer(0, "reduce", 1, 0, 1 << 43, 1 << 55)
+    for _ in range(200):
+        state.apply(batch(*[most] * 32, *[far] * 32))
+    encode(state)
+    assert summarize(state).ranks[0].dropped > 6000
+
+
+def test_a_step_that_comes_again_and_again_fills_no_curve():
+    curve = Thinned()
+    for _ in range(10_000):
+        curve.push(0, 1.0)
+    assert len(curve.steps) < 2 * CURVE_POINTS
+    assert curve.stride < 1 << 63
+
+
+def test_records_lost_on_the_way_are_counted_as_dropped():
+    state = RunState("run")
+    for sent, count in ((0, 3), (3, 5), (18, 2), (20, 1)):  # ten are missing before the third
+        frame = batch(*[step(i) for i in range(count)], seq=sent, dropped=4)
+        state.apply(msgspec.structs.replace(frame, sent=sent))
+    assert summarize(state).ranks[0].dropped == 4 + 10
+
+
+def test_no_rank_can_call_for_a_review_as_it_likes(monkeypatch):
+    reviews = []
+    monkeypatch.setattr("dpwatch.hub.advance.review", lambda *_: (reviews.append(1), ([], {}))[1])
+    state = RunState("run")
+    for i in range(20):
+        advance(state, batch(Tick(), Bye("finished"), seq=i))
+    assert len(reviews) == 1

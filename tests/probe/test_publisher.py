@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -119,6 +121,8 @@ def test_records_go_out_in_order_in_frames_of_at_most_64(publisher, recorder, li
     assert [s.step for s in link.records(Step)] == list(range(150))
     assert max(len(b.records) for b in link.batches) == codec.MAX_RECORDS
     assert [b.seq for b in link.batches] == [0, 1, 2]
+    counts = [len(b.records) for b in link.batches]
+    assert [b.sent for b in link.batches] == [0, counts[0], counts[0] + counts[1]]
 
 
 @pytest.mark.parametrize(("ranks", "frames"), [(4, 8), (64, 8), (65, 4)])
@@ -338,3 +342,26 @@ def test_a_run_that_is_over_in_no_time_has_a_hub_looked_for_too(publisher, link)
     publisher.finish()
     assert link.tended == 1
     assert kinds(codec.decode(link.frames[-1])) == ["Hello", "Beat", "Bye"]
+
+
+def test_a_process_without_files_left_opens_no_socket(hub_link):
+    """libzmq would end it: the probe turns itself off instead."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert transport.has_room()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))
+    try:
+        with pytest.raises(OSError, match="ulimit -n"):
+            hub_link.open("run", 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_text_that_is_no_unicode_costs_only_its_frame(publisher, recorder, link):
+    recorder.append((Step, 0, 0, 0, 1))
+    publisher.poll(0)
+    recorder.append((Bye, "failed", "\ud800"))
+    publisher.poll(S)
+    recorder.append((Step, 0, 1, 1, 2))
+    publisher.poll(2 * S)
+    assert [s.step for s in link.records(Step)] == [0, 1]
+    assert publisher.dropped >= 1

@@ -97,3 +97,13 @@ def test_every_strategy_has_its_page_with_figures():
         section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
         figures = section.split(f"<!-- figures: {name} -->")[1].split("<!-- end -->")[0]
         assert "vgpu:0" in figures, f"docs/strategies.md has no figures of {name}: make figures"
+
+
+def test_every_test_that_the_security_page_names():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", text("security.md"))
+    assert named
+    for name in named:
+        assert f"def {name}(" in tests, f"docs/security.md names {name}, which does not exist"
+    for path in re.findall(r"`(tests/[\w/]+\.py)`", text("security.md")):
+        assert (ROOT / path).exists(), path

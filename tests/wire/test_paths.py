@@ -108,3 +108,68 @@ def test_run_json_that_is_no_json_is_no_run(private_runtime):
     place.path.mkdir()
     place.info_file.write_bytes(b"\xff{")
     assert place.read_info() is None
+
+
+def test_links_are_not_followed(private_runtime, monkeypatch, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    place = paths.run_dir("run")
+    for name in ("run.json", "lock", "hub.log", "run.new"):
+        (elsewhere / name).write_text("{}")
+        (place.path / name).symlink_to(elsewhere / name)
+    assert place.read_info() is None
+    assert not place.has_hub()
+    with pytest.raises(OSError, match="symbolic link"):
+        place.try_lock()
+    with pytest.raises(OSError, match="symbolic link"):
+        place.log("a line")
+    place.write_info(RunInfo("run", "here", 1, 2.0))
+    assert place.read_info() is not None
+    assert {each.read_text() for each in elsewhere.iterdir()} == {"{}"}
+    (private_runtime / "other").symlink_to(elsewhere)
+    with pytest.raises(RuntimeDirError, match="symbolic link"):
+        paths.run_dir("other")
+    link = tmp_path / "link"
+    link.symlink_to(elsewhere)
+    monkeypatch.setenv("DPWATCH_RUNTIME_DIR", str(link))
+    with pytest.raises(RuntimeDirError, match="symbolic link"):
+        paths.runtime_dir()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
+def test_a_directory_of_somebody_else_is_refused(private_runtime):
+    place = paths.run_dir("run")
+    place.write_info(RunInfo("run", "here", 1, 2.0))
+    held = place.try_lock()
+    assert [each.run_id for each in paths.list_runs()] == ["run"]
+    os.chown(place.path, 65534, 65534)
+    assert list(paths.list_runs()) == []
+    with pytest.raises(RuntimeDirError, match="open to other users"):
+        paths.run_dir("run")
+    os.chown(private_runtime, 65534, 65534)
+    with pytest.raises(RuntimeDirError, match="open to other users"):
+        paths.runtime_dir()
+    os.close(held)
+
+
+def test_a_runs_folder_open_to_others_is_refused(private_runtime):
+    place = paths.run_dir("run")
+    place.path.chmod(0o750)
+    with pytest.raises(RuntimeDirError, match="chmod 700"):
+        paths.run_dir("run")
+    (private_runtime / "file").write_text("")
+    with pytest.raises(RuntimeDirError, match="cannot make"):
+        paths.run_dir("file")
+
+
+def test_what_is_no_run_json_is_not_waited_for_nor_read_whole():
+    place = paths.run_dir("run")
+    os.mkfifo(place.info_file)
+    assert place.read_info() is None
+    place.info_file.unlink()
+    place.info_file.write_bytes(b" " * (paths.INFO_BYTES + 1))
+    assert place.read_info() is None
+    for odd in ('"hub_pid": -1', '"started_wall_s": 1e300', '"run_id": "' + "x" * 999 + '"'):
+        fields = '"run_id": "run", "host": "h", "hub_pid": 1, "started_wall_s": 2.0, '
+        place.info_file.write_text("{" + fields + odd + "}")
+        assert place.read_info() is None

@@ -1,0 +1,93 @@
+"""What a hub asks of its host, held within limits whatever others send or do.
+
+libzmq ends the process that finds itself without a file descriptor for a new connection, and keeps
+what half a multipart message or a viewer's subscriptions hold without a limit of its own. So the
+hub looks at itself, ten times a second, and acts before either is at its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+from pathlib import Path
+
+from dpwatch.wire import limits
+
+LOOK_S = 0.1
+LEAST_BYTES = 1 << 30
+MOST_FILES = 1 << 16
+
+_FILES = Path("/proc/self/fd")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Guard:
+    """How many files and how much memory a hub uses, of how many it may.
+
+    Args:
+        most_files: Open files from which on no more connections are taken; half of what the system
+            allows by default.
+        most_bytes: Resident memory; a quarter of the host's by default.
+    """
+
+    def __init__(self, most_files: int | None = None, most_bytes: int | None = None) -> None:
+        self.most_files = _allowed_files() // 2 if most_files is None else most_files
+        self.most_bytes = _quarter() if most_bytes is None else most_bytes
+
+    def is_crowded(self) -> bool:
+        """Whether there are so many connections that no more may come."""
+        return _open_files() > self.most_files
+
+    def is_large(self) -> bool:
+        """Whether this process takes more memory than any run needs."""
+        return _resident_bytes() > self.most_bytes
+
+
+class Seldom:
+    """Logs the 1st, 2nd, 4th, … time that something happens, so that the log stays small."""
+
+    def __init__(self, log: logging.Logger, what: str) -> None:
+        self.times = 0
+        self._log = log
+        self._what = what
+
+    def again(self, last: object, more: int = 1) -> None:
+        """It has happened `more` times more, the last one as told."""
+        before, self.times = self.times, self.times + more
+        if before.bit_length() < self.times.bit_length():
+            self._log.warning("%s: %d so far, the last one %s", self._what, self.times, last)
+
+
+def allow_files() -> None:
+    """Raises this process's limit of open files as far as it goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _allowed_files() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, MOST_FILES)
+
+
+def _open_files() -> int:
+    try:
+        return len(os.listdir(_FILES))
+    except OSError:  # no such list here, or no file left to read it with
+        return 0
+
+
+def _resident_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _quarter() -> int:
+    host = os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+    return max(LEAST_BYTES, min(limits.memory_limit() or host, host) // 4)

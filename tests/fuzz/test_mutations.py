@@ -1,0 +1,68 @@
+"""Damaged frames by the thousand, into a state and out again. `make fuzz` sends a million."""
+
+import msgspec
+import zmq
+
+from dpwatch.cli.output import json_text, report
+from dpwatch.hub.advance import advance
+from dpwatch.hub.follow import Follower
+from dpwatch.hub.looks import STATE
+from dpwatch.hub.server import FRAME_NUMBER
+from dpwatch.hub.state import RunState, decode, encode
+from dpwatch.hub.summarize import view
+from dpwatch.wire import codec, paths
+from dpwatch.wire.messages import Refused
+from tests.frames import ddp_run
+from tests.fuzz.mutations import Mutator
+
+MUTATIONS = 4_000
+REAL = 12_345
+
+
+def test_no_damaged_frame_breaks_a_state_or_moves_another_ranks_figures():
+    mutator, state = Mutator(1), RunState("run")
+    real = [
+        msgspec.structs.replace(frame, rank=REAL, pid=7) for frame in ddp_run(steps=40, ranks=1)
+    ]
+    every, refused, damaged = MUTATIONS // len(real), 0, 0
+    for number in range(MUTATIONS):
+        if number % every == 0 and real:
+            advance(state, real.pop(0))
+        try:
+            batch = codec.decode(mutator.next())
+        except codec.WireError:
+            refused += 1
+            continue
+        damaged += sum(isinstance(record, Refused) for record in batch.records)
+        advance(state, batch)
+    assert 0.3 * MUTATIONS < refused < 0.9 * MUTATIONS
+    assert damaged > MUTATIONS / 20
+    again = decode(encode(state))
+    shown = view(again)
+    (row,) = [each for each in shown.run.ranks if each.rank == REAL]
+    assert (row.steps, row.dropped, row.step_ms.p50, row.step_ms.p95) == (40, 0, 100.0, 100.0)
+    assert row.memory.peak_bytes == 3200
+    text = report([shown.run]) + json_text([shown.run])
+    assert all(char.isprintable() or char == "\n" for char in text)
+
+
+def test_a_damaged_state_is_no_state_or_one_that_can_be_shown():
+    mutator = Mutator(2)
+    frames = [*ddp_run(steps=5, ranks=2)]
+    state = RunState("run")
+    for frame in frames:
+        advance(state, frame)
+    whole = encode(state)
+    context, shown = zmq.Context(), 0
+    follower = Follower(context, paths.run_dir("run"), hub_pid=1)
+    for _ in range(500):
+        damaged = bytearray(whole)
+        mutator._damage(damaged)
+        follower.state = None
+        follower._take_answer(STATE + bytes(damaged))
+        if follower.state is not None:
+            follower._take_frame(FRAME_NUMBER.pack(follower.state.frames + 1) + mutator.next())
+        shown += follower.view() is not None
+    follower.close()
+    context.term()
+    assert shown > 30
