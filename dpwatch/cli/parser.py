@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import dpwatch
-from dpwatch.cli import demo, doctor, run, ssh, watch
+from dpwatch.cli import demo, doctor, keys, run, ssh, watch
 
 EXAMPLES = """\
 examples:
@@ -15,6 +15,7 @@ examples:
   dpwatch run -- torchrun --nproc-per-node 4 train.py
                                run a script of your own, unchanged, with the probe in it
   dpwatch ssh node1 node2      watch the runs on other hosts
+  dpwatch keys                 keys that join the hosts of one run
   dpwatch doctor               what is missing here, and what to do about it
 """
 
@@ -35,5 +36,6 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add(commands)
     run.add(commands)
     ssh.add(commands)
+    keys.add(commands)
     doctor.add(commands)
     return parser
