@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 CATEGORIES = ("params", "grads", "optimizer", "activations", "buffers", "temp", "gathered")
 """Memory categories, in the order `ByCategory` holds and screens draw them."""
@@ -297,7 +297,47 @@ class Tick(Record, frozen=True, tag="tick"):
     """The hub's clock, once a second: lets a state notice that a rank has fallen silent."""
 
 
-AnyRecord = Hello | Step | Memory | Collective | Transfer | Beat | Gpu | Bye | Tick
+class Host(Record, frozen=True, tag="host"):
+    """Another host of the run, as the head hub has it. From hubs only, with each tick.
+
+    Attributes:
+        host: Its name.
+        heard_ns: When its hub was last heard of, by the head's clock.
+        silent: That is too long ago: what is known of its ranks is old.
+        offset_ns: What is added to its clock to have the head's; its ranks' times have it added.
+        error_ns: How far off that may be.
+        source: What it was estimated from: `collectives`, or `exchange` of messages.
+        resent: How often its whole state had to be fetched anew, since frames had been lost or
+            the connection had.
+    """
+
+    host: str
+    heard_ns: int
+    silent: bool = False
+    offset_ns: int | None = None
+    error_ns: int | None = None
+    source: str = ""
+    resent: int = 0
+
+
+class Joined(Record, frozen=True, tag="joined"):
+    """How this hub stands to those of other hosts. From hubs only, with each tick.
+
+    Attributes:
+        role: `head` (it has all hosts' ranks), `node` (its own; the head has them too) or `alone`
+            (its own, and nobody else has them).
+        head: The head's address.
+        connected: Of a node, whether the head answers.
+        note: A line for people where something is missing, "" where all is well.
+    """
+
+    role: str
+    head: str = ""
+    connected: bool = False
+    note: str = ""
+
+
+AnyRecord = Hello | Step | Memory | Collective | Transfer | Beat | Gpu | Bye | Tick | Host | Joined
 
 HUB_RANK = -1
 """`Batch.rank` of what the hub itself adds to a run's stream."""
