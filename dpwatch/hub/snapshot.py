@@ -98,7 +98,8 @@ class Rank(msgspec.Struct, frozen=True):
     `device_kind` is that of `wire.messages.DeviceInfo`; a row of kind `host` is no device, and no
     balance counts it.
 
-    `state` is one of starting, running, finished, failed, stalled (no step for long), lost.
+    `state` is one of starting, running, finished, failed, stalled (no step for long), lost, stale
+    (its host is not heard of: what is shown is the last that was). `missed_frames` never came.
     """
 
     rank: int
@@ -119,6 +120,7 @@ class Rank(msgspec.Struct, frozen=True):
     runqueue_wait: float | None = None
     gpu: GpuUse = GpuUse()
     device_kind: str = ""
+    missed_frames: int = 0
 
 
 class LastArrival(msgspec.Struct, frozen=True):
@@ -273,6 +275,25 @@ class LaneSteps(msgspec.Struct, frozen=True):
     steps: tuple[Step, ...] = ()
 
 
+class HostView(msgspec.Struct, frozen=True):
+    """One of the run's other hosts, as the head hub has it.
+
+    Attributes:
+        silent_s: Seconds since its hub was last heard of, None while it is.
+        clock_offset_ms: What is added to its clock to have the head's; done to all times shown.
+        clock_error_ms: By how much that may be off.
+        clock_source: `collectives`, `exchange`, "" while unknown.
+        resent: How often its state had to be fetched anew.
+    """
+
+    host: str
+    silent_s: float | None = None
+    clock_offset_ms: float | None = None
+    clock_error_ms: float | None = None
+    clock_source: str = ""
+    resent: int = 0
+
+
 class RunView(msgspec.Struct, frozen=True):
     """A run for a screen.
 
@@ -283,6 +304,8 @@ class RunView(msgspec.Struct, frozen=True):
         connection: `live`, `stale` (its hub has fallen silent), `closed` (hub gone; last state).
         largest_batch: The largest that fits, where somebody has looked for it.
         lanes: The last steps of the first rows, in the order of `Run.ranks`.
+        hosts: The run's hosts but the head's own, in the head's view.
+        note: What is missing of a run over several hosts and what to do, "" where nothing is.
     """
 
     run: Run
@@ -291,6 +314,8 @@ class RunView(msgspec.Struct, frozen=True):
     connection: str = "live"
     largest_batch: LargestBatch | None = None
     lanes: tuple[LaneSteps, ...] = ()
+    hosts: tuple[HostView, ...] = ()
+    note: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True):

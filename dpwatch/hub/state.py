@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import signal
+from collections.abc import Iterable
 from typing import cast
 
 import msgspec
@@ -25,6 +26,8 @@ from dpwatch.wire.messages import (
     Collective,
     Gpu,
     Hello,
+    Host,
+    Joined,
     Memory,
     Step,
     Transfer,
@@ -65,7 +68,12 @@ class BadLoss(msgspec.Struct, array_like=True):
 
 
 class RankState(msgspec.Struct):
-    """One process: who it is, when it last spoke, its devices."""
+    """One process: who it is, when it last spoke, its devices.
+
+    Attributes:
+        seq: Number of its last frame.
+        missed: Frames of it that never came, by the gaps in their numbers.
+    """
 
     rank: int
     host: str
@@ -80,6 +88,8 @@ class RankState(msgspec.Struct):
     good_loss: float | None = None
     bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
+    seq: int = -1
+    missed: int = 0
 
 
 class OpState(msgspec.Struct):
@@ -135,6 +145,8 @@ class RunState(msgspec.Struct):
         diagnoses: Findings that hold now, with the step they began at (see `diagnose`).
         silent_ns: By kind, when the rule of a finding that holds first had nothing to say.
         alerts: What has held so far, the oldest first.
+        hosts: The run's other hosts, as far as their hubs have joined this one.
+        joined: How this hub stands to those; None on one host.
     """
 
     run_id: str
@@ -155,6 +167,8 @@ class RunState(msgspec.Struct):
     diagnoses: list[Diagnosis] = []
     silent_ns: dict[str, int] = {}
     alerts: list[Alert] = []
+    hosts: dict[str, Host] = {}
+    joined: Joined | None = None
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
@@ -162,6 +176,7 @@ class RunState(msgspec.Struct):
         if batch.mono_ns >= self.now_ns:
             self.now_ns, self.wall_s = batch.mono_ns, batch.wall_ns / 1e9
         if batch.rank == HUB_RANK:
+            self._hub(batch)
             return
         rank = self._rank(batch)
         for record in batch.records:
@@ -185,20 +200,40 @@ class RunState(msgspec.Struct):
                     rank.ended_ns = batch.mono_ns
                     self.end_ns = batch.mono_ns
 
+    def _hub(self, batch: Batch) -> None:
+        for record in batch.records:
+            match record:
+                case Host():
+                    self.hosts[record.host] = record
+                case Joined():
+                    self.joined = record
+
     def _rank(self, batch: Batch) -> RankState:
         rank = self.ranks.get(batch.rank)
         if rank is None or rank.pid != batch.pid:
             # A restarted rank begins anew: its steps, and its sequence numbers, do too.
             if rank is not None:
-                self.arrivals.forget(batch.rank)
+                self.forget(batch.rank)
             rank = RankState(batch.rank, batch.host, batch.pid)
             self.ranks[batch.rank] = rank
             self.ranks = dict(sorted(self.ranks.items()))
         if rank.bye is not None and rank.bye.state == "lost" and batch.seq >= 0:
             rank.bye = None  # It was only silent: here it speaks again.
+        if batch.seq >= 0:
+            rank.missed += max(0, batch.seq - rank.seq - 1)
+            rank.seq = max(rank.seq, batch.seq)
         rank.seen_ns = batch.mono_ns
         rank.dropped = max(rank.dropped, batch.dropped)
         return rank
+
+    def forget(self, rank: int) -> None:
+        """Another process has this rank now: its steps and calls count from 0 again."""
+        self.arrivals.forget(rank)
+        self.ranks.pop(rank, None)
+        for op in self.ops.values():
+            op.by_rank.pop(rank, None)
+        for key in [key for key, route in self.routes.items() if route.rank == rank]:
+            del self.routes[key]
 
     def _step(self, rank: RankState, record: Step) -> None:
         lane = _lane(rank, record.device)
@@ -213,7 +248,7 @@ class RunState(msgspec.Struct):
         if record.device == 0:
             if record.loss is not None:
                 _judge_loss(rank, record.step, record.loss)
-                self._loss(record.step, record.loss)
+                self.add_loss(record.step, record.loss)
             if rank.rank == min(self.ranks):
                 self.step_ms.push(record.step, took_ms)
 
@@ -224,15 +259,15 @@ class RunState(msgspec.Struct):
             lane = rank.lanes[0]
             lane.steps = max(lane.steps, record.step)
 
-    def _loss(self, step: int, loss: float) -> None:
+    def add_loss(self, step: int, loss: float, count: int = 1) -> None:
         """Means a step's loss over the ranks, once all have told theirs.
 
         Ranks of short steps need not read their loss in the same ones; a mean over some ranks
-        would be another number, so what stays incomplete is let go.
+        would be another number, so what stays incomplete is let go. `loss` is the sum of `count`.
         """
         entry = self.losses.setdefault(step, OpenLoss())
         entry.total += loss
-        entry.count += 1
+        entry.count += count
         if entry.count >= self.world_size:
             self._close_loss(step)
         elif len(self.losses) > OPEN_LOSSES:
@@ -270,12 +305,15 @@ class RunState(msgspec.Struct):
                 tally.timed_ns += took_ns
             op.latency_ms.append(took_ns / 1e6)
             keep_last(cast("list[object]", op.latency_ms), LATENCIES)
-        self._arrival(rank.rank, record, op)
+        self.arrive(rank.rank, record, op)
 
-    def _arrival(self, rank: int, record: Collective, op: OpState) -> None:
+    def arrive(self, rank: int, record: Collective, op: OpState) -> None:
         """Books who came last once all have: `wait(r) = last arrival - arrival(r)`."""
         entered = self.arrivals.enter(rank, record)
         if entered is None or len(entered) < 2:
+            return
+        error_ns = self.clock_error_ns({self.ranks[r].host for r in entered if r in self.ranks})
+        if error_ns is None:
             return
         last_ns = max(call.issued_ns for call in entered.values())
         waits_ns = {r: last_ns - call.issued_ns for r, call in entered.items()}
@@ -285,8 +323,7 @@ class RunState(msgspec.Struct):
         # In the first step ranks come as their start-up lets them.
         if min(call.step for call in entered.values()) > 0:
             op.book_last(waits_ns)
-            if len({self.ranks[r].host for r in entered if r in self.ranks}) == 1:
-                self.arrivals.book_late(entered)
+            self.arrivals.book_late(entered)
 
     def _transfer(self, rank: RankState, record: Transfer) -> None:
         key = f"{rank.rank}/{record.kind}/{record.src}/{record.dst}"
@@ -299,6 +336,20 @@ class RunState(msgspec.Struct):
         tally.nbytes += record.nbytes
         tally.timed_calls += 1
         tally.timed_ns += record.duration_ns
+
+    def clock_error_ns(self, hosts: Iterable[str]) -> int | None:
+        """How far off times of ranks on two of these hosts may be from each other.
+
+        0 on one host. None where their clocks don't compare: one of them has not been heard of by
+        the head, whose own host is the one that `hosts` has no entry of.
+        """
+        names = set(hosts)
+        if len(names) < 2:
+            return 0
+        others = [self.hosts[name].error_ns for name in names if name in self.hosts]
+        if len(others) < len(names) - 1 or None in others:
+            return None
+        return sum(sorted(error for error in others if error is not None)[-2:])
 
     @property
     def gone(self) -> list[RankState]:

@@ -23,6 +23,7 @@ from dpwatch.hub.snapshot import (
     Categories,
     GpuUse,
     History,
+    HostView,
     LaneSteps,
     Loss,
     MemoryUse,
@@ -35,8 +36,9 @@ from dpwatch.hub.snapshot import (
     Summary,
 )
 from dpwatch.hub.state import LaneState, RankState, RunState
+from dpwatch.hub.stuck import is_stale
 from dpwatch.hub.timeline import LANES, STEPS
-from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Step
+from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Host, Step
 
 STALL_S = 5.0
 """A rank has stalled after this long, or five typical steps, without a step."""
@@ -67,6 +69,19 @@ def view(state: RunState, connection: str = "live") -> RunView:
         elapsed_s=None if state.start_ns is None else max(0, end_ns - state.start_ns) / 1e9,
         connection=connection,
         lanes=tuple(_last_steps(state, lane) for lane in lanes[:LANES]),
+        hosts=tuple(_host(state, state.hosts[name]) for name in sorted(state.hosts)),
+        note=state.joined.note if state.joined else "",
+    )
+
+
+def _host(state: RunState, host: Host) -> HostView:
+    return HostView(
+        host=host.host,
+        silent_s=max(0, state.now_ns - host.heard_ns) / 1e9 if host.silent else None,
+        clock_offset_ms=None if host.offset_ns is None else host.offset_ns / 1e6,
+        clock_error_ms=None if host.error_ns is None else host.error_ns / 1e6,
+        clock_source=host.source,
+        resent=host.resent,
     )
 
 
@@ -151,6 +166,7 @@ def _row(state: RunState, rank: RankState, lane: LaneState, common: int) -> Rank
         gpu=GpuUse(lane.gpu.util, lane.gpu.temperature_c, lane.gpu.power_w)
         if lane.gpu
         else GpuUse(),
+        missed_frames=rank.missed,
     )
 
 
@@ -257,6 +273,8 @@ def _ended(state: RunState) -> bool:
 def _rank_state(state: RunState, rank: RankState, lane: LaneState, p50_ms: float | None) -> str:
     if rank.bye:
         return rank.bye.state
+    if is_stale(state, rank):
+        return "stale"
     if not lane.steps:
         return "starting"
     patience_s = max(STALL_S, STALL_STEPS * (p50_ms or 0) / 1e3)
@@ -275,6 +293,8 @@ def _run_state(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
     if stalled:
         names = ", ".join(str(rank) for rank in stalled)
         return "hung", f"no step for long from rank{'s' * (len(stalled) > 1)} {names}"
+    silent = sorted({row.host for row in rows if row.state == "stale"})
+    why = f"not heard of: {', '.join(silent)}; its ranks are shown as last seen" if silent else ""
     if any(row.steps for row in rows):
-        return "running", ""
+        return "running", why
     return "starting", ""
