@@ -203,7 +203,5 @@ class Clocks:
             return
         for host, done_there_ns in seen.done_ns.items():
             if host != self.here:
-                bound = Bound(
-                    done_ns, entered_ns - done_there_ns, done_ns - seen.entered_ns[host]
-                )
+                bound = Bound(done_ns, entered_ns - done_there_ns, done_ns - seen.entered_ns[host])
                 self._clock(host).call(bound, done_ns - done_there_ns)

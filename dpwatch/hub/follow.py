@@ -130,6 +130,7 @@ class Watcher:
 
     Args:
         wanted: Whether to follow a run, by its id; all of them by default.
+        session: Follow what this `dpwatch run` has started too.
         places: Where runs are; this host's by default.
         said: What else the viewer's person is to be told, "" when all is well.
         gpus: This host's GPUs.
@@ -138,11 +139,13 @@ class Watcher:
     def __init__(
         self,
         wanted: Callable[[str], bool] = lambda run_id: True,
+        session: str | None = None,
         places: Callable[[], Iterable[RunDir]] = list_runs,
         said: Callable[[], str] = lambda: "",
         gpus: Callable[[], tuple[HostGpu, ...]] = tuple,
     ) -> None:
         self._wanted = wanted
+        self._session = session
         self._places = places
         self._said = said
         self._gpus = gpus
@@ -194,7 +197,9 @@ class Watcher:
         self.notice = self._said()
         for place in self._places():
             info = place.read_info()
-            if info is None or not self._wanted(place.run_id):
+            if info is None or not (
+                self._wanted(place.run_id) or (info.session and info.session == self._session)
+            ):
                 continue
             if info.protocol != PROTOCOL_VERSION:
                 self.notice = (

@@ -50,7 +50,7 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     rank.bye = rank.bye or known.bye
     rank.beat = rank.beat or known.beat
     rank.dropped = max(rank.dropped, known.dropped)
-    rank.missed = max(rank.missed, known.missed)
+    rank.received.join(known.received)
     rank.seen_ns = max(rank.seen_ns, known.seen_ns)
     rank.progress_ns = max(rank.progress_ns, known.progress_ns)
     rank.ended_ns = rank.ended_ns or known.ended_ns

@@ -12,12 +12,15 @@ import os
 import signal
 import struct
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import zmq
 
 from dpwatch.hub.advance import advance
+from dpwatch.hub.joining import Joining
+from dpwatch.hub.merge import merge
 from dpwatch.hub.processes import Processes, exit_of, runs, told
 from dpwatch.hub.state import RankState, RunState
 from dpwatch.wire import codec, transport
@@ -37,6 +40,9 @@ TICK_S = 1.0
 SILENT_S = 1.5
 """A rank beats twice a second; silent for longer *and* without a process, it is lost."""
 
+GONE_NS = 15_000_000_000
+"""A host that is not heard of for so long, when the rest of its run has ended, is gone too."""
+
 FRAME_NUMBER = struct.Struct("!Q")
 STATE_REQUEST = b"state"
 
@@ -46,11 +52,18 @@ _log = logging.getLogger("dpwatch.hub")
 class Hub:
     """Serves one run until nobody needs it (`serve`), or `stop` is called."""
 
-    def __init__(self, place: RunDir, *, linger_s: float = LINGER_S) -> None:
+    def __init__(
+        self,
+        place: RunDir,
+        *,
+        linger_s: float = LINGER_S,
+        host: str = "",
+        env: Mapping[str, str] = os.environ,
+    ) -> None:
         self.place = place
         self.linger_s = linger_s
         self.state = RunState(place.run_id)
-        self.host = host_name()
+        self.host = host or host_name()
         self.refused = 0
         self._encoder = msgspec.msgpack.Encoder()
         self._poller = zmq.Poller()
@@ -63,8 +76,18 @@ class Hub:
         self._intake = transport.pull_socket(self._context, place.ingest)
         self._outlet = transport.publish_socket(self._context, place.publish)
         self._answers = transport.answer_socket(self._context, place.ask)
+        self._joining = Joining(
+            self._context,
+            self,
+            run_id=place.run_id,
+            host=self.host,
+            frames=lambda: self.state.frames,
+            state=lambda: self._encoder.encode(self.state),
+            env=env,
+        )
+        session = env.get("DPWATCH_SESSION", "")
         place.write_info(
-            RunInfo(place.run_id, self.host, os.getpid(), time.time(), PROTOCOL_VERSION)
+            RunInfo(place.run_id, self.host, os.getpid(), time.time(), PROTOCOL_VERSION, session)
         )
 
     def _clear_sockets(self) -> None:
@@ -89,18 +112,23 @@ class Hub:
                 self._take_in()
             if self._answers in ready:
                 self._answer()
+            if any(each in ready for each in self._joining.sockets):
+                self._joining.take()
             for fd in self._processes.fds:
                 if fd in ready:
                     self._ended(fd)
             if time.monotonic() >= tick_at:
                 tick_at = time.monotonic() + TICK_S
                 self._tick()
+                for each in self._joining.sockets:
+                    self._poller.register(each, zmq.POLLIN)
 
     def close(self) -> None:
         """Closes the sockets and clears the run's folder away."""
         for each in (self._intake, self._outlet, self._answers):
             each.close(linger=200)
         self._processes.close()
+        self._joining.close()
         self._context.term()
         self.place.remove()
 
@@ -117,9 +145,30 @@ class Hub:
             except codec.WireError as error:
                 self._refuse(error)
             else:
+                if self._joining.over_hosts:
+                    self._joining.hear(batch)
+                    self._begin_anew(batch)
                 self._publish(batch, frame)
                 if batch.host == self.host:
                     self._watch(batch.pid)
+
+    def take_frame(self, batch: Batch) -> None:
+        """A frame from another host's hub, in this host's time."""
+        self._publish(batch, codec.encode(batch))
+
+    def take_state(self, host: str, part: RunState) -> None:
+        """All that another host's hub knows, in this host's time."""
+        merge(self.state, part, host)
+        # A number that no viewer is sent: each sees the gap, and asks for the state.
+        self.state.frames += 1
+
+    def _begin_anew(self, batch: Batch) -> None:
+        """A run over several hosts keeps its id when it is restarted: then it is another run."""
+        ranks = self.state.ranks
+        known = batch.rank in ranks and ranks[batch.rank].pid == batch.pid
+        if ranks and not known and all(rank.bye is not None for rank in ranks.values()):
+            self.state = RunState(self.place.run_id, frames=self.state.frames + 1)
+            self._joining.forget_states()
 
     def _watch(self, pid: int) -> None:
         fd = self._processes.watch(pid)
@@ -149,6 +198,7 @@ class Hub:
     def _publish(self, batch: Batch, frame: bytes) -> None:
         advance(self.state, batch)
         self._outlet.send(FRAME_NUMBER.pack(self.state.frames) + frame)
+        self._joining.forward(self.state.frames, frame)
 
     def _answer(self) -> None:
         viewer, *request = self._answers.recv_multipart()
@@ -159,10 +209,13 @@ class Hub:
         self._viewers = self._outlet.recv()[:1] == b"\x01"
 
     def _tick(self) -> None:
-        self._say(HUB_RANK, os.getpid(), Tick())
+        records = [Tick(), *self._joining.tick()]
+        for at in range(0, len(records), codec.MAX_RECORDS):
+            self._say(HUB_RANK, os.getpid(), *records[at : at + codec.MAX_RECORDS])
         for rank in self.state.ranks.values():
             if rank.bye is None and self._is_lost(rank):
                 self._say_lost(rank, exit_of(rank.pid))
+        self._give_up_silent_hosts()
         now = time.monotonic()
         running = any(rank.bye is None for rank in self.state.ranks.values())
         if running:
@@ -172,7 +225,18 @@ class Hub:
         if idle_s > MOST_S or (idle_s > patience_s and not self._viewers):
             self.stop()
 
-    def _say(self, rank: int, pid: int, record: AnyRecord) -> None:
+    def _give_up_silent_hosts(self) -> None:
+        """Ranks that nothing is heard of are stale, until all others have ended: then lost."""
+        left = [rank for rank in self.state.ranks.values() if rank.bye is None]
+        if len(left) == len(self.state.ranks):
+            return
+        silent = {name for name in self.state.hosts if self._joining.is_silent(name, GONE_NS)}
+        if all(rank.host in silent for rank in left):
+            for rank in left:
+                why = f"nothing has been heard of its host {rank.host} since the others ended"
+                self._say(rank.rank, rank.pid, Bye("lost", why))
+
+    def _say(self, rank: int, pid: int, *records: AnyRecord) -> None:
         batch = Batch(
             version=PROTOCOL_VERSION,
             run_id=self.place.run_id,
@@ -183,7 +247,7 @@ class Hub:
             dropped=0,
             mono_ns=time.monotonic_ns(),
             wall_ns=time.time_ns(),
-            records=[record],
+            records=list(records),
         )
         self._publish(batch, codec.encode(batch))
 

@@ -15,6 +15,7 @@ from typing import cast
 import msgspec
 
 from dpwatch.hub.arrivals import Arrivals
+from dpwatch.hub.received import Received
 from dpwatch.hub.series import WINDOW, ByStep, Thinned, keep_last
 from dpwatch.hub.snapshot import Alert, Diagnosis
 from dpwatch.plan.traffic import wire_bytes
@@ -71,8 +72,7 @@ class RankState(msgspec.Struct):
     """One process: who it is, when it last spoke, its devices.
 
     Attributes:
-        seq: Number of its last frame.
-        missed: Frames of it that never came, by the gaps in their numbers.
+        received: Which of its frames have come, by their numbers.
     """
 
     rank: int
@@ -88,8 +88,7 @@ class RankState(msgspec.Struct):
     good_loss: float | None = None
     bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
-    seq: int = -1
-    missed: int = 0
+    received: Received = msgspec.field(default_factory=Received)
 
 
 class OpState(msgspec.Struct):
@@ -220,8 +219,7 @@ class RunState(msgspec.Struct):
         if rank.bye is not None and rank.bye.state == "lost" and batch.seq >= 0:
             rank.bye = None  # It was only silent: here it speaks again.
         if batch.seq >= 0:
-            rank.missed += max(0, batch.seq - rank.seq - 1)
-            rank.seq = max(rank.seq, batch.seq)
+            rank.received.add(batch.seq)
         rank.seen_ns = batch.mono_ns
         rank.dropped = max(rank.dropped, batch.dropped)
         return rank

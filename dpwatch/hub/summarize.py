@@ -166,7 +166,7 @@ def _row(state: RunState, rank: RankState, lane: LaneState, common: int) -> Rank
         gpu=GpuUse(lane.gpu.util, lane.gpu.temperature_c, lane.gpu.power_w)
         if lane.gpu
         else GpuUse(),
-        missed_frames=rank.missed,
+        missed_frames=rank.received.missing,
     )
 
 

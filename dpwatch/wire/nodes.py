@@ -49,7 +49,7 @@ def over_hosts(env: Mapping[str, str]) -> bool:
     if world is not None and local is not None:
         return world > local
     # A rank a container, as Kubernetes' operators start them, with nothing but torch's own names.
-    return (world or 1) > 1 and not _is_loopback(env.get("MASTER_ADDR", ""))
+    return (world or 1) > 1 and not is_loopback(env.get("MASTER_ADDR", ""))
 
 
 def node_rank(env: Mapping[str, str]) -> int | None:
@@ -103,7 +103,7 @@ def local_address(host: str) -> str | None:
 
 def _split(named: str, port: int) -> tuple[str, int]:
     host, colon, number = named.rpartition(":")
-    if not colon or named.endswith("]") or ":" in host.strip("[]") and not host.startswith("["):
+    if not colon or named.endswith("]") or (":" in host.strip("[]") and not host.startswith("[")):
         host = named  # no port; an IPv6 address has colons of its own
     elif not host or not number.isascii() or not number.isdigit() or not 0 < int(number) < 65536:
         raise ValueError(f"{HEAD}={named} is not host:port")
@@ -120,7 +120,8 @@ def variables_for_hub(env: Mapping[str, str]) -> dict[str, str]:
     return {SPREAD: "1"} | ({} if node is None else {NODE_RANK: str(node)})
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a name or address can only mean the host that says it."""
     return host in ("", "localhost", "::1", "0.0.0.0") or host.startswith("127.")
 
 
@@ -129,4 +130,3 @@ def _number(text: str | None) -> int | None:
         return None if text is None else int(text)
     except ValueError:
         return None
-

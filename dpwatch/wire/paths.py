@@ -37,13 +37,17 @@ class RuntimeDirError(OSError):
 
 
 class RunInfo(msgspec.Struct, frozen=True):
-    """`run.json`: what a viewer needs to follow a run."""
+    """`run.json`: what a viewer needs to follow a run.
+
+    `session` is that of the `dpwatch run` on this host that started it, "" without one.
+    """
 
     run_id: str
     host: str
     hub_pid: int
     started_wall_s: float
     protocol: int = PROTOCOL_VERSION
+    session: str = ""
 
 
 class RunDir:
