@@ -40,7 +40,7 @@ NEED_ALL = frozenset({"all_reduce", "barrier", "all_gather", "reduce_scatter"})
 class Estimate(msgspec.Struct, frozen=True):
     """What to add to a host's times, by how much that may be wrong, and how it is known.
 
-    `source` is `collectives` where their completions narrowed it down, else `exchange`.
+    `source` is `collectives` where these narrowed it down, else `exchange` of messages.
     """
 
     offset_ns: int
@@ -83,6 +83,7 @@ class HostClock:
         """The offset now; it stays what it was as long as that is well within what is possible."""
         self._forget_contradicted(now_ns)
         sure = _common(self._exchanges, now_ns)
+        exchanged = sure
         calls = [call for call in self._calls if now_ns - call[0].at_ns <= RECENT_NS]
         for bound, _ in calls:
             low_ns, high_ns = bound.by(now_ns)
@@ -90,13 +91,10 @@ class HostClock:
             sure = tried or sure  # ranks may have counted a call differently: that proves nothing
         if sure is None:
             return None
-        source = "exchange"
         close = _scatter(calls, now_ns)
         if close is not None and close[1] - close[0] < sure[1] - sure[0]:
-            narrowed = _narrowed(sure, *close)
-            if narrowed is not None:
-                sure, source = narrowed, "collectives"
-        return self._settle(*sure, source)
+            sure = _narrowed(sure, *close) or sure
+        return self._settle(*sure, "exchange" if sure == exchanged else "collectives")
 
     def _settle(self, low_ns: int, high_ns: int, source: str) -> Estimate:
         middle_ns, half_ns = (low_ns + high_ns) // 2, (high_ns - low_ns + 1) // 2

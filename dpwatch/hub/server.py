@@ -20,6 +20,7 @@ import zmq
 
 from dpwatch.hub.advance import advance
 from dpwatch.hub.joining import Joining
+from dpwatch.hub.keeping import Keeper
 from dpwatch.hub.merge import merge
 from dpwatch.hub.processes import Processes, exit_of, runs, told
 from dpwatch.hub.state import RankState, RunState
@@ -62,8 +63,9 @@ class Hub:
     ) -> None:
         self.place = place
         self.linger_s = linger_s
-        self.state = RunState(place.run_id)
         self.host = host or host_name()
+        self._keeper = Keeper(place.state_file)
+        self.state = self._keeper.restored(place.run_id, self.host) or RunState(place.run_id)
         self.refused = 0
         self._encoder = msgspec.msgpack.Encoder()
         self._poller = zmq.Poller()
@@ -216,6 +218,7 @@ class Hub:
             if rank.bye is None and self._is_lost(rank):
                 self._say_lost(rank, exit_of(rank.pid))
         self._give_up_silent_hosts()
+        self._keeper.keep(self.state)
         now = time.monotonic()
         running = any(rank.bye is None for rank in self.state.ranks.values())
         if running:

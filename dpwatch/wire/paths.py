@@ -6,6 +6,7 @@ $DPWATCH_RUNTIME_DIR | $XDG_RUNTIME_DIR/dpwatch | /tmp/dpwatch-UID      0700
     ├── lock            held (flock) by the run's hub as long as it lives
     ├── run.json        who the hub is; there once its sockets are bound
     ├── hub.log         the hub's stderr
+    ├── state           what it knows, written now and then for a successor
     └── in, out, ask    its ipc sockets: records in, records out, state on request
 ```
 """
@@ -19,6 +20,7 @@ import re
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +32,12 @@ IPC_PATH_BYTES = 107
 """Longest path of a unix socket on Linux (sun_path, less its final NUL)."""
 
 RUN_ID_CHARS = 48
+
+SUCCESSOR_S = 30.0
+"""How long a killed hub's state is left for the one that the ranks will start."""
+
+_SOCKETS = ("in", "out", "ask")
+_FILES = ("run.json", "run.new", "hub.log", "state", "state.new", "lock")
 
 
 class RuntimeDirError(OSError):
@@ -62,6 +70,7 @@ class RunDir:
         self.info_file = path / "run.json"
         self.lock_file = path / "lock"
         self.log_file = path / "hub.log"
+        self.state_file = path / "state"
 
     def read_info(self) -> RunInfo | None:
         """What `run.json` says, None while no hub has written one (or it is unreadable)."""
@@ -129,7 +138,10 @@ class RunDir:
         return True
 
     def clear(self) -> None:
-        """Removes what a killed hub has left, unless a successor is there or being started."""
+        """Removes what a killed hub has left, unless a successor is there or still to be expected."""
+        with contextlib.suppress(OSError):
+            if time.time() - self.state_file.stat().st_mtime < SUCCESSOR_S:
+                return
         lock = self.try_lock()
         if lock is None:
             return
@@ -139,7 +151,7 @@ class RunDir:
 
     def remove(self) -> None:
         """Removes the folder and what a hub puts into it; anything else stays, and so it does."""
-        for name in ("in", "out", "ask", "run.json", "run.new", "hub.log", "lock"):
+        for name in (*_SOCKETS, *_FILES):
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
         with contextlib.suppress(OSError):

@@ -1,0 +1,78 @@
+"""A hub's state on disk, for its successor: a hub that is killed takes little of the run with it.
+
+Written now and then beside the sockets, so in memory where the runtime directory is. What came
+after the last writing is missed, and counted by the gaps in the ranks' numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from dpwatch.hub.processes import runs
+from dpwatch.hub.state import RunState
+from dpwatch.wire.messages import PROTOCOL_VERSION
+
+EVERY_S = 2.0
+SHARE = 0.02
+"""Of the hub's time, that writing may take; a larger state is written more seldom."""
+
+LONGEST_S = 0.1
+"""A state that takes longer is not written any more: viewers would notice."""
+
+_log = logging.getLogger("dpwatch.hub")
+
+
+class Saved(msgspec.Struct, array_like=True):
+    """What the file holds."""
+
+    version: int
+    state: RunState
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Saved)
+
+
+class Keeper:
+    """Keeps one run's state in one file."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._due: float | None = clock() + EVERY_S
+
+    def restored(self, run_id: str, host: str) -> RunState | None:
+        """What a predecessor left of a run that still goes on; None if there is nothing such."""
+        try:
+            saved = _decoder.decode(self._path.read_bytes())
+        except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return None
+        state = saved.state
+        mine = [rank for rank in state.ranks.values() if rank.host == host and rank.bye is None]
+        if saved.version != PROTOCOL_VERSION or state.run_id != run_id:
+            return None
+        return state if any(runs(rank.pid) for rank in mine) else None
+
+    def keep(self, state: RunState) -> None:
+        """Writes the state, if it is time to."""
+        if self._due is None or self._clock() < self._due:
+            return
+        began = self._clock()
+        draft = self._path.with_suffix(".new")
+        try:
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:
+                file.write(_encoder.encode(Saved(PROTOCOL_VERSION, state)))
+            draft.replace(self._path)
+        except OSError as error:  # a full disk, say: then a successor begins anew
+            _log.warning("the state is not kept: %s", error)
+            self._due = None
+            return
+        took_s = self._clock() - began
+        self._due = None if took_s > LONGEST_S else self._clock() + max(EVERY_S, took_s / SHARE)
