@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -80,6 +80,7 @@ class Head:
         *,
         run_id: str,
         host: str,
+        known: Iterable[Host] = (),
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._door = Doorkeeper(context, [keys.client.public])
@@ -96,6 +97,8 @@ class Head:
         self._token = secrets.randbits(62)
         self._nodes: dict[str, Node] = {}
         self._by_identity: dict[bytes, Node] = {}
+        for each in known:
+            self._nodes[each.host] = _expected(each)
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
@@ -246,3 +249,12 @@ class Head:
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
+
+
+def _expected(host: Host) -> Node:
+    """A node that this head's predecessor had, until it comes again."""
+    node = Node(host.host, b"", 0)
+    node.heard_ns, node.states = host.heard_ns, host.resent + 1
+    if host.offset_ns is not None and host.error_ns is not None:
+        node.estimate = Estimate(host.offset_ns, host.error_ns, host.source)
+    return node

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import zmq
@@ -16,7 +16,7 @@ import zmq
 from dpwatch.hub.head import Head, Taker
 from dpwatch.hub.uplink import Uplink
 from dpwatch.wire.keys import Keys, KeysError, keys_path, load_keys
-from dpwatch.wire.messages import AnyRecord, Batch, Joined
+from dpwatch.wire.messages import AnyRecord, Batch, Host, Joined
 from dpwatch.wire.nodes import HeadPlace, head_place, is_loopback, local_address
 
 NO_KEYS = "runs on other hosts are not joined: make keys with dpwatch keys"
@@ -30,6 +30,7 @@ class Joining:
     Args:
         frames: The number of the hub's last frame.
         state: Its whole state, encoded.
+        known: Hosts that a killed head had, and that its successor waits for.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class Joining:
         host: str,
         frames: Callable[[], int],
         state: Callable[[], bytes],
+        known: Iterable[Host] = (),
         env: Mapping[str, str] = os.environ,
     ) -> None:
         self._context = context
         self._taker = taker
         self._run_id, self._host = run_id, host
+        self._known = list(known)
         self.head: Head | None = None
         self.uplink: Uplink | None = None
         self._place: HeadPlace | None = None
@@ -146,6 +149,7 @@ class Joining:
                 self._taker,
                 run_id=self._run_id,
                 host=self._host,
+                known=self._known,
             )
         except zmq.ZMQError as error:
             trouble = (

@@ -18,7 +18,7 @@ from dpwatch.hub.processes import runs
 from dpwatch.hub.state import RunState
 from dpwatch.wire.messages import PROTOCOL_VERSION
 
-EVERY_S = 2.0
+EVERY_S = 1.0
 SHARE = 0.02
 """Of the hub's time, that writing may take; a larger state is written more seldom."""
 
@@ -47,8 +47,11 @@ class Keeper:
         self._clock = clock
         self._due: float | None = clock() + EVERY_S
 
-    def restored(self, run_id: str, host: str) -> RunState | None:
-        """What a predecessor left of a run that still goes on; None if there is nothing such."""
+    def restored(self, run_id: str, host: str, now_ns: int) -> RunState | None:
+        """What a predecessor left of a run that still goes on; None if there is nothing such.
+
+        Nobody is held to have been silent or to have stood still while there was no hub.
+        """
         try:
             saved = _decoder.decode(self._path.read_bytes())
         except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -57,7 +60,12 @@ class Keeper:
         mine = [rank for rank in state.ranks.values() if rank.host == host and rank.bye is None]
         if saved.version != PROTOCOL_VERSION or state.run_id != run_id:
             return None
-        return state if any(runs(rank.pid) for rank in mine) else None
+        if not any(runs(rank.pid) for rank in mine):
+            return None
+        for rank in state.ranks.values():
+            if rank.bye is None:
+                rank.seen_ns = rank.progress_ns = now_ns
+        return state
 
     def keep(self, state: RunState) -> None:
         """Writes the state, if it is time to."""

@@ -65,7 +65,8 @@ class Hub:
         self.linger_s = linger_s
         self.host = host or host_name()
         self._keeper = Keeper(place.state_file)
-        self.state = self._keeper.restored(place.run_id, self.host) or RunState(place.run_id)
+        kept = self._keeper.restored(place.run_id, self.host, time.monotonic_ns())
+        self.state = kept or RunState(place.run_id)
         self.refused = 0
         self._encoder = msgspec.msgpack.Encoder()
         self._poller = zmq.Poller()
@@ -85,6 +86,7 @@ class Hub:
             host=self.host,
             frames=lambda: self.state.frames,
             state=lambda: self._encoder.encode(self.state),
+            known=self.state.hosts.values(),
             env=env,
         )
         session = env.get("DPWATCH_SESSION", "")

@@ -212,8 +212,31 @@ class Loss(msgspec.Struct, frozen=True):
     last: float | None = None
 
 
+class HostView(msgspec.Struct, frozen=True):
+    """One of the run's other hosts, as the head hub has it.
+
+    Attributes:
+        silent_s: Seconds since its hub was last heard of, None while it is.
+        clock_offset_ms: What is added to its clock to have the head's; done to all times shown.
+        clock_error_ms: By how much that may be off.
+        clock_source: `collectives`, `exchange`, "" while unknown.
+        resent: How often its state had to be fetched anew.
+    """
+
+    host: str
+    silent_s: float | None = None
+    clock_offset_ms: float | None = None
+    clock_error_ms: float | None = None
+    clock_source: str = ""
+    resent: int = 0
+
+
 class Run(msgspec.Struct, frozen=True):
-    """One run. `state` is starting, running, finished, failed, hung or lost."""
+    """One run. `state` is starting, running, finished, failed, hung or lost.
+
+    `other_hosts` are all but the head's own, as the head has them. `note` says what is missing of a
+    run over several hosts and what to do, "" where nothing is.
+    """
 
     run_id: str
     title: str
@@ -236,6 +259,8 @@ class Run(msgspec.Struct, frozen=True):
     balance: Balance
     diagnoses: list[Diagnosis]
     alerts: list[Alert] = []
+    other_hosts: list[HostView] = []
+    note: str = ""
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -275,25 +300,6 @@ class LaneSteps(msgspec.Struct, frozen=True):
     steps: tuple[Step, ...] = ()
 
 
-class HostView(msgspec.Struct, frozen=True):
-    """One of the run's other hosts, as the head hub has it.
-
-    Attributes:
-        silent_s: Seconds since its hub was last heard of, None while it is.
-        clock_offset_ms: What is added to its clock to have the head's; done to all times shown.
-        clock_error_ms: By how much that may be off.
-        clock_source: `collectives`, `exchange`, "" while unknown.
-        resent: How often its state had to be fetched anew.
-    """
-
-    host: str
-    silent_s: float | None = None
-    clock_offset_ms: float | None = None
-    clock_error_ms: float | None = None
-    clock_source: str = ""
-    resent: int = 0
-
-
 class RunView(msgspec.Struct, frozen=True):
     """A run for a screen.
 
@@ -304,8 +310,6 @@ class RunView(msgspec.Struct, frozen=True):
         connection: `live`, `stale` (its hub has fallen silent), `closed` (hub gone; last state).
         largest_batch: The largest that fits, where somebody has looked for it.
         lanes: The last steps of the first rows, in the order of `Run.ranks`.
-        hosts: The run's hosts but the head's own, in the head's view.
-        note: What is missing of a run over several hosts and what to do, "" where nothing is.
     """
 
     run: Run
@@ -314,8 +318,6 @@ class RunView(msgspec.Struct, frozen=True):
     connection: str = "live"
     largest_batch: LargestBatch | None = None
     lanes: tuple[LaneSteps, ...] = ()
-    hosts: tuple[HostView, ...] = ()
-    note: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -69,8 +69,6 @@ def view(state: RunState, connection: str = "live") -> RunView:
         elapsed_s=None if state.start_ns is None else max(0, end_ns - state.start_ns) / 1e9,
         connection=connection,
         lanes=tuple(_last_steps(state, lane) for lane in lanes[:LANES]),
-        hosts=tuple(_host(state, state.hosts[name]) for name in sorted(state.hosts)),
-        note=state.joined.note if state.joined else "",
     )
 
 
@@ -124,6 +122,8 @@ def summarize(state: RunState) -> Run:
         balance=_balance([row for row in rows if row.device_kind != "host"]),
         diagnoses=state.diagnoses,
         alerts=list(state.alerts),
+        other_hosts=[_host(state, state.hosts[name]) for name in sorted(state.hosts)],
+        note=state.joined.note if state.joined else "",
     )
 
 

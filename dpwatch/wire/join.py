@@ -29,7 +29,7 @@ MOST_PARTS = 512
 
 _CURVE_BYTES = 64
 _BEAT_MS, _SILENT_MS = 1_000, 4_000
-_RETRY_MS, _RETRY_MOST_MS, _CONNECT_MS = 250, 8_000, 5_000
+_RETRY_MS, _RETRY_MOST_MS, _CONNECT_MS = 250, 4_000, 5_000
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True, tag=True):

@@ -138,7 +138,7 @@ class RunDir:
         return True
 
     def clear(self) -> None:
-        """Removes what a killed hub has left, unless a successor is there or still to be expected."""
+        """Removes what a killed hub has left, unless a successor is there or to be expected."""
         with contextlib.suppress(OSError):
             if time.time() - self.state_file.stat().st_mtime < SUCCESSOR_S:
                 return

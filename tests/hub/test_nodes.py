@@ -104,17 +104,19 @@ def has_all(steps, ranks=WORLD):
 def test_one_run_of_all_hosts(keys, run_id, tmp_path):
     with hub_on(0, run_id, tmp_path) as head, hub_on(1, run_id, tmp_path) as node:
         tell([head, node], run_id, 10)
-        view = seen_by(head, lambda v: has_all(10)(v) and v.run.loss.last is not None and v.hosts)
+        view = seen_by(
+            head, lambda v: has_all(10)(v) and v.run.loss.last is not None and v.run.other_hosts
+        )
         assert view.run.hosts == ["host0", "host1"]
         assert view.run.loss.last == pytest.approx(2.5)
         (all_reduce,) = view.run.collectives
         assert all_reduce.bytes_per_step == 1200
         assert {row.sent_bytes_per_step for row in view.run.ranks} == {1800}  # 2 (N - 1) / N
         assert [row.missed_frames for row in view.run.ranks] == [0] * WORLD
-        (other,) = view.hosts
+        (other,) = view.run.other_hosts
         assert other.host == "host1"
         assert abs(other.clock_offset_ms) <= other.clock_error_ms  # one clock: the truth is 0
-        local = seen_by(node, lambda v: "head's host" in v.note)
+        local = seen_by(node, lambda v: "head's host" in v.run.note)
         assert [row.rank for row in local.run.ranks] == [2, 3]
 
 
@@ -156,7 +158,7 @@ def test_a_node_whose_hub_dies_is_stale_and_then_back(keys, run_id, tmp_path):
         view = seen_by(head, lambda v: v.run.ranks[3].state == "stale")
         assert view.run.ranks[3].steps == 5
         assert view.run.ranks[3].step_ms.p50 == pytest.approx(100)
-        assert view.hosts[0].silent_s > 0
+        assert view.run.other_hosts[0].silent_s > 0
         assert "host1" in view.run.reason or view.run.state == "hung"
         with hub_on(1, run_id, tmp_path) as node:  # its successor knows nothing of the past
             with rank(node.place) as send:
@@ -166,12 +168,13 @@ def test_a_node_whose_hub_dies_is_stale_and_then_back(keys, run_id, tmp_path):
             view = seen_by(
                 head,
                 lambda v: (
-                    v.run.ranks[3].steps == v.run.ranks[2].steps == 9 and not v.hosts[0].silent_s
+                    v.run.ranks[3].steps == v.run.ranks[2].steps == 9
+                    and not v.run.other_hosts[0].silent_s
                 ),
             )
         assert [row.missed_frames for row in view.run.ranks[2:]] == [2, 2]
         assert view.history.rank_step_ms[3].steps == (0, 1, 2, 3, 4, 7, 8)
-        assert view.hosts[0].resent == 1
+        assert view.run.other_hosts[0].resent == 1
 
 
 def test_frames_that_are_lost_between_hubs_come_with_the_state(keys, run_id, tmp_path):
@@ -185,7 +188,9 @@ def test_frames_that_are_lost_between_hubs_come_with_the_state(keys, run_id, tmp
 
         node._joining.uplink._send = lossy
         tell([head, node], run_id, 8, first=3)
-        view = seen_by(head, lambda v: has_all(8)(v) and v.hosts and v.hosts[0].resent)
+        view = seen_by(
+            head, lambda v: has_all(8)(v) and v.run.other_hosts and v.run.other_hosts[0].resent
+        )
     assert next(dropped) > 2
     (all_reduce,) = view.run.collectives
     assert all_reduce.bytes_per_step == 1200
@@ -210,9 +215,11 @@ def test_without_keys_each_host_is_alone_and_says_so(run_id, tmp_path, monkeypat
     with hub_on(0, run_id, tmp_path) as head, hub_on(1, run_id, tmp_path) as node:
         tell([head, node], run_id, 2)
         for hub, ranks in ((head, [0, 1]), (node, [2, 3])):
-            view = seen_by(hub, lambda v: bool(v.note))
+            view = seen_by(hub, lambda v: bool(v.run.note))
             assert [row.rank for row in view.run.ranks] == ranks
-            assert view.note == ("runs on other hosts are not joined: make keys with dpwatch keys")
+            assert view.run.note == (
+                "runs on other hosts are not joined: make keys with dpwatch keys"
+            )
         assert head._joining.sockets == node._joining.sockets == ()
 
 
@@ -223,8 +230,8 @@ def test_keys_that_others_can_read_join_nothing(keys, run_id, tmp_path):
         with rank(head.place) as send:
             for frame in frames_of(0, run_id, 1):
                 send(frame)
-        view = seen_by(head, lambda v: bool(v.note))
-    assert "can be read by others" in view.note
+        view = seen_by(head, lambda v: bool(v.run.note))
+    assert "can be read by others" in view.run.note
 
 
 def test_a_run_that_begins_again_under_its_id_is_another_run(keys, run_id, tmp_path):
