@@ -206,9 +206,8 @@ def test_four_hosts_are_one_run_through_every_fault(tmp_path):
 
         # A slow and lossy way between hubs: late, dropped, and right in the end.
         run.hosts[1].shape(port, "400kbit", queue=8)
-        run.until(
-            "training goes on", lambda v, at=steps_of(view)[0]: v.run.ranks[0].steps > at + 50
-        )
+        lossy_at = steps_of(view)[0]
+        run.until("training goes on", lambda v: v.run.ranks[0].steps > lossy_at + 50)
         run.hosts[1].unshape()
         run.until_all_step("all after losses")
 

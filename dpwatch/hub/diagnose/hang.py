@@ -45,6 +45,8 @@ def rule(run: Run, state: RunState) -> Finding | None:
     if found.waiting:
         if set(doing.values()) <= {"failed", "lost"}:
             return None  # `rank_lost` says it
+        if state.joined and state.joined.role != "head" and "unseen" in doing.values():
+            return None  # they are on other hosts, and only the head knows how they do
         return _waited_for(state, found, doing)
     return _alone(run, state, found, doing)
 
