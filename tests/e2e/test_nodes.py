@@ -56,17 +56,16 @@ class Training:
         self.watcher = Watcher(places=lambda: self.runs(0))
 
     def _start(self, host):
-        torchrun = Path(sys.executable).parent / "torchrun"
-        return host.start(
+        words = [
             sys.executable, "-m", "dpwatch", "run", "--json", str(host.folder / "out.json"), "--",
-            str(torchrun), "--nnodes", str(len(self.hosts)), "--nproc-per-node", "2",
+            str(Path(sys.executable).parent / "torchrun"),
+            "--nnodes", str(len(self.hosts)), "--nproc-per-node", "2",
             "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{self.hosts[0].address}:{netns.PORT}",
             "--rdzv-id", "e2e", "--local-addr", host.address,
             str(SCRIPT), str(self.stop_file), "50",
-            env=self.env,
-            stdout=(host.folder / "output").open("w"),
-            stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        ]  # fmt: skip
+        with (host.folder / "output").open("w") as output:
+            return host.start(*words, env=self.env, stdout=output, stderr=subprocess.STDOUT)
 
     def runs(self, number):
         found = map(paths.RunDir, self.hosts[number].runtime.iterdir())
@@ -87,12 +86,14 @@ class Training:
         watcher = watcher or self.watcher
         deadline = time.monotonic() + DEADLINE_S
         while time.monotonic() < deadline:
-            assert all(each.poll() is None for each in self.commands), self.output()
+            assert all(each.poll() is None for each in self.commands), self.output()[-8000:]
             snapshot = watcher.next(0.2)
             live = [v for v in snapshot.runs if v.connection == "live"] if snapshot else []
             if live and condition(live[0]):
                 return live[0]
-        raise AssertionError(f"never came: {what}; last {watcher.snapshot()}\n{self.output()}")
+        raise AssertionError(
+            f"never came: {what}; last {watcher.snapshot()}\n{self.output()[-8000:]}"
+        )
 
     def until_all_step(self, what, more=10):
         """Until every rank is known to be further than the furthest is now."""
@@ -101,7 +102,7 @@ class Training:
         return self.until(what, lambda v: all_run(v) and min(steps_of(v)) >= goal)
 
     def output(self):
-        return "\n".join((host.folder / "output").read_text()[-1500:] for host in self.hosts)
+        return "\n".join((host.folder / "output").read_text() for host in self.hosts)
 
     def finish(self):
         self.stop_file.touch()
