@@ -73,9 +73,12 @@ def view(state: RunState, connection: str = "live") -> RunView:
 
 
 def _host(state: RunState, host: Host) -> HostView:
+    """A host whose ranks have all ended has nothing more to say, and is not silent."""
+    ranks = [rank for rank in state.ranks.values() if rank.host == host.host]
+    silent = host.silent and not (ranks and all(rank.bye for rank in ranks))
     return HostView(
         host=host.host,
-        silent_s=max(0, state.now_ns - host.heard_ns) / 1e9 if host.silent else None,
+        silent_s=max(0, state.now_ns - host.heard_ns) / 1e9 if silent else None,
         clock_offset_ms=None if host.offset_ns is None else host.offset_ns / 1e6,
         clock_error_ms=None if host.error_ns is None else host.error_ns / 1e6,
         clock_source=host.source,

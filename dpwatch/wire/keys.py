@@ -24,7 +24,8 @@ KEY_CHARS = 40
 """A key in Z85, ZeroMQ's own text form of 32 bytes."""
 
 _LARGEST_FILE = 4096
-_OTHERS = 0o077
+_OTHERS, _BUT_GROUP = 0o077, 0o037
+"""Rights nobody else may have; root may have given a group its file, as Kubernetes' fsGroup does."""
 
 
 class KeysError(OSError):
@@ -134,7 +135,8 @@ def _read(path: Path) -> Pair | None:
 def _check(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise KeysError(f"{path} is no file")
-    if status.st_uid not in (os.getuid(), 0):
+    mine = status.st_uid == os.getuid()
+    if not mine and status.st_uid != 0:
         raise KeysError(f"{path} belongs to another user: make keys of your own, dpwatch keys")
-    if stat.S_IMODE(status.st_mode) & _OTHERS:
+    if stat.S_IMODE(status.st_mode) & (_OTHERS if mine else _BUT_GROUP):
         raise KeysError(f"{path} can be read by others: chmod 600 it, or make new keys")

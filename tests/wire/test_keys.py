@@ -84,3 +84,19 @@ def test_where_they_lie(tmp_path, monkeypatch):
     monkeypatch.delenv("DPWATCH_KEYS")
     monkeypatch.setenv("XDG_CONFIG_HOME", "/c")
     assert str(keys_path()) == "/c/dpwatch/keys"
+
+
+@pytest.mark.parametrize(("mode_there", "fine"), [(0o440, True), (0o444, False), (0o460, False)])
+def test_roots_files_for_a_group(tmp_path, monkeypatch, mode_there, fine):
+    """As Kubernetes mounts a secret for a user who is not root."""
+    if os.getuid():
+        pytest.skip("needs root to make root's files")
+    made = make_keys(tmp_path)
+    for name in (HEAD_FILE, CLIENT_FILE):
+        (tmp_path / name).chmod(mode_there)
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    if fine:
+        assert load_keys(tmp_path) == made
+    else:
+        with pytest.raises(KeysError, match="can be read by others"):
+            load_keys(tmp_path)
