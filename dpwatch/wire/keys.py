@@ -25,7 +25,7 @@ KEY_CHARS = 40
 
 _LARGEST_FILE = 4096
 _OTHERS, _BUT_GROUP = 0o077, 0o037
-"""Rights nobody else may have; root may have given a group its file, as Kubernetes' fsGroup does."""
+"""Rights others may not have; a group may read root's file, as Kubernetes' fsGroup makes it."""
 
 
 class KeysError(OSError):
