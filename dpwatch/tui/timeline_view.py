@@ -101,7 +101,7 @@ class Timeline(Pinned):
         if len(view.run.ranks) > LANES:
             notes.append(f"the first {LANES} of {len(view.run.ranks)} ranks")
         if len(self._shifts) > 1:
-            notes.append(_alignment(view.run))
+            notes.append(alignment(view.run))
         note = "".join(f" · {each}" for each in notes)
         lines = [
             status_line(self._window, self.place[1] is None, note, width, colors),
@@ -218,7 +218,7 @@ class Timeline(Pinned):
             self.action_zoom(1)
 
 
-def _alignment(run: Run) -> str:
+def alignment(run: Run) -> str:
     """How hosts' clocks were brought together, and how far off that may be."""
     errors = [host.clock_error_ms for host in run.other_hosts]
     known = [error for error in errors if error is not None]

@@ -6,6 +6,7 @@ answer without asking another: torchrun's rendezvous, a Slurm step, or `DPWATCH_
 
 from __future__ import annotations
 
+import re
 import socket
 import zlib
 from collections.abc import Mapping
@@ -79,10 +80,19 @@ def head_place(env: Mapping[str, str], run_id: str) -> HeadPlace | None:
         return HeadPlace(host=host, port=port, here=local_address(host) is not None)
     if not over_hosts(env):
         return None
-    host, node = env.get("MASTER_ADDR", ""), node_rank(env)
+    host, node = (
+        env.get("MASTER_ADDR") or first_of(env.get("SLURM_STEP_NODELIST", "")),
+        node_rank(env),
+    )
     if not host or node is None:
         raise ValueError(f"nothing tells where rank 0's host is: set {HEAD}=host:port on all hosts")
     return HeadPlace(host=host, port=port, here=node == 0)
+
+
+def first_of(nodes: str) -> str:
+    """The first host of a Slurm list such as `node[01-04,7],gpu2`, "" of an empty one."""
+    found = re.match(r"([^\[,]*)(?:\[([^-,\]]+)[^\]]*\]([^,]*))?", nodes)
+    return "".join(part or "" for part in found.groups()) if found else ""
 
 
 def local_address(host: str) -> str | None:

@@ -79,3 +79,24 @@ def test_a_head_that_is_no_address_is_said(named):
 def test_no_one_knows_where_rank_0_is():
     with pytest.raises(ValueError, match="set DPWATCH_HEAD"):
         nodes.head_place({"SLURM_STEP_NUM_NODES": "2"}, "run")
+
+
+@pytest.mark.parametrize(
+    ("nodes_told", "first"),
+    [
+        ("", ""),
+        ("node7", "node7"),
+        ("node7,node9", "node7"),
+        ("node[01-04,7],gpu2", "node01"),
+        ("node[3,7]", "node3"),
+        ("rack[1-2]-n,other", "rack1-n"),
+    ],
+)
+def test_the_first_host_of_a_slurm_list(nodes_told, first):
+    assert nodes.first_of(nodes_told) == first
+
+
+def test_a_slurm_step_whose_script_names_no_master():
+    env = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "n[4-5]", "SLURM_NODEID": "1"}
+    place = nodes.head_place(env, "run")
+    assert (place.host, place.here) == ("n4", False)
