@@ -174,8 +174,8 @@ class Watcher:
     def snapshot(self) -> Snapshot:
         """All followed runs as they are known now, newest first."""
         views = [follower.view() for follower in self._followers.values()]
-        runs = tuple(view for view in views if view is not None)
-        return Snapshot(runs, time.time(), self.notice, gpus=self._gpus())
+        runs = [view for view in views if view is not None]
+        return Snapshot(tuple(_whole_ones(runs)), time.time(), self.notice, gpus=self._gpus())
 
     @property
     def complete(self) -> bool:
@@ -237,6 +237,18 @@ class Watcher:
         self._poller.poll(max(0, int(wait_s * 1e3)))
         for follower in self._followers.values():
             follower.poll()
+
+
+def _whole_ones(views: list[RunView]) -> list[RunView]:
+    """Without what a node's hub shows of a run that its head shows whole."""
+    hosts: dict[str, list[set[str]]] = {}
+    for each in views:
+        hosts.setdefault(each.run.run_id, []).append(set(each.run.hosts))
+    return [
+        each
+        for each in views
+        if not any(set(each.run.hosts) < whole for whole in hosts[each.run.run_id])
+    ]
 
 
 def _receive(socket: zmq.Socket[bytes]) -> bytes | None:

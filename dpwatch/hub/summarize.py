@@ -126,8 +126,16 @@ def summarize(state: RunState) -> Run:
         diagnoses=state.diagnoses,
         alerts=list(state.alerts),
         other_hosts=[_host(state, state.hosts[name]) for name in sorted(state.hosts)],
-        note=state.joined.note if state.joined else "",
+        note=_note(state),
     )
+
+
+def _note(state: RunState) -> str:
+    """What is missing of other hosts; nothing is where every rank is on this one after all."""
+    if state.joined is None:
+        return ""
+    alone = state.joined.role == "alone"
+    return "" if alone and len(state.ranks) >= state.world_size else state.joined.note
 
 
 def _lanes(state: RunState) -> list[LaneState]:

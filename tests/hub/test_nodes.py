@@ -3,21 +3,33 @@
 import itertools
 import os
 import secrets
+import socket
 import threading
 import time
+import zlib
 from contextlib import contextmanager
 
 import msgspec
 import pytest
 
+from dpwatch.hub import head as head_module
+from dpwatch.hub import joining, server
 from dpwatch.hub.server import Hub
 from dpwatch.wire import paths
 from dpwatch.wire.keys import make_keys
 from dpwatch.wire.messages import Bye
+from dpwatch.wire.nodes import FIRST_PORT, PORTS, HeadPlace
 from tests.frames import MS, START_NS, batch, collective, hello, step
 from tests.hubs import DEADLINE_S, rank, watching
 
 WORLD = 4
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch):
+    """What hubs do once a second they do at once."""
+    monkeypatch.setattr(server, "TICK_S", 0.1)
+    monkeypatch.setattr(head_module, "ASK_NS", 200 * MS)
 
 
 @pytest.fixture
@@ -208,6 +220,46 @@ def test_a_lost_rank_on_another_host_is_told_at_the_head(keys, run_id, tmp_path)
             )  # fmt: skip
         view = seen_by(head, lambda v: v.run.state == "lost")
     assert "rank 3" in view.run.reason
+
+
+def test_a_viewer_of_several_hubs_sees_the_whole_run_once(keys, run_id, tmp_path):
+    with hub_on(0, run_id, tmp_path) as head, hub_on(1, run_id, tmp_path) as node:
+        tell([head, node], run_id, 3)
+        seen_by(head, has_all(3))
+        with watching(places=lambda: [node.place, head.place]) as watcher:
+            deadline = time.monotonic() + DEADLINE_S
+            while time.monotonic() < deadline:
+                snapshot = watcher.next(0.1)
+                if snapshot and watcher.complete and len(snapshot.runs) == 1:
+                    break
+            assert has_all(3)(snapshot.runs[0])
+
+
+def test_a_head_whose_port_is_taken_says_so_and_tries_again(keys, run_id, tmp_path):
+    port = FIRST_PORT + zlib.crc32(run_id.encode()) % PORTS
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with hub_on(0, run_id, tmp_path) as head, hub_on(1, run_id, tmp_path) as node:
+            tell([head, node], run_id, 2)
+            view = seen_by(head, lambda v: bool(v.run.note))
+            assert f"no head at port {port}" in view.run.note
+            other.close()
+            view = seen_by(head, has_all(2))
+            assert not seen_by(head, lambda v: not v.run.note).run.note
+
+
+def test_a_host_of_another_run_is_refused(keys, run_id, tmp_path, monkeypatch):
+    with hub_on(0, run_id, tmp_path) as head:
+        port = FIRST_PORT + zlib.crc32(run_id.encode()) % PORTS
+        place = HeadPlace(host="127.0.0.1", port=port, here=False)
+        monkeypatch.setattr(joining, "head_place", lambda env, named: place)
+        with hub_on(1, "another", tmp_path) as node:
+            with rank(node.place) as send:
+                for frame in frames_of(2, "another", 1):
+                    send(frame)
+            view = seen_by(node, lambda v: "another run" in v.run.note)
+            assert head.host in view.run.note or "127.0.0.1" in view.run.note
 
 
 def test_without_keys_each_host_is_alone_and_says_so(run_id, tmp_path, monkeypatch):
