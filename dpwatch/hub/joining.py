@@ -49,6 +49,7 @@ class Joining:
         self._taker = taker
         self._run_id, self._host = run_id, host
         self._known = list(known)
+        self._address = ""
         self.head: Head | None = None
         self.uplink: Uplink | None = None
         self._place: HeadPlace | None = None
@@ -114,10 +115,10 @@ class Joining:
         if self.head is not None:
             self.head.hear(batch)
 
-    def forward(self, number: int, frame: bytes) -> None:
+    def forward(self, number: int, frame: bytes, *, of_rank: bool) -> None:
         """A frame that went into this hub's state."""
         if self.uplink is not None:
-            self.uplink.forward(number, frame)
+            self.uplink.forward(number, frame, of_rank=of_rank)
 
     def forget_states(self) -> None:
         """The hub's state begins anew, and other hosts' parts of it are to come again."""
@@ -128,6 +129,11 @@ class Joining:
         """Whether nothing has been heard of another host for so long."""
         return self.head is not None and self.head.silent(host, at_least_ns)
 
+    @property
+    def owes(self) -> bool:
+        """Whether a head that was there has not got all that this hub knows."""
+        return self.uplink is not None and self.uplink.owes
+
     def close(self) -> None:
         """Leaves."""
         if self.head is not None:
@@ -137,9 +143,7 @@ class Joining:
 
     def _bind(self, place: HeadPlace, keys: Keys) -> None:
         """At the address that others know, where it is one of this host's, else at all of them."""
-        address = local_address(place.host) or "*"
-        if is_loopback(address) and not is_loopback(place.host):
-            address = "*"  # a name that only its own host takes for loopback
+        address = self._address = self._address or _own_address(place.host)
         name = f"[{address}]" if ":" in address else address
         try:
             self.head = Head(
@@ -161,3 +165,10 @@ class Joining:
             self._trouble = trouble
         else:
             self._trouble = ""
+
+
+def _own_address(host: str) -> str:
+    """An address of this host by which others reach it, `*` (all of them) if nothing tells."""
+    address = local_address(host) or "*"
+    # A name that only its own host takes for loopback is no place for others.
+    return "*" if is_loopback(address) and not is_loopback(host) else address

@@ -37,11 +37,14 @@ EMPTY_S = 60.0
 MOST_S = 3600.0
 """How long viewers alone (a stopped one, say) can keep it."""
 
+OWES_S = 180.0
+"""How long it waits for a head that it was cut off from, to tell how its ranks have ended."""
+
 TICK_S = 1.0
 SILENT_S = 1.5
 """A rank beats twice a second; silent for longer *and* without a process, it is lost."""
 
-GONE_NS = 15_000_000_000
+GONE_NS = 60_000_000_000
 """A host that is not heard of for so long, when the rest of its run has ended, is gone too."""
 
 FRAME_NUMBER = struct.Struct("!Q")
@@ -202,7 +205,7 @@ class Hub:
     def _publish(self, batch: Batch, frame: bytes) -> None:
         advance(self.state, batch)
         self._outlet.send(FRAME_NUMBER.pack(self.state.frames) + frame)
-        self._joining.forward(self.state.frames, frame)
+        self._joining.forward(self.state.frames, frame, of_rank=batch.rank != HUB_RANK)
 
     def _answer(self) -> None:
         viewer, *request = self._answers.recv_multipart()
@@ -227,6 +230,8 @@ class Hub:
             self._idle_since = now
         idle_s = now - self._idle_since
         patience_s = self.linger_s if self.state.ranks else max(EMPTY_S, self.linger_s)
+        if self._joining.owes:
+            patience_s = max(patience_s, OWES_S)
         if idle_s > MOST_S or (idle_s > patience_s and not self._viewers):
             self.stop()
 

@@ -61,23 +61,33 @@ class Uplink:
         self._token: int | None = None
         self._refusal = ""
         self.following = False
+        self._latest = self._sent = self._asked = self._confirmed = 0
 
     @property
     def connected(self) -> bool:
         """Whether the head has answered lately."""
         return self._heard is not None and self._clock() - self._heard <= SILENT_S
 
+    @property
+    def owes(self) -> bool:
+        """Whether a head that was there has not got all that this hub knows."""
+        return self._heard is not None and self._confirmed < self._latest
+
     def tick(self) -> None:
         """Says that this host is here; once a second."""
         if not self.connected:
             self.following = False
         run_id, host, pid = self._me
+        self._asked = self._sent
         self._send(join.Here(PROTOCOL_VERSION, run_id, host, pid, self._frames()))
 
-    def forward(self, number: int, frame: bytes) -> None:
+    def forward(self, number: int, frame: bytes, *, of_rank: bool) -> None:
         """Passes a frame on, if the head has the state that it follows."""
-        if self.following and not self._send(join.Frame(number), frame):
-            self.following = False
+        if of_rank:
+            self._latest = number
+        if self.following:
+            self.following = self._send(join.Frame(number), frame)
+            self._sent = number if self.following else self._sent
 
     def take(self) -> None:
         """Reads what the head has said."""
@@ -97,8 +107,10 @@ class Uplink:
     def _answer(self, said: join.Time) -> None:
         self._send(join.Back(said.sent_ns, time.monotonic_ns()))
         self._heard, self._refusal = self._clock(), ""
+        self._confirmed = self._asked  # it answers what was sent after that
         if said.token != self._token:  # another hub is the head now, and knows nothing yet
             self._token, self.following = said.token, False
+            self._sent = self._asked = self._confirmed = 0
         if said.want_state:
             self.following = self._send_state()
 
@@ -108,7 +120,10 @@ class Uplink:
         except ValueError as error:
             _log.warning("%s", error)
             return False
-        return self._send(join.State(self._frames()), *parts)
+        number = self._frames()
+        sent = self._send(join.State(number), *parts)
+        self._sent = number if sent else self._sent
+        return sent
 
     def _send(self, header: join.AnyMessage, *parts: bytes) -> bool:
         try:

@@ -209,6 +209,29 @@ def test_frames_that_are_lost_between_hubs_come_with_the_state(keys, run_id, tmp
     assert [row.missed_frames for row in view.run.ranks] == [0] * WORLD
 
 
+def test_a_node_that_was_cut_off_stays_to_tell_how_its_ranks_ended(keys, run_id, tmp_path):
+    def ended(r):
+        return batch(Bye("finished"), rank=r, seq=2, host="host1", run_id=run_id,
+                     pid=os.getpid(), now_ns=START_NS + 300 * MS)  # fmt: skip
+
+    with hub_on(1, run_id, tmp_path) as node:
+        node.linger_s = 0.0
+        with hub_on(0, run_id, tmp_path) as head:
+            tell([head, node], run_id, 2)
+            seen_by(head, has_all(2))
+        with rank(node.place) as send:
+            for r in (2, 3):
+                send(ended(r))
+        seen_by(node, lambda v: v.run.state == "finished")
+        assert not node._stopping
+        with hub_on(0, run_id, tmp_path) as head:
+            seen_by(head, lambda v: {row.state for row in v.run.ranks} == {"finished"})
+            deadline = time.monotonic() + DEADLINE_S
+            while not node._stopping and time.monotonic() < deadline:
+                threading.Event().wait(0.05)
+            assert node._stopping  # now that the head has confirmed it
+
+
 def test_a_lost_rank_on_another_host_is_told_at_the_head(keys, run_id, tmp_path):
     with hub_on(0, run_id, tmp_path) as head, hub_on(1, run_id, tmp_path) as node:
         tell([head, node], run_id, 2)
