@@ -47,7 +47,8 @@ def _is_same(known: RankState | None, rank: RankState) -> bool:
 def _keep_known(known: RankState, rank: RankState) -> None:
     """What is known of the same process and its hub has not told (again)."""
     rank.hello = rank.hello or known.hello
-    rank.bye = rank.bye or known.bye
+    if known.bye is not None and known.bye.state != "lost":
+        rank.bye = known.bye  # its own word; that it was lost is its hub's, and may be taken back
     rank.beat = rank.beat or known.beat
     rank.dropped = max(rank.dropped, known.dropped)
     rank.received.join(known.received)

@@ -10,7 +10,7 @@ from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import summarize, view
 from dpwatch.hub.timeline import clock_shifts
 from dpwatch.wire import messages
-from dpwatch.wire.messages import HUB_RANK, Beat, Host, Position, Tick
+from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Host, Position, Tick
 from tests.frames import MS, START_NS, batch, collective, ddp_run, hello, played, step
 
 AHEAD_NS = 7_000_000_000_000
@@ -83,6 +83,23 @@ def test_a_state_that_is_merged_is_what_its_frames_would_have_made():
     assert merged.count_per_step == direct.count_per_step
     assert merged.last_arrival == direct.last_arrival
     assert view(head).elapsed_s == view(whole).elapsed_s
+
+
+@pytest.mark.parametrize(
+    ("known", "told", "left"),
+    [("lost", None, None), ("finished", None, "finished"), ("finished", "lost", "finished"),
+     (None, "failed", "failed"), ("lost", "finished", "finished")],
+)  # fmt: skip
+def test_how_a_rank_ended_is_its_own_word_or_its_hubs(known, told, left):
+    def state_with(bye):
+        state = played([batch(hello(1), step(0), host="there")])
+        state.ranks[0].bye = None if bye is None else Bye(bye)
+        return state
+
+    head = state_with(known)
+    merge(head, state_with(told), "there")
+    bye = head.ranks[0].bye
+    assert (bye and bye.state) == left
 
 
 def test_a_rank_of_another_process_replaces_what_was():
