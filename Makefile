@@ -37,6 +37,7 @@ check: lint types test scripts ## all of the above, as CI runs it
 bench: $(VENV)/.dev ## what the probe costs a training step, measured in pairs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.overhead
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.collectives
+	$(BIN)/python -m tests.bench.prints
 
 stress: $(VENV)/.scripts ## the same scripts a hundred times each; about two hours
 	$(BIN)/python -m tests.bench.stress

@@ -45,15 +45,15 @@ async def _draw(session: Session, folder: Path) -> None:
             await _until(pilot, app, _steps(name, STEPS * 2 // 3))
             await pilot.press("1")
             _save(app, folder / f"{name}.svg")
-            for key, view in (("7", "timeline"), ("4", "how")):
+            for key, view in (("5", "timeline"), ("0", "how")):
                 await pilot.press(key)
                 await pilot.pause(0.2)
                 _save(app, folder / f"{view}-{name}.svg")
         await _until(pilot, app, _all_done(len(session.configs)))
-        await pilot.press("2")
+        await pilot.press("7")
         await pilot.pause(0.5)
         _save(app, folder / "compare.svg")
-        await pilot.press("3")
+        await pilot.press("8")
         await pilot.pause(0.5)
         _save(app, folder / "alerts.svg")
         await pilot.press("q")

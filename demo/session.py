@@ -214,6 +214,10 @@ class DemoSource:
         search.poll()
         return search.shown(told, self._session.run_ids)
 
+    def ask_stacks(self, run_id: str, ranks: Sequence[int] = ()) -> None:
+        """See `Watcher.ask_stacks`."""
+        self._watcher.ask_stacks(run_id, ranks)
+
     def _progress(self, snapshot: Snapshot) -> Progress:
         names = tuple(labels(self._session.configs))
         at_work = [v for v in snapshot.runs if v.run.state in ("starting", "running", "hung")]

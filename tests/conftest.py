@@ -8,6 +8,7 @@ def private_runtime(monkeypatch, tmp_path_factory):
     # Short on purpose: the path of a unix socket holds 107 bytes.
     place = tmp_path_factory.mktemp("rt", numbered=True)
     monkeypatch.setenv("DPWATCH_RUNTIME_DIR", str(place))
-    for name in ("DPWATCH", "DPWATCH_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK", "NO_COLOR"):
+    for name in ("DPWATCH", "DPWATCH_RUN_ID", "DPWATCH_SESSION", "DPWATCH_OUTPUT", "RANK",
+                 "WORLD_SIZE", "LOCAL_RANK", "NO_COLOR"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     return place

@@ -100,6 +100,7 @@ def _as_rank(options: argparse.Namespace) -> int:
     (config,) = configs_from(options, names, devices if distributed else gpus or 4)
     if options.run_id:
         os.environ["DPWATCH_RUN_ID"] = options.run_id
+    os.environ.setdefault("DPWATCH_OUTPUT", "1")
     if find_spec("torch") is None:
         raise ConfigError("training needs torch; pip install 'dpwatch[train]'")
     resumed_from(config)

@@ -91,6 +91,7 @@ def launch(
     on_event: Callable[[Event], None] | None = None,
     stop: StopSwitch | None = None,
     server: ForkServer | None = None,
+    ranks_print: bool = False,
 ) -> int:
     """Trains under each configuration in turn, until one doesn't finish.
 
@@ -100,6 +101,7 @@ def launch(
         on_event: Told on the calling thread how each run starts, goes on and ends.
         stop: Ends the training early.
         server: A warm fork server that is to live on; by default one for this call.
+        ranks_print: Each rank prints how far it is, for those who look at its output.
 
     Returns:
         An exit code: 0, 1 for a failure, 128 + n where `stop` asked with signal n.
@@ -121,7 +123,7 @@ def launch(
         if server is None:
             server = stack.enter_context(ForkServer())
         for config, run_id in zip(configs, names, strict=True):
-            ended = _Run(config, run_id, server, stop, tell).supervise()
+            ended = _Run(config, run_id, server, stop, tell, ranks_print).supervise()
             tell(ended)
             if ended.exit_code:
                 return ended.exit_code
@@ -160,6 +162,7 @@ class _Run:
     server: ForkServer
     stop: StopSwitch
     on_event: Callable[[Event], None]
+    ranks_print: bool
     ranks: list[_Rank] = field(default_factory=list)
     server_gone: bool = False
 
@@ -207,7 +210,8 @@ class _Run:
             rank=number,
             world_size=self.config.processes,
             store_port=port,
-            environment={**ours, "DPWATCH_RUN_ID": self.run_id},
+            environment={"DPWATCH_OUTPUT": "1", **ours, "DPWATCH_RUN_ID": self.run_id},
+            prints=self.ranks_print,
         )
         try:
             self.server.fork(job, handles)

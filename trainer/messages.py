@@ -21,6 +21,7 @@ class Job:
         world_size: Processes of the run, all on this host.
         store_port: Loopback port where rank 0 keeps the process group's store, 0 for no group.
         environment: Variables to set (the launcher's own may have changed since the server began).
+        prints: It prints how far it is, which the launcher otherwise does for all.
     """
 
     config: TrainConfig
@@ -29,6 +30,7 @@ class Job:
     world_size: int
     store_port: int
     environment: dict[str, str]
+    prints: bool = False
 
 
 @dataclass(slots=True, frozen=True)

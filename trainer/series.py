@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from .config import ConfigError, TrainConfig
 from .forkserver import ForkServer
 from .launch import StopSwitch, launch
-from .telling import complain, show
+from .telling import complain, show_end
 
 USAGE = 2
 
@@ -48,15 +48,32 @@ class Series:
         ids = [run_id for run_id, _ in self.runs]
         configs = [config for _, config in self.runs]
         if not self.past_failures:
-            return launch(configs, run_ids=ids, on_event=show, stop=stop)
+            return self._launch(configs, ids, stop)
         first = 0
         with ForkServer() as server:
             for run_id, config in self.runs:
-                code = launch([config], run_ids=[run_id], on_event=show, stop=stop, server=server)
+                code = self._launch([config], [run_id], stop, server)
                 first = first or code
                 if stop.signum is not None:
                     break
         return first
+
+    def _launch(
+        self,
+        configs: Sequence[TrainConfig],
+        run_ids: Sequence[str],
+        stop: StopSwitch,
+        server: ForkServer | None = None,
+    ) -> int:
+        """Trains these; each rank prints how far it is, for the dashboard's view of its output."""
+        return launch(
+            configs,
+            run_ids=run_ids,
+            on_event=show_end,
+            stop=stop,
+            server=server,
+            ranks_print=True,
+        )
 
 
 def main() -> int:

@@ -12,7 +12,12 @@ def show(event: Event) -> None:
     """One line for progress, and one for a run that ended badly."""
     if isinstance(event, RunProgress):
         show_progress(event.config, event.progress)
-    elif isinstance(event, RunEnded) and event.reason:
+    show_end(event)
+
+
+def show_end(event: Event) -> None:
+    """One line for a run that ended badly."""
+    if isinstance(event, RunEnded) and event.reason:
         complain(event.reason, event.trace)
 
 

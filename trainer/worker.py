@@ -25,6 +25,7 @@ from .limit import DeviceLimit, NoLimit, limit_memory
 from .loop import train
 from .messages import End, Failed, Finished, Job, Progress, RankMessage, Stopped, failed
 from .place import Place, find_place
+from .telling import show_progress
 
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
@@ -88,7 +89,7 @@ def run_forked(job: Job, handles: list[int]) -> int:
         WORLD_SIZE=str(job.world_size),
         LOCAL_WORLD_SIZE=str(job.world_size),
     )
-    return _run_rank(job.config, join, tell)
+    return _run_rank(job.config, join, tell, prints=job.prints)
 
 
 def run_under_torchrun(config: TrainConfig, tell: Tell) -> int:
@@ -113,7 +114,9 @@ def _join_from_environment(backend: str) -> None:
         ) from None
 
 
-def _run_rank(config: TrainConfig, join: Callable[[str], object], tell: Tell) -> int:
+def _run_rank(
+    config: TrainConfig, join: Callable[[str], object], tell: Tell, *, prints: bool = False
+) -> int:
     """Trains, and tells the end before anything is torn down: peers fail by our absence."""
     stop = StopFlag()
     torch.set_num_threads(1)
@@ -126,10 +129,14 @@ def _run_rank(config: TrainConfig, join: Callable[[str], object], tell: Tell) ->
         if require(config.strategy).distributed:
             join("gloo" if place.virtual else "nccl")
         told = limit.told_by(probe)
-        done = train(config, place, told, progress=_progress(place, tell), stopping=stop)
+        progress = _progress(config, place, tell, prints=prints)
+        done = train(config, place, told, progress=progress, stopping=stop)
     except Exception as error:  # noqa: BLE001 - whatever it is, the launcher tells it in one line
         end: End = Stopped(stop.signum) if stop.signum else _failure(error, limit)
         done = None
+        if prints and isinstance(end, Failed):
+            with contextlib.suppress(OSError):
+                print(end.trace, file=sys.stderr, end="", flush=True)  # noqa: T201
     else:
         finished = stop.signum is None or done == config.steps
         end = Finished(limit.report()) if finished else Stopped(stop.signum or 0)
@@ -167,10 +174,15 @@ def _place_from_environment(config: TrainConfig) -> Place:
     )
 
 
-def _progress(place: Place, tell: Tell) -> Callable[[int, float, float], None]:
+def _progress(
+    config: TrainConfig, place: Place, tell: Tell, *, prints: bool
+) -> Callable[[int, float, float], None]:
     def progress(step: int, loss: float, samples_per_s: float) -> None:
+        now = Progress(step, loss, samples_per_s)
+        if prints:
+            show_progress(config, now)
         if place.rank == 0:
-            tell(Progress(step, loss, samples_per_s))
+            tell(now)
 
     return progress
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import dpwatch
-from dpwatch.cli import demo, doctor, keys, run, ssh, watch
+from dpwatch.cli import demo, doctor, keys, run, ssh, stacks, watch
 
 EXAMPLES = """\
 examples:
@@ -16,6 +16,7 @@ examples:
                                run a script of your own, unchanged, with the probe in it
   dpwatch ssh node1 node2      watch the runs on other hosts
   dpwatch keys                 keys that join the hosts of one run
+  dpwatch stacks               where every rank's Python stands, as text
   dpwatch doctor               what is missing here, and what to do about it
 """
 
@@ -37,5 +38,6 @@ def build_parser() -> argparse.ArgumentParser:
     run.add(commands)
     ssh.add(commands)
     keys.add(commands)
+    stacks.add(commands)
     doctor.add(commands)
     return parser

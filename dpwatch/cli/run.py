@@ -50,6 +50,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the summary object to FILE too")
     parser.add_argument("--quiet", action="store_true", help="no summary on stderr")
     parser.add_argument(
+        "--no-output", action="store_true", help="what the command prints is not shown by `dpwatch`"
+    )
+    parser.add_argument(
         "--fail-on",
         metavar="WHAT",
         help="exit with 1 if there was such a diagnosis: info, warning, critical (at or above), "
@@ -79,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     target = _writable(options.json)
     runtime_dir()  # before anything is started: whether runs can be seen at all
     session = secrets.token_hex(3)
-    with Command(words, environment(session)) as command:
+    with Command(words, environment(session, output=not options.no_output)) as command:
         # Only now: ZeroMQ's threads must not be there when the command is forked off.
         # A run over several hosts has an id that all of these share, and not this session's.
         watcher = Watcher(wanted=lambda run_id: run_id.startswith(f"{session}-"), session=session)
@@ -93,8 +96,13 @@ def run(options: argparse.Namespace) -> int:
     return FAILED if failed else command.code
 
 
-def environment(session: str) -> dict[str, str]:
-    """The command's environment: this one, with the start-up hook before PYTHONPATH."""
+def environment(session: str, *, output: bool = True) -> dict[str, str]:
+    """The command's environment: this one, with the start-up hook before PYTHONPATH.
+
+    Args:
+        session: Begins the run ids of what is started.
+        output: What it prints is to be shown too.
+    """
     import dpwatch
 
     hook = str(Path(dpwatch.__file__).parent / "hook")
@@ -104,6 +112,7 @@ def environment(session: str) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": hook if path is None else f"{hook}{os.pathsep}{path}",
         "DPWATCH_SESSION": session,
+        **({} if output else {"DPWATCH_OUTPUT": "0"}),
     }
 
 

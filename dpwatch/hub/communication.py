@@ -60,8 +60,11 @@ def comm_times(
     exposed = None if moved else median(_waited_ms(t) for t in lane.collectives.over(done))
     if exposed is None:
         exposed = median(milliseconds(step.exposed_ns) for step in steps)
+    total = median(_timed_ms(each) for each in per_step)
+    if total is None and not moved:  # the last steps that were timed
+        total = median(_timed_ms([tally]) for tally in lane.late.tallies.values())
     return CommTimes(
-        total=median(_timed_ms(each) for each in per_step),
+        total=total,
         exposed=exposed,
         wait=median(sum(t.wait_ns for t in each) / 1e6 for each in waits),
     )
@@ -82,7 +85,9 @@ def _collective(state: RunState, op: OpState) -> CollectiveStats:
         if rank in state.ranks
         for tally in by_step.over(_settled(_steps_done(state.ranks[rank])))
     ]
-    timed = [tally for tally in cells if tally.timed_calls]
+    timed = [tally for tally in cells if tally.timed_calls] or [  # else the last that were timed
+        tally for late in op.late.values() for tally in late.tallies.values()
+    ]
     seconds = sum(tally.timed_ns for tally in timed) / 1e9
     # nccl-tests' size of an all-gather is the gathered array, of the others what is handed in.
     whole = op.ranks if op.op == "all_gather" else 1

@@ -7,8 +7,10 @@ follows them all. Both live on one thread; nothing a viewer does can reach a ran
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import zmq
@@ -19,6 +21,7 @@ from dpwatch.hub.snapshot import HostGpu, RunView, Snapshot
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import view
 from dpwatch.wire import codec, transport
+from dpwatch.wire.asking import STACKS_REQUEST, encode_request
 from dpwatch.wire.messages import PROTOCOL_VERSION
 from dpwatch.wire.paths import RunDir, list_runs
 
@@ -57,6 +60,13 @@ class Follower:
     def _ask(self) -> None:
         self._asked = self._clock()
         self.answers.send(STATE_REQUEST, zmq.NOBLOCK)
+
+    def ask_stacks(self, ranks: Sequence[int]) -> None:
+        """Asks ranks for their stacks, all if none are named; what comes of it is in the view."""
+        if not self.closed:
+            with contextlib.suppress(zmq.Again):  # too much has been asked already
+                request = [STACKS_REQUEST, encode_request(list(ranks))]
+                self.answers.send_multipart(request, zmq.NOBLOCK)
 
     def poll(self) -> None:
         """Takes in all that has come."""
@@ -152,6 +162,7 @@ class Watcher:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._followers: dict[str, Follower] = {}
+        self._to_ask: deque[tuple[str, tuple[int, ...]]] = deque(maxlen=64)
         self._look_at = self._frame_at = 0.0
         self.notice = ""
         self._look()
@@ -170,6 +181,13 @@ class Watcher:
                 return self.snapshot()
             if now >= deadline:
                 return None
+
+    def ask_stacks(self, run_id: str, ranks: Sequence[int] = ()) -> None:
+        """Asks a run's ranks for their stacks, all if none are named. From any thread.
+
+        It goes out with the next call of `next`, and what comes of it is in `RunView.stacks`.
+        """
+        self._to_ask.append((run_id, tuple(ranks)))
 
     def snapshot(self) -> Snapshot:
         """All followed runs as they are known now, newest first."""
@@ -234,6 +252,11 @@ class Watcher:
             follower.close()
 
     def _pump(self, wait_s: float) -> None:
+        while self._to_ask:
+            run_id, ranks = self._to_ask.popleft()
+            for follower in self._followers.values():
+                if follower.place.run_id == run_id:
+                    follower.ask_stacks(ranks)
         self._poller.poll(max(0, int(wait_s * 1e3)))
         for follower in self._followers.values():
             follower.poll()

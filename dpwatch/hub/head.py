@@ -22,7 +22,7 @@ from dpwatch.hub.state import RunState
 from dpwatch.hub.zap import Doorkeeper
 from dpwatch.wire import codec, join
 from dpwatch.wire.keys import Keys
-from dpwatch.wire.messages import HUB_RANK, PROTOCOL_VERSION, Batch, Host
+from dpwatch.wire.messages import HUB_RANK, PROTOCOL_VERSION, Asked, Batch, Host, Unanswered
 
 SILENT_NS = 3_500_000_000
 """A node's hub speaks every second; silent for so long, what is known of it is old."""
@@ -116,6 +116,11 @@ class Head:
             except ValueError:
                 continue
             self._read(identity, join.decode(header), parts)
+
+    def ask(self, asked: Asked) -> None:
+        """Ranks of all hosts are to send their stacks."""
+        for node in self._by_identity.values():
+            self._send(node.identity, join.Ask(asked.number, asked.ranks))
 
     def hear(self, batch: Batch) -> None:
         """A frame of this host's own ranks: their collectives tell of the others' clocks."""
@@ -225,10 +230,20 @@ class Head:
         except codec.WireError as error:
             _log.warning("a frame from %s: %s", node.host, error)
             return
-        if batch.rank == HUB_RANK or batch.host != node.host:
+        if batch.host != node.host:
+            return
+        if batch.rank == HUB_RANK:
+            self._of_hub(node.estimate, batch)
             return
         self._clocks.hear(node.host, batch.rank, batch.records)
         self._taker.take_frame(shifted_batch(batch, node.estimate.offset_ns, time.time_ns()))
+
+    def _of_hub(self, estimate: Estimate, batch: Batch) -> None:
+        """What a node's hub says itself is for its own viewers, but for how its processes are."""
+        found = [record for record in batch.records if isinstance(record, Unanswered)]
+        if found:
+            batch = msgspec.structs.replace(batch, records=found)
+            self._taker.take_frame(shifted_batch(batch, estimate.offset_ns, time.time_ns()))
 
     def _state(self, node: Node, frames: int, parts: list[bytes]) -> None:
         if node.estimate is None or len(parts) > join.MOST_PARTS:

@@ -16,7 +16,7 @@ import zmq
 from dpwatch.hub.head import Head, Taker
 from dpwatch.hub.uplink import Uplink
 from dpwatch.wire.keys import Keys, KeysError, keys_path, load_keys
-from dpwatch.wire.messages import AnyRecord, Batch, Host, Joined
+from dpwatch.wire.messages import AnyRecord, Asked, Batch, Host, Joined
 from dpwatch.wire.nodes import HeadPlace, head_place, is_loopback, local_address
 
 NO_KEYS = "runs on other hosts are not joined: make keys with dpwatch keys"
@@ -30,6 +30,7 @@ class Joining:
     Args:
         frames: The number of the hub's last frame.
         state: Its whole state, encoded.
+        ask: Asks this host's ranks for their stacks, by a number at least.
         known: Hosts that a killed head had, and that its successor waits for.
     """
 
@@ -42,6 +43,7 @@ class Joining:
         host: str,
         frames: Callable[[], int],
         state: Callable[[], bytes],
+        ask: Callable[[int, list[int]], None],
         known: Iterable[Host] = (),
         env: Mapping[str, str] = os.environ,
     ) -> None:
@@ -70,6 +72,7 @@ class Joining:
                     pid=os.getpid(),
                     frames=frames,
                     state=state,
+                    ask=ask,
                 )
         except (ValueError, KeysError, zmq.ZMQError) as error:
             self._keys, self._trouble = None, f"runs on other hosts are not joined: {error}"
@@ -119,6 +122,11 @@ class Joining:
         """A frame that went into this hub's state."""
         if self.uplink is not None:
             self.uplink.forward(number, frame, of_rank=of_rank)
+
+    def ask(self, asked: Asked) -> None:
+        """Ranks of other hosts are to send their stacks too."""
+        if self.head is not None:
+            self.head.ask(asked)
 
     def forget_states(self) -> None:
         """The hub's state begins anew, and other hosts' parts of it are to come again."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import cast
 
 from dpwatch.hub.series import WINDOW, ByStep, Tally, Thinned, keep_last
+from dpwatch.hub.stacks import Dump
 from dpwatch.hub.state import LaneState, OpState, RankState, RunState
 
 
@@ -34,6 +35,7 @@ def merge(state: RunState, part: RunState, host: str) -> None:
     if ours.keys() == news:  # else these losses, or some of them, are in the sums already
         _take_losses(state, part)
     _take_arrivals(state, part)
+    state.output.join(part.output, ours.keys(), max(state.world_size, len(state.ranks)))
     if part.start_ns is not None:
         state.start_ns = min(state.start_ns or part.start_ns, part.start_ns)
     if part.end_ns is not None:
@@ -55,6 +57,7 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     rank.seen_ns = max(rank.seen_ns, known.seen_ns)
     rank.progress_ns = max(rank.progress_ns, known.progress_ns)
     rank.ended_ns = rank.ended_ns or known.ended_ns
+    rank.dump = _newer(known.dump, rank.dump)
     if rank.good_loss is None:
         rank.good_loss = known.good_loss
     for device, lane in known.lanes.items():
@@ -64,6 +67,16 @@ def _keep_known(known: RankState, rank: RankState) -> None:
         else:
             _keep_lane(lane, fresh)
     rank.lanes = dict(sorted(rank.lanes.items()))
+
+
+def _newer(known: Dump, told: Dump) -> Dump:
+    """The later answer; whether it is awaited goes by the head's own requests."""
+    stacks = max(
+        (each for each in (known.stacks, told.stacks) if each is not None),
+        key=lambda each: each.taken_ns,
+        default=None,
+    )
+    return Dump(known.asked, known.asked_ns, known.process, stacks)
 
 
 def _keep_lane(known: LaneState, lane: LaneState) -> None:
@@ -80,6 +93,7 @@ def _keep_lane(known: LaneState, lane: LaneState) -> None:
     highest = [each for each in (known.highest, lane.highest) if each is not None]
     lane.highest = max(highest, key=lambda each: each.peak_bytes, default=None)
     lane.collectives = _joined(known.collectives, lane.collectives)
+    lane.late = lane.late if lane.late.tallies else known.late
 
 
 def _longer(known: Thinned, curve: Thinned) -> Thinned:
@@ -124,6 +138,8 @@ def _take_ops(state: RunState, part: RunState) -> None:
         for r, by_step in op.by_rank.items():
             if r in part.ranks and r in state.ranks:
                 known.by_rank[r] = _joined(known.by_rank.get(r, ByStep()), by_step)
+                if r in op.late:
+                    known.late[r] = op.late[r]
 
 
 def _take_losses(state: RunState, part: RunState) -> None:

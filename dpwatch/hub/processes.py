@@ -65,6 +65,12 @@ def runs(pid: int) -> bool:
     return not stat or stat[0] not in ("Z", "X")
 
 
+def state_of(pid: int) -> str:
+    """A process's state as the kernel's letter (`R`, `S`, `D`, `T`), "" where it can't be told."""
+    stat = _stat(pid)
+    return stat[0] if stat else ""
+
+
 def exit_of(pid: int) -> int | None:
     """How a process that has ended did: its exit code, or minus the signal that ended it.
 

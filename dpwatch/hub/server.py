@@ -19,14 +19,16 @@ import msgspec
 import zmq
 
 from dpwatch.hub.advance import advance
+from dpwatch.hub.asking import Asking
 from dpwatch.hub.joining import Joining
 from dpwatch.hub.keeping import Keeper
 from dpwatch.hub.merge import merge
 from dpwatch.hub.processes import Processes, exit_of, runs, told
 from dpwatch.hub.state import RankState, RunState
 from dpwatch.wire import codec, transport
+from dpwatch.wire.asking import STACKS_REQUEST, encode_request
 from dpwatch.wire.messages import HUB_RANK, PROTOCOL_VERSION, AnyRecord, Batch, Bye, Tick
-from dpwatch.wire.paths import RunDir, RunInfo, clean_run_id, host_name
+from dpwatch.wire.paths import HUB_FILES, RunDir, RunInfo, clean_run_id, host_name
 
 LINGER_S = 20.0
 """How long a hub stays after its last rank and its last viewer have gone."""
@@ -74,6 +76,9 @@ class Hub:
         self._encoder = msgspec.msgpack.Encoder()
         self._poller = zmq.Poller()
         self._processes = Processes()
+        self._asking = Asking(place.stacks_file, self.host)
+        asked = [rank.dump.asked for rank in self.state.ranks.values()]
+        self._asking.catch_up(max(asked, default=0) + 1)
         self._viewers = False
         self._stopping = False
         self._idle_since = self._started = time.monotonic()
@@ -89,6 +94,7 @@ class Hub:
             host=self.host,
             frames=lambda: self.state.frames,
             state=lambda: self._encoder.encode(self.state),
+            ask=self._ask_for_head,
             known=self.state.hosts.values(),
             env=env,
         )
@@ -99,7 +105,7 @@ class Hub:
 
     def _clear_sockets(self) -> None:
         """A killed hub's socket files would be bound beside, silently; the lock says it is dead."""
-        for name in ("in", "out", "ask"):
+        for name in HUB_FILES:
             (self.place.path / name).unlink(missing_ok=True)
 
     def stop(self) -> None:
@@ -211,6 +217,26 @@ class Hub:
         viewer, *request = self._answers.recv_multipart()
         if request == [STATE_REQUEST]:
             self._answers.send_multipart([viewer, self._encoder.encode(self.state)])
+        elif len(request) == 2 and request[0] == STACKS_REQUEST and self._asking.take(request[1]):
+            self._ask_ranks()
+
+    def _ask_ranks(self) -> None:
+        try:
+            asked = self._asking.ask(self.state, time.monotonic())
+        except OSError as error:
+            _log.warning("cannot ask ranks for their stacks: %s", error)
+            return
+        if asked is not None:
+            self._say(HUB_RANK, os.getpid(), asked)
+            self._joining.ask(asked)
+
+    def _ask_for_head(self, number: int, ranks: list[int]) -> None:
+        """Somebody at the head wants stacks of ranks, some of this host's among them or not."""
+        mine = [rank for rank in ranks if rank in self.state.ranks]
+        if mine or not ranks:
+            self._asking.catch_up(number)
+            self._asking.take(encode_request(mine))
+            self._ask_ranks()
 
     def _count_viewers(self) -> None:
         self._viewers = self._outlet.recv()[:1] == b"\x01"
@@ -224,6 +250,9 @@ class Hub:
                 self._say_lost(rank, exit_of(rank.pid))
         self._give_up_silent_hosts()
         self._keeper.keep(self.state)
+        self._ask_ranks()
+        for silent in list(self._asking.unanswered(self.state, time.monotonic_ns())):
+            self._say(HUB_RANK, os.getpid(), silent)
         now = time.monotonic()
         running = any(rank.bye is None for rank in self.state.ranks.values())
         if running:

@@ -12,12 +12,13 @@ from typing import TypeVar, cast
 import msgspec
 
 from dpwatch.hub.state import RankState, RunState
-from dpwatch.wire.messages import AnyRecord, Batch, Beat, Collective, Position, Step
+from dpwatch.wire.messages import AnyRecord, Batch, Beat, Collective, Position, Stacks, Step
 
 MOMENTS: dict[type[msgspec.Struct], tuple[str, ...]] = {
     Step: ("start_ns", "end_ns"),
     Collective: ("issued_ns", "completed_ns"),
     Position: ("issued_ns",),
+    Stacks: ("taken_ns",),
 }
 """The moments in each record; a test holds that no `*_ns` field was forgotten."""
 
@@ -78,6 +79,9 @@ def _shift_rank(rank: RankState, offset_ns: int) -> None:
     # 0 is "not yet", and not a moment.
     rank.progress_ns += offset_ns if rank.progress_ns else 0
     rank.ended_ns += offset_ns if rank.ended_ns else 0
+    rank.dump.asked_ns += offset_ns if rank.dump.asked_ns else 0
+    if rank.dump.stacks is not None:
+        rank.dump.stacks = _moved(rank.dump.stacks, offset_ns)
     if rank.beat is not None:
         rank.beat = cast("Beat", shifted(rank.beat, offset_ns))
     for lane in rank.lanes.values():

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from dpwatch.hub.largest_batch import LargestBatch
+from dpwatch.hub.stacks import RankStacks
 from dpwatch.wire.messages import Step
 
 SCHEMA = "dpwatch.summary/1"
@@ -300,6 +301,29 @@ class LaneSteps(msgspec.Struct, frozen=True):
     steps: tuple[Step, ...] = ()
 
 
+class Printed(msgspec.Struct, frozen=True, array_like=True):
+    """A line that a rank has printed to `stream`, `out` or `err`; its host's wall clock in ns."""
+
+    wall_ns: int
+    stream: str
+    text: str
+
+
+class RankOutput(msgspec.Struct, frozen=True):
+    """The last lines that one rank has printed.
+
+    Attributes:
+        lines: The oldest first; a line still being written comes last.
+        left_out: Lines that its process did not tell, since too many came at once.
+        let_go: Earlier lines that are not kept any more.
+    """
+
+    rank: int
+    lines: tuple[Printed, ...] = ()
+    left_out: int = 0
+    let_go: int = 0
+
+
 class RunView(msgspec.Struct, frozen=True):
     """A run for a screen.
 
@@ -310,6 +334,9 @@ class RunView(msgspec.Struct, frozen=True):
         connection: `live`, `stale` (its hub has fallen silent), `closed` (hub gone; last state).
         largest_batch: The largest that fits, where somebody has looked for it.
         lanes: The last steps of the first rows, in the order of `Run.ranks`.
+        stacks: Its ranks' Python stacks, one entry a rank; none before anybody has asked.
+        output: What each rank has printed last, of those that have printed something.
+        tells_output: Ranks whose output is told at all.
     """
 
     run: Run
@@ -318,6 +345,9 @@ class RunView(msgspec.Struct, frozen=True):
     connection: str = "live"
     largest_batch: LargestBatch | None = None
     lanes: tuple[LaneSteps, ...] = ()
+    stacks: tuple[RankStacks, ...] = ()
+    output: tuple[RankOutput, ...] = ()
+    tells_output: int = 0
 
 
 class Progress(msgspec.Struct, frozen=True):

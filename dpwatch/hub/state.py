@@ -15,26 +15,33 @@ from typing import cast
 import msgspec
 
 from dpwatch.hub.arrivals import Arrivals
+from dpwatch.hub.durations import Late, book, keep_latency
+from dpwatch.hub.output import RunOutput
 from dpwatch.hub.received import Received
 from dpwatch.hub.series import WINDOW, ByStep, Thinned, keep_last
 from dpwatch.hub.snapshot import Alert, Diagnosis
+from dpwatch.hub.stacks import Dump, hear
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.wire.messages import (
     HUB_RANK,
+    Asked,
     Batch,
     Beat,
     Bye,
     Collective,
+    Duration,
     Gpu,
     Hello,
     Host,
     Joined,
     Memory,
+    Output,
+    Stacks,
     Step,
     Transfer,
+    Unanswered,
 )
 
-LATENCIES = 512
 FADE_CALLS = 512
 OPEN_LOSSES = 64
 
@@ -58,6 +65,7 @@ class LaneState(msgspec.Struct):
     highest: Memory | None = None
     gpu: Gpu | None = None
     collectives: ByStep = msgspec.field(default_factory=ByStep)
+    late: Late = msgspec.field(default_factory=Late)
 
 
 class BadLoss(msgspec.Struct, array_like=True):
@@ -89,6 +97,7 @@ class RankState(msgspec.Struct):
     bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
     received: Received = msgspec.field(default_factory=Received)
+    dump: Dump = msgspec.field(default_factory=Dump)
 
 
 class OpState(msgspec.Struct):
@@ -101,6 +110,7 @@ class OpState(msgspec.Struct):
     latency_ms: list[float] = []
     last_calls: dict[int, int] = {}
     last_wait_ns: dict[int, int] = {}
+    late: dict[int, Late] = {}
 
     def book_last(self, waits_ns: dict[int, int]) -> None:
         """Books who came last to a call, given each rank's wait; old calls fade out by halving."""
@@ -146,6 +156,7 @@ class RunState(msgspec.Struct):
         alerts: What has held so far, the oldest first.
         hosts: The run's other hosts, as far as their hubs have joined this one.
         joined: How this hub stands to those; None on one host.
+        output: The last lines that ranks have printed.
     """
 
     run_id: str
@@ -168,6 +179,7 @@ class RunState(msgspec.Struct):
     alerts: list[Alert] = []
     hosts: dict[str, Host] = {}
     joined: Joined | None = None
+    output: RunOutput = msgspec.field(default_factory=RunOutput)
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
@@ -184,6 +196,8 @@ class RunState(msgspec.Struct):
                     self._step(rank, record)
                 case Collective():
                     self._collective(rank, record)
+                case Duration():
+                    self._duration(rank, record)
                 case Transfer():
                     self._transfer(rank, record)
                 case Memory():
@@ -192,8 +206,12 @@ class RunState(msgspec.Struct):
                     self._beat(rank, record)
                 case Gpu():
                     _lane(rank, record.device).gpu = record
+                case Output():
+                    self.output.take(rank.rank, record, rank.hello.world_size if rank.hello else 1)
                 case Hello():
                     rank.hello = record
+                case Stacks():
+                    rank.dump.take(record, max(self.world_size, len(self.ranks)))
                 case Bye():
                     rank.bye = record
                     rank.ended_ns = batch.mono_ns
@@ -206,6 +224,8 @@ class RunState(msgspec.Struct):
                     self.hosts[record.host] = record
                 case Joined():
                     self.joined = record
+                case Asked() | Unanswered():
+                    hear(self, record, batch.mono_ns)
 
     def _rank(self, batch: Batch) -> RankState:
         rank = self.ranks.get(batch.rank)
@@ -301,9 +321,18 @@ class RunState(msgspec.Struct):
             for tally in (of_op, of_device):
                 tally.timed_calls += 1
                 tally.timed_ns += took_ns
-            op.latency_ms.append(took_ns / 1e6)
-            keep_last(cast("list[object]", op.latency_ms), LATENCIES)
+            keep_latency(op.latency_ms, took_ns)
         self.arrive(rank.rank, record, op)
+
+    def _duration(self, rank: RankState, record: Duration) -> None:
+        op = self.ops.get(f"{record.op}/{record.group}")
+        if op is None or rank.rank not in op.by_rank or record.duration_ns < 0:
+            return
+        late = op.late.setdefault(rank.rank, Late())
+        if book(record, op.by_rank[rank.rank], late):
+            lane = _lane(rank, record.device)
+            book(record, lane.collectives, lane.late)
+            keep_latency(op.latency_ms, record.duration_ns)
 
     def arrive(self, rank: int, record: Collective, op: OpState) -> None:
         """Books who came last once all have: `wait(r) = last arrival - arrival(r)`."""

@@ -35,6 +35,7 @@ from dpwatch.hub.snapshot import (
     StepTime,
     Summary,
 )
+from dpwatch.hub.stacks import seen
 from dpwatch.hub.state import LaneState, RankState, RunState
 from dpwatch.hub.stuck import is_stale
 from dpwatch.hub.timeline import LANES, STEPS
@@ -69,6 +70,9 @@ def view(state: RunState, connection: str = "live") -> RunView:
         elapsed_s=None if state.start_ns is None else max(0, end_ns - state.start_ns) / 1e9,
         connection=connection,
         lanes=tuple(_last_steps(state, lane) for lane in lanes[:LANES]),
+        stacks=seen(state),
+        output=state.output.freeze(),
+        tells_output=sum(bool(r.hello and r.hello.tells_output) for r in state.ranks.values()),
     )
 
 

@@ -33,6 +33,7 @@ class Uplink:
     Args:
         frames: The number of this hub's last frame.
         state: Its whole state, encoded.
+        ask: Asks ranks for their stacks, by a number at least.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Uplink:
         pid: int,
         frames: Callable[[], int],
         state: Callable[[], bytes],
+        ask: Callable[[int, list[int]], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # Another hub on this host is another peer to the head, even with the same pid.
@@ -55,6 +57,7 @@ class Uplink:
         self._me = (run_id, host, pid)
         self._frames = frames
         self._state = state
+        self._ask = ask
         self._clock = clock
         self._began = clock()
         self._heard: float | None = None
@@ -96,9 +99,12 @@ class Uplink:
                 header = self.socket.recv_multipart(zmq.NOBLOCK)[0]
             except zmq.Again:
                 return
-            match join.decode(header):
-                case join.Time() as said:
+            said = join.decode(header)
+            match said:
+                case join.Time():
                     self._answer(said)
+                case join.Ask():
+                    self._ask(said.number, said.ranks)
                 case join.Refused(why=why):
                     if why != self._refusal:
                         _log.warning("the head at %s refused: %s", self._head.address, why)

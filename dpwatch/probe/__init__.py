@@ -103,6 +103,4 @@ def _ended(error: BaseException | None) -> None:
     if error is None:
         _current.close()
     else:
-        from dpwatch.probe.endings import describe
-
-        _current.close("failed", describe(error))
+        _current.failed_of(error)

@@ -12,15 +12,17 @@ When a collective is done is known in two ways:
   needs the GIL on the backend's thread (≈50 µs), hence only as often as costs under 1 % of a step.
 
 On CUDA neither tells the truth (both come when the kernel is queued): `completed_ns` is None there.
+Durations may follow from torch's flight recorder (see `flight`), which is told of returned calls.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +31,7 @@ import torch.distributed as dist
 from dpwatch.probe.collectives_ops import (
     DISPATCHER_OPS,
     GROUP_METHODS,
+    POINT_TO_POINT_OPS,
     WORLD,
     Group,
     Groups,
@@ -36,6 +39,7 @@ from dpwatch.probe.collectives_ops import (
     is_fake,
     payload_of,
 )
+from dpwatch.probe.flight import calls_to_keep
 from dpwatch.probe.lanes import NO_PHASE, Lane, here
 from dpwatch.probe.whereabouts import issuer, spelled
 from dpwatch.wire.messages import PHASES, Collective, Position
@@ -112,11 +116,19 @@ class Call:
         if self.sent:
             return
         self.sent = True
+        # On CUDA a wait only queues, so that it says nothing of what compute waited for.
+        blocked_ns = self.blocked_ns if self.on_host else None
         record(
             (collective_record, self.step, self.op, self.group.name, self.group.size, self.seq,
-             self.nbytes, self.issued_ns, self.completed_ns, self.blocked_ns, self.dtype,
+             self.nbytes, self.issued_ns, self.completed_ns, blocked_ns, self.dtype,
              self.device, self.phase, self.into_ns, self.place, self.is_async, self.nbytes_out)
         )  # fmt: skip
+
+    def kept(self) -> tuple[Any, ...]:
+        """What `flight_entries.Call` has of it, now that it has returned."""
+        group = self.group
+        return (self.issued_ns, time.monotonic_ns(), group.uid, self.op, self.nbytes, self.step,
+                group.name, group.size, self.seq, self.device)  # fmt: skip
 
     def position(self) -> Position:
         """This call as the place its group has come to; from any thread."""
@@ -157,6 +169,7 @@ class Collectives:
         issued: Collectives issued so far; only grows.
         capture: `observer` (every one), `patch` (Python callers only), `none`.
         main: The training thread's lane, once there is one.
+        calls: NCCL calls that have returned, None unless somebody is to look at them.
     """
 
     def __init__(self, record: RecordSink, step_of: Callable[[], int]) -> None:
@@ -164,6 +177,7 @@ class Collectives:
         self.issued = 0
         self.capture = "none"
         self.main: Lane | None = None
+        self.calls = calls_to_keep(os.environ)
         self._record = record
         self._step_of = step_of
         self._groups = Groups()
@@ -177,6 +191,8 @@ class Collectives:
         self._patch_groups()
         self._patch_wait()
         self.capture = "observer" if self._observe() else "patch"
+        if self.capture != "observer":
+            self.calls = None  # without C++ callers it is not known what is captured
 
     def positions(self) -> list[Position]:
         """How far each group has come, the latest first, for whoever looks for a hang."""
@@ -257,17 +273,25 @@ class Collectives:
             unbox, _ = dist.ProcessGroup.unbox, dist.Work.unbox
             below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
             library = torch.library.Library("c10d", "IMPL")  # type: ignore[no-untyped-call]
-            for name, op in DISPATCHER_OPS.items():
-                packet = getattr(torch.ops.c10d, name, None)
-                if packet is not None:
-                    kernel = self._kernel(op, unbox, packet.default, below)
-                    library.impl(name, kernel, "BackendSelect", with_keyset=True)  # type: ignore[no-untyped-call]
+            for name, kernel in self._kernels(unbox, below):
+                library.impl(name, kernel, "BackendSelect", with_keyset=True)  # type: ignore[no-untyped-call]
         except Exception:  # noqa: BLE001  (private names: another torch may lack them)
             if library is not None:
                 library._destroy()  # type: ignore[no-untyped-call]
             return False
         self._restore.append(library._destroy)
         return True
+
+    def _kernels(self, unbox: Any, below: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
+        """An op's name and what is put before it, for each that this torch has."""
+        for name, op in DISPATCHER_OPS.items():
+            packet = getattr(torch.ops.c10d, name, None)
+            if packet is not None:
+                yield name, self._kernel(op, unbox, packet.default, below)
+        for name in POINT_TO_POINT_OPS if self.calls is not None else ():
+            packet = getattr(torch.ops.c10d, name, None)
+            if packet is not None:
+                yield name, self._lookout(packet.default, below)
 
     def _kernel(self, op: Op, unbox: Any, overload: Any, below: Any) -> Callable[..., Any]:
         redispatch = overload._handle.redispatch_boxed
@@ -281,13 +305,29 @@ class Collectives:
             if call is not None and told_async is not None:
                 # The dispatcher leaves out what equals its default, which is True.
                 call.is_async = args[told_async] if len(args) > told_async else True
+            calls = self.calls
+            if calls is not None:
+                calls.look()
             result = redispatch(keys & below, *args)
             if call is not None:
+                if calls is not None and not call.on_host:
+                    calls.returned.append(call.kept())
                 if self._thread.from_python:
                     self._thread.call = call
                 else:
                     self._leave_native(call, result)
             return result
+
+        return kernel
+
+    def _lookout(self, overload: Any, below: Any) -> Callable[..., Any]:
+        """For point-to-point calls, of which nothing is recorded: are they being captured?"""
+        redispatch = overload._handle.redispatch_boxed
+
+        def kernel(keys: Any, *args: Any) -> Any:
+            if self.calls is not None:
+                self.calls.look()
+            return redispatch(keys & below, *args)
 
         return kernel
 

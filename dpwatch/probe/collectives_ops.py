@@ -50,6 +50,8 @@ DISPATCHER_OPS = {
 }
 """Ops of the `c10d` namespace; an op's group is its first argument that is a script object."""
 
+POINT_TO_POINT_OPS = ("send", "recv_", "recv_any_source_")
+
 GROUP_METHODS = {
     "allreduce": Op(name="all_reduce", payload=0),
     "allreduce_coalesced": Op(name="all_reduce", payload=0),
@@ -85,12 +87,14 @@ class Group:
         name: `default` for the world, else what a device mesh calls it and its ranks.
         size: Its ranks' number.
         members: Its ranks in the world.
+        uid: c10d's own name for it.
         sequence: Numbers its collectives on this rank.
     """
 
     name: str
     size: int
     members: list[int]
+    uid: str = ""
     sequence: itertools.count[int] = field(default_factory=itertools.count)
 
 
@@ -108,7 +112,7 @@ class Groups:
         if group is None:
             members = dist.get_process_group_ranks(process_group)
             name = self._name(process_group, members)
-            group = self._groups[key] = Group(name=name, size=key[1], members=members)
+            group = self._groups[key] = Group(name=name, size=key[1], members=members, uid=key[0])
         return group
 
     def _name(self, process_group: dist.ProcessGroup, members: list[int]) -> str:

@@ -9,6 +9,8 @@ import time
 import zmq
 
 from dpwatch.wire import paths, spawn, transport
+from dpwatch.wire.asking import AskedFile
+from dpwatch.wire.messages import Asked
 
 HUB_PATIENCE_NS = 5_000_000_000
 """How long ranks other than the host's first wait for a hub before they start one themselves."""
@@ -28,6 +30,7 @@ class HubLink:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._place: paths.RunDir | None = None
+        self._asked: AskedFile | None = None
         self._pid = os.getpid()
         self._first = False
         self._next_look: int | None = None
@@ -43,6 +46,7 @@ class HubLink:
         self._first = local_rank == 0
         self._opened_s = time.monotonic()
         self._place = paths.run_dir(run_id)
+        self._asked = AskedFile(self._place.stacks_file)
         self._context = zmq.Context()
         self._socket = transport.push_socket(self._context, self._place.ingest)
 
@@ -55,6 +59,10 @@ class HubLink:
         except zmq.Again:
             return False
         return True
+
+    def asked(self) -> Asked | None:
+        """Who is to tell their stacks, if somebody has asked since the last look."""
+        return None if self._asked is None else self._asked.changed()
 
     def tend(self, now_ns: int) -> None:
         """Starts a hub where there is none: the host's first rank at once, others if it doesn't."""

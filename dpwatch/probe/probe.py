@@ -16,9 +16,10 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dpwatch.probe import device_times, identity
+from dpwatch.probe import device_times, flight, identity, output
 from dpwatch.probe.cpu import Clocks
 from dpwatch.probe.endings import Uncaught, describe, one_line
+from dpwatch.probe.flight import Flight
 from dpwatch.probe.hooks import Hooks
 from dpwatch.probe.identity import Identity
 from dpwatch.probe.jobs import LaneJob, PhaseSpan, TransferSpan, WaitSpan
@@ -27,10 +28,11 @@ from dpwatch.probe.link import HubLink
 from dpwatch.probe.publisher import Link, Publisher
 from dpwatch.probe.recorder import Recorder
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
+from dpwatch.probe.stacks import stacks_of
 from dpwatch.probe.steps import Steps
 from dpwatch.probe.whereabouts import standing
 from dpwatch.wire.limits import cores
-from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello
+from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks
 from dpwatch.wire.paths import host_name
 
 STILL_NS = 2_000_000_000
@@ -100,7 +102,10 @@ class Probe:
                 self._start_ledger(devices)
             self._hooks = Hooks(self.steps, self.fail)
             undo.callback(self._hooks.close)
-            self._uncaught = Uncaught(lambda error: self.close("failed", describe(error)))
+            self._tap = output.Tap() if output.wanted() else None
+            if self._tap is not None:
+                undo.callback(self._tap.close)
+            self._uncaught = Uncaught(self.failed_of)
             undo.callback(self._uncaught.close)
             self._publisher = Publisher(
                 self.recorder,
@@ -231,6 +236,12 @@ class Probe:
     def _turn_off(self) -> None:
         self.close("lost", f"the probe turned itself off: {self._trouble}")
 
+    def failed_of(self, error: BaseException) -> None:
+        """Closes with the exception that ends the run; its traceback is yet to be printed."""
+        if self._tap is not None and not self._over:
+            self._tap.tell(error)
+        self.close("failed", describe(error))
+
     def close(self, state: str = "finished", reason: str = "") -> None:
         """See `ProbeLike`."""
         with self._lock:
@@ -253,9 +264,10 @@ class Probe:
         self._take_down()
 
     def _take_down(self) -> None:
-        for part in (self._uncaught, self._hooks, self.steps.ledger, self._collectives):
-            with contextlib.suppress(Exception):
-                part.close()
+        for part in (self._uncaught, self._tap, self._hooks, self.steps.ledger, self._collectives):
+            if part is not None:
+                with contextlib.suppress(Exception):
+                    part.close()
         on_device = self.steps.main.on_device
         if on_device is not None:
             on_device.close(ask=threading.get_ident() == self._thread)
@@ -274,7 +286,7 @@ class Probe:
             if error is None:
                 self.close()
             else:
-                self.close("failed", describe(error))
+                self.failed_of(error)
 
 
 class _Source:
@@ -283,6 +295,7 @@ class _Source:
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         self._gpu = _instrument("gpu")
+        self._flight: Flight | None = None
         self._mark: tuple[Any, ...] | None = None
         self._moved_ns = 0
         self._ran: tuple[int, int | None] = (0, None)
@@ -308,6 +321,7 @@ class _Source:
             cores=probe._cores,
             torch_version=str(torch.__version__),
             capture=probe._collectives.capture,
+            tells_output=probe._tap is not None,
         )
 
     def beat(self) -> Beat:
@@ -342,6 +356,16 @@ class _Source:
             return False
         return ran - before[1] >= COMPUTES * (now - before[0])
 
+    def stacks(self, asked: int) -> Stacks | None:
+        try:
+            return stacks_of(self._probe._thread, asked)
+        except Exception:  # noqa: BLE001 - no answer is better than no probe
+            return None
+
+    def output(self, *, last: bool = False) -> list[Output]:
+        tap = self._probe._tap
+        return [] if tap is None else tap.take(last=last)
+
     def gpus(self) -> list[Gpu]:
         if self._gpu is None:
             return []
@@ -351,6 +375,28 @@ class _Source:
             self._gpu = None
             return []
         return found
+
+    def read_durations(self, now_ns: int) -> None:
+        probe = self._probe
+        calls = probe._collectives.calls
+        if calls is None:
+            return
+        if self._flight is None:
+            ordinal = _cuda_ordinal(probe.steps.devices)
+            if ordinal is None or not calls.returned:  # nothing on CUDA yet
+                return
+            self._flight = flight.start(calls, probe.recorder.append, ordinal, now_ns)
+        if self._flight is not None:
+            self._flight.poll(now_ns)
+        if self._flight is None or self._flight.note:
+            probe._collectives.calls = None
+
+
+def _cuda_ordinal(devices: Sequence[DeviceInfo]) -> int | None:
+    """Number of the first CUDA device, None while there is none."""
+    numbers = (device.name.partition(":")[2] for device in devices if device.kind == "cuda")
+    number = next(numbers, "")
+    return int(number) if number.isdecimal() else None
 
 
 def _resident_bytes() -> int | None:

@@ -19,7 +19,18 @@ import msgspec
 from dpwatch.probe.identity import Identity
 from dpwatch.probe.recorder import Recorder
 from dpwatch.wire import codec
-from dpwatch.wire.messages import PROTOCOL_VERSION, AnyRecord, Batch, Beat, Bye, Gpu, Hello
+from dpwatch.wire.messages import (
+    PROTOCOL_VERSION,
+    AnyRecord,
+    Asked,
+    Batch,
+    Beat,
+    Bye,
+    Gpu,
+    Hello,
+    Output,
+    Stacks,
+)
 
 POLL_S = 0.125
 EARLY_POLL_S = 0.05
@@ -49,6 +60,9 @@ class Link(Protocol):
     def tend(self, now_ns: int) -> None:
         """At every turn: looks after the other end."""
 
+    def asked(self) -> Asked | None:
+        """Who is to tell their stacks, if somebody has asked since the last call."""
+
     def close(self) -> None:
         """Lets what was sent go out, for two seconds at most."""
 
@@ -68,8 +82,17 @@ class Source(Protocol):
     def beat(self) -> Beat:
         """What it does right now."""
 
+    def stacks(self, asked: int) -> Stacks | None:
+        """Where its threads are, None if that can't be told."""
+
     def gpus(self) -> list[Gpu]:
         """Its GPUs, none if there are none."""
+
+    def read_durations(self, now_ns: int) -> None:
+        """Records how long collectives took, where that is to be read and due."""
+
+    def output(self, *, last: bool = False) -> list[Output]:
+        """What it has printed since; `last`: all that there is, for nobody will ask again."""
 
 
 class Publisher:
@@ -167,7 +190,8 @@ class Publisher:
             self._send([self._greet(), *records] if self._seq == 0 else records)
         # Even when the link took nothing: dropping this frame costs no more than not making it.
         if self._bye is not None and self._flush_unsent():
-            self._send([self._greet(), self._source.beat(), self._bye])
+            said = self._source.output(last=True)
+            self._send([self._greet(), self._source.beat(), *said, self._bye])
 
     # -- what to send -------------------------------------------------------------------------
 
@@ -197,10 +221,20 @@ class Publisher:
             if fresh != self._hello:
                 self._hello = fresh
                 due.insert(0, fresh)
+            due.extend(self._answers())
         if now_ns >= self._next_gpu:
             due.extend(self._source.gpus())
+            self._source.read_durations(now_ns)
             self._next_gpu = now_ns + GPU_NS
+        due.extend(self._source.output())
         return due
+
+    def _answers(self) -> list[Stacks]:
+        asked = self._link.asked()
+        if asked is None or (asked.ranks and self._identity().rank not in asked.ranks):
+            return []
+        answer = self._source.stacks(asked.number)
+        return [] if answer is None else [answer]
 
     def _greet(self) -> Hello:
         self._hello = self._source.hello(self._identity())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
+    from dpwatch.probe.flight import Calls
     from dpwatch.probe.lanes import Lane
     from dpwatch.wire.messages import Position
 
@@ -66,11 +67,13 @@ class CollectivesLike(Protocol):
         issued: Collectives issued so far by any thread of this process; only grows.
         capture: As in `Hello.capture`.
         main: The training thread's lane, for what autograd's own threads issue.
+        calls: NCCL calls that have returned, kept while this is set.
     """
 
     issued: int
     capture: str
     main: Lane | None
+    calls: Calls | None
 
     def positions(self) -> list[Position]:
         """The last collective entered in each group, the latest first. From any thread."""
@@ -113,6 +116,7 @@ class NoCollectives:
     issued = 0
     capture = "none"
     main: Lane | None = None
+    calls: Calls | None = None
 
     def positions(self) -> list[Position]:
         """See `CollectivesLike`."""

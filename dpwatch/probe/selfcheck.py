@@ -12,8 +12,12 @@ from typing import Any
 
 def main() -> None:
     """Tells of torch, then tries the observer of collectives on a group of one rank."""
+    import os
+
     import torch
     import torch.distributed as dist
+
+    from dpwatch.probe import flight
 
     _tell(
         torch=str(torch.__version__),
@@ -23,6 +27,8 @@ def main() -> None:
         gloo=dist.is_available() and dist.is_gloo_available(),
         nccl=dist.is_available() and dist.is_nccl_available(),
     )
+    if dist.is_available() and dist.is_nccl_available():
+        _tell(durations=flight.obstacle(os.environ) or flight.Obstacle(""))
     if dist.is_available() and dist.is_gloo_available():
         _tell(**try_collectives())
 

@@ -85,6 +85,12 @@ def standing(thread: int) -> tuple[tuple[int, int] | None, list[str], str]:
     return mark, lines, theirs
 
 
+def place(code: CodeType) -> tuple[str, bool]:
+    """A code's file as told, and whether it is the user's."""
+    name = _name(code)
+    return name or _path(code), bool(name)
+
+
 def _name(code: CodeType) -> str:
     """The code's file as told, "" where it is not the user's."""
     path = code.co_filename

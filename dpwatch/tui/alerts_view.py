@@ -24,6 +24,12 @@ class Alerts(Scrolling):
         super().__init__(id=id)
         self._tops: list[int] = []
 
+    @property
+    def chosen_run(self) -> str | None:
+        """The run that the one under the cursor is about."""
+        found = entries(self.frame.snapshot) if self.frame else []
+        return found[min(self.cursor, len(found) - 1)].view.run.run_id if found else None
+
     def paint_key(self) -> object:
         """Which one is chosen."""
         return self.cursor

@@ -24,6 +24,7 @@ from textual.widgets import ContentSwitcher, Footer, Input, Static
 from textual.worker import get_current_worker
 
 from dpwatch.hub.snapshot import RunView, Snapshot
+from dpwatch.tui.alerts_view import Alerts
 from dpwatch.tui.commands import COMMANDS
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
@@ -33,6 +34,7 @@ from dpwatch.tui.pinned import Pinned
 from dpwatch.tui.plain import PlainScrollBar
 from dpwatch.tui.rank_table import RankTable
 from dpwatch.tui.source import Arrived, SnapshotSource, SourceFailed
+from dpwatch.tui.stacks_view import AsksStacks, StackPanel
 from dpwatch.tui.takeaway import Takeaway
 from dpwatch.tui.terminal import lasting
 from dpwatch.tui.text import clean
@@ -44,6 +46,8 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that close the dashboard and give the terminal back, like `q` but with their code."""
 POLL_S = 0.25
 """How long the worker waits for a snapshot before it looks whether the app is closing."""
+OPENED = ("rank", "stacks", "help")
+"""Panels that are opened from others, and that the way back closes."""
 SHORT_BELOW = 30
 """Terminals lower than this do without blank lines between parts."""
 
@@ -74,6 +78,7 @@ class DashboardApp(Takeaway):
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("space", "pause", "Pause"),
+        Binding("s", "stacks", "Stacks"),
         Binding("n", "run(1)", "Next run"),
         Binding("y", "copy", "Copy", show=False),
         Binding("e", "save", "Save a picture", show=False),
@@ -84,6 +89,7 @@ class DashboardApp(Takeaway):
         *(
             Binding(digit(index), f"panel('{view.name}')", view.title, show=False)
             for index, view in enumerate(VIEWS)
+            if view.name != "help"
         ),
     ]
 
@@ -115,7 +121,7 @@ class DashboardApp(Takeaway):
         self._opened_from: list[str] = []
         self._drilled: tuple[str | None] | None = None
         self._closable = False
-        self._offered: tuple[bool, str] | None = None
+        self._offered: tuple[bool, str, int] | None = None
         self._session_over = False
         self._trouble = ""
         self._last_live_s: dict[str, float] = {}
@@ -139,6 +145,7 @@ class DashboardApp(Takeaway):
                 widget.add_class("view")
                 yield widget.data_bind(DashboardApp.frame)
             yield RankDetail(id="rank").data_bind(DashboardApp.frame)
+            yield StackPanel(id="stacks").data_bind(DashboardApp.frame)
         yield Static("", id="too-small", markup=False)
         yield Input(id="filter", compact=True)
         yield Footer()
@@ -223,7 +230,7 @@ class DashboardApp(Takeaway):
             self._picked_run = None
         newest = ids[0] if ids else None
         # An open rank's run stays on the screen when a newer one comes.
-        stays = self.panel == "rank" and self.frame.run_id in ids
+        stays = self.panel in ("rank", "stacks") and self.frame.run_id in ids
         run_id = self._picked_run or (self.frame.run_id if stays else newest)
         self.frame = Frame(
             snapshot=snapshot,
@@ -244,15 +251,15 @@ class DashboardApp(Takeaway):
         return max(snapshot.wall_s - since, 0.0)
 
     def watch_panel(self, before: str, panel: str) -> None:
-        """Remember what help or a rank was opened from; the way back leads through each once."""
+        """Remember what such a panel was opened from; the way back leads through each once."""
         came_from = self._opened_from
         if panel in came_from:
             del came_from[came_from.index(panel) :]
-        elif panel in ("rank", "help"):
+        elif panel in OPENED:
             came_from.append(before)
         else:
             came_from.clear()
-        self.active = came_from[0] if panel == "rank" and came_from else panel
+        self.active = came_from[0] if panel in ("rank", "stacks") and came_from else panel
         if panel == "help":
             self.query_one(Help).about = before
         self._show()
@@ -289,6 +296,24 @@ class DashboardApp(Takeaway):
         """Show the help."""
         self.panel = "help"
 
+    def action_stacks(self) -> None:
+        """Ask ranks where they stand, and show it: on a rank's page this one, else all."""
+        if self.panel == "alerts" and (run_id := self.query_one(Alerts).chosen_run) is not None:
+            self._pick(run_id)
+        view = self.frame.view
+        if view is None:
+            return
+        panel = self.query_one(StackPanel)
+        if self.panel != "stacks":
+            key = self.query_one(RankDetail).key if self.panel == "rank" else None
+            panel.rank = key[0] if key is not None else None
+            self.panel = "stacks"
+        panel.can = isinstance(self._source, AsksStacks)
+        if isinstance(self._source, AsksStacks):
+            whose = () if panel.rank is None else (panel.rank,)
+            self._source.ask_stacks(view.run.run_id, whose)
+            panel.asked = view.run.run_id
+
     def action_pause(self) -> None:
         """Hold the screen, or let it go on."""
         self.paused = not self.paused
@@ -302,7 +327,7 @@ class DashboardApp(Takeaway):
 
     def _pick(self, run_id: str) -> None:
         newest = self.frame.snapshot.runs[0].run.run_id
-        follows = run_id == newest and self.panel != "rank"
+        follows = run_id == newest and self.panel not in ("rank", "stacks")
         self._picked_run = None if follows else run_id
         self._make_frame()
 
@@ -350,7 +375,7 @@ class DashboardApp(Takeaway):
             filtered.terms = ""
             self._show_filter()
             self._focus_panel(self.panel)
-        elif self.panel in ("rank", "help"):
+        elif self.panel in OPENED:
             self.panel = self._opened_from[-1] if self._opened_from else "overview"
         elif self._drilled is not None:
             (self._picked_run,), self._drilled = self._drilled, None
@@ -358,17 +383,19 @@ class DashboardApp(Takeaway):
             self._make_frame()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """The footer offers to go back, and to filter, only where that does something."""
+        """The footer offers only what does something: to go back, say, or to filter."""
         if action == "close":
             return self._closable
+        if action in ("stacks", "run"):
+            return len(self.frame.snapshot.runs) > (action == "run")
         view = BY_NAME.get(self.panel)
         return action != "filter" or bool(view and view.filters)
 
     def _offer_back(self) -> None:
         box = self.screen_stack[0].query_one("#filter", Input)
-        opened = self.panel in ("rank", "help") or self._drilled is not None
+        opened = self.panel in OPENED or self._drilled is not None
         self._closable = opened or box.has_class("open")
-        offered = (self._closable, self.panel)
+        offered = (self._closable, self.panel, len(self.frame.snapshot.runs))
         if offered != self._offered:
             self._offered = offered
             self.refresh_bindings()

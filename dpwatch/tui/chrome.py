@@ -17,8 +17,9 @@ from dpwatch.tui.view import View, digit
 from dpwatch.tui.words import run_title, strategy_of
 
 _GAUGE, _SHORT_GAUGE, _WIDE = 26, 13, 110
-_TABS = ((True, 2), (False, 2), (False, 1))
-"""How the views' names are written, the best first: in full, and with how many blanks between."""
+_TABS = ((99, 2), (8, 2), (8, 1), (0, 2), (0, 1))
+"""How the views' names are written, the best first: up to how many letters in full, and with how
+many blanks between."""
 
 
 def header_line(frame: Frame, title: str, width: int, palette: Palette) -> Text:
@@ -119,7 +120,7 @@ def nav_line(
 ) -> Text:
     """The views by digit, and the runs to switch between. Clicks read the style's meta."""
     found = len(all_diagnoses(frame.snapshot))
-    bars = [_tabs(views, active, found, full, gap, palette) for full, gap in _TABS]
+    bars = [_tabs(views, active, found, most, gap, palette) for most, gap in _TABS]
     for runs in _run_choices(frame, palette):
         for tabs in bars:
             if tabs.cell_len + runs.cell_len + 1 <= width:
@@ -129,7 +130,7 @@ def nav_line(
 
 
 def _tabs(
-    views: Sequence[View], active: str, found: int, full: bool, gap: int, palette: Palette
+    views: Sequence[View], active: str, found: int, most: int, gap: int, palette: Palette
 ) -> Text:
     """Digits and names; the view on screen stands in brackets, which take no room of their own."""
     tabs = Text(no_wrap=True, end="")
@@ -137,14 +138,14 @@ def _tabs(
     for index, view in enumerate(views):
         here = view.name == active
         target = Style(meta={"panel": view.name})
-        label = view.title if full else view.short
+        label = view.title if len(view.title) <= most else view.short
         if view.name == "alerts" and found:
-            label += f" ({found})" if full else f" {found}"
+            label += f" ({found})" if most else f" {found}"
         tabs.append(f"{edge[:-1]}{'[' if here else edge[-1:]}", palette.strong + target)
         tabs.append(f"{digit(index)} ", palette.accent + target)
         tabs.append(label, (palette.strong if here else palette.muted) + target)
         edge = f"{']' if here else ' '}{' ' * (gap - 1)}"
-    tabs.append(edge[:1], palette.strong)
+    tabs.append(edge[:1].rstrip(), palette.strong)
     return tabs
 
 

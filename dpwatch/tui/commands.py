@@ -12,6 +12,7 @@ COMMANDS = (
     ),
     ("Pause", "Hold the screen or go on (space)", "pause"),
     ("Filter", "Show only some rows (/)", "filter"),
+    ("Stacks", "Where every rank's Python stands, or the open rank's (s)", "stacks"),
     ("Next run", "Switch to the next run (n)", "run(1)"),
     ("Previous run", "Switch to the run before (p)", "run(-1)"),
     ("Copy", "Copy the row, or the view, as text (y)", "copy"),

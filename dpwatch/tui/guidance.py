@@ -82,6 +82,7 @@ def too_small_line(width: int, height: int) -> str:
 
 _EVERYWHERE = (
     ("esc", "back: clear the filter, close what is open; never quits"),
+    ("s", "ask all ranks where their Python stands, or the rank whose page is open; s again: anew"),
     ("space", "hold the screen; training and recording go on"),
     ("tab n  p", "next and previous run"),
     ("y", "copy the row under the cursor, or the whole view, as text"),

@@ -21,14 +21,19 @@ def clean(text: str, limit: int = 400) -> str:
 
     Escapes can't reach the terminal, and right-to-left overrides can't reorder what is shown.
     """
-    text = text[: limit * 4]
-    kept = "".join(
+    kept = " ".join(visible(text[: limit * 4]).split())
+    return kept if len(kept) <= limit else kept[: limit - 1] + "…"
+
+
+def visible(text: str) -> str:
+    """The text on one line without what `clean` takes out, its blanks as they are."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
         " " if char in "\n\r\t\v\f" else char
         for char in text
         if char in "\n\r\t\v\f" or unicodedata.category(char) not in _HIDDEN
     )
-    kept = " ".join(kept.split())
-    return kept if len(kept) <= limit else kept[: limit - 1] + "…"
 
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Mn", "Me"})

@@ -38,5 +38,5 @@ class View:
 
 
 def digit(index: int) -> str:
-    """The key of the view at that place: 1 to 9, then 0."""
-    return str((index + 1) % 10)
+    """The key of the view at that place: 1 to 9, then 0, then `?`."""
+    return "1234567890?"[index]

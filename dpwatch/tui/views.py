@@ -1,4 +1,4 @@
-"""The dashboard's views in the order of their digits. A view is added by a line here."""
+"""The dashboard's views in the order of their digits, and help. A view is added by a line here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dpwatch.tui.device_rows import SORT_KEYS
 from dpwatch.tui.heat_view import Heatmap
 from dpwatch.tui.how_it_works import How
 from dpwatch.tui.memory import Memory
+from dpwatch.tui.output_view import Output
 from dpwatch.tui.panels import Help, Overview
 from dpwatch.tui.threads import Threads
 from dpwatch.tui.timeline_view import Timeline
@@ -30,30 +31,6 @@ VIEWS = (
         focus="#ranks",
     ),
     View(
-        name="compare",
-        title="Compare",
-        short="Compare",
-        widget=Compare,
-        keys=(
-            _MOVE,
-            ("enter", "open the run"),
-            ("m  M", "look at the runs by the next metric, by the one before"),
-            (", .  r", "sort by the column before or after; the other way round"),
-            ("/", "show only runs with these words in strategy, title or state"),
-        ),
-        filters="words in a strategy's name, title or state",
-        waits=False,
-    ),
-    View(
-        name="alerts",
-        title="Alerts",
-        short="Alerts",
-        widget=Alerts,
-        keys=(_MOVE, ("enter", "open the run and rank concerned")),
-        waits=False,
-    ),
-    View(name="how", title="How it works", short="How", widget=How, keys=(_SCROLL,), waits=False),
-    View(
         name="heatmap",
         title="Ranks",
         short="Ranks",
@@ -64,6 +41,14 @@ VIEWS = (
             ("w", "go to the rank where it is highest"),
             _RANK,
         ),
+    ),
+    View(
+        name="memory",
+        title="Memory",
+        short="Mem",
+        widget=Memory,
+        keys=(_MOVE, *SORT_KEYS, _RANK),
+        filters=_DEVICES,
     ),
     View(
         name="communication",
@@ -95,13 +80,46 @@ VIEWS = (
         filters=_DEVICES,
     ),
     View(
-        name="memory",
-        title="Memory",
-        short="Mem",
-        widget=Memory,
-        keys=(_MOVE, *SORT_KEYS, _RANK),
-        filters=_DEVICES,
+        name="compare",
+        title="Compare",
+        short="Comp",
+        widget=Compare,
+        keys=(
+            _MOVE,
+            ("enter", "open the run"),
+            ("m  M", "look at the runs by the next metric, by the one before"),
+            (", .  r", "sort by the column before or after; the other way round"),
+            ("/", "show only runs with these words in strategy, title or state"),
+        ),
+        filters="words in a strategy's name, title or state",
+        waits=False,
     ),
-    View(name="help", title="Help", short="Help", widget=Help, keys=(_SCROLL,), waits=False),
+    View(
+        name="alerts",
+        title="Alerts",
+        short="Alerts",
+        widget=Alerts,
+        keys=(_MOVE, ("enter", "open the run and rank concerned")),
+        waits=False,
+    ),
+    View(
+        name="output",
+        title="Output",
+        short="Out",
+        widget=Output,
+        keys=(
+            ("↑ ↓  j k", "scroll, PgUp PgDn by a page; scrolling up stops following the newest"),
+            ("G  end  f", "follow the newest line again; g to the oldest"),
+            (
+                "←  →",
+                "only the rank before, only the next one, all of them; so does a click on one",
+            ),
+            ("t", "only what was written to stderr, marked with !; all of it again"),
+            ("/", "show only lines with these words"),
+        ),
+        filters="words in a line",
+    ),
+    View(name="how", title="How it works", short="How", widget=How, keys=(_SCROLL,), waits=False),
+    View(name="help", title="Help", short="", widget=Help, keys=(_SCROLL,), waits=False),
 )
 BY_NAME = {view.name: view for view in VIEWS}

@@ -83,13 +83,24 @@ class Frame(Message, frozen=True, tag="frame"):
     number: int
 
 
+class Ask(Message, frozen=True, tag="ask"):
+    """Head: ask your ranks for their stacks, by this number at least.
+
+    Attributes:
+        ranks: Whom; none: every rank.
+    """
+
+    number: int
+    ranks: list[int] = []
+
+
 class Refused(Message, frozen=True, tag="refused"):
     """Head: we can't have to do with each other, and why."""
 
     why: str
 
 
-AnyMessage = Here | Time | Back | State | Frame | Refused
+AnyMessage = Here | Time | Back | State | Frame | Ask | Refused
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyMessage)

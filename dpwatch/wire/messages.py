@@ -76,6 +76,7 @@ class Hello(Record, frozen=True, tag="hello"):
         torch_version: `torch.__version__`.
         capture: How collectives are seen: `observer` (every one), `patch` (Python callers only),
             `none`.
+        tells_output: What the process prints is told too (`Output`).
     """
 
     world_size: int
@@ -90,6 +91,7 @@ class Hello(Record, frozen=True, tag="hello"):
     cores: int | None = None
     torch_version: str = ""
     capture: str = "none"
+    tells_output: bool = False
 
 
 class Step(Record, frozen=True, tag="step"):
@@ -167,7 +169,7 @@ class Collective(Record, frozen=True, tag="collective"):
         nbytes: Payload this rank hands in (for all_gather: its own part).
         issued_ns: When the rank entered the call.
         completed_ns: When it was done, None where not sampled or not known.
-        blocked_ns: How long it held the caller up, in call and wait; None where not known.
+        blocked_ns: How long it held the caller up, in call and wait; None where not known (CUDA).
         device: Whose thread issued it.
         dtype: Element type of the payload.
         phase: Phase that thread was in, "" between phases and where nobody looked.
@@ -193,6 +195,28 @@ class Collective(Record, frozen=True, tag="collective"):
     where: str = ""
     is_async: bool | None = None
     nbytes_out: int | None = None
+
+
+class Duration(Record, frozen=True, tag="duration"):
+    """How long a collective took, where that is known only after its `Collective` has left.
+
+    At most one a call, and only of calls whose `Collective.completed_ns` is None (NCCL's).
+
+    Attributes:
+        step: As all up to `nbytes` in the call's `Collective`.
+        duration_ns: On the device: from when its stream had come to it until it was done. What it
+            waited there for other ranks counts, what it waited behind other kernels does not.
+        device: Whose thread issued it.
+    """
+
+    step: int
+    op: str
+    group: str
+    ranks: int
+    seq: int
+    nbytes: int
+    duration_ns: int
+    device: int = 0
 
 
 class Transfer(Record, frozen=True, tag="transfer"):
@@ -278,6 +302,36 @@ class Gpu(Record, frozen=True, tag="gpu"):
     capacity_bytes: int | None = None
 
 
+class Line(msgspec.Struct, array_like=True, frozen=True):
+    """A line that a process has printed.
+
+    Attributes:
+        wall_ns: The sender's wall clock when the last of it was written.
+        text: Without line break, control characters and escape sequences, cut where it is long.
+    """
+
+    wall_ns: int
+    text: str
+
+
+class Output(Record, frozen=True, tag="output"):
+    """What a process has printed to one of its streams since the record before.
+
+    Attributes:
+        stream: `out` (standard output) or `err` (standard error).
+        lines: Whole lines, the oldest first. Of one that was written over after a carriage return,
+            as progress bars are, only how it was in the end.
+        left_out: Lines before these that are not told: too many came at once.
+        open: The line that is still being written, as it stands; it takes the place of the one told
+            before. None: there is none.
+    """
+
+    stream: str
+    lines: list[Line]
+    left_out: int = 0
+    open: Line | None = None
+
+
 class Bye(Record, frozen=True, tag="bye"):
     """A rank's end, as itself or its hub saw it.
 
@@ -337,7 +391,86 @@ class Joined(Record, frozen=True, tag="joined"):
     note: str = ""
 
 
-AnyRecord = Hello | Step | Memory | Collective | Transfer | Beat | Gpu | Bye | Tick | Host | Joined
+class ThreadStack(msgspec.Struct, array_like=True, frozen=True):
+    """Where one Python thread is.
+
+    Attributes:
+        name: As `threading` has it, "" for a thread that Python has not started.
+        training: Whether it is the thread that trains.
+        tid: The kernel's number of it (as `top -H` and gdb show), None where Python has none.
+        frames: `file:line function`, outermost first; of many the middle is left out, and a line
+            that begins with `…` says so.
+        theirs: Index of the innermost frame that is the user's own, None if none is.
+    """
+
+    name: str
+    training: bool
+    tid: int | None
+    frames: list[str]
+    theirs: int | None = None
+
+
+class Stacks(Record, frozen=True, tag="stacks"):
+    """A rank's answer to `Asked`: where each of its Python threads is.
+
+    Attributes:
+        asked: Number of the request.
+        taken_ns: When.
+        threads: The training thread first; dpwatch's own is not among them.
+        left_out: Threads beyond those.
+    """
+
+    asked: int
+    taken_ns: int
+    threads: list[ThreadStack]
+    left_out: int = 0
+
+
+class Asked(Record, frozen=True, tag="asked"):
+    """Said by the hub: it has asked ranks for their stacks. Also what the file says that asks them.
+
+    Attributes:
+        number: Counts the hub's requests from 1.
+        ranks: Who is asked; none: every rank.
+    """
+
+    number: int
+    ranks: list[int] = []
+
+
+class Unanswered(Record, frozen=True, tag="unanswered"):
+    """Said by the hub of a rank that should have answered.
+
+    Attributes:
+        rank: Who.
+        pid: Its process.
+        process: That process's state as the kernel has it (`T` stopped, `t` traced, `D` in the
+            kernel, `R`, `S`), "" where it can't be told.
+    """
+
+    rank: int
+    pid: int
+    process: str = ""
+
+
+AnyRecord = (
+    Hello
+    | Step
+    | Memory
+    | Collective
+    | Duration
+    | Transfer
+    | Beat
+    | Gpu
+    | Output
+    | Bye
+    | Tick
+    | Stacks
+    | Asked
+    | Unanswered
+    | Host
+    | Joined
+)
 
 HUB_RANK = -1
 """`Batch.rank` of what the hub itself adds to a run's stream."""

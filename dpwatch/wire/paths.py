@@ -7,7 +7,8 @@ $DPWATCH_RUNTIME_DIR | $XDG_RUNTIME_DIR/dpwatch | /tmp/dpwatch-UID      0700
     ├── run.json        who the hub is; there once its sockets are bound
     ├── hub.log         the hub's stderr
     ├── state           what it knows, written now and then for a successor
-    └── in, out, ask    its ipc sockets: records in, records out, state on request
+    ├── in, out, ask    its ipc sockets: records in, records out, state on request
+    └── ask-stacks      which ranks are to send their stacks; there once somebody has asked
 ```
 """
 
@@ -36,8 +37,10 @@ RUN_ID_CHARS = 48
 SUCCESSOR_S = 30.0
 """How long a killed hub's state is left for the one that the ranks will start."""
 
-_SOCKETS = ("in", "out", "ask")
-_FILES = ("run.json", "run.new", "hub.log", "state", "state.new", "lock")
+HUB_FILES = ("in", "out", "ask", "ask-stacks", "ask-stacks.new")
+"""What a hub makes in its run's folder and a successor of a killed one clears away."""
+
+_OTHER_FILES = ("run.json", "run.new", "hub.log", "state", "state.new", "lock")
 
 
 class RuntimeDirError(OSError):
@@ -71,6 +74,7 @@ class RunDir:
         self.lock_file = path / "lock"
         self.log_file = path / "hub.log"
         self.state_file = path / "state"
+        self.stacks_file = path / "ask-stacks"
 
     def read_info(self) -> RunInfo | None:
         """What `run.json` says, None while no hub has written one (or it is unreadable)."""
@@ -151,7 +155,7 @@ class RunDir:
 
     def remove(self) -> None:
         """Removes the folder and what a hub puts into it; anything else stays, and so it does."""
-        for name in (*_SOCKETS, *_FILES):
+        for name in (*HUB_FILES, *_OTHER_FILES):
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
         with contextlib.suppress(OSError):

@@ -265,6 +265,19 @@ def test_how_collectives_are_seen(told, mark, says):
     assert says in found.text
 
 
+def test_whether_nccl_is_timed(monkeypatch):
+    found = training.durations({"durations": ["it is not set", "set it"]})
+    assert (found.mark, found.advice, found.value) == (NOTE, "set it", False)
+    assert "it is not set" in found.text
+    found = training.durations({"durations": ["", ""]})
+    assert (found.mark, found.advice, found.value) == (OK, "", True)
+    monkeypatch.setattr(training, "find_spec", lambda name: object())
+    monkeypatch.setattr(training, "ask", lambda *_, **__: (TOLD | {"durations": ["", ""]}, ""))
+    monkeypatch.setattr(training, "hook", lambda: Check("start-up hook", OK, ""))
+    names = [each.name for each in training.checks(None)]
+    assert names == ["torch", "collectives", "NCCL times", "start-up hook"]
+
+
 def test_a_torch_that_cannot_be_imported(monkeypatch, tmp_path):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.12')")

@@ -34,6 +34,12 @@ def test_output_and_exit_code_pass_through():
     assert dpwatch("run", "true").returncode == 0  # the dashes may be left out
 
 
+def test_what_it_prints_is_told_unless_the_user_says_no():
+    told = 'echo "$DPWATCH_OUTPUT"'
+    assert dpwatch("run", "--quiet", "--", "sh", "-c", told).stdout == "\n"
+    assert dpwatch("run", "--quiet", "--no-output", "--", "sh", "-c", told).stdout == "0\n"
+
+
 def test_a_signal_that_ends_it_is_told_as_a_shell_does():
     assert dpwatch("run", "--", "sh", "-c", "kill -KILL $$").returncode == 128 + signal.SIGKILL
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 from tests import scripts
+from tests.hubs import until, watching
 
 pytestmark = [pytest.mark.dist, pytest.mark.scripts]
 STEPS = 12
@@ -73,3 +74,34 @@ def test_a_script_runs_as_it_did_and_is_seen_whole(name, tmp_path):
     assert {rank["dropped"] for rank in run["ranks"]} == {0}
     measured = {each["op"]: each["bytes_per_step"] for each in run["collectives"]}
     assert {op: measured[op] for op in THEORY[name]} == THEORY[name]
+
+
+SPEAKS = """
+import sys, torch
+weight = torch.nn.Parameter(torch.ones(2))
+optimizer = torch.optim.SGD([weight], lr=0.1)
+for step in range(3):
+    weight.square().sum().backward()
+    optimizer.step()
+    print("step", step)
+sys.stderr.write("\\x1b[33mno GPU here\\x1b[0m\\n")
+raise ValueError("the data is broken")
+"""
+
+
+def test_what_a_script_prints_and_dies_of_reaches_the_viewer(tmp_path, private_runtime):
+    script = tmp_path / "speaks.py"
+    script.write_text(SPEAKS)
+    env = scripts.environment(0, DPWATCH_RUNTIME_DIR=str(private_runtime))
+    plain = scripts.run([sys.executable, str(script)], env)
+    env["DPWATCH_HUB_LINGER_S"] = "5"
+    with watching() as watcher:
+        watched = dpwatch_run(sys.executable, str(script), options=["--quiet"], env=env)
+        (view,) = until(watcher, lambda seen: seen.runs and seen.runs[0].run.state == "failed").runs
+    assert (watched.returncode, watched.stdout) == (plain.returncode, plain.stdout)
+    assert watched.stderr == plain.stderr
+    (rank,) = view.output
+    told = {name: [p.text for p in rank.lines if p.stream == name] for name in ("out", "err")}
+    assert told["out"] == plain.stdout.splitlines() == ["step 0", "step 1", "step 2"]
+    assert told["err"] == ["no GPU here", *plain.stderr.splitlines()[1:]]
+    assert told["err"][-1] == "ValueError: the data is broken"

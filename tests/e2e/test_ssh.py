@@ -59,6 +59,10 @@ def test_a_run_over_there_is_seen_as_it_is(server, remote):
             send(frame)
         with Viewing(server, remote, "node1") as viewing:
             until(viewing.watcher, has("run", steps=10))
+            viewing.watcher.ask_stacks("run", [1])
+            asked = until(viewing.watcher, lambda s: s.runs[0].stacks).runs[0].stacks
+            assert [entry.standing for entry in asked] == ["unasked", "awaited"]
+            assert hub.place.stacks_file.exists()
             for frame in frames[-2:]:
                 send(frame)
             seen = until(viewing.watcher, has("run", state="finished"))

@@ -14,7 +14,7 @@ from dpwatch.probe.lanes import here
 from dpwatch.probe.probe import Probe
 from dpwatch.probe.seams import NoCollectives, NoLedger
 from dpwatch.wire import codec
-from dpwatch.wire.messages import Batch, Position
+from dpwatch.wire.messages import Asked, Batch, Position
 
 
 class MemoryLink:
@@ -27,6 +27,7 @@ class MemoryLink:
         self.tended = 0
         self.closed = threading.Event()
         self.error: Exception | None = None
+        self.request: Asked | None = None
 
     def open(self, run_id: str, local_rank: int) -> None:
         if self.error is not None:
@@ -40,6 +41,10 @@ class MemoryLink:
 
     def tend(self, now_ns: int) -> None:
         self.tended += 1
+
+    def asked(self) -> Asked | None:
+        request, self.request = self.request, None
+        return request
 
     def close(self) -> None:
         self.closed.set()
@@ -100,6 +105,7 @@ class HandCollectives:
     """Counts what a test says was issued."""
 
     capture = "observer"
+    calls = None
 
     def __init__(self) -> None:
         self.issued = 0

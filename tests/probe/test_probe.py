@@ -309,6 +309,7 @@ import dpwatch
 class Link:
     def open(self, *a): pass
     def tend(self, now): pass
+    def asked(self): pass
     def close(self): pass
     def send(self, frame):
         for r in codec.decode(frame).records:

@@ -16,7 +16,7 @@ from dpwatch.probe.link import HUB_PATIENCE_NS, LAUNCHES, HubLink
 from dpwatch.probe.publisher import RANK_PATIENCE_NS, Publisher
 from dpwatch.probe.recorder import Recorder
 from dpwatch.wire import codec, paths, transport
-from dpwatch.wire.messages import Beat, Bye, DeviceInfo, Gpu, Hello, Step
+from dpwatch.wire.messages import Asked, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks, Step
 
 MS, S = 1_000_000, 1_000_000_000
 
@@ -29,6 +29,7 @@ class Source:
         self.stepped = False
         self.params: int | None = None
         self.found: list[Gpu] = []
+        self.printed: list[Output] = []
 
     def identify(self) -> Identity:
         return self.me
@@ -45,6 +46,16 @@ class Source:
 
     def gpus(self) -> list[Gpu]:
         return self.found
+
+    def read_durations(self, now_ns: int) -> None:
+        self.asked_ns = now_ns
+
+    def stacks(self, asked: int) -> Stacks | None:
+        return Stacks(asked, 0, [])
+
+    def output(self, *, last: bool = False) -> list[Output]:
+        found, self.printed = self.printed, []
+        return found
 
 
 def a_step(number: int) -> tuple[Any, ...]:
@@ -90,6 +101,15 @@ def test_hello_comes_on_change(publisher, source, link):
     source.params = 7
     publisher.poll(500 * MS)
     assert [h.params for h in link.records(Hello)] == [None, 7]
+
+
+@pytest.mark.parametrize(("ranks", "answers"), [([], 1), ([1, 2], 1), ([0, 3], 0)])
+def test_stacks_are_told_once_by_the_ranks_that_are_asked(publisher, link, ranks, answers):
+    publisher.poll(0)
+    link.request = Asked(3, ranks)
+    for turn in range(1, 41):
+        publisher.poll(turn * 50 * MS)
+    assert [s.asked for s in link.records(Stacks)] == [3] * answers
 
 
 def test_records_go_out_in_order_in_frames_of_at_most_64(publisher, recorder, link):

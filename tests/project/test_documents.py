@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from dpwatch.cli import doctor
+from dpwatch.cli import doctor, stacks
 from dpwatch.cli.checks.check import Check
 from dpwatch.demo import max_batch, sweep
 from dpwatch.hub import diagnose, snapshot
@@ -64,6 +64,14 @@ def test_the_json_of_the_doctor():
     assert f"`{doctor.SCHEMA}`" in page
     for field in Check.__struct_fields__:
         assert f"`{field}`" in page.split(doctor.SCHEMA, 1)[1], f"docs/json.md lacks {field}"
+
+
+def test_the_json_of_stacks():
+    page = text("json.md")
+    assert f"`{stacks.SCHEMA}`" in page
+    for struct in (stacks.Stacks, stacks.RunStacks, stacks.RankAnswer, stacks.Thread):
+        for field in struct.__struct_fields__:
+            assert f"`{field}`" in page.split(stacks.SCHEMA, 1)[1], f"docs/json.md lacks {field}"
 
 
 def test_every_diagnosis():

@@ -48,6 +48,9 @@ class Keeps:
     def tend(self, now_ns):
         pass
 
+    def asked(self):
+        return None
+
     def close(self):
         pass
 

@@ -18,12 +18,14 @@ def test_runs_come_back_as_they_went():
 
 @pytest.mark.dist
 @pytest.mark.parametrize("past_failures", [False, True])
-def test_what_follows_a_failure_is_trained_where_that_is_wanted(capsys, past_failures):
+def test_what_follows_a_failure_is_trained_where_that_is_wanted(capfd, past_failures):
     runs = [("a", tiny("single", gpu_mem_bytes=1000)), ("b", tiny("dp", steps=2))]
     stop = StopSwitch()
     assert Series(runs=runs, past_failures=past_failures).train(stop) == 1
     stop.close()
-    told = capsys.readouterr()
-    assert "OutOfMemoryError: vgpu:0 out of memory" in told.err
-    assert len(told.err.splitlines()) == 1
+    told = capfd.readouterr()
+    *from_the_rank, complaint = told.err.splitlines()
+    assert from_the_rank[0] == "Traceback (most recent call last):"
+    assert complaint.startswith("dpwatch.trainer: ")
+    assert "OutOfMemoryError: vgpu:0 out of memory" in complaint
     assert ("step 2/2" in told.out) == past_failures

@@ -8,7 +8,8 @@ import queue
 from msgspec.structs import replace
 
 from dpwatch.hub import snapshot as s
-from dpwatch.wire.messages import Step
+from dpwatch.hub.stacks import RankStacks
+from dpwatch.wire.messages import Step, ThreadStack
 
 P = 12_900_000
 """Parameter bytes of the model in these scenes."""
@@ -232,6 +233,7 @@ class QueueSource:
     def __init__(self, *snapshots: s.Snapshot) -> None:
         self.queue: queue.Queue[s.Snapshot | Exception] = queue.Queue()
         self.closed = 0
+        self.asked: list[tuple[str, tuple[int, ...]]] = []
         for each in snapshots:
             self.queue.put(each)
 
@@ -243,6 +245,9 @@ class QueueSource:
         if isinstance(item, Exception):
             raise item
         return item
+
+    def ask_stacks(self, run_id: str, ranks: tuple[int, ...] = ()) -> None:
+        self.asked.append((run_id, ranks))
 
     def close(self) -> None:
         self.closed += 1
@@ -318,3 +323,85 @@ def alerted() -> s.RunView:
     holds = past(kind="gil_bound", severity="info", ranks=(0,), began_s=940.0, ended_s=None)
     hang = past(kind="hang", severity="critical", began_s=600.0, ended_s=700.0)
     return with_alerts(hang, past(began_s=800.0, ended_s=890.0), holds)
+
+
+_WAITS = ("train.py:88 <module>", "train.py:61 main",
+          "torch/nn/parallel/distributed.py:1661 forward",
+          "torch/distributed/c10d_logger.py:83 wrapper",
+          "torch/distributed/distributed_c10d.py:2963 all_reduce")  # fmt: skip
+_LOOPS = ("train.py:88 <module>", "train.py:58 main", "data/tokens.py:31 pad_to_longest")
+
+
+def _stacks(rank: int, frames: tuple[str, ...], theirs: int) -> RankStacks:
+    loader = ThreadStack(
+        "Thread-1 (_pin)", False, 5100 + rank, ["python3.11/threading.py:327 wait"]
+    )
+    return RankStacks(
+        rank=rank, host="box", pid=5000 + rank, asked=1, answered=1, standing="answered", why="",
+        waited_s=None, age_s=2.2, left_out=0, seen_at="train.py:61 main", seen_s=0.3,
+        threads=(ThreadStack("MainThread", True, 5000 + rank, list(frames), theirs), loader),
+    )  # fmt: skip
+
+
+def stuck_run() -> s.RunView:
+    """Six ranks wait in an all-reduce, one pads a batch for ever, one is stopped."""
+    view = ddp_run(ranks=8, state="running")
+    stopped = RankStacks(
+        rank=7, host="box", pid=5007, asked=1, answered=0, standing="silent", waited_s=4.0,
+        age_s=None, seen_at="train.py:61 main", seen_s=4.2,
+        why="no answer for 4 s: its process is stopped (SIGSTOP or SIGTSTP); SIGCONT lets it go on",
+    )  # fmt: skip
+    told = [_stacks(rank, _WAITS, 1) for rank in range(8)]
+    told[5] = _stacks(5, _LOOPS, 2)
+    told[7] = stopped
+    return replace(view, stacks=tuple(told), run=replace(view.run, state="hung"))
+
+
+_BAR = "epoch 3:  61%|██████    | 97/160 [00:12<00:08,  7.61it/s]"
+_TRACE = (
+    "Traceback (most recent call last):",
+    '  File "/home/ada/train.py", line 88, in <module>',
+    "    main()",
+    '  File "/home/ada/train.py", line 61, in main',
+    "    loss = criterion(model(inputs), targets)",
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 512.00 MiB. GPU 2 has a total "
+    "capacity of 39.39 GiB of which 214.56 MiB is free.",
+)
+
+
+def with_output(
+    view: s.RunView, *, lines: int = 12, left_out: int = 0, let_go: int = 0, fails: int | None = 2
+) -> s.RunView:
+    """The view with what its ranks have printed: a log line a second, warnings, a traceback."""
+    ranks = sorted({rank.rank for rank in view.run.ranks})
+    output = []
+    for rank in ranks:
+        printed = [
+            _printed(
+                n + rank / 100, "out", f"step {100 + n}/200  loss {2.9 - n / 50 + rank / 500:.3f}"
+            )
+            for n in range(lines)
+        ]
+        printed.insert(3, _printed(2.5, "err", f"[rank{rank}] UserWarning: lr_scheduler.step()"))
+        if rank == fails:
+            printed += [_printed(lines + 0.2, "err", text) for text in _TRACE]
+        if rank == 0:
+            printed.append(_printed(lines + 0.5, "err", _BAR))
+        output.append(s.RankOutput(rank, tuple(printed), left_out, let_go))
+    return replace(view, output=tuple(output), tells_output=len(ranks))
+
+
+def _printed(after_s: float, stream: str, text: str) -> s.Printed:
+    return s.Printed(int((36_000 + after_s) * 1e9), stream, text)
+
+
+def hostile_output() -> s.RunView:
+    """Lines that try to be markup, escapes, too long or too wide."""
+    texts = (
+        "[bold]red[/bold] [@click=app.quit]x[/]", "\x1b[2J\x1b]0;owned\x07gone", "\u202eback\u2066",
+        "漢字" * 120, "e\u0301" * 90, "\ud800 alone", "tab\tand\rreturn\nline", "", "x" * 400,
+    )  # fmt: skip
+    printed = tuple(_printed(n, "err", text) for n, text in enumerate(texts))
+    odd = (s.Printed(-(10**18), "?", "long ago"), s.Printed(9 * 10**18, "out", "long ahead"))
+    return replace(hostile_run(), output=(s.RankOutput(0, printed), s.RankOutput(10**9, odd)),
+                   tells_output=2)  # fmt: skip

@@ -14,7 +14,7 @@ from dpwatch.tui.threads import Threads
 from .conftest import screen_text, shown
 from .scenes import cluster_run, ddp_run, dp_run, hostile_run, snapshot, starting_run, with_lanes
 
-VIEWS = [("8", Threads), ("9", Memory)]
+VIEWS = [("6", Threads), ("3", Memory)]
 
 
 def devices_of(app, kind):
@@ -30,7 +30,7 @@ def test_time_on_a_core_is_known_only_with_all_that_is_lost():
 @pytest.mark.parametrize("size", [(80, 24), (120, 35), (240, 70)])
 async def test_threads_show_every_share_with_its_figure(dashboard, size):
     async with dashboard(snapshot(dp_run()), size=size) as (app, pilot):
-        await pilot.press("8", "j")
+        await pilot.press("6", "j")
         text = screen_text(app)
         for words in (
             "run queue ≤ 24% (vgpu:1)",
@@ -44,7 +44,7 @@ async def test_threads_show_every_share_with_its_figure(dashboard, size):
 @pytest.mark.parametrize("size", [(80, 24), (120, 35), (240, 70)])
 async def test_memory_shows_device_0_beside_the_others(dashboard, size):
     async with dashboard(snapshot(dp_run()), size=size) as (app, pilot):
-        await pilot.press("9")
+        await pilot.press("3")
         text = screen_text(app)
         assert "device 0 peaks at 56.2 MiB, the others' median 30.9 MiB (1.82×) · by ledger" in text
         assert "O 24.6 MiB" in text
@@ -58,7 +58,7 @@ async def test_a_full_bar_is_the_capacity_where_all_devices_have_one(dashboard):
     ]
     view = replace(view, run=replace(view.run, ranks=ranks))
     async with dashboard(snapshot(view), size=(80, 24)) as (app, pilot):
-        await pilot.press("9")
+        await pilot.press("3")
         assert "a full bar is capacity" in screen_text(app)
         assert "56.2 MiB   64.0 MiB" in screen_text(app)
 
@@ -143,7 +143,7 @@ async def test_a_thousand_rows_are_drawn_only_where_visible(dashboard, key, kind
         assert len(drawn) <= 2 * app.size.height
 
 
-@pytest.mark.parametrize("key", ["7", "8", "9"])
+@pytest.mark.parametrize("key", ["5", "6", "3"])
 async def test_a_rank_that_is_lost_or_failed_is_marked(dashboard, key):
     view = ddp_run()
     ranks = list(view.run.ranks)

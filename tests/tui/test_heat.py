@@ -78,7 +78,7 @@ def test_unknown_figures_come_last_whichever_way_round():
 
 async def test_a_thousand_ranks_fit_on_one_screen_with_their_hosts(dashboard):
     async with dashboard(snapshot(cluster_run()), size=(120, 35)) as (app, pilot):
-        await pilot.press("5")
+        await pilot.press("2")
         text = screen_text(app)
         for name in ("node-000", "node-127", "1024 ranks by median step time", "120 ms"):
             assert name in text
@@ -98,7 +98,7 @@ async def test_four_thousand_scroll_and_are_drawn_only_where_visible(dashboard, 
 
     monkeypatch.setattr(heat_view, "heat_row", counted)
     async with dashboard(snapshot(cluster_run(ranks=4096)), size=(80, 24)) as (app, pilot):
-        await pilot.press("5")
+        await pilot.press("2")
         assert 0 < len(drawn) <= app.size.height
         await pilot.press("G")
         await pilot.pause()
@@ -111,7 +111,7 @@ async def test_four_thousand_scroll_and_are_drawn_only_where_visible(dashboard, 
 
 async def test_the_cursor_tells_of_its_rank_and_opens_it(dashboard):
     async with dashboard(snapshot(cluster_run())) as (app, pilot):
-        await pilot.press("5", "right", "right", "down")
+        await pilot.press("2", "right", "right", "down")
         text = screen_text(app)
         assert "▸ rank 50 · cuda:2  step 84.0 ms" in text
         assert "median 80.0 ms" in text
@@ -119,7 +119,7 @@ async def test_the_cursor_tells_of_its_rank_and_opens_it(dashboard):
         await pilot.press("w", "enter")
         assert app.panel == "rank"
         assert app.query_one(RankDetail).key == (341, "cuda:5")
-        assert "[5 Ranks]" in screen_text(app)
+        assert "[2 Ranks]" in screen_text(app)
         await pilot.press("escape")
         assert app.panel == "heatmap"
         assert "▸ rank 341" in screen_text(app)
@@ -127,7 +127,7 @@ async def test_the_cursor_tells_of_its_rank_and_opens_it(dashboard):
 
 async def test_a_click_chooses_a_cell_and_a_second_opens_it(dashboard):
     async with dashboard(snapshot(cluster_run())) as (app, pilot):
-        await pilot.press("5")
+        await pilot.press("2")
         lines = screen_text(app).splitlines()
         row = next(i for i, text in enumerate(lines) if "node-013" in text)
         place = (lines[row].index("node-013") + len("node-013 ") + 4, row)
@@ -139,7 +139,7 @@ async def test_a_click_chooses_a_cell_and_a_second_opens_it(dashboard):
 
 async def test_every_metric_comes_up_by_key_and_by_click(dashboard):
     async with dashboard(snapshot(dp_run()), size=(80, 24)) as (app, pilot):
-        await pilot.press("5")
+        await pilot.press("2")
         for metric in (*METRICS[1:], METRICS[0]):
             await pilot.press("m")
             assert f"[{metric.title}]" in screen_text(app)
@@ -156,7 +156,7 @@ async def test_every_metric_comes_up_by_key_and_by_click(dashboard):
 
 async def test_the_cursor_stays_on_its_rank_when_ranks_come_and_go(dashboard):
     async with dashboard(snapshot(cluster_run())) as (app, pilot):
-        await pilot.press("5", "w")
+        await pilot.press("2", "w")
         app._source.queue.put(snapshot(cluster_run(ranks=2048)))
         await shown(app, pilot, lambda: len(app.frame.view.run.ranks) == 2048)
         assert "▸ rank 341 " in screen_text(app)
@@ -169,7 +169,7 @@ async def test_the_cursor_stays_on_its_rank_when_ranks_come_and_go(dashboard):
 @pytest.mark.parametrize("size", [(80, 24), (240, 70)])
 async def test_unknown_figures_and_hostile_names(dashboard, scene, size):
     async with dashboard(snapshot(scene()), size=size) as (app, pilot):
-        await pilot.press("5", "m", "w", "right", "down", "G")
+        await pilot.press("2", "m", "w", "right", "down", "G")
         text = screen_text(app)
         assert not any(ord(c) < 32 and c != "\n" for c in text)
         assert "–" in text
@@ -178,5 +178,5 @@ async def test_unknown_figures_and_hostile_names(dashboard, scene, size):
 async def test_without_colour_the_blocks_still_tell(dashboard, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     async with dashboard(snapshot(ddp_run(ranks=64))) as (app, pilot):
-        await pilot.press("5")
+        await pilot.press("2")
         assert "▇▇ 80.0 ms" in screen_text(app)

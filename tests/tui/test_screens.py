@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from dpwatch.tui.app import DashboardApp
 
 from .conftest import shown
-from .scenes import GPUS, QueueSource, ddp_run, dp_run, snapshot, starting_run
+from .scenes import GPUS, QueueSource, ddp_run, dp_run, snapshot, starting_run, stuck_run
 from .schemes import every_run, scheme_run
 
 pytestmark = pytest.mark.snapshot
@@ -26,15 +26,17 @@ def both():
     [
         (lambda: snapshot(dp_run()), []),
         (both, []),
-        (both, ["2"]),
-        (lambda: snapshot(*every_run()), ["2"]),
-        (lambda: snapshot(*every_run()), ["2", "m"]),
-        (lambda: snapshot(dp_run()), ["4"]),
-        (lambda: snapshot(scheme_run("ddp")), ["4"]),
-        (lambda: snapshot(scheme_run("hsdp")), ["4"]),
-        (both, ["3"]),
+        (both, ["7"]),
+        (lambda: snapshot(*every_run()), ["7"]),
+        (lambda: snapshot(*every_run()), ["7", "m"]),
+        (lambda: snapshot(dp_run()), ["0"]),
+        (lambda: snapshot(scheme_run("ddp")), ["0"]),
+        (lambda: snapshot(scheme_run("hsdp")), ["0"]),
+        (both, ["8"]),
         (both, ["p", "enter"]),
         (lambda: snapshot(starting_run()), []),
+        (lambda: snapshot(stuck_run()), ["s"]),
+        (lambda: snapshot(stuck_run()), ["enter", "s"]),
         (lambda: snapshot(), []),
         (lambda: replace(snapshot(), gpus=GPUS), []),
     ],
@@ -50,6 +52,8 @@ def both():
         "diagnoses",
         "rank",
         "starting",
+        "stacks",
+        "stacks-rank",
         "waiting",
         "waiting-gpus",
     ],

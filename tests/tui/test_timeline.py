@@ -94,7 +94,7 @@ def timeline_of(app):
 
 async def test_zoom_and_pan_by_keys(dashboard):
     async with dashboard(snapshot(with_lanes(ddp_run()))) as (app, pilot):
-        await pilot.press("7")
+        await pilot.press("5")
         assert "300 ms on screen, the newest" in screen_text(app)
         await pilot.press("plus")
         assert "150 ms on screen" in screen_text(app)
@@ -115,7 +115,7 @@ async def test_zoom_and_pan_by_keys(dashboard):
 async def test_a_step_back_while_paused(dashboard):
     view = with_lanes(ddp_run())
     async with dashboard(snapshot(view)) as (app, pilot):
-        await pilot.press("7", "space", "comma")
+        await pilot.press("5", "space", "comma")
         lane = view.lanes[0]
         before = timeline_of(app)._window
         assert before.start_ns in [step.start_ns for step in lane.steps]
@@ -130,7 +130,7 @@ async def test_a_step_back_while_paused(dashboard):
 
 async def test_the_last_step_of_the_lane_is_told_and_enter_opens_the_rank(dashboard):
     async with dashboard(snapshot(with_lanes(ddp_run())), size=(80, 24)) as (app, pilot):
-        await pilot.press("7", "j", "j")
+        await pilot.press("5", "j", "j")
         text = screen_text(app)
         assert "▸ 2 vgpu:2  D 2.00 ms H 1.00 ms F 26.0 ms B 52.0 ms O 12.0 ms E 5.10 ms" in text
         await pilot.press("enter", "escape")
@@ -139,7 +139,7 @@ async def test_the_last_step_of_the_lane_is_told_and_enter_opens_the_rank(dashbo
 
 async def test_of_many_ranks_the_first_are_shown_and_that_is_said(dashboard):
     async with dashboard(snapshot(with_lanes(cluster_run()))) as (app, pilot):
-        await pilot.press("7")
+        await pilot.press("5")
         text = screen_text(app)
         assert "the first 64 of 1024 ranks" in text
         assert "hosts laid upon each other" in text
@@ -152,7 +152,7 @@ async def test_a_rank_without_a_step_leaves_the_others_theirs(dashboard):
     view = with_lanes(ddp_run())
     view = replace(view, lanes=(replace(view.lanes[0], steps=()), *view.lanes[1:]))
     async with dashboard(snapshot(view)) as (app, pilot):
-        await pilot.press("7")
+        await pilot.press("5")
         text = screen_text(app)
         assert "▸ 0 vgpu:0  no step yet" in text
         assert "149" in text.splitlines()[5]
@@ -161,5 +161,5 @@ async def test_a_rank_without_a_step_leaves_the_others_theirs(dashboard):
 @pytest.mark.parametrize("scene", [starting_run, dp_run])
 async def test_without_steps_it_says_so(dashboard, scene):
     async with dashboard(snapshot(scene()), size=(80, 24)) as (app, pilot):
-        await pilot.press("7", "plus", "left", "comma", "f")
+        await pilot.press("5", "plus", "left", "comma", "f")
         assert "no step yet" in screen_text(app)

@@ -62,7 +62,7 @@ def test_no_line_is_wider_than_the_screen(name, width):
 
 async def test_the_view_scrolls_by_keys(dashboard):
     async with dashboard(snapshot(ddp_run()), size=(80, 24)) as (app, pilot):
-        await pilot.press("6")
+        await pilot.press("4")
         assert "Collectives" in screen_text(app)
         await pilot.press("G")
         await pilot.pause()

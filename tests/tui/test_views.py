@@ -13,16 +13,16 @@ pytestmark = pytest.mark.snapshot
 
 SIZES = [(80, 24), (120, 35), (200, 60)]
 SCENES = {
-    "heatmap-dp": (dp_run, ["5", "m", "m", "m"]),
-    "heatmap-1024": (cluster_run, ["5", "w"]),
-    "communication-dp": (dp_run, ["6"]),
-    "communication-ddp": (ddp_run, ["6"]),
-    "timeline": (lambda: with_lanes(ddp_run()), ["7", "left"]),
-    "timeline-64": (lambda: with_lanes(cluster_run()), ["7", "j"]),
-    "alerts": (alerted, ["3", "j"]),
-    "threads": (dp_run, ["8", "j"]),
-    "memory": (dp_run, ["9"]),
-    "memory-1024": (cluster_run, ["9", "full_stop", "j"]),
+    "heatmap-dp": (dp_run, ["2", "m", "m", "m"]),
+    "heatmap-1024": (cluster_run, ["2", "w"]),
+    "communication-dp": (dp_run, ["4"]),
+    "communication-ddp": (ddp_run, ["4"]),
+    "timeline": (lambda: with_lanes(ddp_run()), ["5", "left"]),
+    "timeline-64": (lambda: with_lanes(cluster_run()), ["5", "j"]),
+    "alerts": (alerted, ["8", "j"]),
+    "threads": (dp_run, ["6", "j"]),
+    "memory": (dp_run, ["3"]),
+    "memory-1024": (cluster_run, ["3", "full_stop", "j"]),
 }
 
 
@@ -49,7 +49,7 @@ def test_view_without_colour(snap_compare, monkeypatch):
 
     async def act(pilot):
         await shown(app, pilot, lambda: app.snapshot == now)
-        await pilot.press("5", "w")
+        await pilot.press("2", "w")
         await pilot.pause()
 
     assert snap_compare(app, terminal_size=(120, 35), run_before=act)

@@ -10,18 +10,23 @@ from hypothesis import strategies as st
 from dpwatch.wire import codec
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
+    Asked,
     Batch,
     Beat,
     ByCategory,
     Bye,
     Collective,
     DeviceInfo,
+    Duration,
     Gpu,
     Hello,
     Memory,
+    Stacks,
     Step,
+    ThreadStack,
     Tick,
     Transfer,
+    Unanswered,
 )
 
 EVERY_RECORD = [
@@ -29,11 +34,15 @@ EVERY_RECORD = [
     Step(0, 3, 1, 2, loss=1.5),
     Memory(0, 3, 5, 9, ByCategory(params=5), ByCategory(params=5, grads=4), "ledger"),
     Collective(3, "all_reduce", "default", 4, 7, 1024, 10, 20),
+    Duration(3, "all_reduce", "default", 4, 7, 1024, 12_345),
     Transfer(3, "reduce", 1, 0, 512, 99),
     Beat(3, "forward", rss_bytes=1),
     Gpu(0, 0.5, 60.0),
     Bye("failed", "why"),
     Tick(),
+    Stacks(3, 99, [ThreadStack("MainThread", True, 7, ["a.py:1 f"], 0)], 1),
+    Asked(3, [0, 2]),
+    Unanswered(2, 4711, "T"),
 ]
 
 

@@ -51,6 +51,8 @@ def checks(gpus: int | None) -> Iterator[Check]:
         )
         yield torch(told, why, gpus)
         yield collectives(told, why)
+        if "durations" in told:
+            yield durations(told)
     yield hook()
 
 
@@ -95,6 +97,17 @@ def collectives(told: dict[str, Any], why: str) -> Check:
     text = f"{capture}: {lacks} are not seen with this torch"
     mark = NOTE if told["python"] else TROUBLE
     return Check("collectives", mark, text, "docs/limits.md names the versions tested", capture)
+
+
+def durations(told: dict[str, Any]) -> Check:
+    """Whether it is read how long NCCL's collectives take, by what is set here and now."""
+    name = "NCCL times"
+    why, advice = told["durations"]
+    if why:
+        text = f"how long NCCL's collectives take is not read: {why}"
+        return Check(name, NOTE, text, advice, False)
+    text = "how long NCCL's collectives take is read from the flight recorder, as it is set here"
+    return Check(name, OK, text, value=True)
 
 
 def hook() -> Check:

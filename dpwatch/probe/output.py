@@ -1,0 +1,117 @@
+"""What this process prints: its writes to stdout and stderr, seen as they happen.
+
+The streams stay the objects they are. Each gets an attribute `write` of its own, over its class's,
+which writes as before and then appends to a bounded queue: nothing else happens on the thread that
+prints. What writes to the file descriptors past Python is not seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable
+from time import time_ns
+from typing import Any
+
+from dpwatch.probe.output_lines import Lines
+from dpwatch.wire.messages import Output
+
+STREAMS = ("out", "err")
+MOST_WRITES = 1024
+"""Writes kept until the sender comes round; older ones go."""
+
+MOST_CHARS = 8192
+"""Kept of a single write: its end."""
+
+Written = tuple[int, str, int, int]
+"""Index into `STREAMS`, text, wall clock in ns, lines cut off before the text."""
+
+
+def wanted() -> bool:
+    """Whether this process's output is to be told: `DPWATCH_OUTPUT`, else under `dpwatch run`."""
+    said = os.environ.get("DPWATCH_OUTPUT")
+    return said != "0" if said else "DPWATCH_SESSION" in os.environ
+
+
+class Tap:
+    """Hears what is written to `sys.stdout` and `sys.stderr` as they are now, until `close`."""
+
+    def __init__(self) -> None:
+        self._written: deque[Written] = deque(maxlen=MOST_WRITES)
+        self._overrun = [0, 0]
+        self._lines = [Lines(name) for name in STREAMS]
+        self._placed: list[tuple[Any, Callable[..., Any], Callable[..., Any] | None]] = []
+        streams = [sys.stdout] if sys.stdout is sys.stderr else [sys.stdout, sys.stderr]
+        for index, stream in enumerate(streams):
+            with contextlib.suppress(Exception):  # a stream of the script's own, of whatever kind
+                self._place(index, stream)
+
+    def _place(self, index: int, stream: Any) -> None:
+        before = vars(stream).get("write")
+        ours = self._writer(index, stream.write)
+        stream.write = ours
+        self._placed.append((stream, ours, before))
+
+    def _writer(self, index: int, plain: Callable[..., Any]) -> Callable[..., Any]:
+        written, overrun = self._written, self._overrun
+
+        def write(*args: Any, **kwargs: Any) -> Any:
+            result = plain(*args, **kwargs)
+            try:
+                if len(written) == MOST_WRITES:
+                    gone = written[0]
+                    overrun[gone[0]] += gone[1].count("\n") + gone[3]
+                text = args[0]
+                if type(text) is str:
+                    kept = text if len(text) <= MOST_CHARS else text[-MOST_CHARS:]
+                    cut = 0 if kept is text else text.count("\n", 0, -MOST_CHARS)
+                    written.append((index, kept, time_ns(), cut))
+            except Exception:  # noqa: BLE001 - never into the user's code
+                pass
+            return result
+
+        return write
+
+    def tell(self, error: BaseException) -> None:
+        """Takes what Python is about to print of the exception that ends the process.
+
+        Nobody hears that any more: the probe says goodbye first.
+        """
+        with contextlib.suppress(Exception):  # an exception's own text may raise
+            if isinstance(error, SystemExit):
+                text = f"{error.code}\n" if isinstance(error.code, str) else ""
+            else:
+                text = "".join(traceback.format_exception(error))
+            cut = text.count("\n", 0, -MOST_CHARS)
+            self._written.append((STREAMS.index("err"), text[-MOST_CHARS:], time_ns(), cut))
+
+    def take(self, *, last: bool = False) -> list[Output]:
+        """What has come since the last call; on the sender thread only.
+
+        Args:
+            last: Nothing will come any more: a line that was not ended is told as it is.
+        """
+        now_ns = time_ns()
+        for _ in range(len(self._written)):
+            index, text, wall_ns, cut = self._written.popleft()
+            self._lines[index].feed(text, wall_ns, cut)
+        for index, lines in enumerate(self._lines):
+            overrun, self._overrun[index] = self._overrun[index], 0
+            lines.left_out += overrun
+        told = (lines.take(now_ns, last=last) for lines in self._lines)
+        return [output for output in told if output is not None]
+
+    def close(self) -> None:
+        """Takes ours off again, where nobody has put theirs on top."""
+        placed, self._placed = self._placed, []
+        for stream, ours, before in placed:
+            with contextlib.suppress(Exception):
+                if vars(stream).get("write") is not ours:
+                    continue
+                if before is None:
+                    del stream.write
+                else:
+                    stream.write = before

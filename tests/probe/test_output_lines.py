@@ -1,0 +1,151 @@
+"""What is told of what a stream is written: whole lines, clean, not too many."""
+
+from __future__ import annotations
+
+import pytest
+
+from dpwatch.probe.output_lines import BURST, KEPT_CHARS, MOST_CHARS, OPEN_NS, RATE, Lines, cleaned
+from dpwatch.wire.messages import Line, Output
+
+S = 1_000_000_000
+
+
+def texts(output: Output | None) -> list[str]:
+    return [] if output is None else [line.text for line in output.lines]
+
+
+def told(*writes: str) -> list[str]:
+    """Lines told of these writes, and the one that is open."""
+    lines = Lines("out")
+    for n, text in enumerate(writes):
+        lines.feed(text, n)
+    output = lines.take(10 * S, last=True)
+    if output is None:
+        return []
+    return [*texts(output), *([f"{output.open.text}…"] if output.open else [])]
+
+
+@pytest.mark.parametrize(
+    ("writes", "expected"),
+    [
+        (["a\n"], ["a"]),
+        (["a", "\n"], ["a"]),
+        (["a\nb\nc"], ["a", "b", "c…"]),
+        (["a\r\nb\r\n"], ["a", "b"]),
+        (["a\r", "\nb\n"], ["a", "b"]),
+        (["\n\n"], ["", ""]),
+        (["10%\r", "20%\r", "30%\n"], ["30%"]),
+        (["\r10%", "\r20%", "\r30%", "\n"], ["30%"]),
+        (["\r10%", "\r20%"], ["20%…"]),
+        (["head 10%", "\rhead", " 20%\n"], ["head 20%"]),
+        (["\r99%", "\r   \r"], []),
+        (["\r99%", "\r   \r", "done\n"], ["done"]),
+        (["  indented\n"], ["  indented"]),
+        (["\tx\n"], ["    x"]),
+        ([""], []),
+    ],
+)
+def test_writes_become_lines(writes, expected):
+    assert told(*writes) == expected
+
+
+def test_a_line_has_the_time_of_its_last_write():
+    lines = Lines("err")
+    lines.feed("a", 1 * S)
+    lines.feed("b\nc", 2 * S)
+    assert lines.take(9 * S) == Output("err", [Line(2 * S, "ab")], 0, Line(2 * S, "c"))
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07after", "after"),
+        ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x9b31mred", "red"),
+        ("\x1b(Bplain", "plain"),
+        ("cut off \x1b[3", "cut off"),
+        ("cut off \x1b]0;tit", "cut off"),
+        ("bell\x07 null\x00", "bell null"),
+        ("a\ud800b", "a\ufffdb"),
+        ("12%\b\b\b34%", "34%"),
+        ("\b\bx", "x"),
+        ("été 漢字 █", "été 漢字 █"),
+    ],
+)
+def test_only_what_can_be_shown_is_told(raw, clean):
+    assert cleaned(raw) == clean
+    cleaned(raw).encode()  # so that it can be sent
+
+
+def test_a_huge_line_is_cut_and_costs_no_more_than_it_shows():
+    lines = Lines("out")
+    for _ in range(1000):
+        lines.feed("x" * 8000, 0)
+    assert len(lines._part) == KEPT_CHARS
+    lines.feed("\nnext\n", 0)
+    long, after = texts(lines.take(0))
+    assert (len(long), long[-1], after) == (MOST_CHARS, "…", "next")
+
+
+def test_what_a_long_line_is_written_over_with_is_seen():
+    assert told("x" * 10_000, "\rshort\n") == ["short"]
+
+
+def test_of_too_many_lines_the_last_are_told_and_the_others_counted():
+    lines = Lines("out")
+    lines.feed("".join(f"{n}\n" for n in range(1000)), 0)
+    output = lines.take(0)
+    assert texts(output) == [str(n) for n in range(1000 - BURST, 1000)]
+    assert output.left_out == 1000 - BURST
+    lines.feed("".join(f"{n}\n" for n in range(100)), 0)
+    output = lines.take(S // 2)  # half a second's worth
+    assert texts(output) == [str(n) for n in range(100 - RATE // 2, 100)]
+    assert output.left_out == 100 - RATE // 2
+
+
+def test_the_last_lines_of_a_rank_are_told_however_many_came_before():
+    lines = Lines("err")
+    lines.feed("x\n" * BURST, 0)
+    lines.take(0)
+    lines.feed("".join(f"frame {n}\n" for n in range(30)), 0)
+    assert len(texts(lines.take(0, last=True))) == 30
+
+
+def test_lines_over_long_time_all_come():
+    lines = Lines("out")
+    seen = []
+    for turn in range(40):  # ten seconds at 40 lines a second
+        lines.feed("x\n" * 10, turn)
+        output = lines.take(turn * S // 4)
+        seen += texts(output)
+        assert output.left_out == 0
+    assert len(seen) == 400
+
+
+def test_lines_lost_on_the_way_are_counted():
+    lines = Lines("out")
+    lines.feed("end\n", 0, cut=7)
+    assert lines.take(0) == Output("out", [Line(0, "end")], 7)
+    assert lines.take(S) is None
+
+
+def test_an_open_line_is_told_now_and_then_and_closed_when_it_ends():
+    lines = Lines("err")
+    lines.feed("\r 1%", 1)
+    assert lines.take(S).open == Line(1, " 1%")
+    lines.feed("\r 2%", 2)
+    assert lines.take(S + OPEN_NS // 2) is None
+    assert lines.take(S + OPEN_NS).open == Line(2, " 2%")
+    assert lines.take(S + 2 * OPEN_NS) is None  # nothing new
+    lines.feed("\r100%\n", 3)
+    assert lines.take(S + 2 * OPEN_NS) == Output("err", [Line(3, "100%")])
+    assert lines.take(9 * S) is None
+
+
+def test_an_open_line_that_is_wiped_away_is_told_so():
+    lines = Lines("err")
+    lines.feed("\r50%", 1)
+    lines.take(S)
+    lines.feed("\r   \r", 2)
+    assert lines.take(2 * S) == Output("err", [])
