@@ -16,8 +16,9 @@ from dpwatch.hub import head as head_module
 from dpwatch.hub import joining, server
 from dpwatch.hub.server import Hub
 from dpwatch.wire import paths
+from dpwatch.wire.asking import AskedFile
 from dpwatch.wire.keys import make_keys
-from dpwatch.wire.messages import Bye
+from dpwatch.wire.messages import Bye, Line, Output, Stacks, ThreadStack
 from dpwatch.wire.nodes import FIRST_PORT, PORTS, HeadPlace
 from tests.frames import MS, START_NS, batch, collective, hello, step
 from tests.hubs import DEADLINE_S, rank, watching
@@ -230,6 +231,45 @@ def test_a_node_that_was_cut_off_stays_to_tell_how_its_ranks_ended(keys, run_id,
             while not node._stopping and time.monotonic() < deadline:
                 threading.Event().wait(0.05)
             assert node._stopping  # now that the head has confirmed it
+
+
+def test_ranks_of_other_hosts_are_asked_for_their_stacks_at_the_head(keys, run_id, tmp_path):
+    def told(*records, seq):
+        return batch(*records, rank=3, seq=seq, host="host1", run_id=run_id, pid=os.getpid(),
+                     now_ns=time.monotonic_ns())  # fmt: skip
+
+    with hub_on(0, run_id, tmp_path) as head, hub_on(1, run_id, tmp_path) as node:
+        tell([head, node], run_id, 2)
+        seen_by(head, has_all(2))
+        file = AskedFile(node.place.stacks_file)
+        with watching(places=lambda: [head.place]) as watcher, rank(node.place) as send:
+            deadline = time.monotonic() + DEADLINE_S
+            asked, view, seq = None, None, itertools.count(2)
+            watcher.ask_stacks(run_id, [3])
+            while time.monotonic() < deadline:
+                snapshot = watcher.next(0.1)
+                if asked is None and (asked := file.changed()) is not None:
+                    thread = ThreadStack("MainThread", True, 1, ["train.py:7 main"], 0)
+                    send(told(Stacks(asked.number, time.monotonic_ns(), [thread]), seq=next(seq)))
+                if snapshot and snapshot.runs:
+                    view = snapshot.runs[0]
+                    standing = {each.rank: each for each in view.stacks}
+                    if 3 in standing and standing[3].standing == "answered":
+                        break
+        assert asked.ranks == [3]
+        assert standing[3].threads[0].frames == ["train.py:7 main"]
+        assert standing[2].standing == "unasked"
+
+
+def test_what_ranks_of_other_hosts_printed_before_the_head_came_is_there(keys, run_id, tmp_path):
+    with hub_on(1, run_id, tmp_path) as node:
+        with rank(node.place) as send:
+            send(batch(hello(WORLD), Output("out", [Line(START_NS, "epoch 1")]), rank=2,
+                       host="host1", run_id=run_id, pid=os.getpid()))  # fmt: skip
+        with hub_on(0, run_id, tmp_path) as head:
+            view = seen_by(head, lambda v: bool(v.output) and bool(v.run.other_hosts))
+    (printed,) = view.output
+    assert (printed.rank, printed.lines[0].text) == (2, "epoch 1")
 
 
 def test_a_lost_rank_on_another_host_is_told_at_the_head(keys, run_id, tmp_path):
