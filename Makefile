@@ -10,10 +10,10 @@ TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test scripts lint types check bench stress screenshots figures clean
+.PHONY: help demo test scripts lint types check bench bench-tui soak stress screenshots figures clean
 
 help: ## list these commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.train ## set up and run the demo: dp, then ddp, on 4 virtual devices
 	$(BIN)/dpwatch demo --gpus 4
@@ -38,6 +38,13 @@ bench: $(VENV)/.dev ## what the probe costs a training step, measured in pairs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.overhead
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.collectives
 	$(BIN)/python -m tests.bench.prints
+
+bench-tui: $(VENV)/.dev ## what the dashboard costs at 8, 1,024 and 4,096 ranks; about five minutes
+	$(BIN)/python -m tests.bench.tui
+
+MINUTES ?= 60
+soak: $(VENV)/.dev ## whether hub and viewer grow; an hour, or MINUTES=5
+	$(BIN)/python -m tests.bench.soak --minutes $(MINUTES)
 
 stress: $(VENV)/.scripts ## the same scripts a hundred times each; about two hours
 	$(BIN)/python -m tests.bench.stress

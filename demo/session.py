@@ -218,6 +218,15 @@ class DemoSource:
         """See `Watcher.ask_stacks`."""
         self._watcher.ask_stacks(run_id, ranks)
 
+    @property
+    def interval_s(self) -> float:
+        """See `Watcher.interval_s`."""
+        return self._watcher.interval_s
+
+    @interval_s.setter
+    def interval_s(self, seconds: float) -> None:
+        self._watcher.interval_s = seconds
+
     def _progress(self, snapshot: Snapshot) -> Progress:
         names = tuple(labels(self._session.configs))
         at_work = [v for v in snapshot.runs if v.run.state in ("starting", "running", "hung")]

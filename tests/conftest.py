@@ -1,4 +1,4 @@
-"""What every test gets: a private runtime directory, and no probe inherited from outside."""
+"""What every test gets: a private runtime directory, and nothing inherited from outside."""
 
 import pytest
 
@@ -8,6 +8,10 @@ def private_runtime(monkeypatch, tmp_path_factory):
     # Short on purpose: the path of a unix socket holds 107 bytes.
     place = tmp_path_factory.mktemp("rt", numbered=True)
     monkeypatch.setenv("DPWATCH_RUNTIME_DIR", str(place))
+    # And no settings of whoever runs the tests.
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "config"))
+    for name in ("DPWATCH_CONFIG", "DPWATCH_THEME", "DPWATCH_VIEW"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("DPWATCH", "DPWATCH_RUN_ID", "DPWATCH_SESSION", "DPWATCH_OUTPUT", "RANK",
                  "WORLD_SIZE", "LOCAL_RANK", "NO_COLOR"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)

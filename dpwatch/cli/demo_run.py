@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from dpwatch.cli import max_batch, sweep
 from dpwatch.cli.errors import FINE, CommandError
 from dpwatch.cli.markdown import markdown
 from dpwatch.cli.output import json_text, table
-from dpwatch.cli.watch import on_terminal, require_terminal
+from dpwatch.cli.watch import on_terminal, require_terminal, screen_options
 from dpwatch.demo.max_batch import DEFAULT_CAPACITY_BYTES
 from dpwatch.demo.scenarios import Scenario, find
 from dpwatch.demo.session import Session
@@ -110,12 +110,14 @@ def _show(
         search: What to look for the largest batch of, when all is trained.
     """
     headless = _headless_asked(options)
+    screen = {}
     if not headless:
         require_terminal()
+        screen = screen_options(options)
     with Session(configs, past_failures=out_of_memory, search=search) as session:
         if headless:
             return _headless(session, _renderer(options), out_of_memory=out_of_memory)
-        return _dashboard(session, out_of_memory=out_of_memory, ascii_only=options.ascii)
+        return _dashboard(session, screen, out_of_memory=out_of_memory)
 
 
 def _check(session: Session, code: int, *, out_of_memory: bool) -> None:
@@ -139,12 +141,10 @@ def _headless(
     return FINE
 
 
-def _dashboard(session: Session, *, out_of_memory: bool, ascii_only: bool) -> int:
+def _dashboard(session: Session, screen: Mapping[str, Any], *, out_of_memory: bool) -> int:
     from dpwatch.tui.app import DashboardApp  # slow to import, and needless without a screen
 
-    app = DashboardApp(
-        session.source, title="dpwatch demo", waiting_text=WAITING, ascii_only=ascii_only
-    )
+    app = DashboardApp(session.source, title="dpwatch demo", waiting_text=WAITING, **screen)
     app.run()
     if session.failed:
         _check(session, session.wait(), out_of_memory=out_of_memory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import dpwatch
-from dpwatch.cli import demo, doctor, keys, run, ssh, stacks, watch
+from dpwatch.cli import config, demo, doctor, keys, run, ssh, stacks, watch
 
 EXAMPLES = """\
 examples:
@@ -17,6 +17,7 @@ examples:
   dpwatch ssh node1 node2      watch the runs on other hosts
   dpwatch keys                 keys that join the hosts of one run
   dpwatch stacks               where every rank's Python stands, as text
+  dpwatch config               the screen's settings, and a file to keep them in
   dpwatch doctor               what is missing here, and what to do about it
 """
 
@@ -40,4 +41,5 @@ def build_parser() -> argparse.ArgumentParser:
     keys.add(commands)
     stacks.add(commands)
     doctor.add(commands)
+    config.add(commands)
     return parser

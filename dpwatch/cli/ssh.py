@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 
-from dpwatch.cli import watch
+from dpwatch.cli import settings, watch
 from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
 
 EXAMPLES = """\
@@ -31,9 +31,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("hosts", nargs="+", metavar="HOST", help="as ssh takes it")
-    parser.add_argument(
-        "--ssh", default="ssh", metavar="CMD", help="the ssh command and its options"
-    )
+    parser.add_argument("--ssh", metavar="CMD", help="the ssh command and its options (ssh)")
     parser.add_argument(
         "--remote-dir", metavar="DIR", help="DPWATCH_RUNTIME_DIR over there, where that is set"
     )
@@ -52,14 +50,17 @@ def run(options: argparse.Namespace) -> int:
 
     if not options.once:
         watch.require_terminal()
-    hosts = SshHosts(options.hosts, ssh=_ssh(options.ssh), remote_dir=options.remote_dir)
+        watch.screen_options(options)  # what is wrong there is said before any host is asked
+    found = settings.effective(options, settings.SSH)
+    ssh, remote_dir = found["ssh"].value, found["remote-dir"].value
+    hosts = SshHosts(options.hosts, ssh=_ssh(ssh), remote_dir=remote_dir)
     try:
         for line in hosts.connect():
             print(f"dpwatch: {line}", file=sys.stderr)
         watcher = Watcher(places=hosts.runs, said=lambda: hosts.notice)
         try:
             if not options.once:
-                return watch.dashboard(watcher, ascii_only=options.ascii)
+                return watch.dashboard(watcher, options)
             return FINE if watch.tell(watcher, as_json=options.json) else _nothing(hosts.notice)
         finally:
             watcher.close()

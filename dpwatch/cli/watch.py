@@ -6,8 +6,10 @@ import argparse
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from dpwatch.cli import settings
 from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
 
 if TYPE_CHECKING:
@@ -31,21 +33,44 @@ def describe(parser: argparse.ArgumentParser) -> None:
         "--web", action="store_true", help="serve the dashboard to a browser on this host"
     )
     parser.add_argument(
-        "--port", type=int, default=0, metavar="N", help="with --web: the port; any by default"
+        "--port", type=int, metavar="N", help="with --web: the port; any by default"
     )
     add_screen_options(parser)
     parser.set_defaults(run=run)
 
 
-def add_screen_options(parser: argparse.ArgumentParser, default: object = False) -> None:
+def add_screen_options(parser: argparse.ArgumentParser, default: object = None) -> None:
     """Adds what the dashboard can be told of its terminal.
 
     Args:
         parser: A command's, or the main one, whose values a command's own defaults would replace.
         default: `argparse.SUPPRESS` for a command's.
     """
-    text = "draw with ASCII characters alone"
-    parser.add_argument("--ascii", action="store_true", default=default, help=text)
+    group = parser.add_argument_group("the screen (see also `dpwatch config`)")
+    for setting in settings.SCREEN:
+        facts: dict[str, Any] = {"default": default, "help": setting.help}
+        if setting.default is False:
+            facts["action"] = argparse.BooleanOptionalAction
+        else:
+            facts["metavar"] = setting.key[:1].upper()
+        group.add_argument(f"--{setting.key}", **facts)
+
+
+def screen_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What `DashboardApp` is to be told of the screen.
+
+    Raises:
+        CommandError: A flag, a variable or the file says something else than it may.
+    """
+    found = settings.effective(options, settings.SCREEN)
+    value = {key: told.value for key, told in found.items()}
+    return {
+        "ascii_only": value["ascii"],
+        "interval_s": value["interval"],
+        "theme": f"dpwatch-{value['theme']}",
+        "view": value["view"],
+        "sort": value["sort"] or "",
+    }
 
 
 def run(options: argparse.Namespace) -> int:
@@ -57,8 +82,9 @@ def run(options: argparse.Namespace) -> int:
             raise CommandError("--web and --once exclude each other")
         from dpwatch.cli.web import serve
 
-        return serve(options.port)
-    if options.port:
+        found = settings.effective(options, (*settings.SCREEN, *settings.WEB))
+        return serve(found["port"].value, _flags(found))
+    if options.port is not None:
         raise CommandError("--port goes with --web")
     from dpwatch.hub.follow import Watcher
     from dpwatch.hub.gpus import HostGpus
@@ -67,9 +93,20 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.once:
             return _once(watcher, options.json)
-        return dashboard(watcher, ascii_only=options.ascii)
+        return dashboard(watcher, options)
     finally:
         watcher.close()
+
+
+def _flags(found: Mapping[str, settings.Told]) -> list[str]:
+    """The screen's flags as they were given, for the dashboard that the browser shows."""
+    words = []
+    for setting in settings.SCREEN:
+        told = found[setting.key]
+        if told.origin == settings.FLAG:
+            switch = f"--{'' if told.value else 'no-'}{setting.key}"
+            words.append(switch if told.value in (True, False) else f"--{setting.key}={told.value}")
+    return words
 
 
 def _once(watcher: Watcher, as_json: bool) -> int:
@@ -105,16 +142,17 @@ def look(watcher: Watcher) -> list[Run]:
     return [view.run for view in watcher.snapshot().runs]
 
 
-def dashboard(watcher: Watcher, *, ascii_only: bool) -> int:
+def dashboard(watcher: Watcher, options: argparse.Namespace) -> int:
     """Opens the dashboard; returns its exit code when it is closed."""
     require_terminal()
+    screen = screen_options(options)
     from dpwatch.tui.app import DashboardApp
 
     if DRAWN_ELSEWHERE in os.environ:
         from dpwatch.cli.web import end_with
 
         end_with(os.getppid())
-    app = DashboardApp(watcher, ascii_only=ascii_only)
+    app = DashboardApp(watcher, **screen)
     app.run()
     return app.return_code or FINE
 

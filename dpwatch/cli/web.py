@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dpwatch.cli.errors import FINE, CommandError
@@ -31,11 +32,12 @@ POLICY = (
 """Nothing from elsewhere, not even the page's own web font."""
 
 
-def serve(port: int) -> int:
+def serve(port: int, flags: Sequence[str] = ()) -> int:
     """Serves until interrupted.
 
     Args:
         port: To listen on, 0 for any that is free.
+        flags: Of the dashboard's own.
 
     Raises:
         CommandError: textual-serve is not installed, or the port is taken.
@@ -61,7 +63,7 @@ def serve(port: int) -> int:
                 """Has nothing to say yet."""
 
         # In place of the shell, so that the dashboard's parent is this server (see `end_with`).
-        command = f"exec {shlex.quote(sys.executable)} -m dpwatch"
+        command = f"exec {shlex.join([sys.executable, '-m', 'dpwatch', *flags])}"
         server = Dashboard(command, host=HOST, port=gate.port, title="dpwatch")
         web.run_app(
             server._make_app(),

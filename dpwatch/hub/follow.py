@@ -29,7 +29,8 @@ STALE_S = 3.0
 """A hub ticks every second; silent for this long, it is shown as stale."""
 
 ASK_AGAIN_S = 1.0
-FRAME_S = 0.25
+INTERVAL_S = 0.25
+"""How often a viewer takes a snapshot, if it is not told otherwise."""
 LOOK_S = 0.5
 
 _state_decoder = msgspec.msgpack.Decoder(RunState)
@@ -144,6 +145,9 @@ class Watcher:
         places: Where runs are; this host's by default.
         said: What else the viewer's person is to be told, "" when all is well.
         gpus: This host's GPUs.
+
+    Attributes:
+        interval_s: Seconds from one snapshot to the next; may be set from any thread.
     """
 
     def __init__(
@@ -163,21 +167,22 @@ class Watcher:
         self._poller = zmq.Poller()
         self._followers: dict[str, Follower] = {}
         self._to_ask: deque[tuple[str, tuple[int, ...]]] = deque(maxlen=64)
-        self._look_at = self._frame_at = 0.0
+        self._look_at = self._shown_at = 0.0
+        self.interval_s = INTERVAL_S
         self.notice = ""
         self._look()
 
     def next(self, timeout_s: float) -> Snapshot | None:
-        """The next snapshot, at most four a second; None when the time is over first."""
+        """The next snapshot, one every `interval_s`; None when the time is over first."""
         deadline = time.monotonic() + timeout_s
         while True:
             now = time.monotonic()
             if now >= self._look_at:
                 self._look()
-            self._pump(min(deadline, self._frame_at, self._look_at) - now)
+            self._pump(min(deadline, self._shown_at + self.interval_s, self._look_at) - now)
             now = time.monotonic()
-            if now >= self._frame_at:
-                self._frame_at = now + FRAME_S
+            if now >= self._shown_at + self.interval_s:
+                self._shown_at = now
                 return self.snapshot()
             if now >= deadline:
                 return None

@@ -41,7 +41,8 @@ class Tap:
 
     def __init__(self) -> None:
         self._written: deque[Written] = deque(maxlen=MOST_WRITES)
-        self._overrun = [0, 0]
+        self._overrun = [0, 0]  # lines that made room so far; only writers touch it …
+        self._seen_overrun = [0, 0]  # … and only the sender this
         self._lines = [Lines(name) for name in STREAMS]
         self._placed: list[tuple[Any, Callable[..., Any], Callable[..., Any] | None]] = []
         streams = [sys.stdout] if sys.stdout is sys.stderr else [sys.stdout, sys.stderr]
@@ -63,7 +64,8 @@ class Tap:
             try:
                 if len(written) == MOST_WRITES:
                     gone = written[0]
-                    overrun[gone[0]] += gone[1].count("\n") + gone[3]
+                    lost = gone[1].count("\n") + gone[3]
+                    overrun[gone[0]] += lost
                 text = args[0]
                 if type(text) is str:
                     kept = text if len(text) <= MOST_CHARS else text[-MOST_CHARS:]
@@ -99,8 +101,9 @@ class Tap:
             index, text, wall_ns, cut = self._written.popleft()
             self._lines[index].feed(text, wall_ns, cut)
         for index, lines in enumerate(self._lines):
-            overrun, self._overrun[index] = self._overrun[index], 0
-            lines.left_out += overrun
+            overrun = self._overrun[index]
+            lines.left_out += overrun - self._seen_overrun[index]
+            self._seen_overrun[index] = overrun
         told = (lines.take(now_ns, last=last) for lines in self._lines)
         return [output for output in told if output is not None]
 

@@ -28,6 +28,8 @@ from dpwatch.tui.alerts_view import Alerts
 from dpwatch.tui.commands import COMMANDS
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
+from dpwatch.tui.history import History
+from dpwatch.tui.pace import USUAL_S, Paced, beside
 from dpwatch.tui.palette import THEMES
 from dpwatch.tui.panels import Header, Help, Nav, RankDetail, SessionLine, Waiting
 from dpwatch.tui.pinned import Pinned
@@ -67,6 +69,10 @@ class DashboardApp(Takeaway):
         waiting_text: Shown instead of the usual advice while there is no run.
         on_quit: Called once when the app is about to end.
         ascii_only: Draw with ASCII characters alone.
+        interval_s: How often to take a new snapshot, where the source can be told.
+        theme: Name of one of `palette.THEMES`.
+        view: Name of the view to begin with.
+        sort: Title of the overview's column to sort by at first, "" for none.
     """
 
     CSS_PATH = Path(__file__).with_name("dashboard.tcss")
@@ -79,6 +85,12 @@ class DashboardApp(Takeaway):
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("space", "pause", "Pause"),
         Binding("s", "stacks", "Stacks"),
+        Binding("left_square_bracket", "rewind(-1)", "Back in time", show=False),
+        Binding("right_square_bracket", "rewind(1)", "Forward in time", show=False),
+        Binding("left_curly_bracket", "rewind(-10)", "Far back in time", show=False),
+        Binding("right_curly_bracket", "rewind(10)", "Far forward in time", show=False),
+        Binding("plus,equals_sign", "pace(1)", "Update less often", show=False),
+        Binding("minus", "pace(-1)", "Update more often", show=False),
         Binding("n", "run(1)", "Next run"),
         Binding("y", "copy", "Copy", show=False),
         Binding("e", "save", "Save a picture", show=False),
@@ -108,6 +120,10 @@ class DashboardApp(Takeaway):
         waiting_text: str = "",
         on_quit: Callable[[], None] | None = None,
         ascii_only: bool = False,
+        interval_s: float = USUAL_S,
+        theme: str = THEMES[0].name,
+        view: str = "overview",
+        sort: str = "",
     ) -> None:
         super().__init__()
         self.set_class(ascii_only, "ascii")
@@ -117,6 +133,10 @@ class DashboardApp(Takeaway):
         self._on_quit = on_quit
         self._newest: Snapshot | None = None
         self._held: Snapshot | None = None
+        self._history = History()
+        self._interval_s = interval_s
+        if isinstance(source, Paced):
+            source.interval_s = interval_s
         self._picked_run: str | None = None
         self._opened_from: list[str] = []
         self._drilled: tuple[str | None] | None = None
@@ -125,9 +145,10 @@ class DashboardApp(Takeaway):
         self._session_over = False
         self._trouble = ""
         self._last_live_s: dict[str, float] = {}
-        for theme in THEMES:
-            self.register_theme(theme)
-        self.theme = THEMES[0].name
+        for each in THEMES:
+            self.register_theme(each)
+        self.theme = theme
+        self._first = (view, sort)
 
     def get_driver_class(self) -> type[Driver]:
         """The platform's driver, which here outlives its terminal."""
@@ -157,6 +178,9 @@ class DashboardApp(Takeaway):
             for scrolled in self.query(ScrollView):
                 bar = scrolled.vertical_scrollbar
                 bar.renderer = PlainScrollBar  # type: ignore[misc]  # of this one alone
+        self.panel, sort = self._first
+        if sort:
+            self.query_one(RankTable).order = (sort, False)
         self._fit(self.size.width, self.size.height)
         self.call_after_refresh(self._read)
         if threading.current_thread() is threading.main_thread():
@@ -196,6 +220,7 @@ class DashboardApp(Takeaway):
         if message.snapshot is not self._newest:
             return  # drawing is slower than the source: a newer one is behind this already
         self._held = message.snapshot
+        self._history.add(message.snapshot)
         if not self.paused:
             self.snapshot = message.snapshot
         else:
@@ -218,6 +243,10 @@ class DashboardApp(Takeaway):
 
     def watch_paused(self, paused: bool) -> None:
         """Let the newest snapshot in when going on."""
+        if paused:
+            self._history.hold()
+        else:
+            self._history.release()
         if not paused and self._held is not None:
             self.snapshot = self._held
         self._make_frame()
@@ -226,17 +255,21 @@ class DashboardApp(Takeaway):
         snapshot = self.snapshot or self.frame.snapshot
         runs = snapshot.runs
         ids = [view.run.run_id for view in runs]
-        if self._picked_run not in ids:
-            self._picked_run = None
+        picked = self._picked_run if self._picked_run in ids else None
+        if not self.paused:  # further back a run may not have begun
+            self._picked_run = picked
         newest = ids[0] if ids else None
         # An open rank's run stays on the screen when a newer one comes.
         stays = self.panel in ("rank", "stacks") and self.frame.run_id in ids
-        run_id = self._picked_run or (self.frame.run_id if stays else newest)
+        run_id = picked or (self.frame.run_id if stays else newest)
         self.frame = Frame(
             snapshot=snapshot,
             run_id=run_id,
             paused=self.paused,
             newest=_view_of(self._held, run_id) if self.paused else None,
+            ago_s=self._history.ago_s,
+            edge=self._history.edge,
+            interval_s=None if self._interval_s == USUAL_S else self._interval_s,
             silent_s=self._silent_s(snapshot, run_id),
             trouble=self._trouble,
         )
@@ -317,6 +350,21 @@ class DashboardApp(Takeaway):
     def action_pause(self) -> None:
         """Hold the screen, or let it go on."""
         self.paused = not self.paused
+
+    def action_rewind(self, by: int) -> None:
+        """Hold the screen, and show what was seen so many snapshots before or after."""
+        seen = self._history.step(by)
+        self.paused = self.paused or self._held is not None
+        if seen is not None:
+            self.snapshot = seen
+        else:
+            self._make_frame()
+
+    def action_pace(self, by: int) -> None:
+        """Take a new snapshot less often (1) or more often (-1)."""
+        if isinstance(self._source, Paced):
+            self._interval_s = self._source.interval_s = beside(self._interval_s, by)
+        self._make_frame()
 
     def action_run(self, by: int) -> None:
         """Switch to an older or newer run; picking the newest follows whatever is newest."""
@@ -427,6 +475,7 @@ class DashboardApp(Takeaway):
 
     def on_resize(self, event: events.Resize) -> None:
         """Say so where the terminal is too small; do without blanks where it is low."""
+        self.screenful.forget()  # terminals move what they show to where they like
         self._fit(event.size.width, event.size.height)
 
     def _fit(self, width: int, height: int) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from rich.style import Style
 from rich.text import Text
 
 from dpwatch.tui.palette import Kind, Palette
+from dpwatch.tui.text import Part, line
 
 EIGHTHS = 8
 _LEFT_BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -75,15 +77,16 @@ def _block_bar(
     kinds: Sequence[Kind], eighths: Sequence[int], width: int, palette: Palette, letters: bool
 ) -> Text:
     """Cells inside a segment carry its colour as background; the cell of a border carries both."""
-    bar = Text(no_wrap=True, end="")
+    parts: list[Part] = []
     track = palette.track
-    position = 0
+    position = drawn = 0
     for index, (kind, length) in enumerate(zip(kinds, eighths, strict=True)):
         end = position + length
         first, last = -(-position // EIGHTHS), end // EIGHTHS
         if last > first:
-            bar.append(_segment(kind, last - first, letters), segment_style(kind))
-        if end % EIGHTHS and end // EIGHTHS >= len(bar):
+            parts.append((_segment(kind, last - first, letters), segment_style(kind)))
+            drawn += last - first
+        if end % EIGHTHS and end // EIGHTHS >= drawn:
             following = next(
                 (
                     k.color
@@ -92,11 +95,12 @@ def _block_bar(
                 ),
                 track,
             )
-            bar.append(_LEFT_BLOCKS[end % EIGHTHS], Style(color=kind.color, bgcolor=following))
+            parts.append((_LEFT_BLOCKS[end % EIGHTHS], _style(kind.color, following)))
+            drawn += 1
         position = end
-    if len(bar) < width:
-        bar.append(" " * (width - len(bar)), Style(bgcolor=track))
-    return bar
+    if drawn < width:
+        parts.append((" " * (width - drawn), _style(None, track)))
+    return line(*parts)
 
 
 def _segment(kind: Kind, cells: int, letters: bool) -> str:
@@ -105,7 +109,12 @@ def _segment(kind: Kind, cells: int, letters: bool) -> str:
 
 def segment_style(kind: Kind) -> Style:
     """A segment's colour as background, its letter readable on it."""
-    return Style(color=_DARK if kind.dark_letter else _LIGHT, bgcolor=kind.color, bold=True)
+    return _style(_DARK if kind.dark_letter else _LIGHT, kind.color, bold=True)
+
+
+@lru_cache(maxsize=512)
+def _style(color: str | None, bgcolor: str, bold: bool | None = None) -> Style:
+    return Style(color=color, bgcolor=bgcolor, bold=bold)
 
 
 def gauge(part: float | None, width: int, palette: Palette, style: Style) -> Text:

@@ -16,6 +16,8 @@ from dpwatch.tui.text import clean, clip, fitted, line
 from dpwatch.tui.view import View, digit
 from dpwatch.tui.words import run_title, strategy_of
 
+_NOW_S = 0.05
+"""What is younger than this is from now."""
 _GAUGE, _SHORT_GAUGE, _WIDE = 26, 13, 110
 _TABS = ((99, 2), (8, 2), (8, 1), (0, 2), (0, 1))
 """How the views' names are written, the best first: up to how many letters in full, and with how
@@ -29,7 +31,7 @@ def header_line(frame: Frame, title: str, width: int, palette: Palette) -> Text:
     word = f"{STATE_GLYPHS.get(frame.state, '·')} {frame.state}{silent}"
     state = line((word, palette.state(frame.state)))
     name = line((f" {clean(title, 20)} ", palette.accent + Style(bold=True)))
-    right_side = _right_side(frame, palette)
+    right_side = _right_side(frame, width, palette)
     if width < _RUNS_IN_BAR and (number := _run_number(frame)):
         right_side = line((f"run {number}  ", palette.muted), right_side)
     room = width - name.cell_len - state.cell_len - right_side.cell_len - 4
@@ -45,22 +47,34 @@ def _run_number(frame: Frame) -> str:
     return f"{ids.index(frame.run_id or '') + 1}/{len(ids)}" if many else ""
 
 
-def _right_side(frame: Frame, palette: Palette) -> Text:
+def _right_side(frame: Frame, width: int, palette: Palette) -> Text:
     view = frame.view
     result = Text(end="")
+    if frame.interval_s is not None:
+        result.append(f"every {frame.interval_s:g} s ", palette.muted)
     if frame.trouble:
         result.append(" NO MORE DATA ", palette.badge)
         result.append(" ")
     if frame.paused:
-        behind = ""
-        if view and frame.newest_steps is not None and frame.newest_steps > view.run.steps:
-            behind = f" {frame.newest_steps - view.run.steps} steps behind"
-        result.append(f" PAUSED{behind} ", palette.badge)
+        result.append(f" PAUSED {_behind(frame, width)}".rstrip() + " ", palette.badge)
         result.append(" ")
     if view is not None:
         now = frame.newest or view  # the clock goes on while the rest is held
         result.append(f"{fmt.clock(now.elapsed_s)} ", palette.muted)
     return result
+
+
+def _behind(frame: Frame, width: int) -> str:
+    """How old what is on screen is, while newer is held back."""
+    view, said = frame.view, []
+    if view and frame.newest_steps is not None and frame.newest_steps > view.run.steps:
+        said.append(f"{frame.newest_steps - view.run.steps} steps behind")
+    if frame.ago_s is not None and frame.ago_s >= _NOW_S:
+        ago = f"{fmt.age(frame.ago_s)} ago"
+        said = [*said, ago] if width >= _WIDE else [ago]
+    if frame.edge:
+        said.append(f"{frame.edge} kept" if frame.edge == "oldest" else frame.edge)
+    return ", ".join(said)
 
 
 def session_line(frame: Frame, width: int, palette: Palette) -> Text | None:

@@ -11,6 +11,10 @@ COMMANDS = (
         for index, view in enumerate(VIEWS)
     ),
     ("Pause", "Hold the screen or go on (space)", "pause"),
+    ("Back in time", "Hold the screen and show the moment before ([, ten of them {)", "rewind(-1)"),
+    ("Forward in time", "Show the moment after (], ten of them })", "rewind(1)"),
+    ("Update more often", "Take a snapshot more often (-)", "pace(-1)"),
+    ("Update less often", "Take a snapshot less often (+)", "pace(1)"),
     ("Filter", "Show only some rows (/)", "filter"),
     ("Stacks", "Where every rank's Python stands, or the open rank's (s)", "stacks"),
     ("Next run", "Switch to the next run (n)", "run(1)"),

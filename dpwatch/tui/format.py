@@ -155,6 +155,17 @@ def clock(seconds: float | None) -> str:
     return f"{days}d {text}" if days else text
 
 
+def age(seconds: float) -> str:
+    """How long ago.
+
+    >>> age(0.25), age(42.3), age(125)
+    ('0.2 s', '42 s', '2:05 min')
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 119.5 else f"{clock(seconds)} min"
+
+
 def number(value: float | None, figures: int = 4) -> str:
     """A plain number such as a loss; nan and inf are shown as they are, since they are measured.
 

@@ -19,6 +19,9 @@ class Frame:
         run_id: The run on screen, None while there is none.
         paused: Whether newer snapshots are being held back …
         newest: … and the run on screen as it is meanwhile.
+        ago_s: How old the snapshot is then, None while nothing is held back.
+        edge: `oldest` or `newest` where there is no older or newer one to step to, else "".
+        interval_s: How often a new snapshot is taken, None for as often as usual.
         silent_s: How long the run's hub has said nothing, None while it is live.
         trouble: Why nothing new will come, "" while the source works.
     """
@@ -27,6 +30,9 @@ class Frame:
     run_id: str | None = None
     paused: bool = False
     newest: RunView | None = None
+    ago_s: float | None = None
+    edge: str = ""
+    interval_s: float | None = None
     silent_s: float | None = None
     trouble: str = ""
 

@@ -83,7 +83,9 @@ def too_small_line(width: int, height: int) -> str:
 _EVERYWHERE = (
     ("esc", "back: clear the filter, close what is open; never quits"),
     ("s", "ask all ranks where their Python stands, or the rank whose page is open; s again: anew"),
-    ("space", "hold the screen; training and recording go on"),
+    ("space", "hold the screen, and go on live; training and recording go on"),
+    ("[  ]", "hold the screen and step back in what was seen, and forward; { } ten at a time"),
+    ("+  -", "take a snapshot less often, more often: every 0.1 to 10 s (Timeline: zoom)"),
     ("tab n  p", "next and previous run"),
     ("y", "copy the row under the cursor, or the whole view, as text"),
     ("e", "save the screen as an SVG file where dpwatch was started"),

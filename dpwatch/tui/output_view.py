@@ -30,7 +30,8 @@ from dpwatch.tui.output import (
     tag_width,
     text_room,
 )
-from dpwatch.tui.widgets import MOVES, palette_of, strip_of
+from dpwatch.tui.strips import strip_of
+from dpwatch.tui.widgets import MOVES, palette_of
 
 _COPIED = 1000
 _EDGES = 2

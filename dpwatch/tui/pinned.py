@@ -14,7 +14,8 @@ from textual.strip import Strip
 from dpwatch.hub.snapshot import Rank, Run, RunView
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.palette import Palette
-from dpwatch.tui.widgets import MOVES, Chosen, palette_of, strip_of
+from dpwatch.tui.strips import strip_of
+from dpwatch.tui.widgets import MOVES, Chosen, palette_of
 
 Key = tuple[int, str]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from rich.style import Style
 from rich.text import Text
@@ -176,12 +177,17 @@ class Grid:
 
     def row(self, index: int) -> Text:
         """One line of cells."""
-        result = Text(no_wrap=True, end="")
-        cells = zip(self._bits[index], self._styles[index], strict=True)
-        for column, (bits, style) in enumerate(cells):
-            dots = chr(_BRAILLE + bits) if bits else " "
-            result.append(self._marks.get((index, column), dots), style)
-        return result
+        glyphs = [chr(_BRAILLE + bits) if bits else " " for bits in self._bits[index]]
+        for (row, column), glyph in self._marks.items():
+            if row == index:
+                glyphs[column] = glyph
+        parts: list[Part] = []
+        at = 0
+        for style, cells in groupby(self._styles[index]):
+            length = len(list(cells))
+            parts.append(("".join(glyphs[at : at + length]), style or Style.null()))
+            at += length
+        return line(*parts)
 
 
 def _share(value: float, low: float, high: float, *, alone: float) -> float:

@@ -17,7 +17,8 @@ from dpwatch.tui.frame import Frame
 from dpwatch.tui.metrics import by_metric
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.ranks import SORTS, Columns, Scale, columns_for, head_line, matches, row_lines
-from dpwatch.tui.widgets import MOVES, Chosen, palette_of, strip_of
+from dpwatch.tui.strips import strip_of
+from dpwatch.tui.widgets import MOVES, Chosen, palette_of
 
 ROOMY, MEDIUM, COMPACT = 3, 2, 1
 """Lines a row takes: with details and a blank, with details, bare."""
@@ -99,8 +100,14 @@ class RankTable(ScrollView, can_focus=True):
         """Columns and row heights follow the room there is."""
         self.relayout()
 
+    def on_show(self) -> None:
+        """Catch up with what came while hidden."""
+        self.relayout()
+
     def relayout(self) -> None:
         """Find the rows, the columns and the cursor for what is to be shown now."""
+        if not (self.is_attached and self.is_on_screen):
+            return
         self._drawn.clear()
         run = self.run
         terms = self.terms.casefold().split()

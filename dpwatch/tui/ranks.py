@@ -22,10 +22,11 @@ from dpwatch.tui.palette import (
     Kind,
     Palette,
 )
-from dpwatch.tui.text import clean, fitted, left, line, right
+from dpwatch.tui.text import Part, clean, fitted, left, line, right
 from dpwatch.tui.words import processes_of
 from dpwatch.wire.messages import CATEGORIES
 
+_BLANK = Style.null()
 BAR_MIN, BAR_MAX = 9, 48
 BAR_ROOM = 28
 """Cells the two bars together get on top of their least before the extra columns come in."""
@@ -243,10 +244,14 @@ def _row(
     scale: Scale,
     palette: Palette,
 ) -> Text:
-    parts = [line((mark, palette.accent))]
+    parts: list[Part] = [(mark, palette.accent)]
+    blank = " " * gap, _BLANK
     for column, draw in cells:
-        cell = draw(rank, scale, column.width, palette) if draw else Text(end="")
-        parts += [Text(" " * gap, end=""), fitted(cell, column.width)]
+        if draw is None:
+            parts.append((" " * (gap + column.width), _BLANK))
+            continue
+        cell = draw(rank, scale, column.width, palette)
+        parts += [blank, cell if cell.cell_len == column.width else fitted(cell, column.width)]
     return line(*parts)
 
 

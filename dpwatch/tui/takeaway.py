@@ -1,16 +1,33 @@
-"""What can be taken away from the screen: a row as text, the whole as a picture."""
+"""How the screen is written, and what can be taken away from it: text, and a picture."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from rich.console import RenderableType
+from textual._compositor import CompositorUpdate
 from textual.app import App
 from textual.binding import Binding
+from textual.screen import Screen
 
+from dpwatch.tui.diff import Screenful
 from dpwatch.tui.plain import key_to_ascii
 from dpwatch.tui.words import plural
 
 
 class Takeaway(App[None]):
     """An app whose widgets know their text (`copied`), and that may draw in ASCII alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.screenful = Screenful()
+
+    def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
+        """Writes what differs from what stands on the terminal."""
+        update: Any = renderable
+        if isinstance(update, CompositorUpdate) and not self.is_inline:
+            update = self.screenful.narrowed(update)
+        super()._display(screen, update)
 
     def action_copy(self) -> None:
         """Put the row under the cursor, or the whole view, onto the clipboard as text."""

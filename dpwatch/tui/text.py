@@ -10,8 +10,9 @@ import unicodedata
 from collections.abc import Iterable
 
 from rich.cells import cell_len, set_cell_size
+from rich.control import strip_control_codes
 from rich.style import Style
-from rich.text import Text
+from rich.text import Span, Text
 
 Part = tuple[str, Style] | Text
 
@@ -60,14 +61,36 @@ def right(text: str, width: int) -> str:
 
 
 def line(*parts: Part) -> Text:
-    """A line of (text, style) pairs and of lines."""
-    result = Text(no_wrap=True, end="")
+    """A line of (text, style) pairs and of lines.
+
+    It is what `Text.append` would give part by part, at a fraction of the cost: a screen has some
+    hundred of them, four times a second.
+    """
+    pieces: list[str] = []
+    spans: list[Span] = []
+    at = 0
     for part in parts:
         if isinstance(part, Text):
-            result.append_text(part)
+            piece, style = part.plain, part.style
+            inner = [Span(start + at, end + at, named) for start, end, named in part.spans]
         else:
-            result.append(*part)
+            piece, style = part
+            inner = []
+        if not piece:
+            continue
+        if style:
+            spans.append(Span(at, at + len(piece), style))
+        spans += inner
+        pieces.append(piece)
+        at += len(piece)
+    result = Text("".join(pieces), no_wrap=True, end="", spans=spans)
+    if len(result) != at:  # Rich takes control characters out, and spans would be off
+        return line(*(part if isinstance(part, Text) else _sane(*part) for part in parts))
     return result
+
+
+def _sane(text: str, style: Style) -> Part:
+    return strip_control_codes(text), style
 
 
 def fitted(text: Text, width: int) -> Text:
@@ -75,11 +98,12 @@ def fitted(text: Text, width: int) -> Text:
     if width <= 0:
         return Text(end="")
     result = text.copy()
-    if result.cell_len > width:
+    found = result.cell_len
+    if found > width:
         result.truncate(width, overflow="ellipsis")
-    missing = width - result.cell_len
-    if missing > 0:
-        result.append(" " * missing)
+        found = result.cell_len
+    if found < width:
+        result.append(" " * (width - found))
     return result
 
 

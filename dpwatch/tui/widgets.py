@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rich.segment import Segment
-from rich.style import Style
 from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
@@ -17,24 +15,13 @@ from textual.widget import Widget
 
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.palette import Palette, palette
-from dpwatch.tui.plain import to_ascii
+from dpwatch.tui.strips import strip_of
 
 
 def palette_of(widget: Widget) -> Palette:
     """The palette of the theme the app shows now."""
     theme = widget.app.current_theme
     return palette(theme.dark, widget.app.no_color, theme.name)
-
-
-def strip_of(text: Text, width: int, widget: Widget, under: Style | None = None) -> Strip:
-    """A line as a strip of exactly `width` cells, on `under` on the widget's background."""
-    segments = text.render(widget.app.console)
-    if widget.app.has_class("ascii"):
-        segments = (Segment(to_ascii(s.text), s.style, s.control) for s in segments)
-    strip = Strip(segments).adjust_cell_length(width)
-    if under is not None:
-        strip = strip.apply_style(under)
-    return strip.apply_style(widget.rich_style)
 
 
 class Painted(Widget):

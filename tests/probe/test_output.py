@@ -188,6 +188,27 @@ def test_it_keeps_little_while_nobody_takes_it(tapped):
     assert (told.lines[-1].text, told.left_out) == ("last", 1)
 
 
+def test_no_line_is_counted_twice_while_the_sender_takes_them(tapped):
+    """Each is told or counted, but for a few that two threads may fail to count."""
+    _, tap = tapped()
+    told, over = [], threading.Event()
+
+    def take():
+        while not over.is_set():
+            told.extend(tap.take())
+
+    sender = threading.Thread(target=take)
+    sender.start()
+    for n in range(20_000):
+        sys.stdout.write(f"{n}\n")
+    over.set()
+    sender.join()
+    told += tap.take(last=True)
+    counted = sum(len(each.lines) + each.left_out for each in told)
+    assert 0.99 * 20_000 <= counted <= 1.01 * 20_000
+    assert told[-1].lines[-1].text == "19999"
+
+
 @pytest.mark.parametrize(
     ("env", "expected"),
     [

@@ -230,6 +230,8 @@ GPUS = tuple(
 class QueueSource:
     """A source a test puts snapshots into."""
 
+    interval_s = 0.25
+
     def __init__(self, *snapshots: s.Snapshot) -> None:
         self.queue: queue.Queue[s.Snapshot | Exception] = queue.Queue()
         self.closed = 0

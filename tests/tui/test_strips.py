@@ -1,0 +1,68 @@
+"""What is drawn in one go is what Rich and Textual would draw step by step."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from rich.style import Style
+from rich.text import Text
+from textual.strip import Strip
+
+from dpwatch.tui.panels import Header
+from dpwatch.tui.rank_table import RankTable
+from dpwatch.tui.strips import strip_of
+from dpwatch.tui.text import line
+
+from .scenes import dp_run, snapshot
+
+STYLES = [
+    Style(color="red"),
+    Style(bold=True, bgcolor="#102030"),
+    Style(meta={"run": "x"}),
+    Style.null(),
+]
+
+
+def step_by_step(text, width, widget, under):
+    strip = Strip(text.render(widget.app.console)).adjust_cell_length(width)
+    if under is not None:
+        strip = strip.apply_style(under)
+    return strip.apply_style(widget.rich_style)
+
+
+def cells(strip):
+    return [(char, segment.style) for segment in strip for char in segment.text]
+
+
+@pytest.fixture
+def lines():
+    dice = random.Random(7)
+
+    def some():
+        parts = ["".join(dice.choices("ab █漢é", k=dice.randint(0, 6))) for _ in range(5)]
+        made = line(*((part, dice.choice(STYLES)) for part in parts))
+        if dice.random() < 0.3:
+            made.append("tail")
+        if dice.random() < 0.3:
+            made.style = "bold"
+        if dice.random() < 0.3:
+            made.stylize("underline", 1, 5)
+        return made
+
+    return [Text(end=""), Text("plain", style="red", end=""), *(some() for _ in range(60))]
+
+
+async def test_it_is_what_rich_and_textual_draw_step_by_step(dashboard, lines):
+    async with dashboard(snapshot(dp_run())) as (app, _):
+        for theme in ("dpwatch-dark", "dpwatch-light"):
+            app.theme = theme
+            for widget in (app.query_one(Header), app.query_one(RankTable)):
+                assert widget.visual_style.rich_style == widget.rich_style
+                for text in lines:
+                    for width in (8, 30, 60):
+                        for under in (None, Style(bgcolor="#243447", bold=False)):
+                            drawn = strip_of(text, width, widget, under)
+                            assert drawn.cell_length == width
+                            wanted = step_by_step(text, width, widget, under)
+                            assert cells(drawn) == cells(wanted)
