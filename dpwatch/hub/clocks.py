@@ -7,7 +7,8 @@ since nothing arrives before it was sent:
 - a collective that needs every rank: none is over before the last has entered it.
 
 And one more narrows it: ranks on all hosts are done with such a call at about the same time, so
-the median difference of their completions is close, and how far these scatter says how close.
+the median difference of their completions is close. How close is told by how far these scatter, and
+by how far ranks of one host, on one clock, are done apart: so much one host may always be later.
 Clocks also run at rates of their own, so what is old counts for less.
 """
 
@@ -25,7 +26,7 @@ DRIFT = 100e-6
 """How much faster one host's clock may run than another's."""
 
 EXCHANGES, CALLS = 32, 32
-FEWEST_CALLS = 8
+FEWEST_CALLS = 16
 """Completions that say something of how they scatter."""
 
 RECENT_NS = 20_000_000_000
@@ -62,12 +63,26 @@ class Bound(msgspec.Struct, frozen=True, array_like=True):
         return self.low_ns - drift_ns, self.high_ns + drift_ns
 
 
+class Done(msgspec.Struct, frozen=True, array_like=True):
+    """A collective that is over on both hosts.
+
+    Attributes:
+        bound: What it proves of the offset.
+        apart_ns: Its first completion here less that there.
+        within_ns: How far ranks of one host were done apart, the wider of the two.
+    """
+
+    bound: Bound
+    apart_ns: int
+    within_ns: int
+
+
 class HostClock:
     """One other host's clock."""
 
     def __init__(self) -> None:
         self._exchanges: deque[Bound] = deque(maxlen=EXCHANGES)
-        self._calls: deque[tuple[Bound, int]] = deque(maxlen=CALLS)
+        self._calls: deque[Done] = deque(maxlen=CALLS)
         self._used_ns: int | None = None
 
     def exchange(self, sent_ns: int, there_ns: int, back_ns: int) -> None:
@@ -75,19 +90,19 @@ class HostClock:
         if back_ns >= sent_ns:
             self._exchanges.append(Bound(back_ns, sent_ns - there_ns, back_ns - there_ns))
 
-    def call(self, bound: Bound, apart_ns: int) -> None:
-        """A collective is over on both hosts, and its first completions lie so far apart."""
-        if bound.low_ns <= bound.high_ns:
-            self._calls.append((bound, apart_ns))
+    def call(self, done: Done) -> None:
+        """A collective is over on both hosts."""
+        if done.bound.low_ns <= done.bound.high_ns:
+            self._calls.append(done)
 
     def estimate(self, now_ns: int) -> Estimate | None:
         """The offset now; it stays what it was as long as that is well within what is possible."""
         self._forget_contradicted(now_ns)
         sure = _common(self._exchanges, now_ns)
         exchanged = sure
-        calls = [call for call in self._calls if now_ns - call[0].at_ns <= RECENT_NS]
-        for bound, _ in calls:
-            low_ns, high_ns = bound.by(now_ns)
+        calls = [call for call in self._calls if now_ns - call.bound.at_ns <= RECENT_NS]
+        for call in calls:
+            low_ns, high_ns = call.bound.by(now_ns)
             tried = (low_ns, high_ns) if sure is None else _narrowed(sure, low_ns, high_ns)
             sure = tried or sure  # ranks may have counted a call differently: that proves nothing
         if sure is None:
@@ -124,26 +139,28 @@ def _narrowed(known: tuple[int, int], low_ns: int, high_ns: int) -> tuple[int, i
     return (low_ns, high_ns) if low_ns <= high_ns else None
 
 
-def _scatter(calls: Sequence[tuple[Bound, int]], now_ns: int) -> tuple[int, int] | None:
-    """About the median of completions apart, as far as one of them usually lies from it."""
+def _scatter(calls: Sequence[Done], now_ns: int) -> tuple[int, int] | None:
+    """About the median of completions apart."""
     if len(calls) < FEWEST_CALLS:
         return None
-    middle = median(apart for _, apart in calls) or 0.0
-    usual = NORMAL * (median(abs(apart - middle) for _, apart in calls) or 0.0)
-    age_ns = now_ns - (median(bound.at_ns for bound, _ in calls) or now_ns)
-    wide = usual + DRIFT * max(age_ns, 0)
+    middle = median(call.apart_ns for call in calls) or 0.0
+    usual = NORMAL * (median(abs(call.apart_ns - middle) for call in calls) or 0.0)
+    within = median(call.within_ns for call in calls) or 0.0
+    age_ns = now_ns - (median(call.bound.at_ns for call in calls) or now_ns)
+    wide = 2 * usual + within + DRIFT * max(age_ns, 0)
     return int(middle - wide), int(middle + wide)
 
 
 class _Seen:
-    """A call that not every rank has told of: by host, its last entry and its first completion."""
+    """A call that not every rank has told of: by host, its last entry, first and last end."""
 
-    __slots__ = ("done_ns", "entered_ns", "ranks")
+    __slots__ = ("done_ns", "entered_ns", "last_ns", "ranks")
 
     def __init__(self) -> None:
         self.ranks: set[int] = set()
         self.entered_ns: dict[str, int] = {}
         self.done_ns: dict[str, int] = {}
+        self.last_ns: dict[str, int] = {}
 
 
 class Clocks:
@@ -197,6 +214,7 @@ class Clocks:
         if record.completed_ns is not None:
             done_ns = record.completed_ns
             seen.done_ns[host] = min(seen.done_ns.get(host, done_ns), done_ns)
+            seen.last_ns[host] = max(seen.last_ns.get(host, done_ns), done_ns)
         if len(seen.ranks) >= record.ranks:
             del self._open[key]
             self._whole(seen)
@@ -205,7 +223,10 @@ class Clocks:
         done_ns, entered_ns = seen.done_ns.get(self.here), seen.entered_ns.get(self.here)
         if done_ns is None or entered_ns is None:
             return
+        spread_ns = seen.last_ns[self.here] - done_ns
         for host, done_there_ns in seen.done_ns.items():
-            if host != self.here:
-                bound = Bound(done_ns, entered_ns - done_there_ns, done_ns - seen.entered_ns[host])
-                self._clock(host).call(bound, done_ns - done_there_ns)
+            if host == self.here:
+                continue
+            bound = Bound(done_ns, entered_ns - done_there_ns, done_ns - seen.entered_ns[host])
+            within_ns = max(spread_ns, seen.last_ns[host] - done_there_ns)
+            self._clock(host).call(Done(bound, done_ns - done_there_ns, within_ns))

@@ -94,6 +94,20 @@ def test_collectives_narrow_it_and_the_truth_stays_within_the_error(seed, drift)
     assert estimate.error_ns < 1 * MS
 
 
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("late_ms", [-0.15, 0.15])
+def test_a_host_that_is_always_done_a_little_later(seed, late_ms):
+    """By no more than ranks of one host are done apart, which on one clock can be seen."""
+    pair = Pair(seed)
+    for _ in range(10):
+        pair.exchange(5, 5)
+        for _ in range(10):
+            pair.call(scatter_ms=0.2, late_ms=late_ms)
+    off, estimate = pair.off_by()
+    assert off <= estimate.error_ns
+    assert estimate.source == "collectives"
+
+
 def test_without_completions_there_are_the_exchanges():
     pair = Pair(1)
     for _ in range(5):
