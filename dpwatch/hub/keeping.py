@@ -6,6 +6,7 @@ after the last writing is missed, and counted by the gaps in the ranks' numbers.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -79,8 +80,16 @@ class Keeper:
                 file.write(_encoder.encode(Saved(PROTOCOL_VERSION, state)))
             draft.replace(self._path)
         except OSError as error:  # a full disk, say: then a successor begins anew
-            _log.warning("the state is not kept: %s", error)
-            self._due = None
+            self._give_up(str(error))
             return
         took_s = self._clock() - began
-        self._due = None if took_s > LONGEST_S else self._clock() + max(EVERY_S, took_s / SHARE)
+        self._due = self._clock() + max(EVERY_S, took_s / SHARE)
+        if took_s > LONGEST_S:
+            self._give_up(f"writing it takes {took_s:.2f} s")
+
+    def _give_up(self, why: str) -> None:
+        """What is there would grow old; without it a successor begins anew."""
+        _log.warning("the state is not kept for a successor: %s", why)
+        self._due = None
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from dpwatch.hub.keeping import EVERY_S, Keeper
+from dpwatch.hub.keeping import EVERY_S, LONGEST_S, Keeper
 from tests.frames import START_NS, batch, ddp_run, hello, played, step
 
 
@@ -68,3 +68,16 @@ def test_a_state_that_can_not_be_written_costs_nothing(tmp_path, running):
     clock.now_s = EVERY_S
     keeper.keep(running)
     keeper.keep(running)
+
+
+def test_a_state_that_takes_too_long_to_write_is_not_left_to_grow_old(tmp_path, running):
+    class Slow(Clock):
+        def __call__(self):
+            self.now_s += LONGEST_S
+            return self.now_s
+
+    clock = Slow()
+    keeper = Keeper(tmp_path / "state", clock)
+    clock.now_s += EVERY_S
+    keeper.keep(running)
+    assert list(tmp_path.iterdir()) == []
