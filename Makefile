@@ -10,7 +10,7 @@ TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test scripts lint types check bench bench-tui soak stress screenshots figures clean
+.PHONY: help demo test scripts lint types check bench bench-tui bench-scale soak stress screenshots figures clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ bench-tui: $(VENV)/.dev ## what the dashboard costs at 8, 1,024 and 4,096 ranks;
 MINUTES ?= 60
 soak: $(VENV)/.dev ## whether hub and viewer grow; an hour, or MINUTES=5
 	$(BIN)/python -m tests.bench.soak --minutes $(MINUTES)
+
+bench-scale: $(VENV)/.dev ## what hub and viewer cost at 64 to 4,096 ranks; brings docs/scale.md up to date
+	$(BIN)/python -m tests.bench.scale --write docs
 
 stress: $(VENV)/.scripts ## the same scripts a hundred times each; about two hours
 	$(BIN)/python -m tests.bench.stress

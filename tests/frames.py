@@ -1,6 +1,7 @@
 """Frames as a run's ranks would send them, from numbers a test chooses."""
 
 from dpwatch.hub.advance import advance
+from dpwatch.hub.series import Window
 from dpwatch.hub.state import RunState
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
@@ -116,3 +117,11 @@ def played(frames):
     for frame in frames:
         advance(state, frame)
     return state
+
+
+def window(steps):
+    """A lane's last steps."""
+    found = Window()
+    for each in steps:
+        found.push(each)
+    return found

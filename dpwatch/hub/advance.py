@@ -5,18 +5,47 @@ Hub and viewer both go through here, so a viewer's state stays equal to its hub'
 
 from __future__ import annotations
 
+import msgspec
+
 from dpwatch.hub.alerts import kept
 from dpwatch.hub.diagnose import review
+from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import summarize
-from dpwatch.wire.messages import Batch, Bye, Tick
+from dpwatch.hub.summarize import MANY, summarize
+from dpwatch.wire.messages import HUB_RANK, Batch, Bye, Tick
+
+PACE_ROWS = 340
+"""Rows that are looked at in a second: of more ranks a review comes that much more seldom, …"""
+
+SELDOM_S = 4.0
+"""… but this often at least."""
+
+_MOMENTS = (Tick, Bye)
 
 
-def advance(state: RunState, batch: Batch) -> None:
-    """Applies a frame; diagnoses on the hub's tick (once a second) and at a rank's end."""
+def advance(state: RunState, batch: Batch) -> Run | None:
+    """Applies a frame; diagnoses on the hub's tick (once a second) and at a rank's end.
+
+    Many ranks' ends, which come together, are left to the tick after them.
+
+    Returns:
+        The run as it is now if it has been reviewed, else None.
+    """
     state.apply(batch)
-    if any(isinstance(record, Tick | Bye) for record in batch.records):
-        state.diagnoses, state.silent_ns = review(
-            summarize(state), state.diagnoses, state.silent_ns, state
-        )
-        state.alerts = kept(state.alerts, state.diagnoses, state.wall_s)
+    if len(state.ranks) > MANY:
+        if batch.rank != HUB_RANK or not _is_due(state):
+            return None
+    elif not any(isinstance(record, _MOMENTS) for record in batch.records):
+        return None
+    state.reviewed_ns = state.now_ns
+    run = summarize(state)
+    state.diagnoses, state.silent_ns = review(run, state.diagnoses, state.silent_ns, state)
+    state.alerts = kept(state.alerts, state.diagnoses, state.wall_s)
+    return msgspec.structs.replace(run, diagnoses=state.diagnoses, alerts=list(state.alerts))
+
+
+def _is_due(state: RunState) -> bool:
+    if (state.end_ns or 0) >= state.reviewed_ns:
+        return True  # a rank has ended since
+    pause_s = min(SELDOM_S, len(state.ranks) / PACE_ROWS)
+    return state.now_ns - state.reviewed_ns >= (pause_s - 0.5) * 1e9

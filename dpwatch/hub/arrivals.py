@@ -17,6 +17,9 @@ from dpwatch.hub.series import keep_last, median
 from dpwatch.wire.messages import Collective, Position
 
 OPEN_CALLS = 1024
+OPEN_ENTRIES = 1 << 19
+"""Calls that are not whole are kept up to these numbers of calls, and of ranks in them."""
+
 ALIKE_CALLS = 64
 LATE_STEPS = 192
 """Steps back to which it is known who came late, …"""
@@ -101,14 +104,15 @@ class Arrivals(msgspec.Struct):
         call = self.calls.get(key)
         if call is None:
             call = self.calls[key] = OpenCall()
-            if len(self.calls) > OPEN_CALLS:
+            if len(self.calls) > min(OPEN_CALLS, max(8, OPEN_ENTRIES // record.ranks)):
                 del self.calls[next(iter(self.calls))]
-        call.entered[rank] = record
-        if len(call.entered) < record.ranks:
+        entered = call.entered
+        entered[rank] = record
+        if len(entered) < record.ranks:
             return None
         del self.calls[key]
-        self._compare(record, call.entered)
-        return call.entered
+        self._compare(record, entered)
+        return entered
 
     def forget(self, rank: int) -> None:
         """A rank begins anew: what it had entered belongs to nobody's call any more."""
@@ -121,7 +125,8 @@ class Arrivals(msgspec.Struct):
 
     def _compare(self, record: Collective, entered: dict[int, Collective]) -> None:
         group, seq, found = record.group, record.seq, self.mismatch
-        if len({essence(call) for call in entered.values()}) > 1:
+        called = {(call.op, call.nbytes, call.dtype) for call in entered.values()}
+        if len(called) > 1 and len({essence(call) for call in entered.values()}) > 1:
             self.mismatch = found or Mismatch(group, seq, entered)
             return
         kept = self.alike.setdefault(group, [])
@@ -146,10 +151,16 @@ class Arrivals(msgspec.Struct):
         before = sorted(call for call in known.values() if call.step == whole)
         return before[seq - first].essence if 0 <= seq - first < len(before) else None
 
-    def book_late(self, entered: dict[int, Collective]) -> None:
-        """Keeps who came last to a call that is whole, if its step has not many wider ones."""
-        order = sorted(entered, key=lambda r: entered[r].issued_ns)
-        latest, others = order[-1], order[:-1]
+    def book_late(self, entered: dict[int, Collective], issued_ns: list[int]) -> None:
+        """Keeps who came last to a call that is whole, if its step has not many wider ones.
+
+        Args:
+            entered: What each rank called, …
+            issued_ns: … and when.
+        """
+        ordered_ns = sorted(issued_ns)
+        place = len(issued_ns) - 1 - issued_ns[::-1].index(ordered_ns[-1])
+        latest = list(entered)[place]
         call = entered[latest]
         kept = self.late.get(call.step)
         if kept is None:
@@ -160,10 +171,11 @@ class Arrivals(msgspec.Struct):
                 return  # older than all that is kept
         first = self.newest.get(call.group) != call.step
         self.newest[call.group] = call.step
-        gap_ns = call.issued_ns - entered[others[-1]].issued_ns
+        gap_ns = ordered_ns[-1] - ordered_ns[-2]
         if len(kept) == LATE_CALLS and gap_ns <= kept[-1].gap_ns:
             return
-        middle = entered[others[len(others) // 2]].issued_ns
+        others = [each for r, each in entered.items() if r != latest]
+        middle_ns = ordered_ns[len(others) // 2]
         late = Late(
             step=call.step,
             op=call.op,
@@ -172,9 +184,9 @@ class Arrivals(msgspec.Struct):
             latest=latest,
             arrived_ns=call.issued_ns,
             gap_ns=gap_ns,
-            lag_ns=call.issued_ns - middle,
+            lag_ns=call.issued_ns - middle_ns,
             phase=call.phase,
-            excess_ns=_excess_ns(call, [entered[r] for r in others]),
+            excess_ns=_excess_ns(call, others),
             first=first,
             where=call.where,
         )

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
-from dpwatch.hub.series import WINDOW, Tally, median, quantile
+from dpwatch.hub.figures import (
+    CallFigures,
+    OpFigures,
+    settled,
+    tallies,
+    timed_ms,
+    traffic_steps,
+)
+from dpwatch.hub.series import Tally, median, quantile
 from dpwatch.hub.snapshot import (
     CollectiveStats,
     CommTimes,
@@ -12,126 +21,132 @@ from dpwatch.hub.snapshot import (
     Quantiles,
     TransferStats,
 )
-from dpwatch.hub.state import LaneState, OpState, RankState, RunState
+from dpwatch.hub.state import LaneState, OpState, RankState, Route, RunState
 from dpwatch.plan.traffic import bus_factor
 from dpwatch.wire.messages import DeviceInfo, Step
 
+BUSY_STEPS = 2
+
 
 def traffic(
-    state: RunState, rank: RankState, lane: LaneState, common: int
+    state: RunState,
+    rank: RankState,
+    lane: LaneState,
+    routes: Sequence[Route],
+    calls: CallFigures,
+    common: int,
 ) -> tuple[int | None, int | None]:
     """Bytes a step this device sends and receives: its copies, and its collectives' algorithm's.
 
-    They are taken over steps that all ranks have done (`common`, see `steps_in_common`), so that
-    devices compare; a rank that has gone far beyond them is not held back.
+    They are taken over steps that all ranks have done (`common`, see `steps_in_common`).
     """
-    done = _steps_done(rank)
-    steps = _settled(common if done - common < WINDOW // 4 else done)
+    steps = traffic_steps(rank, common)
     if not steps:
         return None, None
-    routes = [route for route in state.routes.values() if route.rank == rank.rank]
     sent = sum(_typical_bytes(r.by_step.over(steps)) for r in routes if r.src == lane.device)
     received = sum(_typical_bytes(r.by_step.over(steps)) for r in routes if r.dst == lane.device)
-    sent_by_step = [tally.wire_bytes for tally in lane.collectives.over(steps)]
-    wire = int(median(sent_by_step) or 0)
-    sent, received = sent + wire, received + wire
+    sent, received = sent + calls.wire_bytes, received + calls.wire_bytes
     seen = routes or state.ops or len(state.ranks) == 1 or _captured(rank)
     return (sent, received) if seen else (None, None)
 
 
 def comm_times(
-    state: RunState, rank: RankState, lane: LaneState, steps: Sequence[Step]
+    rank: RankState,
+    lane: LaneState,
+    routes: Sequence[Route],
+    calls: CallFigures,
+    exposed_ms: float | None,
 ) -> CommTimes:
     """A device's time in communication per step: its copies, and what it issued of collectives.
 
     What of it compute waited for is known exactly where Python waited for each call (FSDP, ZeRO);
     where C++ did (DDP's reducer), or copies were made, the probe's own estimate of it counts.
     """
-    done = _settled(_steps_done(rank))
-    moved = [
-        route.by_step
-        for route in state.routes.values()
-        if route.rank == rank.rank and lane.device in (route.src, route.dst)
-    ]
-    per_step = zip(*(each.over(done) for each in (*moved, lane.collectives)), strict=True)
-    # Waits for other ranks are a rank's; they stand in the row of its first device.
-    ops = _ops_of(state, rank) if lane.device == 0 else []
-    waits = zip(*(op.by_rank[rank.rank].over(done) for op in ops), strict=True)
-    exposed = None if moved else median(_waited_ms(t) for t in lane.collectives.over(done))
-    if exposed is None:
-        exposed = median(milliseconds(step.exposed_ns) for step in steps)
-    total = median(_timed_ms(each) for each in per_step)
-    if total is None and not moved:  # the last steps that were timed
-        total = median(_timed_ms([tally]) for tally in lane.late.tallies.values())
-    return CommTimes(
-        total=total,
-        exposed=exposed,
-        wait=median(sum(t.wait_ns for t in each) / 1e6 for each in waits),
-    )
+    moved = [route.by_step for route in routes if lane.device in (route.src, route.dst)]
+    if not moved:
+        exposed = exposed_ms if calls.waited_ms is None else calls.waited_ms
+        total = calls.total_ms
+        if total is None:  # the last steps that were timed
+            total = median(timed_ms([tally]) for tally in lane.late.tallies.values())
+        return CommTimes(total=total, exposed=exposed, wait=calls.wait_ms)
+    done = settled(rank.steps_done)
+    per_step = zip(*(each.over(done) for each in moved), tallies(lane, done), strict=True)
+    total = median(timed_ms(each) for each in per_step)
+    return CommTimes(total=total, exposed=exposed_ms, wait=calls.wait_ms)
 
 
-def collectives(state: RunState) -> list[CollectiveStats]:
-    """The heaviest first; once steps are done, without what only start-up called."""
-    found = [_collective(state, op) for op in state.ops.values()]
-    started = any(_settled(_steps_done(rank)) for rank in state.ranks.values())
+def collectives(
+    state: RunState, figures: Callable[[str], OpFigures], exposed_ms: Sequence[float | None]
+) -> list[CollectiveStats]:
+    """The heaviest first; once steps are done, without what only start-up called.
+
+    Args:
+        state: The run's.
+        figures: Those of an op, by its key in `state.ops`.
+        exposed_ms: Exposed communication of each rank's first device.
+    """
+    found = [_collective(state, key, figures(key), exposed_ms) for key in state.ops]
+    started = any(settled(rank.steps_done) for rank in state.ranks.values())
     called = [each for each in found if each.count_per_step or not started]
     return sorted(called, key=lambda each: -each.bytes_per_step)
 
 
-def _collective(state: RunState, op: OpState) -> CollectiveStats:
-    cells = [
-        tally
-        for rank, by_step in op.by_rank.items()
-        if rank in state.ranks
-        for tally in by_step.over(_settled(_steps_done(state.ranks[rank])))
-    ]
-    timed = [tally for tally in cells if tally.timed_calls] or [  # else the last that were timed
-        tally for late in op.late.values() for tally in late.tallies.values()
-    ]
-    seconds = sum(tally.timed_ns for tally in timed) / 1e9
+def _collective(
+    state: RunState, key: str, figures: OpFigures, exposed_ms: Sequence[float | None]
+) -> CollectiveStats:
+    op = state.ops[key]
+    timed_ns, handed_in = figures.timed_ns, figures.moved
+    if not timed_ns and op.timed_late:  # the last steps that were timed
+        timed_ns, handed_in = _timed_late(state, key)
+    seconds = timed_ns / 1e9
     # nccl-tests' size of an all-gather is the gathered array, of the others what is handed in.
     whole = op.ranks if op.op == "all_gather" else 1
-    moved = sum(t.nbytes * t.timed_calls / t.calls for t in timed) * whole
+    moved = handed_in * whole
     algbw = moved / seconds / 1e9 if seconds else None
     factor = bus_factor(op.op, op.ranks)
+    exposed = figures.waited_ms
+    if exposed is None and _only_busy(state, key):
+        exposed = median(exposed_ms)
     return CollectiveStats(
         op=op.op,
         group=op.group,
         ranks=op.ranks,
-        count_per_step=sum(tally.calls for tally in cells) / len(cells) if cells else 0.0,
-        bytes_per_step=_typical_bytes(cells),
+        count_per_step=figures.calls / figures.cells if figures.cells else 0.0,
+        bytes_per_step=figures.nbytes,
         latency_ms=Quantiles(quantile(op.latency_ms, 0.5), quantile(op.latency_ms, 0.95)),
         algbw_gbps=algbw,
         busbw_gbps=None if algbw is None or factor is None else algbw * factor,
-        exposed_ms_per_step=_exposed_ms(state, op, cells),
+        exposed_ms_per_step=exposed,
         last_arrival=_last_arrival(op),
     )
 
 
-def _exposed_ms(state: RunState, op: OpState, cells: Sequence[Tally]) -> float | None:
-    """How long a rank typically waited for these calls in a step.
-
-    Known where each call was waited for in Python. Else it is the ranks' exposed time as a whole,
-    which can't be split where a run has several ops in its steps.
-    """
-    waited = median(_waited_ms(tally) for tally in cells)
-    if waited is not None:
-        return waited
-    busy = [o for o in state.ops.values() if any(len(b.tallies) > 2 for b in o.by_rank.values())]
-    if busy != [op]:
-        return None
-    return median(
-        median(milliseconds(step.exposed_ns) for step in rank.lanes[0].recent[-WINDOW:])
+def _timed_late(state: RunState, key: str) -> tuple[int, float]:
+    """Nanoseconds of an op's calls that were timed late, and the bytes handed in to them."""
+    late = [
+        tally
         for rank in state.ranks.values()
-        if 0 in rank.lanes
-    )
+        for lane in rank.lanes.values()
+        if key in lane.late_calls
+        for tally in lane.late_calls[key].tallies.values()
+    ]
+    moved = math.fsum(t.nbytes * t.timed_calls / t.calls for t in late)
+    return sum(t.timed_ns for t in late), moved
 
 
-def _waited_ms(tally: Tally) -> float | None:
-    """A step's waits for collectives, known only if each call's caller is known to have waited."""
-    if not tally.calls or tally.waited_calls < tally.calls:
-        return None
-    return tally.waited_ns / 1e6
+def _only_busy(state: RunState, key: str) -> bool:
+    """Whether it is the only op that is called in more than a few steps.
+
+    Then the ranks' exposed time as a whole is this op's; of several it can't be split.
+    """
+    busy = {
+        name
+        for rank in state.ranks.values()
+        for lane in rank.lanes.values()
+        for name, by_step in lane.calls.items()
+        if by_step.seen > BUSY_STEPS
+    }
+    return busy == {key}
 
 
 def _last_arrival(op: OpState) -> LastArrival | None:
@@ -153,56 +168,31 @@ def transfers(state: RunState) -> list[TransferStats]:
         rank = state.ranks.get(route.rank)
         if rank is None:
             continue
-        tallies = route.by_step.over(_settled(_steps_done(rank)))
-        if tallies:
+        moved = route.by_step.over(settled(rank.steps_done))
+        if moved:
             found.append(
                 TransferStats(
                     kind=route.kind,
                     src=device_of(rank, route.src).name,
                     dst=device_of(rank, route.dst).name,
-                    bytes_per_step=_typical_bytes(tallies),
-                    ms_per_step=median(t.timed_ns / 1e6 for t in tallies) or 0.0,
+                    bytes_per_step=_typical_bytes(moved),
+                    ms_per_step=median(t.timed_ns / 1e6 for t in moved) or 0.0,
                 )
             )
     return found
 
 
-def _settled(steps_done: int) -> range:
-    """Steps that per-step figures are taken over: complete, recent, and not the first.
-
-    The first step is unlike the rest: it makes optimizer state, and DDP its first buckets.
-    The newest may still miss a record that comes from another thread.
-    """
-    end = steps_done - 1 if steps_done > 2 else steps_done
-    return range(max(int(end > 1), end - WINDOW // 2), end)
-
-
-def _steps_done(rank: RankState) -> int:
-    return max((lane.steps for lane in rank.lanes.values()), default=0)
-
-
 def steps_in_common(state: RunState) -> int:
     """Steps that all ranks have done."""
-    return min((_steps_done(rank) for rank in state.ranks.values() if rank.lanes), default=0)
-
-
-def _ops_of(state: RunState, rank: RankState) -> list[OpState]:
-    return [op for op in state.ops.values() if rank.rank in op.by_rank]
+    return min((rank.steps_done for rank in state.ranks.values() if rank.lanes), default=0)
 
 
 def _captured(rank: RankState) -> bool:
     return rank.hello is not None and rank.hello.capture != "none"
 
 
-def _typical_bytes(tallies: Sequence[Tally]) -> int:
-    return int(median(tally.nbytes for tally in tallies) or 0)
-
-
-def _timed_ms(tallies: Sequence[Tally]) -> float | None:
-    """A step's communication time, known only if each of its calls was timed."""
-    if not any(t.calls for t in tallies) or any(t.timed_calls < t.calls for t in tallies):
-        return None
-    return sum(t.timed_ns for t in tallies) / 1e6
+def _typical_bytes(each: Sequence[Tally]) -> int:
+    return int(median(tally.nbytes for tally in each) or 0)
 
 
 def device_of(rank: RankState, index: int) -> DeviceInfo:
@@ -219,8 +209,3 @@ def untimed(device: DeviceInfo, step: Step) -> bool:
     """
     times = (step.forward_ns, step.backward_ns, step.optimizer_ns)
     return device.kind == "cuda" and all(ns is None for ns in times)
-
-
-def milliseconds(ns: int | None) -> float | None:
-    """Nanoseconds as milliseconds, None of None."""
-    return None if ns is None else ns / 1e6

@@ -7,11 +7,11 @@ steps just done has been timed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from dpwatch.hub.series import ByStep, Tally, keep_last
+from dpwatch.hub.series import TIMED_CALLS, TIMED_NS, ByStep, Tally, summed
 
 if TYPE_CHECKING:
     from dpwatch.wire.messages import Duration
@@ -29,29 +29,44 @@ class Late(msgspec.Struct):
         """Takes a step's tally as it is now; the first step is unlike the rest."""
         if step == 0:
             return
-        self.tallies[step] = msgspec.structs.replace(tally)
+        self.tallies[step] = tally
         if len(self.tallies) > LATE_STEPS:
             del self.tallies[min(self.tallies)]
 
 
-def book(record: Duration, by_step: ByStep, late: Late) -> bool:
-    """Counts a call as timed in its step's tally.
+def book(
+    record: Duration, key: str, calls: dict[str, ByStep], late_calls: dict[str, Late], late: Late
+) -> bool:
+    """Counts a call of a lane's as timed in its step's tally.
+
+    Args:
+        record: What has come.
+        key: Of its op and group.
+        calls: The lane's collectives, by such keys.
+        late_calls: Their late tallies, and …
+        late: … those of all of them together.
 
     Returns:
         False if it belongs to no call: its own record never came, or all are timed already.
     """
-    tally = by_step.tallies.get(record.step)
-    if tally is None:  # of a step too long ago to have one?
-        return record.step < min(by_step.tallies, default=0)
+    by_step = calls.get(key)
+    if by_step is None:
+        return False
+    at = by_step.find(record.step)
+    (tally,) = by_step.over([record.step])
+    if at is None:  # of a step too long ago to have a tally?
+        return record.step < by_step.oldest
     if tally.timed_calls >= tally.calls:
         return False
-    tally.timed_calls += 1
-    tally.timed_ns += record.duration_ns
-    late.keep(record.step, tally)
+    by_step.cells[at + TIMED_CALLS] += 1
+    by_step.cells[at + TIMED_NS] += record.duration_ns
+    late_calls.setdefault(key, Late()).keep(record.step, by_step.over([record.step])[0])
+    late.keep(record.step, summed([each.over([record.step])[0] for each in calls.values()]))
     return True
 
 
 def keep_latency(latencies_ms: list[float], took_ns: int) -> None:
     """Adds to the latencies of the last calls."""
     latencies_ms.append(took_ns / 1e6)
-    keep_last(cast("list[object]", latencies_ms), LATENCIES)
+    if len(latencies_ms) > 2 * LATENCIES:
+        del latencies_ms[:-LATENCIES]

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 import zmq
 
+from dpwatch.hub import looks
 from dpwatch.hub.advance import advance
-from dpwatch.hub.server import FRAME_NUMBER, STATE_REQUEST
+from dpwatch.hub.server import EVERY_FRAME, FRAME_NUMBER, NO_FRAME
 from dpwatch.hub.snapshot import HostGpu, RunView, Snapshot
-from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import view
+from dpwatch.hub.state import RunState, decode
+from dpwatch.hub.summarize import MANY, view
 from dpwatch.wire import codec, transport
 from dpwatch.wire.asking import STACKS_REQUEST, encode_request
 from dpwatch.wire.messages import PROTOCOL_VERSION
@@ -32,8 +33,6 @@ ASK_AGAIN_S = 1.0
 INTERVAL_S = 0.25
 """How often a viewer takes a snapshot, if it is not told otherwise."""
 LOOK_S = 0.5
-
-_state_decoder = msgspec.msgpack.Decoder(RunState)
 
 
 class Follower:
@@ -54,13 +53,16 @@ class Follower:
         self._heard = clock()
         self._asked: float | None = None
         self._view: RunView | None = None
+        self._look: looks.Look | None = None
         self.frames = transport.subscribe_socket(context, place.publish)
         self.answers = transport.ask_socket(context, place.ask)
         self._ask()
 
     def _ask(self) -> None:
         self._asked = self._clock()
-        self.answers.send(STATE_REQUEST, zmq.NOBLOCK)
+        seen = [] if self._look is None else [FRAME_NUMBER.pack(self._look.number)]
+        with contextlib.suppress(zmq.Again):  # a stopped hub has many questions before it
+            self.answers.send_multipart([looks.LOOK_REQUEST, *seen], zmq.NOBLOCK)
 
     def ask_stacks(self, ranks: Sequence[int]) -> None:
         """Asks ranks for their stacks, all if none are named; what comes of it is in the view."""
@@ -75,21 +77,49 @@ class Follower:
             return
         # The answer first: frames that came before it are older than it and fall away.
         while (answer := _receive(self.answers)) is not None:
-            self._take_state(answer)
+            self._take_answer(answer)
         while (frame := _receive(self.frames)) is not None:
             self._take_frame(frame)
-        if self._asked is not None and self._clock() - self._asked > ASK_AGAIN_S:
+        if self._asked is not None and self._clock() - self._asked > self._patience_s:
             self._ask()
 
-    def _take_state(self, answer: bytes) -> None:
+    @property
+    def _patience_s(self) -> float:
+        """How long after a question the next one comes, as long as there is any to ask."""
+        answered = self._asked is not None and self._heard >= self._asked
+        return INTERVAL_S if self._look is not None and answered else ASK_AGAIN_S
+
+    def _take_answer(self, answer: bytes) -> None:
+        kind, data = answer[:1], memoryview(answer)[1:]
         try:
-            state = _state_decoder.decode(answer)
+            if kind == looks.STATE:
+                self._take_state(decode(data))
+            elif kind == looks.LOOK:
+                self._take_look(looks.decode(data))
+            elif kind == looks.SAME:
+                self._heard = self._clock()
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             return
+
+    def _take_state(self, state: RunState) -> None:
+        if self._look is not None:  # too many ranks have become fewer: another hub's
+            self._follow_frames(on=True)
+            self._look = None
         if self.state is None or state.frames >= self.state.frames:
             self.state = state
         self._asked = None
         self._fresh()
+
+    def _take_look(self, look: looks.Look) -> None:
+        """From now on asks for the next look, frame by frame of the screen."""
+        if self._look is None:
+            self._follow_frames(on=False)
+        self._look, self.state = look, None
+        self._fresh()
+
+    def _follow_frames(self, *, on: bool) -> None:
+        self.frames.setsockopt(zmq.SUBSCRIBE, EVERY_FRAME if on else NO_FRAME)
+        self.frames.setsockopt(zmq.UNSUBSCRIBE, NO_FRAME if on else EVERY_FRAME)
 
     def _take_frame(self, frame: bytes) -> None:
         self._heard = self._clock()
@@ -106,6 +136,8 @@ class Follower:
             advance(self.state, codec.decode(frame[FRAME_NUMBER.size :]))
         except codec.WireError:
             return
+        if len(self.state.ranks) > MANY and self._asked is None:
+            self._ask()
         self._fresh()
 
     def _fresh(self) -> None:
@@ -121,12 +153,20 @@ class Follower:
 
     def view(self) -> RunView | None:
         """The run now, None before its state has come and a rank has spoken."""
-        if self.state is None or not self.state.ranks:
+        if not self.complete or (self.state is not None and not self.state.ranks):
             return None
         connection = self.connection
         if self._view is None or self._view.connection != connection:
-            self._view = view(self.state, connection)
+            if self._look is not None:
+                self._view = msgspec.structs.replace(self._look.view, connection=connection)
+            elif self.state is not None:
+                self._view = view(self.state, connection)
         return self._view
+
+    @property
+    def complete(self) -> bool:
+        """Whether the hub has handed over what it knows."""
+        return self.state is not None or self._look is not None
 
     def close(self) -> None:
         """Lets go of the hub; the last state stays."""
@@ -203,7 +243,7 @@ class Watcher:
     @property
     def complete(self) -> bool:
         """Whether every run found has handed over its state."""
-        return all(f.state is not None or f.closed for f in self._followers.values())
+        return all(f.complete or f.closed for f in self._followers.values())
 
     def close(self) -> None:
         """Closes every socket; a second call does nothing."""

@@ -19,6 +19,7 @@ import zmq
 from dpwatch.hub.clocks import Clocks, Estimate
 from dpwatch.hub.shift import shift_state, shifted_batch
 from dpwatch.hub.state import RunState
+from dpwatch.hub.state import decode as decode_state
 from dpwatch.hub.zap import Doorkeeper
 from dpwatch.wire import codec, join
 from dpwatch.wire.keys import Keys
@@ -35,7 +36,6 @@ TURN = 2048
 """Messages read before others in the hub's loop have their turn."""
 
 _log = logging.getLogger("dpwatch.hub")
-_state_decoder = msgspec.msgpack.Decoder(RunState)
 
 
 class Taker(Protocol):
@@ -249,7 +249,7 @@ class Head:
         if node.estimate is None or len(parts) > join.MOST_PARTS:
             return
         try:
-            part = _state_decoder.decode(b"".join(parts))
+            part = decode_state(b"".join(parts))
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             _log.warning("a state from %s: %s", node.host, error)
             return

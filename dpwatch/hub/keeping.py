@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from dpwatch.hub.processes import runs
+from dpwatch.hub.series import packed, unpacked
 from dpwatch.hub.state import RunState
 from dpwatch.wire.messages import PROTOCOL_VERSION
 
@@ -36,8 +37,8 @@ class Saved(msgspec.Struct, array_like=True):
     state: RunState
 
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Saved)
+_encoder = msgspec.msgpack.Encoder(enc_hook=packed)
+_decoder = msgspec.msgpack.Decoder(Saved, dec_hook=unpacked)
 
 
 class Keeper:

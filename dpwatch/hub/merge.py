@@ -6,9 +6,7 @@ host's hub, which may have been killed and have begun anew, knows less.
 
 from __future__ import annotations
 
-from typing import cast
-
-from dpwatch.hub.series import WINDOW, ByStep, Tally, Thinned, keep_last
+from dpwatch.hub.series import CALLS, TALLY_WIDTH, WAIT_NS, ByStep, Thinned, Window
 from dpwatch.hub.stacks import Dump
 from dpwatch.hub.state import LaneState, OpState, RankState, RunState
 
@@ -21,10 +19,12 @@ def merge(state: RunState, part: RunState, host: str) -> None:
         state.forget(r)
     for r, rank in ours.items():
         known = state.ranks.get(r)
-        if known is not None:
+        if known is None:
+            state.admit(rank)
+        else:
             _keep_known(known, rank)
-        state.ranks[r] = rank
-    state.ranks = dict(sorted(state.ranks.items()))
+            state.ranks[r] = rank
+    state.measure()
     _take_ops(state, part)
     for key, route in part.routes.items():
         if route.rank in ours:
@@ -81,10 +81,7 @@ def _newer(known: Dump, told: Dump) -> Dump:
 
 def _keep_lane(known: LaneState, lane: LaneState) -> None:
     lane.steps = max(lane.steps, known.steps)
-    first = lane.recent[0].step if lane.recent else None
-    before = [step for step in known.recent if first is None or step.step < first]
-    lane.recent = before + lane.recent
-    keep_last(cast("list[object]", lane.recent), WINDOW)
+    lane.recent = _later(known.recent, lane.recent, lane.device)
     lane.step_ms = _longer(known.step_ms, lane.step_ms)
     lane.peak_bytes = _longer(known.peak_bytes, lane.peak_bytes)
     lane.held_bytes = _longer(known.held_bytes, lane.held_bytes)
@@ -92,7 +89,9 @@ def _keep_lane(known: LaneState, lane: LaneState) -> None:
     lane.gpu = lane.gpu or known.gpu
     highest = [each for each in (known.highest, lane.highest) if each is not None]
     lane.highest = max(highest, key=lambda each: each.peak_bytes, default=None)
-    lane.collectives = _joined(known.collectives, lane.collectives)
+    for key, by_step in known.calls.items():
+        lane.calls[key] = _joined(by_step, lane.calls.get(key, ByStep()))
+    lane.late_calls = {**known.late_calls, **lane.late_calls}
     lane.late = lane.late if lane.late.tallies else known.late
 
 
@@ -107,24 +106,31 @@ def _longer(known: Thinned, curve: Thinned) -> Thinned:
     return known
 
 
+def _later(known: Window, window: Window, device: int) -> Window:
+    """The steps of both, the later ones where there is no room for all."""
+    steps = window.steps(device)
+    joined = Window()
+    before = [s for s in known.steps(device) if not steps or s.step < steps[0].step]
+    for step in [*before, *steps]:
+        joined.push(step)
+    return joined
+
+
 def _joined(known: ByStep, fresh: ByStep) -> ByStep:
     """Tallies of both; a step that both have is the fuller one's, with the wait that a head books.
 
     A hub can't tell how long its ranks waited for those of other hosts: the head has that.
     """
-    tallies = dict(known.tallies)
-    for step, tally in fresh.tallies.items():
-        other = tallies.get(step)
-        if other is not None:
-            wait_ns = max(tally.wait_ns, other.wait_ns)
-            tally = _fuller(other, tally)
-            tally.wait_ns = wait_ns
-        tallies[step] = tally
-    return ByStep({step: tallies[step] for step in sorted(tallies)[-WINDOW:]})
-
-
-def _fuller(known: Tally, fresh: Tally) -> Tally:
-    return known if known.calls > fresh.calls else fresh
+    joined = ByStep()
+    steps = {step for each in (known, fresh) for step in each.cells[::TALLY_WIDTH] if step >= 0}
+    for step in sorted(steps):
+        found = [(each, at) for each in (known, fresh) if (at := each.find(step)) is not None]
+        fuller, from_at = max(found, key=lambda one: one[0].cells[one[1] + CALLS])
+        to = joined.at(step)
+        if to is not None:
+            joined.cells[to : to + TALLY_WIDTH] = fuller.cells[from_at : from_at + TALLY_WIDTH]
+            joined.cells[to + WAIT_NS] = max(each.cells[at + WAIT_NS] for each, at in found)
+    return joined
 
 
 def _take_ops(state: RunState, part: RunState) -> None:
@@ -135,11 +141,8 @@ def _take_ops(state: RunState, part: RunState) -> None:
             # Who came last is for whoever has seen all of the group come: here its own host.
             known.latency_ms = op.latency_ms
             known.last_calls, known.last_wait_ns = op.last_calls, op.last_wait_ns
-        for r, by_step in op.by_rank.items():
-            if r in part.ranks and r in state.ranks:
-                known.by_rank[r] = _joined(known.by_rank.get(r, ByStep()), by_step)
-                if r in op.late:
-                    known.late[r] = op.late[r]
+            known.booked = op.booked
+        known.timed_late = known.timed_late or op.timed_late
 
 
 def _take_losses(state: RunState, part: RunState) -> None:

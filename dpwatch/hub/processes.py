@@ -33,6 +33,10 @@ class Processes:
         self._fds[fd] = pid
         return fd
 
+    def watches(self, pid: int) -> bool:
+        """Whether that process's end will be told."""
+        return pid in self._pids
+
     def pid_of(self, fd: int) -> int:
         """Whose descriptor it is."""
         return self._fds[fd]

@@ -1,17 +1,50 @@
-"""Bounded series: what a hub keeps of an endless run."""
+"""Bounded series: what a hub keeps of an endless run.
+
+They are kept packed, in arrays of 8 bytes a number: a number as a Python object takes four times
+that, and a run of a thousand ranks keeps millions.
+"""
 
 from __future__ import annotations
 
+import operator
+import struct
+from array import array
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from dpwatch.hub.snapshot import Curve
+from dpwatch.wire.messages import Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 WINDOW = 128
 """Steps that recent figures (medians, quantiles, shares) are taken over."""
 
 CURVE_POINTS = 240
+
+NONE = -1
+"""Stands for an unknown number in what is packed."""
+
+
+class Ints(array):  # type: ignore[type-arg]  # not subscriptable before Python 3.12
+    """Integers of 8 bytes."""
+
+    __slots__ = ()
+
+    def __new__(cls, values: Iterable[int] = ()) -> Self:  # noqa: D102
+        return super().__new__(cls, "q", values)  # type: ignore[return-value]
+
+
+class Floats(array):  # type: ignore[type-arg]
+    """Floats of 8 bytes."""
+
+    __slots__ = ()
+
+    def __new__(cls, values: Iterable[float] = ()) -> Self:  # noqa: D102
+        return super().__new__(cls, "d", values)  # type: ignore[return-value]
 
 
 class Thinned(msgspec.Struct):
@@ -20,8 +53,8 @@ class Thinned(msgspec.Struct):
     A point is kept when its step is a multiple of `stride`, so equal runs keep equal steps.
     """
 
-    steps: list[int] = []
-    values: list[float] = []
+    steps: Ints = msgspec.field(default_factory=Ints)
+    values: Floats = msgspec.field(default_factory=Floats)
     stride: int = 1
 
     def push(self, step: int, value: float) -> None:
@@ -33,15 +66,91 @@ class Thinned(msgspec.Struct):
         if len(self.steps) >= 2 * CURVE_POINTS:
             self.stride *= 2
             kept = [i for i, s in enumerate(self.steps) if s % self.stride == 0]
-            self.steps = [self.steps[i] for i in kept]
-            self.values = [self.values[i] for i in kept]
+            self.steps = Ints(self.steps[i] for i in kept)
+            self.values = Floats(self.values[i] for i in kept)
 
     def freeze(self) -> Curve:
         """The curve as a snapshot holds it."""
         return Curve(tuple(self.steps), tuple(self.values))
 
 
-class Tally(msgspec.Struct, array_like=True):
+STEP_COLUMNS = Step.__struct_fields__[1:14]
+"""What is kept of a step: all but its device (which the lane knows), loss and samples, …"""
+
+STEP_WIDTH = len(STEP_COLUMNS) + 1
+"""… and samples, in the last column."""
+
+SAMPLES = STEP_WIDTH - 1
+_kept = operator.attrgetter(*STEP_COLUMNS, "samples")
+_PACKED = struct.Struct(f"={STEP_WIDTH}q")
+_STEP_BYTES = _PACKED.size
+
+
+class Window(msgspec.Struct):
+    """The last `WINDOW` steps of a lane, a row of `STEP_WIDTH` numbers each.
+
+    Attributes:
+        rows: A ring, whose oldest row is that at `pushed % WINDOW` once it is full.
+        pushed: Steps that have come.
+    """
+
+    rows: Ints = msgspec.field(default_factory=Ints)
+    pushed: int = 0
+
+    def push(self, step: Step) -> None:
+        """Adds a step; the oldest makes room.
+
+        Raises:
+            OverflowError: A number takes more than 8 bytes.
+        """
+        row: Sequence[int | None] = _kept(step)
+        if None in row:
+            row = [NONE if each is None else each for each in row]
+        try:
+            if self.pushed < WINDOW:
+                self.rows.frombytes(_PACKED.pack(*row))
+            else:
+                _PACKED.pack_into(self.rows, self.pushed % WINDOW * _STEP_BYTES, *row)
+        except struct.error as error:
+            raise OverflowError(str(error)) from None
+        self.pushed += 1
+
+    def column(self, place: int, last: int = WINDOW) -> list[int]:
+        """A column of the latest rows, the oldest first; `NONE` where it is unknown."""
+        column: array[int] = self.rows[place::STEP_WIDTH]
+        if self.pushed > WINDOW:
+            turn = self.pushed % WINDOW
+            column = column[turn:] + column[:turn]
+        return column[-last:].tolist()
+
+    def field(self, name: str, last: int = WINDOW) -> list[int]:
+        """A field of `Step`; `NONE` where it is unknown."""
+        return self.column(STEP_COLUMNS.index(name), last)
+
+    def known(self, name: str, last: int = WINDOW) -> list[int]:
+        """A field of `Step` in those of the latest rows in which it is known."""
+        found = self.field(name, last)
+        return [each for each in found if each != NONE] if NONE in found else found
+
+    def took_ns(self, last: int = WINDOW) -> list[int]:
+        """How long the latest steps took."""
+        return [b - a for a, b in zip(self.column(1, last), self.column(2, last), strict=True)]
+
+    def steps(self, device: int, last: int = WINDOW) -> list[Step]:
+        """The latest steps as they came, but for their loss."""
+        count = min(last, self.pushed, WINDOW)
+        first = (self.pushed - count) % WINDOW
+        held = self.rows.tobytes()
+        rows = [row % WINDOW * _STEP_BYTES for row in range(first, first + count)]
+        return [_step(device, _PACKED.unpack_from(held, at)) for at in rows]
+
+
+def _step(device: int, row: tuple[int, ...]) -> Step:
+    known = [None if each == NONE else each for each in row] if NONE in row else row
+    return Step(device, *known[:-1], None, known[-1])  # type: ignore[call-arg]
+
+
+class Tally(msgspec.Struct, array_like=True, gc=False):
     """Sums over one step: calls, payload bytes, bytes on the wire, and their times.
 
     Of `timed_calls` is known how long they took, of `waited_calls` how long their caller waited.
@@ -57,26 +166,98 @@ class Tally(msgspec.Struct, array_like=True):
     waited_ns: int = 0
 
 
+CALLS, NBYTES, WIRE, TIMED_CALLS, TIMED_NS, WAIT_NS, WAITED_CALLS, WAITED_NS = range(1, 9)
+"""Columns of `ByStep.cells`, after the step's number."""
+
+TALLY_WIDTH = 9
+_EMPTY = array("q", [-1, *[0] * (TALLY_WIDTH - 1)])
+_FIRST_SIZE = 4
+
+
 class ByStep(msgspec.Struct):
-    """A `Tally` for each of the last `WINDOW` steps in which something happened."""
+    """A `Tally` for each of the last `WINDOW` steps in which something happened.
 
-    tallies: dict[int, Tally] = {}
+    Attributes:
+        cells: A row of `TALLY_WIDTH` numbers for each step, at its number modulo `size`.
+        size: Rows; grows to `WINDOW` as steps come.
+        seen: Steps that have had a row.
+    """
 
-    def at(self, step: int) -> Tally:
-        """The step's tally, made at first use; the oldest makes room."""
-        tally = self.tallies.get(step)
-        if tally is None:
-            tally = self.tallies[step] = Tally()
-            if len(self.tallies) > WINDOW:
-                del self.tallies[min(self.tallies)]
-        return tally
+    cells: Ints = msgspec.field(default_factory=lambda: Ints(_EMPTY * _FIRST_SIZE))
+    size: int = _FIRST_SIZE
+    seen: int = 0
+
+    def at(self, step: int) -> int | None:
+        """Where the step's row begins, made at first use; None of one older than those kept."""
+        base = step % self.size * TALLY_WIDTH
+        return base if self.cells[base] == step else self._made(step)
+
+    def _made(self, step: int) -> int | None:
+        base = step % self.size * TALLY_WIDTH
+        held = self.cells[base]
+        while held >= 0 and abs(held - step) < WINDOW and self.size < WINDOW:
+            self._grow()
+            base = step % self.size * TALLY_WIDTH
+            held = self.cells[base]
+        if held > step:
+            return None
+        self.cells[base : base + TALLY_WIDTH] = _EMPTY
+        self.cells[base] = step
+        self.seen += 1
+        return base
+
+    def _grow(self) -> None:
+        old, self.size = self.cells, 2 * self.size
+        self.cells = Ints(_EMPTY * self.size)
+        for at in range(0, len(old), TALLY_WIDTH):
+            if old[at] >= 0:
+                base = old[at] % self.size * TALLY_WIDTH
+                self.cells[base : base + TALLY_WIDTH] = old[at : at + TALLY_WIDTH]
+
+    def find(self, step: int) -> int | None:
+        """Where the step's row begins, None if it has none."""
+        base = step % self.size * TALLY_WIDTH
+        return base if self.cells[base] == step else None
+
+    @property
+    def oldest(self) -> int:
+        """The first step that has a row, 0 if none has."""
+        return min((step for step in self.cells[::TALLY_WIDTH] if step >= 0), default=0)
 
     def over(self, steps: Sequence[int]) -> list[Tally]:
         """Tallies of these steps; a step in which nothing happened counts as an empty one."""
-        return [self.tallies.get(step, _NOTHING) for step in steps]
+        cells, found = self.cells, []
+        for step in steps:
+            base = step % self.size * TALLY_WIDTH
+            row = cells[base + 1 : base + TALLY_WIDTH] if cells[base] == step else ()
+            found.append(Tally(*row) if row else _NOTHING)
+        return found
 
 
 _NOTHING = Tally()
+
+
+def summed(each: Sequence[Tally]) -> Tally:
+    """The sum of tallies."""
+    if len(each) == 1:
+        return each[0]
+    return Tally(*map(sum, zip(*map(msgspec.structs.astuple, each), strict=True)))
+
+
+def packed(value: Any) -> Any:
+    """What msgspec encodes an array as: its bytes (an `enc_hook`)."""
+    if isinstance(value, array):
+        return value.tobytes()
+    raise NotImplementedError(f"no encoding of {type(value)}")
+
+
+def unpacked(kind: Any, value: Any) -> Any:
+    """The array that was encoded as these bytes (a `dec_hook`)."""
+    if kind not in (Ints, Floats) or not isinstance(value, bytes):
+        raise NotImplementedError(f"no decoding of {kind}")
+    found = kind()
+    found.frombytes(value)
+    return found
 
 
 def keep_last(items: list[object], limit: int) -> None:
@@ -100,6 +281,17 @@ def quantile(values: Sequence[float], q: float) -> float | None:
     if low + 1 == len(ordered):
         return float(ordered[low])
     return ordered[low] + (ordered[low + 1] - ordered[low]) * (place - low)
+
+
+def quantile_ms(values_ns: Sequence[int], q: float) -> float | None:
+    """`quantile` of nanoseconds in milliseconds; only what it lies between is converted."""
+    if not values_ns:
+        return None
+    ordered = sorted(values_ns)
+    place = q * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return quantile((ordered[low] / 1e6, ordered[high] / 1e6), place - low)
 
 
 def median(values: Iterable[float | None]) -> float | None:

@@ -7,24 +7,29 @@ rank's process has ended without a word, and ends by itself when nobody needs it
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import os
+import resource
 import signal
 import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
 import zmq
 
+from dpwatch.hub import looks
 from dpwatch.hub.advance import advance
 from dpwatch.hub.asking import Asking
 from dpwatch.hub.joining import Joining
 from dpwatch.hub.keeping import Keeper
 from dpwatch.hub.merge import merge
 from dpwatch.hub.processes import Processes, exit_of, runs, told
-from dpwatch.hub.state import RankState, RunState
+from dpwatch.hub.snapshot import Run
+from dpwatch.hub.state import RankState, RunState, encode
+from dpwatch.hub.summarize import MANY, summarize
 from dpwatch.wire import codec, transport
 from dpwatch.wire.asking import STACKS_REQUEST, encode_request
 from dpwatch.wire.messages import HUB_RANK, PROTOCOL_VERSION, AnyRecord, Batch, Bye, Tick
@@ -48,9 +53,13 @@ SILENT_S = 1.5
 
 GONE_NS = 60_000_000_000
 """A host that is not heard of for so long, when the rest of its run has ended, is gone too."""
+REST_S = 0.02
+"""After frames have come others may gather for so long: one turn for each would cost more."""
 
 FRAME_NUMBER = struct.Struct("!Q")
 STATE_REQUEST = b"state"
+EVERY_FRAME, NO_FRAME = b"", b"\xff"
+"""Topics: frames begin with their number, which never begins like the second."""
 
 _log = logging.getLogger("dpwatch.hub")
 
@@ -73,13 +82,15 @@ class Hub:
         kept = self._keeper.restored(place.run_id, self.host, time.monotonic_ns())
         self.state = kept or RunState(place.run_id)
         self.refused = 0
-        self._encoder = msgspec.msgpack.Encoder()
         self._poller = zmq.Poller()
         self._processes = Processes()
         self._asking = Asking(place.stacks_file, self.host)
         asked = [rank.dump.asked for rank in self.state.ranks.values()]
         self._asking.catch_up(max(asked, default=0) + 1)
-        self._viewers = False
+        self._topics: set[bytes] = set()
+        self._run: Run | None = None
+        self._run_number = 0
+        self._look = b""
         self._stopping = False
         self._idle_since = self._started = time.monotonic()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -93,9 +104,9 @@ class Hub:
             run_id=place.run_id,
             host=self.host,
             frames=lambda: self.state.frames,
-            state=lambda: self._encoder.encode(self.state),
+            state=lambda: encode(self.state),
             ask=self._ask_for_head,
-            known=self.state.hosts.values(),
+            known=self.state.others.values(),
             env=env,
         )
         session = env.get("DPWATCH_SESSION", "")
@@ -127,14 +138,16 @@ class Hub:
                 self._answer()
             if any(each in ready for each in self._joining.sockets):
                 self._joining.take()
-            for fd in self._processes.fds:
-                if fd in ready:
-                    self._ended(fd)
+            for at in ready:
+                if isinstance(at, int):
+                    self._ended(at)
             if time.monotonic() >= tick_at:
                 tick_at = time.monotonic() + TICK_S
                 self._tick()
                 for each in self._joining.sockets:
                     self._poller.register(each, zmq.POLLIN)
+            if self._intake in ready:
+                time.sleep(REST_S)
 
     def close(self) -> None:
         """Closes the sockets and clears the run's folder away."""
@@ -153,7 +166,7 @@ class Hub:
                 return
             try:
                 batch = codec.decode(frame)
-                if batch.rank == HUB_RANK or clean_run_id(batch.run_id) != self.place.run_id:
+                if batch.rank == HUB_RANK or not self._is_mine(batch.run_id):
                     raise codec.WireError(f"frame of run {batch.run_id!r}, rank {batch.rank}")
             except codec.WireError as error:
                 self._refuse(error)
@@ -162,7 +175,7 @@ class Hub:
                     self._joining.hear(batch)
                     self._begin_anew(batch)
                 self._publish(batch, frame)
-                if batch.host == self.host:
+                if batch.host == self.host and not self._processes.watches(batch.pid):
                     self._watch(batch.pid)
 
     def take_frame(self, batch: Batch) -> None:
@@ -182,6 +195,9 @@ class Hub:
         if ranks and not known and all(rank.bye is not None for rank in ranks.values()):
             self.state = RunState(self.place.run_id, frames=self.state.frames + 1)
             self._joining.forget_states()
+
+    def _is_mine(self, run_id: str) -> bool:
+        return run_id == self.place.run_id or clean_run_id(run_id) == self.place.run_id
 
     def _watch(self, pid: int) -> None:
         fd = self._processes.watch(pid)
@@ -209,14 +225,19 @@ class Hub:
             _log.warning("refused %d frames, the last one a %s", self.refused, error)
 
     def _publish(self, batch: Batch, frame: bytes) -> None:
-        advance(self.state, batch)
-        self._outlet.send(FRAME_NUMBER.pack(self.state.frames) + frame)
+        run = advance(self.state, batch)
+        if run is not None:
+            self._run, self._run_number, self._look = run, self.state.frames, b""
+        if EVERY_FRAME in self._topics or len(self.state.ranks) <= MANY:
+            self._outlet.send(FRAME_NUMBER.pack(self.state.frames) + frame)
         self._joining.forward(self.state.frames, frame, of_rank=batch.rank != HUB_RANK)
 
     def _answer(self) -> None:
         viewer, *request = self._answers.recv_multipart()
         if request == [STATE_REQUEST]:
-            self._answers.send_multipart([viewer, self._encoder.encode(self.state)])
+            self._answers.send_multipart([viewer, encode(self.state)])
+        elif request[:1] == [looks.LOOK_REQUEST]:
+            self._answers.send_multipart([viewer, self._looked_at(request[1:])])
         elif len(request) == 2 and request[0] == STACKS_REQUEST and self._asking.take(request[1]):
             self._ask_ranks()
 
@@ -238,8 +259,25 @@ class Hub:
             self._asking.take(encode_request(mine))
             self._ask_ranks()
 
+    def _looked_at(self, seen: list[bytes]) -> bytes:
+        """The whole state of a small run; of a large one how it looks."""
+        if len(self.state.ranks) <= MANY:
+            return looks.STATE + encode(self.state)
+        if self._run is None:
+            self._run, self._run_number = summarize(self.state), self.state.frames
+        if seen == [FRAME_NUMBER.pack(self._run_number)]:
+            return looks.SAME
+        if not self._look:
+            self._look = looks.LOOK + looks.encode(self.state, self._run_number, self._run)
+        return self._look
+
     def _count_viewers(self) -> None:
-        self._viewers = self._outlet.recv()[:1] == b"\x01"
+        """A viewer subscribes to every frame, or to a topic that none has: it is there."""
+        said = self._outlet.recv()
+        if said[:1] == b"\x01":
+            self._topics.add(said[1:])
+        else:
+            self._topics.discard(said[1:])
 
     def _tick(self) -> None:
         records = [Tick(), *self._joining.tick()]
@@ -261,7 +299,7 @@ class Hub:
         patience_s = self.linger_s if self.state.ranks else max(EMPTY_S, self.linger_s)
         if self._joining.owes:
             patience_s = max(patience_s, OWES_S)
-        if idle_s > MOST_S or (idle_s > patience_s and not self._viewers):
+        if idle_s > MOST_S or (idle_s > patience_s and not self._topics):
             self.stop()
 
     def _give_up_silent_hosts(self) -> None:
@@ -269,7 +307,7 @@ class Hub:
         left = [rank for rank in self.state.ranks.values() if rank.bye is None]
         if len(left) == len(self.state.ranks):
             return
-        silent = {name for name in self.state.hosts if self._joining.is_silent(name, GONE_NS)}
+        silent = {name for name in self.state.others if self._joining.is_silent(name, GONE_NS)}
         if all(rank.host in silent for rank in left):
             for rank in left:
                 why = f"nothing has been heard of its host {rank.host} since the others ended"
@@ -291,9 +329,9 @@ class Hub:
         self._publish(batch, codec.encode(batch))
 
     def _is_lost(self, rank: RankState) -> bool:
-        if rank.host != self.host or time.monotonic_ns() - rank.seen_ns < SILENT_S * 1e9:
-            return False
-        return not runs(rank.pid)
+        if rank.host != self.host or self._processes.watches(rank.pid):
+            return False  # of a watched process the end will be told
+        return time.monotonic_ns() - rank.seen_ns >= SILENT_S * 1e9 and not runs(rank.pid)
 
 
 def main(path: Path, *, linger_s: float = LINGER_S) -> int:
@@ -302,6 +340,7 @@ def main(path: Path, *, linger_s: float = LINGER_S) -> int:
     lock = _lock(place)
     if lock is None:
         return 0
+    _settle()
     logging.basicConfig(filename=place.log_file, level=logging.WARNING)
     try:
         hub = Hub(place, linger_s=linger_s)
@@ -317,6 +356,14 @@ def main(path: Path, *, linger_s: float = LINGER_S) -> int:
         hub.close()
         os.close(lock)
     return 0
+
+
+def _settle() -> None:
+    """Room for a socket a rank; and a collector of cycles that doesn't look at all of it often."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # not everywhere may one have all that
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _lock(place: RunDir) -> int | None:

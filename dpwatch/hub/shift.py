@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 
 import msgspec
 
+from dpwatch.hub.series import STEP_COLUMNS, STEP_WIDTH
 from dpwatch.hub.state import RankState, RunState
 from dpwatch.wire.messages import AnyRecord, Batch, Beat, Collective, Position, Stacks, Step
 
@@ -26,6 +27,7 @@ _PLACES = {
     struct: tuple(struct.__struct_fields__.index(name) for name in names)
     for struct, names in MOMENTS.items()
 }
+_STEP_MOMENTS = tuple(STEP_COLUMNS.index(name) for name in MOMENTS[Step])
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
@@ -85,4 +87,7 @@ def _shift_rank(rank: RankState, offset_ns: int) -> None:
     if rank.beat is not None:
         rank.beat = cast("Beat", shifted(rank.beat, offset_ns))
     for lane in rank.lanes.values():
-        lane.recent = [_moved(step, offset_ns) for step in lane.recent]
+        rows = lane.recent.rows
+        for at in range(0, len(rows), STEP_WIDTH):
+            for place in _STEP_MOMENTS:
+                rows[at + place] += offset_ns

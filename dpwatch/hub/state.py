@@ -10,7 +10,6 @@ import math
 import re
 import signal
 from collections.abc import Iterable
-from typing import cast
 
 import msgspec
 
@@ -18,7 +17,21 @@ from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.durations import Late, book, keep_latency
 from dpwatch.hub.output import RunOutput
 from dpwatch.hub.received import Received
-from dpwatch.hub.series import WINDOW, ByStep, Thinned, keep_last
+from dpwatch.hub.series import (
+    CALLS,
+    NBYTES,
+    TIMED_CALLS,
+    TIMED_NS,
+    WAIT_NS,
+    WAITED_CALLS,
+    WAITED_NS,
+    WIRE,
+    ByStep,
+    Thinned,
+    Window,
+    packed,
+    unpacked,
+)
 from dpwatch.hub.snapshot import Alert, Diagnosis
 from dpwatch.hub.stacks import Dump, hear
 from dpwatch.plan.traffic import wire_bytes
@@ -52,20 +65,21 @@ _PEER_GONE = re.compile(
 
 
 class LaneState(msgspec.Struct):
-    """One device of one rank; `collectives` are all that it issued, whatever op and group."""
+    """One device of one rank; `calls` are the collectives it issued, by `op/group`."""
 
     rank: int
     device: int
     steps: int = 0
-    recent: list[Step] = []
+    recent: Window = msgspec.field(default_factory=Window)
     step_ms: Thinned = msgspec.field(default_factory=Thinned)
     peak_bytes: Thinned = msgspec.field(default_factory=Thinned)
     held_bytes: Thinned = msgspec.field(default_factory=Thinned)
     memory: Memory | None = None
     highest: Memory | None = None
     gpu: Gpu | None = None
-    collectives: ByStep = msgspec.field(default_factory=ByStep)
+    calls: dict[str, ByStep] = {}
     late: Late = msgspec.field(default_factory=Late)
+    late_calls: dict[str, Late] = {}
 
 
 class BadLoss(msgspec.Struct, array_like=True):
@@ -99,6 +113,11 @@ class RankState(msgspec.Struct):
     received: Received = msgspec.field(default_factory=Received)
     dump: Dump = msgspec.field(default_factory=Dump)
 
+    @property
+    def steps_done(self) -> int:
+        """Steps that its furthest device has done."""
+        return max([0, *(lane.steps for lane in self.lanes.values())])
+
 
 class OpState(msgspec.Struct):
     """All calls of one op in one group."""
@@ -106,25 +125,25 @@ class OpState(msgspec.Struct):
     op: str
     group: str
     ranks: int
-    by_rank: dict[int, ByStep] = {}
     latency_ms: list[float] = []
     last_calls: dict[int, int] = {}
     last_wait_ns: dict[int, int] = {}
-    late: dict[int, Late] = {}
+    timed_late: bool = False
+    booked: int = 0
 
-    def book_last(self, waits_ns: dict[int, int]) -> None:
-        """Books who came last to a call, given each rank's wait; old calls fade out by halving."""
-        latest = min(waits_ns, key=lambda r: waits_ns[r])
-        others_ns = sum(waits_ns.values()) // max(1, len(waits_ns) - 1)
+    def book_last(self, latest: int, others_ns: int) -> None:
+        """Books who came last to a call and the others' mean wait; old calls fade by halving."""
         self.last_calls[latest] = self.last_calls.get(latest, 0) + 1
         self.last_wait_ns[latest] = self.last_wait_ns.get(latest, 0) + others_ns
-        if sum(self.last_calls.values()) >= FADE_CALLS:
+        self.booked += 1
+        if self.booked >= FADE_CALLS:
             for r, calls in list(self.last_calls.items()):
                 if calls < 2:
                     del self.last_calls[r], self.last_wait_ns[r]
                 else:
                     self.last_wait_ns[r] = self.last_wait_ns[r] * (calls // 2) // calls
                     self.last_calls[r] = calls // 2
+            self.booked = sum(self.last_calls.values())
 
 
 class Route(msgspec.Struct):
@@ -154,9 +173,12 @@ class RunState(msgspec.Struct):
         diagnoses: Findings that hold now, with the step they began at (see `diagnose`).
         silent_ns: By kind, when the rule of a finding that holds first had nothing to say.
         alerts: What has held so far, the oldest first.
-        hosts: The run's other hosts, as far as their hubs have joined this one.
+        others: The run's other hosts, as far as their hubs have joined this one.
         joined: How this hub stands to those; None on one host.
         output: The last lines that ranks have printed.
+        hosts: How many ranks each has.
+        told_size: Processes in the run, as its ranks say.
+        reviewed_ns: When diagnoses were last looked at.
     """
 
     run_id: str
@@ -177,9 +199,12 @@ class RunState(msgspec.Struct):
     diagnoses: list[Diagnosis] = []
     silent_ns: dict[str, int] = {}
     alerts: list[Alert] = []
-    hosts: dict[str, Host] = {}
+    others: dict[str, Host] = {}
     joined: Joined | None = None
     output: RunOutput = msgspec.field(default_factory=RunOutput)
+    hosts: dict[str, int] = {}
+    told_size: int = 1
+    reviewed_ns: int = 0
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
@@ -190,6 +215,12 @@ class RunState(msgspec.Struct):
             self._hub(batch)
             return
         rank = self._rank(batch)
+        try:
+            self._records(rank, batch)
+        except OverflowError:  # numbers that no run has
+            rank.dropped += 1
+
+    def _records(self, rank: RankState, batch: Batch) -> None:
         for record in batch.records:
             match record:
                 case Step():
@@ -209,7 +240,7 @@ class RunState(msgspec.Struct):
                 case Output():
                     self.output.take(rank.rank, record, rank.hello.world_size if rank.hello else 1)
                 case Hello():
-                    rank.hello = record
+                    self._hello(rank, record)
                 case Stacks():
                     rank.dump.take(record, max(self.world_size, len(self.ranks)))
                 case Bye():
@@ -221,7 +252,7 @@ class RunState(msgspec.Struct):
         for record in batch.records:
             match record:
                 case Host():
-                    self.hosts[record.host] = record
+                    self.others[record.host] = record
                 case Joined():
                     self.joined = record
                 case Asked() | Unanswered():
@@ -230,34 +261,62 @@ class RunState(msgspec.Struct):
     def _rank(self, batch: Batch) -> RankState:
         rank = self.ranks.get(batch.rank)
         if rank is None or rank.pid != batch.pid:
-            # A restarted rank begins anew: its steps, and its sequence numbers, do too.
-            if rank is not None:
-                self.forget(batch.rank)
-            rank = RankState(batch.rank, batch.host, batch.pid)
-            self.ranks[batch.rank] = rank
-            self.ranks = dict(sorted(self.ranks.items()))
-        if rank.bye is not None and rank.bye.state == "lost" and batch.seq >= 0:
-            rank.bye = None  # It was only silent: here it speaks again.
+            rank = self._newcomer(batch, rank)
         if batch.seq >= 0:
+            if rank.bye is not None and rank.bye.state == "lost":
+                rank.bye = None  # It was only silent: here it speaks again.
             rank.received.add(batch.seq)
         rank.seen_ns = batch.mono_ns
-        rank.dropped = max(rank.dropped, batch.dropped)
+        if batch.dropped > rank.dropped:
+            rank.dropped = batch.dropped
         return rank
 
-    def forget(self, rank: int) -> None:
+    def forget(self, r: int) -> None:
         """Another process has this rank now: its steps and calls count from 0 again."""
-        self.arrivals.forget(rank)
-        self.ranks.pop(rank, None)
-        for op in self.ops.values():
-            op.by_rank.pop(rank, None)
-        for key in [key for key, route in self.routes.items() if route.rank == rank]:
+        self.arrivals.forget(r)
+        before = self.ranks.pop(r, None)
+        if before is not None:
+            self.hosts[before.host] -= 1
+            if not self.hosts[before.host]:
+                del self.hosts[before.host]
+        for key in [key for key, route in self.routes.items() if route.rank == r]:
             del self.routes[key]
 
+    def admit(self, rank: RankState) -> None:
+        """A rank that was not known, or whose process is another one now."""
+        self.hosts[rank.host] = self.hosts.get(rank.host, 0) + 1
+        in_order = rank.rank > next(reversed(self.ranks), -1)
+        self.ranks[rank.rank] = rank
+        if not in_order:
+            self.ranks = dict(sorted(self.ranks.items()))
+
+    def _newcomer(self, batch: Batch, before: RankState | None) -> RankState:
+        rank = RankState(batch.rank, batch.host, batch.pid)
+        if before is not None:
+            self.forget(batch.rank)
+        self.admit(rank)
+        if before is not None and before.hello:
+            self.measure()
+        return rank
+
+    def _hello(self, rank: RankState, record: Hello) -> None:
+        before, rank.hello = rank.hello, record
+        if before is None or before.world_size != record.world_size:
+            self.measure(record.world_size if before is None else None)
+
+    def measure(self, more: int | None = None) -> None:
+        """Keeps `told_size`; over all ranks only where it may have become less."""
+        if more is not None:
+            self.told_size = max(self.told_size, more)
+        else:
+            told = [rank.hello.world_size for rank in self.ranks.values() if rank.hello]
+            self.told_size = max([1, *told])
+
     def _step(self, rank: RankState, record: Step) -> None:
-        lane = _lane(rank, record.device)
-        lane.steps = max(lane.steps, record.step + 1)
-        lane.recent.append(record)
-        keep_last(cast("list[object]", lane.recent), WINDOW)
+        lane = rank.lanes.get(record.device) or _lane(rank, record.device)
+        lane.recent.push(record)
+        if record.step >= lane.steps:
+            lane.steps = record.step + 1
         took_ms = (record.end_ns - record.start_ns) / 1e6
         lane.step_ms.push(record.step, took_ms)
         rank.progress_ns = record.end_ns
@@ -267,7 +326,7 @@ class RunState(msgspec.Struct):
             if record.loss is not None:
                 _judge_loss(rank, record.step, record.loss)
                 self.add_loss(record.step, record.loss)
-            if rank.rank == min(self.ranks):
+            if rank.rank == next(iter(self.ranks)):
                 self.step_ms.push(record.step, took_ms)
 
     def _beat(self, rank: RankState, record: Beat) -> None:
@@ -283,10 +342,12 @@ class RunState(msgspec.Struct):
         Ranks of short steps need not read their loss in the same ones; a mean over some ranks
         would be another number, so what stays incomplete is let go. `loss` is the sum of `count`.
         """
-        entry = self.losses.setdefault(step, OpenLoss())
+        entry = self.losses.get(step)
+        if entry is None:
+            entry = self.losses[step] = OpenLoss()
         entry.total += loss
         entry.count += count
-        if entry.count >= self.world_size:
+        if entry.count >= self.told_size:
             self._close_loss(step)
         elif len(self.losses) > OPEN_LOSSES:
             del self.losses[min(self.losses)]
@@ -301,56 +362,72 @@ class RunState(msgspec.Struct):
             self.loss.push(step, mean)
 
     def _collective(self, rank: RankState, record: Collective) -> None:
-        if record.ranks < 1 or record.nbytes < 0:
+        nbytes = record.nbytes
+        if record.ranks < 1 or nbytes < 0:
             return
+        lane = rank.lanes.get(record.device) or _lane(rank, record.device)
         key = f"{record.op}/{record.group}"
-        op = self.ops.get(key)
+        op, tallies = self.ops.get(key), lane.calls.get(key)
         if op is None:
             op = self.ops[key] = OpState(record.op, record.group, record.ranks)
-        of_op = op.by_rank.setdefault(rank.rank, ByStep()).at(record.step)
-        of_device = _lane(rank, record.device).collectives.at(record.step)
-        of_device.wire_bytes += wire_bytes(record.op, record.nbytes, record.ranks)
-        for tally in (of_op, of_device):
-            tally.calls += 1
-            tally.nbytes += record.nbytes
+        if tallies is None:
+            tallies = lane.calls[key] = ByStep()
+        at = tallies.at(record.step)
+        if at is not None:
+            cells = tallies.cells
+            cells[at + CALLS] += 1
+            cells[at + NBYTES] += nbytes
+            cells[at + WIRE] += wire_bytes(record.op, nbytes, record.ranks)
             if record.blocked_ns is not None:
-                tally.waited_calls += 1
-                tally.waited_ns += record.blocked_ns
+                cells[at + WAITED_CALLS] += 1
+                cells[at + WAITED_NS] += record.blocked_ns
+            if record.completed_ns is not None:
+                cells[at + TIMED_CALLS] += 1
+                cells[at + TIMED_NS] += record.completed_ns - record.issued_ns
         if record.completed_ns is not None:
-            took_ns = record.completed_ns - record.issued_ns
-            for tally in (of_op, of_device):
-                tally.timed_calls += 1
-                tally.timed_ns += took_ns
-            keep_latency(op.latency_ms, took_ns)
+            keep_latency(op.latency_ms, record.completed_ns - record.issued_ns)
         self.arrive(rank.rank, record, op)
 
     def _duration(self, rank: RankState, record: Duration) -> None:
-        op = self.ops.get(f"{record.op}/{record.group}")
-        if op is None or rank.rank not in op.by_rank or record.duration_ns < 0:
+        key = f"{record.op}/{record.group}"
+        op, lane = self.ops.get(key), rank.lanes.get(record.device)
+        if op is None or lane is None or record.duration_ns < 0:
             return
-        late = op.late.setdefault(rank.rank, Late())
-        if book(record, op.by_rank[rank.rank], late):
-            lane = _lane(rank, record.device)
-            book(record, lane.collectives, lane.late)
+        if book(record, key, lane.calls, lane.late_calls, lane.late):
+            op.timed_late = True
             keep_latency(op.latency_ms, record.duration_ns)
 
-    def arrive(self, rank: int, record: Collective, op: OpState) -> None:
-        """Books who came last once all have: `wait(r) = last arrival - arrival(r)`."""
-        entered = self.arrivals.enter(rank, record)
-        if entered is None or len(entered) < 2:
-            return
-        error_ns = self.clock_error_ns({self.ranks[r].host for r in entered if r in self.ranks})
-        if error_ns is None:
-            return
-        last_ns = max(call.issued_ns for call in entered.values())
-        waits_ns = {r: last_ns - call.issued_ns for r, call in entered.items()}
-        for r, wait_ns in waits_ns.items():
-            if r in op.by_rank:  # another op where ranks are out of step
-                op.by_rank[r].at(entered[r].step).wait_ns += wait_ns
+    def arrive(self, r: int, record: Collective, op: OpState) -> None:
+        """A rank has entered a call."""
+        entered = self.arrivals.enter(r, record)
+        if entered is not None and len(entered) > 1:
+            self._whole(f"{record.op}/{record.group}", op, entered)
+
+    def _whole(self, key: str, op: OpState, entered: dict[int, Collective]) -> None:
+        """Books who came last to a call that all have entered.
+
+        `wait(r) = last arrival - arrival(r)`.
+        """
+        if len(self.hosts) > 1:
+            hosts = {self.ranks[r].host for r in entered if r in self.ranks}
+            if self.clock_error_ns(hosts) is None:
+                return
+        issued_ns = [call.issued_ns for call in entered.values()]
+        last_ns = max(issued_ns)
+        for r, call in entered.items():
+            rank = self.ranks.get(r)
+            lane = None if rank is None else rank.lanes.get(call.device)
+            tallies = None if lane is None else lane.calls.get(key)
+            if tallies is not None:  # else another op, where ranks are out of step
+                at = tallies.at(call.step)
+                if at is not None:
+                    tallies.cells[at + WAIT_NS] += last_ns - call.issued_ns
         # In the first step ranks come as their start-up lets them.
-        if min(call.step for call in entered.values()) > 0:
-            op.book_last(waits_ns)
-            self.arrivals.book_late(entered)
+        if min([call.step for call in entered.values()]) > 0:
+            waited_ns = len(issued_ns) * last_ns - sum(issued_ns)
+            ranks = list(entered)
+            op.book_last(ranks[issued_ns.index(last_ns)], waited_ns // (len(ranks) - 1))
+            self.arrivals.book_late(entered, issued_ns)
 
     def _transfer(self, rank: RankState, record: Transfer) -> None:
         key = f"{rank.rank}/{record.kind}/{record.src}/{record.dst}"
@@ -358,22 +435,23 @@ class RunState(msgspec.Struct):
         if route is None:
             route = Route(rank.rank, record.kind, record.src, record.dst)
             self.routes[key] = route
-        tally = route.by_step.at(record.step)
-        tally.calls += 1
-        tally.nbytes += record.nbytes
-        tally.timed_calls += 1
-        tally.timed_ns += record.duration_ns
+        at, cells = route.by_step.at(record.step), route.by_step.cells
+        if at is not None:
+            cells[at + CALLS] += 1
+            cells[at + NBYTES] += record.nbytes
+            cells[at + TIMED_CALLS] += 1
+            cells[at + TIMED_NS] += record.duration_ns
 
     def clock_error_ns(self, hosts: Iterable[str]) -> int | None:
         """How far off times of ranks on two of these hosts may be from each other.
 
         0 on one host. None where their clocks don't compare: one of them has not been heard of by
-        the head, whose own host is the one that `hosts` has no entry of.
+        the head, whose own host is the one that `others` has no entry of.
         """
         names = set(hosts)
         if len(names) < 2:
             return 0
-        others = [self.hosts[name].error_ns for name in names if name in self.hosts]
+        others = [self.others[name].error_ns for name in names if name in self.others]
         if len(others) < len(names) - 1 or None in others:
             return None
         return sum(sorted(error for error in others if error is not None)[-2:])
@@ -387,8 +465,25 @@ class RunState(msgspec.Struct):
     @property
     def world_size(self) -> int:
         """Processes in the run, as its ranks say."""
-        told = [rank.hello.world_size for rank in self.ranks.values() if rank.hello]
-        return max([1, *told])
+        return self.told_size
+
+
+def encode(state: RunState) -> bytes:
+    """A state as it travels to a viewer that comes late."""
+    return _encoder.encode(state)
+
+
+def decode(data: bytes | memoryview) -> RunState:
+    """A state that has travelled.
+
+    Raises:
+        msgspec.MsgspecError, RecursionError, UnicodeDecodeError: It is none.
+    """
+    return _decoder.decode(data)
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=packed)
+_decoder = msgspec.msgpack.Decoder(RunState, dec_hook=unpacked)
 
 
 def _consequence(rank: RankState) -> int:

@@ -25,6 +25,9 @@ ALL_TOLD = 16
 
 WORLD = "default"
 
+Place = tuple[str, int, int, tuple[int, ...]]
+"""A call: its group, number, ranks and members."""
+
 
 class Call(msgspec.Struct, frozen=True):
     """A collective that some ranks of a group have entered and some have not.
@@ -68,7 +71,7 @@ def is_silent(state: RunState, rank: RankState) -> bool:
 
 def is_stale(state: RunState, rank: RankState) -> bool:
     """Whether its host is not heard of: it may be well, and only the hubs be cut off."""
-    return rank.host in state.hosts and state.hosts[rank.host].silent
+    return rank.host in state.others and state.others[rank.host].silent
 
 
 def standstill(state: RunState, patience_ns: float) -> Standstill | None:
@@ -85,14 +88,20 @@ def standstill(state: RunState, patience_ns: float) -> Standstill | None:
     ]
     if not held:
         return None
-    waiting = {r: call for r in held if (call := _waits_in(state, r)) is not None}
+    calls: dict[Place, Call] = {}  # a thousand ranks that wait in one call share what is told of it
+    waiting = {r: call for r in held if (call := _waits_in(state, r, calls)) is not None}
     if not waiting:
         return Standstill(max(moved[r] for r in held), tuple(held), {})
     roots, circle = _ends(waiting)
     return Standstill(max(moved[r] for r in waiting), roots, waiting, circle)
 
 
-def _waits_in(state: RunState, rank: int) -> Call | None:
+def distinct(waiting: dict[int, Call]) -> list[Call]:
+    """The calls that ranks wait in, each once."""
+    return list({id(call): call for call in waiting.values()}.values())
+
+
+def _waits_in(state: RunState, rank: int, calls: dict[Place, Call]) -> Call | None:
     """The latest call that this rank has entered and others have not, None if there is none."""
     who = state.ranks[rank]
     if who.beat is None or is_silent(state, who):
@@ -100,12 +109,20 @@ def _waits_in(state: RunState, rank: int) -> Call | None:
     for position in who.beat.positions:
         if position.done:
             continue
-        members = _members(state, position)
-        missing = tuple(m for m in members if not _entered(state.ranks.get(m), position))
-        if missing:
-            entered = tuple(m for m in members if m not in missing)
-            return Call(position, entered, missing)
+        place = (position.group, position.seq, position.ranks, tuple(position.members))
+        if (call := calls.get(place)) is None:
+            call = calls[place] = _call(state, position)
+        if call.missing:
+            return call
     return None
+
+
+def _call(state: RunState, position: Position) -> Call:
+    entered: list[int] = []
+    missing: list[int] = []
+    for member in _members(state, position):
+        (entered if _entered(state.ranks.get(member), position) else missing).append(member)
+    return Call(position, tuple(entered), tuple(missing))
 
 
 def _members(state: RunState, position: Position) -> Iterable[int]:
@@ -133,7 +150,7 @@ def _place(rank: RankState, group: str) -> Position | None:
 
 def _ends(waiting: dict[int, Call]) -> tuple[tuple[int, ...], bool]:
     """Where the ways from waiting ranks end, and whether that is a circle."""
-    reached = {m for call in waiting.values() for m in call.missing}
+    reached = {m for call in distinct(waiting) for m in call.missing}
     ends = reached - waiting.keys()
     if ends:
         return tuple(sorted(ends)), False

@@ -7,6 +7,8 @@ A backend may do otherwise (gloo's reduce_scatter sends twice this).
 
 from __future__ import annotations
 
+import functools
+
 _ALL_REDUCE = frozenset({"all_reduce", "all_reduce_coalesced"})
 _ALL_GATHER = frozenset({"all_gather", "all_gather_coalesced"})
 _SPLIT = frozenset({"reduce_scatter", "reduce_scatter_coalesced", "all_to_all"})
@@ -15,6 +17,7 @@ _BUS_ONE = frozenset({"broadcast", "reduce"})
 _SILENT = frozenset({"barrier", "monitored_barrier"})
 
 
+@functools.lru_cache(maxsize=4096)
 def wire_bytes(op: str, nbytes: int, ranks: int) -> int:
     """Bytes a rank sends for one collective by the ring algorithm, mean over the group's ranks.
 

@@ -37,7 +37,10 @@ EARLY_POLL_S = 0.05
 """Until the rank is known and the hub looked for: a run may be over in no time."""
 
 FRAME_NS = 250_000_000
-"""A frame goes out when it is full, or this long after the one before."""
+"""A frame goes out when it is full, or this long after the one before …"""
+
+MANY_RANKS, MANY_FRAME_NS = 64, 500_000_000
+"""… or, in a run of more ranks than this, so long: half as many frames for its hub to take in."""
 
 HELLO_NS = 2_000_000_000
 BEAT_NS = 500_000_000
@@ -171,8 +174,9 @@ class Publisher:
         self._link.tend(now_ns)
         if not self._flush_unsent():
             return
-        self._next_frame = now_ns + FRAME_NS
         due = self._due(now_ns)
+        many = self._hello is not None and self._hello.world_size > MANY_RANKS
+        self._next_frame = now_ns + (MANY_FRAME_NS if many else FRAME_NS)
         for _ in range(FRAMES_PER_POLL):
             records = self._drain(codec.MAX_RECORDS - len(due))
             if not due and not records:

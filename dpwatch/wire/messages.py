@@ -39,7 +39,7 @@ class DeviceInfo(msgspec.Struct, array_like=True, frozen=True):
     description: str = ""
 
 
-class ByCategory(msgspec.Struct, array_like=True, frozen=True):
+class ByCategory(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Bytes by memory category (PyTorch MemTracker's words, and `gathered` for unsharded params).
 
     `buffers` are module buffers and communication buckets, `temp` what lives for an operation or
@@ -94,7 +94,7 @@ class Hello(Record, frozen=True, tag="hello"):
     tells_output: bool = False
 
 
-class Step(Record, frozen=True, tag="step"):
+class Step(Record, frozen=True, gc=False, tag="step"):
     """One training step as one device saw it.
 
     Phases are wall time inside the step; `end_ns - start_ns` less their sum is `other`. Of a CUDA
@@ -139,7 +139,7 @@ class Step(Record, frozen=True, tag="step"):
     samples: int | None = None
 
 
-class Memory(Record, frozen=True, tag="memory"):
+class Memory(Record, frozen=True, gc=False, tag="memory"):
     """A device's memory over one sampled step.
 
     Attributes:
@@ -157,7 +157,7 @@ class Memory(Record, frozen=True, tag="memory"):
     source: str
 
 
-class Collective(Record, frozen=True, tag="collective"):
+class Collective(Record, frozen=True, gc=False, tag="collective"):
     """One collective operation as one rank saw it.
 
     Attributes:
@@ -219,7 +219,7 @@ class Duration(Record, frozen=True, tag="duration"):
     device: int = 0
 
 
-class Transfer(Record, frozen=True, tag="transfer"):
+class Transfer(Record, frozen=True, gc=False, tag="transfer"):
     """Copies between two devices of one process, summed over a step.
 
     Attributes:
@@ -286,7 +286,7 @@ class Beat(Record, frozen=True, tag="beat"):
     stack: list[str] = []
 
 
-class Gpu(Record, frozen=True, tag="gpu"):
+class Gpu(Record, frozen=True, gc=False, tag="gpu"):
     """A GPU as NVML sees it: the whole device, whoever uses it.
 
     Attributes:
@@ -332,7 +332,7 @@ class Output(Record, frozen=True, tag="output"):
     open: Line | None = None
 
 
-class Bye(Record, frozen=True, tag="bye"):
+class Bye(Record, frozen=True, gc=False, tag="bye"):
     """A rank's end, as itself or its hub saw it.
 
     Attributes:
@@ -347,7 +347,7 @@ class Bye(Record, frozen=True, tag="bye"):
     exit: int | None = None
 
 
-class Tick(Record, frozen=True, tag="tick"):
+class Tick(Record, frozen=True, gc=False, tag="tick"):
     """The hub's clock, once a second: lets a state notice that a rank has fallen silent."""
 
 

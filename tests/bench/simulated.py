@@ -3,9 +3,10 @@
     python -m tests.bench.simulated RUN_DIR --ranks N --load ddp --seconds 8 …
 
 Each rank sends over a socket of its own as the probe's publisher does: a frame when it holds 64
-records or every 250 ms, in it the steps that ended since the last one with their collectives, and
-now and then hello, beat and memory. What ranks have in common is encoded once, so that this process
-takes little of the machine it shares with what is measured.
+records or every 250 ms (in a run of more than 64 ranks, 500 ms), in it the steps that ended since
+the last one with their collectives, and now and then hello, beat and memory. What ranks have in
+common is encoded once, so that this process takes little of the machine it shares with what is
+measured.
 
 It prints a line when the warm-up is over and one after each part of the time asked for.
 """
@@ -40,8 +41,9 @@ from dpwatch.wire.messages import (
 from dpwatch.wire.paths import RunDir, host_name
 
 FRAME_NS = 250_000_000
-HELLO_EVERY, BEAT_EVERY = 8, 2
-"""Frames: one in so many has it."""
+MANY_RANKS, MANY_FRAME_NS = 64, 500_000_000
+HELLO_NS, BEAT_NS = 2_000_000_000, 500_000_000
+"""As the probe's `publisher` has them, which cannot be imported without torch."""
 
 MEMORY_EVERY = 100
 """Steps."""
@@ -74,6 +76,7 @@ class Ranks:
     def __init__(self, place: RunDir, load: Load, ranks: int, step_ns: int) -> None:
         self.load, self.ranks, self.step_ns = load, ranks, step_ns
         self.sent_frames = self.sent_records = self.waited = 0
+        self.frame_ns = MANY_FRAME_NS if ranks > MANY_RANKS else FRAME_NS
         self.origin_ns = time.monotonic_ns()
         self._wall_ns = time.time_ns() - self.origin_ns
         self._run_id = place.run_id
@@ -95,9 +98,10 @@ class Ranks:
         self._context.term()
 
     @property
-    def steps_done(self) -> int:
-        """Steps that every rank has told of."""
-        return min(self._due(turn, self.ranks - 1)[1] for turn in [self._next // self.ranks - 1])
+    def steps(self) -> int:
+        """Steps told of, the sum over all ranks."""
+        turns, more = divmod(self._next, self.ranks)
+        return sum(self._due(turns - (r >= more), r)[1] for r in range(self.ranks))
 
     def send_until(self, ns: int) -> int:
         """Sends what is due before a moment of the run. Returns: when the next frame is due."""
@@ -108,19 +112,19 @@ class Ranks:
 
     def _due_ns(self, count: int) -> int:
         turn, rank = divmod(count, self.ranks)
-        return turn * FRAME_NS + rank * FRAME_NS // self.ranks
+        return turn * self.frame_ns + rank * self.frame_ns // self.ranks
 
     def _due(self, turn: int, rank: int) -> tuple[int, int]:
         """The steps that a rank's frame of that turn tells of."""
         now_ns = self._due_ns(turn * self.ranks + rank)
-        return max(0, now_ns - FRAME_NS) // self.step_ns, now_ns // self.step_ns
+        return max(0, now_ns - self.frame_ns) // self.step_ns, now_ns // self.step_ns
 
     def _turn(self, turn: int, rank: int, due_ns: int) -> None:
         first, end = self._due(turn, rank)
         records: list[bytes] = []
-        if turn % HELLO_EVERY == 0:
+        if turn * self.frame_ns % HELLO_NS == 0:
             records.append(self._encoder.encode(self._hello(rank)))
-        if turn % BEAT_EVERY == 0:
+        if turn * self.frame_ns % BEAT_NS == 0:
             records.append(self._encoded_once(-1, end, lambda: self._beat(end)))
         for step in range(first, end):
             variant = (17 * rank + 7 * step) % VARIANTS
@@ -254,7 +258,7 @@ def tell(ranks: Ranks, until_ns: int) -> None:
     told = {
         "simulated_s": until_ns / 1e9,
         "wall_s": (time.monotonic_ns() - ranks.origin_ns) / 1e9,
-        "steps": ranks.steps_done,
+        "steps": ranks.steps,
         "frames": ranks.sent_frames,
         "records": ranks.sent_records,
         "waited": ranks.waited,

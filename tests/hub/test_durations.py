@@ -1,11 +1,10 @@
 """Durations that come late: booked once, where their call stands, and shown until others come."""
 
-import msgspec
 import pytest
 
 from dpwatch.hub.durations import LATE_STEPS, LATENCIES
 from dpwatch.hub.series import WINDOW
-from dpwatch.hub.state import RunState
+from dpwatch.hub.state import RunState, decode, encode
 from dpwatch.hub.summarize import summarize
 from dpwatch.wire.messages import Duration
 from tests.frames import MS, batch, collective, hello, played, step
@@ -110,7 +109,7 @@ def test_it_is_bounded_and_travels():
             )
         )
     op = state.ops["all_reduce/default"]
-    assert len(op.late[0].tallies) == LATE_STEPS
+    assert len(state.ranks[0].lanes[0].late.tallies) == LATE_STEPS
     assert len(op.latency_ms) <= 2 * LATENCIES
-    again = msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=RunState)
+    again = decode(encode(state))
     assert summarize(again) == summarize(state)

@@ -8,7 +8,7 @@ from dpwatch.hub.diagnose import desync, hang, rank_lost
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import summarize
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Collective, Position, Step, Tick
-from tests.frames import MS, START_NS, batch, hello
+from tests.frames import MS, START_NS, batch, hello, window
 
 SECOND = 1_000_000_000
 WORLD = "default"
@@ -70,7 +70,7 @@ def test_silence_until_three_seconds_and_four_steps_are_over():
     slow = standing(waiting(20), after_s=4.0)
     for rank in slow.ranks.values():
         lane = rank.lanes[0]
-        lane.recent = [Step(0, i, 0, 1500 * MS) for i in range(10)]
+        lane.recent = window(Step(0, i, 0, 1500 * MS) for i in range(10))
     assert finding(slow) is None
 
 

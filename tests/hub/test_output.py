@@ -4,7 +4,7 @@ import msgspec
 
 from dpwatch.hub.output import LINES, RUN_BYTES, RankLines, RunOutput
 from dpwatch.hub.snapshot import Printed
-from dpwatch.hub.state import RunState
+from dpwatch.hub.state import RunState, decode, encode
 from dpwatch.hub.summarize import summarize, view
 from dpwatch.wire.messages import Line, Output
 from tests.frames import batch, hello, played
@@ -82,7 +82,7 @@ def test_what_a_hostile_sender_claims_is_bounded():
 
 def test_a_late_viewer_gets_it_and_the_summary_does_not():
     state = played([batch(hello(tells_output=True), output("a", open=Line(3, "b")))])
-    late = msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=RunState)
+    late = decode(encode(state))
     assert view(late) == view(state)
     assert "output" not in msgspec.to_builtins(summarize(state))
 

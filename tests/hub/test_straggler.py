@@ -9,7 +9,7 @@ from dpwatch.hub.diagnose import straggler
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import summarize
 from dpwatch.wire.messages import Collective, Step
-from tests.frames import MS, START_NS, batch, hello
+from tests.frames import MS, START_NS, batch, hello, window
 
 RANKS = 4
 PHASES = {"data": 5, "forward": 20, "backward": 50, "optimizer": 5}
@@ -160,7 +160,7 @@ def test_time_without_a_core_is_not_held_against_a_rank():
     assert run.finding().ranks == [1]
     for r, rank in run.state.ranks.items():
         lane = rank.lanes[0]
-        lane.recent = [_queued(step, 30 if r == 1 else 1) for step in lane.recent]
+        lane.recent = window(_queued(s, 30 if r == 1 else 1) for s in lane.recent.steps(0))
     assert run.finding() is None
 
 
@@ -170,7 +170,8 @@ def test_a_device_whose_phases_were_not_measured_names_no_cause():
         for _ in range(16):
             run.step(late=1)
         for rank in run.state.ranks.values():
-            rank.lanes[0].recent = [_untimed(step) for step in rank.lanes[0].recent]
+            lane = rank.lanes[0]
+            lane.recent = window(_untimed(step) for step in lane.recent.steps(0))
         found = run.finding()
         assert found.ranks == [1]
         assert found.evidence["phase"] == phase

@@ -121,6 +121,15 @@ def test_records_go_out_in_order_in_frames_of_at_most_64(publisher, recorder, li
     assert [b.seq for b in link.batches] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("ranks", "frames"), [(4, 8), (64, 8), (65, 4)])
+def test_of_many_ranks_half_as_many_frames_come(publisher, recorder, source, link, ranks, frames):
+    source.me = Identity(rank=2, world_size=ranks, local_rank=2)
+    for turn in range(16):  # two seconds
+        recorder.append(a_step(turn))
+        publisher.poll(turn * 125 * MS)
+    assert len(link.batches) == frames
+
+
 def test_what_cannot_go_out_is_kept_and_the_oldest_counted(publisher, recorder, link):
     link.full = True
     publisher.poll(0)

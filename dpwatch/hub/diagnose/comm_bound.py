@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dpwatch.hub.diagnose import cpu_oversubscribed
 from dpwatch.hub.diagnose.finding import SETTLED_STEPS, Finding, mebibytes, shared_by_most, some_of
-from dpwatch.hub.series import Tally, median
+from dpwatch.hub.series import NONE, median
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RankState, RunState
 
@@ -55,22 +55,23 @@ def net_shares(run: Run, state: RunState) -> dict[int, float]:
     crowded = run.devices != "cuda" and run.cores is not None and len(run.ranks) > run.cores
     if run.steps < SETTLED_STEPS or crowded or cpu_oversubscribed.rule(run) is not None:
         return {}
-    shares = {r: _net_share(state, rank) for r, rank in some_of(list(state.ranks.items()))}
+    shares = {r: _net_share(rank) for r, rank in some_of(list(state.ranks.items()))}
     known = {r: share for r, share in shares.items() if share is not None}
     return known if 2 * len(known) > len(shares) else {}
 
 
-def _net_share(state: RunState, rank: RankState) -> float | None:
+def _net_share(rank: RankState) -> float | None:
     """The median over the steps in which exposed time was measured, None of none."""
     lane = rank.lanes.get(0)
-    steps = [s for s in lane.recent if s.exposed_ns is not None and s.step] if lane else []
-    mine = [op.by_rank[rank.rank].tallies for op in state.ops.values() if rank.rank in op.by_rank]
+    if lane is None:
+        return None
+    columns = (lane.recent.field(name) for name in ("step", "exposed_ns"))
+    rows = zip(*columns, lane.recent.took_ns(), strict=True)
+    measured = [row for row in rows if row[1] != NONE and row[0]][-STEPS:]
+    mine = [by for each in rank.lanes.values() for by in each.calls.values()]
+    waited = [by.over([step for step, _, _ in measured]) for by in mine]
+    waits_ns = [sum(t.wait_ns for t in at) for at in zip(*waited, strict=True)] or [0] * STEPS
     return median(
-        max(0, (step.exposed_ns or 0) - _waited_ns(mine, step.step))
-        / max(1, step.end_ns - step.start_ns)
-        for step in steps[-STEPS:]
+        max(0, exposed_ns - wait_ns) / max(1, took_ns)
+        for (_, exposed_ns, took_ns), wait_ns in zip(measured, waits_ns, strict=False)
     )
-
-
-def _waited_ns(mine: list[dict[int, Tally]], step: int) -> int:
-    return sum(tallies[step].wait_ns for tallies in mine if step in tallies)

@@ -16,7 +16,7 @@ from dpwatch.hub.diagnose.finding import Finding, ranks_of
 from dpwatch.hub.series import median
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
-from dpwatch.hub.stuck import Call, Standstill, is_silent, is_stale, standstill
+from dpwatch.hub.stuck import Call, Standstill, distinct, is_silent, is_stale, standstill
 
 LEAST_NS = 3_000_000_000
 LEAST_STEPS = 4
@@ -122,8 +122,9 @@ def _waited_for(state: RunState, found: Standstill, doing: dict[int, str]) -> Fi
 def _crowded(found: Standstill) -> Call:
     """The call that most ranks wait in for a root."""
     roots = set(found.roots)
-    direct = [c for c in found.waiting.values() if roots & set(c.missing)]
-    return max(direct or found.waiting.values(), key=lambda c: (len(c.entered), -c.position.seq))
+    calls = distinct(found.waiting)
+    direct = [c for c in calls if roots & set(c.missing)]
+    return max(direct or calls, key=lambda c: (len(c.entered), -c.position.seq))
 
 
 def _each_waits(found: Standstill) -> str:

@@ -8,6 +8,7 @@ import msgspec
 
 from dpwatch.hub.arrivals import Late
 from dpwatch.hub.communication import device_of, untimed
+from dpwatch.hub.diagnose.finding import some_of
 from dpwatch.hub.series import median
 from dpwatch.hub.state import RunState
 from dpwatch.wire.messages import PHASES, Step
@@ -44,7 +45,8 @@ def cause_of(state: RunState, late: Sequence[Late]) -> Cause | None:
     """What typically delayed the rank of these calls; None if no step can tell."""
     rank = late[0].latest
     steps = {call.step for call in late} | {call.step - 1 for call in late}
-    records = {r: _records(state, r, steps) for r in state.ranks}
+    others = [r for r in some_of(list(state.ranks)) if r != rank]
+    records = {r: _records(state, r, steps) for r in (*others, rank)}
     by_call = [found for call in late if (found := _excesses(call, rank, records))]
     if not by_call:
         return None
@@ -58,7 +60,8 @@ def _records(state: RunState, rank: int, steps: set[int]) -> dict[int, Step]:
     if lane is None:
         return {}
     device = device_of(state.ranks[rank], 0)
-    return {s.step: s for s in lane.recent if s.step in steps and not untimed(device, s)}
+    found = lane.recent.steps(0)
+    return {s.step: s for s in found if s.step in steps and not untimed(device, s)}
 
 
 def _excesses(

@@ -76,7 +76,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
 def _step_ns(state: RunState) -> float | None:
     """How long steps take now: the rank has to cost its share of these, not of those before."""
     return median(
-        median(step.end_ns - step.start_ns for step in rank.lanes[0].recent[-LEAST_STEPS:])
+        median(rank.lanes[0].recent.took_ns(LEAST_STEPS))
         for rank in some_of(list(state.ranks.values()))
         if 0 in rank.lanes
     )
@@ -187,7 +187,7 @@ def _queued_ns(state: RunState, rank: int) -> float:
 
 def _typical_queue(state: RunState, rank: int) -> float | None:
     lane = state.ranks[rank].lanes.get(0)
-    return None if lane is None else median(step.runqueue_ns for step in lane.recent[-QUEUE_STEPS:])
+    return None if lane is None else median(lane.recent.known("runqueue_ns", QUEUE_STEPS))
 
 
 def _finding(

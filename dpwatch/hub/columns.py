@@ -1,0 +1,265 @@
+"""The figures of `figures`, of many lanes at once, by numpy.
+
+The same sums, medians and interpolations in the same order, so both give the same numbers; a test
+holds one against the other. Lanes of ranks with several devices or copies are few, since such a
+rank is one process, and are left to `figures`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dpwatch.hub.figures import (
+    DEVICE_TIMES,
+    PHASE_FIELDS,
+    SHARES,
+    CallFigures,
+    Figures,
+    OpFigures,
+    StepFigures,
+    cells_of_rank,
+    of_calls,
+    settled,
+    traffic_steps,
+)
+from dpwatch.hub.series import (
+    CALLS,
+    NBYTES,
+    NONE,
+    SAMPLES,
+    STEP_COLUMNS,
+    STEP_WIDTH,
+    TALLY_WIDTH,
+    TIMED_CALLS,
+    TIMED_NS,
+    WAIT_NS,
+    WAITED_CALLS,
+    WAITED_NS,
+    WINDOW,
+    WIRE,
+    ByStep,
+)
+from dpwatch.hub.state import LaneState, RunState
+
+Array = np.ndarray[Any, Any]
+
+TOGETHER = 128
+"""Lanes worked on at once: what they hold stays in a processor's cache."""
+
+SETTLED = WINDOW // 2
+_MOST = np.iinfo(np.int64).max
+
+
+def figures(state: RunState, lanes: Sequence[LaneState], common: int) -> Figures:
+    """Figures of all lanes, in their order.
+
+    Args:
+        state: The run's.
+        lanes: Its lanes.
+        common: Steps that all ranks have done.
+    """
+    steps: list[StepFigures] = []
+    calls: list[CallFigures | None] = []
+    cells: dict[str, list[Array]] = {key: [] for key in state.ops}
+    for at in range(0, len(lanes), TOGETHER):
+        some = lanes[at : at + TOGETHER]
+        steps += _of_steps(some)
+        calls += _of_calls(state, some, common, cells)
+    for key in state.ops:
+        cells[key] += _cells_of_others(state, key)
+    return Figures(
+        steps,
+        [
+            _lone(state, lane, common) if known is None else known
+            for lane, known in zip(lanes, calls, strict=True)
+        ],
+        lambda key: _of_op(cells[key]),
+    )
+
+
+def _lone(state: RunState, lane: LaneState, common: int) -> CallFigures:
+    rank = state.ranks[lane.rank]
+    return of_calls(rank, lane, settled(rank.steps_done), common)
+
+
+# -- steps ------------------------------------------------------------------------------------
+
+
+def _of_steps(lanes: Sequence[LaneState]) -> list[StepFigures]:
+    column = np.full((STEP_WIDTH, len(lanes), WINDOW), NONE, np.int64)
+    for i, lane in enumerate(lanes):
+        held = np.frombuffer(lane.recent.rows, np.int64).reshape(-1, STEP_WIDTH)
+        column[:, i, : len(held)] = held.T
+    pushed = np.array([lane.recent.pushed for lane in lanes])
+    there = np.arange(WINDOW) < pushed[:, None]
+    took_ns = column[2] - column[1]
+    last_ns = took_ns[np.arange(len(lanes)), (pushed - 1) % WINDOW]
+    known = {name: column[i] != NONE for i, name in enumerate(STEP_COLUMNS)}
+    ordered = _ordered(took_ns, there)
+    of = {name: column[i] for i, name in enumerate(STEP_COLUMNS)}
+    phases = [_quantiles_ms(*_ordered(of[name], known[name]), 0.5) for name in PHASE_FIELDS]
+    shares = [_shares(of[name], took_ns, known[name]) for name in SHARES]
+    return [
+        StepFigures(*each)
+        for each in zip(
+            _quantiles_ms(*ordered, 0.5),
+            _quantiles_ms(*ordered, 0.95),
+            [ms if n else None for ms, n in zip((last_ns / 1e6).tolist(), pushed, strict=True)],
+            zip(*phases, strict=True),
+            np.any([known[name].any(axis=1) for name in DEVICE_TIMES], axis=0).tolist(),
+            _quantiles_ms(*_ordered(of["exposed_ns"], known["exposed_ns"]), 0.5),
+            zip(*shares, strict=True),
+            _rates(column[SAMPLES], took_ns, of["step"]),
+            strict=True,
+        )
+    ]
+
+
+def _ordered(values: Array, known: Array) -> tuple[Array, Array]:
+    """Each row's known values in order, the unknown after them; and how many are known."""
+    ordered = np.where(known, values, _MOST)
+    ordered.sort(axis=1)
+    return ordered, known.sum(axis=1)
+
+
+def _quantiles(ordered: Array, counts: Array, q: float, unit: float = 1.0) -> list[float | None]:
+    """`series.quantile` of each row, None where nothing is known."""
+    place = q * (counts - 1)
+    low = np.maximum(place.astype(np.int64), 0)
+    high = np.minimum(low + 1, np.maximum(counts - 1, 0))
+    row = np.arange(len(ordered))
+    below, above = ordered[row, low] / unit, ordered[row, high] / unit
+    found = (below + (above - below) * (place - low)).tolist()
+    return [value if n else None for value, n in zip(found, counts.tolist(), strict=True)]
+
+
+def _quantiles_ms(ordered: Array, counts: Array, q: float) -> list[float | None]:
+    return _quantiles(ordered, counts, q, 1e6)
+
+
+def _shares(ns: Array, took_ns: Array, known: Array) -> list[float | None]:
+    sums = np.where(known, ns, 0).sum(axis=1).tolist()
+    walls = np.where(known, took_ns, 0).sum(axis=1).tolist()
+    return [part / wall if wall else None for part, wall in zip(sums, walls, strict=True)]
+
+
+def _rates(samples: Array, took_ns: Array, step: Array) -> list[float | None]:
+    known = samples != NONE
+    later = known & (step != 0)
+    known = np.where(later.any(axis=1)[:, None], later, known)
+    sums = np.where(known, samples, 0).sum(axis=1).tolist()
+    walls = np.where(known, took_ns, 0).sum(axis=1).tolist()
+    return [n * 1e9 / wall if wall else None for n, wall in zip(sums, walls, strict=True)]
+
+
+# -- collectives ------------------------------------------------------------------------------
+
+
+def _of_calls(
+    state: RunState, lanes: Sequence[LaneState], common: int, cells: dict[str, list[Array]]
+) -> list[CallFigures | None]:
+    """Figures of those lanes that are their rank's only one; their cells go to `cells`, by op."""
+    ranks = [state.ranks[lane.rank] for lane in lanes]
+    lone = np.array([len(rank.lanes) == 1 for rank in ranks])
+    done = _indices([settled(rank.steps_done) for rank in ranks])
+    shared = _indices([traffic_steps(rank, common) for rank in ranks])
+    sums = np.zeros((len(lanes), SETTLED, TALLY_WIDTH), np.int64)
+    wire = np.zeros((len(lanes), SETTLED), np.int64)
+    for key in state.ops:
+        has = np.array([key in lane.calls for lane in lanes]) & lone
+        if not has.any():
+            continue
+        held = np.stack(
+            [_whole(lane.calls[key]) for lane, ok in zip(lanes, has.tolist(), strict=True) if ok]
+        )
+        found = _at(held, done[has])
+        sums[has] += found
+        wire[has] += _at(held, shared[has])[:, :, WIRE]
+        cells[key].append(found[done[has] >= 0])
+    there, busy = done >= 0, sums[:, :, CALLS] > 0
+    called = np.array([bool(lane.calls) for lane in lanes])
+    timed = busy & (sums[:, :, TIMED_CALLS] >= sums[:, :, CALLS])
+    told = busy & (sums[:, :, WAITED_CALLS] >= sums[:, :, CALLS])
+    waits = there & called[:, None]
+    found_ms = zip(
+        _quantiles(*_ordered(wire, shared >= 0), 0.5),
+        _quantiles_ms(*_ordered(sums[:, :, TIMED_NS], there & timed), 0.5),
+        _quantiles_ms(*_ordered(sums[:, :, WAITED_NS], there & told), 0.5),
+        _quantiles_ms(*_ordered(sums[:, :, WAIT_NS], waits), 0.5),
+        strict=True,
+    )
+    return [
+        CallFigures(int(sent or 0), total, waited, wait if lane.device == 0 else None)
+        if only
+        else None
+        for lane, only, (sent, total, waited, wait) in zip(lanes, lone, found_ms, strict=True)
+    ]
+
+
+def _indices(ranges: Sequence[range]) -> Array:
+    """Steps, a row for each range, -1 after its end."""
+    starts = np.array([[each.start, each.stop] for each in ranges])
+    steps = starts[:, :1] + np.arange(SETTLED)
+    return np.where(steps < starts[:, 1:], steps, -1)
+
+
+def _whole(by_step: ByStep) -> Array:
+    """Its cells as they would lie with room for all steps."""
+    cells = np.frombuffer(by_step.cells, np.int64).reshape(-1, TALLY_WIDTH)
+    if len(cells) == WINDOW:
+        return cells
+    whole = np.full((WINDOW, TALLY_WIDTH), -1, np.int64)
+    held = cells[cells[:, 0] >= 0]
+    whole[held[:, 0] % WINDOW] = held
+    return whole
+
+
+def _at(held: Array, steps: Array) -> Array:
+    """The cells of these steps, zero where nothing happened in one."""
+    found: Array = held[np.arange(len(held))[:, None], steps % WINDOW]
+    found[(found[:, :, 0] != steps) | (steps < 0)] = 0
+    return found
+
+
+def _cells_of_others(state: RunState, key: str) -> list[Array]:
+    """The cells of ranks that have several lanes."""
+    tallies = [
+        tally
+        for rank in state.ranks.values()
+        if len(rank.lanes) > 1
+        for tally in cells_of_rank(rank, key)
+    ]
+    rows = [[0, *(getattr(t, name) for name in t.__struct_fields__)] for t in tallies]
+    return [np.array(rows, np.int64)] if rows else []
+
+
+def _of_op(cells: Sequence[Array]) -> OpFigures:
+    if not cells:
+        return OpFigures(0, 0, 0, 0, 0.0, None)
+    each = np.concatenate(cells)
+    timed = each[each[:, TIMED_CALLS] > 0]
+    told = each[(each[:, CALLS] > 0) & (each[:, WAITED_CALLS] >= each[:, CALLS])]
+    moved = timed[:, NBYTES] * timed[:, TIMED_CALLS] / timed[:, CALLS]
+    waited = _median(told[:, WAITED_NS], 1e6)
+    return OpFigures(
+        cells=len(each),
+        calls=int(each[:, CALLS].sum()),
+        nbytes=int(_median(each[:, NBYTES]) or 0),
+        timed_ns=int(timed[:, TIMED_NS].sum()),
+        moved=math.fsum(moved.tolist()),
+        waited_ms=waited,
+    )
+
+
+def _median(values: Array, unit: float = 1.0) -> float | None:
+    """`series.median` of all, looking at no more of their order than that takes."""
+    if not len(values):
+        return None
+    low, high = (len(values) - 1) // 2, len(values) // 2
+    ordered = np.partition(values, (low, high))
+    below, above = ordered[low] / unit, ordered[high] / unit
+    return float(below + (above - below) * (0.5 if high > low else 0.0))

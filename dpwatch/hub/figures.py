@@ -1,0 +1,198 @@
+"""A lane's typical figures, from its last steps and its collectives' tallies.
+
+Here they are derived lane by lane. `columns` derives the same of many lanes at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from dpwatch.hub.series import NONE, SAMPLES, WINDOW, Tally, Window, median, quantile_ms, summed
+from dpwatch.hub.state import LaneState, RankState, RunState
+from dpwatch.wire.messages import PHASES
+
+PHASE_FIELDS = tuple(f"{phase}_ns" for phase in PHASES)
+DEVICE_TIMES = ("forward_ns", "backward_ns", "optimizer_ns")
+SHARES = ("gil_wait_ns", "idle_ns", "runqueue_ns")
+
+
+class StepFigures(NamedTuple):
+    """What a lane's last steps say; times in milliseconds, None unknown.
+
+    Attributes:
+        phases_ms: Median of each of `PHASES`, and whether …
+        timed: … any of the device's own is known.
+        shares: Of `SHARES`, over the steps in which each was measured.
+        samples_per_s: Of this lane.
+    """
+
+    p50_ms: float | None
+    p95_ms: float | None
+    last_ms: float | None
+    phases_ms: tuple[float | None, ...]
+    timed: bool
+    exposed_ms: float | None
+    shares: tuple[float | None, ...]
+    samples_per_s: float | None
+
+
+class CallFigures(NamedTuple):
+    """What a lane's collectives come to per step, over settled steps (see `settled`).
+
+    Attributes:
+        wire_bytes: What it sends, over the steps asked for.
+        total_ms: From issue to completion, where each call was timed.
+        waited_ms: For which their caller waited, where that is known of each.
+        wait_ms: For which this rank waited for others to come.
+    """
+
+    wire_bytes: int
+    total_ms: float | None
+    waited_ms: float | None
+    wait_ms: float | None
+
+
+class OpFigures(NamedTuple):
+    """All ranks' calls of one op in one group, over `cells` steps of ranks."""
+
+    cells: int
+    calls: int
+    nbytes: int
+    timed_ns: int
+    moved: float
+    waited_ms: float | None
+
+
+class Figures(NamedTuple):
+    """Those of all lanes, in their order, and of an op by its key in `RunState.ops`."""
+
+    steps: Sequence[StepFigures]
+    calls: Sequence[CallFigures]
+    op: Callable[[str], OpFigures]
+
+
+def of_steps(window: Window) -> StepFigures:
+    """Figures of a lane's last steps."""
+    took_ns = window.took_ns()
+    phases = {name: window.known(name) for name in PHASE_FIELDS}
+    return StepFigures(
+        p50_ms=quantile_ms(took_ns, 0.5),
+        p95_ms=quantile_ms(took_ns, 0.95),
+        last_ms=took_ns[-1] / 1e6 if took_ns else None,
+        phases_ms=tuple(quantile_ms(each, 0.5) for each in phases.values()),
+        timed=any(phases[name] for name in DEVICE_TIMES),
+        exposed_ms=quantile_ms(window.known("exposed_ns"), 0.5),
+        shares=tuple(share(window, name, took_ns) for name in SHARES),
+        samples_per_s=_rate(window, took_ns),
+    )
+
+
+def share(window: Window, name: str, took_ns: Sequence[int]) -> float | None:
+    """Share of wall time over the steps in which it was measured."""
+    ns = window.field(name)
+    if NONE in ns:
+        took_ns = [took for each, took in zip(ns, took_ns, strict=True) if each != NONE]
+        ns = [each for each in ns if each != NONE]
+    wall_ns = sum(took_ns)
+    return sum(ns) / wall_ns if wall_ns else None
+
+
+def _rate(window: Window, took_ns: Sequence[int]) -> float | None:
+    samples, steps = window.column(SAMPLES), window.field("step")
+    if NONE in samples or 0 in steps:
+        rows = [r for r in zip(samples, took_ns, steps, strict=True) if r[0] != NONE]
+        # The first step also holds what start-up costs; a rate without it is the run's.
+        rows = [row for row in rows if row[2]] or rows
+        samples, took_ns = [row[0] for row in rows], [row[1] for row in rows]
+    wall_ns = sum(took_ns)
+    return sum(samples) * 1e9 / wall_ns if wall_ns else None
+
+
+def of_calls(rank: RankState, lane: LaneState, steps: range, common: int) -> CallFigures:
+    """Figures of a lane's collectives; see `traffic_steps` for `common`."""
+    each = tallies(lane, steps)
+    # Waits for other ranks are a rank's; they stand in the row of its first device.
+    lanes = [other for other in rank.lanes.values() if other.calls and lane.device == 0]
+    if not lane.calls and not lanes:
+        return CallFigures(0, None, None, None)
+    waits = [each if other is lane else tallies(other, steps) for other in lanes]
+    shared = traffic_steps(rank, common)
+    sent = each if shared == steps else tallies(lane, shared)
+    return CallFigures(
+        wire_bytes=int(median(tally.wire_bytes for tally in sent) or 0),
+        total_ms=median(timed_ms([tally]) for tally in each),
+        waited_ms=median(waited_ms(tally) for tally in each),
+        wait_ms=median(sum(t.wait_ns for t in at) / 1e6 for at in zip(*waits, strict=True)),
+    )
+
+
+def of_op(cells: Sequence[Tally]) -> OpFigures:
+    """Figures of an op's calls, a tally for each rank and step."""
+    timed = [tally for tally in cells if tally.timed_calls]
+    return OpFigures(
+        cells=len(cells),
+        calls=sum(tally.calls for tally in cells),
+        nbytes=int(median(tally.nbytes for tally in cells) or 0),
+        timed_ns=sum(tally.timed_ns for tally in timed),
+        moved=math.fsum(t.nbytes * t.timed_calls / t.calls for t in timed),
+        waited_ms=median(waited_ms(tally) for tally in cells),
+    )
+
+
+def tallies(lane: LaneState, steps: Sequence[int]) -> list[Tally]:
+    """A lane's collectives in each of these steps, whatever op and group."""
+    by_op = [by_step.over(steps) for by_step in lane.calls.values()]
+    return (
+        [summed(each) for each in zip(*by_op, strict=True)] if by_op else [Tally() for _ in steps]
+    )
+
+
+def cells_of(state: RunState, key: str) -> list[Tally]:
+    """A tally for each rank and settled step of an op."""
+    return [tally for rank in state.ranks.values() for tally in cells_of_rank(rank, key)]
+
+
+def cells_of_rank(rank: RankState, key: str) -> list[Tally]:
+    """A rank's tally for each settled step of an op, over its devices; none if it never called."""
+    steps = settled(rank.steps_done)
+    by_lane = [lane.calls[key].over(steps) for lane in rank.lanes.values() if key in lane.calls]
+    return [summed(at) for at in zip(*by_lane, strict=True)]
+
+
+def settled(steps_done: int) -> range:
+    """Steps that per-step figures are taken over: complete, recent, and not the first.
+
+    The first step is unlike the rest: it makes optimizer state, and DDP its first buckets.
+    The newest may still miss a record that comes from another thread.
+    """
+    end = steps_done - 1 if steps_done > 2 else steps_done
+    return range(max(int(end > 1), end - WINDOW // 2), end)
+
+
+def traffic_steps(rank: RankState, common: int) -> range:
+    """Steps that bytes are taken over: those that all ranks have done, so that devices compare.
+
+    A rank that has gone far beyond them is not held back.
+
+    Args:
+        rank: The rank.
+        common: Steps that all ranks have done.
+    """
+    done = rank.steps_done
+    return settled(common if done - common < WINDOW // 4 else done)
+
+
+def waited_ms(tally: Tally) -> float | None:
+    """A step's waits for collectives, known only if each call's caller is known to have waited."""
+    if not tally.calls or tally.waited_calls < tally.calls:
+        return None
+    return tally.waited_ns / 1e6
+
+
+def timed_ms(each: Sequence[Tally]) -> float | None:
+    """A step's communication time, known only if each of its calls was timed."""
+    if not any(t.calls for t in each) or any(t.timed_calls < t.calls for t in each):
+        return None
+    return sum(t.timed_ns for t in each) / 1e6

@@ -1,0 +1,255 @@
+"""Many ranks: figures derived together, states that travel, and looks in place of frames."""
+
+import math
+import statistics
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpwatch.hub import columns, looks, summarize
+from dpwatch.hub.advance import advance
+from dpwatch.hub.figures import Figures, cells_of, of_calls, of_op, of_steps, settled
+from dpwatch.hub.series import CALLS, NBYTES, WINDOW, ByStep, Thinned
+from dpwatch.hub.state import RunState, decode, encode
+from dpwatch.hub.summarize import MANY, rows_of, view
+from dpwatch.plan.traffic import wire_bytes
+from dpwatch.wire.messages import Bye, Collective, Step, Tick, Transfer
+from tests.frames import MS, START_NS, batch, collective, hello, memory, played, step
+from tests.hubs import has, rank, serving, until, watching
+
+
+@st.composite
+def runs(draw):
+    """Frames of a few ranks, whose records may be unknown, missing, late or out of step."""
+    rnd = draw(st.randoms(use_true_random=False))
+    ranks, devices = draw(st.sampled_from([(1, 1), (1, 3), (2, 2), (4, 1), (5, 1)]))
+    steps = draw(st.sampled_from([0, 1, 2, 7, 40, WINDOW + 9]))
+    ops = draw(st.sampled_from([(), ("all_reduce",), ("all_gather", "reduce_scatter")]))
+    kind = draw(st.sampled_from(["cpu", "cuda"]))
+    unknown = draw(st.sampled_from([0.0, 0.3, 1.0]))
+
+    def maybe(value):
+        return None if rnd.random() < unknown else value
+
+    frames = [
+        batch(hello(ranks, [f"{kind}:{d}" for d in range(devices)], kind), rank=r)
+        for r in range(ranks)
+    ]
+    held = {r: [] for r in range(ranks)}
+    for i in range(steps):
+        for r in range(ranks):
+            for d in range(devices):
+                for j, op in enumerate(ops):
+                    issued = START_NS + i * 100 * MS + rnd.randrange(50 * MS)
+                    held[r].append(
+                        Collective(
+                            i,
+                            op,
+                            "default",
+                            ranks,
+                            len(ops) * i + j,
+                            100 + 10 * (r % 2),
+                            issued,
+                            maybe(issued + rnd.randrange(MS)),
+                            maybe(rnd.randrange(MS)),
+                            "f",
+                            d,
+                        )
+                    )
+                if d:
+                    held[r].append(Transfer(i, "replicate", 0, d, 7, rnd.randrange(MS)))
+                start = START_NS + i * 100 * MS
+                end = start + 80 * MS + rnd.randrange(9 * MS)
+                times = [maybe(rnd.randrange(20 * MS)) for _ in range(10)]
+                held[r].append(Step(d, i, start, end, *times, 1.5, maybe(4)))
+            held[r] = [each for each in held[r] if rnd.random() > 0.01]  # some are dropped
+            if rnd.random() < 0.7:  # else they come with the next frame
+                frames.append(batch(*held[r], rank=r, seq=i + 1, now_ns=START_NS + i * 100 * MS))
+                held[r] = []
+        if rnd.random() < 0.02:
+            frames.append(batch(hello(ranks), rank=rnd.randrange(ranks), pid=5000 + i))
+    return frames
+
+
+@settings(max_examples=40, deadline=None)
+@given(frames=runs())
+def test_figures_of_many_lanes_at_once_are_those_of_each(frames):
+    state = played(frames)
+    lanes, common = rows_of(state), summarize.steps_in_common(state)
+    together = columns.figures(state, lanes, common)
+    alone = Figures(
+        [of_steps(lane.recent) for lane in lanes],
+        [
+            of_calls(
+                state.ranks[lane.rank], lane, settled(state.ranks[lane.rank].steps_done), common
+            )
+            for lane in lanes
+        ],
+        lambda key: of_op(cells_of(state, key)),
+    )
+    assert list(together.steps) == list(alone.steps)
+    assert list(together.calls) == list(alone.calls)
+    assert [together.op(key) for key in state.ops] == [alone.op(key) for key in state.ops]
+
+
+@settings(max_examples=25, deadline=None)
+@given(frames=runs(), data=st.data())
+def test_a_state_that_travels_on_the_way_goes_on_as_if_it_had_not(frames, data):
+    split = data.draw(st.integers(0, len(frames)))
+    whole, travelled = played(frames), decode(encode(played(frames[:split])))
+    for frame in frames[split:]:
+        advance(travelled, frame)
+    assert travelled == whole
+    assert view(travelled) == view(whole)
+
+
+@settings(max_examples=25, deadline=None)
+@given(frames=runs())
+def test_key_figures_are_what_the_records_say(frames):
+    """Against sums over the records themselves, for ranks that were not started anew."""
+    records: dict[tuple[int, int], list[Step]] = {}
+    sent: Counter[tuple[int, int, int]] = Counter()
+    pids: dict[int, set[int]] = {}
+    for frame in frames:
+        pids.setdefault(frame.rank, set()).add(frame.pid)
+        for record in frame.records:
+            if isinstance(record, Step):
+                records.setdefault((frame.rank, record.device), []).append(record)
+            if isinstance(record, Collective):
+                key = frame.rank, record.device, record.step
+                sent[key] += wire_bytes(record.op, record.nbytes, record.ranks)
+    state = played(frames)
+    for lane, row in zip(rows_of(state), summarize.summarize(state).ranks, strict=True):
+        steps = records.get((lane.rank, lane.device), [])[-WINDOW:]
+        if not steps or len(pids[lane.rank]) > 1:
+            continue
+        took = [(s.end_ns - s.start_ns) / 1e6 for s in steps]
+        assert row.step_ms.p50 == pytest.approx(statistics.median(took), rel=1e-12)
+        forward = [s.forward_ns / 1e6 for s in steps if s.forward_ns is not None]
+        if forward and sum(filter(None, _phases(row))) <= row.step_ms.p50:
+            assert row.phases_ms.forward <= statistics.median(forward) * (1 + 1e-12)
+        done, common = state.ranks[lane.rank].steps_done, summarize.steps_in_common(state)
+        over = settled(common if done - common < WINDOW // 4 else done)
+        if over and row.sent_bytes_per_step is not None and len(state.routes) == 0:
+            typical = statistics.median(sent[lane.rank, lane.device, s] for s in over)
+            assert row.sent_bytes_per_step == int(typical)
+
+
+def _phases(row):
+    return [getattr(row.phases_ms, name) for name in row.phases_ms.__struct_fields__]
+
+
+@given(steps=st.lists(st.integers(0, 3 * WINDOW), max_size=300))
+def test_tallies_of_the_last_steps_are_kept_in_whatever_order_they_come(steps):
+    by_step, counted, newest = ByStep(), Counter(), 0
+    for at_step in steps:
+        newest = max(newest, at_step)
+        at = by_step.at(at_step)
+        if at is not None:
+            by_step.cells[at + CALLS] += 1
+            by_step.cells[at + NBYTES] += 10
+        counted[at_step] += 1
+    kept = range(max(0, newest - WINDOW // 2), newest + 1)
+    for at_step, tally in zip(kept, by_step.over(kept), strict=True):
+        assert tally.nbytes == 10 * tally.calls
+        assert tally.calls == counted[at_step]
+    assert len(by_step.cells) <= 9 * WINDOW
+
+
+def test_numbers_that_no_run_has_cost_that_frame_only():
+    state = RunState("run")
+    huge = 2**63
+    advance(state, batch(hello(), step(0)))
+    advance(state, batch(Step(0, 1, 0, huge), step(1), seq=1))
+    call = Collective(1, "all_reduce", "default", 1, 0, 2**63 - 1, 0)
+    advance(state, batch(call, call, seq=2))
+    advance(state, batch(step(2), seq=3))
+    run = summarize.summarize(state)
+    assert run.ranks[0].steps == 3
+    assert run.ranks[0].dropped == 2
+
+
+def test_a_missing_frame_is_counted():
+    state = played([batch(hello(), seq=0), batch(step(0), seq=1), batch(step(5), seq=6)])
+    assert state.ranks[0].missed == 4
+
+
+def crowd(ranks=MANY + 6, steps=3):
+    for r in range(ranks):
+        yield batch(hello(ranks, strategy="ddp"), rank=r)
+    for i in range(steps):
+        for r in range(ranks):
+            at = 100 * i + 40 + r / 100
+            yield batch(
+                collective(i, i, nbytes=1000, ranks=ranks, at_ms=at, took_ms=2),
+                memory(i, 3200 + r, params=1000),
+                step(i, loss=1.0),
+                rank=r,
+                seq=i + 1,
+                now_ns=START_NS + (i + 1) * 100 * MS,
+            )
+
+
+def tick(after_s):
+    return batch(Tick(), rank=-1, seq=-1, now_ns=START_NS + int(after_s * 1e9))
+
+
+def test_a_look_shows_what_the_state_does():
+    state = played([*crowd(steps=2 * looks.POINTS), tick(20)])
+    run = summarize.summarize(state)
+    look = looks.decode(looks.encode(state, 7, run))
+    whole = view(state)
+    assert look.number == 7
+    assert look.view.run == whole.run
+    assert look.view.lanes == whole.lanes
+    assert look.view.history.loss == whole.history.loss
+    assert len(look.view.history.rank_step_ms) == len(look.view.run.ranks)
+    for few, all_points in zip(
+        look.view.history.rank_step_ms, whole.history.rank_step_ms, strict=True
+    ):
+        assert len(few.steps) <= looks.POINTS
+        assert few.steps[-1] == all_points.steps[-1]
+        assert set(zip(few.steps, few.values, strict=True)) <= set(
+            zip(all_points.steps, all_points.values, strict=True)
+        )
+
+
+def test_many_ranks_ends_are_reviewed_once():
+    state = RunState("run")
+    reviewed = []
+    frames = [*crowd(), tick(1)]
+    ends = [batch(Bye("finished"), rank=r, seq=9) for r in range(MANY + 6)]
+    for frame in [*frames, *ends, tick(2)]:
+        run = advance(state, frame)
+        reviewed += [run] if run is not None and len(state.ranks) > MANY else []
+    assert [run.state for run in reviewed] == ["running", "finished"]
+
+
+def test_a_viewer_of_many_ranks_asks_for_looks():
+    ranks = MANY + 6
+    with serving() as hub, rank(hub.place) as send, watching() as early:
+        frames = list(crowd(ranks))
+        for frame in frames[:-ranks]:
+            send(frame)
+        seen = until(early, lambda s: s.runs and len(s.runs[0].run.ranks) == ranks)
+        assert [row.device for row in seen.runs[0].run.ranks] == ["cpu"] * ranks
+        for frame in frames[-ranks:]:
+            send(frame)
+        until(early, has("run", steps=3))
+        (follower,) = early._followers.values()
+        assert follower.state is None
+        with watching() as late:
+            again = until(late, has("run", steps=3))
+        assert again.runs[0].run.collectives[0].bytes_per_step == 1000
+        for r in range(ranks):
+            send(batch(Bye("finished"), rank=r, seq=9))
+        assert until(early, has("run", state="finished")).runs[0].connection == "live"
+
+
+def test_thinned_curves_stay_exact():
+    curve = Thinned()
+    for i in range(1000):
+        curve.push(i, math.sqrt(i))
+    assert all(v == math.sqrt(s) for s, v in zip(curve.steps, curve.values, strict=True))
