@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from dpwatch.cli.plain import escaped, printable
-from dpwatch.hub.snapshot import Alert, Rank, Run
+from dpwatch.hub.snapshot import Alert, HostView, Rank, Run
 from dpwatch.hub.summarize import summary
 
 UNKNOWN = "–"
@@ -104,11 +104,21 @@ def _block(run: Run) -> str:
         " ".join(name.rjust(width) for name, width in _COLUMNS),
         *(_row(rank) for rank in run.ranks),
     ]
-    if run.reason:
-        lines.append(run.reason)
+    lines += [told for told in (run.reason, run.note) if told]
+    lines += [_clock(host) for host in run.other_hosts]
     lines += [f"{d.severity}: {d.kind}: {d.text}" for d in run.diagnoses]
     lines += [_earlier(alert) for alert in run.alerts if alert.ended_s is not None]
     return "\n".join(printable(line) for line in lines)
+
+
+def _clock(host: HostView) -> str:
+    silent = "" if host.silent_s is None else f", not heard of for {host.silent_s:.0f} s"
+    if host.clock_offset_ms is None or host.clock_error_ms is None:
+        return f"host {host.host}{silent}"
+    return (
+        f"host {host.host}: clock {host.clock_offset_ms:+.2f} ms from the head's, "
+        f"±{host.clock_error_ms:.2f} ms by {host.clock_source}{silent}"
+    )
 
 
 def _earlier(alert: Alert) -> str:

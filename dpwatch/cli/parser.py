@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import dpwatch
-from dpwatch.cli import config, demo, doctor, run, ssh, stacks, watch
+from dpwatch.cli import config, demo, doctor, keys, run, ssh, stacks, watch
 
 EXAMPLES = """\
 examples:
@@ -15,6 +15,7 @@ examples:
   dpwatch run -- torchrun --nproc-per-node 4 train.py
                                run a script of your own, unchanged, with the probe in it
   dpwatch ssh node1 node2      watch the runs on other hosts
+  dpwatch keys                 keys that join the hosts of one run
   dpwatch stacks               where every rank's Python stands, as text
   dpwatch config               the screen's settings, and a file to keep them in
   dpwatch doctor               what is missing here, and what to do about it
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add(commands)
     run.add(commands)
     ssh.add(commands)
+    keys.add(commands)
     stacks.add(commands)
     doctor.add(commands)
     config.add(commands)

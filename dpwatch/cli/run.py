@@ -84,7 +84,8 @@ def run(options: argparse.Namespace) -> int:
     session = secrets.token_hex(3)
     with Command(words, environment(session, output=not options.no_output)) as command:
         # Only now: ZeroMQ's threads must not be there when the command is forked off.
-        watcher = Watcher(wanted=lambda run_id: run_id.startswith(f"{session}-"))
+        # A run over several hosts has an id that all of these share, and not this session's.
+        watcher = Watcher(wanted=lambda run_id: run_id.startswith(f"{session}-"), session=session)
         try:
             runs = _follow(command, watcher, alerts)
         finally:

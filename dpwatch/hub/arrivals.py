@@ -2,8 +2,8 @@
 
 A collective goes on when its last rank has come: `wait(r) = last arrival - arrival(r)`. So the rank
 that came last made the others wait, however fast it looks otherwise, and they are its victims.
-Times of ranks on one host compare to the nanosecond; those of several hosts don't, and nobody is
-called late there.
+Times of ranks on one host compare to the nanosecond. Those of several hosts do so once the head has
+brought them to its own clock, as far as that clock's error (`RunState.clock_error_ns`) lets them.
 """
 
 from __future__ import annotations

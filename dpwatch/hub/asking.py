@@ -46,6 +46,10 @@ class Asking:
             self._wanted.clear()
         return True
 
+    def catch_up(self, number: int) -> None:
+        """The next request has this number at least: a head's hubs count as it does."""
+        self._number = max(self._number, number - 1)
+
     def ask(self, state: RunState, now_s: float) -> Asked | None:
         """Asks the ranks, if somebody wants it and it is time.
 
@@ -75,6 +79,8 @@ class Asking:
             if rank.bye is not None or not rank.dump.awaited:
                 continue
             process = self._process(rank)
+            if rank.host != self._host and rank.dump.process:
+                continue  # its own hub has said what keeps it
             late = now_ns - rank.dump.asked_ns >= PATIENCE_NS
             if (late or process in STOPPED) and process != rank.dump.process:
                 yield Unanswered(rank.rank, rank.pid, process)

@@ -214,6 +214,7 @@ class Watcher:
 
     Args:
         wanted: Whether to follow a run, by its id; all of them by default.
+        session: Follow what this `dpwatch run` has started too.
         places: Where runs are; this host's by default.
         said: What else the viewer's person is to be told, "" when all is well.
         gpus: This host's GPUs.
@@ -225,11 +226,13 @@ class Watcher:
     def __init__(
         self,
         wanted: Callable[[str], bool] = lambda run_id: True,
+        session: str | None = None,
         places: Callable[[], Iterable[RunDir]] = list_runs,
         said: Callable[[], str] = lambda: "",
         gpus: Callable[[], tuple[HostGpu, ...]] = tuple,
     ) -> None:
         self._wanted = wanted
+        self._session = session
         self._places = places
         self._said = said
         self._gpus = gpus
@@ -267,10 +270,11 @@ class Watcher:
     def snapshot(self) -> Snapshot:
         """All followed runs as they are known now, newest first."""
         views = [follower.view() for follower in self._followers.values()]
-        runs = tuple(view for view in views if view is not None)
+        runs = [view for view in views if view is not None]
         bad = [f for f in self._followers.values() if f.nonsense and not f.closed]
         told = [f"run {f.place.run_id}: its hub makes no sense ({f.nonsense})" for f in bad[:1]]
-        return Snapshot(runs, time.time(), self.notice or "".join(told), gpus=self._gpus())
+        notice = self.notice or "".join(told)
+        return Snapshot(tuple(_whole_ones(runs)), time.time(), notice, gpus=self._gpus())
 
     @property
     def complete(self) -> bool:
@@ -292,7 +296,9 @@ class Watcher:
         self.notice = self._said()
         for place in self._places():
             info = place.read_info()
-            if info is None or not self._wanted(place.run_id):
+            if info is None or not (
+                self._wanted(place.run_id) or (info.session and info.session == self._session)
+            ):
                 continue
             if info.protocol != PROTOCOL_VERSION:
                 self.notice = (
@@ -335,6 +341,18 @@ class Watcher:
         self._poller.poll(max(0, int(wait_s * 1e3)))
         for follower in self._followers.values():
             follower.poll()
+
+
+def _whole_ones(views: list[RunView]) -> list[RunView]:
+    """Without what a node's hub shows of a run that its head shows whole."""
+    hosts: dict[str, list[set[str]]] = {}
+    for each in views:
+        hosts.setdefault(each.run.run_id, []).append(set(each.run.hosts))
+    return [
+        each
+        for each in views
+        if not any(set(each.run.hosts) < whole for whole in hosts[each.run.run_id])
+    ]
 
 
 def _receive(socket: zmq.Socket[bytes]) -> bytes | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from dpwatch.hub.snapshot import Printed, RankOutput
@@ -35,6 +37,11 @@ class RankLines(msgspec.Struct):
     left_out: int = 0
     let_go: int = 0
     open: dict[str, Printed] = {}
+
+    @property
+    def told(self) -> int:
+        """How many lines have come, kept or not."""
+        return len(self.lines) + self.let_go
 
     def take(self, record: Output) -> None:
         """Adds what a record tells."""
@@ -83,6 +90,19 @@ class RunOutput(msgspec.Struct):
                 lines.fit(share)
         self.share = share
         self.ranks[rank].fit(share)
+
+    def join(self, other: RunOutput, numbers: Iterable[int], ranks: int) -> None:
+        """Takes what another hub has of these ranks; of a rank that both have, whose is longer."""
+        share = RUN_BYTES // max(ranks, 1)
+        for number in numbers:
+            told = other.ranks.get(number)
+            known = self.ranks.get(number)
+            if told is not None and (known is None or known.told <= told.told):
+                self.ranks[number] = told
+        self.ranks = dict(sorted(self.ranks.items()))
+        self.share = min(self.share, share)
+        for lines in self.ranks.values():
+            lines.fit(self.share)
 
     def freeze(self) -> tuple[RankOutput, ...]:
         """As a snapshot holds it, in the order of ranks."""

@@ -14,6 +14,7 @@ import os
 import signal
 import struct
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import zmq
@@ -23,12 +24,15 @@ from dpwatch.hub.advance import advance
 from dpwatch.hub.asking import Asking
 from dpwatch.hub.doors import Doors
 from dpwatch.hub.guard import LOOK_S, Guard, Seldom, allow_files
+from dpwatch.hub.joining import Joining
+from dpwatch.hub.keeping import Keeper
+from dpwatch.hub.merge import merge
 from dpwatch.hub.processes import Processes, exit_of, runs, told
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RankState, RunState, encode
 from dpwatch.hub.summarize import MANY, summarize
 from dpwatch.wire import codec, transport
-from dpwatch.wire.asking import STACKS_REQUEST
+from dpwatch.wire.asking import STACKS_REQUEST, encode_request
 from dpwatch.wire.messages import (
     HUB_RANK,
     PROTOCOL_VERSION,
@@ -49,9 +53,15 @@ EMPTY_S = 60.0
 MOST_S = 3600.0
 """How long viewers alone (a stopped one, say) can keep it."""
 
+OWES_S = 180.0
+"""How long it waits for a head that it was cut off from, to tell how its ranks have ended."""
+
 TICK_S = 1.0
 SILENT_S = 1.5
 """A rank beats twice a second; silent for longer *and* without a process, it is lost."""
+
+GONE_NS = 60_000_000_000
+"""A host that is not heard of for so long, when the rest of its run has ended, is gone too."""
 
 TURN_FRAMES = 512
 """Frames taken in at a stretch, so that a flood leaves time for viewers and for the tick."""
@@ -81,12 +91,20 @@ class Hub:
     """Serves one run until nobody needs it (`serve`), or `stop` is called."""
 
     def __init__(
-        self, place: RunDir, *, linger_s: float = LINGER_S, guard: Guard | None = None
+        self,
+        place: RunDir,
+        *,
+        linger_s: float = LINGER_S,
+        host: str = "",
+        env: Mapping[str, str] = os.environ,
+        guard: Guard | None = None,
     ) -> None:
         self.place = place
         self.linger_s = linger_s
-        self.state = RunState(place.run_id)
-        self.host = host_name()
+        self.host = host or host_name()
+        self._keeper = Keeper(place.state_file)
+        kept = self._keeper.restored(place.run_id, self.host, time.monotonic_ns())
+        self.state = kept or RunState(place.run_id)
         self.displaced = False
         self._guard = guard or Guard()
         self._frames = Seldom(_log, "refused frames")
@@ -97,6 +115,8 @@ class Hub:
         self._poller = zmq.Poller()
         self._processes = Processes()
         self._asking = Asking(place.stacks_file, self.host)
+        asked = [rank.dump.asked for rank in self.state.ranks.values()]
+        self._asking.catch_up(max(asked, default=0) + 1)
         self._topics: set[bytes] = set()
         self._run: Run | None = None
         self._run_number = 0
@@ -108,6 +128,18 @@ class Hub:
         self._intake = transport.pull_socket(self._context, place.ingest)
         self._outlet = transport.publish_socket(self._context, place.publish)
         self._answers = transport.answer_socket(self._context, place.ask)
+        self._joining = Joining(
+            self._context,
+            self,
+            run_id=place.run_id,
+            host=self.host,
+            frames=lambda: self.state.frames,
+            state=lambda: encode(self.state),
+            ask=self._ask_for_head,
+            known=self.state.others.values(),
+            env=env,
+        )
+        session = env.get("DPWATCH_SESSION", "")
         self._doors = Doors(
             place,
             {
@@ -115,7 +147,7 @@ class Hub:
                 place.publish: self._outlet,
                 place.ask: self._answers,
             },
-            RunInfo(place.run_id, self.host, os.getpid(), time.time(), PROTOCOL_VERSION),
+            RunInfo(place.run_id, self.host, os.getpid(), time.time(), PROTOCOL_VERSION, session),
         )
 
     @property
@@ -148,6 +180,8 @@ class Hub:
                 self._take_in()
             if self._answers in ready:
                 self._answer()
+            if any(each in ready for each in self._joining.sockets):
+                self._joining.take()
             for at in ready:
                 if isinstance(at, int):
                     self._ended(at)
@@ -157,6 +191,8 @@ class Hub:
             if time.monotonic() >= tick_at:
                 tick_at = time.monotonic() + TICK_S
                 self._tick()
+                for each in self._joining.sockets:
+                    self._poller.register(each, zmq.POLLIN)
             if self._intake in ready:
                 time.sleep(REST_S)
 
@@ -165,6 +201,7 @@ class Hub:
         for each in (self._intake, self._outlet, self._answers):
             each.close(linger=200)
         self._processes.close()
+        self._joining.close()
         self._context.term()
         if not self.displaced:
             self._doors.remove()
@@ -210,6 +247,9 @@ class Hub:
             if refused:
                 self._records.again(f"of rank {batch.rank}: {refused[-1].why}", len(refused))
                 frame = codec.encode(batch)
+            if self._joining.over_hosts:
+                self._joining.hear(batch)
+                self._begin_anew(batch)
             self._publish(batch, frame)
             is_new = batch.host == self.host and not self._processes.watches(batch.pid)
             if is_new and batch.rank in self.state.ranks:
@@ -229,6 +269,24 @@ class Hub:
         if batch.host == self.host and batch.mono_ns > time.monotonic_ns() + FUTURE_NS:
             raise codec.WireError(f"frame of rank {batch.rank} from the future")
         return batch
+
+    def take_frame(self, batch: Batch) -> None:
+        """A frame from another host's hub, in this host's time."""
+        self._publish(batch, codec.encode(batch))
+
+    def take_state(self, host: str, part: RunState) -> None:
+        """All that another host's hub knows, in this host's time."""
+        merge(self.state, part, host)
+        # A number that no viewer is sent: each sees the gap, and asks for the state.
+        self.state.frames += 1
+
+    def _begin_anew(self, batch: Batch) -> None:
+        """A run over several hosts keeps its id when it is restarted: then it is another run."""
+        ranks = self.state.ranks
+        known = batch.rank in ranks and ranks[batch.rank].pid == batch.pid
+        if ranks and not known and all(rank.bye is not None for rank in ranks.values()):
+            self.state = RunState(self.place.run_id, frames=self.state.frames + 1)
+            self._joining.forget_states()
 
     def _is_mine(self, run_id: str) -> bool:
         return run_id == self.place.run_id or clean_run_id(run_id) == self.place.run_id
@@ -263,6 +321,7 @@ class Hub:
             self._run, self._run_number, self._look = run, self.state.frames, b""
         if EVERY_FRAME in self._topics or len(self.state.ranks) <= MANY:
             self._outlet.send(FRAME_NUMBER.pack(self.state.frames) + frame)
+        self._joining.forward(self.state.frames, frame, of_rank=batch.rank != HUB_RANK)
 
     def _answer(self) -> None:
         began = time.monotonic()
@@ -293,6 +352,15 @@ class Hub:
             return
         if asked is not None:
             self._say(HUB_RANK, os.getpid(), asked)
+            self._joining.ask(asked)
+
+    def _ask_for_head(self, number: int, ranks: list[int]) -> None:
+        """Somebody at the head wants stacks of ranks, some of this host's among them or not."""
+        mine = [rank for rank in ranks if rank in self.state.ranks]
+        if mine or not ranks:
+            self._asking.catch_up(number)
+            self._asking.take(encode_request(mine))
+            self._ask_ranks()
 
     def _looked_at(self, seen: list[bytes]) -> bytes:
         """The whole state of a small run; of a large one how it looks."""
@@ -317,10 +385,14 @@ class Hub:
 
     def _tick(self) -> None:
         self._hold_the_place()
-        self._say(HUB_RANK, os.getpid(), Tick())
+        records = [Tick(), *self._joining.tick()]
+        for at in range(0, len(records), codec.MAX_RECORDS):
+            self._say(HUB_RANK, os.getpid(), *records[at : at + codec.MAX_RECORDS])
         for rank in self.state.ranks.values():
             if rank.bye is None and self._is_lost(rank):
                 self._say_lost(rank, exit_of(rank.pid))
+        self._give_up_silent_hosts()
+        self._keeper.keep(self.state)
         self._ask_ranks()
         for silent in list(self._asking.unanswered(self.state, time.monotonic_ns())):
             self._say(HUB_RANK, os.getpid(), silent)
@@ -330,10 +402,23 @@ class Hub:
             self._idle_since = now
         idle_s = now - self._idle_since
         patience_s = self.linger_s if self.state.ranks else max(EMPTY_S, self.linger_s)
+        if self._joining.owes:
+            patience_s = max(patience_s, OWES_S)
         if idle_s > MOST_S or (idle_s > patience_s and not self._topics):
             self.stop()
 
-    def _say(self, rank: int, pid: int, record: AnyRecord) -> None:
+    def _give_up_silent_hosts(self) -> None:
+        """Ranks that nothing is heard of are stale, until all others have ended: then lost."""
+        left = [rank for rank in self.state.ranks.values() if rank.bye is None]
+        if len(left) == len(self.state.ranks):
+            return
+        silent = {name for name in self.state.others if self._joining.is_silent(name, GONE_NS)}
+        if all(rank.host in silent for rank in left):
+            for rank in left:
+                why = f"nothing has been heard of its host {rank.host} since the others ended"
+                self._say(rank.rank, rank.pid, Bye("lost", why))
+
+    def _say(self, rank: int, pid: int, *records: AnyRecord) -> None:
         batch = Batch(
             version=PROTOCOL_VERSION,
             run_id=self.place.run_id,
@@ -344,7 +429,7 @@ class Hub:
             dropped=0,
             mono_ns=time.monotonic_ns(),
             wall_ns=time.time_ns(),
-            records=[record],
+            records=list(records),
         )
         self._publish(batch, codec.encode(batch))
 

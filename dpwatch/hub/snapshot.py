@@ -99,7 +99,8 @@ class Rank(msgspec.Struct, frozen=True):
     `device_kind` is that of `wire.messages.DeviceInfo`; a row of kind `host` is no device, and no
     balance counts it.
 
-    `state` is one of starting, running, finished, failed, stalled (no step for long), lost.
+    `state` is one of starting, running, finished, failed, stalled (no step for long), lost, stale
+    (its host is not heard of: what is shown is the last that was). `missed_frames` never came.
     """
 
     rank: int
@@ -120,6 +121,7 @@ class Rank(msgspec.Struct, frozen=True):
     runqueue_wait: float | None = None
     gpu: GpuUse = GpuUse()
     device_kind: str = ""
+    missed_frames: int = 0
 
 
 class LastArrival(msgspec.Struct, frozen=True):
@@ -211,8 +213,31 @@ class Loss(msgspec.Struct, frozen=True):
     last: float | None = None
 
 
+class HostView(msgspec.Struct, frozen=True):
+    """One of the run's other hosts, as the head hub has it.
+
+    Attributes:
+        silent_s: Seconds since its hub was last heard of, None while it is.
+        clock_offset_ms: What is added to its clock to have the head's; done to all times shown.
+        clock_error_ms: By how much that may be off.
+        clock_source: `collectives`, `exchange`, "" while unknown.
+        resent: How often its state had to be fetched anew.
+    """
+
+    host: str
+    silent_s: float | None = None
+    clock_offset_ms: float | None = None
+    clock_error_ms: float | None = None
+    clock_source: str = ""
+    resent: int = 0
+
+
 class Run(msgspec.Struct, frozen=True):
-    """One run. `state` is starting, running, finished, failed, hung or lost."""
+    """One run. `state` is starting, running, finished, failed, hung or lost.
+
+    `other_hosts` are all but the head's own, as the head has them. `note` says what is missing of a
+    run over several hosts and what to do, "" where nothing is.
+    """
 
     run_id: str
     title: str
@@ -235,6 +260,8 @@ class Run(msgspec.Struct, frozen=True):
     balance: Balance
     diagnoses: list[Diagnosis]
     alerts: list[Alert] = []
+    other_hosts: list[HostView] = []
+    note: str = ""
 
 
 class Summary(msgspec.Struct, frozen=True):

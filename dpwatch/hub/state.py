@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import signal
+from collections.abc import Iterable
 
 import msgspec
 
@@ -16,6 +17,7 @@ from dpwatch.hub import bounds
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.durations import Late, book, keep_latency
 from dpwatch.hub.output import RunOutput
+from dpwatch.hub.received import Received
 from dpwatch.hub.series import (
     CALLS,
     NBYTES,
@@ -46,6 +48,8 @@ from dpwatch.wire.messages import (
     Duration,
     Gpu,
     Hello,
+    Host,
+    Joined,
     Memory,
     Output,
     Refused,
@@ -94,6 +98,7 @@ class RankState(msgspec.Struct):
     """One process: who it is, when it last spoke, its devices.
 
     Attributes:
+        received: Which of its frames have come, by their numbers.
         refused: Its records that made no sense, or that there was no room for.
         missed: Its records that did not get here: lost on the way, or sent to a hub before this.
         taken: Those that did.
@@ -113,6 +118,7 @@ class RankState(msgspec.Struct):
     good_loss: float | None = None
     bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
+    received: Received = msgspec.field(default_factory=Received)
     dump: Dump = msgspec.field(default_factory=Dump)
     refused: int = 0
     missed: int = 0
@@ -179,6 +185,8 @@ class RunState(msgspec.Struct):
         diagnoses: Findings that hold now, with the step they began at (see `diagnose`).
         silent_ns: By kind, when the rule of a finding that holds first had nothing to say.
         alerts: What has held so far, the oldest first.
+        others: The run's other hosts, as far as their hubs have joined this one.
+        joined: How this hub stands to those; None on one host.
         output: The last lines that ranks have printed.
         hosts: How many ranks each has.
         told_size: Processes in the run, as its ranks say.
@@ -205,6 +213,8 @@ class RunState(msgspec.Struct):
     diagnoses: list[Diagnosis] = []
     silent_ns: dict[str, int] = {}
     alerts: list[Alert] = []
+    others: dict[str, Host] = {}
+    joined: Joined | None = None
     output: RunOutput = msgspec.field(default_factory=RunOutput)
     hosts: dict[str, int] = {}
     told_size: int = 1
@@ -219,9 +229,7 @@ class RunState(msgspec.Struct):
         if batch.mono_ns >= self.now_ns:
             self.now_ns, self.wall_s = batch.mono_ns, batch.wall_ns / 1e9
         if batch.rank == HUB_RANK:
-            for record in batch.records:
-                if isinstance(record, Asked | Unanswered):
-                    hear(self, record, batch.mono_ns)
+            self._hub(batch)
             return
         try:
             rank = self._rank(batch)
@@ -262,6 +270,16 @@ class RunState(msgspec.Struct):
         except (bounds.Full, OverflowError):  # no room, or numbers that no run has
             rank.refused += 1
 
+    def _hub(self, batch: Batch) -> None:
+        for record in batch.records:
+            match record:
+                case Host():
+                    self.others[record.host] = record
+                case Joined():
+                    self.joined = record
+                case Asked() | Unanswered():
+                    hear(self, record, batch.mono_ns)
+
     def _rank(self, batch: Batch) -> RankState:
         rank = self.ranks.get(batch.rank)
         if rank is None or rank.pid != batch.pid:
@@ -269,6 +287,7 @@ class RunState(msgspec.Struct):
         if batch.seq >= 0:
             if rank.bye is not None and rank.bye.state == "lost":
                 rank.bye = None  # It was only silent: here it speaks again.
+            rank.received.add(batch.seq)
             if batch.sent is not None and batch.sent - rank.taken > rank.missed:
                 rank.missed = batch.sent - rank.taken
             rank.taken += len(batch.records)
@@ -277,33 +296,51 @@ class RunState(msgspec.Struct):
             rank.dropped = batch.dropped
         return rank
 
-    def _newcomer(self, batch: Batch, before: RankState | None) -> RankState:
-        if before is None and len(self.ranks) >= bounds.RANKS:
-            raise bounds.Full
-        rank = RankState(batch.rank, batch.host, batch.pid)
+    def forget(self, r: int) -> None:
+        """Another process has this rank now: its steps and calls count from 0 again."""
+        self.arrivals.forget(r)
+        before = self.ranks.pop(r, None)
         if before is not None:
-            # A restarted rank begins anew: its steps, and its sequence numbers, do too.
-            self.arrivals.forget(batch.rank)
             self.lanes -= len(before.lanes)
             self.cells -= before.cells
             self.hosts[before.host] -= 1
             if not self.hosts[before.host]:
                 del self.hosts[before.host]
+        for key in [key for key, route in self.routes.items() if route.rank == r]:
+            del self.routes[key]
+
+    def admit(self, rank: RankState) -> None:
+        """A rank that was not known, or whose process is another one now."""
         self.hosts[rank.host] = self.hosts.get(rank.host, 0) + 1
-        in_order = before is not None or batch.rank > next(reversed(self.ranks), -1)
-        self.ranks[batch.rank] = rank
+        in_order = rank.rank > next(reversed(self.ranks), -1)
+        self.ranks[rank.rank] = rank
         if not in_order:
             self.ranks = dict(sorted(self.ranks.items()))
+
+    def count_room(self) -> None:
+        """Counts lanes and kinds of collectives anew, once another state has been taken in."""
+        for rank in self.ranks.values():
+            rank.cells = sum(len(lane.calls) for lane in rank.lanes.values())
+        self.lanes = sum(len(rank.lanes) for rank in self.ranks.values())
+        self.cells = sum(rank.cells for rank in self.ranks.values())
+
+    def _newcomer(self, batch: Batch, before: RankState | None) -> RankState:
+        if before is None and len(self.ranks) >= bounds.RANKS:
+            raise bounds.Full
+        rank = RankState(batch.rank, batch.host, batch.pid)
+        if before is not None:
+            self.forget(batch.rank)
+        self.admit(rank)
         if before is not None and before.hello:
-            self._measure()
+            self.measure()
         return rank
 
     def _hello(self, rank: RankState, record: Hello) -> None:
         before, rank.hello = rank.hello, record
         if before is None or before.world_size != record.world_size:
-            self._measure(record.world_size if before is None else None)
+            self.measure(record.world_size if before is None else None)
 
-    def _measure(self, more: int | None = None) -> None:
+    def measure(self, more: int | None = None) -> None:
         """Keeps `told_size`; over all ranks only where it may have become less."""
         if more is not None:
             self.told_size = max(self.told_size, more)
@@ -324,7 +361,7 @@ class RunState(msgspec.Struct):
         if record.device == 0:
             if record.loss is not None:
                 _judge_loss(rank, record.step, record.loss)
-                self._loss(record.step, record.loss)
+                self.add_loss(record.step, record.loss)
             if rank.rank == next(iter(self.ranks)):
                 self.step_ms.push(record.step, took_ms)
 
@@ -335,17 +372,17 @@ class RunState(msgspec.Struct):
             lane = rank.lanes[0]
             lane.steps = max(lane.steps, record.step)
 
-    def _loss(self, step: int, loss: float) -> None:
+    def add_loss(self, step: int, loss: float, count: int = 1) -> None:
         """Means a step's loss over the ranks, once all have told theirs.
 
         Ranks of short steps need not read their loss in the same ones; a mean over some ranks
-        would be another number, so what stays incomplete is let go.
+        would be another number, so what stays incomplete is let go. `loss` is the sum of `count`.
         """
         entry = self.losses.get(step)
         if entry is None:
             entry = self.losses[step] = OpenLoss()
         entry.total += loss
-        entry.count += 1
+        entry.count += count
         if entry.count >= self.told_size:
             self._close_loss(step)
         elif len(self.losses) > OPEN_LOSSES:
@@ -385,9 +422,7 @@ class RunState(msgspec.Struct):
                 cells[at + TIMED_NS] += record.completed_ns - record.issued_ns
         if record.completed_ns is not None:
             keep_latency(op.latency_ms, record.completed_ns - record.issued_ns)
-        entered = self.arrivals.enter(rank.rank, record)
-        if entered is not None and len(entered) > 1:
-            self._whole(key, op, entered)
+        self.arrive(rank.rank, record, op)
 
     def _called(
         self, rank: RankState, lane: LaneState, key: str, record: Collective
@@ -424,11 +459,21 @@ class RunState(msgspec.Struct):
             op.timed_late = True
             keep_latency(op.latency_ms, record.duration_ns)
 
+    def arrive(self, r: int, record: Collective, op: OpState) -> None:
+        """A rank has entered a call."""
+        entered = self.arrivals.enter(r, record)
+        if entered is not None and len(entered) > 1:
+            self._whole(f"{record.op}/{record.group}", op, entered)
+
     def _whole(self, key: str, op: OpState, entered: dict[int, Collective]) -> None:
         """Books who came last to a call that all have entered.
 
         `wait(r) = last arrival - arrival(r)`.
         """
+        if len(self.hosts) > 1:
+            hosts = {self.ranks[r].host for r in entered if r in self.ranks}
+            if self.clock_error_ns(hosts) is None:
+                return
         issued_ns = [call.issued_ns for call in entered.values()]
         last_ns = max(issued_ns)
         if last_ns - min(issued_ns) > bounds.APART_NS:
@@ -446,11 +491,7 @@ class RunState(msgspec.Struct):
             waited_ns = len(issued_ns) * last_ns - sum(issued_ns)
             ranks = list(entered)
             op.book_last(ranks[issued_ns.index(last_ns)], waited_ns // (len(ranks) - 1))
-            if len(self.hosts) == 1 or self._on_one_host(ranks):
-                self.arrivals.book_late(entered, issued_ns)
-
-    def _on_one_host(self, ranks: list[int]) -> bool:
-        return len({self.ranks[r].host for r in ranks if r in self.ranks}) == 1
+            self.arrivals.book_late(entered, issued_ns)
 
     def _transfer(self, rank: RankState, record: Transfer) -> None:
         key = f"{rank.rank}/{record.kind}/{record.src}/{record.dst}"
@@ -468,6 +509,20 @@ class RunState(msgspec.Struct):
             cells[at + NBYTES] += record.nbytes
             cells[at + TIMED_CALLS] += 1
             cells[at + TIMED_NS] += record.duration_ns
+
+    def clock_error_ns(self, hosts: Iterable[str]) -> int | None:
+        """How far off times of ranks on two of these hosts may be from each other.
+
+        0 on one host. None where their clocks don't compare: one of them has not been heard of by
+        the head, whose own host is the one that `others` has no entry of.
+        """
+        names = set(hosts)
+        if len(names) < 2:
+            return 0
+        others = [self.others[name].error_ns for name in names if name in self.others]
+        if len(others) < len(names) - 1 or None in others:
+            return None
+        return sum(sorted(error for error in others if error is not None)[-2:])
 
     @property
     def gone(self) -> list[RankState]:

@@ -69,6 +69,11 @@ def is_silent(state: RunState, rank: RankState) -> bool:
     return rank.bye is None and state.now_ns - rank.seen_ns >= SILENT_NS
 
 
+def is_stale(state: RunState, rank: RankState) -> bool:
+    """Whether its host is not heard of: it may be well, and only the hubs be cut off."""
+    return rank.host in state.others and state.others[rank.host].silent
+
+
 def standstill(state: RunState, patience_ns: float) -> Standstill | None:
     """Who waits for whom, if a rank has not moved for `patience_ns`.
 
@@ -76,7 +81,11 @@ def standstill(state: RunState, patience_ns: float) -> Standstill | None:
         None while all move. Without `waiting`, the roots are ranks that stand still by themselves.
     """
     moved = {r: at for r, rank in state.ranks.items() if not rank.bye and (at := moved_ns(rank))}
-    held = [r for r, at in moved.items() if state.now_ns - at >= patience_ns]
+    held = [
+        r
+        for r, at in moved.items()
+        if state.now_ns - at >= patience_ns and not is_stale(state, state.ranks[r])
+    ]
     if not held:
         return None
     calls: dict[Place, Call] = {}  # a thousand ranks that wait in one call share what is told of it

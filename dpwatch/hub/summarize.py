@@ -31,6 +31,7 @@ from dpwatch.hub.snapshot import (
     Categories,
     GpuUse,
     History,
+    HostView,
     LaneSteps,
     Loss,
     MemoryUse,
@@ -44,8 +45,9 @@ from dpwatch.hub.snapshot import (
 )
 from dpwatch.hub.stacks import seen
 from dpwatch.hub.state import LaneState, RankState, Route, RunState
+from dpwatch.hub.stuck import is_stale
 from dpwatch.hub.timeline import LANES, STEPS
-from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Gpu, Memory
+from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Gpu, Host, Memory
 
 STALL_S = 5.0
 """A rank has stalled after this long, or five typical steps, without a step."""
@@ -98,6 +100,20 @@ def view(
     )
 
 
+def _host(state: RunState, host: Host) -> HostView:
+    """A host whose ranks have all ended has nothing more to say, and is not silent."""
+    ranks = [rank for rank in state.ranks.values() if rank.host == host.host]
+    silent = host.silent and not (ranks and all(rank.bye for rank in ranks))
+    return HostView(
+        host=host.host,
+        silent_s=max(0, state.now_ns - host.heard_ns) / 1e9 if silent else None,
+        clock_offset_ms=None if host.offset_ns is None else host.offset_ns / 1e6,
+        clock_error_ms=None if host.error_ns is None else host.error_ns / 1e6,
+        clock_source=host.source,
+        resent=host.resent,
+    )
+
+
 def _last_steps(state: RunState, lane: LaneState) -> LaneSteps:
     rank = state.ranks[lane.rank]
     steps = tuple(lane.recent.steps(lane.device, STEPS))
@@ -139,7 +155,17 @@ def summarize(state: RunState) -> Run:
         balance=_balance([row for row in rows if row.device_kind != "host"]),
         diagnoses=state.diagnoses,
         alerts=list(state.alerts),
+        other_hosts=[_host(state, state.others[name]) for name in sorted(state.others)],
+        note=_note(state),
     )
+
+
+def _note(state: RunState) -> str:
+    """What is missing of other hosts; nothing is where every rank is on this one after all."""
+    if state.joined is None:
+        return ""
+    alone = state.joined.role == "alone"
+    return "" if alone and len(state.ranks) >= state.world_size else state.joined.note
 
 
 def rows_of(state: RunState) -> list[LaneState]:
@@ -221,6 +247,7 @@ def _row(
         idle=idle,
         runqueue_wait=runqueue_wait,
         gpu=_gpu(lane.gpu),
+        missed_frames=rank.received.missing,
     )
 
 
@@ -322,6 +349,8 @@ def _ended(state: RunState) -> bool:
 def _rank_state(state: RunState, rank: RankState, lane: LaneState, p50_ms: float | None) -> str:
     if rank.bye:
         return rank.bye.state
+    if is_stale(state, rank):
+        return "stale"
     if not lane.steps:
         return "starting"
     patience_s = max(STALL_S, STALL_STEPS * (p50_ms or 0) / 1e3)
@@ -340,6 +369,8 @@ def _run_state(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
     if stalled:
         names = ", ".join(str(rank) for rank in stalled)
         return "hung", f"no step for long from rank{'s' * (len(stalled) > 1)} {names}"
+    silent = sorted({row.host for row in rows if row.state == "stale"})
+    why = f"not heard of: {', '.join(silent)}; its ranks are shown as last seen" if silent else ""
     if any(row.steps for row in rows):
-        return "running", ""
+        return "running", why
     return "starting", ""

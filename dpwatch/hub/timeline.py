@@ -60,13 +60,15 @@ def _length(step: Step, phase: str) -> int:
     return max(getattr(step, f"{phase}_ns") or 0, 0)
 
 
-def clock_shifts(lanes: Sequence[LaneSteps]) -> dict[str, int]:
+def clock_shifts(lanes: Sequence[LaneSteps], *, aligned: bool = False) -> dict[str, int]:
     """What to add to each host's times to have them on the first host's clock.
 
-    Monotonic clocks of several hosts have nothing in common: hosts are laid upon each other where
-    their newest common step ends; without one, where the newest of each does. Within a host times
-    compare to the nanosecond.
+    Nothing where the head hub has `aligned` them. Else monotonic clocks of several hosts have
+    nothing in common: hosts are laid upon each other where their newest common step ends; without
+    one, where the newest of each does. Within a host times compare to the nanosecond.
     """
+    if aligned:
+        return {lane.host: 0 for lane in lanes}
     shifts: dict[str, int] = {}
     ends: dict[str, dict[int, int]] = {}
     for lane in lanes:

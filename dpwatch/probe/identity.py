@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import re
@@ -9,9 +10,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpwatch.wire.nodes import over_hosts
 from dpwatch.wire.paths import clean_run_id
 
 _NAME_CHARS = 24
+_HASH_CHARS = 10
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -55,11 +58,12 @@ def resolve() -> Identity:
 
 
 def run_id(incarnation: int = 0) -> str:
-    """The run's name, the same in all of its processes on this host.
+    """The run's name, the same in all of its processes, on whatever host.
 
     `DPWATCH_RUN_ID` if set. Else the script's name with what the ranks have in common: torchrun's
     agent and restart count, a multiprocessing parent, a Slurm step, a process group with a port to
-    meet at, or just this process; under `dpwatch run`, with its session before.
+    meet at, or just this process; under `dpwatch run`, with its session before. Over several hosts
+    it is only what all of these know: torchrun's rendezvous or the Slurm step.
 
     Args:
         incarnation: How many runs this process has watched before.
@@ -68,8 +72,30 @@ def run_id(incarnation: int = 0) -> str:
     if named := env.get("DPWATCH_RUN_ID"):
         return clean_run_id(named)
     again = f"-{incarnation + 1}" if incarnation else ""
+    if (shared := _in_common_over_hosts()) is not None:
+        return clean_run_id(f"{script_name()[:_NAME_CHARS]}-{shared}{again}")
     session = f"{env['DPWATCH_SESSION']}-" if env.get("DPWATCH_SESSION") else ""
     return clean_run_id(f"{session}{script_name()[:_NAME_CHARS]}-{_in_common()}{again}")
+
+
+def _in_common_over_hosts() -> str | None:
+    """What the processes of a run on several hosts have in common, None on one host.
+
+    Not torchrun's restart count: an agent counts its own workers' failures, and not those that
+    another one restarts it for. A hub begins anew when a run that was over has other processes.
+    """
+    env = os.environ
+    if not over_hosts(env):
+        return None
+    if "TORCHELASTIC_RUN_ID" not in env and "SLURM_STEP_ID" in env and "SLURM_JOB_ID" in env:
+        return f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
+    told = [
+        env.get(name, "")
+        for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")
+    ]
+    if not any(told):
+        return None
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:_HASH_CHARS]
 
 
 def _in_common() -> str:

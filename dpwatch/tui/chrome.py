@@ -91,6 +91,8 @@ def session_line(frame: Frame, width: int, palette: Palette) -> Text | None:
         within = f"step {now.steps} of {now.total_steps}" if part else ""
         rest = line((notice, palette.strong)) if notice else _rest(seen.progress, within, palette)
         return fitted(line(head, rest), width)
+    if not notice and frame.view is not None:
+        notice = clean(frame.view.run.note)
     if notice:
         return line((f" {clip(notice, width - 2)}", palette.warn))
     if seen.search is not None and _goes_on(seen.search):

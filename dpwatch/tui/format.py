@@ -72,6 +72,17 @@ def rate(number: float | None) -> str:
     return significant(number) if abs(number) < 999.5 else count(number)
 
 
+def clock_offset(offset_ms: float | None, error_ms: float | None) -> str:
+    """How far a clock is from another one, to the microsecond, and by how much that may be off.
+
+    >>> clock_offset(-5_000_000.028, 0.44), clock_offset(None, None)
+    ('-5000.000028 s ± 0.440 ms', '–')
+    """
+    if offset_ms is None or error_ms is None:
+        return UNKNOWN
+    return f"{offset_ms / 1e3:+.6f} s ± {millis(error_ms)}"
+
+
 def millis(value_ms: float | None) -> str:
     """Milliseconds, as ns, µs, ms, s or min, whichever fits.
 

@@ -41,7 +41,7 @@ def rank_lines(view: RunView, index: int, width: int, palette: Palette) -> Block
             _curve("Peak memory", peak_curve, fmt.size, cell, palette),
         ),
     ]
-    lines = [_head(rank, palette), Text(end="")]
+    lines = [_head(rank, palette), *_host(view, rank, palette), Text(end="")]
     for first, second in pairs:
         lines += beside(_level(first, second, palette)) if columns == 2 else [*first, *second]
     comm = communication_lines(view.run, width, palette)
@@ -59,7 +59,26 @@ def _head(rank: Rank, palette: Palette) -> Text:
         (f"{STATE_GLYPHS.get(rank.state, '·')} {clean(rank.state, 20)}", palette.state(rank.state)),
         (f"   {clean(rank.host, 60)} · pid {rank.pid} · {rank.steps} steps", palette.muted),
         (f" · {rank.dropped} records dropped" if rank.dropped else "", palette.warn),
+        (f" · {rank.missed_frames} frames missed" if rank.missed_frames else "", palette.warn),
     )
+
+
+def _host(view: RunView, rank: Rank, palette: Palette) -> Block:
+    """Its host's clock against the head's, and how long nothing has come from there."""
+    host = next((each for each in view.run.other_hosts if each.host == rank.host), None)
+    if host is None:
+        return []
+    offset = fmt.clock_offset(host.clock_offset_ms, host.clock_error_ms)
+    by = f" by {clean(host.clock_source, 20)}" if host.clock_source else ""
+    return [
+        line(
+            (f"clock of {clean(rank.host, 40)} against the head's: {offset}{by}", palette.muted),
+            (
+                "" if host.silent_s is None else f" · not heard of for {host.silent_s:.0f} s",
+                palette.warn,
+            ),
+        )
+    ]
 
 
 def _box(title: str, body: Block, width: int, palette: Palette) -> Block:

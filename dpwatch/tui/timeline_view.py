@@ -11,6 +11,7 @@ from textual.reactive import reactive
 
 from dpwatch.hub.snapshot import LaneSteps, Rank, Run, RunView
 from dpwatch.hub.timeline import LANES, clock_shifts, extent
+from dpwatch.tui import format as fmt
 from dpwatch.tui.device_rows import state_sign
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.pinned import Key, Pinned
@@ -68,7 +69,7 @@ class Timeline(Pinned):
     def lay_out(self, view: RunView) -> int:
         """As many lines a lane as all find room for."""
         self._lanes = {(lane.rank, lane.device): lane for lane in view.lanes}
-        self._shifts = clock_shifts(view.lanes)
+        self._shifts = clock_shifts(view.lanes, aligned=bool(view.run.other_hosts))
         self._extent = extent(view.lanes, self._shifts)
         self._window = self._on_screen()
         rows = len(self.rows)
@@ -100,7 +101,7 @@ class Timeline(Pinned):
         if len(view.run.ranks) > LANES:
             notes.append(f"the first {LANES} of {len(view.run.ranks)} ranks")
         if len(self._shifts) > 1:
-            notes.append("hosts laid upon each other at a step's end")
+            notes.append(alignment(view.run))
         note = "".join(f" · {each}" for each in notes)
         lines = [
             status_line(self._window, self.place[1] is None, note, width, colors),
@@ -215,3 +216,12 @@ class Timeline(Pinned):
         if event.ctrl:
             event.prevent_default().stop()
             self.action_zoom(1)
+
+
+def alignment(run: Run) -> str:
+    """How hosts' clocks were brought together, and how far off that may be."""
+    errors = [host.clock_error_ms for host in run.other_hosts]
+    known = [error for error in errors if error is not None]
+    if known and len(known) == len(errors):
+        return f"hosts' clocks aligned within {fmt.millis(max(known))}"
+    return "hosts laid upon each other at a step's end"

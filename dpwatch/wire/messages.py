@@ -372,6 +372,46 @@ class Tick(Record, frozen=True, gc=False, tag="tick"):
     """The hub's clock, once a second: lets a state notice that a rank has fallen silent."""
 
 
+class Host(Record, frozen=True, tag="host"):
+    """Another host of the run, as the head hub has it. From hubs only, with each tick.
+
+    Attributes:
+        host: Its name.
+        heard_ns: When its hub was last heard of, by the head's clock.
+        silent: That is too long ago: what is known of its ranks is old.
+        offset_ns: What is added to its clock to have the head's; its ranks' times have it added.
+        error_ns: How far off that may be.
+        source: What it was estimated from: `collectives`, or `exchange` of messages.
+        resent: How often its whole state had to be fetched anew, since frames had been lost or
+            the connection had.
+    """
+
+    host: r.Word
+    heard_ns: r.Instant
+    silent: bool = False
+    offset_ns: r.Apart | None = None
+    error_ns: r.Instant | None = None
+    source: r.Word = ""
+    resent: r.Count = 0
+
+
+class Joined(Record, frozen=True, tag="joined"):
+    """How this hub stands to those of other hosts. From hubs only, with each tick.
+
+    Attributes:
+        role: `head` (it has all hosts' ranks), `node` (its own; the head has them too) or `alone`
+            (its own, and nobody else has them).
+        head: The head's address.
+        connected: Of a node, whether the head answers.
+        note: A line for people where something is missing, "" where all is well.
+    """
+
+    role: r.Word
+    head: r.Word = ""
+    connected: bool = False
+    note: r.Line = ""
+
+
 class ThreadStack(msgspec.Struct, array_like=True, frozen=True):
     """Where one Python thread is.
 
@@ -459,6 +499,8 @@ AnyRecord = (
     | Stacks
     | Asked
     | Unanswered
+    | Host
+    | Joined
     | Refused
 )
 

@@ -6,6 +6,7 @@ $DPWATCH_RUNTIME_DIR | $XDG_RUNTIME_DIR/dpwatch | /tmp/dpwatch-UID      0700
     ├── lock            held (flock) by the run's hub as long as it lives
     ├── run.json        who the hub is; there once its sockets are bound
     ├── hub.log         the hub's stderr
+    ├── state           what it knows, written now and then for a successor
     ├── in, out, ask    its ipc sockets: records in, records out, state on request
     └── ask-stacks      which ranks are to send their stacks; there once somebody has asked
 ```
@@ -20,6 +21,7 @@ import re
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -40,8 +42,13 @@ INFO_BYTES = 1 << 16
 _OURS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """How files here are opened: no link is followed, and no pipe put in their place waited for."""
 
+SUCCESSOR_S = 30.0
+"""How long a killed hub's state is left for the one that the ranks will start."""
+
 HUB_FILES = ("in", "out", "ask", "ask-stacks", "ask-stacks.new")
 """What a hub makes in its run's folder and a successor of a killed one clears away."""
+
+_OTHER_FILES = ("run.json", "run.new", "hub.log", "state", "state.new", "lock")
 
 
 class RuntimeDirError(OSError):
@@ -49,13 +56,17 @@ class RuntimeDirError(OSError):
 
 
 class RunInfo(msgspec.Struct, frozen=True):
-    """`run.json`: what a viewer needs to follow a run."""
+    """`run.json`: what a viewer needs to follow a run.
+
+    `session` is that of the `dpwatch run` on this host that started it, "" without one.
+    """
 
     run_id: ranges.Word
     host: ranges.Word
     hub_pid: Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
     started_wall_s: Annotated[float, Meta(ge=0, le=1e11)]
     protocol: int = PROTOCOL_VERSION
+    session: str = ""
 
 
 class RunDir:
@@ -70,6 +81,7 @@ class RunDir:
         self.info_file = path / "run.json"
         self.lock_file = path / "lock"
         self.log_file = path / "hub.log"
+        self.state_file = path / "state"
         self.stacks_file = path / "ask-stacks"
 
     def read_info(self) -> RunInfo | None:
@@ -164,7 +176,10 @@ class RunDir:
         return True
 
     def clear(self) -> None:
-        """Removes what a killed hub has left, unless a successor is there or being started."""
+        """Removes what a killed hub has left, unless a successor is there or to be expected."""
+        with contextlib.suppress(OSError):
+            if time.time() - self.state_file.stat().st_mtime < SUCCESSOR_S:
+                return
         lock = self.try_lock()
         if lock is None:
             return
@@ -174,7 +189,7 @@ class RunDir:
 
     def remove(self) -> None:
         """Removes the folder and what a hub puts into it; anything else stays, and so it does."""
-        for name in (*HUB_FILES, "run.json", "run.new", "hub.log", "lock"):
+        for name in (*HUB_FILES, *_OTHER_FILES):
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
         with contextlib.suppress(OSError):

@@ -31,6 +31,9 @@ Pid = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
 Instant = Annotated[int, Meta(ge=0, le=1 << 61)]
 """Nanoseconds of a clock: 73 years."""
 
+Apart = Annotated[int, Meta(ge=-(1 << 61), le=1 << 61)]
+"""Nanoseconds from one clock to another."""
+
 Duration = Annotated[int, Meta(ge=0, le=1 << 55)]
 """Nanoseconds: a year."""
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 
+from dpwatch.wire import nodes
 from dpwatch.wire.paths import RunDir
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LD_PRELOAD", "PYTHONSTARTUP")
@@ -39,4 +40,5 @@ def ensure_hub(place: RunDir) -> None:
 
 def hub_environment() -> dict[str, str]:
     """A hub's environment: this process's, less what makes it a rank."""
-    return {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES}
+    kept = {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES}
+    return kept | nodes.variables_for_hub(os.environ)

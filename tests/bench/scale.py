@@ -153,7 +153,7 @@ def measure(load: str, ranks: int, rate: float, seconds: float) -> Cost:
         state_mb=size / 1e6,
         pace=last["simulated_s"] / last["wall_s"],
         lost_steps=int(last["steps"]) - steps_of(state),
-        lost_frames=sum(rank.missed for rank in state.ranks.values()),
+        lost_frames=sum(rank.received.missing for rank in state.ranks.values()),
     )
 
 

@@ -25,8 +25,8 @@ TORCH = find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not TORCH, reason="asks torch itself")
 
 NAMES = ["dpwatch", "packages", "python", "NVML", "torch", "collectives", "start-up hook",
-         "runtime dir", "hub", "cores", "memory", "schedstat", "pidfd_open", "ssh", "terminal",
-         "locale"]  # fmt: skip
+         "runtime dir", "hub", "keys", "cores", "memory", "schedstat", "pidfd_open", "ssh",
+         "terminal", "locale"]  # fmt: skip
 
 UTF8 = {"LC_ALL": "C.UTF-8"}
 TOLD = {"torch": "2.13.0+cpu", "cuda": None, "hip": None, "gpus": 0, "gloo": True,

@@ -61,7 +61,6 @@ def test_a_call_is_never_timed_twice(state):
     "strange",
     [
         duration(9, 2, op="broadcast"),
-        duration(9, -1),
         duration(STEPS + 5, 2),
     ],
 )

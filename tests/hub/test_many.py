@@ -171,6 +171,11 @@ def test_numbers_that_no_run_has_cost_that_frame_only():
     assert run.ranks[0].dropped == 2
 
 
+def test_a_missing_frame_is_counted():
+    state = played([batch(hello(), seq=0), batch(step(0), seq=1), batch(step(5), seq=6)])
+    assert state.ranks[0].received.missing == 4
+
+
 def crowd(ranks=MANY + 6, steps=3):
     for r in range(ranks):
         yield batch(hello(ranks, strategy="ddp"), rank=r)

@@ -83,3 +83,37 @@ def test_a_thread_clock_counts_its_own_thread():
     assert 0 < ran - cpu <= (later - wall) * 1.01 + 1_000_000
     clock.close()
     assert clock.read()[2] == 0
+
+
+def over_hosts(monkeypatch, **more):
+    shared = {
+        "TORCHELASTIC_RUN_ID": "none",
+        "GROUP_WORLD_SIZE": "4",
+        "MASTER_ADDR": "node0",
+        "MASTER_PORT": "29500",
+    }
+    for name, value in {**shared, **more}.items():
+        monkeypatch.setenv(name, value)
+    return identity.run_id()
+
+
+def test_hosts_of_a_run_agree_on_its_name(monkeypatch):
+    first = over_hosts(monkeypatch, GROUP_RANK="0", DPWATCH_SESSION="abc")
+    again = over_hosts(
+        monkeypatch, GROUP_RANK="3", DPWATCH_SESSION="def", TORCHELASTIC_RESTART_COUNT="1"
+    )
+    assert first == again
+    assert first.startswith("my-train-")
+    assert first != over_hosts(monkeypatch, MASTER_PORT="29501")
+    assert first != over_hosts(monkeypatch, MASTER_PORT="29500", TORCHELASTIC_RUN_ID="job")
+
+
+def test_a_slurm_step_over_hosts(monkeypatch):
+    for name, value in {
+        "SLURM_JOB_ID": "77",
+        "SLURM_STEP_ID": "2",
+        "SLURM_STEP_NUM_NODES": "4",
+        "DPWATCH_SESSION": "abc",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert identity.run_id() == "my-train-77.2"

@@ -1,4 +1,4 @@
-"""Whether runs can be found and followed here: the runtime directory, and a hub in it."""
+"""Whether runs can be found and followed here: the runtime directory, a hub in it, and keys."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check
 from dpwatch.cli.checks.child import child, last_words, undisturbed
+from dpwatch.wire.keys import KeysError, keys_path, load_keys
 from dpwatch.wire.paths import (
     IPC_PATH_BYTES,
     RUN_ID_CHARS,
@@ -35,12 +36,13 @@ LEAST_CHARS = 24
 
 
 def checks() -> Iterator[Check]:
-    """The runtime directory, then a hub; what was not there before is taken away again."""
+    """The runtime directory, a hub, keys; what was not there before is taken away again."""
     path = runtime_path()
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         yield directory(path)
         yield hub(path)
+        yield keys(keys_path())
     finally:
         for folder in missing:
             with contextlib.suppress(OSError):
@@ -67,6 +69,20 @@ def directory(path: Path) -> Check:
         return Check(name, NOTE, text, f"chmod 700 {path}", value)
     made = "" if existed else ", made when it is needed"
     return Check(name, OK, f"{path}, yours, mode {mode:04o}{made}", value=value)
+
+
+def keys(path: Path) -> Check:
+    """Whether there are keys that join a run's hosts."""
+    try:
+        found = load_keys(path)
+    except KeysError as error:
+        text, _, advice = str(error).partition(": ")
+        return Check("keys", TROUBLE, f"{text}: not used", advice, False)
+    if found is None:
+        text = "none: of a run over several hosts each host is shown on its own"
+        return Check("keys", NOTE, text, "dpwatch keys makes some", False)
+    told = f"{path}, head {found.head.fingerprint}, client {found.client.fingerprint}"
+    return Check("keys", OK, told, value=True)
 
 
 def hub(path: Path) -> Check:

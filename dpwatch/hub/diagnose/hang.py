@@ -4,6 +4,7 @@ Rule: a rank has entered no collective and ended no step for 3 s and 4 median st
 first steps are done), and either it waits for a rank that has not entered the same call, or it
 stands still at one line of Python. Named are the ranks that wait for nobody. While such a rank
 runs Python (a checkpoint, an endless loop) it is a warning; still, stopped or silent, critical.
+So it is where the ranks waited for are on a host that is not heard of any more.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dpwatch.hub.diagnose.finding import Finding, ranks_of
 from dpwatch.hub.series import median
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
-from dpwatch.hub.stuck import Call, Standstill, distinct, is_silent, standstill
+from dpwatch.hub.stuck import Call, Standstill, distinct, is_silent, is_stale, standstill
 
 LEAST_NS = 3_000_000_000
 LEAST_STEPS = 4
@@ -26,13 +27,16 @@ STILL_NS = 2_000_000_000
 ALONE_CRITICAL_NS = 15_000_000_000
 """Standing still where nobody waits is critical only after so long: it may be one long call."""
 
+LARGEST_ERROR_NS = 500_000_000
+"""Clocks of several hosts that may be further off say nothing of seconds."""
+
 STARTED = 3
 """Steps from which on the median step says what is long."""
 
 
 def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on heartbeats: who has entered which call, who has not, and where they stand."""
-    if run.state in ("finished", "failed") or len({r.host for r in state.ranks.values()}) > 1:
+    if run.state in ("finished", "failed") or not _compare(state):
         return None
     found = standstill(state, _patience_ns(run))
     if found is None or desync.rule(run, state) is not None:  # which then is why
@@ -41,8 +45,16 @@ def rule(run: Run, state: RunState) -> Finding | None:
     if found.waiting:
         if set(doing.values()) <= {"failed", "lost"}:
             return None  # `rank_lost` says it
+        if state.joined and state.joined.role != "head" and "unseen" in doing.values():
+            return None  # they are on other hosts, and only the head knows how they do
         return _waited_for(state, found, doing)
     return _alone(run, state, found, doing)
+
+
+def _compare(state: RunState) -> bool:
+    """Whether ranks' times compare well enough to say who has stood still for seconds."""
+    error_ns = state.clock_error_ns(rank.host for rank in state.ranks.values())
+    return error_ns is not None and error_ns <= LARGEST_ERROR_NS
 
 
 def _patience_ns(run: Run) -> float:
@@ -53,12 +65,14 @@ def _patience_ns(run: Run) -> float:
 
 
 def _doing(state: RunState, rank: int) -> str:
-    """What a rank is seen to do: `silent`, `still`, `busy`, `unseen`, or how it ended."""
+    """What a rank is seen to do: `silent`, `still`, `busy`, `unseen`, `stale`, or how it ended."""
     who = state.ranks.get(rank)
     if who is None or (who.beat is None and who.bye is None):
         return "unseen"
     if who.bye is not None:
         return who.bye.state
+    if is_stale(state, who):
+        return "stale"
     if is_silent(state, who):
         return "silent"
     return "still" if who.beat and (who.beat.still_ns or 0) >= STILL_NS else "busy"
@@ -126,6 +140,11 @@ def _told(state: RunState, rank: int, doing: str) -> str:
     place = f" at {who.beat.where}" if who.beat and who.beat.where else ""
     quiet_s = (state.now_ns - who.seen_ns) / 1e9
     match doing:
+        case "stale":
+            return (
+                f"Rank {rank} is on {who.host}, of which nothing has been heard for "
+                f"{quiet_s:.0f} s: the host is down, or the network between."
+            )
         case "silent":
             return (
                 f"Rank {rank} (pid {who.pid}) has been silent for {quiet_s:.0f} s: stopped, "

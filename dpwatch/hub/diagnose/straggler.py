@@ -12,6 +12,8 @@ one (the earliest such, since whom a straggler delays is late to the next group'
 
 What delays it is the phase in which it spent more time than the others before it called; host code
 between phases is `other`. Time for which its thread had no core is not held against it.
+
+Over several hosts the gap must also be four times what their clocks may be off by.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ from dpwatch.hub.state import RunState
 LEAST_NS = 2_000_000
 LEAST_SHARE = 0.05
 """Of the step, that the rank has to cost."""
+
+CLOCK_ERRORS = 4
+"""How many times the error between hosts' clocks a gap has to be."""
 
 SIZES = (5, 10, 20, 40, 80, 160)
 LEAST_SUM_NS = 200_000_000
@@ -97,7 +102,7 @@ def _always(state: RunState, steps: Sequence[Late], step_ns: float) -> Finding |
             return None
         rank, count = Counter(late.latest for late in window).most_common(1)[0]
         signed = [late.gap_ns if late.latest == rank else -late.gap_ns for late in window]
-        least_ns = max(LEAST_NS, LEAST_SHARE * step_ns)
+        least_ns = max(_least_ns(state), LEAST_SHARE * step_ns)
         gap_ns = median(signed) or 0.0
         if (
             count >= CONSTANCY * size
@@ -150,7 +155,7 @@ def _luck(size: int, count: int, ranks: int) -> float:
 
 def _now_and_then(state: RunState, steps: Sequence[Late], step_ns: float) -> Finding | None:
     usual_ns = median(late.gap_ns for late in steps) or 0.0
-    wide_ns = max(2 * LEAST_NS, OUTLIER * step_ns, OUTLYING * usual_ns)
+    wide_ns = max(2 * _least_ns(state), OUTLIER * step_ns, OUTLYING * usual_ns)
     held_up = [late for late in steps if late.gap_ns >= wide_ns]
     if not held_up:
         return None
@@ -162,9 +167,15 @@ def _now_and_then(state: RunState, steps: Sequence[Late], step_ns: float) -> Fin
     if count < FEW or not rare or cost_ns < LEAST_SHARE * step_ns or count > len(steps) // 2:
         return None
     gap_ns = (median(late.gap_ns for late in own) or 0.0) - _queued_ns(state, rank)
-    if gap_ns < LEAST_NS:
+    if gap_ns < _least_ns(state):
         return None
     return _finding(state, own, len(steps), step_ns, gap_ns)
+
+
+def _least_ns(state: RunState) -> float:
+    """The least gap that says something: above what clocks of several hosts may be off by."""
+    error_ns = state.clock_error_ns(rank.host for rank in state.ranks.values())
+    return math.inf if error_ns is None else max(LEAST_NS, CLOCK_ERRORS * error_ns)
 
 
 def _queued_ns(state: RunState, rank: int) -> float:

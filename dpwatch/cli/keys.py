@@ -1,0 +1,53 @@
+"""`dpwatch keys`: makes the keys by which hubs of several hosts know each other."""
+
+from __future__ import annotations
+
+import argparse
+
+from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
+
+EXAMPLES = """\
+examples:
+  dpwatch keys                 make keys, or say where they are
+  dpwatch keys --show          their fingerprints, to compare between hosts
+  DPWATCH_KEYS=/secrets/dpwatch dpwatch keys
+                               in a folder of your own
+
+Every host of a run needs the same keys: on a shared home it is done, otherwise copy the folder
+(scp -pr) or mount it as a secret. Without keys nothing goes from one host to another.
+"""
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the command."""
+    parser = commands.add_parser(
+        "keys",
+        help="make the keys that join a run's hosts",
+        description="Makes the keys by which the hubs of a run's hosts know each other.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--show", action="store_true", help="only say what there is")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Makes keys where there are none, and tells of them; secrets are never printed."""
+    from dpwatch.wire.keys import KeysError, keys_path, load_keys, make_keys
+
+    folder = keys_path()
+    try:
+        keys = load_keys(folder)
+        if keys is None and options.show:
+            print(f"no keys in {folder}: make some with dpwatch keys")
+            return NOTHING_TO_SHOW
+        made = "" if keys else "made "
+        keys = keys or make_keys(folder)
+    except KeysError as error:
+        raise CommandError(str(error)) from None
+    print(f"{made}keys in {folder}")
+    print(f"  head    {keys.head.fingerprint}")
+    print(f"  client  {keys.client.fingerprint}")
+    if made:
+        print("Every host of a run needs this folder: share it, or copy it with scp -pr.")
+    return FINE

@@ -1,0 +1,162 @@
+"""A node's hub towards the head: says it is here, answers, and passes its frames on.
+
+Nothing here waits. What does not go out now is not kept: the head sees the gap, or that the numbers
+don't agree, and asks for the whole state, in which it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from dpwatch.wire import join
+from dpwatch.wire.keys import Keys
+from dpwatch.wire.messages import PROTOCOL_VERSION, Joined
+from dpwatch.wire.nodes import HeadPlace
+
+SILENT_S = 3.5
+"""The head answers every second; silent for so long, it is not there."""
+
+_log = logging.getLogger("dpwatch.hub")
+
+
+class Uplink:
+    """One node's connection to its run's head.
+
+    Poll `socket`, and call `take` when it is ready.
+
+    Args:
+        frames: The number of this hub's last frame.
+        state: Its whole state, encoded.
+        ask: Asks ranks for their stacks, by a number at least.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        head: HeadPlace,
+        keys: Keys,
+        *,
+        run_id: str,
+        host: str,
+        pid: int,
+        frames: Callable[[], int],
+        state: Callable[[], bytes],
+        ask: Callable[[int, list[int]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        # Another hub on this host is another peer to the head, even with the same pid.
+        name = f"{host}:{pid}:{secrets.token_hex(4)}".encode()
+        self.socket = join.node_socket(context, f"tcp://{head.address}", keys, name)
+        self._head = head
+        self._me = (run_id, host, pid)
+        self._frames = frames
+        self._state = state
+        self._ask = ask
+        self._clock = clock
+        self._began = clock()
+        self._heard: float | None = None
+        self._token: int | None = None
+        self._refusal = ""
+        self.following = False
+        self._latest = self._sent = self._asked = self._confirmed = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the head has answered lately."""
+        return self._heard is not None and self._clock() - self._heard <= SILENT_S
+
+    @property
+    def owes(self) -> bool:
+        """Whether a head that was there has not got all that this hub knows."""
+        return self._heard is not None and self._confirmed < self._latest
+
+    def tick(self) -> None:
+        """Says that this host is here; once a second."""
+        if not self.connected:
+            self.following = False
+        run_id, host, pid = self._me
+        self._asked = self._sent
+        self._send(join.Here(PROTOCOL_VERSION, run_id, host, pid, self._frames()))
+
+    def forward(self, number: int, frame: bytes, *, of_rank: bool) -> None:
+        """Passes a frame on, if the head has the state that it follows."""
+        if of_rank:
+            self._latest = number
+        if self.following:
+            self.following = self._send(join.Frame(number), frame)
+            self._sent = number if self.following else self._sent
+
+    def take(self) -> None:
+        """Reads what the head has said."""
+        while True:
+            try:
+                header = self.socket.recv_multipart(zmq.NOBLOCK)[0]
+            except zmq.Again:
+                return
+            said = join.decode(header)
+            match said:
+                case join.Time():
+                    self._answer(said)
+                case join.Ask():
+                    self._ask(said.number, said.ranks)
+                case join.Refused(why=why):
+                    if why != self._refusal:
+                        _log.warning("the head at %s refused: %s", self._head.address, why)
+                    self._refusal = why
+
+    def _answer(self, said: join.Time) -> None:
+        self._send(join.Back(said.sent_ns, time.monotonic_ns()))
+        self._heard, self._refusal = self._clock(), ""
+        self._confirmed = self._asked  # it answers what was sent after that
+        if said.token != self._token:  # another hub is the head now, and knows nothing yet
+            self._token, self.following = said.token, False
+            self._sent = self._asked = self._confirmed = 0
+        if said.want_state:
+            self.following = self._send_state()
+
+    def _send_state(self) -> bool:
+        try:
+            parts = join.in_parts(self._state())
+        except ValueError as error:
+            _log.warning("%s", error)
+            return False
+        number = self._frames()
+        sent = self._send(join.State(number), *parts)
+        self._sent = number if sent else self._sent
+        return sent
+
+    def _send(self, header: join.AnyMessage, *parts: bytes) -> bool:
+        try:
+            self.socket.send_multipart([join.encode(header), *parts], zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def told(self) -> Joined:
+        """How this stands, for viewers."""
+        address = self._head.address
+        if self._refusal:
+            note = f"not joined to the head at {address}: {self._refusal}"
+        elif self.connected:
+            note = f"this host's ranks only: the whole run is on the head's host, {address}"
+        elif self._heard is not None:
+            silent_s = self._clock() - self._heard
+            note = f"the head at {address} is silent for {silent_s:.0f} s; this host's ranks only"
+        elif self._clock() - self._began > SILENT_S:
+            note = (
+                f"no head at {address} yet (host down, port closed, other keys?); "
+                "this host's ranks only"
+            )
+        else:
+            note = ""
+        return Joined("node", address, self.connected, note)
+
+    def close(self) -> None:
+        """What was sent may still go out, for a moment."""
+        self.socket.close(linger=200)

@@ -1,0 +1,83 @@
+"""What a killed hub leaves to its successor."""
+
+import os
+import stat
+
+import pytest
+
+from dpwatch.hub.keeping import EVERY_S, LONGEST_S, Keeper
+from tests.frames import START_NS, batch, ddp_run, hello, played, step
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def running():
+    """A run of a process that lives."""
+    return played([batch(hello(), step(0), pid=os.getpid())])
+
+
+def kept(path, state):
+    clock = Clock()
+    keeper = Keeper(path, clock)
+    clock.now_s = EVERY_S
+    keeper.keep(state)
+    return keeper
+
+
+def test_a_successor_goes_on_from_it(tmp_path, running):
+    keeper = kept(tmp_path / "state", running)
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o600
+    restored = keeper.restored("run", "here", START_NS + 5)
+    assert restored.ranks[0].lanes == running.ranks[0].lanes
+    assert restored.ranks[0].seen_ns == START_NS + 5  # not silent for as long as there was no hub
+
+
+def test_nothing_is_left_of_another_run_or_of_one_that_is_over(tmp_path, running):
+    keeper = kept(tmp_path / "state", running)
+    assert keeper.restored("another", "here", 0) is None
+    assert keeper.restored("run", "there", 0) is None  # these processes are not of this host
+    over = kept(tmp_path / "state", played(ddp_run(steps=2, ranks=2)))
+    assert over.restored("run", "here", 0) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\xc1", b"\x91" * 5000, b"\x92\x01\xc0"])
+def test_a_broken_file_is_none(tmp_path, content):
+    (tmp_path / "state").write_bytes(content)
+    assert Keeper(tmp_path / "state").restored("run", "here", 0) is None
+
+
+def test_it_is_written_now_and_then(tmp_path, running):
+    clock = Clock()
+    keeper = Keeper(tmp_path / "state", clock)
+    keeper.keep(running)
+    assert not (tmp_path / "state").exists()
+    clock.now_s = EVERY_S
+    keeper.keep(running)
+    assert (tmp_path / "state").exists()
+
+
+def test_a_state_that_can_not_be_written_costs_nothing(tmp_path, running):
+    clock = Clock()
+    keeper = Keeper(tmp_path / "missing" / "state", clock)
+    clock.now_s = EVERY_S
+    keeper.keep(running)
+    keeper.keep(running)
+
+
+def test_a_state_that_takes_too_long_to_write_is_not_left_to_grow_old(tmp_path, running):
+    class Slow(Clock):
+        def __call__(self):
+            self.now_s += LONGEST_S
+            return self.now_s
+
+    clock = Slow()
+    keeper = Keeper(tmp_path / "state", clock)
+    clock.now_s += EVERY_S
+    keeper.keep(running)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,45 @@
+"""Gaps in frames' numbers, against sets."""
+
+import random
+
+import pytest
+
+from dpwatch.hub.received import MOST_SPANS, Received
+
+
+def missing(came):
+    return max(came) + 1 - len(came) if came else 0
+
+
+def of(numbers):
+    received = Received()
+    for number in numbers:
+        received.add(number)
+    return received
+
+
+def test_nothing_is_missing():
+    assert Received().missing == 0
+    assert of(range(100)).missing == 0
+    assert of(range(100)).spans == [(0, 99)]
+
+
+def test_what_came_before_the_first_was_missed():
+    assert of([5, 6]).missing == 5
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hubs_that_know_parts_know_the_union(seed):
+    rng = random.Random(seed)
+    parts = [{n for n in range(30) if rng.random() < 0.6} for _ in range(3)]
+    known = Received()
+    for part in [*parts, *parts]:  # a second time changes nothing
+        known.join(of(rng.sample(sorted(part), len(part))))
+    assert known.missing == missing(set().union(*parts))
+
+
+def test_many_gaps_are_kept_as_a_sum():
+    came = range(0, 2000, 3)
+    received = of(came)
+    assert len(received.spans) <= MOST_SPANS
+    assert received.missing == missing(set(came))
