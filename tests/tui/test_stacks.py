@@ -117,7 +117,7 @@ async def test_on_a_ranks_page_s_asks_that_rank_and_the_way_back_leads_there(das
 async def test_from_an_alert_its_runs_ranks_are_asked(dashboard):
     quiet = replace(ddp_run(), run=replace(ddp_run().run, diagnoses=[]))
     async with dashboard(snapshot(quiet, with_alerts())) as (app, pilot):
-        await pilot.press("3", "s")
+        await pilot.press("8", "s")
         assert app._source.asked == [("run-dp", ())]
         assert app.frame.run_id == "run-dp"
         await pilot.press("escape")
