@@ -1,4 +1,7 @@
-"""Each device's memory at its peak: by category against its capacity, and over the run."""
+"""Each device's memory at its peak: by category against its capacity, and over the run.
+
+And, marked as predicted, what the same model's state would take under other strategies.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import ClassVar
 from rich.text import Text
 
 from dpwatch.hub.comparison import others_median, peak_bytes
+from dpwatch.hub.elsewhere import elsewhere
 from dpwatch.hub.snapshot import Curve, Rank, Run, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import segment_style, stacked
@@ -26,6 +30,8 @@ _FIGURE = 10
 _HEAD = 3
 _CURVE_MIN, _CURVE_MAX = 6, 14
 _CURVES = 6
+_WIDE = 100
+_INDENT = "  "
 
 
 def _category(name: str) -> Metric:
@@ -65,15 +71,22 @@ class Memory(DeviceRows):
         return [first, legend(width, colors), line((names, colors.muted))]
 
     def foot(self, view: RunView, width: int, colors: Palette) -> list[Text]:
-        """Peaks over the run, where the rows leave room."""
+        """What others would hold, and the peaks over the run, where the rows leave room."""
         rows = min(len(self.rows) * 2, self.size.height // 2)
-        height = min(self.size.height - _HEAD - rows, _CURVE_MAX)
+        room = self.size.height - _HEAD - rows
+        told = predicted(view.run, width, colors)
+        told = told if room >= len(told) else []
+        height = min(room - len(told), _CURVE_MAX)
         if height < _CURVE_MIN or not self.rows:
-            return []
+            return told
         series = self._series(view.run, colors)
         names = ", ".join(each.name for each in series)
         title = heading("Peak over the run", width, colors, names)
-        return [title, *plot(series, width, height - 1, colors, label=fmt.size, from_zero=True)]
+        return [
+            *told,
+            title,
+            *plot(series, width, height - 1, colors, label=fmt.size, from_zero=True),
+        ]
 
     def _series(self, run: Run, colors: Palette) -> list[Series]:
         """All devices' curves where they are few; else device 0's and the chosen one's."""
@@ -117,6 +130,26 @@ def memory_line(rank: Rank, scale: Scale, several: bool, width: int, palette: Pa
         (right(fmt.size(peak), _FIGURE), palette.faint if peak is None else palette.strong),
         (right(fmt.size(memory.capacity_bytes), _FIGURE + 1), palette.muted),
     )
+
+
+def predicted(run: Run, width: int, palette: Palette) -> list[Text]:
+    """What this model's state would take of a device under other strategies, where known."""
+    rows = elsewhere(run)
+    if not rows:
+        return []
+    note = "params, grads, optimizer; no activations" if width >= _WIDE else "no activations"
+    title = heading("Predicted: model state a device", width, palette, note)
+    lines = [Text(_INDENT, end="")]
+    for row in rows:
+        held = fmt.size(row.first)
+        if row.others != row.first:
+            held += f" (others {fmt.size(row.others)})"
+        name = f"▸{row.strategy} " if row.here else f"{row.strategy} "
+        told = line((name, palette.strong if row.here else palette.accent), (held, palette.text))
+        if lines[-1].cell_len + told.cell_len > width:
+            lines.append(Text(_INDENT, end=""))
+        lines[-1].append_text(told).append("   ")
+    return [title, *(fitted(each, width) for each in lines)]
 
 
 def balance_line(run: Run, width: int, palette: Palette) -> Text:

@@ -55,6 +55,7 @@ def _dp_rank(device: int, state: str, steps: int) -> s.Rank:
         memory=s.MemoryUse(
             current_bytes=peak - rest, peak_bytes=peak, source="ledger", temp=int(rest * 0.2),
             activations=rest - int(rest * 0.2), gathered=0, **known,
+            at_step_end=s.Categories(optimizer=known.get("optimizer", 0)),
         ),
         sent_bytes_per_step=replicas + 400_000 if master else P + 131_072,
         received_bytes_per_step=replicas + 393_216 if master else P + 133_000,
@@ -138,6 +139,7 @@ def _ddp_rank(rank: int, state: str, steps: int) -> s.Rank:
         memory=s.MemoryUse(
             current_bytes=4 * P, peak_bytes=4 * P + P // 2, source="ledger", params=P, grads=P,
             optimizer=2 * P, activations=P // 4, buffers=P // 4, temp=0, gathered=0,
+            at_step_end=s.Categories(optimizer=2 * P),
         ),
         sent_bytes_per_step=P * 3 // 2, received_bytes_per_step=P * 3 // 2, gil_wait=0.0,
         idle=0.22, runqueue_wait=0.34,
