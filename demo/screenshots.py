@@ -18,13 +18,21 @@ from dpwatch.hub.snapshot import Snapshot
 from dpwatch.trainer.config import TrainConfig
 from dpwatch.trainer.registry import known_names
 from dpwatch.tui.app import DashboardApp
+from dpwatch.tui.view import digit
+from dpwatch.tui.views import VIEWS
 
 from .session import Session
 
 SIZE = (132, 40)
-STEPS = 80
-WATCHED = ("dp", "ddp", "zero3")
-"""Of these, in the order they are trained, there are pictures while they train."""
+STEPS = 120
+WATCHED = {
+    "dp": ("memory", "threads", "timeline", "how"),
+    "ddp": ("communication", "timeline", "output", "heatmap", "how"),
+    "zero3": ("memory", "how"),
+}
+"""Of these, in the order they are trained, there are pictures of these views while they train."""
+
+AT_THE_END = ("compare", "alerts")
 
 PATIENCE_S = 300.0
 
@@ -41,22 +49,36 @@ def main(folder: Path) -> int:
 async def _draw(session: Session, folder: Path) -> None:
     app = DashboardApp(session.source, title="dpwatch demo")
     async with app.run_test(size=SIZE) as pilot:
-        for name in WATCHED:
-            await _until(pilot, app, _steps(name, STEPS * 2 // 3))
-            await pilot.press("1")
+        for name, views in WATCHED.items():
+            await _until(pilot, app, _steps(name, STEPS // 3))
+            if name == "ddp":
+                await pilot.press("s")
+                await _until(pilot, app, _answered)
+                await pilot.pause(0.5)
+                _save(app, folder / "stacks.svg")
+                await pilot.press("escape")
+            await pilot.press("space")  # else the run might end before the last picture
+            await _show(pilot, "overview")
             _save(app, folder / f"{name}.svg")
-            for key, view in (("5", "timeline"), ("0", "how")):
-                await pilot.press(key)
-                await pilot.pause(0.2)
+            for view in views:
+                await _show(pilot, view)
                 _save(app, folder / f"{view}-{name}.svg")
+            await pilot.press("space")
         await _until(pilot, app, _all_done(len(session.configs)))
-        await pilot.press("7")
-        await pilot.pause(0.5)
-        _save(app, folder / "compare.svg")
-        await pilot.press("8")
-        await pilot.pause(0.5)
-        _save(app, folder / "alerts.svg")
+        for view in AT_THE_END:
+            await _show(pilot, view)
+            _save(app, folder / f"{view}.svg")
         await pilot.press("q")
+
+
+async def _show(pilot: Pilot[None], view: str) -> None:
+    (place,) = [place for place, each in enumerate(VIEWS) if each.name == view]
+    await pilot.press(digit(place))
+    await pilot.pause(0.5)
+
+
+def _answered(seen: Snapshot) -> bool:
+    return bool(seen.runs) and all(told.standing == "answered" for told in seen.runs[0].stacks)
 
 
 def _steps(strategy: str, steps: int) -> Callable[[Snapshot], bool]:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.processes import end_all
+
 
 @pytest.fixture(autouse=True)
 def private_runtime(monkeypatch, tmp_path_factory):
@@ -15,4 +17,5 @@ def private_runtime(monkeypatch, tmp_path_factory):
     for name in ("DPWATCH", "DPWATCH_RUN_ID", "DPWATCH_SESSION", "DPWATCH_OUTPUT", "RANK",
                  "WORLD_SIZE", "LOCAL_RANK", "NO_COLOR"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
-    return place
+    yield place
+    end_all()

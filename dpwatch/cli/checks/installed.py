@@ -109,9 +109,20 @@ def requirements(extra: str = "") -> dict[str, str]:
         requirement, _, condition = line.partition(";")
         of_extra = re.search(r"extra\s*==\s*['\"](\w+)", condition)
         name = re.match(r"[\w.-]+", requirement)
+        if not _for_this_python(condition):
+            continue
         if name and (of_extra[1] if of_extra else "") == extra:
             found[name[0]] = requirement[name.end() :].strip()
     return found
+
+
+def _for_this_python(condition: str) -> bool:
+    """Whether a marker such as `python_version < '3.11'` holds here; true where there is none."""
+    found = re.search(r"python_version\s*(<|>=)\s*['\"]([\d.]+)", condition)
+    if found is None:
+        return True
+    older = sys.version_info[:2] < _numbers(found[2])
+    return older if found[1] == "<" else not older
 
 
 def version_of(name: str) -> str | None:
