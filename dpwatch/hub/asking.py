@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from dpwatch.hub.parts import RankState
 from dpwatch.hub.processes import state_of
 from dpwatch.hub.stacks import PATIENCE_NS, STOPPED
-from dpwatch.hub.state import RankState, RunState
+from dpwatch.hub.state import RunState
 from dpwatch.wire.asking import MOST_RANKS, decode_request, write_asked
 from dpwatch.wire.messages import Asked, Unanswered
 

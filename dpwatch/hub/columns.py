@@ -26,6 +26,7 @@ from dpwatch.hub.figures import (
     settled,
     traffic_steps,
 )
+from dpwatch.hub.parts import LaneState
 from dpwatch.hub.series import (
     CALLS,
     NBYTES,
@@ -43,7 +44,7 @@ from dpwatch.hub.series import (
     WIRE,
     ByStep,
 )
-from dpwatch.hub.state import LaneState, RunState
+from dpwatch.hub.state import RunState
 
 Array = np.ndarray[Any, Any]
 

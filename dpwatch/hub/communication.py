@@ -13,6 +13,7 @@ from dpwatch.hub.figures import (
     timed_ms,
     traffic_steps,
 )
+from dpwatch.hub.parts import LaneState, OpState, RankState, Route
 from dpwatch.hub.series import Tally, median, quantile
 from dpwatch.hub.snapshot import (
     CollectiveStats,
@@ -21,7 +22,7 @@ from dpwatch.hub.snapshot import (
     Quantiles,
     TransferStats,
 )
-from dpwatch.hub.state import LaneState, OpState, RankState, Route, RunState
+from dpwatch.hub.state import RunState
 from dpwatch.plan.traffic import bus_factor
 from dpwatch.wire.messages import DeviceInfo, Step
 

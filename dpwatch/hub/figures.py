@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from dpwatch.hub.parts import LaneState, RankState
 from dpwatch.hub.series import NONE, SAMPLES, WINDOW, Tally, Window, median, quantile_ms, summed
-from dpwatch.hub.state import LaneState, RankState, RunState
+from dpwatch.hub.state import RunState
 from dpwatch.wire.messages import PHASES
 
 PHASE_FIELDS = tuple(f"{phase}_ns" for phase in PHASES)

@@ -6,9 +6,10 @@ host's hub, which may have been killed and have begun anew, knows less.
 
 from __future__ import annotations
 
+from dpwatch.hub.parts import LaneState, OpState, RankState
 from dpwatch.hub.series import CALLS, TALLY_WIDTH, WAIT_NS, ByStep, Thinned, Window
 from dpwatch.hub.stacks import Dump
-from dpwatch.hub.state import LaneState, OpState, RankState, RunState
+from dpwatch.hub.state import RunState
 
 
 def merge(state: RunState, part: RunState, host: str) -> None:

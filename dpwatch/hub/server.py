@@ -27,9 +27,10 @@ from dpwatch.hub.guard import LOOK_S, Guard, Seldom, allow_files
 from dpwatch.hub.joining import Joining
 from dpwatch.hub.keeping import Keeper
 from dpwatch.hub.merge import merge
+from dpwatch.hub.parts import RankState
 from dpwatch.hub.processes import Processes, exit_of, runs, told
 from dpwatch.hub.snapshot import Run
-from dpwatch.hub.state import RankState, RunState, encode
+from dpwatch.hub.state import RunState, encode
 from dpwatch.hub.summarize import MANY, summarize
 from dpwatch.wire import codec, transport
 from dpwatch.wire.asking import STACKS_REQUEST, encode_request

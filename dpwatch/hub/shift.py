@@ -11,8 +11,9 @@ from typing import TypeVar, cast
 
 import msgspec
 
+from dpwatch.hub.parts import RankState
 from dpwatch.hub.series import STEP_COLUMNS, STEP_WIDTH
-from dpwatch.hub.state import RankState, RunState
+from dpwatch.hub.state import RunState
 from dpwatch.wire.messages import AnyRecord, Batch, Beat, Collective, Position, Stacks, Step
 
 MOMENTS: dict[type[msgspec.Struct], tuple[str, ...]] = {

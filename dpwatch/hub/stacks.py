@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from dpwatch.wire.messages import Asked, Stacks, ThreadStack, Unanswered
 
 if TYPE_CHECKING:
-    from dpwatch.hub.state import RankState, RunState
+    from dpwatch.hub.parts import RankState
+    from dpwatch.hub.state import RunState
 
 BUDGET_CHARS = 8 << 20
 """What all ranks' stacks may take together …"""

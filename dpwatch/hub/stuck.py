@@ -14,7 +14,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from dpwatch.hub.state import RankState, RunState
+from dpwatch.hub.parts import RankState
+from dpwatch.hub.state import RunState
 from dpwatch.wire.messages import Position
 
 SILENT_NS = 2_000_000_000

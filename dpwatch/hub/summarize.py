@@ -24,6 +24,7 @@ from dpwatch.hub.figures import (
     of_steps,
     settled,
 )
+from dpwatch.hub.parts import LaneState, RankState, Route
 from dpwatch.hub.series import known, median
 from dpwatch.hub.snapshot import (
     SCHEMA,
@@ -44,7 +45,7 @@ from dpwatch.hub.snapshot import (
     Summary,
 )
 from dpwatch.hub.stacks import seen
-from dpwatch.hub.state import LaneState, RankState, Route, RunState
+from dpwatch.hub.state import RunState
 from dpwatch.hub.stuck import is_stale
 from dpwatch.hub.timeline import LANES, STEPS
 from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Gpu, Host, Memory

@@ -136,7 +136,7 @@ def test_a_signal_in_mid_step_ends_everything(private_runtime, signum, code):
 def test_killing_the_demo_leaves_no_training(private_runtime):
     demo = start("dpwatch", "demo", "--strategy", "dp", "--headless", "--gpus", "2",
                  "--steps", "100000", DPWATCH_HUB_LINGER_S="1")  # fmt: skip
-    eventually(lambda: any(private_runtime.glob("*/run.json")), "a hub")
+    eventually(lambda: json.loads(dpwatch("--once", "--json").stdout)["runs"], "a run")
     demo.kill()
     demo.communicate(timeout=60)
     # The hub stays for late viewers, then goes too.

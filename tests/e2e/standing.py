@@ -11,13 +11,13 @@ import dpwatch
 
 
 def waits(freed):
-    while not os.path.exists(freed):
-        threading.Event().wait(0.2)  # here
+    while not (threading.Event().wait(0.2) or os.path.exists(freed)):  # here
+        pass
 
 
 def loops(freed):
-    while not os.path.exists(freed):
-        sum(range(1_000_000))  # here
+    while not (sum(range(1_000_000)) and os.path.exists(freed)):  # here
+        pass
 
 
 with dpwatch.watch(title="standing"):

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dpwatch.hub.diagnose import cpu_oversubscribed
 from dpwatch.hub.diagnose.finding import SETTLED_STEPS, Finding, mebibytes, shared_by_most, some_of
+from dpwatch.hub.parts import RankState
 from dpwatch.hub.series import NONE, median
 from dpwatch.hub.snapshot import Run
-from dpwatch.hub.state import RankState, RunState
+from dpwatch.hub.state import RunState
 
 WORTH_SAYING = 0.25
 WARNING = 0.40

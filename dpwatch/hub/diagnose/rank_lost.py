@@ -10,8 +10,9 @@ import signal
 
 from dpwatch.hub.diagnose import oom
 from dpwatch.hub.diagnose.finding import Finding, ranks_of
+from dpwatch.hub.parts import RankState
 from dpwatch.hub.snapshot import Run
-from dpwatch.hub.state import RankState, RunState
+from dpwatch.hub.state import RunState
 
 _ADVICE = {
     -signal.SIGKILL: "Often it is the kernel, out of memory: see dmesg and the container's limit.",

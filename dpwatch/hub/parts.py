@@ -1,0 +1,120 @@
+"""What a run's state is made of: ranks, their devices, and kinds of collectives and copies."""
+
+from __future__ import annotations
+
+import msgspec
+
+from dpwatch.hub.durations import Late
+from dpwatch.hub.received import Received
+from dpwatch.hub.series import ByStep, Thinned, Window
+from dpwatch.hub.stacks import Dump
+from dpwatch.wire.messages import Beat, Bye, Gpu, Hello, Memory
+
+FADE_CALLS = 512
+
+
+class LaneState(msgspec.Struct):
+    """One device of one rank; `calls` are the collectives it issued, by `op/group`."""
+
+    rank: int
+    device: int
+    steps: int = 0
+    recent: Window = msgspec.field(default_factory=Window)
+    step_ms: Thinned = msgspec.field(default_factory=Thinned)
+    peak_bytes: Thinned = msgspec.field(default_factory=Thinned)
+    held_bytes: Thinned = msgspec.field(default_factory=Thinned)
+    memory: Memory | None = None
+    highest: Memory | None = None
+    gpu: Gpu | None = None
+    calls: dict[str, ByStep] = {}
+    late: Late = msgspec.field(default_factory=Late)
+    late_calls: dict[str, Late] = {}
+
+
+class BadLoss(msgspec.Struct, array_like=True):
+    """A loss that is no number: since which step, which (`nan`, `inf`), and the last good one."""
+
+    step: int
+    value: str
+    before: float | None
+
+
+class RankState(msgspec.Struct):
+    """One process: who it is, when it last spoke, its devices.
+
+    Attributes:
+        received: Which of its frames have come, by their numbers.
+        refused: Its records that made no sense, or that there was no room for.
+        missed: Its records that did not get here: lost on the way, or sent to a hub before this.
+        taken: Those that did.
+        cells: Kinds of collectives it has called, by device.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    hello: Hello | None = None
+    bye: Bye | None = None
+    beat: Beat | None = None
+    dropped: int = 0
+    seen_ns: int = 0
+    progress_ns: int = 0
+    ended_ns: int = 0
+    good_loss: float | None = None
+    bad_loss: BadLoss | None = None
+    lanes: dict[int, LaneState] = {}
+    received: Received = msgspec.field(default_factory=Received)
+    dump: Dump = msgspec.field(default_factory=Dump)
+    refused: int = 0
+    missed: int = 0
+    taken: int = 0
+    cells: int = 0
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that its furthest device has done."""
+        return max([0, *(lane.steps for lane in self.lanes.values())])
+
+
+class OpState(msgspec.Struct):
+    """All calls of one op in one group."""
+
+    op: str
+    group: str
+    ranks: int
+    latency_ms: list[float] = []
+    last_calls: dict[int, int] = {}
+    last_wait_ns: dict[int, int] = {}
+    timed_late: bool = False
+    booked: int = 0
+
+    def book_last(self, latest: int, others_ns: int) -> None:
+        """Books who came last to a call and the others' mean wait; old calls fade by halving."""
+        self.last_calls[latest] = self.last_calls.get(latest, 0) + 1
+        self.last_wait_ns[latest] = self.last_wait_ns.get(latest, 0) + others_ns
+        self.booked += 1
+        if self.booked >= FADE_CALLS:
+            for r, calls in list(self.last_calls.items()):
+                if calls < 2:
+                    del self.last_calls[r], self.last_wait_ns[r]
+                else:
+                    self.last_wait_ns[r] = self.last_wait_ns[r] * (calls // 2) // calls
+                    self.last_calls[r] = calls // 2
+            self.booked = sum(self.last_calls.values())
+
+
+class Route(msgspec.Struct):
+    """Copies of one kind from one device to another, in one process."""
+
+    rank: int
+    kind: str
+    src: int
+    dst: int
+    by_step: ByStep = msgspec.field(default_factory=ByStep)
+
+
+class OpenLoss(msgspec.Struct, array_like=True):
+    """A step's loss while ranks are still to report it."""
+
+    total: float = 0.0
+    count: int = 0
