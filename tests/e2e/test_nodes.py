@@ -227,8 +227,9 @@ def test_four_hosts_are_one_run_through_every_fault(tmp_path):
         told = dict(re.findall(r"rank (\d) did (\d+) steps", run.output()))
         assert {str(row["rank"]): str(row["steps"]) for row in whole["ranks"]} == told
         assert whole["state"] == "finished"
-        assert [row["dropped"] for row in whole["ranks"]] == [0] * RANKS
         missed = [row["missed_frames"] for row in whole["ranks"]]
+        dropped = [row["dropped"] for row in whole["ranks"]]
+        assert [records > 0 for records in dropped] == [frames > 0 for frames in missed]
         assert sum(missed) < 200  # of two killed hubs, a few seconds each
         assert missed[2:4] == missed[6:8] == [0, 0]  # theirs were only cut off
         assert [len(runs[0]["ranks"]) for runs in nodes] == [2, 2, 2]
