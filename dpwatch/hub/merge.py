@@ -57,8 +57,10 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     rank.dropped = max(rank.dropped, known.dropped)
     rank.received.join(known.received)
     rank.refused = max(rank.refused, known.refused)
-    if known.taken > rank.taken:
-        rank.taken, rank.missed = known.taken, known.missed
+    sent = max(known.taken + known.missed, rank.taken + rank.missed)
+    # What one of them missed the other may have; only what both did is lost.
+    rank.missed = min(known.missed, rank.missed) if rank.received.missing else 0
+    rank.taken = sent - rank.missed
     rank.seen_ns = max(rank.seen_ns, known.seen_ns)
     rank.progress_ns = max(rank.progress_ns, known.progress_ns)
     rank.ended_ns = rank.ended_ns or known.ended_ns
