@@ -54,5 +54,9 @@ def _begun(diagnosis: Diagnosis, wall_s: float) -> Alert:
 def _continued(alert: Alert, diagnosis: Diagnosis) -> Alert:
     worst = max(alert.severity, diagnosis.severity, key=SEVERITIES.index)
     return msgspec.structs.replace(
-        alert, severity=worst, ranks=diagnosis.ranks, text=diagnosis.text
+        alert,
+        severity=worst,
+        ranks=diagnosis.ranks,
+        since_step=diagnosis.since_step,
+        text=diagnosis.text,
     )

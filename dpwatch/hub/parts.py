@@ -32,11 +32,11 @@ class LaneState(msgspec.Struct):
 
 
 class BadLoss(msgspec.Struct, array_like=True):
-    """A loss that is no number: since which step, which (`nan`, `inf`), and the last good one."""
+    """A loss that is no number: since which step, which (`nan`, `inf`), the last good one's too."""
 
     step: int
     value: str
-    before: float | None
+    before: tuple[int, float] | None
 
 
 class RankState(msgspec.Struct):
@@ -48,6 +48,7 @@ class RankState(msgspec.Struct):
         missed: Its records that did not get here: lost on the way, or sent to a hub before this.
         taken: Those that did.
         cells: Kinds of collectives it has called, by device.
+        good_loss: The last loss that was a number, and its step.
     """
 
     rank: int
@@ -60,7 +61,7 @@ class RankState(msgspec.Struct):
     seen_ns: int = 0
     progress_ns: int = 0
     ended_ns: int = 0
-    good_loss: float | None = None
+    good_loss: tuple[int, float] | None = None
     bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
     received: Received = msgspec.field(default_factory=Received)

@@ -465,7 +465,7 @@ def _is_full(cells: Ints, at: int) -> bool:
 
 def _judge_loss(rank: RankState, step: int, loss: float) -> None:
     if math.isfinite(loss):
-        rank.good_loss, rank.bad_loss = loss, None
+        rank.good_loss, rank.bad_loss = (step, loss), None
     elif rank.bad_loss is None:
         rank.bad_loss = BadLoss(step, str(loss), rank.good_loss)
 

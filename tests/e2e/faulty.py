@@ -4,6 +4,7 @@ Faults that delay a rank by `ms` in each of its steps: dataset, forward, backwar
 Faults that stop it in step `at` until the file `free` exists: sleep, spin, stop, deadlock, swallow.
 Faults of what it calls from step `at` on: other, skip, shape. Faults that end it there: kill, exit,
 error. And nan: its loss is no number from there on; leak: it keeps 1 MiB more each step.
+`pace` is the least that a step of any rank takes, in ms.
 """
 
 import os
@@ -116,6 +117,7 @@ for step in range(steps):
         batches = iter(loader)
         x, y = next(batches)
     delay("host")
+    time.sleep(float(told.get("pace", 0)) / 1e3)
     if guilty and step == at:
         if "free" in told:
             print(f"stuck {os.getpid()} {time.monotonic_ns()}", flush=True)

@@ -186,10 +186,18 @@ def _named(run):
 
 
 def test_a_loss_that_is_no_number_is_named(faulty):
-    with faulty("nan", ms=0, steps=100) as it:
-        found = it.finding("nan_loss")
-        assert found.evidence["first_rank"] == GUILTY
+    # At this pace every step's loss is read.
+    with faulty("nan", pace=15) as it:
+        named = it.until(lambda run: _first_bad(run) is not None)
+        found = said(named, "nan_loss")
+        assert _first_bad(named) == GUILTY
+        assert found.since_step == AT
         assert found.evidence["value"] == "nan"
+
+
+def _first_bad(run):
+    found = said(run, "nan_loss")
+    return found and found.evidence["first_rank"]
 
 
 def test_a_healthy_run_of_a_thousand_steps_is_let_alone(faulty):

@@ -13,6 +13,7 @@ from dpwatch.hub.diagnose import (
     memory_imbalance,
     nan_loss,
     overlap_poor,
+    review,
 )
 from dpwatch.hub.snapshot import Diagnosis, MemoryUse, PhaseTimes, StepTime
 from dpwatch.hub.state import RunState
@@ -164,24 +165,59 @@ def test_memory_growth_of_a_whole_process_takes_more():
 
 
 def losses(*by_rank):
+    state = told(*by_rank)
+    return nan_loss.rule(summarize(state), state)
+
+
+def told(*by_rank):
     state = RunState("run")
     for r, values in enumerate(by_rank):
         state.apply(batch(hello(len(by_rank)), rank=r))
         for i, value in enumerate(values):
             state.apply(batch(step(i, loss=value), rank=r, seq=i))
-    return nan_loss.rule(summarize(state), state)
+    return state
 
 
 def test_nan_loss_names_who_was_first_and_what_it_was_before():
-    found = losses([2.0, 1.5, math.nan, math.nan], [2.0, 1.6, 1.4, math.inf])
+    found = losses([2.0, 1.5, math.nan, math.nan], [2.0, 1.6, 1.4, math.inf], [None] * 3)
     assert (found.ranks, found.began, found.severity) == ([0, 1], 2, "critical")
-    assert found.evidence == {"step": 2, "value": "nan", "first_rank": 0, "loss_before": 1.5}
+    before = {"step_before": 1, "loss_before": 1.5}
+    assert found.evidence == {"step": 2, "value": "nan", "first_rank": 0, **before}
+    assert "it was 1.5 in step 1" in found.text
     assert "Rank 0 was first" in found.text
+
+
+@pytest.mark.parametrize(
+    "by_rank",
+    [
+        [
+            [2.0, None, math.nan],
+            [2.0, None, None, math.nan],
+        ],  # or in the step between
+        [[2.0, math.nan], [2.0, math.nan]],
+        [[2.0, math.nan], [2.0]],  # what the other's is in that step is not there yet
+    ],
+)
+def test_nan_loss_blames_nobody_where_it_may_have_been_another(by_rank):
+    found = losses(*by_rank)
+    assert found.evidence["first_rank"] is None
+    assert "was first" not in found.text
 
 
 def test_nan_loss_is_silent_on_numbers_and_once_it_is_one_again():
     assert losses([2.0, 1e30, -5.0], [2.0, 1.0, 0.0]) is None
     assert losses([2.0, math.nan, 1.9]) is None
+
+
+def test_a_diagnosis_whose_later_half_comes_first_began_where_the_earlier_half_says():
+    late = [1.0, 1.0, 1.0, 1.0, math.nan]
+    state = told(late, [1.0, 1.0, 1.0])
+    held, silent = review(summarize(state), [], {}, state)
+    assert [d.since_step for d in held if d.kind == "nan_loss"] == [4]
+    state = told(late, [1.0, 1.0, 1.0, math.nan])
+    held, _ = review(summarize(state), held, silent, state)
+    (found,) = [d for d in held if d.kind == "nan_loss"]
+    assert (found.since_step, found.evidence["first_rank"]) == (3, 1)
 
 
 # -- history ---------------------------------------------------------------------------------------

@@ -95,7 +95,8 @@ def review(
     for finding in _findings(run, state, early=early):
         earlier = held.pop(finding.kind, None)
         began = run.steps if finding.began is None else finding.began
-        now.append(finding.since(earlier.since_step if earlier else began))
+        # One rank's records may be here before another's that say that it began earlier.
+        now.append(finding.since(min(began, earlier.since_step) if earlier else began))
     patience_ns = 0 if run.state == "finished" else PATIENCE_NS  # nothing will flap any more
     for kind, diagnosis in held.items():
         since_ns = silent_ns.get(kind, state.now_ns)

@@ -1,11 +1,14 @@
 """`nan_loss`: the loss is no number any more.
 
-Rule: the last loss that a rank told is nan or infinite.
+Rule: the last loss that a rank told is nan or infinite. A rank is said to be the first only if all
+others that tell a loss told a good one for the step where its own was bad, or for a later one: in
+short steps the probe does not read every loss, and not all ranks' in the same steps.
 """
 
 from __future__ import annotations
 
 from dpwatch.hub.diagnose.finding import Finding, ranks_of
+from dpwatch.hub.parts import BadLoss, RankState
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
 
@@ -15,11 +18,13 @@ def rule(run: Run, state: RunState) -> Finding | None:
     bad = {r: rank.bad_loss for r, rank in state.ranks.items() if rank.bad_loss is not None}
     if not bad:
         return None
-    first = min(bad, key=lambda r: bad[r].step)
-    since = bad[first]
-    one = len(state.ranks) > 1 and len({loss.step for loss in bad.values()}) > 1
-    blame = f" Rank {first} was first: look at the batch it had there." if one else ""
-    good = "" if since.before is None else f" (it was {since.before:.4g} before)"
+    since = min(bad.values(), key=lambda loss: loss.step)
+    first = _first(bad, state.ranks)
+    blame = ""
+    if first is not None and len(state.ranks) > 1:
+        blame = f" Rank {first} was first: look at the batch it had there."
+    good_step, good_loss = since.before or (None, None)
+    good = "" if good_loss is None else f" (it was {good_loss:.4g} in step {good_step})"
     return Finding(
         kind="nan_loss",
         severity="critical",
@@ -32,7 +37,24 @@ def rule(run: Run, state: RunState) -> Finding | None:
             "step": since.step,
             "value": since.value,
             "first_rank": first,
-            "loss_before": since.before,
+            "step_before": good_step,
+            "loss_before": good_loss,
         },
         began=since.step,
     )
+
+
+def _first(bad: dict[int, BadLoss], ranks: dict[int, RankState]) -> int | None:
+    """The rank where it began, if that is beyond doubt."""
+    first = min(bad, key=lambda r: bad[r].step)
+    others = (rank for r, rank in ranks.items() if r != first)
+    if all(_was_good(rank, bad[first].step) for rank in others):
+        return first
+    return None
+
+
+def _was_good(rank: RankState, step: int) -> bool:
+    """Whether its loss was still a number in `step`, if it tells any."""
+    if rank.good_loss is None:
+        return rank.bad_loss is None
+    return rank.good_loss[0] >= step
