@@ -54,6 +54,12 @@ SHORT_BELOW = 30
 """Terminals lower than this do without blank lines between parts."""
 
 
+class Framed(Protocol):
+    """What draws a frame."""
+
+    frame: Frame | None
+
+
 class Filtered(Protocol):
     """What a filter can narrow."""
 
@@ -160,13 +166,13 @@ class DashboardApp(Takeaway):
         yield Nav(VIEWS, id="nav").data_bind(DashboardApp.frame, DashboardApp.active)
         yield SessionLine(id="session").data_bind(DashboardApp.frame)
         with ContentSwitcher(initial="waiting", id="panels"):
-            yield Waiting(self._waiting_text, id="waiting").data_bind(DashboardApp.frame)
+            yield Waiting(self._waiting_text, id="waiting")
             for view in VIEWS:
                 widget = view.widget(id=view.name)
                 widget.add_class("view")
-                yield widget.data_bind(DashboardApp.frame)
-            yield RankDetail(id="rank").data_bind(DashboardApp.frame)
-            yield StackPanel(id="stacks").data_bind(DashboardApp.frame)
+                yield widget
+            yield RankDetail(id="rank")
+            yield StackPanel(id="stacks")
         yield Static("", id="too-small", markup=False)
         yield Input(id="filter", compact=True)
         yield Footer()
@@ -309,6 +315,8 @@ class DashboardApp(Takeaway):
         if switcher.current != wanted:
             switcher.current = wanted
             self._focus_panel(wanted)
+        # The others get theirs when they come up.
+        cast("Framed", switcher.visible_content).frame = self.frame
         self._offer_back()
 
     def _focus_panel(self, name: str) -> None:

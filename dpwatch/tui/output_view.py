@@ -14,10 +14,9 @@ from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.reactive import reactive
 from textual.scroll_view import ScrollView
-from textual.strip import Strip
 
 from dpwatch.hub.snapshot import RankOutput, RunView
-from dpwatch.tui.frame import Frame
+from dpwatch.tui.lines import Line, Lines
 from dpwatch.tui.output import (
     Choice,
     Entry,
@@ -30,7 +29,6 @@ from dpwatch.tui.output import (
     tag_width,
     text_room,
 )
-from dpwatch.tui.strips import strip_of
 from dpwatch.tui.widgets import MOVES, palette_of
 
 _COPIED = 1000
@@ -38,10 +36,9 @@ _EDGES = 2
 """Lines that stay: one above the output, one below."""
 
 
-class Output(ScrollView, can_focus=True):
+class Output(ScrollView, Lines, can_focus=True):
     """What ranks print, interleaved by time; follows the newest line until it is scrolled up."""
 
-    ALLOW_SELECT = False
     BINDINGS: ClassVar[list[BindingType]] = [
         *MOVES,
         Binding("left,h", "rank(-1)", "Rank", key_display="← →"),
@@ -49,7 +46,6 @@ class Output(ScrollView, can_focus=True):
         Binding("t", "errors", "Err"),
         Binding("f", "follow", "Follow", show=False),
     ]
-    frame: reactive[Frame | None] = reactive[Frame | None](None)
     terms: reactive[str] = reactive("")
     rank: reactive[int | None] = reactive[int | None](None)
     only_err: reactive[bool] = reactive(False)
@@ -135,7 +131,7 @@ class Output(ScrollView, can_focus=True):
             self._moving = False
         if self.following:
             self._to_end()
-        self.refresh()
+        self.redraw()
 
     def _make(self, view: RunView) -> None:
         self._tag = tag_width(view.output)
@@ -186,7 +182,7 @@ class Output(ScrollView, can_focus=True):
         if not self._moving and self._made_of is not None:
             self.following = new_value >= self.max_scroll_y
 
-    def render_line(self, y: int) -> Strip:
+    def line_at(self, y: int) -> Line:
         """The head, a line of the output, or the foot."""
         view, colors, width = self.view, palette_of(self), self.body_width
         text = Text(end="")
@@ -204,7 +200,7 @@ class Output(ScrollView, can_focus=True):
                 text = entry_line(entry, part, width, self._tag, self.terms, colors)
             elif row < len(self._empty):
                 text = self._empty[row]
-        return strip_of(text, self.size.width, self)
+        return Line(text)
 
     @property
     def _below(self) -> int | None:

@@ -76,9 +76,11 @@ class SessionLine(Painted):
         found = session_line(frame, width, palette_of(self))
         return [] if found is None else [found]
 
-    def watch_frame(self, frame: Frame | None) -> None:
+    def watch_frame(self) -> None:
         """Come and go."""
+        frame = self.frame
         self.display = frame is not None and session_line(frame, 80, palette_of(self)) is not None
+        self.redraw()
 
 
 class Summary(Painted):
@@ -96,8 +98,10 @@ class Summary(Painted):
 
     def watch_frame(self) -> None:
         """A diagnosis more or less changes the height; laying out each time would cost much."""
-        changed = self.get_content_height(None, None, self.size.width) != self.size.height
-        self.refresh(layout=changed)
+        if self.get_content_height(None, None, self.size.width) != self.size.height:
+            self.refresh(layout=True)
+        else:
+            self.redraw()
 
 
 class Legend(Painted):

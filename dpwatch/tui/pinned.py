@@ -7,30 +7,26 @@ from typing import ClassVar
 from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
-from textual.reactive import reactive
+from textual.reactive import var
 from textual.scroll_view import ScrollView
-from textual.strip import Strip
 
 from dpwatch.hub.snapshot import Rank, Run, RunView
-from dpwatch.tui.frame import Frame
+from dpwatch.tui.lines import Line, Lines
 from dpwatch.tui.palette import Palette
-from dpwatch.tui.strips import strip_of
-from dpwatch.tui.widgets import MOVES, Chosen, palette_of
+from dpwatch.tui.widgets import EMPTY, MOVES, Chosen, palette_of
 
 Key = tuple[int, str]
 
 
-class Pinned(ScrollView, can_focus=True):
+class Pinned(ScrollView, Lines, can_focus=True):
     """What views of many ranks share: only lines on the screen are drawn.
 
     A subclass says which ranks there are (`choose`), lays them out (`lay_out`), and draws head,
     foot and single lines of the body. The cursor stays on its rank while rows come and go.
     """
 
-    ALLOW_SELECT = False
     BINDINGS: ClassVar[list[BindingType]] = [*MOVES, Binding("enter", "open", "Open")]
-    frame: reactive[Frame | None] = reactive[Frame | None](None)
-    cursor: reactive[int] = reactive(0)
+    cursor: var[int] = var(0)
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -107,7 +103,7 @@ class Pinned(ScrollView, can_focus=True):
     def watch_cursor(self) -> None:
         """Mark it, and tell of another rank."""
         self._pin()
-        self.refresh()
+        self.redraw()
 
     def relayout(self) -> None:
         """Find the rows and their places for what is to be shown now."""
@@ -125,7 +121,7 @@ class Pinned(ScrollView, can_focus=True):
         self._pin()
         height = len(self._head) + lines + len(self._foot)
         self.virtual_size = Size(self.body_width, height)
-        self.refresh()
+        self.redraw()
 
     def _pin(self) -> None:
         view, colors = self.view, palette_of(self)
@@ -133,23 +129,21 @@ class Pinned(ScrollView, can_focus=True):
             self._head = self.head(view, self.body_width, colors)
             self._foot = self.foot(view, self.body_width, colors)
 
-    def render_line(self, y: int) -> Strip:
+    def line_at(self, y: int) -> Line:
         """A line of the head, the body or the foot."""
         view, colors = self.view, palette_of(self)
         if view is None:
-            return strip_of(Text(end=""), self.size.width, self)
+            return EMPTY
         if self._pinned_for != colors:  # the theme has changed
             self._pinned_for = colors
             self._pin()
         below = y - (self.size.height - len(self._foot))
         if y < len(self._head):
-            text = self._head[y]
-        elif below >= 0:
-            text = self._foot[below]
-        else:
-            index = y - len(self._head) + self.scroll_offset.y
-            text = self.body_line(view, index, self.body_width, colors)
-        return strip_of(text, self.size.width, self)
+            return Line(self._head[y])
+        if below >= 0:
+            return Line(self._foot[below])
+        index = y - len(self._head) + self.scroll_offset.y
+        return Line(self.body_line(view, index, self.body_width, colors))
 
     def go(self, index: int) -> None:
         """Put the cursor on a rank, and that onto the screen."""

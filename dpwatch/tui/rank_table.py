@@ -8,17 +8,15 @@ from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
-from textual.reactive import reactive
+from textual.reactive import var
 from textual.scroll_view import ScrollView
-from textual.strip import Strip
 
 from dpwatch.hub.snapshot import Rank, Run
-from dpwatch.tui.frame import Frame
+from dpwatch.tui.lines import Line, Lines
 from dpwatch.tui.metrics import by_metric
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.ranks import SORTS, Columns, Scale, columns_for, head_line, matches, row_lines
-from dpwatch.tui.strips import strip_of
-from dpwatch.tui.widgets import MOVES, Chosen, palette_of
+from dpwatch.tui.widgets import EMPTY, MOVES, Chosen, palette_of
 
 ROOMY, MEDIUM, COMPACT = 3, 2, 1
 """Lines a row takes: with details and a blank, with details, bare."""
@@ -26,10 +24,9 @@ ROOMY, MEDIUM, COMPACT = 3, 2, 1
 Key = tuple[int, str]
 
 
-class RankTable(ScrollView, can_focus=True):
+class RankTable(ScrollView, Lines, can_focus=True):
     """Rows with a cursor that stays on its device, under a heading that stays on top."""
 
-    ALLOW_SELECT = False
     BINDINGS: ClassVar[list[BindingType]] = [
         *MOVES,
         Binding("enter", "open", "Open"),
@@ -37,17 +34,16 @@ class RankTable(ScrollView, can_focus=True):
         Binding("comma", "sort(-1)", "Sort by the column before", show=False),
         Binding("r", "reverse", "Reverse", show=False),
     ]
-    frame: reactive[Frame | None] = reactive[Frame | None](None)
-    terms: reactive[str] = reactive("")
-    cursor: reactive[int] = reactive(0)
-    order: reactive[tuple[str, bool]] = reactive(("", False))
+    terms: var[str] = var("")
+    cursor: var[int] = var(0)
+    order: var[tuple[str, bool]] = var(("", False))
     """Title of the column the rows are sorted by, "" for the ranks' own order; turned round."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._rows: list[Rank] = []
         self._key: Key | None = None
-        self._drawn: dict[tuple[int, int, bool, Palette], list[Text]] = {}
+        self._row_texts: dict[tuple[int, int, bool, Palette], list[Text]] = {}
         self._row_layout = Columns(columns=(), gap=1)
         self._scale = Scale(step_ms=None, peak_bytes=None, capacity=False)
 
@@ -108,7 +104,7 @@ class RankTable(ScrollView, can_focus=True):
         """Find the rows, the columns and the cursor for what is to be shown now."""
         if not (self.is_attached and self.is_on_screen):
             return
-        self._drawn.clear()
+        self._row_texts.clear()
         run = self.run
         terms = self.terms.casefold().split()
         rows = [rank for rank in run.ranks if matches(rank, terms)] if run else []
@@ -122,35 +118,34 @@ class RankTable(ScrollView, can_focus=True):
         else:
             self.cursor = max(min(self.cursor, len(keys) - 1), 0)
         self.virtual_size = Size(self._body_width, 1 + len(self._rows) * self.row_height)
-        self.refresh()
+        self.redraw()
 
     @property
     def _body_width(self) -> int:
         return max(self.size.width - 1, 1)  # the last column is the scroll bar's
 
-    def render_line(self, y: int) -> Strip:
+    def line_at(self, y: int) -> Line:
         """The heading, or one line of one visible row."""
         run, colors = self.run, palette_of(self)
         if run is None:
-            return strip_of(Text(end=""), self.size.width, self)
+            return EMPTY
         if y == 0:
-            return strip_of(self._heading(run, colors), self.size.width, self)
+            return Line(self._heading(run, colors))
         height = self.row_height
         index, part = divmod(y - 1 + self.scroll_offset.y, height)
         if index >= len(self._rows):
-            return strip_of(self._blank(y), self.size.width, self)
+            return Line(self._blank(y))
         chosen = index == self.cursor
         lines = self._row(index, height, chosen, colors)
         # The cursor lies beneath the row: bars keep their own background.
         shaded = chosen and part < min(height, MEDIUM)
-        under = colors.cursor if shaded else None
-        return strip_of(lines[part], self.size.width, self, under)
+        return Line(lines[part], colors.cursor if shaded else None)
 
     def _row(self, index: int, height: int, chosen: bool, colors: Palette) -> list[Text]:
         """A row's lines, drawn once for all of them."""
         key = (index, height, chosen, colors)
-        if key not in self._drawn:
-            self._drawn[key] = row_lines(
+        if key not in self._row_texts:
+            self._row_texts[key] = row_lines(
                 self._rows[index],
                 self._row_layout,
                 self._scale,
@@ -158,7 +153,7 @@ class RankTable(ScrollView, can_focus=True):
                 height=height,
                 chosen=chosen,
             )
-        return self._drawn[key]
+        return self._row_texts[key]
 
     def _blank(self, y: int) -> Text:
         if self._rows or y != 2:
@@ -174,7 +169,7 @@ class RankTable(ScrollView, can_focus=True):
         row = self._rows[self.cursor]
         self._key = (row.rank, row.device)
         self._reveal()
-        self.refresh()
+        self.redraw()
 
     def action_move_page(self, by: int) -> None:
         """Move it by a screenful."""

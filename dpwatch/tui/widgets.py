@@ -1,4 +1,4 @@
-"""Thin widgets: each asks a pure function for lines and hands Textual the visible strips."""
+"""Thin widgets: each asks a pure function for lines, of which the visible ones are drawn."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.message import Message
-from textual.reactive import reactive
 from textual.scroll_view import ScrollView
-from textual.strip import Strip
 from textual.widget import Widget
 
 from dpwatch.tui.frame import Frame
+from dpwatch.tui.lines import Line, Lines
 from dpwatch.tui.palette import Palette, palette
-from dpwatch.tui.strips import strip_of
 
 
 def palette_of(widget: Widget) -> Palette:
@@ -24,11 +22,11 @@ def palette_of(widget: Widget) -> Palette:
     return palette(theme.dark, widget.app.no_color, theme.name)
 
 
-class Painted(Widget):
-    """Draws `paint()`'s lines, painted anew when the frame, the size or the theme changes."""
+EMPTY = Line(Text(end=""))
 
-    ALLOW_SELECT = False
-    frame: reactive[Frame | None] = reactive[Frame | None](None)
+
+class Painted(Lines):
+    """Draws `paint()`'s lines, painted anew when the frame, the size or the theme changes."""
 
     _key: object = None
     _lines: list[Text]
@@ -46,10 +44,10 @@ class Painted(Widget):
             self._lines = self.paint(self.frame, width, height) if self.frame else []
         return self._lines
 
-    def render_line(self, y: int) -> Strip:
+    def line_at(self, y: int) -> Line:
         """One line of the widget."""
         lines = self.lines()
-        return strip_of(lines[y] if y < len(lines) else Text(end=""), self.size.width, self)
+        return Line(lines[y]) if y < len(lines) else EMPTY
 
 
 MOVES: tuple[BindingType, ...] = (
@@ -62,12 +60,10 @@ MOVES: tuple[BindingType, ...] = (
 )
 
 
-class Scrolling(ScrollView, can_focus=True):
+class Scrolling(ScrollView, Lines, can_focus=True):
     """Lines of a pure function, more than fit: keys and the wheel scroll them."""
 
-    ALLOW_SELECT = False
     BINDINGS: ClassVar[list[BindingType]] = [*MOVES]
-    frame: reactive[Frame | None] = reactive[Frame | None](None)
 
     _key: object = None
     _lines: list[Text]
@@ -96,7 +92,7 @@ class Scrolling(ScrollView, can_focus=True):
         """Tell Textual how many lines there are now."""
         if self.is_attached and self.is_on_screen:
             self.virtual_size = Size(self.body_width, max(len(self.lines()), 1))
-            self.refresh()
+            self.redraw()
 
     @property
     def body_width(self) -> int:
@@ -112,11 +108,10 @@ class Scrolling(ScrollView, can_focus=True):
             self._lines = self.paint(self.frame, width, height) if self.frame else []
         return self._lines
 
-    def render_line(self, y: int) -> Strip:
+    def line_at(self, y: int) -> Line:
         """One visible line."""
         lines, index = self.lines(), y + self.scroll_offset.y
-        text = lines[index] if index < len(lines) else Text(end="")
-        return strip_of(text, self.size.width, self)
+        return Line(lines[index]) if index < len(lines) else EMPTY
 
     def copied(self) -> str:
         """All of it as text, for the clipboard."""
