@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from rich.style import Style
 from rich.text import Text
@@ -134,13 +135,21 @@ def nav_line(
 ) -> Text:
     """The views by digit, and the runs to switch between. Clicks read the style's meta."""
     found = len(all_diagnoses(frame.snapshot))
-    bars = [_tabs(views, active, found, most, gap, palette) for most, gap in _TABS]
+    bars = _tab_bars(tuple(views), active, found, palette)
     for runs in _run_choices(frame, palette):
         for tabs in bars:
             if tabs.cell_len + runs.cell_len + 1 <= width:
                 rest = width - runs.cell_len - 1
                 return line(fitted(tabs, rest), runs, (" ", palette.text))
     return fitted(bars[-1], width)
+
+
+@lru_cache(maxsize=4)
+def _tab_bars(
+    views: tuple[View, ...], active: str, found: int, palette: Palette
+) -> tuple[Text, ...]:
+    """The views' names in each way there is; to be read only."""
+    return tuple(_tabs(views, active, found, most, gap, palette) for most, gap in _TABS)
 
 
 def _tabs(

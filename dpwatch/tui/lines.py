@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.style import Style
 from rich.text import Text
-from textual.geometry import Region, Size
+from textual.filter import ANSIToTruecolor
+from textual.geometry import Region
 from textual.reactive import var
 from textual.strip import Strip
 from textual.widget import Widget
@@ -39,6 +40,9 @@ class Line(NamedTuple):
 class Lines(Widget):
     """Says what each of its lines is (`line_at`).
 
+    Its lines are all there is to it: it has neither padding nor border, which on every line would
+    cost more than the text does. A margin stands around it instead.
+
     Attributes:
         frame: What there is to draw.
     """
@@ -50,8 +54,8 @@ class Lines(Widget):
     def __init__(self, *children: Widget, **options: Any) -> None:
         super().__init__(*children, **options)
         self._standing: dict[int, Line] = {}
-        self._fresh: dict[int, Line] = {}
-        self._fresh_size: Size | None = None
+        self._strips: dict[int, Strip] = {}
+        self._ground: object = None
 
     def line_at(self, y: int) -> Line:
         """The line at that place of the screen, 0 being the widget's first."""
@@ -75,7 +79,9 @@ class Lines(Widget):
         fresh = {y: found for y, found in now.items() if not found.is_like(standing.get(y))}
         if fresh:
             super().refresh(*(Region(0, y, size.width, 1) for y in fresh))
-            self._fresh, self._fresh_size = fresh, size
+            for y, found in fresh.items():
+                standing[y] = found
+                self._strips.pop(y, None)
 
     def refresh(
         self,
@@ -84,13 +90,34 @@ class Lines(Widget):
         layout: bool = False,
         recompose: bool = False,
     ) -> Self:
-        """See Textual; what `redraw` has found is out of date then."""
-        self._fresh = {}
+        """See Textual: for whatever reason, all of it is to be drawn anew."""
+        self._forget()
         return super().refresh(*regions, repaint=repaint, layout=layout, recompose=recompose)
 
-    def render_line(self, y: int) -> Strip:
-        """One line, as Textual draws it."""
-        size = self.size
-        known = self._fresh.pop(y, None) if size == self._fresh_size else None
-        found = self._standing[y] = known or self.line_at(y)
-        return strip_of(found.text, size.width, self, found.under)
+    def _forget(self) -> None:
+        self._standing = {}
+        self._strips = {}
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The lines in that part of the widget, as Textual puts them together."""
+        width, style = self.outer_size.width, self.visual_style.rich_style
+        if self._ground != (width, style):
+            self._ground = (width, style)
+            self._forget()
+        strips = [self._strips.get(y) or self._strip(y, width, style) for y in crop.line_range]
+        if crop.column_span == (0, width):
+            return strips
+        return [strip.crop(*crop.column_span) for strip in strips]
+
+    def _strip(self, y: int, width: int, ground: Style) -> Strip:
+        found = self._standing.get(y)
+        if found is None:
+            found = self._standing[y] = self.line_at(y)
+        strip = strip_of(found.text, width, ground, self.app, under=found.under)
+        background = self.background_colors[1]
+        for each in self.get_line_filters():
+            # Palettes have true colours only; to look for others takes longer than to draw.
+            if not isinstance(each, ANSIToTruecolor):
+                strip = strip.apply_filter(each, background)
+        self._strips[y] = strip
+        return strip

@@ -58,11 +58,12 @@ async def test_it_is_what_rich_and_textual_draw_step_by_step(dashboard, lines):
         for theme in ("dpwatch-dark", "dpwatch-light"):
             app.theme = theme
             for widget in (app.query_one(Header), app.query_one(RankTable)):
-                assert widget.visual_style.rich_style == widget.rich_style
+                ground = widget.visual_style.rich_style
+                assert ground == widget.rich_style
                 for text in lines:
                     for width in (8, 30, 60):
                         for under in (None, Style(bgcolor="#243447", bold=False)):
-                            drawn = strip_of(text, width, widget, under)
+                            drawn = strip_of(text, width, ground, app, under=under)
                             assert drawn.cell_length == width
                             wanted = step_by_step(text, width, widget, under)
                             assert cells(drawn) == cells(wanted)
