@@ -2,9 +2,10 @@
 
 Rule: two ranks' calls with the same number in the same group differ in op, or, for ops that need
 equal shares, in bytes or type. Looked at are calls that are over, calls that some have entered, and
-how far heartbeats say that each has come. A group whose numbers have never matched is not judged:
-the probe may have joined its ranks at different places. Where they agree but the ranks are in
-different steps and nothing moves, one has left out a call.
+how far heartbeats say that each has come. A group whose numbers have never matched, in one call of
+all its ranks or in several of some, is not judged: the probe may have joined its ranks at different
+places. Where they agree but the ranks are in different steps and nothing moves, one has left out a
+call.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from dpwatch.hub.state import RunState
 from dpwatch.hub.stuck import moved_ns
 from dpwatch.wire.messages import Collective, Position
 
+MATCHED_CALLS = 8
+"""So many calls that some of the ranks entered alike do where there is none of all."""
+
 STOPPED_NS = 3_000_000_000
 """Ranks that have not moved for so long may be judged by their steps too."""
 
@@ -26,14 +30,30 @@ STOPPED_NS = 3_000_000_000
 def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on the first place where calls differ."""
     for group, seq, calls in _places(state):
-        if state.arrivals.alike.get(group):
-            alike = {rank: essence(call) for rank, call in calls.items()}
-            if len(set(alike.values())) > 1:
+        alike = {rank: essence(call) for rank, call in calls.items()}
+        if len(set(alike.values())) > 1:
+            if _have_matched(state, group):
                 return _finding(state, group, seq, calls, alike)
-            steps = {rank: (str(call.step), 0, "") for rank, call in calls.items()}
-            if len(set(steps.values())) > 1 and _stopped(state, calls):
-                return _finding(state, group, seq, calls, steps)
+            continue
+        steps = {rank: (str(call.step), 0, "") for rank, call in calls.items()}
+        if len(set(steps.values())) > 1 and _stopped(state, calls) and _have_matched(state, group):
+            return _finding(state, group, seq, calls, steps)
     return None
+
+
+def _have_matched(state: RunState, group: str) -> bool:
+    """Whether numbers in the group stand for the same call in all its ranks.
+
+    A rank that has died may have taken all that it called with it; then what the others called
+    alike has to do.
+    """
+    if state.arrivals.alike.get(group):
+        return True
+    matched = 0
+    for call in state.arrivals.calls.values():
+        each = {essence(record) for record in call.entered.values() if record.group == group}
+        matched += len(call.entered) > 1 and len(each) == 1
+    return matched >= MATCHED_CALLS
 
 
 def _places(state: RunState) -> Iterator[tuple[str, int, dict[int, Collective | Position]]]:
