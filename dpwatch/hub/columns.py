@@ -228,14 +228,12 @@ def _at(held: Array, steps: Array) -> Array:
 
 def _cells_of_others(state: RunState, key: str) -> list[Array]:
     """The cells of ranks that have several lanes."""
-    tallies = [
-        tally
-        for rank in state.ranks.values()
-        if len(rank.lanes) > 1
-        for tally in cells_of_rank(rank, key)
-    ]
-    rows = [[0, *(getattr(t, name) for name in t.__struct_fields__)] for t in tallies]
-    return [np.array(rows, np.int64)] if rows else []
+    found = []
+    for rank in state.ranks.values():
+        cells = cells_of_rank(rank, key) if len(rank.lanes) > 1 else []
+        if cells and cells[0]:
+            found.append(np.array([[0] * len(cells[0]), *cells], np.int64).T)
+    return found
 
 
 def _of_op(cells: Sequence[Array]) -> OpFigures:

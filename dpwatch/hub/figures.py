@@ -10,13 +10,26 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dpwatch.hub.parts import LaneState, RankState
-from dpwatch.hub.series import NONE, SAMPLES, WINDOW, Tally, Window, median, quantile_ms, summed
+from dpwatch.hub.series import (
+    NONE,
+    SAMPLES,
+    WINDOW,
+    Columns,
+    Tally,
+    Window,
+    median,
+    quantile_ms,
+    summed,
+)
 from dpwatch.hub.state import RunState
 from dpwatch.wire.messages import PHASES
 
 PHASE_FIELDS = tuple(f"{phase}_ns" for phase in PHASES)
 DEVICE_TIMES = ("forward_ns", "backward_ns", "optimizer_ns")
 SHARES = ("gil_wait_ns", "idle_ns", "runqueue_ns")
+
+_WIDTH = len(Tally.__struct_fields__)
+_CALLS, _NBYTES, _WIRE, _TIMED_CALLS, _TIMED_NS, _WAIT_NS, _WAITED_CALLS, _WAITED_NS = range(_WIDTH)
 
 
 class StepFigures(NamedTuple):
@@ -113,33 +126,55 @@ def _rate(window: Window, took_ns: Sequence[int]) -> float | None:
 
 def of_calls(rank: RankState, lane: LaneState, steps: range, common: int) -> CallFigures:
     """Figures of a lane's collectives; see `traffic_steps` for `common`."""
-    each = tallies(lane, steps)
+    each = _columns(lane, steps)
     # Waits for other ranks are a rank's; they stand in the row of its first device.
     lanes = [other for other in rank.lanes.values() if other.calls and lane.device == 0]
     if not lane.calls and not lanes:
         return CallFigures(0, None, None, None)
-    waits = [each if other is lane else tallies(other, steps) for other in lanes]
+    waits = [each if other is lane else _columns(other, steps) for other in lanes]
+    wait_ns = map(sum, zip(*(of[_WAIT_NS] for of in waits), strict=True))
     shared = traffic_steps(rank, common)
-    sent = each if shared == steps else tallies(lane, shared)
+    sent = each if shared == steps else _columns(lane, shared)
     return CallFigures(
-        wire_bytes=int(median(tally.wire_bytes for tally in sent) or 0),
-        total_ms=median(timed_ms([tally]) for tally in each),
-        waited_ms=median(waited_ms(tally) for tally in each),
-        wait_ms=median(sum(t.wait_ns for t in at) / 1e6 for at in zip(*waits, strict=True)),
+        wire_bytes=int(median(sent[_WIRE]) or 0),
+        total_ms=median(_whole_ms(each, _TIMED_CALLS, _TIMED_NS)),
+        waited_ms=median(_whole_ms(each, _WAITED_CALLS, _WAITED_NS)),
+        wait_ms=median(ns / 1e6 for ns in wait_ns),
     )
 
 
-def of_op(cells: Sequence[Tally]) -> OpFigures:
+def of_op(cells: Columns) -> OpFigures:
     """Figures of an op's calls, a tally for each rank and step."""
-    timed = [tally for tally in cells if tally.timed_calls]
+    calls, nbytes, timed_calls = cells[_CALLS], cells[_NBYTES], cells[_TIMED_CALLS]
     return OpFigures(
-        cells=len(cells),
-        calls=sum(tally.calls for tally in cells),
-        nbytes=int(median(tally.nbytes for tally in cells) or 0),
-        timed_ns=sum(tally.timed_ns for tally in timed),
-        moved=math.fsum(t.nbytes * t.timed_calls / t.calls for t in timed),
-        waited_ms=median(waited_ms(tally) for tally in cells),
+        cells=len(calls),
+        calls=sum(calls),
+        nbytes=int(median(nbytes) or 0),
+        timed_ns=sum(ns for ns, n in zip(cells[_TIMED_NS], timed_calls, strict=True) if n),
+        moved=math.fsum(
+            of * n / whole for of, n, whole in zip(nbytes, timed_calls, calls, strict=True) if n
+        ),
+        waited_ms=median(_whole_ms(cells, _WAITED_CALLS, _WAITED_NS)),
     )
+
+
+def _whole_ms(cells: Columns, known: int, ns: int) -> list[float]:
+    """Milliseconds of the steps in which that is known of each of their calls."""
+    rows = zip(cells[_CALLS], cells[known], cells[ns], strict=True)
+    return [took_ns / 1e6 for calls, some, took_ns in rows if calls and some >= calls]
+
+
+def _columns(lane: LaneState, steps: range) -> Columns:
+    """A lane's collectives in each of these steps, whatever op and group."""
+    return _summed([by_step.columns(steps) for by_step in lane.calls.values()], len(steps))
+
+
+def _summed(each: Sequence[Columns], count: int) -> Columns:
+    if not each:
+        return [[0] * count] * _WIDTH
+    if len(each) == 1:
+        return each[0]
+    return [list(map(sum, zip(*same, strict=True))) for same in zip(*each, strict=True)]
 
 
 def tallies(lane: LaneState, steps: Sequence[int]) -> list[Tally]:
@@ -150,16 +185,20 @@ def tallies(lane: LaneState, steps: Sequence[int]) -> list[Tally]:
     )
 
 
-def cells_of(state: RunState, key: str) -> list[Tally]:
+def cells_of(state: RunState, key: str) -> Columns:
     """A tally for each rank and settled step of an op."""
-    return [tally for rank in state.ranks.values() for tally in cells_of_rank(rank, key)]
+    found: Columns = [[] for _ in range(_WIDTH)]
+    for rank in state.ranks.values():
+        for column, more in zip(found, cells_of_rank(rank, key), strict=True):
+            column += more
+    return found
 
 
-def cells_of_rank(rank: RankState, key: str) -> list[Tally]:
+def cells_of_rank(rank: RankState, key: str) -> Columns:
     """A rank's tally for each settled step of an op, over its devices; none if it never called."""
     steps = settled(rank.steps_done)
-    by_lane = [lane.calls[key].over(steps) for lane in rank.lanes.values() if key in lane.calls]
-    return [summed(at) for at in zip(*by_lane, strict=True)]
+    lanes = [lane.calls[key] for lane in rank.lanes.values() if key in lane.calls]
+    return _summed([by_step.columns(steps) for by_step in lanes], 0)
 
 
 def settled(steps_done: int) -> range:
@@ -183,13 +222,6 @@ def traffic_steps(rank: RankState, common: int) -> range:
     """
     done = rank.steps_done
     return settled(common if done - common < WINDOW // 4 else done)
-
-
-def waited_ms(tally: Tally) -> float | None:
-    """A step's waits for collectives, known only if each call's caller is known to have waited."""
-    if not tally.calls or tally.waited_calls < tally.calls:
-        return None
-    return tally.waited_ns / 1e6
 
 
 def timed_ms(each: Sequence[Tally]) -> float | None:

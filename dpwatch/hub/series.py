@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import astuple
 
 from dpwatch.hub.snapshot import Curve
 from dpwatch.wire.messages import Step
@@ -178,6 +179,10 @@ _EMPTY = array("q", [-1, *[0] * (TALLY_WIDTH - 1)])
 _FIRST_SIZE = 4
 
 
+Columns = list[list[int]]
+"""Tallies by column: a number a step for each field of `Tally`; empty where there is no step."""
+
+
 class ByStep(msgspec.Struct):
     """A `Tally` for each of the last `WINDOW` steps in which something happened.
 
@@ -237,6 +242,22 @@ class ByStep(msgspec.Struct):
             found.append(Tally(*row) if row else _NOTHING)
         return found
 
+    def column(self, column: int, steps: Iterable[int]) -> list[int]:
+        """One column of these steps' cells, 0 where nothing happened in one."""
+        places = map(self.find, steps)
+        return [0 if at is None else self.cells[at + column] for at in places]
+
+    def columns(self, steps: range) -> Columns:
+        """The same by column, in order of the fields of `Tally`: a fraction of the time."""
+        width, count = TALLY_WIDTH, len(steps)
+        first = steps.start % self.size
+        rows = self.cells[first * width : (first + count) * width]
+        if first + count > self.size:
+            rows += self.cells[: (first + count - self.size) * width]
+        if rows[::width].tolist() != list(steps):  # in some of them nothing happened
+            return [list(each) for each in zip(*map(astuple, self.over(steps)), strict=True)]
+        return [rows[column::width].tolist() for column in range(1, width)]
+
 
 _NOTHING = Tally()
 
@@ -245,7 +266,7 @@ def summed(each: Sequence[Tally]) -> Tally:
     """The sum of tallies."""
     if len(each) == 1:
         return each[0]
-    return Tally(*map(sum, zip(*map(msgspec.structs.astuple, each), strict=True)))
+    return Tally(*map(sum, zip(*map(astuple, each), strict=True)))
 
 
 def packed(value: Any) -> Any:

@@ -6,6 +6,7 @@ source → thread worker → `Arrived` → `snapshot` → `frame` → widgets. T
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import threading
 from collections.abc import Callable, Iterable
@@ -189,6 +190,8 @@ class DashboardApp(Takeaway):
             self.query_one(RankTable).order = (sort, False)
         self._fit(self.size.width, self.size.height)
         self.call_after_refresh(self._read)
+        if not self.is_headless:
+            gc.freeze()  # what is here by now stays; to look through it now and then delays keys
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             for signum in ENDING:

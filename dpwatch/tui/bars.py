@@ -62,7 +62,8 @@ def stacked(
     order = [kinds[name] for name in names]
     if palette.mono:
         return _letter_bar(order, apportion(amounts, full, width), width, palette)
-    return _block_bar(order, apportion(amounts, full, width * EIGHTHS), width, palette, letters)
+    eighths = apportion(amounts, full, width * EIGHTHS)
+    return _block_bar(tuple(order), tuple(eighths), width, palette, letters)
 
 
 def _letter_bar(kinds: Sequence[Kind], cells: Sequence[int], width: int, palette: Palette) -> Text:
@@ -73,8 +74,9 @@ def _letter_bar(kinds: Sequence[Kind], cells: Sequence[int], width: int, palette
     return bar
 
 
+@lru_cache(maxsize=2048)
 def _block_bar(
-    kinds: Sequence[Kind], eighths: Sequence[int], width: int, palette: Palette, letters: bool
+    kinds: tuple[Kind, ...], eighths: tuple[int, ...], width: int, palette: Palette, letters: bool
 ) -> Text:
     """Cells inside a segment carry its colour as background; the cell of a border carries both."""
     parts: list[Part] = []

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 
 from rich.style import Style
 from rich.text import Text
@@ -160,14 +161,35 @@ class Grid:
         return round(x * across), round((1 - y) * down)
 
     def draw(self, points: Sequence[tuple[float, float]], style: Style) -> None:
-        """Join the points by straight lines."""
-        dots = [self.dot(point) for point in points]
-        for (x0, y0), (x1, y1) in zip(dots, dots[1:] or dots, strict=False):
-            hops = max(abs(x1 - x0), abs(y1 - y0), 1)
-            for hop in range(hops + 1):
-                x, y = round(x0 + (x1 - x0) * hop / hops), round(y0 + (y1 - y0) * hop / hops)
-                self._bits[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
-                self._styles[y // 4][x // 2] = style
+        """Join the points, which go from left to right, by straight lines."""
+        last: tuple[int, int] | None = None
+        # Of hundreds of points many fall into one column of dots, and fill it from end to end.
+        for x, column in groupby(self._dots(points), key=itemgetter(0)):
+            ys = [y for _, y in column]
+            if last is not None:
+                self._join(*last, x, ys[0], style)
+            self._join(x, min(ys), x, max(ys), style)
+            last = x, ys[-1]
+
+    def _dots(self, points: Sequence[tuple[float, float]]) -> list[tuple[int, int]]:
+        """Those that `dot` finds, in one go."""
+        (start, stop), (low, high) = self._x, self._y
+        across, down = self.width * 2 - 1, self.height * 4 - 1
+        width, height = stop / 2 - start / 2, high / 2 - low / 2
+        if width <= 0 or height <= 0:
+            return [self.dot(point) for point in points]
+        start, low = start / 2, low / 2
+        return [
+            (round((x / 2 - start) / width * across), round((1 - (y / 2 - low) / height) * down))
+            for x, y in points
+        ]
+
+    def _join(self, x0: int, y0: int, x1: int, y1: int, style: Style) -> None:
+        hops = max(abs(x1 - x0), abs(y1 - y0), 1)
+        for hop in range(hops + 1):
+            x, y = round(x0 + (x1 - x0) * hop / hops), round(y0 + (y1 - y0) * hop / hops)
+            self._bits[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
+            self._styles[y // 4][x // 2] = style
 
     def mark(self, point: tuple[float, float], glyph: str, style: Style) -> None:
         """Put a glyph where a point lies."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from rich.cells import cell_len
 from rich.style import Style
@@ -260,23 +261,33 @@ def _figure(value: Callable[[Rank], str]) -> Draw:
 
     def draw(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
         text = value(rank)
-        style = palette.faint if text == fmt.UNKNOWN else palette.text
-        return line((right(text, width), style))
+        return _to_right(text, width, palette.faint if text == fmt.UNKNOWN else palette.text)
 
     return draw
 
 
+@lru_cache(maxsize=4096)
+def _to_right(text: str, width: int, style: Style) -> Text:
+    """A cell; most are what they were a moment ago."""
+    return line((right(text, width), style))
+
+
+@lru_cache(maxsize=4096)
+def _to_left(text: str, width: int, style: Style) -> Text:
+    return line((left(clean(text), width), style))
+
+
 def _device(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
-    return line((left(clean(rank.device, 40), width), palette.strong))
+    return _to_left(rank.device, width, palette.strong)
 
 
 def _host(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
-    return line((left(clean(rank.host, 80), width), palette.muted))
+    return _to_left(rank.host, width, palette.muted)
 
 
 def _state(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
-    state = clean(rank.state, 20)
-    return line((left(f"{STATE_GLYPHS.get(state, '·')} {state}", width), palette.state(state)))
+    glyph = STATE_GLYPHS.get(rank.state, "·")
+    return _to_left(f"{glyph} {rank.state}", width, palette.state(rank.state))
 
 
 def _steps(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
@@ -291,7 +302,13 @@ def _phases(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
 
 def _memory(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
     full = rank.memory.capacity_bytes if scale.capacity else scale.peak_bytes
-    return stacked(memory_parts(rank.memory), MEMORY_KINDS, width, palette, total=full)
+    return _memory_bar(rank.memory, full, width, palette)
+
+
+@lru_cache(maxsize=1024)
+def _memory_bar(memory: MemoryUse, full: float | None, width: int, palette: Palette) -> Text:
+    """Memory is sampled now and then, and the same in between."""
+    return stacked(memory_parts(memory), MEMORY_KINDS, width, palette, total=full)
 
 
 def _phase_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
@@ -299,7 +316,12 @@ def _phase_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> Te
 
 
 def _memory_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
-    return figures(memory_parts(rank.memory), MEMORY_KINDS, fmt.size, width, palette)
+    return _figures_of(rank.memory, width, palette)
+
+
+@lru_cache(maxsize=1024)
+def _figures_of(memory: MemoryUse, width: int, palette: Palette) -> Text:
+    return figures(memory_parts(memory), MEMORY_KINDS, fmt.size, width, palette)
 
 
 def figures(
@@ -310,20 +332,22 @@ def figures(
     palette: Palette,
 ) -> Text:
     """The largest parts' figures that fit, in the bar's order, each behind its letter."""
-    chosen: list[str] = []
+    chosen: dict[str, str] = {}
     room = width + 1
     for name in sorted(parts, key=lambda n: -(parts[n] or 0)):
-        item = len(kinds[name].letter) + 1 + len(show(parts[name])) + 2
-        if not parts[name] or item - 1 > room:
+        if not parts[name]:
             break
-        chosen.append(name)
-        room -= item
-    result = Text(end="")
+        shown = show(parts[name])
+        room -= len(kinds[name].letter) + 1 + len(shown) + 2
+        if room < -1:
+            break
+        chosen[name] = shown
+    cells: list[Part] = []
     for name in (each for each in kinds if each in chosen):
-        result.append(kinds[name].letter, palette.strong)
-        result.append(f" {show(parts[name])}  ", palette.muted)
-    result.rstrip()
-    return result
+        blanks = "  " if len(cells) + 2 < 2 * len(chosen) else ""
+        cells.append((kinds[name].letter, palette.strong))
+        cells.append((f" {chosen[name]}{blanks}", palette.muted))
+    return line(*cells)
 
 
 def _step_ms(rank: Rank) -> str:

@@ -83,9 +83,14 @@ def line(*parts: Part) -> Text:
         spans += inner
         pieces.append(piece)
         at += len(piece)
-    result = Text("".join(pieces), no_wrap=True, end="", spans=spans)
-    if len(result) != at:  # Rich takes control characters out, and spans would be off
+    plain = "".join(pieces)
+    if not plain.isprintable() and plain != strip_control_codes(plain):
         return line(*(part if isinstance(part, Text) else _sane(*part) for part in parts))
+    # What `Text(plain, spans=spans)` makes; it would look at each character for control codes.
+    result = Text(no_wrap=True, end="")
+    result._text = [plain]
+    result._length = at
+    result._spans = spans
     return result
 
 
@@ -97,14 +102,15 @@ def fitted(text: Text, width: int) -> Text:
     """The line, cut with `…` or padded to exactly `width` cells."""
     if width <= 0:
         return Text(end="")
-    result = text.copy()
-    found = result.cell_len
+    found = text.cell_len
     if found > width:
-        result.truncate(width, overflow="ellipsis")
-        found = result.cell_len
-    if found < width:
-        result.append(" " * (width - found))
-    return result
+        text = text.copy()
+        text.truncate(width, overflow="ellipsis")
+        found = text.cell_len
+    return line(text, (" " * (width - found), _PLAIN))
+
+
+_PLAIN = Style.null()
 
 
 def wrapped(text: str, width: int, style: Style, indent: int = 0) -> list[Text]:

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 from dpwatch.hub import columns, looks, summarize
 from dpwatch.hub.advance import advance
@@ -155,6 +156,9 @@ def test_tallies_of_the_last_steps_are_kept_in_whatever_order_they_come(steps):
     for at_step, tally in zip(kept, by_step.over(kept), strict=True):
         assert tally.nbytes == 10 * tally.calls
         assert tally.calls == counted[at_step]
+    by_column = zip(*map(astuple, by_step.over(kept)), strict=True)
+    assert by_step.columns(kept) == [list(each) for each in by_column]
+    assert by_step.column(CALLS, kept) == by_step.columns(kept)[0]
     assert len(by_step.cells) <= 9 * WINDOW
 
 

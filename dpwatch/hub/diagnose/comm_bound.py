@@ -11,7 +11,7 @@ from __future__ import annotations
 from dpwatch.hub.diagnose import cpu_oversubscribed
 from dpwatch.hub.diagnose.finding import SETTLED_STEPS, Finding, mebibytes, shared_by_most, some_of
 from dpwatch.hub.parts import RankState
-from dpwatch.hub.series import NONE, median
+from dpwatch.hub.series import NONE, WAIT_NS, median
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
 
@@ -70,8 +70,8 @@ def _net_share(rank: RankState) -> float | None:
     rows = zip(*columns, lane.recent.took_ns(), strict=True)
     measured = [row for row in rows if row[1] != NONE and row[0]][-STEPS:]
     mine = [by for each in rank.lanes.values() for by in each.calls.values()]
-    waited = [by.over([step for step, _, _ in measured]) for by in mine]
-    waits_ns = [sum(t.wait_ns for t in at) for at in zip(*waited, strict=True)] or [0] * STEPS
+    waited = [by.column(WAIT_NS, [step for step, _, _ in measured]) for by in mine]
+    waits_ns = list(map(sum, zip(*waited, strict=True))) or [0] * STEPS
     return median(
         max(0, exposed_ns - wait_ns) / max(1, took_ns)
         for (_, exposed_ns, took_ns), wait_ns in zip(measured, waits_ns, strict=False)
