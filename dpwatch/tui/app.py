@@ -271,7 +271,7 @@ class DashboardApp(Takeaway):
         # An open rank's run stays on the screen when a newer one comes.
         stays = self.panel in ("rank", "stacks") and self.frame.run_id in ids
         run_id = picked or (self.frame.run_id if stays else newest)
-        self.frame = Frame(
+        frame = Frame(
             snapshot=snapshot,
             run_id=run_id,
             paused=self.paused,
@@ -282,6 +282,8 @@ class DashboardApp(Takeaway):
             silent_s=self._silent_s(snapshot, run_id),
             trouble=self._trouble,
         )
+        if not frame.looks_like(self.frame):
+            self.frame = frame
         self._show()
 
     def _silent_s(self, snapshot: Snapshot, run_id: str | None) -> float | None:

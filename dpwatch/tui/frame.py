@@ -36,6 +36,22 @@ class Frame:
     silent_s: float | None = None
     trouble: str = ""
 
+    def looks_like(self, other: Frame) -> bool:
+        """Whether there is nothing new since: the same runs' views, in the same second."""
+        ours, theirs = self.snapshot, other.snapshot
+        return (
+            len(ours.runs) == len(theirs.runs)
+            and all(mine is its for mine, its in zip(ours.runs, theirs.runs, strict=True))
+            and self.newest is other.newest
+            and self._beside() == other._beside()
+        )
+
+    def _beside(self) -> tuple[object, ...]:
+        seen = self.snapshot
+        said = seen.notice, seen.progress, seen.search, seen.gpus, int(seen.wall_s)
+        held = self.paused, self.ago_s, self.edge, self.interval_s, self.silent_s, self.trouble
+        return self.run_id, *said, *held
+
     @property
     def view(self) -> RunView | None:
         """The run on screen."""

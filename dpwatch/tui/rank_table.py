@@ -107,7 +107,9 @@ class RankTable(ScrollView, Lines, can_focus=True):
         self._row_texts.clear()
         run = self.run
         terms = self.terms.casefold().split()
-        rows = [rank for rank in run.ranks if matches(rank, terms)] if run else []
+        rows = list(run.ranks) if run else []
+        if terms:
+            rows = [rank for rank in rows if matches(rank, terms)]
         self._rows = by_metric(rows, SORTS.get(self.order[0]), reverse=self.order[1])
         if run is not None:
             self._scale = Scale.of(run)

@@ -250,9 +250,8 @@ def _row(
     for column, draw in cells:
         if draw is None:
             parts.append((" " * (gap + column.width), _BLANK))
-            continue
-        cell = draw(rank, scale, column.width, palette)
-        parts += [blank, cell if cell.cell_len == column.width else fitted(cell, column.width)]
+        else:
+            parts += [blank, draw(rank, scale, column.width, palette)]
     return line(*parts)
 
 
@@ -266,9 +265,9 @@ def _figure(value: Callable[[Rank], str]) -> Draw:
     return draw
 
 
+# Most cells are what they were a moment ago.
 @lru_cache(maxsize=4096)
 def _to_right(text: str, width: int, style: Style) -> Text:
-    """A cell; most are what they were a moment ago."""
     return line((right(text, width), style))
 
 
@@ -293,7 +292,7 @@ def _state(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
 def _steps(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
     steps = fmt.count(rank.steps)
     text = f"  step {steps}"
-    return line((text if len(text) <= width else steps, palette.muted))
+    return line((left(text if len(text) <= width else steps, width), palette.muted))
 
 
 def _phases(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
@@ -312,7 +311,8 @@ def _memory_bar(memory: MemoryUse, full: float | None, width: int, palette: Pale
 
 
 def _phase_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
-    return figures(phase_parts(rank.phases_ms), PHASE_KINDS, fmt.millis, width, palette)
+    told = figures(phase_parts(rank.phases_ms), PHASE_KINDS, fmt.millis, width, palette)
+    return fitted(told, width)
 
 
 def _memory_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
@@ -321,7 +321,7 @@ def _memory_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> T
 
 @lru_cache(maxsize=1024)
 def _figures_of(memory: MemoryUse, width: int, palette: Palette) -> Text:
-    return figures(memory_parts(memory), MEMORY_KINDS, fmt.size, width, palette)
+    return fitted(figures(memory_parts(memory), MEMORY_KINDS, fmt.size, width, palette), width)
 
 
 def figures(
@@ -375,6 +375,7 @@ def _received(rank: Rank) -> str:
     return fmt.size(rank.received_bytes_per_step)
 
 
+@lru_cache(maxsize=4)
 def legend_lines(width: int, palette: Palette) -> list[Text]:
     """What the colours and letters in the bars mean, on one line or two."""
     told_apart = {name: kind for name, kind in MEMORY_KINDS.items() if name != "untold"}
