@@ -114,10 +114,9 @@ class Lines(Widget):
         if found is None:
             found = self._standing[y] = self.line_at(y)
         strip = strip_of(found.text, width, ground, self.app, under=found.under)
-        background = self.background_colors[1]
         for each in self.get_line_filters():
             # Palettes have true colours only; to look for others takes longer than to draw.
             if not isinstance(each, ANSIToTruecolor):
-                strip = strip.apply_filter(each, background)
+                strip = strip.apply_filter(each, self.background_colors[1])
         self._strips[y] = strip
         return strip

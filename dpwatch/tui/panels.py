@@ -152,11 +152,13 @@ class Overview(Vertical):
         if frame is None or view is None or not self.is_mounted or not self.size.height:
             return
         colors = palette_of(self)
-        tables = communication_lines(view.run, self.size.width, colors)
         above = len(summary_lines(frame, self.size.width, self.app.size.height, colors))
         above += len(legend_lines(self.size.width, colors)) + 2  # the blanks between the parts
         rows = 1 + len(view.run.ranks) * ROOMY
-        fits = above + rows + max(len(tables), LOWER_MIN) <= self.size.height
+        left = self.size.height - above - rows
+        fits = left >= LOWER_MIN and left >= len(
+            communication_lines(view.run, self.size.width, colors)
+        )
         self.query_one(Lower).display = fits
         self.query_one(RankTable).styles.height = rows if fits else "1fr"
 

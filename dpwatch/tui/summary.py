@@ -7,7 +7,7 @@ from functools import lru_cache
 from rich.text import Text
 
 from dpwatch.hub.comparison import largest, others_median, peak_bytes, traffic_bytes
-from dpwatch.hub.snapshot import Run, RunView
+from dpwatch.hub.snapshot import Curve, Run, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import gauge, stacked
 from dpwatch.tui.blocks import Block, beside, boxed, facts
@@ -46,13 +46,7 @@ def _cards(view: RunView, width: int, palette: Palette) -> Block:
     second = width * 24 // 100
     third = width - first - second - 2
     height = _CARD_LINES + 2
-    loss = plot(
-        [Series(name="", curve=view.history.loss, style=palette.series[0])],
-        second - 4,
-        _CARD_LINES - 1,
-        palette,
-        label=lambda value: fmt.number(value, 3),
-    )
+    loss = _loss_curve(view.history.loss, second - 4, palette)
     return beside(
         [
             boxed("Run", _run_facts(view, first - 4, palette), first, height, palette),
@@ -60,6 +54,12 @@ def _cards(view: RunView, width: int, palette: Palette) -> Block:
             boxed("Balance", _balance(view.run, third - 4, palette), third, height, palette),
         ]
     )
+
+
+@lru_cache(maxsize=4)  # of short steps not every loss is read
+def _loss_curve(curve: Curve, width: int, palette: Palette) -> Block:
+    series = Series(name="", curve=curve, style=palette.series[0])
+    return plot([series], width, _CARD_LINES - 1, palette, label=lambda value: fmt.number(value, 3))
 
 
 def _run_facts(view: RunView, width: int, palette: Palette) -> Block:
