@@ -17,10 +17,18 @@ import zmq
 
 from dpwatch.hub import looks
 from dpwatch.hub.advance import advance
-from dpwatch.hub.server import EVERY_FRAME, FRAME_NUMBER, NO_FRAME
 from dpwatch.hub.snapshot import HostGpu, RunView, Snapshot
 from dpwatch.hub.state import RunState, decode
 from dpwatch.hub.summarize import MANY, view
+from dpwatch.hub.viewing import (
+    EVERY_FRAME,
+    FRAME_NUMBER,
+    LOOK,
+    LOOK_REQUEST,
+    NO_FRAME,
+    SAME,
+    STATE,
+)
 from dpwatch.wire import codec, transport
 from dpwatch.wire.asking import STACKS_REQUEST, encode_request
 from dpwatch.wire.messages import PROTOCOL_VERSION
@@ -74,7 +82,7 @@ class Follower:
         self._asked = self._clock()
         seen = [] if self._look is None else [FRAME_NUMBER.pack(self._look.number)]
         with contextlib.suppress(zmq.Again):  # a stopped hub has many questions before it
-            self.answers.send_multipart([looks.LOOK_REQUEST, *seen], zmq.NOBLOCK)
+            self.answers.send_multipart([LOOK_REQUEST, *seen], zmq.NOBLOCK)
 
     def ask_stacks(self, ranks: Sequence[int]) -> None:
         """Asks ranks for their stacks, all if none are named; what comes of it is in the view."""
@@ -106,11 +114,11 @@ class Follower:
     def _take_answer(self, answer: bytes) -> None:
         kind, data = answer[:1], memoryview(answer)[1:]
         try:
-            if kind == looks.STATE:
+            if kind == STATE:
                 self._take_state(decode(data))
-            elif kind == looks.LOOK:
+            elif kind == LOOK:
                 self._take_look(looks.decode(data))
-            elif kind == looks.SAME:
+            elif kind == SAME:
                 self._heard = self._clock()
             else:
                 raise ValueError("an answer of no known kind")

@@ -17,10 +17,6 @@ from dpwatch.hub.snapshot import Curve, Run, RunView
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import rows_of, view
 
-LOOK_REQUEST = b"look"
-STATE, LOOK, SAME = b"s", b"l", b"="
-"""What an answer begins with: a state follows, a look follows, or the viewer has it already."""
-
 POINTS = 64
 """Of each row's curves, at most so many are sent."""
 

@@ -12,7 +12,6 @@ import gc
 import logging
 import os
 import signal
-import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +31,16 @@ from dpwatch.hub.processes import Processes, exit_of, runs, told
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState, encode
 from dpwatch.hub.summarize import MANY, summarize
+from dpwatch.hub.viewing import (
+    EVERY_FRAME,
+    FRAME_NUMBER,
+    LOOK,
+    LOOK_REQUEST,
+    NO_FRAME,
+    SAME,
+    STATE,
+    STATE_REQUEST,
+)
 from dpwatch.wire import codec, transport
 from dpwatch.wire.asking import STACKS_REQUEST, encode_request
 from dpwatch.wire.messages import (
@@ -79,11 +88,6 @@ ask take a fifth of the hub's time at most."""
 
 REST_S = 0.02
 """After frames have come others may gather for so long: one turn for each would cost more."""
-
-FRAME_NUMBER = struct.Struct("!Q")
-STATE_REQUEST = b"state"
-EVERY_FRAME, NO_FRAME = b"", b"\xff"
-"""Topics: frames begin with their number, which never begins like the second."""
 
 _log = logging.getLogger("dpwatch.hub")
 
@@ -343,7 +347,7 @@ class Hub:
         """What a viewer gets; nothing where it asked for nothing that there is."""
         if request == [STATE_REQUEST]:
             return encode(self.state)
-        return self._looked_at(request[1:]) if request[:1] == [looks.LOOK_REQUEST] else b""
+        return self._looked_at(request[1:]) if request[:1] == [LOOK_REQUEST] else b""
 
     def _ask_ranks(self) -> None:
         try:
@@ -366,13 +370,13 @@ class Hub:
     def _looked_at(self, seen: list[bytes]) -> bytes:
         """The whole state of a small run; of a large one how it looks."""
         if len(self.state.ranks) <= MANY:
-            return looks.STATE + encode(self.state)
+            return STATE + encode(self.state)
         if self._run is None:
             self._run, self._run_number = summarize(self.state), self.state.frames
         if seen == [FRAME_NUMBER.pack(self._run_number)]:
-            return looks.SAME
+            return SAME
         if not self._look:
-            self._look = looks.LOOK + looks.encode(self.state, self._run_number, self._run)
+            self._look = LOOK + looks.encode(self.state, self._run_number, self._run)
         return self._look
 
     def _count_viewers(self) -> None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 from textual import events, on, work
 from textual.app import ComposeResult, SystemCommand
@@ -21,11 +21,11 @@ from textual.driver import Driver
 from textual.reactive import var
 from textual.screen import Screen
 from textual.scroll_view import ScrollView
+from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Footer, Input, Static
 from textual.worker import get_current_worker
 
 from dpwatch.hub.snapshot import RunView, Snapshot
-from dpwatch.tui.alerts_view import Alerts
 from dpwatch.tui.commands import COMMANDS
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
@@ -33,7 +33,7 @@ from dpwatch.tui.history import History
 from dpwatch.tui.pace import USUAL_S, Paced, beside
 from dpwatch.tui.palette import THEMES
 from dpwatch.tui.panels import Header, Help, Nav, RankDetail, SessionLine, Waiting
-from dpwatch.tui.pinned import Pinned
+from dpwatch.tui.pinned import Key, Pinned
 from dpwatch.tui.plain import PlainScrollBar
 from dpwatch.tui.rank_table import RankTable
 from dpwatch.tui.source import Arrived, SnapshotSource, SourceFailed
@@ -44,6 +44,9 @@ from dpwatch.tui.text import clean
 from dpwatch.tui.view import digit
 from dpwatch.tui.views import BY_NAME, VIEWS
 from dpwatch.tui.widgets import Chosen
+
+if TYPE_CHECKING:
+    from dpwatch.tui.alerts_view import Alerts
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that close the dashboard and give the terminal back, like `q` but with their code."""
@@ -146,6 +149,7 @@ class DashboardApp(Takeaway):
             source.interval_s = interval_s
         self._picked_run: str | None = None
         self._opened_from: list[str] = []
+        self._chosen: Key | None = None
         self._drilled: tuple[str | None] | None = None
         self._closable = False
         self._offered: tuple[bool, str, int] | None = None
@@ -168,10 +172,7 @@ class DashboardApp(Takeaway):
         yield SessionLine(id="session").data_bind(DashboardApp.frame)
         with ContentSwitcher(initial="waiting", id="panels"):
             yield Waiting(self._waiting_text, id="waiting")
-            for view in VIEWS:
-                widget = view.widget(id=view.name)
-                widget.add_class("view")
-                yield widget
+            yield BY_NAME["overview"].make()
             yield RankDetail(id="rank")
             yield StackPanel(id="stacks")
         yield Static("", id="too-small", markup=False)
@@ -180,11 +181,8 @@ class DashboardApp(Takeaway):
 
     def on_mount(self) -> None:
         """Begin to read once the first screen stands."""
-        self.query_one(Help).views = VIEWS
-        if self.has_class("ascii"):
-            for scrolled in self.query(ScrollView):
-                bar = scrolled.vertical_scrollbar
-                bar.renderer = PlainScrollBar  # type: ignore[misc]  # of this one alone
+        for scrolled in self.query(ScrollView):
+            self._make_plain(scrolled)
         self.panel, sort = self._first
         if sort:
             self.query_one(RankTable).order = (sort, False)
@@ -305,7 +303,8 @@ class DashboardApp(Takeaway):
             came_from.clear()
         self.active = came_from[0] if panel in ("rank", "stacks") and came_from else panel
         if panel == "help":
-            self.query_one(Help).about = before
+            shown = cast("Help", self._panel(panel))
+            shown.views, shown.about = VIEWS, before
         self._show()
         self._show_filter()
 
@@ -317,12 +316,32 @@ class DashboardApp(Takeaway):
         waits = self.panel not in BY_NAME or BY_NAME[self.panel].waits
         wanted = "waiting" if none_yet and waits else self.panel
         switcher = self.screen_stack[0].query_one("#panels", ContentSwitcher)
+        panel = self._panel(wanted)
         if switcher.current != wanted:
             switcher.current = wanted
             self._focus_panel(wanted)
         # The others get theirs when they come up.
-        cast("Framed", switcher.visible_content).frame = self.frame
+        cast("Framed", panel).frame = self.frame
         self._offer_back()
+
+    def _panel(self, name: str) -> Widget:
+        """A panel's widget, which is made when it is first shown."""
+        switcher = self.screen_stack[0].query_one("#panels", ContentSwitcher)
+        for known in switcher.children:
+            if known.id == name:
+                return known
+        made = BY_NAME[name].make()
+        switcher.mount(made)
+        if isinstance(made, Pinned) and self._chosen is not None:
+            made.select(self._chosen)
+        if isinstance(made, ScrollView):
+            self._make_plain(made)
+        return made
+
+    def _make_plain(self, scrolled: ScrollView) -> None:
+        if self.has_class("ascii"):
+            bar = scrolled.vertical_scrollbar
+            bar.renderer = PlainScrollBar  # type: ignore[misc]  # of this one alone
 
     def _focus_panel(self, name: str) -> None:
         target = BY_NAME[name].target if name in BY_NAME else f"#{name}"
@@ -344,8 +363,10 @@ class DashboardApp(Takeaway):
 
     def action_stacks(self) -> None:
         """Ask ranks where they stand, and show it: on a rank's page this one, else all."""
-        if self.panel == "alerts" and (run_id := self.query_one(Alerts).chosen_run) is not None:
-            self._pick(run_id)
+        if self.panel == "alerts":
+            run_id = cast("Alerts", self._panel("alerts")).chosen_run
+            if run_id is not None:
+                self._pick(run_id)
         view = self.frame.view
         if view is None:
             return
@@ -474,6 +495,7 @@ class DashboardApp(Takeaway):
             self.panel = "overview"
             return
         self.query_one(RankTable).select(message.key)
+        self._chosen = message.key
         for pinned in self.query(Pinned):
             pinned.select(message.key)
         self.query_one(RankDetail).key = message.key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 
 from textual.widget import Widget
 
@@ -15,7 +16,7 @@ class View:
         name: Its widget's id.
         title: What the screen calls it.
         short: The same where there is little room.
-        widget: Made once; gets the app's frame.
+        widget: Its class, as `module:Class` of this package, imported when it is first shown.
         keys: Keys that this view has beside those that work everywhere, and what they do.
         filters: What can be typed into its filter, "" for a view without one.
         focus: Selector of the part that gets the keys, the whole by default.
@@ -25,7 +26,7 @@ class View:
     name: str
     title: str
     short: str
-    widget: type[Widget]
+    widget: str
     keys: tuple[tuple[str, str], ...] = ()
     filters: str = ""
     focus: str = ""
@@ -35,6 +36,12 @@ class View:
     def target(self) -> str:
         """Selector of what gets the keys."""
         return self.focus or f"#{self.name}"
+
+    def make(self) -> Widget:
+        """Its widget."""
+        module, _, name = self.widget.partition(":")
+        widget: Widget = getattr(import_module(f"dpwatch.tui.{module}"), name)(id=self.name)
+        return widget.add_class("view")
 
 
 def digit(index: int) -> str:

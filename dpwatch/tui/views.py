@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from dpwatch.tui.alerts_view import Alerts
-from dpwatch.tui.compare_view import Compare
 from dpwatch.tui.device_rows import SORT_KEYS
-from dpwatch.tui.heat_view import Heatmap
-from dpwatch.tui.how_it_works import How
-from dpwatch.tui.memory import Memory
-from dpwatch.tui.output_view import Output
-from dpwatch.tui.panels import Help, Overview
-from dpwatch.tui.threads import Threads
-from dpwatch.tui.timeline_view import Timeline
-from dpwatch.tui.traffic import Communication
 from dpwatch.tui.view import View
 
 _MOVE = ("↑ ↓  j k", "move; g G to the ends, PgUp PgDn by a page")
@@ -25,7 +15,7 @@ VIEWS = (
         name="overview",
         title="Overview",
         short="Overview",
-        widget=Overview,
+        widget="panels:Overview",
         keys=(_MOVE, _RANK, *SORT_KEYS),
         filters=_DEVICES,
         focus="#ranks",
@@ -34,7 +24,7 @@ VIEWS = (
         name="heatmap",
         title="Ranks",
         short="Ranks",
-        widget=Heatmap,
+        widget="heat_view:Heatmap",
         keys=(
             ("← ↑ ↓ →", "move; g G to the ends, PgUp PgDn by a page"),
             ("m  M", "colour by the next metric, by the one before"),
@@ -46,7 +36,7 @@ VIEWS = (
         name="memory",
         title="Memory",
         short="Mem",
-        widget=Memory,
+        widget="memory:Memory",
         keys=(_MOVE, *SORT_KEYS, _RANK),
         filters=_DEVICES,
     ),
@@ -54,14 +44,14 @@ VIEWS = (
         name="communication",
         title="Communication",
         short="Comm",
-        widget=Communication,
+        widget="traffic:Communication",
         keys=(_SCROLL,),
     ),
     View(
         name="timeline",
         title="Timeline",
         short="Time",
-        widget=Timeline,
+        widget="timeline_view:Timeline",
         keys=(
             _MOVE,
             ("+  -", "show less time, more time; so does ctrl and the wheel"),
@@ -75,7 +65,7 @@ VIEWS = (
         name="threads",
         title="GIL and idle",
         short="GIL",
-        widget=Threads,
+        widget="threads:Threads",
         keys=(_MOVE, *SORT_KEYS, _RANK),
         filters=_DEVICES,
     ),
@@ -83,7 +73,7 @@ VIEWS = (
         name="compare",
         title="Compare",
         short="Comp",
-        widget=Compare,
+        widget="compare_view:Compare",
         keys=(
             _MOVE,
             ("enter", "open the run"),
@@ -98,7 +88,7 @@ VIEWS = (
         name="alerts",
         title="Alerts",
         short="Alerts",
-        widget=Alerts,
+        widget="alerts_view:Alerts",
         keys=(_MOVE, ("enter", "open the run and rank concerned")),
         waits=False,
     ),
@@ -106,7 +96,7 @@ VIEWS = (
         name="output",
         title="Output",
         short="Out",
-        widget=Output,
+        widget="output_view:Output",
         keys=(
             ("↑ ↓  j k", "scroll, PgUp PgDn by a page; scrolling up stops following the newest"),
             ("G  end  f", "follow the newest line again; g to the oldest"),
@@ -119,7 +109,14 @@ VIEWS = (
         ),
         filters="words in a line",
     ),
-    View(name="how", title="How it works", short="How", widget=How, keys=(_SCROLL,), waits=False),
-    View(name="help", title="Help", short="", widget=Help, keys=(_SCROLL,), waits=False),
+    View(
+        name="how",
+        title="How it works",
+        short="How",
+        widget="how_it_works:How",
+        keys=(_SCROLL,),
+        waits=False,
+    ),
+    View(name="help", title="Help", short="", widget="panels:Help", keys=(_SCROLL,), waits=False),
 )
 BY_NAME = {view.name: view for view in VIEWS}

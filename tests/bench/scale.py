@@ -30,8 +30,8 @@ from typing import IO, NamedTuple
 
 import zmq
 
-from dpwatch.hub.server import STATE_REQUEST
 from dpwatch.hub.state import RunState, decode
+from dpwatch.hub.viewing import STATE_REQUEST
 from dpwatch.wire import paths, transport
 from dpwatch.wire.paths import RunDir
 from tests.bench import scale_page

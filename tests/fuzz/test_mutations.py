@@ -7,9 +7,9 @@ from dpwatch.cli.output import json_text, report
 from dpwatch.hub.advance import advance
 from dpwatch.hub.follow import Follower
 from dpwatch.hub.looks import STATE
-from dpwatch.hub.server import FRAME_NUMBER
 from dpwatch.hub.state import RunState, decode, encode
 from dpwatch.hub.summarize import view
+from dpwatch.hub.viewing import FRAME_NUMBER
 from dpwatch.wire import codec, paths
 from dpwatch.wire.messages import Refused
 from tests.frames import ddp_run
