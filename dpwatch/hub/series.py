@@ -6,6 +6,7 @@ that, and a run of a thousand ranks keeps millions.
 
 from __future__ import annotations
 
+import functools
 import operator
 import struct
 from array import array
@@ -91,6 +92,10 @@ _PACKED = struct.Struct(f"={STEP_WIDTH}q")
 _STEP_BYTES = _PACKED.size
 
 
+SHARED_STEPS = 8192
+"""Steps that are the same object in all of a viewer's snapshots that hold them."""
+
+
 class Window(msgspec.Struct):
     """The last `WINDOW` steps of a lane, a row of `STEP_WIDTH` numbers each.
 
@@ -150,6 +155,7 @@ class Window(msgspec.Struct):
         return [_step(device, _PACKED.unpack_from(held, at)) for at in rows]
 
 
+@functools.lru_cache(maxsize=SHARED_STEPS)
 def _step(device: int, row: tuple[int, ...]) -> Step:
     known = [None if each == NONE else each for each in row] if NONE in row else row
     return Step(device, *known[:-1], None, known[-1])  # type: ignore[call-arg]
