@@ -22,7 +22,7 @@ from textual.reactive import var
 from textual.screen import Screen
 from textual.scroll_view import ScrollView
 from textual.widget import Widget
-from textual.widgets import ContentSwitcher, Footer, Input, Static
+from textual.widgets import ContentSwitcher, Input, Static
 from textual.worker import get_current_worker
 
 from dpwatch.hub.snapshot import RunView, Snapshot
@@ -30,6 +30,7 @@ from dpwatch.tui.commands import COMMANDS
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
 from dpwatch.tui.history import History
+from dpwatch.tui.keys_line import KeysLine
 from dpwatch.tui.pace import USUAL_S, Paced, beside
 from dpwatch.tui.palette import THEMES
 from dpwatch.tui.panels import Header, Help, Nav, RankDetail, SessionLine, Waiting
@@ -177,7 +178,7 @@ class DashboardApp(Takeaway):
             yield StackPanel(id="stacks")
         yield Static("", id="too-small", markup=False)
         yield Input(id="filter", compact=True)
-        yield Footer()
+        yield KeysLine(id="keys")
 
     def on_mount(self) -> None:
         """Begin to read once the first screen stands."""

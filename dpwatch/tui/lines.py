@@ -65,10 +65,6 @@ class Lines(Widget):
         """New data."""
         self.redraw()
 
-    def on_show(self) -> None:
-        """Catch up with what came while hidden."""
-        self.refresh()
-
     def redraw(self) -> None:
         """Draws the lines that are not any more what they were when they were drawn."""
         if not self.is_attached or not self.is_on_screen:
