@@ -92,7 +92,7 @@ def figures(run: Run, largest_batch: LargestBatch | None = None) -> Figures:
         samples_per_s=run.samples_per_s,
         comm_ms=largest(run, lambda row: row.comm_ms.total),
         exposed_ms=largest(run, lambda row: row.comm_ms.exposed),
-        exposed_share=largest(run, _exposed_share),
+        exposed_share=largest(run, exposed_share),
         overlapped_share=_smallest(_overlapped_share(row) for row in rows),
         gil_wait=largest(run, lambda row: row.gil_wait),
         idle=largest(run, lambda row: row.idle),
@@ -150,6 +150,12 @@ def on_core_share(rank: Rank) -> float | None:
     return max(1.0 - rank.gil_wait - rank.idle - rank.runqueue_wait, 0.0)
 
 
+def exposed_share(rank: Rank) -> float | None:
+    """Share of a step in which compute waited for communication."""
+    exposed, step = rank.comm_ms.exposed, rank.step_ms.p50
+    return None if exposed is None or not step else min(exposed / step, 1.0)
+
+
 def others_median(run: Run, value: Callable[[Rank], float | None]) -> float | None:
     """The median over all devices but the first, None unless all are known."""
     known = _all_known(value(row) for row in devices(run)[1:])
@@ -169,11 +175,6 @@ def _all_known(values: Iterable[int | None] | Iterable[float | None]) -> list[fl
 
 def _smallest(values: Iterable[float | None]) -> float | None:
     return min((value for value in values if value is not None), default=None)
-
-
-def _exposed_share(rank: Rank) -> float | None:
-    exposed, step = rank.comm_ms.exposed, rank.step_ms.p50
-    return None if exposed is None or not step else min(exposed / step, 1.0)
 
 
 def _overlapped_share(rank: Rank) -> float | None:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from rich.text import Text
 
-from dpwatch.hub.comparison import largest, others_median, peak_bytes, traffic_bytes
+from dpwatch.hub.comparison import exposed_share, largest, others_median, peak_bytes, traffic_bytes
 from dpwatch.hub.snapshot import Curve, Run, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import gauge, stacked
@@ -15,7 +15,7 @@ from dpwatch.tui.frame import Frame, worst_first
 from dpwatch.tui.palette import MEMORY_KINDS, SEVERITY_GLYPHS, TRAFFIC_KINDS, Palette
 from dpwatch.tui.plot import Series, plot, sparkline
 from dpwatch.tui.ranks import memory_parts
-from dpwatch.tui.text import clean, fitted, line, wrapped
+from dpwatch.tui.text import Part, clean, fitted, line, wrapped
 from dpwatch.tui.words import (
     STRATEGIES,
     balance_sentence,
@@ -110,12 +110,22 @@ def _speed(run: Run, palette: Palette) -> Text:
 
 
 def _step_time(view: RunView, width: int, palette: Palette) -> Text:
-    """The slowest rank's median, and the run's curve behind it."""
-    median = largest(view.run, lambda rank: rank.step_ms.p50)
-    text = line((f"{fmt.millis(median)}  ", palette.text))
-    return line(
-        text, sparkline(view.history.step_ms, min(width - text.cell_len, 24), palette.accent)
-    )
+    """The slowest rank's median, the run's curve, and how much of a step waits for others."""
+    text = line((f"{fmt.millis(_slowest_ms(view.run))}  ", palette.text))
+    waits = _exposed(view.run, palette)
+    room = width - text.cell_len - waits.cell_len - 2
+    curve = sparkline(view.history.step_ms, min(room, 24), palette.accent)
+    return line(text, curve, ("  ", palette.text), waits)
+
+
+def _slowest_ms(run: Run) -> float | None:
+    return largest(run, lambda rank: rank.step_ms.p50)
+
+
+def _exposed(run: Run, palette: Palette) -> Text:
+    """Exposed communication, of the device where it is most."""
+    share = fmt.share(largest(run, exposed_share))
+    return line(("exposed ", palette.muted), (share, palette.text))
 
 
 def _loss(run: Run, palette: Palette) -> Text:
@@ -192,25 +202,36 @@ def _dense(view: RunView, width: int, palette: Palette) -> Block:
     if name.cell_len + facts_first.cell_len + 6 > width:
         name = line((strategy_of(run), palette.strong))
     first = line(name, sep, facts_first)
-    where = line(("step ", palette.muted), _steps(run, palette), (" ", palette.text))
-    step = line(
-        where,
-        _progress(run, 10, palette),
-        sep,
-        _speed(run, palette),
-        ("  ", palette.text),
-        _loss_brief(view, palette),
-    )
-    spare = width - step.cell_len - 3  # the margin and the blank before it
-    if spare >= 8:
-        step = line(
-            step,
-            (" ", palette.text),
-            sparkline(view.history.loss, min(spare, 24), palette.series[0]),
-        )
+    step = _dense_step(view, width - 1, palette)
     off = uneven(run.balance.peak_device0_over_median)
     balance = wrapped(balance_sentence(run), width - 2, palette.warn if off else palette.text)
     return [line((" ", palette.text), each) for each in (first, step, *balance[:2])]
+
+
+def _dense_step(view: RunView, width: int, palette: Palette) -> Text:
+    """How far, how fast and how well, as far as there is room; then the gauge and the curve."""
+    run, sep = view.run, (" · ", palette.faint)
+    first = line(("step ", palette.muted), _steps(run, palette))
+    rest = [
+        line((fmt.millis(_slowest_ms(run)), palette.text)),
+        _speed(run, palette),
+        _loss_brief(view, palette),
+        _exposed(run, palette),
+    ]
+    parts: list[Part] = [first]
+    room = width - first.cell_len
+    for each in rest:
+        room -= each.cell_len + 3
+        if room >= 0:
+            parts += [sep, each]
+    gauge_cells = min(room - 6, 10)
+    if run.total_steps and gauge_cells >= 6:
+        parts[1:1] = [(" ", palette.text), _progress(run, gauge_cells, palette)]
+        room -= gauge_cells + 6
+    if room >= 9:
+        curve = sparkline(view.history.loss, min(room - 1, 24), palette.series[0])
+        parts += [(" ", palette.text), curve]
+    return line(*parts)
 
 
 def _loss_brief(view: RunView, palette: Palette) -> Text:
