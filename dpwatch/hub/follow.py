@@ -37,6 +37,8 @@ TURN_FRAMES = 1024
 """Frames taken in at a stretch, so that a hub that never stops leaves time to draw."""
 
 LOOK_S = 0.5
+NOTICES = 64
+"""Lines that a notice has at most."""
 
 
 class Follower:
@@ -44,6 +46,7 @@ class Follower:
 
     Attributes:
         nonsense: What is wrong with what its hub sends, "" as long as that makes sense.
+        protocol: The version that its frames have.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Follower:
         self.state: RunState | None = None
         self.closed = False
         self.nonsense = ""
+        self.protocol = PROTOCOL_VERSION
         self._clock = clock
         self._heard = clock()
         self._asked: float | None = None
@@ -151,6 +155,9 @@ class Follower:
             return
         try:
             advance(self.state, codec.decode(frame[FRAME_NUMBER.size :]))
+        except codec.VersionError as error:
+            self.protocol = error.version
+            return
         except codec.WireError:
             return
         except Exception as error:  # noqa: BLE001
@@ -273,13 +280,21 @@ class Watcher:
         runs = [view for view in views if view is not None]
         bad = [f for f in self._followers.values() if f.nonsense and not f.closed]
         told = [f"run {f.place.run_id}: its hub makes no sense ({f.nonsense})" for f in bad[:1]]
-        notice = self.notice or "".join(told)
+        told += [
+            other_protocol(f.place, f.protocol)
+            for f in self._followers.values()
+            if f.protocol != PROTOCOL_VERSION and not f.closed
+        ][:1]
+        notice = "\n".join([*([self.notice] if self.notice else []), *told])
         return Snapshot(tuple(_whole_ones(runs)), time.time(), notice, gpus=self._gpus())
 
     @property
     def complete(self) -> bool:
         """Whether every run found has handed over its state."""
-        return all(f.complete or f.nonsense or f.closed for f in self._followers.values())
+        return all(
+            f.complete or f.nonsense or f.closed or f.protocol != PROTOCOL_VERSION
+            for f in self._followers.values()
+        )
 
     def close(self) -> None:
         """Closes every socket; a second call does nothing."""
@@ -293,7 +308,7 @@ class Watcher:
         """Looks for new runs, and lets go of hubs that have ended."""
         self._look_at = time.monotonic() + LOOK_S
         living: dict[str, tuple[RunDir, int]] = {}
-        self.notice = self._said()
+        notices = [self._said()]
         for place in self._places():
             info = place.read_info()
             if info is None or not (
@@ -301,12 +316,10 @@ class Watcher:
             ):
                 continue
             if info.protocol != PROTOCOL_VERSION:
-                self.notice = (
-                    f"run {place.run_id} speaks protocol {info.protocol}, this dpwatch "
-                    f"{PROTOCOL_VERSION}: use the same version on both sides"
-                )
+                notices.append(other_protocol(place, info.protocol))
                 continue
             living[str(place.path)] = (place, info.hub_pid)
+        self.notice = "\n".join([each for each in notices if each][:NOTICES])
         for path, follower in self._followers.items():
             # Gone, or another hub in its place: a killed one's successor counts frames anew.
             if path not in living or living[path][1] != follower.hub_pid:
@@ -341,6 +354,19 @@ class Watcher:
         self._poller.poll(max(0, int(wait_s * 1e3)))
         for follower in self._followers.values():
             follower.poll()
+
+
+def other_protocol(place: RunDir, protocol: int) -> str:
+    """A line about a run of another protocol version, that says which side to upgrade."""
+    info = place.read_info()
+    host = info.host if info else "its host"
+    newer = protocol > PROTOCOL_VERSION
+    where = "here" if newer else f"on {host}, in the Python that trains"
+    return (
+        f"run {place.run_id} on {host} speaks protocol {protocol}, "
+        f"{'newer' if newer else 'older'} than this dpwatch's {PROTOCOL_VERSION}: "
+        f"upgrade dpwatch {where}"
+    )
 
 
 def _whole_ones(views: list[RunView]) -> list[RunView]:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from dpwatch.hub.follow import Watcher
-from dpwatch.hub.ssh import SshError, SshHosts
+from dpwatch.hub.ssh_hosts import SshError, SshHosts
 from dpwatch.wire import paths
 from tests.frames import ddp_run
 from tests.hubs import DEADLINE_S, has, rank, serving, until
@@ -40,7 +40,7 @@ class Viewing:
 
     def __init__(self, server, remote, *names):
         self.hosts = SshHosts(names, ssh=server.ssh, remote_dir=remote)
-        self.folder = Path(self.hosts._folder.name)
+        self.folder = Path(self.hosts._workspace.path)
         self.wrong = self.hosts.connect()
         self.watcher = Watcher(places=self.hosts.runs, said=lambda: self.hosts.notice)
 
@@ -181,7 +181,7 @@ def test_a_killed_viewer_leaves_nothing_on_either_side(server, remote, tmp_path)
 
 KILLED = """
 import sys, time
-from dpwatch.hub.ssh import SshHosts
+from dpwatch.hub.ssh_hosts import SshHosts
 remote, *ssh = sys.argv[1:]
 hosts = SshHosts(["node1"], ssh=ssh, remote_dir=remote)
 hosts.connect()
