@@ -171,4 +171,5 @@ def _of_host(host: str, gpu: HostGpu) -> HostGpu:
         GpuProcess(each.pid, each.name[:most], each.used_bytes)
         for each in gpu.processes[: nvidia_smi.MOST_PROCESSES]
     )
-    return msgspec.structs.replace(gpu, name=gpu.name[:most], processes=users, host=host)
+    util = gpu.util if gpu.util is not None and 0 <= gpu.util <= 1 else None
+    return msgspec.structs.replace(gpu, name=gpu.name[:most], util=util, processes=users, host=host)

@@ -48,6 +48,7 @@ _OPTIONS = (
 _ASKS = re.compile(r"Permission denied|Host key verification failed|authentication failures", re.I)
 """What ssh says where it would have asked, had there been somebody to answer."""
 
+_BEHIND = re.compile(r"Connection (closed|reset) by UNKNOWN|kex_exchange_identification", re.I)
 _CHANGED_KEY = re.compile(r"host key for .* has changed|HOST IDENTIFICATION HAS CHANGED", re.I)
 _KNOWN_AT = re.compile(r"Offending .* key in (.+)")
 
@@ -313,4 +314,7 @@ def told_failure(name: str, said: str) -> str:
             f"if it has a new key, remove the old one with `ssh-keygen -R` ({name}'s)"
         )
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return lines[-1] if lines else "the connection was closed"
+    # A jump host's ssh says it first, and then the one behind it that its connection is closed.
+    told = [line for line in lines if _ASKS.search(line)]
+    told = told or [line for line in lines if not _BEHIND.match(line)] or lines
+    return told[-1] if told else "the connection was closed"

@@ -71,7 +71,7 @@ def waiting_lines(
     )
     top: Block = []
     if gpus:
-        top = gpu_lines(gpus, width, max(height - len(lines) - 2, 3), palette)
+        top = gpu_lines(gpus, width, max(height - len(lines) - 1, 3), palette)
         top.append(Text(end=""))
     margin = max((width - max(each.cell_len for each in lines)) // 2, 0)
     above = [Text(end="")] * max((height - len(top) - len(lines)) // 2, 0)

@@ -18,12 +18,12 @@ import msgspec
 import pytest
 import zmq
 
+from dpwatch.hub.far_side import listed_run
 from dpwatch.hub.follow import Follower
 from dpwatch.hub.guard import Guard, Seldom
 from dpwatch.hub.looks import STATE
 from dpwatch.hub.processes import Processes
 from dpwatch.hub.server import FRAME_NUMBER, STATE_REQUEST
-from dpwatch.hub.far_side import listed_run
 from dpwatch.hub.state import RunState, encode
 from dpwatch.wire import codec, paths, transport
 from dpwatch.wire.messages import Bye
