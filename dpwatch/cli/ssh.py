@@ -6,6 +6,8 @@ import argparse
 import shlex
 import shutil
 import sys
+import threading
+from importlib import import_module
 
 from dpwatch.cli import settings, watch
 from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
@@ -65,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
         remote_dir=found["remote-dir"].value,
         remote_dpwatch=found["remote-dpwatch"].value,
     )
+    if not options.once:  # while ssh finds its way, so that it need not be waited for then
+        threading.Thread(target=import_module, args=("dpwatch.tui.app",), daemon=True).start()
     try:
         for line in hosts.connect(all_of_them=options.once):
             print(f"dpwatch: {printable(line)}", file=sys.stderr)

@@ -248,12 +248,16 @@ class Watcher:
         self._followers: dict[str, Follower] = {}
         self._to_ask: deque[tuple[str, tuple[int, ...]]] = deque(maxlen=64)
         self._look_at = self._shown_at = 0.0
+        self._shown: set[str] = set()
         self.interval_s = INTERVAL_S
         self.notice = ""
         self._look()
 
     def next(self, timeout_s: float) -> Snapshot | None:
-        """The next snapshot, one every `interval_s`; None when the time is over first."""
+        """The next snapshot, one every `interval_s`; None when the time is over first.
+
+        One that shows a run for the first time does not wait for its turn.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
             now = time.monotonic()
@@ -261,8 +265,9 @@ class Watcher:
                 self._look()
             self._pump(min(deadline, self._shown_at + self.interval_s, self._look_at) - now)
             now = time.monotonic()
-            if now >= self._shown_at + self.interval_s:
-                self._shown_at = now
+            known = {path for path, each in self._followers.items() if each.complete}
+            if now >= self._shown_at + self.interval_s or not known <= self._shown:
+                self._shown_at, self._shown = now, known
                 return self.snapshot()
             if now >= deadline:
                 return None

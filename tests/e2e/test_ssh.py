@@ -378,6 +378,10 @@ def test_a_passphrase_is_asked_for_before_the_screen_and_never_on_it(terminal, s
     with serving() as hub, rank(hub.place) as send:
         for frame in list(ddp_run(steps=5, ranks=2))[:-2]:
             send(frame)
+        first = terminal("asks")
+        first.until("Enter passphrase for key")
+        first.keys("C-c")
+        first.until("EXIT=130")
         screen = terminal("node1", "behind-asks")
         screen.until("Enter passphrase for key")
         screen.keys(PASSPHRASE, "Enter")
