@@ -10,7 +10,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from dpwatch.wire.paths import IPC_PATH_BYTES, RunDir, RunInfo
+from dpwatch.wire.paths import IPC_PATH_BYTES, RUN_ID_CHARS, RunDir, RunInfo
 
 PREFIX = "dpw-"
 """Short: paths of sockets within are bounded."""
@@ -62,8 +62,9 @@ class Workspace:
     """
 
     def __init__(self) -> None:
-        _clear_abandoned(Path(tempfile.gettempdir()))
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        parent = _parent()
+        _clear_abandoned(parent)
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         self._lock_fd = os.open(self.path / OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
 
@@ -71,6 +72,14 @@ class Workspace:
         """Removes it and all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock_fd)
+
+
+def _parent() -> Path:
+    """Where temporary files go; another place where a socket's path would become too long."""
+    usual = Path(tempfile.gettempdir())
+    short = Path("/tmp")
+    room = IPC_PATH_BYTES - len(os.fsencode(usual / f"{PREFIX}12345678" / "123" / "ask"))
+    return usual if room > RUN_ID_CHARS or not os.access(short, os.W_OK | os.X_OK) else short
 
 
 def _clear_abandoned(parent: Path) -> None:

@@ -276,10 +276,11 @@ class SshHost:
         for path, info in listed.items():
             known = self._mirrors.get(path)
             if known is None:
-                with contextlib.suppress(OSError):
+                try:
                     known = Mirror(self._folder, Path(path).parent, info)
-            if known is None:
-                continue
+                except OSError as error:
+                    self.trouble = f"{self.name}: cannot show run {info.run_id}: {error}"
+                    continue
             known.told(info)
             if not known.forwarded:
                 known.forwarded = self._forward("forward", known)

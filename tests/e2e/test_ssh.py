@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -307,12 +308,18 @@ def test_the_command_prints_once_and_says_what_is_wrong(server, remote):
 
 
 @pytest.fixture
-def terminal(server, remote, tmp_path, monkeypatch):
+def short():
+    """A folder of a short path: sockets lie in it."""
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def terminal(server, remote, short, tmp_path, monkeypatch):
     """A terminal with `dpwatch ssh` in it, whose temporary files are its own."""
     monkeypatch.setenv("DPWATCH_SSH", " ".join(server.ssh))
     monkeypatch.setenv("DPWATCH_REMOTE_DIR", remote)
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
-    (tmp_path / "t").mkdir()
+    monkeypatch.setenv("TMPDIR", str(short))
     opened = []
 
     def open_one(*words):
@@ -326,11 +333,10 @@ def terminal(server, remote, tmp_path, monkeypatch):
         each.close()
 
 
-def left_here(tmp_path):
+def left_here(short):
     """Files and ssh processes of a viewer whose temporary files lie there."""
-    mark = f"TMPDIR={tmp_path / 't'}"
-    running = [pid for pid in processes_with(mark) if _is_ssh(pid)]
-    return running or list((tmp_path / "t").glob("dpw-*"))
+    running = [pid for pid in processes_with(f"TMPDIR={short}") if _is_ssh(pid)]
+    return running or list(short.glob("dpw-*"))
 
 
 def _is_ssh(pid):
@@ -346,13 +352,13 @@ def _is_ssh(pid):
     [("q", 0), ("C-c", 0), (signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129),
      ("closed", None), (signal.SIGKILL, 137)],
 )  # fmt: skip
-def test_however_it_ends_nothing_is_left(terminal, server, tmp_path, end, code):
+def test_however_it_ends_nothing_is_left(terminal, server, short, end, code):
     with serving() as hub, rank(hub.place) as send:
         for frame in list(ddp_run(steps=5, ranks=2))[:-2]:
             send(frame)
         screen = terminal("node1", "behind")
         screen.until("step 5")
-        assert left_here(tmp_path)
+        assert left_here(short)
         if isinstance(end, signal.Signals):
             os.kill(screen.pid("dpwatch"), end)
         elif end == "closed":
@@ -366,14 +372,14 @@ def test_however_it_ends_nothing_is_left(terminal, server, tmp_path, end, code):
             eventually(lambda: not server.connections(), "no session is left")
             screen = terminal("node1")
             screen.until("step 5")
-            assert len(list((tmp_path / "t").glob("dpw-*"))) == 1
+            assert len(list(short.glob("dpw-*"))) == 1
             screen.keys("q")
-        eventually(lambda: not left_here(tmp_path), "nothing is left here")
+        eventually(lambda: not left_here(short), "nothing is left here")
     gone(server)
 
 
 @pytest.mark.skipif(bool(NO_TMUX), reason=NO_TMUX)
-def test_a_passphrase_is_asked_for_before_the_screen_and_never_on_it(terminal, server, tmp_path):
+def test_a_passphrase_is_asked_for_before_the_screen_and_never_on_it(terminal, server, short):
     """Of a host, and of a host's jump host; after that ssh has no terminal to ask at."""
     with serving() as hub, rank(hub.place) as send:
         for frame in list(ddp_run(steps=5, ranks=2))[:-2]:
@@ -394,7 +400,7 @@ def test_a_passphrase_is_asked_for_before_the_screen_and_never_on_it(terminal, s
         assert "node1: " not in seen
         screen.keys("q")
         screen.until("EXIT=0")
-        eventually(lambda: not left_here(tmp_path), "nothing is left here")
+        eventually(lambda: not left_here(short), "nothing is left here")
 
 
 def test_a_killed_viewer_leaves_nothing_on_either_side(server, remote, tmp_path):
