@@ -12,6 +12,8 @@ It ends with its standard input, so with whoever started it, and when nobody rea
 from __future__ import annotations
 
 import shlex
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -21,6 +23,9 @@ from dpwatch.hub.snapshot import GpuProcess, HostGpu
 from dpwatch.wire.paths import RunInfo, clean_run_id
 
 GPUS_EVERY_S = 3
+OLD_S = 15.0
+"""After so long without an answer the last is not shown any more: a sick driver's tools hang."""
+
 MOST_RUNS = 256
 """Of one host; a listing is what another host says, and may be anything."""
 
@@ -113,25 +118,41 @@ class Listing:
 
     Attributes:
         runs: By path, as of the last full stop.
-        gpus: As of the last look at them.
         dpwatch: Where dpwatch is there, "" where it is not found, None before that is known.
-        trouble: What nvidia-smi says that is no table, "" while it works or is not there.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.runs: dict[str, RunInfo] = {}
-        self.gpus: tuple[HostGpu, ...] = ()
         self.dpwatch: str | None = None
-        self.trouble = ""
         self._host = host
+        self._clock = clock
+        self._looked = clock()
+        self._gpus: tuple[HostGpu, ...] = ()
+        self._trouble = ""
         self._coming: dict[str, RunInfo] = {}
         self._seen: dict[str, list[str]] = {}
         self._count = 0
+
+    @property
+    def gpus(self) -> tuple[HostGpu, ...]:
+        """As of the last look at them, unless that is too old to be shown as now."""
+        return () if self._is_old else self._gpus
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with looking at GPUs there, "" while that works or nothing can."""
+        return "no answer" if self._is_old else self._trouble
+
+    @property
+    def _is_old(self) -> bool:
+        return self._clock() - self._looked > OLD_S
 
     def take(self, line: str) -> bool:
         """Takes in a line. Returns: whether it ends a listing of runs."""
         kind, _, rest = line.rstrip("\r\n").partition(" ")
         if kind == CYCLE_END:
+            if self.runs or self._coming:  # beside a run nobody looks
+                self._looked, self._gpus = self._clock(), ()
             self.runs, self._coming = self._coming, {}
             return True
         if kind == "run":
@@ -147,13 +168,13 @@ class Listing:
 
     def _look_at_gpus(self, dpwatch: str) -> None:
         seen, self._seen, self._count = self._seen, {}, 0
-        self.dpwatch = dpwatch
+        self.dpwatch, self._looked = dpwatch, self._clock()
         said = [line.strip() for line in seen.get("bad", ()) if line.strip()]
-        self.trouble = said[0][:200] if said else ""
+        self._trouble = said[0][:200] if said else ""
         if "json" in seen:
-            self.gpus = _from_json(self._host, "".join(seen["json"]))
+            self._gpus = _from_json(self._host, "".join(seen["json"]))
         else:
-            self.gpus = nvidia_smi.gpus(self._host, seen.get("gpu", ()), seen.get("user", ()))
+            self._gpus = nvidia_smi.gpus(self._host, seen.get("gpu", ()), seen.get("user", ()))
 
 
 def _from_json(host: str, text: str) -> tuple[HostGpu, ...]:

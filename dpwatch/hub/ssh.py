@@ -171,7 +171,7 @@ class SshHost:
                 "--remote-dpwatch)"
             )
         if self._listing.trouble:
-            line += f"; nvidia-smi there says: {self._listing.trouble}"
+            line += f"; nvidia-smi there: {self._listing.trouble}"
         return line
 
     def close(self) -> None:

@@ -138,4 +138,5 @@ def _at_rest(host: SshHost) -> str:
     if not gpus:
         return f"no run on {host.name}" if host.is_reached else host.idle
     busy = sum(1 for gpu in gpus if gpu.processes or gpu.util)
-    return f"no run on {host.name}: {len(gpus)} GPUs, {busy} in use"
+    many = "1 GPU" if len(gpus) == 1 else f"{len(gpus)} GPUs"
+    return f"no run on {host.name}: {many}, {busy} in use"

@@ -268,7 +268,7 @@ def test_one_look_has_the_gpus_too(server, remote, smi):
     smi.says(NO_DRIVER, code=9)
     sick = command(server, remote, "node1", "--once")
     assert sick.stdout == ""
-    assert "; nvidia-smi there says: NVIDIA-SMI has failed because" in sick.stderr
+    assert "; nvidia-smi there: NVIDIA-SMI has failed because" in sick.stderr
 
 
 def test_a_dpwatch_that_is_not_on_the_path(server, remote, tmp_path):

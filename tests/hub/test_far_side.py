@@ -123,6 +123,31 @@ def test_it_ends_with_its_standard_input(session):
     there.process.wait(DEADLINE_S)
 
 
+def test_what_gpus_did_is_not_shown_for_ever():
+    """nvidia-smi of a sick driver hangs; and beside a run nobody looks."""
+    now = [100.0]
+    listing = Listing("node1", clock=lambda: now[0])
+
+    def seen(*lines):
+        for line in lines:
+            listing.take(f"{line}\n")
+        return len(listing.gpus), listing.trouble
+
+    gpu = "gpu 0, GPU-a, 1, 2, 3, 4, 5, T4"
+    assert seen(".", gpu) == (0, "")
+    assert seen("end ") == (1, "")
+    now[0] += far_side.OLD_S
+    assert seen(".") == (1, "")
+    now[0] += 1
+    assert seen(".") == (0, "no answer")
+    assert seen(gpu, "end ") == (1, "")
+    run = 'run /d/a/run.json\t{"run_id":"a","host":"h","hub_pid":1,"started_wall_s":1.0}'
+    assert seen(run, ".") == (0, "")
+    now[0] += 99
+    assert seen(run, ".") == (0, "")
+    assert seen(".") == (0, "")
+
+
 def test_whatever_it_says_is_bounded():
     listing = Listing("node1")
     for i in range(2 * far_side.MOST_LINES):
