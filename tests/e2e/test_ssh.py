@@ -131,8 +131,11 @@ def test_a_host_that_is_down_does_not_disturb_the_others(server, remote):
             until(viewing.watcher, lambda s: "nowhere: " in s.notice)
 
 
-def test_hosts_are_asked_all_at_once_and_nobody_waits_for_a_silent_one(server, remote, tmp_path):
+def test_hosts_are_asked_all_at_once_and_nobody_waits_for_a_silent_one(
+    server, remote, tmp_path, monkeypatch
+):
     """One takes its connection and says nothing: known by what ssh is, a command that hangs."""
+    monkeypatch.setattr("dpwatch.hub.ssh_hosts.PATIENCE_S", 0.2)
     slow = tmp_path / "ssh"
     words = " ".join(server.ssh)
     slow.write_text(
