@@ -12,7 +12,7 @@ TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test scripts lint types check bench bench-tui bench-scale soak fuzz stress screenshots figures clean
+.PHONY: help demo test scripts lint types check bench bench-tui bench-ssh bench-scale soak fuzz stress screenshots figures clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ bench: $(VENV)/.dev ## what the probe costs a training step, measured in pairs
 
 bench-tui: $(VENV)/.dev ## what the dashboard costs at 8, 1,024 and 4,096 ranks; about five minutes
 	$(BIN)/python -m tests.bench.tui
+
+bench-ssh: $(VENV)/.dev ## how long after ssh is up the first record stands on the screen
+	$(BIN)/python -m tests.bench.ssh_first
 
 MINUTES ?= 60
 soak: $(VENV)/.dev ## whether hub and viewer grow; an hour, or MINUTES=5

@@ -14,21 +14,32 @@ MISSING = (
     "" if SSHD and shutil.which("ssh") else "needs ssh and sshd: apt-get install openssh-server"
 )
 
+PASSPHRASE = "passphrase of the locked key"
+
 
 class Sshd:
-    """The server, and the ssh command that reaches it as `node1`, `node2`, …"""
+    """The server, and the ssh command that reaches it as `node1`, `node2`, …
+
+    `nowhere` is refused, `behind` is reached through a jump host, to get to `asks` a passphrase is
+    wanted and for `behind-asks` by its jump host, and `replaced` is known by another key.
+
+    Sessions find programs in `bin` first, and keep their files in `tmp`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port = sock.getsockname()[1]
-        for name in ("host", "user"):
+        for name, passphrase in (("host", ""), ("user", ""), ("locked", PASSPHRASE)):
             subprocess.run(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)],
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-f", str(folder / name)],
                 check=True,
             )
-        (folder / "authorized").write_text((folder / "user.pub").read_text())
+        public = [(folder / f"{name}.pub").read_text() for name in ("user", "locked")]
+        (folder / "authorized").write_text("".join(public))
+        for name in ("bin", "tmp"):
+            (folder / name).mkdir()
         self.config = folder / "sshd_config"
         self.config.write_text(
             f"""Port {self.port}
@@ -41,22 +52,35 @@ UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 AcceptEnv DPWATCH_*
+SetEnv PATH={folder / "bin"}:/usr/bin:/bin TMPDIR={folder / "tmp"}
 """
         )
         client = folder / "ssh_config"
         client.write_text(
             f"""Host nowhere
   Port 1
+Host behind
+  ProxyJump jump
+Host asks
+  IdentityFile {folder / "locked"}
+Host behind-asks
+  ProxyJump asks
+Host replaced
+  HostKeyAlias replaced
+  StrictHostKeyChecking yes
+Host * !asks
+  IdentityFile {folder / "user"}
 Host *
   HostName 127.0.0.1
   Port {self.port}
   User {getpass.getuser()}
-  IdentityFile {folder / "user"}
   IdentitiesOnly yes
   StrictHostKeyChecking accept-new
   UserKnownHostsFile {folder / "known"}
 """
         )
+        key = (folder / "user.pub").read_text().split()[1]
+        (folder / "known").write_text(f"replaced ssh-ed25519 {key}\n")
         self.ssh = ["ssh", "-F", str(client)]
         self.process: subprocess.Popen | None = None
         self.start()

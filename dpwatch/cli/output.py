@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from dpwatch.cli.plain import escaped, printable
-from dpwatch.hub.snapshot import Alert, HostView, Rank, Run
+from dpwatch.hub.snapshot import Alert, HostGpu, HostView, Rank, Run
 from dpwatch.hub.summarize import summary
 
 UNKNOWN = "–"
@@ -27,9 +27,9 @@ _COLUMNS = (
 )
 
 
-def json_text(runs: Sequence[Run]) -> str:
+def json_text(runs: Sequence[Run], gpus: Sequence[HostGpu] = ()) -> str:
     """The `dpwatch.summary/1` object, indented."""
-    return formatted(summary(runs))
+    return formatted(summary(runs, gpus))
 
 
 def formatted(told: msgspec.Struct) -> str:
@@ -55,6 +55,33 @@ def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def table(runs: Sequence[Run]) -> str:
     """A block a run: its facts, a row a device, what is wrong."""
     return "\n\n".join(_block(run) for run in runs)
+
+
+def gpu_table(gpus: Sequence[HostGpu]) -> str:
+    """A row a GPU, and who uses it below."""
+    if not gpus:
+        return ""
+    titles = ("GPU", "load", "used MiB", "of MiB", "°C", "W")
+    rows = [
+        [
+            f"{gpu.host} {gpu.index} {gpu.name}".strip(),
+            _percent(gpu.util),
+            mebibytes(gpu.used_bytes),
+            mebibytes(gpu.capacity_bytes),
+            _number(gpu.temperature_c, 0),
+            _number(gpu.power_w, 0),
+        ]
+        for gpu in gpus
+    ]
+    head, *lines = columns(titles, rows)
+    told = [head]
+    for gpu, line in zip(gpus, lines, strict=True):
+        told.append(line)
+        told += [
+            f"  {each.name or 'process'} {each.pid}: {mebibytes(each.used_bytes)} MiB"
+            for each in gpu.processes
+        ]
+    return "\n".join(printable(line) for line in told)
 
 
 def report(runs: Sequence[Run]) -> str:

@@ -177,6 +177,13 @@ SSH = (
         allowed=lambda: "a directory",
         help="DPWATCH_RUNTIME_DIR on the hosts of `dpwatch ssh`, where that is set",
     ),
+    Setting(
+        key="remote-dpwatch",
+        default="dpwatch",
+        read=_text,
+        allowed=lambda: "a path, or a name on the PATH there",
+        help="dpwatch on the hosts of `dpwatch ssh`, where it is not on the PATH",
+    ),
 )
 SETTINGS = (*SCREEN, *WEB, *SSH)
 

@@ -6,6 +6,8 @@ import argparse
 import shlex
 import shutil
 import sys
+import threading
+from importlib import import_module
 
 from dpwatch.cli import settings, watch
 from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
@@ -19,6 +21,7 @@ examples:
   dpwatch ssh node1 --once --json         one look, as JSON
 
 Over there nothing is needed but sh and a run that is watched (dpwatch run, or dpwatch.watch()).
+Of a host without a run the GPUs are shown, where nvidia-smi is on its PATH or a dpwatch is there.
 """
 
 
@@ -36,6 +39,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--remote-dir", metavar="DIR", help="DPWATCH_RUNTIME_DIR over there, where that is set"
     )
+    parser.add_argument(
+        "--remote-dpwatch",
+        metavar="PATH",
+        help="dpwatch over there, where it is not on the PATH (asked for GPUs without nvidia-smi)",
+    )
     parser.add_argument("--once", action="store_true", help="print one snapshot and exit")
     parser.add_argument("--json", action="store_true", help="with --once: as the summary object")
     watch.add_screen_options(parser, argparse.SUPPRESS)
@@ -47,21 +55,30 @@ def run(options: argparse.Namespace) -> int:
     if options.json and not options.once:
         raise CommandError("--json goes with --once")
     from dpwatch.hub.follow import Watcher
-    from dpwatch.hub.ssh import SshError, SshHosts
+    from dpwatch.hub.ssh_hosts import SshError, SshHosts
 
     if not options.once:
         watch.require_terminal()
         watch.screen_options(options)  # what is wrong there is said before any host is asked
     found = settings.effective(options, settings.SSH)
-    ssh, remote_dir = found["ssh"].value, found["remote-dir"].value
-    hosts = SshHosts(options.hosts, ssh=_ssh(ssh), remote_dir=remote_dir)
+    hosts = SshHosts(
+        options.hosts,
+        ssh=_ssh(found["ssh"].value),
+        remote_dir=found["remote-dir"].value,
+        remote_dpwatch=found["remote-dpwatch"].value,
+    )
+    if not options.once:  # while ssh finds its way, so that it need not be waited for then
+        threading.Thread(target=import_module, args=("dpwatch.tui.app",), daemon=True).start()
     try:
-        for line in hosts.connect():
+        for line in hosts.connect(all_of_them=options.once):
             print(f"dpwatch: {printable(line)}", file=sys.stderr)
-        watcher = Watcher(places=hosts.runs, said=lambda: hosts.notice)
+        if options.once:
+            hosts.wait_for_gpus()
+        watcher = Watcher(places=hosts.runs, said=lambda: hosts.notice, gpus=hosts.gpus)
         try:
             if not options.once:
-                return watch.dashboard(watcher, options)
+                waiting = f"Watching {', '.join(host.name for host in hosts.hosts)} over ssh."
+                return watch.dashboard(watcher, options, waiting)
             return FINE if watch.tell(watcher, as_json=options.json) else _nothing(hosts.notice)
         finally:
             watcher.close()
@@ -82,5 +99,6 @@ def _ssh(command: str) -> list[str]:
 
 
 def _nothing(notice: str) -> int:
-    print(f"dpwatch: {printable(notice)}", file=sys.stderr)
+    for line in notice.splitlines():
+        print(f"dpwatch: {printable(line)}", file=sys.stderr)
     return NOTHING_TO_SHOW

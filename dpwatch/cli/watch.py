@@ -14,7 +14,7 @@ from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
 
 if TYPE_CHECKING:
     from dpwatch.hub.follow import Watcher
-    from dpwatch.hub.snapshot import Run
+    from dpwatch.hub.snapshot import Snapshot
 
 DRAWN_ELSEWHERE = "TEXTUAL_DRIVER"
 """Set by who draws the dashboard, such as textual-serve in a browser."""
@@ -121,29 +121,40 @@ def _once(watcher: Watcher, as_json: bool) -> int:
 
 
 def tell(watcher: Watcher, *, as_json: bool) -> bool:
-    """Prints what the runs look like now. Returns: whether there are any."""
-    runs = look(watcher)
+    """Prints what runs look like now, and GPUs where none is. Returns: whether there are runs."""
+    seen = look(watcher)
+    runs = [view.run for view in seen.runs]
     if as_json:
         from dpwatch.cli.output import json_text
 
-        print(json_text(runs))
-    elif runs:
-        from dpwatch.cli.output import table
+        print(json_text(runs, seen.gpus))
+    else:
+        from dpwatch.cli.output import gpu_table, table
 
-        print(table(runs))
+        # This host's are told of its ranks already.
+        idle = [gpu for gpu in seen.gpus if gpu.host or not runs]
+        told = [text for text in (table(runs), gpu_table(idle)) if text]
+        if told:
+            print("\n\n".join(told))
     return bool(runs)
 
 
-def look(watcher: Watcher) -> list[Run]:
+def look(watcher: Watcher) -> Snapshot:
     """Every live run, as soon as their hubs have answered."""
     deadline = time.monotonic() + ANSWER_S
     while not watcher.complete and time.monotonic() < deadline:
         watcher.next(0.1)
-    return [view.run for view in watcher.snapshot().runs]
+    return watcher.snapshot()
 
 
-def dashboard(watcher: Watcher, options: argparse.Namespace) -> int:
-    """Opens the dashboard; returns its exit code when it is closed."""
+def dashboard(watcher: Watcher, options: argparse.Namespace, waiting_text: str = "") -> int:
+    """Opens the dashboard; returns its exit code when it is closed.
+
+    Args:
+        watcher: What it shows.
+        options: The screen's, parsed.
+        waiting_text: See `DashboardApp`.
+    """
     require_terminal()
     screen = screen_options(options)
     from dpwatch.tui.app import DashboardApp
@@ -152,7 +163,7 @@ def dashboard(watcher: Watcher, options: argparse.Namespace) -> int:
         from dpwatch.cli.web import end_with
 
         end_with(os.getppid())
-    app = DashboardApp(watcher, **screen)
+    app = DashboardApp(watcher, waiting_text=waiting_text, **screen)
     app.run()
     return app.return_code or FINE
 

@@ -48,6 +48,8 @@ NAP_S = 0.1
 """How long frames may lie in their sockets, which hold a thousand each."""
 
 LOOK_S = 0.5
+NOTICES = 64
+"""Lines that a notice has at most."""
 
 
 class Follower:
@@ -55,6 +57,7 @@ class Follower:
 
     Attributes:
         nonsense: What is wrong with what its hub sends, "" as long as that makes sense.
+        protocol: The version that its frames have.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Follower:
         self.state: RunState | None = None
         self.closed = False
         self.nonsense = ""
+        self.protocol = PROTOCOL_VERSION
         self._clock = clock
         self._heard = clock()
         self._asked: float | None = None
@@ -162,6 +166,9 @@ class Follower:
             return
         try:
             advance(self.state, codec.decode(frame[FRAME_NUMBER.size :]))
+        except codec.VersionError as error:
+            self.protocol = error.version
+            return
         except codec.WireError:
             return
         except Exception as error:  # noqa: BLE001
@@ -252,12 +259,16 @@ class Watcher:
         self._followers: dict[str, Follower] = {}
         self._to_ask: deque[tuple[str, tuple[int, ...]]] = deque(maxlen=64)
         self._look_at = self._shown_at = 0.0
+        self._shown: set[str] = set()
         self.interval_s = INTERVAL_S
         self.notice = ""
         self._look()
 
     def next(self, timeout_s: float) -> Snapshot | None:
-        """The next snapshot, one every `interval_s`; None when the time is over first."""
+        """The next snapshot, one every `interval_s`; None when the time is over first.
+
+        One that shows a run for the first time does not wait for its turn.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
             now = time.monotonic()
@@ -265,8 +276,9 @@ class Watcher:
                 self._look()
             self._pump(min(deadline, self._shown_at + self.interval_s, self._look_at) - now)
             now = time.monotonic()
-            if now >= self._shown_at + self.interval_s:
-                self._shown_at = now
+            known = {path for path, each in self._followers.items() if each.complete}
+            if now >= self._shown_at + self.interval_s or not known <= self._shown:
+                self._shown_at, self._shown = now, known
                 return self.snapshot()
             if now >= deadline:
                 return None
@@ -284,13 +296,21 @@ class Watcher:
         runs = [view for view in views if view is not None]
         bad = [f for f in self._followers.values() if f.nonsense and not f.closed]
         told = [f"run {f.place.run_id}: its hub makes no sense ({f.nonsense})" for f in bad[:1]]
-        notice = self.notice or "".join(told)
+        told += [
+            other_protocol(f.place, f.protocol)
+            for f in self._followers.values()
+            if f.protocol != PROTOCOL_VERSION and not f.closed
+        ][:1]
+        notice = "\n".join([*([self.notice] if self.notice else []), *told])
         return Snapshot(tuple(_whole_ones(runs)), time.time(), notice, gpus=self._gpus())
 
     @property
     def complete(self) -> bool:
         """Whether every run found has handed over its state."""
-        return all(f.complete or f.nonsense or f.closed for f in self._followers.values())
+        return all(
+            f.complete or f.nonsense or f.closed or f.protocol != PROTOCOL_VERSION
+            for f in self._followers.values()
+        )
 
     def close(self) -> None:
         """Closes every socket; a second call does nothing."""
@@ -304,7 +324,7 @@ class Watcher:
         """Looks for new runs, and lets go of hubs that have ended."""
         self._look_at = time.monotonic() + LOOK_S
         living: dict[str, tuple[RunDir, int]] = {}
-        self.notice = self._said()
+        notices = [self._said()]
         for place in self._places():
             info = place.read_info()
             if info is None or not (
@@ -312,12 +332,10 @@ class Watcher:
             ):
                 continue
             if info.protocol != PROTOCOL_VERSION:
-                self.notice = (
-                    f"run {place.run_id} speaks protocol {info.protocol}, this dpwatch "
-                    f"{PROTOCOL_VERSION}: use the same version on both sides"
-                )
+                notices.append(other_protocol(place, info.protocol))
                 continue
             living[str(place.path)] = (place, info.hub_pid)
+        self.notice = "\n".join([each for each in notices if each][:NOTICES])
         for path, follower in self._followers.items():
             # Gone, or another hub in its place: a killed one's successor counts frames anew.
             if path not in living or living[path][1] != follower.hub_pid:
@@ -356,6 +374,19 @@ class Watcher:
             self._poller.poll(max(0, int(wait_s * 1e3)))
         for follower in self._followers.values():
             follower.poll()
+
+
+def other_protocol(place: RunDir, protocol: int) -> str:
+    """A line about a run of another protocol version, that says which side to upgrade."""
+    info = place.read_info()
+    host = info.host if info else "its host"
+    newer = protocol > PROTOCOL_VERSION
+    where = "here" if newer else f"on {host}, in the Python that trains"
+    return (
+        f"run {place.run_id} on {host} speaks protocol {protocol}, "
+        f"{'newer' if newer else 'older'} than this dpwatch's {PROTOCOL_VERSION}: "
+        f"upgrade dpwatch {where}"
+    )
 
 
 def _whole_ones(views: list[RunView]) -> list[RunView]:

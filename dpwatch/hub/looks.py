@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from dpwatch.hub.series import Floats, Ints, Thinned, packed, unpacked
+from dpwatch.hub.few import few
+from dpwatch.hub.series import Floats, Ints, packed, unpacked
 from dpwatch.hub.snapshot import Curve, Run, RunView
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import rows_of, view
@@ -51,15 +52,11 @@ _decoder = msgspec.msgpack.Decoder(Look, dec_hook=unpacked)
 def encode(state: RunState, number: int, run: Run) -> bytes:
     """A look at a run that has been reviewed at that number of frames."""
     whole = view(state, run=run, curves=False)
-    curves = [Curves(*_few(lane.step_ms), *_few(lane.peak_bytes)) for lane in rows_of(state)]
+    lanes = rows_of(state)
+    step_ms = few([lane.step_ms for lane in lanes], POINTS)
+    peak_bytes = few([lane.peak_bytes for lane in lanes], POINTS)
+    curves = [Curves(*a, *b) for a, b in zip(step_ms, peak_bytes, strict=True)]
     return _encoder.encode(Look(number, whole, curves))
-
-
-def _few(series: Thinned) -> tuple[Ints, Floats]:
-    """Evenly chosen points, the latest among them."""
-    stride = -(-len(series.steps) // POINTS) or 1
-    first = (len(series.steps) - 1) % stride if series.steps else 0
-    return Ints(series.steps[first::stride]), Floats(series.values[first::stride])
 
 
 def decode(data: bytes | memoryview) -> Look:

@@ -6,10 +6,15 @@ host's hub, which may have been killed and have begun anew, knows less.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+from dpwatch.hub.curves import Thinned
 from dpwatch.hub.parts import LaneState, OpState, RankState
-from dpwatch.hub.series import CALLS, TALLY_WIDTH, WAIT_NS, ByStep, Thinned, Window
+from dpwatch.hub.series import CALLS, TALLY_WIDTH, WAIT_NS, ByStep, Window
 from dpwatch.hub.stacks import Dump
 from dpwatch.hub.state import RunState
+
+_Curve = TypeVar("_Curve", bound=Thinned)
 
 
 def merge(state: RunState, part: RunState, host: str) -> None:
@@ -102,7 +107,7 @@ def _keep_lane(known: LaneState, lane: LaneState) -> None:
     lane.late = lane.late if lane.late.tallies else known.late
 
 
-def _longer(known: Thinned, curve: Thinned) -> Thinned:
+def _longer(known: _Curve, curve: _Curve) -> _Curve:
     """The curve that goes back further, with what only the other one has at its end."""
     if not known.steps or (curve.steps and curve.steps[0] <= known.steps[0]):
         return curve

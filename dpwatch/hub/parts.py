@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from dpwatch.hub.curves import Envelope, Thinned
 from dpwatch.hub.durations import Late
 from dpwatch.hub.received import Received
-from dpwatch.hub.series import ByStep, Thinned, Window
+from dpwatch.hub.series import ByStep, Window
 from dpwatch.hub.stacks import Dump
 from dpwatch.wire.messages import Beat, Bye, Gpu, Hello, Memory
 
@@ -20,8 +21,8 @@ class LaneState(msgspec.Struct):
     device: int
     steps: int = 0
     recent: Window = msgspec.field(default_factory=Window)
-    step_ms: Thinned = msgspec.field(default_factory=Thinned)
-    peak_bytes: Thinned = msgspec.field(default_factory=Thinned)
+    step_ms: Envelope = msgspec.field(default_factory=Envelope)
+    peak_bytes: Envelope = msgspec.field(default_factory=Envelope)
     held_bytes: Thinned = msgspec.field(default_factory=Thinned)
     memory: Memory | None = None
     highest: Memory | None = None

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import astuple
 
-from dpwatch.hub.snapshot import Curve
 from dpwatch.wire.messages import Step
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 WINDOW = 128
 """Steps that recent figures (medians, quantiles, shares) are taken over."""
-
-CURVE_POINTS = 240
 
 NONE = -1
 """Stands for an unknown number in what is packed."""
@@ -47,37 +44,6 @@ class Floats(array):  # type: ignore[type-arg]
 
     def __new__(cls, values: Iterable[float] = ()) -> Self:  # noqa: D102
         return super().__new__(cls, "d", values)  # type: ignore[return-value]
-
-
-_WIDEST = 1 << 40
-
-
-class Thinned(msgspec.Struct):
-    """A whole run's curve in bounded space: when full, every other point goes.
-
-    A point is kept when its step is a multiple of `stride`, so equal runs keep equal steps.
-    """
-
-    steps: Ints = msgspec.field(default_factory=Ints)
-    values: Floats = msgspec.field(default_factory=Floats)
-    stride: int = 1
-
-    def push(self, step: int, value: float) -> None:
-        """Adds a point unless its step is thinned out."""
-        if step % self.stride:
-            return
-        self.steps.append(step)
-        self.values.append(value)
-        if len(self.steps) >= 2 * CURVE_POINTS:
-            self.stride = min(2 * self.stride, _WIDEST)
-            kept = [i for i, s in enumerate(self.steps) if s % self.stride == 0]
-            del kept[:-CURVE_POINTS]  # of steps that come again and again, none is thinned out
-            self.steps = Ints(self.steps[i] for i in kept)
-            self.values = Floats(self.values[i] for i in kept)
-
-    def freeze(self) -> Curve:
-        """The curve as a snapshot holds it."""
-        return Curve(tuple(self.steps), tuple(self.values))
 
 
 STEP_COLUMNS = Step.__struct_fields__[1:14]

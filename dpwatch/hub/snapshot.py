@@ -264,12 +264,38 @@ class Run(msgspec.Struct, frozen=True):
     note: str = ""
 
 
+class GpuProcess(msgspec.Struct, frozen=True):
+    """A process on a GPU; `name` is "" where the system keeps it to itself."""
+
+    pid: int
+    name: str
+    used_bytes: int | None = None
+
+
+class HostGpu(msgspec.Struct, frozen=True):
+    """A GPU as NVML or nvidia-smi sees it; `util` is the share of time a kernel ran, 0..1.
+
+    `host` is whose it is, as it was named to `dpwatch ssh`; "" for this host.
+    """
+
+    index: int
+    name: str
+    util: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    used_bytes: int | None = None
+    capacity_bytes: int | None = None
+    processes: tuple[GpuProcess, ...] = ()
+    host: str = ""
+
+
 class Summary(msgspec.Struct, frozen=True):
-    """The object that `--json` prints."""
+    """The object that `--json` prints; `gpus` as in `Snapshot`."""
 
     schema: str
     version: str
     runs: list[Run]
+    gpus: list[HostGpu] = []
 
 
 class Curve(msgspec.Struct, frozen=True):
@@ -364,37 +390,17 @@ class Progress(msgspec.Struct, frozen=True):
     within: str = ""
 
 
-class GpuProcess(msgspec.Struct, frozen=True):
-    """A process on a GPU; `name` is "" where the system keeps it to itself."""
-
-    pid: int
-    name: str
-    used_bytes: int | None = None
-
-
-class HostGpu(msgspec.Struct, frozen=True):
-    """A GPU of this host as NVML sees it; `util` is the share of time a kernel ran, 0..1."""
-
-    index: int
-    name: str
-    util: float | None = None
-    temperature_c: float | None = None
-    power_w: float | None = None
-    used_bytes: int | None = None
-    capacity_bytes: int | None = None
-    processes: tuple[GpuProcess, ...] = ()
-
-
 class Snapshot(msgspec.Struct, frozen=True):
     """Everything a viewer knows at one moment.
 
     Attributes:
         runs: Newest first; ended runs stay with their last state.
         wall_s: Viewer's wall clock, seconds since the epoch.
-        notice: A line for the person, such as why nothing is there; "" when all is well.
+        notice: A line or some for the person, such as why nothing is there; "" when all is well.
         progress: Of the session that starts the runs, where there is one.
         search: Of the search for the largest batches that follows them, where there is one.
-        gpus: This host's GPUs, where NVML answers, used by a run or not.
+        gpus: This host's GPUs, where NVML answers, used by a run or not; over ssh those of the
+            hosts that no run is on.
     """
 
     runs: tuple[RunView, ...]

@@ -1,10 +1,10 @@
 """Runs on another host, over the system's OpenSSH: found there, their sockets forwarded here.
 
 One `ssh` process a host is both: the master of its connection, and a session in which a few lines
-of `sh` tell every second what runs there are (so the other side needs no dpwatch on its PATH). The
-sockets of each run's hub are forwarded into a folder that looks like the run's own, `run.json` and
-lock and all, so that a `Watcher` follows it as if it were here. When the connection is lost the
-folder stays, the run's last state with it, and the connection is tried again.
+of `sh` tell what is there (`far_side`). The sockets of each run's hub are forwarded into a folder
+that looks like the run's own, `run.json` and lock and all, so that a `Watcher` follows it as if it
+were here. When the connection is lost the folder stays, the run's last state with it, and the
+connection is tried again.
 
 Everything in the user's ssh configuration applies: names, keys, agent, jump hosts, known hosts.
 When this process ends in whatever way, its end of the session closes, and so do session and master.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import subprocess
 import tempfile
@@ -21,9 +22,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
-from dpwatch.wire.paths import IPC_PATH_BYTES, RunDir, RunInfo, clean_run_id
+from dpwatch.hub.far_side import LINE_CHARS, NAME, Listing, script
+from dpwatch.hub.mirror import Mirror
+from dpwatch.hub.snapshot import HostGpu
+from dpwatch.wire.paths import RunDir, RunInfo
 
 FORWARDED = ("out", "ask")
 """The hub's sockets that a viewer needs."""
@@ -32,10 +34,6 @@ RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Waits between attempts to connect again, the last one for ever."""
 
 COMMAND_S = 20.0
-CYCLE_END = "."
-LINE_CHARS = 1 << 16
-MOST_RUNS = 256
-"""Of one host; a listing is what another host says, and may be anything."""
 
 _OPTIONS = (
     "ControlMaster=yes",
@@ -47,41 +45,12 @@ _OPTIONS = (
     "ClearAllForwardings=yes",
     "LogLevel=ERROR",
 )
+_ASKS = re.compile(r"Permission denied|Host key verification failed|authentication failures", re.I)
+"""What ssh says where it would have asked, had there been somebody to answer."""
 
-# Ends with its standard input, so with whoever started it, and when nobody reads any more.
-_SCRIPT = (
-    "exec 3<&0; (while read -r x <&3; do :; done; kill $$) 2>/dev/null & "
-    "u=$(id -u); while :; do "
-    "for d in {places}; do "
-    'for f in "$d"/*/run.json; do '
-    '[ -O "$f" ] && [ -r "$f" ] && printf "%s\\t%s\\n" "$f" "$(tr -d "\\n" <"$f")"; '
-    "done; done; echo . || exit; sleep 1; done"
-)
-_PLACES = (
-    '"$DPWATCH_RUNTIME_DIR"',
-    '"$XDG_RUNTIME_DIR/dpwatch"',
-    '"/run/user/$u/dpwatch"',
-    '"${TMPDIR:-/tmp}/dpwatch-$u"',
-)
-
-
-class SshError(Exception):
-    """No host can be reached; the message says why, as ssh does."""
-
-
-def listed_run(line: str) -> tuple[str, RunInfo] | None:
-    """The `run.json` that a line of a listing tells of, None if it tells of none.
-
-    Its folder's name becomes one here, and part of what ssh is asked to forward.
-    """
-    path, _, text = line.partition("\t")
-    folder = Path(path).parent
-    if clean_run_id(folder.name) != folder.name or ":" in path or not path.isprintable():
-        return None
-    try:
-        return path, msgspec.json.decode(text, type=RunInfo)
-    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
-        return None
+_BEHIND = re.compile(r"Connection (closed|reset) by UNKNOWN|kex_exchange_identification", re.I)
+_CHANGED_KEY = re.compile(r"host key for .* has changed|HOST IDENTIFICATION HAS CHANGED", re.I)
+_KNOWN_AT = re.compile(r"Offending .* key in (.+)")
 
 
 class SshHost:
@@ -92,40 +61,69 @@ class SshHost:
         ssh: The ssh command and options of the user's own.
         folder: An empty, private folder for this host.
         remote_dir: The runtime directory there, where it is none of the usual places.
+        remote_dpwatch: A dpwatch there, where it is not on the PATH.
+
+    Attributes:
+        trouble: Why it can't be followed right now, in a line that begins with its name.
+        why: Why the last attempt to connect has failed, "" as long as none has.
     """
 
     def __init__(
-        self, name: str, *, ssh: Sequence[str], folder: Path, remote_dir: str | None = None
+        self,
+        name: str,
+        *,
+        ssh: Sequence[str],
+        folder: Path,
+        remote_dir: str | None = None,
+        remote_dpwatch: str = NAME,
     ) -> None:
         self.name = name
-        self.trouble = ""
+        self.trouble = self.why = ""
         self._ssh = tuple(ssh)
         self._folder = folder
         self._control = folder / "c"
-        self._places = " ".join(_PLACES) if remote_dir is None else shlex.quote(remote_dir)
+        self._script = script(remote_dir, remote_dpwatch)
+        self._remote_dpwatch = remote_dpwatch
+        self._listing = Listing(name)
         self._mirrors: dict[str, Mirror] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self._tried = threading.Event()
+        self._released = threading.Event()
         self._master: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `close`
 
-    def connect(self) -> str:
-        """Connects for the first time; ssh may ask for a password at the terminal.
-
-        Returns:
-            Why the host can't be reached, "" if it can.
-        """
+    def ask(self) -> None:
+        """Connects for the first time; ssh may ask for a password at the terminal."""
         self._start(batch=False)
-        if not self._cycle():
-            return self._why()
-        self.start()
-        return ""
+        if self._cycle():
+            self.why = ""
+        else:
+            self._note_failure()
+            self._end()
+        self._tried.set()
 
     def start(self) -> None:
-        """Follows from here on, on a thread of its own; connects (again) by itself."""
+        """Follows from here on, on a thread of its own; connects by itself.
+
+        It asks nobody anything, and after the first failure waits for `go_on`.
+        """
         self._thread = threading.Thread(target=self._run, name=f"ssh {self.name}", daemon=True)
         self._thread.start()
+
+    def go_on(self) -> None:
+        """From here on failures are tried again."""
+        self._released.set()
+
+    def was_tried(self, timeout_s: float) -> bool:
+        """Waits for the first attempt's end. Returns: whether it has come to one."""
+        return self._tried.wait(timeout_s)
+
+    @property
+    def wants_person(self) -> bool:
+        """Whether somebody's answer (a password, yes) is what was missing."""
+        return bool(_ASKS.search(self.why))
 
     def runs(self) -> list[RunDir]:
         """The mirrored runs, newest first. From any thread."""
@@ -135,12 +133,51 @@ class SshHost:
 
     @property
     def is_up(self) -> bool:
-        """Whether there is a connection."""
+        """Whether there is a connection, or an attempt at one."""
         return self._master is not None and self._master.poll() is None
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether it has answered, and is still there."""
+        return self.is_up and self._tried.is_set()
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether `start` has been called."""
+        return self._thread is not None
+
+    @property
+    def gpus(self) -> tuple[HostGpu, ...]:
+        """Its GPUs as they were seconds ago, while it can be reached and no run is there."""
+        return () if not self.is_up or self.runs() else self._listing.gpus
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether its GPUs are known as far as they can be."""
+        return self._listing.dpwatch is not None
+
+    @property
+    def idle(self) -> str:
+        """A line about a host without a run: how to start one that is seen."""
+        if not self._tried.is_set():
+            return f"connecting to {self.name}"
+        command = self._listing.dpwatch or NAME
+        line = f"no run on {self.name}; start one there with `{command} run -- torchrun … train.py`"
+        if self._listing.dpwatch == "":
+            named = self._remote_dpwatch
+            missing = "its PATH has no dpwatch" if named == NAME else f"there is no {named}"
+            line += (
+                f" ({missing}: `pip install` it into the Python that trains, or name it by "
+                "--remote-dpwatch)"
+            )
+        if self._listing.trouble:
+            line += f"; nvidia-smi there: {self._listing.trouble}"
+        return line
 
     def close(self) -> None:
         """Ends the connection; nothing of it stays on either side."""
         self._closing.set()
+        self._released.set()
         if self._master is not None:
             self._master.terminate()  # which is also the end of what the thread reads
         if self._thread is not None:
@@ -154,30 +191,45 @@ class SshHost:
 
     def _run(self) -> None:
         attempt = 0
+        if self._master is None:
+            self._start(batch=True)
         while not self._closing.is_set():
             while not self._closing.is_set() and self._cycle():
                 attempt = 0
+                self.why = ""
+                self._tried.set()
             if self._closing.is_set():
                 return
+            self._note_failure()
+            self.trouble = f"{self.name}: {self.why}; trying again"
+            self._end()
+            self._tried.set()
+            self._released.wait()
+            if self.is_up:  # somebody has answered what ssh wanted to know
+                continue
             wait_s = RETRY_S[min(attempt, len(RETRY_S) - 1)]
             attempt += 1
-            self.trouble = f"{self.name}: {self._why()}; trying again"
-            self._end()
             if not self._closing.wait(wait_s):
                 self._start(batch=True)
 
     def _start(self, *, batch: bool) -> None:
+        """Starts ssh. With `batch` it asks nobody.
+
+        Then it has no terminal either: jump hosts get ssh processes of their own, which know
+        nothing of `BatchMode` and would ask across the screen.
+        """
         options = [f"-o{option}" for option in _OPTIONS]
         if batch:
             options.append("-oBatchMode=yes")
-        script = _SCRIPT.format(places=self._places)
         self._errors.seek(0)
         self._errors.truncate()
+        self._listing = Listing(self.name)
         self._master = subprocess.Popen(
             [*self._ssh, "-S", str(self._control), *options, "-T", self.name,
-             f"exec sh -c {shlex.quote(script)}"],
+             f"exec sh -c {shlex.quote(self._script)}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-            errors="replace",
+            errors="replace", start_new_session=batch,
+            env={**os.environ, "SSH_ASKPASS_REQUIRE": "never"} if batch else None,
         )  # fmt: skip
         for mirror in self._mirrors.values():
             mirror.forwarded = False
@@ -198,25 +250,20 @@ class SshHost:
         master = self._master
         if master is None or master.stdout is None:
             return False
-        listed: dict[str, RunInfo] = {}
         while line := master.stdout.readline(LINE_CHARS):
-            if line.rstrip("\n") == CYCLE_END:
+            if self._listing.take(line):
                 self.trouble = ""
-                self._update(listed)
+                self._update(self._listing.runs)
                 return True
-            found = listed_run(line)
-            if found is not None and len(listed) < MOST_RUNS:
-                listed[found[0]] = found[1]
         return False
 
-    def _why(self) -> str:
-        """What ssh said last, else how it ended."""
+    def _note_failure(self) -> None:
+        """What ssh said last, else that it ended."""
         if self._master is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._master.wait(1.0)
         self._errors.seek(0)
-        said = [line.strip() for line in self._errors.read(8192).splitlines() if line.strip()]
-        return said[-1] if said else "the connection was closed"
+        self.why = told_failure(self.name, self._errors.read(8192))
 
     # -- the runs there -----------------------------------------------------------------------
 
@@ -229,10 +276,11 @@ class SshHost:
         for path, info in listed.items():
             known = self._mirrors.get(path)
             if known is None:
-                with contextlib.suppress(OSError):
+                try:
                     known = Mirror(self._folder, Path(path).parent, info)
-            if known is None:
-                continue
+                except OSError as error:
+                    self.trouble = f"{self.name}: cannot show run {info.run_id}: {error}"
+                    continue
             known.told(info)
             if not known.forwarded:
                 known.forwarded = self._forward("forward", known)
@@ -257,93 +305,17 @@ class SshHost:
         return not done.returncode
 
 
-class Mirror:
-    """A remote run's folder here: `run.json`, a lock that is held, forwarded sockets.
-
-    Raises:
-        OSError: It can't be made.
-    """
-
-    def __init__(self, folder: Path, remote: Path, info: RunInfo) -> None:
-        self.remote = remote
-        self.info = info
-        self.forwarded = False
-        self.place = RunDir(folder / remote.name)
-        if len(os.fsencode(self.place.path / "ask")) > IPC_PATH_BYTES:
-            raise OSError(f"{self.place.path} is too long for a unix socket")
-        self.place.path.mkdir(mode=0o700)
-        lock = self.place.try_lock()
-        if lock is None:
-            raise OSError(f"{self.place.path} is somebody else's")
-        self._lock_fd = lock
-        self.place.write_info(info)
-
-    def told(self, info: RunInfo) -> None:
-        """What `run.json` says there now; another hub's sockets have to be forwarded anew."""
-        if info != self.info:
-            self.info, self.forwarded = info, False
-            self.place.write_info(info)
-
-    def way(self, name: str) -> str:
-        """A socket's path here and there, as `-L` takes them."""
-        return f"{self.place.path / name}:{self.remote / name}"
-
-    def close(self) -> None:
-        """Removes the folder."""
-        self.place.remove()
-        os.close(self._lock_fd)
-
-
-class SshHosts:
-    """All hosts of one viewer, in a private folder that goes when they are closed."""
-
-    def __init__(
-        self, names: Sequence[str], *, ssh: Sequence[str], remote_dir: str | None = None
-    ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="dpw-", ignore_cleanup_errors=True)
-        self.hosts: list[SshHost] = []
-        for index, name in enumerate(names):
-            folder = Path(self._folder.name) / str(index)
-            folder.mkdir(mode=0o700)
-            self.hosts.append(SshHost(name, ssh=ssh, folder=folder, remote_dir=remote_dir))
-
-    def connect(self) -> list[str]:
-        """Connects to each in turn; one that is down is tried again later.
-
-        Returns:
-            What went wrong, a line a host.
-
-        Raises:
-            SshError: None of them can be reached.
-        """
-        wrong = [f"{host.name}: {why}" for host in self.hosts if (why := host.connect())]
-        if len(wrong) == len(self.hosts):
-            raise SshError("; ".join(wrong))
-        for host in self.hosts:
-            if not host.is_up:
-                host.start()
-        return wrong
-
-    def runs(self) -> list[RunDir]:
-        """All hosts' runs."""
-        return [place for host in self.hosts for place in host.runs()]
-
-    @property
-    def notice(self) -> str:
-        """What is wrong with hosts, or that nothing runs on them."""
-        troubles = [host.trouble for host in self.hosts if host.trouble]
-        if troubles:
-            return " · ".join(troubles)
-        idle = [host.name for host in self.hosts if not host.runs()]
-        if len(idle) == len(self.hosts):
-            return (
-                f"no run on {', '.join(idle)}; start one there with "
-                "`dpwatch run -- torchrun … train.py`"
-            )
-        return ""
-
-    def close(self) -> None:
-        """Ends all connections."""
-        for host in self.hosts:
-            host.close()
-        self._folder.cleanup()
+def told_failure(name: str, said: str) -> str:
+    """Why a host can't be reached, in one line, from what ssh wrote to its standard error."""
+    if _CHANGED_KEY.search(said):
+        known = _KNOWN_AT.search(said)
+        where = known.group(1).strip() if known else "known_hosts"
+        return (
+            f"its host key is another one than {where} has: somebody may stand in between; "
+            f"if it has a new key, remove the old one with `ssh-keygen -R` ({name}'s)"
+        )
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    # A jump host's ssh says it first, and then the one behind it that its connection is closed.
+    told = [line for line in lines if _ASKS.search(line)]
+    told = told or [line for line in lines if not _BEHIND.match(line)] or lines
+    return told[-1] if told else "the connection was closed"

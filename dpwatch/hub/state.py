@@ -15,6 +15,7 @@ import msgspec
 
 from dpwatch.hub import bounds
 from dpwatch.hub.arrivals import Arrivals
+from dpwatch.hub.curves import Envelope, Thinned
 from dpwatch.hub.durations import book, keep_latency
 from dpwatch.hub.output import RunOutput
 from dpwatch.hub.parts import BadLoss, LaneState, OpenLoss, OpState, RankState, Route
@@ -29,7 +30,6 @@ from dpwatch.hub.series import (
     WIRE,
     ByStep,
     Ints,
-    Thinned,
     packed,
     unpacked,
 )
@@ -97,7 +97,7 @@ class RunState(msgspec.Struct):
     arrivals: Arrivals = msgspec.field(default_factory=Arrivals)
     routes: dict[str, Route] = {}
     loss: Thinned = msgspec.field(default_factory=Thinned)
-    step_ms: Thinned = msgspec.field(default_factory=Thinned)
+    step_ms: Envelope = msgspec.field(default_factory=Envelope)
     first_loss: tuple[int, float] | None = None
     last_loss: tuple[int, float] | None = None
     losses: dict[int, OpenLoss] = {}

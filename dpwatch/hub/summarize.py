@@ -32,6 +32,7 @@ from dpwatch.hub.snapshot import (
     Categories,
     GpuUse,
     History,
+    HostGpu,
     HostView,
     LaneSteps,
     Loss,
@@ -65,9 +66,9 @@ ABSENT_S = 2.0
 """How long an ended run waits for ranks that have not been heard of."""
 
 
-def summary(runs: Sequence[Run]) -> Summary:
+def summary(runs: Sequence[Run], gpus: Sequence[HostGpu] = ()) -> Summary:
     """The `--json` object over these runs."""
-    return Summary(SCHEMA, dpwatch.__version__, list(runs))
+    return Summary(SCHEMA, dpwatch.__version__, list(runs), list(gpus))
 
 
 def view(

@@ -417,7 +417,7 @@ class DashboardApp(Takeaway):
     def _filtered(self) -> Filtered | None:
         """What the filter narrows on the panel shown."""
         view = BY_NAME.get(self.panel)
-        if view is None or not view.filters:
+        if view is None or not view.filters or not self.frame.snapshot.runs:
             return None
         return cast("Filtered", self.screen_stack[0].query_one(view.target))
 

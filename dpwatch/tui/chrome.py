@@ -83,7 +83,7 @@ def session_line(frame: Frame, width: int, palette: Palette) -> Text | None:
     seen = frame.snapshot
     if not seen.runs:
         return None
-    notice = clean(seen.notice)
+    notice = " · ".join(clean(each) for each in seen.notice.splitlines())
     if seen.progress is not None and _goes_on(seen.progress):
         now = seen.runs[0].run
         working = now.state in ("starting", "running")

@@ -1,4 +1,4 @@
-"""This host's GPUs while nothing that is watched trains on them. Pure."""
+"""GPUs of hosts while nothing that is watched trains there: this one's, or those over ssh. Pure."""
 
 from __future__ import annotations
 
@@ -17,21 +17,39 @@ from dpwatch.tui.text import clean, fitted, left, line, right, wrapped
 _FIXED = 3 + 1 + 5 + 1 + 20 + 8 + 7
 """Cells of a row besides its name and its two bars."""
 
+_LEAST = 3
+"""Lines of a host: heading, titles, and one GPU or how many there are."""
+
 
 def gpu_lines(gpus: Sequence[HostGpu], width: int, height: int, palette: Palette) -> Block:
+    """Each host's GPUs below each other, in as many lines as there are, `height` at most."""
+    hosts = list(dict.fromkeys(gpu.host for gpu in gpus))
+    lines: Block = []
+    for done, host in enumerate(hosts):
+        room = (height - len(lines)) // (len(hosts) - done)
+        own = [gpu for gpu in gpus if gpu.host == host]
+        lines += _of_host(host, own, width, max(room, _LEAST), palette)
+    return lines[:height]
+
+
+def _of_host(
+    host: str, gpus: Sequence[HostGpu], width: int, height: int, palette: Palette
+) -> Block:
     """A row a GPU with its load and memory, who uses it, and whether one holds far more."""
-    lines = [
-        heading("GPUs of this host", width, palette, "by NVML, training or not"),
-        _titles(width, palette),
-    ]
+    title = f"GPUs of {clean(host, 40)}" if host else "GPUs of this host"
+    source = "training or not" if host else "by NVML, training or not"
+    lines = [heading(title, width, palette, source), _titles(width, palette)]
     said = imbalance(gpus)
     below = wrapped(f"! {said}.", width, palette.warn) if said else []
     room = height - len(lines) - len(below)
     each_with_users = sum(2 if gpu.processes else 1 for gpu in gpus) <= room
-    for gpu in gpus[:room]:
+    shown = gpus if len(gpus) <= room else gpus[: max(room - 1, 0)]
+    for gpu in shown:
         lines.append(_row(gpu, width, palette))
         if each_with_users and gpu.processes:
             lines.append(fitted(_users(gpu, palette), width))
+    if len(shown) < len(gpus):
+        lines.append(line((f"    and {len(gpus) - len(shown)} more", palette.muted)))
     return [*lines, *below]
 
 

@@ -24,6 +24,9 @@ from dpwatch.tui.view import View, digit
 
 MIN_WIDTH, MIN_HEIGHT = 80, 24
 
+NOTICES = 8
+"""Lines of a notice that are shown; there is one a host that nothing runs on."""
+
 WAYS_TO_START = (
     ("see it at work, no GPU needed", "dpwatch demo --gpus 4"),
     (
@@ -43,10 +46,6 @@ def waiting_lines(
     palette: Palette,
 ) -> Block:
     """The screen while there is no run: the GPUs, if there are any, and what to start."""
-    top: Block = []
-    if gpus:
-        top = gpu_lines(gpus, width, max(height - 13, 3), palette)
-        top.append(Text(end=""))
     if waiting_text:
         body = [
             each
@@ -65,11 +64,15 @@ def waiting_lines(
                 Text(end=""),
             ]
     lines = [line(("○ Waiting for a run", palette.accent)), Text(end=""), *body]
-    if notice:
-        lines += wrapped(clean(notice), min(width, 72), palette.warn)
+    for each in notice.splitlines()[:NOTICES]:
+        lines += wrapped(clean(each), min(width, 72), palette.warn)
     lines.append(
         line(("A run appears here by itself as soon as its first rank speaks.", palette.muted))
     )
+    top: Block = []
+    if gpus:
+        top = gpu_lines(gpus, width, max(height - len(lines) - 1, 3), palette)
+        top.append(Text(end=""))
     margin = max((width - max(each.cell_len for each in lines)) // 2, 0)
     above = [Text(end="")] * max((height - len(top) - len(lines)) // 2, 0)
     return [*top, *above, *(line((" " * margin, palette.text), each) for each in lines)]

@@ -7,7 +7,7 @@ import msgspec
 from dpwatch.wire import sane
 from dpwatch.wire.messages import MAX_RECORDS, PROTOCOL_VERSION, AnyRecord, Batch, Refused
 
-__all__ = ["MAX_FRAME_BYTES", "MAX_RECORDS", "WireError", "decode", "encode"]
+__all__ = ["MAX_FRAME_BYTES", "MAX_RECORDS", "VersionError", "WireError", "decode", "encode"]
 
 MAX_FRAME_BYTES = 1 << 20
 """A frame's limit, in the codec and as MAXMSGSIZE on every socket that takes frames in."""
@@ -28,6 +28,18 @@ _record = msgspec.msgpack.Decoder(AnyRecord)
 
 class WireError(ValueError):
     """A frame that is no batch of this protocol version."""
+
+
+class VersionError(WireError):
+    """A frame of another protocol version.
+
+    Attributes:
+        version: That one.
+    """
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"frame of protocol version {version}, this is version {PROTOCOL_VERSION}")
+        self.version = version
 
 
 def encode(batch: Batch) -> bytes:
@@ -51,11 +63,11 @@ def decode(frame: bytes) -> Batch:
         batch = _decoder.decode(frame)
     except _HOSTILE as error:
         version = _version_of(frame)
-        if version not in (None, PROTOCOL_VERSION):
-            raise WireError(_other_version(version)) from None
+        if version is not None and version != PROTOCOL_VERSION:
+            raise VersionError(version) from None
         batch = _piecemeal(frame, error)
     if batch.version != PROTOCOL_VERSION:
-        raise WireError(_other_version(batch.version))
+        raise VersionError(batch.version)
     if found := sane.faults(batch):
         records = [Refused(found[i]) if i in found else r for i, r in enumerate(batch.records)]
         batch = msgspec.structs.replace(batch, records=records)
@@ -89,10 +101,6 @@ def told(error: Exception) -> str:
     """An error over a stranger's bytes in a short line, nothing of theirs in it unescaped."""
     text = str(error).encode("unicode_escape", "replace").decode("ascii", "replace")
     return text if len(text) <= _TOLD_CHARS else f"{text[:_TOLD_CHARS]}..."
-
-
-def _other_version(version: int | None) -> str:
-    return f"frame of protocol version {version}, this is version {PROTOCOL_VERSION}"
 
 
 def _version_of(frame: bytes) -> int | None:

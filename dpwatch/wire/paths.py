@@ -281,6 +281,9 @@ def list_runs() -> Iterator[RunDir]:
         RuntimeDirError: As `runtime_dir`.
     """
     found: list[tuple[float, RunDir]] = []
+    there = runtime_path()
+    if not there.exists() and os.access(there.parent, os.W_OK | os.X_OK):
+        return  # nobody has trained here yet; who only looks leaves nothing behind
     for path in runtime_dir().iterdir():
         place = RunDir(path)
         info = place.read_info() if _is_private(place) else None

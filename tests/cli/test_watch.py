@@ -6,7 +6,10 @@ from importlib.util import find_spec
 import msgspec
 import pytest
 
+from dpwatch.cli import watch
 from dpwatch.cli.output import json_text, table
+from dpwatch.hub.follow import Watcher
+from dpwatch.hub.snapshot import GpuProcess, HostGpu
 from dpwatch.hub.summarize import summarize
 from tests.frames import batch, dp_run, hello, played
 from tests.hubs import rank, serving
@@ -96,3 +99,29 @@ def test_a_wrong_argument_is_one_line():
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith("dpwatch")
+
+
+GPUS = (
+    HostGpu(0, "A100\x1b[31m", 0.5, None, 99.6, 1 << 30, 2 << 30, (GpuProcess(7, "p\x9by"),)),
+    HostGpu(1, "T4", host="node1"),
+)
+
+
+def test_gpus_where_no_run_is(capsys):
+    watcher = Watcher(places=tuple, gpus=lambda: GPUS)
+    assert not watch.tell(watcher, as_json=False)
+    text = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in text] == [
+        ["GPU", "load", "used", "MiB", "of", "MiB", "°C", "W"],
+        ["0", "A100�[31m", "50%", "1024.0", "2048.0", "–", "100"],
+        ["p�y", "7:", "–", "MiB"],
+        ["node1", "1", "T4", "–", "–", "–", "–", "–"],
+    ]
+    assert not watch.tell(watcher, as_json=True)
+    told = capsys.readouterr().out
+    assert "\x9b" not in told
+    first, second = json.loads(told)["gpus"]
+    assert (first["util"], first["temperature_c"], first["host"]) == (0.5, None, "")
+    assert first["processes"] == [{"pid": 7, "name": "p\x9by", "used_bytes": None}]
+    assert (second["util"], second["used_bytes"], second["host"]) == (None, None, "node1")
+    watcher.close()

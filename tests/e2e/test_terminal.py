@@ -1,76 +1,17 @@
 """The real thing in a real terminal: tmux, keys, and what stands on the screen."""
 
 import os
-import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 
-from tests.processes import environment, eventually, processes_with, start
+from tests.processes import eventually, processes_with, start
+from tests.terminals import MISSING, Terminal
 
 pytestmark = [
     pytest.mark.dist,
-    pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux: apt-get install tmux"),
+    pytest.mark.skipif(bool(MISSING), reason=MISSING),
 ]
-
-
-class Terminal:
-    """A detached tmux session that runs one command, then says its exit code and stays."""
-
-    def __init__(self, folder, width, height, *command):
-        self._closed = False
-        self._socket = str(folder / "tmux")
-        words = " ".join([sys.executable, "-m", "dpwatch", *command])
-        self._tmux(
-            *("-f", "/dev/null", "new-session", "-d", "-x", str(width), "-y", str(height)),
-            f"stty -echo; {words}; echo EXIT=$?; stty sane; stty -a | grep -o ' echo '; cat",
-        )
-
-    def _tmux(self, *arguments):
-        done = subprocess.run(
-            ["tmux", "-S", self._socket, *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=environment(TERM="xterm-256color", COLORTERM="truecolor"),
-        )
-        return done.stdout
-
-    def keys(self, *names):
-        self._tmux("send-keys", *names)
-
-    def screen(self):
-        return self._tmux("capture-pane", "-p")
-
-    def until(self, *texts):
-        """Waits until all of these stand on the screen, and returns it."""
-        seen = [""]
-
-        def there():
-            seen[0] = self.screen()
-            return all(text in seen[0] for text in texts)
-
-        try:
-            eventually(there, texts)
-        except AssertionError:
-            raise AssertionError(f"never saw {texts} in\n{seen[0]}") from None
-        return seen[0]
-
-    def pid(self, name):
-        """The pid of the dpwatch command in it."""
-        shell = self._tmux("display", "-p", "#{pane_pid}").strip()
-        found = subprocess.run(
-            ["pgrep", "-P", shell, "-f", name], capture_output=True, text=True, check=False
-        )
-        return int(found.stdout.split()[0])
-
-    def close(self):
-        """Closes the window and all that is in it; once more does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._tmux("kill-server")
 
 
 @pytest.fixture

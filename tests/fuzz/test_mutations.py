@@ -6,10 +6,9 @@ import zmq
 from dpwatch.cli.output import json_text, report
 from dpwatch.hub.advance import advance
 from dpwatch.hub.follow import Follower
-from dpwatch.hub.looks import STATE
 from dpwatch.hub.state import RunState, decode, encode
 from dpwatch.hub.summarize import view
-from dpwatch.hub.viewing import FRAME_NUMBER
+from dpwatch.hub.viewing import FRAME_NUMBER, STATE
 from dpwatch.wire import codec, paths
 from dpwatch.wire.messages import Refused
 from tests.frames import ddp_run

@@ -18,13 +18,12 @@ import msgspec
 import pytest
 import zmq
 
+from dpwatch.hub.far_side import listed_run
 from dpwatch.hub.follow import Follower
 from dpwatch.hub.guard import Guard, Seldom
-from dpwatch.hub.looks import STATE
 from dpwatch.hub.processes import Processes
-from dpwatch.hub.ssh import listed_run
 from dpwatch.hub.state import RunState, encode
-from dpwatch.hub.viewing import FRAME_NUMBER, STATE_REQUEST
+from dpwatch.hub.viewing import FRAME_NUMBER, STATE, STATE_REQUEST
 from dpwatch.wire import codec, paths, transport
 from dpwatch.wire.messages import Bye
 from tests.frames import batch, dp_run, hello, step

@@ -11,8 +11,9 @@ from msgspec.structs import astuple
 
 from dpwatch.hub import columns, looks, summarize
 from dpwatch.hub.advance import advance
+from dpwatch.hub.curves import Thinned
 from dpwatch.hub.figures import Figures, cells_of, of_calls, of_op, of_steps, settled
-from dpwatch.hub.series import CALLS, NBYTES, WINDOW, ByStep, Thinned
+from dpwatch.hub.series import CALLS, NBYTES, WINDOW, ByStep
 from dpwatch.hub.state import RunState, decode, encode
 from dpwatch.hub.summarize import MANY, rows_of, view
 from dpwatch.plan.traffic import wire_bytes

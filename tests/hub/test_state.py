@@ -7,7 +7,8 @@ import pytest
 
 from dpwatch.hub import bounds
 from dpwatch.hub.advance import advance
-from dpwatch.hub.series import CURVE_POINTS, WINDOW, Thinned, quantile
+from dpwatch.hub.curves import CURVE_POINTS, Thinned
+from dpwatch.hub.series import WINDOW, quantile
 from dpwatch.hub.state import RunState, decode, encode
 from dpwatch.hub.summarize import summarize, view
 from dpwatch.hub.timeline import LANES, STEPS

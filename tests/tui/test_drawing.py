@@ -18,6 +18,7 @@ from dpwatch.tui.communication import communication_lines
 from dpwatch.tui.compare import compare_lines
 from dpwatch.tui.diagnoses import diagnosis_lines, who, with_unit
 from dpwatch.tui.frame import Frame, latest_by_strategy
+from dpwatch.tui.gpus import gpu_lines
 from dpwatch.tui.guidance import help_lines, waiting_lines
 from dpwatch.tui.palette import palette
 from dpwatch.tui.plot import Series, plot, sparkline
@@ -141,6 +142,27 @@ def test_every_panel_keeps_within_its_width(view, width, colors):
     ]
     for lines in panels:
         assert all(each.cell_len <= width for each in lines), plain(lines)
+
+
+def test_gpus_of_several_hosts_stand_below_each_other():
+    hosts = [
+        *(replace(each, host="node1") for each in GPUS),
+        *(s.HostGpu(i, "H100 \x1b[31m", host="node2\x1b[2J") for i in range(9)),
+    ]
+    for height in (3, 6, 12, 40):
+        text = plain(gpu_lines(hosts, 100, height, COLOR))
+        assert len(text.splitlines()) <= height
+        assert "\x1b" not in text
+    assert "GPUs of node1" in text
+    assert text.index("GPUs of node1") < text.index("GPUs of node2[2J")
+    assert text.count("H100 [31m") == 9
+    assert "–" in text
+    cut = plain(gpu_lines(hosts, 100, 12, COLOR))
+    assert "and 6 more" in cut
+    lines = plain(waiting_lines("no run on node1\nnode2: down", "Watching", hosts, 100, 30, COLOR))
+    assert "GPUs of node1" in lines
+    assert "no run on node1\n" in lines.replace(" \n", "\n")
+    assert "node2: down" in lines
 
 
 def test_nothing_of_the_help_is_cut():

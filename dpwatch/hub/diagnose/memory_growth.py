@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dpwatch.hub.curves import Thinned
 from dpwatch.hub.diagnose.finding import Finding, mebibytes
 from dpwatch.hub.parts import LaneState
-from dpwatch.hub.series import Thinned, median
+from dpwatch.hub.series import median
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
 
