@@ -6,6 +6,7 @@ host's hub, which may have been killed and have begun anew, knows less.
 
 from __future__ import annotations
 
+from dpwatch.hub.booking import arrive
 from dpwatch.hub.parts import LaneState, OpState, RankState
 from dpwatch.hub.series import CALLS, TALLY_WIDTH, WAIT_NS, ByStep, Thinned, Window
 from dpwatch.hub.stacks import Dump
@@ -164,4 +165,4 @@ def _take_arrivals(state: RunState, part: RunState) -> None:
         for r, record in call.entered.items():
             op = state.ops.get(f"{record.op}/{record.group}")
             if op is not None and r in state.ranks and record.seq > latest.get(record.group, -1):
-                state.arrive(r, record, op)
+                arrive(state, r, record, op)

@@ -13,9 +13,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from dpwatch.hub import bounds
+from dpwatch.hub import booking, bounds
 from dpwatch.hub.arrivals import Arrivals
-from dpwatch.hub.durations import book, keep_latency
 from dpwatch.hub.output import RunOutput
 from dpwatch.hub.parts import BadLoss, LaneState, OpenLoss, OpState, RankState, Route
 from dpwatch.hub.series import (
@@ -23,19 +22,12 @@ from dpwatch.hub.series import (
     NBYTES,
     TIMED_CALLS,
     TIMED_NS,
-    WAIT_NS,
-    WAITED_CALLS,
-    WAITED_NS,
-    WIRE,
-    ByStep,
-    Ints,
     Thinned,
     packed,
     unpacked,
 )
 from dpwatch.hub.snapshot import Alert, Diagnosis
 from dpwatch.hub.stacks import hear
-from dpwatch.plan.traffic import wire_bytes
 from dpwatch.wire.messages import (
     HUB_RANK,
     AnyRecord,
@@ -136,17 +128,17 @@ class RunState(msgspec.Struct):
                 case Step():
                     self._step(rank, record)
                 case Collective():
-                    self._collective(rank, record)
+                    booking.collective(self, rank, record)
                 case Duration():
-                    self._duration(rank, record)
+                    booking.duration(self, rank, record)
                 case Transfer():
                     self._transfer(rank, record)
                 case Memory():
-                    _memory(self._lane(rank, record.device), record)
+                    _memory(self.lane(rank, record.device), record)
                 case Beat():
                     self._beat(rank, record)
                 case Gpu():
-                    self._lane(rank, record.device).gpu = record
+                    self.lane(rank, record.device).gpu = record
                 case Output():
                     self.output.take(rank.rank, record, rank.hello.world_size if rank.hello else 1)
                 case Hello():
@@ -240,7 +232,7 @@ class RunState(msgspec.Struct):
             self.told_size = max([1, *told])
 
     def _step(self, rank: RankState, record: Step) -> None:
-        lane = rank.lanes.get(record.device) or self._lane(rank, record.device)
+        lane = rank.lanes.get(record.device) or self.lane(rank, record.device)
         lane.recent.push(record)
         if record.step >= lane.steps:
             lane.steps = record.step + 1
@@ -288,50 +280,8 @@ class RunState(msgspec.Struct):
             self.last_loss = (step, mean)
             self.loss.push(step, mean)
 
-    def _collective(self, rank: RankState, record: Collective) -> None:
-        nbytes = record.nbytes
-        if record.ranks < 1 or nbytes < 0:
-            return
-        lane = rank.lanes.get(record.device) or self._lane(rank, record.device)
-        key = f"{record.op}/{record.group}"
-        op, tallies = self.ops.get(key), lane.calls.get(key)
-        if op is None or tallies is None:
-            op, tallies = self._called(rank, lane, key, record)
-        at = tallies.at(record.step)
-        if at is not None:
-            cells = tallies.cells
-            if _is_full(cells, at):
-                raise bounds.Full
-            cells[at + CALLS] += 1
-            cells[at + NBYTES] += nbytes
-            cells[at + WIRE] += wire_bytes(record.op, nbytes, record.ranks)
-            if record.blocked_ns is not None:
-                cells[at + WAITED_CALLS] += 1
-                cells[at + WAITED_NS] += record.blocked_ns
-            if record.completed_ns is not None:
-                cells[at + TIMED_CALLS] += 1
-                cells[at + TIMED_NS] += record.completed_ns - record.issued_ns
-        if record.completed_ns is not None:
-            keep_latency(op.latency_ms, record.completed_ns - record.issued_ns)
-        self.arrive(rank.rank, record, op)
-
-    def _called(
-        self, rank: RankState, lane: LaneState, key: str, record: Collective
-    ) -> tuple[OpState, ByStep]:
-        """A kind of collective that this lane has not called before."""
-        if rank.cells >= bounds.CELLS_A_RANK or self.cells >= bounds.CELLS:
-            raise bounds.Full
-        op = self.ops.get(key)
-        if op is None:
-            if len(self.ops) >= bounds.OPS:
-                raise bounds.Full
-            op = self.ops[key] = OpState(record.op, record.group, record.ranks)
-        rank.cells += 1
-        self.cells += 1
-        tallies = lane.calls[key] = ByStep()
-        return op, tallies
-
-    def _lane(self, rank: RankState, device: int) -> LaneState:
+    def lane(self, rank: RankState, device: int) -> LaneState:
+        """That device of a rank, made at first use."""
         lane = rank.lanes.get(device)
         if lane is None:
             if len(rank.lanes) >= bounds.LANES_A_RANK or self.lanes >= bounds.LANES:
@@ -340,49 +290,6 @@ class RunState(msgspec.Struct):
             rank.lanes = dict(sorted(rank.lanes.items()))
             self.lanes += 1
         return lane
-
-    def _duration(self, rank: RankState, record: Duration) -> None:
-        key = f"{record.op}/{record.group}"
-        op, lane = self.ops.get(key), rank.lanes.get(record.device)
-        if op is None or lane is None:
-            return
-        if book(record, key, lane.calls, lane.late_calls, lane.late):
-            op.timed_late = True
-            keep_latency(op.latency_ms, record.duration_ns)
-
-    def arrive(self, r: int, record: Collective, op: OpState) -> None:
-        """A rank has entered a call."""
-        entered = self.arrivals.enter(r, record)
-        if entered is not None and len(entered) > 1:
-            self._whole(f"{record.op}/{record.group}", op, entered)
-
-    def _whole(self, key: str, op: OpState, entered: dict[int, Collective]) -> None:
-        """Books who came last to a call that all have entered.
-
-        `wait(r) = last arrival - arrival(r)`.
-        """
-        if len(self.hosts) > 1:
-            hosts = {self.ranks[r].host for r in entered if r in self.ranks}
-            if self.clock_error_ns(hosts) is None:
-                return
-        issued_ns = [call.issued_ns for call in entered.values()]
-        last_ns = max(issued_ns)
-        if last_ns - min(issued_ns) > bounds.APART_NS:
-            return  # no clocks that compare
-        for r, call in entered.items():
-            rank = self.ranks.get(r)
-            lane = None if rank is None else rank.lanes.get(call.device)
-            tallies = None if lane is None else lane.calls.get(key)
-            if tallies is not None:  # else another op, where ranks are out of step
-                at = tallies.at(call.step)
-                if at is not None:
-                    tallies.cells[at + WAIT_NS] += last_ns - call.issued_ns
-        # In the first step ranks come as their start-up lets them.
-        if min([call.step for call in entered.values()]) > 0:
-            waited_ns = len(issued_ns) * last_ns - sum(issued_ns)
-            ranks = list(entered)
-            op.book_last(ranks[issued_ns.index(last_ns)], waited_ns // (len(ranks) - 1))
-            self.arrivals.book_late(entered, issued_ns)
 
     def _transfer(self, rank: RankState, record: Transfer) -> None:
         key = f"{rank.rank}/{record.kind}/{record.src}/{record.dst}"
@@ -394,7 +301,7 @@ class RunState(msgspec.Struct):
             self.routes[key] = route
         at, cells = route.by_step.at(record.step), route.by_step.cells
         if at is not None:
-            if _is_full(cells, at):
+            if booking.is_full(cells, at):
                 raise bounds.Full
             cells[at + CALLS] += 1
             cells[at + NBYTES] += record.nbytes
@@ -452,15 +359,6 @@ def _consequence(rank: RankState) -> int:
     if rank.bye.state == "failed":
         return 2 if _PEER_GONE.search(rank.bye.reason) else 0
     return int(rank.bye.exit == -signal.SIGABRT)  # as gloo's own threads do when a peer is gone
-
-
-def _is_full(cells: Ints, at: int) -> bool:
-    """Whether another call could take a sum of that row beyond 64 bits; no real step comes near."""
-    return bool(
-        cells[at + CALLS] >= bounds.CALLS_A_STEP
-        or cells[at + TIMED_NS] + cells[at + WAITED_NS] >= bounds.SUMMED_NS
-        or cells[at + WAIT_NS] >= bounds.SUMMED_NS
-    )
 
 
 def _judge_loss(rank: RankState, step: int, loss: float) -> None:
