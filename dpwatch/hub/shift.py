@@ -14,11 +14,12 @@ import msgspec
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.series import STEP_COLUMNS, STEP_WIDTH
 from dpwatch.hub.state import RunState
-from dpwatch.wire.messages import AnyRecord, Batch, Beat, Collective, Position, Stacks, Step
+from dpwatch.wire.messages import AnyRecord, Batch, Beat, Calls, Collective, Position, Stacks, Step
 
 MOMENTS: dict[type[msgspec.Struct], tuple[str, ...]] = {
     Step: ("start_ns", "end_ns"),
     Collective: ("issued_ns", "completed_ns"),
+    Calls: ("latest_ns",),
     Position: ("issued_ns",),
     Stacks: ("taken_ns",),
 }

@@ -28,6 +28,7 @@ from dpwatch.hub.series import (
 )
 from dpwatch.hub.snapshot import Alert, Diagnosis
 from dpwatch.hub.stacks import hear
+from dpwatch.wire.calls import counted, spread
 from dpwatch.wire.messages import (
     HUB_RANK,
     AnyRecord,
@@ -35,6 +36,7 @@ from dpwatch.wire.messages import (
     Batch,
     Beat,
     Bye,
+    Calls,
     Collective,
     Duration,
     Gpu,
@@ -117,7 +119,7 @@ class RunState(msgspec.Struct):
         try:
             rank = self._rank(batch)
         except bounds.Full:
-            self.refused += len(batch.records)
+            self.refused += counted(batch.records)
             return
         for record in batch.records:
             self._take(rank, record, batch.mono_ns)
@@ -127,6 +129,9 @@ class RunState(msgspec.Struct):
             match record:
                 case Step():
                     self._step(rank, record)
+                case Calls():
+                    for call in spread(record):
+                        self._take(rank, call, now_ns)
                 case Collective():
                     booking.collective(self, rank, record)
                 case Duration():
@@ -173,7 +178,7 @@ class RunState(msgspec.Struct):
             rank.received.add(batch.seq)
             if batch.sent is not None and batch.sent - rank.taken > rank.missed:
                 rank.missed = batch.sent - rank.taken
-            rank.taken += len(batch.records)
+            rank.taken += counted(batch.records)
         rank.seen_ns = batch.mono_ns
         if batch.dropped > rank.dropped:
             rank.dropped = batch.dropped

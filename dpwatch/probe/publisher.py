@@ -19,6 +19,7 @@ import msgspec
 from dpwatch.probe.identity import Identity
 from dpwatch.probe.recorder import Recorder
 from dpwatch.wire import codec
+from dpwatch.wire.calls import counted, gathered
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
     AnyRecord,
@@ -26,6 +27,7 @@ from dpwatch.wire.messages import (
     Batch,
     Beat,
     Bye,
+    Collective,
     Gpu,
     Hello,
     Output,
@@ -49,6 +51,10 @@ RANK_PATIENCE_NS = 10_000_000_000
 """How long a process may take to learn its rank before it counts as rank 0 of its own run."""
 
 FRAMES_PER_POLL = 32
+
+CALLS_PER_FRAME = 512
+EARLY_ROWS = 1024
+"""A frame takes so many collectives or a few more, and of so many records goes out at once."""
 
 
 class Link(Protocol):
@@ -132,6 +138,7 @@ class Publisher:
         self._next_frame = self._next_hello = self._next_beat = self._next_gpu = 0
         self._asked_first: int | None = None
         self._unsent: bytes | None = None
+        self._left: list[AnyRecord] = []
         self._seq = self._sent = 0
         self._lost = 0
         self._stop = threading.Event()
@@ -169,7 +176,8 @@ class Publisher:
         """One turn: sends what there is, as far as the link takes it."""
         if self._me is None and not self._learn_rank(now_ns):
             return
-        if now_ns < self._next_frame and len(self._recorder) < codec.MAX_RECORDS:
+        full = min(EARLY_ROWS, self._recorder.capacity // 2)
+        if now_ns < self._next_frame and len(self._recorder) < full:
             return
         self._link.tend(now_ns)
         if not self._flush_unsent():
@@ -252,8 +260,24 @@ class Publisher:
         return self._me
 
     def _drain(self, most: int) -> list[AnyRecord]:
-        rows = self._recorder.drain(most)
-        return [record for row in rows if (record := self._struct(row)) is not None]
+        """Up to so many records for a frame; collectives, which are many, go as few."""
+        others: list[AnyRecord] = []
+        calls: list[Collective] = []
+        while len(calls) < CALLS_PER_FRAME:
+            room = most - len(self._left) - len(others) - bool(calls)
+            rows = self._recorder.drain(room) if room > 0 else []
+            for row in rows:
+                record = self._struct(row)
+                if isinstance(record, Collective):
+                    calls.append(record)
+                elif record is not None:
+                    others.append(record)
+            if not rows:
+                break
+        # Where calls differ so much that they do not go as one record, some wait for another frame.
+        found = [*self._left, *gathered(calls), *others]
+        self._left = found[most:]
+        return found[:most]
 
     def _struct(self, row: tuple[Any, ...]) -> AnyRecord | None:
         try:
@@ -296,8 +320,8 @@ class Publisher:
         try:
             frame = codec.encode(batch)
         except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError):
-            self._lost += len(records)
+            self._lost += counted(records)
             return None
         self._seq += 1
-        self._sent += len(records)
+        self._sent += counted(records)
         return frame

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from dpwatch.wire import ranges as r
+from dpwatch.wire.calls import Calls as Calls
 from dpwatch.wire.collectives import Collective as Collective
 from dpwatch.wire.collectives import Duration as Duration
 from dpwatch.wire.collectives import Position as Position
@@ -421,6 +422,7 @@ AnyRecord = (
     | Host
     | Joined
     | Refused
+    | Calls
 )
 
 HUB_RANK = -1
