@@ -19,18 +19,20 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import zmq
 
 from dpwatch.wire import codec, transport
+from dpwatch.wire.calls import counted, gathered
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
-    AnyRecord,
     Beat,
     ByCategory,
+    Calls,
     Collective,
     DeviceInfo,
     Hello,
@@ -70,6 +72,13 @@ LOADS = {
 }
 
 
+class Encoded(NamedTuple):
+    """A record as it is sent, and how many it counts as."""
+
+    record: bytes
+    count: int
+
+
 class Ranks:
     """The simulated ranks of a run, whose time goes on by `send_until`."""
 
@@ -82,7 +91,8 @@ class Ranks:
         self._run_id = place.run_id
         self._host, self._pid = host_name(), os.getpid()
         self._encoder = msgspec.msgpack.Encoder()
-        self._encoded: dict[tuple[int, int], bytes] = {}
+        self._encoded: dict[tuple[int, int | tuple[int, int]], list[Encoded]] = {}
+        self._counts = [0] * ranks
         self._seqs = [0] * ranks
         self._next = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -121,48 +131,55 @@ class Ranks:
 
     def _turn(self, turn: int, rank: int, due_ns: int) -> None:
         first, end = self._due(turn, rank)
-        records: list[bytes] = []
+        records: list[Encoded] = []
         if turn * self.frame_ns % HELLO_NS == 0:
-            records.append(self._encoder.encode(self._hello(rank)))
+            records.append(Encoded(self._encoder.encode(self._hello(rank)), 1))
         if turn * self.frame_ns % BEAT_NS == 0:
-            records.append(self._encoded_once(-1, end, lambda: self._beat(end)))
+            records += self._encoded_once(-1, end, lambda: self._beat(end))
+        if self.load.calls and end > first:
+            variant = _variant(rank, first)  # which has those of the steps after it follow
+            records += self._encoded_once(
+                variant, (first, end), lambda: self._calls(rank, range(first, end))
+            )
         for step in range(first, end):
-            variant = (17 * rank + 7 * step) % VARIANTS
-            for place in range(len(self.load.calls) + 1):
-                key = step * 64 + place
-                records.append(
-                    self._encoded_once(
-                        variant, key, lambda s=step, p=place, v=variant: self._record(s, p, v)
-                    )
-                )
+            variant = _variant(rank, step)
+            records += self._encoded_once(variant, step, lambda s=step, v=variant: self._step(s, v))
             if step % MEMORY_EVERY == 2:
-                records.append(self._encoded_once(-2, step, lambda s=step: self._memory(s)))
+                records += self._encoded_once(-2, step, lambda s=step: self._memory(s))
         if rank == self.ranks - 1:
             self._forget(first)
         for at in range(0, len(records), codec.MAX_RECORDS):
             self._send(rank, due_ns, records[at : at + codec.MAX_RECORDS])
 
-    def _encoded_once(self, variant: int, key: int, make) -> bytes:
+    def _encoded_once(
+        self, variant: int, key: int | tuple[int, int], make: Callable[[], Any]
+    ) -> list[Encoded]:
         found = self._encoded.get((variant, key))
         if found is None:
-            found = self._encoded[variant, key] = self._encoder.encode(make())
+            made = make()
+            found = self._encoded[variant, key] = [
+                Encoded(self._encoder.encode(each), counted([each]))
+                for each in (made if isinstance(made, list) else [made])
+            ]
         return found
 
     def _forget(self, step: int) -> None:
         self._encoded = {
             (v, key): found
             for (v, key), found in self._encoded.items()
-            if (key // 64 if v >= 0 else key) >= step - 2
+            if (key if isinstance(key, int) else key[0]) >= step - 2
         }
 
-    def _send(self, rank: int, due_ns: int, records: list[bytes]) -> None:
+    def _send(self, rank: int, due_ns: int, records: list[Encoded]) -> None:
         mono_ns = self.origin_ns + due_ns
         head = (
             PROTOCOL_VERSION, self._run_id, rank, self._host, self._pid, self._seqs[rank], 0,
             mono_ns, mono_ns + self._wall_ns,
         )  # fmt: skip
         count = len(records).to_bytes(2, "big")
-        frame = b"\x9a" + self._encoder.encode(head)[1:] + b"\xdc" + count + b"".join(records)
+        sent = self._encoder.encode(self._counts[rank])
+        body = b"".join([each.record for each in records])
+        frame = b"\x9b" + self._encoder.encode(head)[1:] + b"\xdc" + count + body + sent
         socket = self._sockets[rank % len(self._sockets)]
         while True:
             try:
@@ -172,8 +189,10 @@ class Ranks:
                 self.waited += 1
                 time.sleep(TURN_S)
         self._seqs[rank] += 1
+        told = sum(each.count for each in records)
+        self._counts[rank] += told
         self.sent_frames += 1
-        self.sent_records += len(records)
+        self.sent_records += told
 
     def _hello(self, rank: int) -> Hello:
         device = DeviceInfo(f"cuda:{rank % 8}", "cuda", 80 << 30, "NVIDIA H100 80GB HBM3")
@@ -208,23 +227,37 @@ class Ranks:
         sums = (sum(b or 0 for b in msgspec.structs.astuple(by)) for by in (held, peak))
         return Memory(0, step, *sums, held, peak, "cuda")
 
-    def _record(self, step: int, place: int, variant: int) -> AnyRecord:
-        start = self.origin_ns + step * self.step_ns
+    def _calls(self, rank: int, steps: range) -> list[Calls | Collective]:
+        calls = self.load.calls
+        each = range(len(calls))
+        return gathered([self._call(step, i, _variant(rank, step)) for step in steps for i in each])
+
+    def _call(self, step: int, place: int, variant: int) -> Collective:
+        """As a probe tells of it: DDP's are C++'s, which nobody waits for in Python."""
         ms, jitter = self.step_ns // 100, variant * APART_NS
         calls = self.load.calls
-        if place < len(calls):
-            op, nbytes = calls[place]
-            issued = start + 40 * ms + place * 50 * ms // len(calls) + jitter
-            return Collective(
-                step, op, "default", self.ranks, step * len(calls) + place, nbytes, issued,
-                issued + ms, 80_000 + jitter, "float32", 0, "backward", 100_000 + jitter,
-                "train_gpt.py:308", False, nbytes,
-            )  # fmt: skip
+        op, nbytes = calls[place]
+        native = self.load.strategy == "ddp"
+        issued = self.origin_ns + step * self.step_ns + 40 * ms + jitter
+        issued += place * 50 * ms // len(calls)
+        return Collective(
+            step, op, "default", self.ranks, step * len(calls) + place, nbytes, issued,
+            issued + ms, None if native else 80_000 + jitter, "float32", 0, "backward",
+            100_000 + jitter, "train_gpt.py:308", native, nbytes,
+        )  # fmt: skip
+
+    def _step(self, step: int, variant: int) -> Step:
+        start = self.origin_ns + step * self.step_ns
+        ms, jitter = self.step_ns // 100, variant * APART_NS
         return Step(
             0, step, start, start + self.step_ns, ms + jitter, ms, 30 * ms + jitter, 60 * ms,
             5 * ms, 70 * ms, 2 * ms + jitter, 0, 28 * ms - jitter, 4 * ms,
             3.0 + 1 / (step + 1) + variant / 1000, 16,
         )  # fmt: skip
+
+
+def _variant(rank: int, step: int) -> int:
+    return (17 * rank + 7 * step) % VARIANTS
 
 
 def main() -> None:
