@@ -20,6 +20,7 @@ from dpwatch.hub.series import (
     Ints,
 )
 from dpwatch.plan.traffic import wire_bytes
+from dpwatch.wire.calls import Kind
 from dpwatch.wire.messages import Collective, Duration
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def collective(state: RunState, rank: RankState, record: Collective) -> None:
 
 
 def called(
-    state: RunState, rank: RankState, lane: LaneState, key: str, record: Collective
+    state: RunState, rank: RankState, lane: LaneState, key: str, record: Collective | Kind
 ) -> tuple[OpState, ByStep]:
     """A kind of collective that this lane has not called before."""
     if rank.cells >= bounds.CELLS_A_RANK or state.cells >= bounds.CELLS:

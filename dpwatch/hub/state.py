@@ -17,6 +17,7 @@ from dpwatch.hub import booking, bounds
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.output import RunOutput
 from dpwatch.hub.parts import BadLoss, LaneState, OpenLoss, OpState, RankState, Route
+from dpwatch.hub.pending import MANY, Pending, settle, settler_of_many
 from dpwatch.hub.series import (
     CALLS,
     NBYTES,
@@ -78,6 +79,8 @@ class RunState(msgspec.Struct):
         reviewed_ns: When diagnoses were last looked at.
         lanes: Devices of all ranks, `cells` their kinds of collectives: bounded (see `bounds`).
         refused: Records of ranks beyond those that there is room for.
+        pending: Of many ranks, collectives that are to be booked together: call `settle` before
+            sums or arrivals are read.
     """
 
     run_id: str
@@ -107,6 +110,7 @@ class RunState(msgspec.Struct):
     lanes: int = 0
     cells: int = 0
     refused: int = 0
+    pending: Pending = msgspec.field(default_factory=Pending)
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
@@ -121,17 +125,22 @@ class RunState(msgspec.Struct):
         except bounds.Full:
             self.refused += counted(batch.records)
             return
+        together = len(self.ranks) > MANY and settler_of_many() is not None
+        if self.pending.is_due or not together:
+            settle(self)
         for record in batch.records:
-            self._take(rank, record, batch.mono_ns)
+            if not (together and self.pending.take(rank.rank, record)):
+                self.take(rank, record, batch.mono_ns)
 
-    def _take(self, rank: RankState, record: AnyRecord, now_ns: int) -> None:
+    def take(self, rank: RankState, record: AnyRecord, now_ns: int = 0) -> None:
+        """Takes in a record, sent at that time."""
         try:
             match record:
                 case Step():
                     self._step(rank, record)
                 case Calls():
                     for call in spread(record):
-                        self._take(rank, call, now_ns)
+                        self.take(rank, call, now_ns)
                 case Collective():
                     booking.collective(self, rank, record)
                 case Duration():
@@ -186,6 +195,7 @@ class RunState(msgspec.Struct):
 
     def forget(self, r: int) -> None:
         """Another process has this rank now: its steps and calls count from 0 again."""
+        settle(self)
         self.arrivals.forget(r)
         before = self.ranks.pop(r, None)
         if before is not None:
@@ -341,6 +351,7 @@ class RunState(msgspec.Struct):
 
 def encode(state: RunState) -> bytes:
     """A state as it travels to a viewer that comes late."""
+    settle(state)
     return _encoder.encode(state)
 
 

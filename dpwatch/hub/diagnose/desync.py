@@ -45,7 +45,7 @@ def _places(state: RunState) -> Iterator[tuple[str, int, dict[int, Collective | 
     for rank, who in state.ranks.items():
         for position in who.beat.positions if who.beat else ():
             standing.setdefault((position.group, position.seq), {})[rank] = position
-    for call in state.arrivals.calls.values():
+    for call in state.arrivals.opened().values():
         for rank, record in call.entered.items():
             standing.setdefault((record.group, record.seq), {})[rank] = record
     for (group, seq), calls in sorted(standing.items(), key=lambda item: item[0][1]):
