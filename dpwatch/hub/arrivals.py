@@ -56,6 +56,14 @@ class PackedCalls(msgspec.Struct):
             rank, kind, *numbers = self.rows[at : at + PACKED]
             yield rank, call_of(self.kinds[kind], numbers)
 
+    def standing(self) -> Iterator[tuple[str, int, int, tuple[str, int, str]]]:
+        """Each group, seq, step and essence that there is, once."""
+        rows, kinds = self.rows, self.kinds
+        for kind, step, seq in set(
+            zip(rows[1::PACKED], rows[2::PACKED], rows[3::PACKED], strict=True)
+        ):
+            yield kinds[kind].group, seq, step, essence(kinds[kind])
+
 
 def call_of(kind: Kind, numbers: Sequence[int]) -> Collective:
     """A packed entry's call, from what follows its kind."""
@@ -138,6 +146,13 @@ class Arrivals(msgspec.Struct):
             key = f"{record.group}/{record.seq}"
             found.setdefault(key, OpenCall()).entered[rank] = record
         return found
+
+    def standing(self) -> Iterator[tuple[str, int, int, tuple[str, int, str]]]:
+        """What has been called in calls that are not whole: group, seq, step and essence."""
+        for call in self.calls.values():
+            for record in call.entered.values():
+                yield record.group, record.seq, record.step, essence(record)
+        yield from self.packed.standing()
 
     def unpack(self) -> None:
         """From now on each call is to be found in `calls`."""

@@ -178,8 +178,12 @@ def _book_last(state: RunState, kinds: Sequence[Kind], timed: _Timed, i: int) ->
         others = entries[:, ordered[:-1]]
         alike = np.array([each.phase == kind.phase for each in kinds])[others[KIND]]
         known = others[INTO, alike & (others[INTO] != NONE)]
-        typical = median(known.tolist())
-        return None if latest[INTO] == NONE or typical is None else int(latest[INTO] - typical)
+        if latest[INTO] == NONE or not len(known):
+            return None
+        low, high = (len(known) - 1) // 2, len(known) // 2
+        ordered_ns = np.partition(known, (low, high))
+        typical = median((int(ordered_ns[low]), int(ordered_ns[high]))) or 0.0
+        return int(latest[INTO] - typical)
 
     state.arrivals.keep_late(
         int(latest[RANK]),
