@@ -1,4 +1,4 @@
-"""Collectives that have come and are not in the sums yet: of many ranks, those of some seconds.
+"""Collectives and steps that are not in the sums yet: of many ranks, those of some seconds.
 
 One by one they cost a hub of a thousand ranks half a core; together, by numpy (`settling`), a
 hundredth. Nobody sees the difference: who reads the state has what is pending settled before. Of
@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dpwatch.hub.series import WINDOW
-from dpwatch.wire.calls import Calls, counted
-from dpwatch.wire.messages import AnyRecord, Collective, Duration
+from dpwatch.wire.calls import Calls
+from dpwatch.wire.messages import AnyRecord, Collective, Duration, Step, Steps
 
 if TYPE_CHECKING:
+    from dpwatch.hub.parts import RankState
     from dpwatch.hub.state import RunState
 
 MANY = 32
 """Of more ranks than this all is derived together, and a viewer gets looks."""
 
-MOST_CALLS = 1 << 17
-MOST_STEPS = WINDOW // 2
-"""Pending calls, and steps of a rank: what comes for one later finds its sums still kept."""
+MOST_RECORDS = 1 << 17
+MOST_STEPS = WINDOW // 4
+"""Pending records, and steps of a rank: what comes for one later finds its sums still kept."""
 
 
 class Pending(msgspec.Struct):
@@ -33,35 +34,38 @@ class Pending(msgspec.Struct):
 
     Attributes:
         calls: By which rank, and what.
+        steps: The same of steps.
         durations: Of calls that are pending too, or came after such.
-        count: How many calls these are.
+        count: How many calls and steps these are.
         is_due: There are so many that they are to be settled.
-        since: By rank, the earliest step that it has pending calls of.
+        since: By rank, the earliest step that it has something pending of.
     """
 
     calls: list[tuple[int, Calls | Collective]] = []
+    steps: list[tuple[int, Steps | Step]] = []
     durations: list[tuple[int, Duration]] = []
     count: int = 0
     is_due: bool = False
     since: dict[int, int] = {}
 
-    def take(self, rank: int, record: AnyRecord) -> bool:
+    def take(self, rank: RankState, record: AnyRecord) -> bool:
         """Keeps a record for later. Returns: whether it did; else it is to be booked now."""
         match record:
             case Calls() | Collective():
-                self.calls.append((rank, record))
-                self.count += counted((record,))
-                self.is_due |= self.count >= MOST_CALLS
-                since = self.since.setdefault(rank, record.step)
-                if record.step < since:
-                    self.since[rank] = record.step
-                elif record.step - since >= MOST_STEPS:
-                    self.is_due = True
+                self.calls.append((rank.rank, record))
+            case Steps() | Step() if record.device in rank.lanes:
+                self.steps.append((rank.rank, record))
+            case Duration() if record.step >= self.since.get(rank.rank, record.step + 1):
+                self.durations.append((rank.rank, record))
                 return True
-            case Duration() if record.step >= self.since.get(rank, record.step + 1):
-                self.durations.append((rank, record))
-                return True
-        return False
+            case _:
+                return False
+        self.count += record.count if isinstance(record, Calls | Steps) else 1
+        since = self.since.setdefault(rank.rank, record.step)
+        if record.step < since:
+            self.since[rank.rank] = record.step
+        self.is_due |= self.count >= MOST_RECORDS or record.step - since >= MOST_STEPS
+        return True
 
 
 def settle(state: RunState) -> None:

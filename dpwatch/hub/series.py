@@ -90,6 +90,12 @@ _PACKED = struct.Struct(f"={STEP_WIDTH}q")
 _STEP_BYTES = _PACKED.size
 
 
+def kept_of(step: Step) -> Sequence[int]:
+    """A step as a row."""
+    row: Sequence[int | None] = _kept(step)
+    return [NONE if each is None else each for each in row]
+
+
 class Window(msgspec.Struct):
     """The last `WINDOW` steps of a lane, a row of `STEP_WIDTH` numbers each.
 
@@ -107,9 +113,7 @@ class Window(msgspec.Struct):
         Raises:
             OverflowError: A number takes more than 8 bytes.
         """
-        row: Sequence[int | None] = _kept(step)
-        if None in row:
-            row = [NONE if each is None else each for each in row]
+        row = kept_of(step)
         try:
             if self.pushed < WINDOW:
                 self.rows.frombytes(_PACKED.pack(*row))

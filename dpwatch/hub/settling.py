@@ -30,6 +30,7 @@ from dpwatch.hub.series import (
     WIRE,
     ByStep,
 )
+from dpwatch.hub.settling_steps import settle_steps
 from dpwatch.hub.whole_calls import are_odd, waits_of
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.wire.calls import ROW, UNKNOWN, Calls, Kind, kinds_of, spread
@@ -86,6 +87,7 @@ class Ops(NamedTuple):
 
 def settled(state: RunState, pending: Pending) -> None:
     """Puts what was pending into a state's sums."""
+    settle_steps(state, pending.steps)
     packed = state.arrivals.packed
     kinds = Kinds(packed.kinds)
     entered = [

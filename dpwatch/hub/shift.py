@@ -15,12 +15,23 @@ from dpwatch.hub.parts import RankState
 from dpwatch.hub.pending import settle
 from dpwatch.hub.series import STEP_COLUMNS, STEP_WIDTH
 from dpwatch.hub.state import RunState
-from dpwatch.wire.messages import AnyRecord, Batch, Beat, Calls, Collective, Position, Stacks, Step
+from dpwatch.wire.messages import (
+    AnyRecord,
+    Batch,
+    Beat,
+    Calls,
+    Collective,
+    Position,
+    Stacks,
+    Step,
+    Steps,
+)
 
 MOMENTS: dict[type[msgspec.Struct], tuple[str, ...]] = {
     Step: ("start_ns", "end_ns"),
     Collective: ("issued_ns", "completed_ns"),
     Calls: ("latest_ns",),
+    Steps: ("latest_ns",),
     Position: ("issued_ns",),
     Stacks: ("taken_ns",),
 }

@@ -16,7 +16,7 @@ import msgspec
 from dpwatch.hub import booking, bounds
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.output import RunOutput
-from dpwatch.hub.parts import BadLoss, LaneState, OpenLoss, OpState, RankState, Route
+from dpwatch.hub.parts import OPEN_LOSSES, BadLoss, LaneState, OpenLoss, OpState, RankState, Route
 from dpwatch.hub.pending import MANY, Pending, settle, settler_of_many
 from dpwatch.hub.series import (
     CALLS,
@@ -29,7 +29,7 @@ from dpwatch.hub.series import (
 )
 from dpwatch.hub.snapshot import Alert, Diagnosis
 from dpwatch.hub.stacks import hear
-from dpwatch.wire.calls import counted, spread
+from dpwatch.wire.gather import counted, one_by_one
 from dpwatch.wire.messages import (
     HUB_RANK,
     AnyRecord,
@@ -49,11 +49,10 @@ from dpwatch.wire.messages import (
     Refused,
     Stacks,
     Step,
+    Steps,
     Transfer,
     Unanswered,
 )
-
-OPEN_LOSSES = 64
 
 _PEER_GONE = re.compile(
     r"connection|peer|broken pipe|socket|timed? ?out|gloo|nccl|DistBackend", re.I
@@ -129,7 +128,7 @@ class RunState(msgspec.Struct):
         if self.pending.is_due or not together:
             settle(self)
         for record in batch.records:
-            if not (together and self.pending.take(rank.rank, record)):
+            if not (together and self.pending.take(rank, record)):
                 self.take(rank, record, batch.mono_ns)
 
     def take(self, rank: RankState, record: AnyRecord, now_ns: int = 0) -> None:
@@ -138,9 +137,9 @@ class RunState(msgspec.Struct):
             match record:
                 case Step():
                     self._step(rank, record)
-                case Calls():
-                    for call in spread(record):
-                        self.take(rank, call, now_ns)
+                case Calls() | Steps():
+                    for each in one_by_one((record,)):
+                        self.take(rank, each, now_ns)
                 case Collective():
                     booking.collective(self, rank, record)
                 case Duration():
@@ -253,12 +252,12 @@ class RunState(msgspec.Struct):
             lane.steps = record.step + 1
         took_ms = (record.end_ns - record.start_ns) / 1e6
         lane.step_ms.push(record.step, took_ms)
-        rank.progress_ns = record.end_ns
+        rank.progress_ns = max(rank.progress_ns, record.end_ns)
         if self.start_ns is None or record.start_ns < self.start_ns:
             self.start_ns = record.start_ns
         if record.device == 0:
             if record.loss is not None:
-                _judge_loss(rank, record.step, record.loss)
+                self.judge_loss(rank, record.step, record.loss)
                 self.add_loss(record.step, record.loss)
             if rank.rank == next(iter(self.ranks)):
                 self.step_ms.push(record.step, took_ms)
@@ -269,6 +268,13 @@ class RunState(msgspec.Struct):
         if 0 in rank.lanes:
             lane = rank.lanes[0]
             lane.steps = max(lane.steps, record.step)
+
+    def judge_loss(self, rank: RankState, step: int, loss: float) -> None:
+        """Whether a rank's loss is a number."""
+        if math.isfinite(loss):
+            rank.good_loss, rank.bad_loss = (step, loss), None
+        elif rank.bad_loss is None:
+            rank.bad_loss = BadLoss(step, str(loss), rank.good_loss)
 
     def add_loss(self, step: int, loss: float, count: int = 1) -> None:
         """Means a step's loss over the ranks, once all have told theirs.
@@ -282,11 +288,12 @@ class RunState(msgspec.Struct):
         entry.total += loss
         entry.count += count
         if entry.count >= self.told_size:
-            self._close_loss(step)
+            self.close_loss(step)
         elif len(self.losses) > OPEN_LOSSES:
             del self.losses[min(self.losses)]
 
-    def _close_loss(self, step: int) -> None:
+    def close_loss(self, step: int) -> None:
+        """No rank is still to tell that step's loss."""
         entry = self.losses.pop(step)
         mean = entry.total / entry.count
         if self.first_loss is None or step < self.first_loss[0]:
@@ -375,13 +382,6 @@ def _consequence(rank: RankState) -> int:
     if rank.bye.state == "failed":
         return 2 if _PEER_GONE.search(rank.bye.reason) else 0
     return int(rank.bye.exit == -signal.SIGABRT)  # as gloo's own threads do when a peer is gone
-
-
-def _judge_loss(rank: RankState, step: int, loss: float) -> None:
-    if math.isfinite(loss):
-        rank.good_loss, rank.bad_loss = (step, loss), None
-    elif rank.bad_loss is None:
-        rank.bad_loss = BadLoss(step, str(loss), rank.good_loss)
 
 
 def _memory(lane: LaneState, record: Memory) -> None:

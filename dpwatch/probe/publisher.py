@@ -19,7 +19,7 @@ import msgspec
 from dpwatch.probe.identity import Identity
 from dpwatch.probe.recorder import Recorder
 from dpwatch.wire import codec
-from dpwatch.wire.calls import counted, gathered
+from dpwatch.wire.gather import counted, gathered
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
     AnyRecord,
@@ -32,6 +32,7 @@ from dpwatch.wire.messages import (
     Hello,
     Output,
     Stacks,
+    Step,
 )
 
 POLL_S = 0.125
@@ -52,9 +53,9 @@ RANK_PATIENCE_NS = 10_000_000_000
 
 FRAMES_PER_POLL = 32
 
-CALLS_PER_FRAME = 512
+MOST_GATHERED = 512
 EARLY_ROWS = 1024
-"""A frame takes so many collectives or a few more, and of so many records goes out at once."""
+"""A frame takes so many records or a few more; when so many wait it goes out at once."""
 
 
 class Link(Protocol):
@@ -260,22 +261,20 @@ class Publisher:
         return self._me
 
     def _drain(self, most: int) -> list[AnyRecord]:
-        """Up to so many records for a frame; collectives, which are many, go as few."""
-        others: list[AnyRecord] = []
-        calls: list[Collective] = []
-        while len(calls) < CALLS_PER_FRAME:
-            room = most - len(self._left) - len(others) - bool(calls)
-            rows = self._recorder.drain(room) if room > 0 else []
+        """Up to so many records for a frame; collectives and steps, which are many, go as few."""
+        waiting: list[AnyRecord] = []
+        others = 0
+        while len(waiting) < MOST_GATHERED:
+            rows = self._recorder.drain(most - len(self._left) - others)
             for row in rows:
                 record = self._struct(row)
-                if isinstance(record, Collective):
-                    calls.append(record)
-                elif record is not None:
-                    others.append(record)
+                if record is not None:
+                    waiting.append(record)
+                    others += not isinstance(record, Collective | Step)
             if not rows:
                 break
-        # Where calls differ so much that they do not go as one record, some wait for another frame.
-        found = [*self._left, *gathered(calls), *others]
+        # Where they differ so much that they do not go as few, some wait for another frame.
+        found = [*self._left, *gathered(waiting)]
         self._left = found[most:]
         return found[:most]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
 import msgspec
@@ -70,6 +70,11 @@ class Calls(Record, frozen=True, gc=False, tag="calls"):
     kinds: Annotated[bytes, Meta(max_length=MOST_KINDS_BYTES)]
     which: Annotated[bytes, Meta(min_length=1, max_length=MOST_CALLS)]
     rows: Annotated[bytes, Meta(max_length=MOST_CALLS * ROW.size)]
+
+    @property
+    def count(self) -> int:
+        """How many calls these are."""
+        return len(self.which)
 
 
 _HEAD = b"\xdc\0\0"
@@ -224,8 +229,3 @@ def _row(call: Collective, step: int, seq: int, latest_ns: int) -> bytes | None:
         return ROW.pack(call.step - step, call.seq - seq, ago, took, blocked, into)
     except struct.error:  # a number of more than 32 bits, or below 0
         return None
-
-
-def counted(records: Iterable[Record]) -> int:
-    """How many records a rank has told of in these: each of `Calls` counts."""
-    return sum(len(each.which) if type(each) is Calls else 1 for each in records)

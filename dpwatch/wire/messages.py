@@ -22,6 +22,8 @@ from dpwatch.wire.collectives import Collective as Collective
 from dpwatch.wire.collectives import Duration as Duration
 from dpwatch.wire.collectives import Position as Position
 from dpwatch.wire.record import Record as Record
+from dpwatch.wire.steps import Step as Step
+from dpwatch.wire.steps import Steps as Steps
 
 PROTOCOL_VERSION = 2
 
@@ -114,51 +116,6 @@ class Hello(Record, frozen=True, tag="hello"):
     torch_version: r.Word = ""
     capture: r.Word = "none"
     tells_output: bool = False
-
-
-class Step(Record, frozen=True, gc=False, tag="step"):
-    """One training step as one device saw it.
-
-    Phases are wall time inside the step; `end_ns - start_ns` less their sum is `other`. Of a CUDA
-    device all but `data_ns` are the device's own time, in steps where it was measured. The four
-    thread times split the wall time by what the device's thread was doing: they sum to the
-    step where all are known.
-
-    Attributes:
-        device: Index into `Hello.devices`.
-        step: Counts optimizer steps from 0.
-        start_ns: End of the step before (for the first: its first event).
-        end_ns: End of the optimizer step.
-        data_ns: Waiting for the next batch.
-        h2d_ns: Copying it to the device.
-        forward_ns: In the outermost module (with `dp` on device 0: scatter … gather).
-        backward_ns: In backward (with `dp` on device 0: scatter of output gradients … reduce).
-        optimizer_ns: In the optimizer's step.
-        on_cpu_ns: The thread ran.
-        runqueue_ns: It was ready and no core was free.
-        gil_wait_ns: It was blocked where only the GIL can block it.
-        idle_ns: It was blocked otherwise: waiting for data, for another device or rank.
-        exposed_ns: Communication the thread waited for (not overlapped with compute).
-        loss: The rank's own loss of this step (mean over its samples).
-        samples: Batch elements this device processed in the step.
-    """
-
-    device: r.Index
-    step: r.Step
-    start_ns: r.Instant
-    end_ns: r.Instant
-    data_ns: r.Duration | None = None
-    h2d_ns: r.Duration | None = None
-    forward_ns: r.Duration | None = None
-    backward_ns: r.Duration | None = None
-    optimizer_ns: r.Duration | None = None
-    on_cpu_ns: r.Duration | None = None
-    runqueue_ns: r.Duration | None = None
-    gil_wait_ns: r.Duration | None = None
-    idle_ns: r.Duration | None = None
-    exposed_ns: r.Duration | None = None
-    loss: float | None = None
-    samples: r.Count | None = None
 
 
 class Memory(Record, frozen=True, gc=False, tag="memory"):
@@ -423,6 +380,7 @@ AnyRecord = (
     | Joined
     | Refused
     | Calls
+    | Steps
 )
 
 HUB_RANK = -1

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dpwatch.wire import calls
-from dpwatch.wire.messages import Batch, Bye, Calls, Collective, Record, Step
+from dpwatch.wire import calls, steps
+from dpwatch.wire.messages import Batch, Bye, Calls, Collective, Record, Step, Steps
 
 AHEAD_NS = 1_000_000_000
 """How far a record's times may lie after its frame's."""
@@ -39,6 +39,7 @@ _RULES: dict[type[Record], Callable[[Any, int], str]] = {
     Step: _step,
     Collective: _collective,
     Calls: calls.fault,
+    Steps: steps.fault,
     Bye: _bye,
 }
 

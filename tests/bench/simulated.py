@@ -27,7 +27,8 @@ import msgspec
 import zmq
 
 from dpwatch.wire import codec, transport
-from dpwatch.wire.calls import counted, gathered
+from dpwatch.wire.calls import gathered
+from dpwatch.wire.gather import counted
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
     Beat,

@@ -1,5 +1,6 @@
 """Collectives of many ranks booked together: the state is as if each had been booked as it came."""
 
+import math
 import random
 
 import pytest
@@ -12,7 +13,7 @@ from dpwatch.hub.pending import settle
 from dpwatch.hub.series import WINDOW
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import summarize
-from dpwatch.wire.calls import gathered
+from dpwatch.wire.gather import gathered
 from dpwatch.wire.messages import Collective, Duration
 from tests.frames import MS, START_NS, batch, hello, step
 
@@ -66,17 +67,19 @@ def a_run(seed):
                 if late and rnd.random() < 0.5:
                     timed = Duration(*astuple(call)[:6], rnd.randrange(MS), call.device)
                     durations[r].append(timed)
-            held[r].append(step(i * jump))
+            for device in range(rnd.choice([1, 1, 2])):
+                loss = rnd.choice([None, 0.1 + rnd.random(), rnd.choice([2.5, math.inf])])
+                slow = rnd.choice([100, 100, 9_000])
+                forward = rnd.choice([None, rnd.randrange(9_000 * MS)])
+                more = {"forward_ns": forward, "loss": loss, "samples": rnd.choice([None, 4])}
+                held[r].append(step(i * jump, took_ms=slow, device=device, **more))
             if len(durations[r]) > 20:
                 held[r] += durations[r][:10]
                 del durations[r][:10]
             if rnd.random() < 0.5:
-                told = [each for each in held[r] if isinstance(each, Collective)]
-                others = [each for each in held[r] if not isinstance(each, Collective)]
                 pid = 1000 + r + 5000 * (rnd.random() < odd / 20)
                 frame = batch(
-                    *(gathered(told) if rnd.random() < 0.8 else told),
-                    *others,
+                    *(gathered(held[r]) if rnd.random() < 0.8 else held[r]),
                     rank=r,
                     seq=i,
                     pid=pid,
@@ -127,6 +130,9 @@ def test_together_they_make_the_state_that_they_make_one_by_one(seed):
     with pytest.MonkeyPatch.context() as patch:
         together = played(frames, 0, patch)
         alone = played(frames, 1 << 20, patch)
+    # Losses that not all ranks have told are let go, the oldest first, as others come.
+    assert all(together.losses[step] == alone.losses.pop(step) for step in [*alone.losses])
+    together.losses.clear()
     assert told(together) == told(alone)
     assert summarize(together) == summarize(alone)
 
