@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 MANY = 32
 """Of more ranks than this all is derived together, and a viewer gets looks."""
 
-MOST_RECORDS = 1 << 17
-MOST_STEPS = WINDOW // 4
+MOST_RECORDS = 1 << 18
+MOST_STEPS = 3 * WINDOW // 8
 """Pending records, and steps of a rank: what comes for one later finds its sums still kept."""
 
 

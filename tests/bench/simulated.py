@@ -27,13 +27,12 @@ import msgspec
 import zmq
 
 from dpwatch.wire import codec, transport
-from dpwatch.wire.calls import gathered
-from dpwatch.wire.gather import counted
+from dpwatch.wire.gather import counted, gathered
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
+    AnyRecord,
     Beat,
     ByCategory,
-    Calls,
     Collective,
     DeviceInfo,
     Hello,
@@ -137,14 +136,12 @@ class Ranks:
             records.append(Encoded(self._encoder.encode(self._hello(rank)), 1))
         if turn * self.frame_ns % BEAT_NS == 0:
             records += self._encoded_once(-1, end, lambda: self._beat(end))
-        if self.load.calls and end > first:
+        if end > first:
             variant = _variant(rank, first)  # which has those of the steps after it follow
             records += self._encoded_once(
-                variant, (first, end), lambda: self._calls(rank, range(first, end))
+                variant, (first, end), lambda: self._steps(rank, range(first, end))
             )
         for step in range(first, end):
-            variant = _variant(rank, step)
-            records += self._encoded_once(variant, step, lambda s=step, v=variant: self._step(s, v))
             if step % MEMORY_EVERY == 2:
                 records += self._encoded_once(-2, step, lambda s=step: self._memory(s))
         if rank == self.ranks - 1:
@@ -228,10 +225,19 @@ class Ranks:
         sums = (sum(b or 0 for b in msgspec.structs.astuple(by)) for by in (held, peak))
         return Memory(0, step, *sums, held, peak, "cuda")
 
-    def _calls(self, rank: int, steps: range) -> list[Calls | Collective]:
-        calls = self.load.calls
-        each = range(len(calls))
-        return gathered([self._call(step, i, _variant(rank, step)) for step in steps for i in each])
+    def _steps(self, rank: int, steps: range) -> list[AnyRecord]:
+        each = range(len(self.load.calls))
+        return gathered(
+            [
+                record
+                for step in steps
+                for variant in (_variant(rank, step),)
+                for record in (
+                    *(self._call(step, place, variant) for place in each),
+                    self._step(step, variant),
+                )
+            ]
+        )
 
     def _call(self, step: int, place: int, variant: int) -> Collective:
         """As a probe tells of it: DDP's are C++'s, which nobody waits for in Python."""
