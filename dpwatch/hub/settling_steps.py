@@ -24,6 +24,8 @@ Array = np.ndarray[Any, Any]
 STEP, START, END = range(3)
 """Columns of `Window.rows`."""
 
+DEVICE_BITS = 10
+
 
 def settle_steps(state: RunState, pending: Sequence[tuple[int, Steps | Step]]) -> None:
     """Takes in steps of ranks whose devices are known, in the order in which they came."""
@@ -31,37 +33,50 @@ def settle_steps(state: RunState, pending: Sequence[tuple[int, Steps | Step]]) -
         return
     rows, losses = _table(pending)
     counts = [each.count if isinstance(each, Steps) else 1 for _, each in pending]
-    ends = np.cumsum(counts).tolist()
+    ranks = np.repeat([r for r, _ in pending], counts)
+    devices = np.repeat([record.device for _, record in pending], counts)
+    _book(state, rows, ranks, devices)
+    told = devices == 0
+    told &= [loss is not None for loss in losses] if None in losses else True
+    numbers = np.array(losses, float)[told]  # unknown ones are not among them
+    _judge(state, ranks[told], rows[told, STEP], numbers)
+    _add_losses(state, rows[told, STEP], numbers)
+
+
+def _book(state: RunState, rows: Array, ranks: Array, devices: Array) -> None:
+    """Each device's steps."""
     first_ns = int(rows[:, START].min())
     state.start_ns = first_ns if state.start_ns is None else min(state.start_ns, first_ns)
-    ended_ns = np.maximum.reduceat(rows[:, END], [0, *ends[:-1]]).tolist()
-    parts: dict[tuple[int, int], list[slice]] = {}
-    for (r, record), count, end, end_ns in zip(pending, counts, ends, ended_ns, strict=True):
-        parts.setdefault((r, record.device), []).append(slice(end - count, end))
-        rank = state.ranks[r]
-        rank.progress_ns = max(rank.progress_ns, end_ns)
+    lanes = (ranks << DEVICE_BITS) + devices
+    order = np.argsort(lanes, kind="stable")
+    rows, lanes = rows[order], lanes[order]
     took_ms = (rows[:, END] - rows[:, START]) / 1e6
-    for (r, device), some in parts.items():
-        lane = state.ranks[r].lanes[device]
-        mine = np.concatenate([rows[part] for part in some])
-        took = np.concatenate([took_ms[part] for part in some])
-        _append(lane.recent, mine)
-        lane.steps = max(lane.steps, int(mine[:, STEP].max()) + 1)
-        _push(lane.step_ms, mine[:, STEP], took)
-        if device == 0 and r == next(iter(state.ranks)):
-            _push(state.step_ms, mine[:, STEP], took)
-    told = [
-        (r, step, loss)
-        for (r, record), count, end in zip(pending, counts, ends, strict=True)
-        if record.device == 0
-        for step, loss in zip(
-            rows[end - count : end, STEP].tolist(), losses[end - count : end], strict=True
-        )
-        if loss is not None
-    ]
-    for r, step, loss in told:
+    begins = np.flatnonzero(np.diff(lanes, prepend=-1))
+    ends = [*begins[1:].tolist(), len(rows)]
+    last_steps = np.maximum.reduceat(rows[:, STEP], begins).tolist()
+    last_ns = np.maximum.reduceat(rows[:, END], begins).tolist()
+    leader = next(iter(state.ranks))
+    for i, (begin, end) in enumerate(zip(begins.tolist(), ends, strict=True)):
+        rank = state.ranks[int(lanes[begin]) >> DEVICE_BITS]
+        lane = rank.lanes[int(lanes[begin]) & (1 << DEVICE_BITS) - 1]
+        rank.progress_ns = max(rank.progress_ns, last_ns[i])
+        lane.steps = max(lane.steps, last_steps[i] + 1)
+        _append(lane.recent, rows[begin:end])
+        _push(lane.step_ms, rows[begin:end, STEP], took_ms[begin:end])
+        if lane.device == 0 and rank.rank == leader:
+            _push(state.step_ms, rows[begin:end, STEP], took_ms[begin:end])
+
+
+def _judge(state: RunState, ranks: Array, steps: Array, losses: Array) -> None:
+    """`RunState.judge_loss` of each."""
+    last = np.arange(len(ranks))
+    if np.isfinite(losses).all():  # then of each rank its last one tells all
+        _, last = np.unique(ranks[::-1], return_index=True)
+        last = len(ranks) - 1 - last
+    for r, step, loss in zip(
+        ranks[last].tolist(), steps[last].tolist(), losses[last].tolist(), strict=True
+    ):
         state.judge_loss(state.ranks[r], step, loss)
-    _add_losses(state, [step for _, step, _ in told], [loss for *_, loss in told])
 
 
 def _append(window: Window, rows: Array) -> None:
@@ -84,16 +99,16 @@ def _push(curve: Thinned, steps: Array, values: Array) -> None:
         curve.push(step, value)
 
 
-def _add_losses(state: RunState, steps: list[int], losses: list[float]) -> None:
+def _add_losses(state: RunState, steps: Array, losses: Array) -> None:
     """`RunState.add_loss` of each."""
-    if not steps:
+    if not len(steps):
         return
     each, last, place = np.unique(steps[::-1], return_index=True, return_inverse=True)
     place = place.reshape(-1)[::-1]
     open_ones = [state.losses.get(step) for step in each.tolist()]
     counts = np.bincount(place) + [0 if one is None else one.count for one in open_ones]
     if counts.max() > state.told_size:
-        for step, loss in zip(steps, losses, strict=True):
+        for step, loss in zip(steps.tolist(), losses.tolist(), strict=True):
             state.add_loss(step, loss)
         return
     totals = np.array([0.0 if one is None else one.total for one in open_ones])
