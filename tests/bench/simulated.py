@@ -82,14 +82,26 @@ class Encoded(NamedTuple):
 class Ranks:
     """The simulated ranks of a run, whose time goes on by `send_until`."""
 
-    def __init__(self, place: RunDir, load: Load, ranks: int, step_ns: int) -> None:
+    def __init__(
+        self,
+        place: RunDir,
+        load: Load,
+        ranks: int,
+        step_ns: int,
+        *,
+        first: int = 0,
+        world: int | None = None,
+        host: str = "",
+    ) -> None:
         self.load, self.ranks, self.step_ns = load, ranks, step_ns
         self.sent_frames = self.sent_records = self.waited = 0
-        self.frame_ns = MANY_FRAME_NS if ranks > MANY_RANKS else FRAME_NS
-        self.origin_ns = time.monotonic_ns()
+        self.first, self.world = first, world or ranks
+        self.frame_ns = MANY_FRAME_NS if self.world > MANY_RANKS else FRAME_NS
+        now_ns = time.monotonic_ns()
+        self.origin_ns = now_ns if world is None else now_ns - now_ns % 1_000_000_000
         self._wall_ns = time.time_ns() - self.origin_ns
         self._run_id = place.run_id
-        self._host, self._pid = host_name(), os.getpid()
+        self._host, self._pid = host or host_name(), os.getpid()
         self._encoder = msgspec.msgpack.Encoder()
         self._encoded: dict[tuple[int, int | tuple[int, int]], list[Encoded]] = {}
         self._counts = [0] * ranks
@@ -171,8 +183,8 @@ class Ranks:
     def _send(self, rank: int, due_ns: int, records: list[Encoded]) -> None:
         mono_ns = self.origin_ns + due_ns
         head = (
-            PROTOCOL_VERSION, self._run_id, rank, self._host, self._pid, self._seqs[rank], 0,
-            mono_ns, mono_ns + self._wall_ns,
+            PROTOCOL_VERSION, self._run_id, self.first + rank, self._host, self._pid,
+            self._seqs[rank], 0, mono_ns, mono_ns + self._wall_ns,
         )  # fmt: skip
         count = len(records).to_bytes(2, "big")
         sent = self._encoder.encode(self._counts[rank])
@@ -195,7 +207,7 @@ class Ranks:
     def _hello(self, rank: int) -> Hello:
         device = DeviceInfo(f"cuda:{rank % 8}", "cuda", 80 << 30, "NVIDIA H100 80GB HBM3")
         return Hello(
-            world_size=self.ranks,
+            world_size=self.world,
             local_rank=rank % 8,
             strategy=self.load.strategy,
             backend="nccl",
@@ -214,7 +226,7 @@ class Ranks:
         calls = max(1, len(self.load.calls))
         op, nbytes = self.load.calls[-1] if self.load.calls else ("all_reduce", 4)
         position = Position(
-            "default", self.ranks, max(0, step * calls - 1), op, nbytes, "float32", entered,
+            "default", self.world, max(0, step * calls - 1), op, nbytes, "float32", entered,
             max(0, step - 1), True, "train_gpt.py:311",
         )  # fmt: skip
         return Beat(step, "forward", 3 << 30, None, "train_gpt.py:305 step", 0, [position])
@@ -248,7 +260,7 @@ class Ranks:
         issued = self.origin_ns + step * self.step_ns + 40 * ms + jitter
         issued += place * 50 * ms // len(calls)
         return Collective(
-            step, op, "default", self.ranks, step * len(calls) + place, nbytes, issued,
+            step, op, "default", self.world, step * len(calls) + place, nbytes, issued,
             issued + ms, None if native else 80_000 + jitter, "float32", 0, "backward",
             100_000 + jitter, "train_gpt.py:308", native, nbytes,
         )  # fmt: skip
@@ -274,11 +286,20 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, required=True)
     parser.add_argument("--load", choices=LOADS, default="ddp")
     parser.add_argument("--rate", type=float, default=10.0, help="steps a second")
+    parser.add_argument("--first", type=int, default=0, help="number of the first rank")
+    parser.add_argument("--world", type=int, help="ranks of the run, those of other hosts too")
+    parser.add_argument("--host", default="", help="name of the host that they say they are on")
     parser.add_argument("--parts", type=float, nargs="+", default=[5.0], help="seconds of each")
     options = parser.parse_args()
     more_files()
     ranks = Ranks(
-        RunDir(options.place), LOADS[options.load], options.ranks, int(1e9 / options.rate)
+        RunDir(options.place),
+        LOADS[options.load],
+        options.ranks,
+        int(1e9 / options.rate),
+        first=options.first,
+        world=options.world,
+        host=options.host,
     )
     until_ns = 0
     for seconds in options.parts:
