@@ -37,12 +37,17 @@ from dpwatch.wire.calls import ROW, UNKNOWN, Calls, Kind, kinds_of, spread
 from dpwatch.wire.messages import Collective
 
 if TYPE_CHECKING:
+    from dpwatch.hub.parts import RankState
     from dpwatch.hub.state import RunState
 
 Array = np.ndarray[Any, Any]
 
 RANK, KIND, STEP, SEQ, ISSUED, DONE, BLOCKED, INTO = range(PACKED)
 """Rows of entries, which are the columns of `PackedCalls.rows`: here each lies together."""
+
+
+TOGETHER = 128
+"""Tallies worked on at once: what they hold stays in a processor's cache."""
 
 
 class Kinds:
@@ -261,6 +266,7 @@ def _tally(state: RunState, entries: Array, old: int, wait_ns: Array, ops: Ops) 
     blocks, steps = blocks[begins], steps[begins]
     starts = np.flatnonzero(new_block[begins])
     ends = [*starts[1:].tolist(), len(blocks)]
+    some: list[tuple[RankState, ByStep, slice]] = []
     for block, start, end in zip(blocks[starts].tolist(), starts.tolist(), ends, strict=True):
         r, pair = divmod(block, len(ops.pairs))
         device, key = ops.pairs[pair]
@@ -268,7 +274,11 @@ def _tally(state: RunState, entries: Array, old: int, wait_ns: Array, ops: Ops) 
         lane = None if rank is None else rank.lanes.get(device)
         tallies = None if lane is None else lane.calls.get(key)
         if rank is not None and tallies is not None:
-            rank.refused += _add(tallies, steps[start:end], sums[start:end])
+            some.append((rank, tallies, slice(start, end)))
+        if len(some) == TOGETHER:
+            _add(some, steps, sums)
+            some = []
+    _add(some, steps, sums)
 
 
 def _order(blocks: Array, steps: Array) -> Array:
@@ -310,30 +320,39 @@ def _sums(entries: Array, old: int, wait_ns: Array, ops: Ops, order: Array, begi
     return found
 
 
-def _add(tallies: ByStep, steps: Array, sums: Array) -> int:
-    """Adds sums to the rows of their steps, which are in order.
-
-    Returns:
-        Calls that there was no room for, in sums of 64 bits.
-    """
-    if tallies.size < WINDOW or steps[-1] - steps[0] >= WINDOW:
-        for step in steps.tolist():
-            tallies.at(step)
-    cells = np.frombuffer(tallies.cells, np.int64).reshape(-1, TALLY_WIDTH)
-    at = steps % tallies.size
+def _add(some: Sequence[tuple[RankState, ByStep, slice]], steps: Array, sums: Array) -> None:
+    """Adds to several tallies' rows, each what is in a slice; its steps are in order."""
+    if not some:
+        return
+    held = []
+    for _, tallies, part in some:
+        if tallies.size < WINDOW or steps[part.stop - 1] - steps[part.start] >= WINDOW:
+            for step in steps[part].tolist():
+                tallies.at(step)
+        held.append(np.frombuffer(tallies.cells, np.int64))
+    places = np.cumsum([0, *(len(cells) // TALLY_WIDTH for cells in held)])
+    cells = np.concatenate(held).reshape(-1, TALLY_WIDTH)
+    counts = [part.stop - part.start for *_, part in some]
+    of = np.repeat(np.arange(len(some)), counts)
+    size = np.array([tallies.size for _, tallies, _ in some])[of]
+    steps = np.concatenate([steps[part] for *_, part in some])
+    sums = np.concatenate([sums[part] for *_, part in some])
+    at = places[of] + steps % size
     now = cells[at]
-    apart = now[:, 0] - steps
-    if apart.any():
-        new = apart < 0
-        if tallies.size == WINDOW:
-            now[new] = 0
-            now[new, 0] = steps[new]
-            tallies.seen += int(np.count_nonzero(new))
-        kept = now[:, 0] == steps  # others are older than all that is kept
-        at, now, sums = at[kept], now[kept], sums[kept]
-    now += sums
-    if now.max(initial=0) >= bounds.SUMMED_NS or now[:, CALLS].max(initial=0) > bounds.CALLS_A_STEP:
-        cells[at] = now - sums
-        return int(sums[:, CALLS].sum())
-    cells[at] = now
-    return 0
+    new = (now[:, 0] < steps) & (size == WINDOW)
+    now[new] = 0
+    now[new, 0] = steps[new]
+    kept = now[:, 0] == steps  # others are older than all that is kept
+    added = now + sums
+    full = kept & (
+        (added.max(axis=1) >= bounds.SUMMED_NS) | (added[:, CALLS] > bounds.CALLS_A_STEP)
+    )
+    kept &= ~full
+    cells[at[new]] = now[new]
+    cells[at[kept]] = added[kept]
+    seen = np.bincount(of[new], minlength=len(some)).tolist()
+    refused = np.bincount(of[full], sums[full, CALLS], len(some)).tolist()
+    for i, (rank, tallies, _) in enumerate(some):
+        tallies.seen += seen[i]
+        rank.refused += int(refused[i])
+        held[i][:] = cells[places[i] : places[i + 1]].reshape(-1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpwatch.hub.parts import OPEN_LOSSES, OpenLoss
-from dpwatch.hub.series import NONE, STEP_WIDTH, WINDOW, Thinned, Window, kept_of
+from dpwatch.hub.series import NONE, STEP_BYTES, STEP_WIDTH, kept_of
 from dpwatch.wire.calls import UNKNOWN
 from dpwatch.wire.messages import Step, Steps
 from dpwatch.wire.steps import ROW
@@ -50,21 +50,28 @@ def _book(state: RunState, rows: Array, ranks: Array, devices: Array) -> None:
     lanes = (ranks << DEVICE_BITS) + devices
     order = np.argsort(lanes, kind="stable")
     rows, lanes = rows[order], lanes[order]
-    took_ms = (rows[:, END] - rows[:, START]) / 1e6
+    took_ms = ((rows[:, END] - rows[:, START]) / 1e6).tolist()
+    steps = rows[:, STEP].tolist()
+    held = rows.data.cast("B")
     begins = np.flatnonzero(np.diff(lanes, prepend=-1))
     ends = [*begins[1:].tolist(), len(rows)]
     last_steps = np.maximum.reduceat(rows[:, STEP], begins).tolist()
     last_ns = np.maximum.reduceat(rows[:, END], begins).tolist()
     leader = next(iter(state.ranks))
-    for i, (begin, end) in enumerate(zip(begins.tolist(), ends, strict=True)):
-        rank = state.ranks[int(lanes[begin]) >> DEVICE_BITS]
-        lane = rank.lanes[int(lanes[begin]) & (1 << DEVICE_BITS) - 1]
+    numbers = lanes[begins].tolist()
+    for i, (number, begin, end) in enumerate(zip(numbers, begins.tolist(), ends, strict=True)):
+        rank = state.ranks[number >> DEVICE_BITS]
+        lane = rank.lanes[number & (1 << DEVICE_BITS) - 1]
         rank.progress_ns = max(rank.progress_ns, last_ns[i])
         lane.steps = max(lane.steps, last_steps[i] + 1)
-        _append(lane.recent, rows[begin:end])
-        _push(lane.step_ms, rows[begin:end, STEP], took_ms[begin:end])
+        lane.recent.extend(held[begin * STEP_BYTES : end * STEP_BYTES])
+        curves = [lane.step_ms]
         if lane.device == 0 and rank.rank == leader:
-            _push(state.step_ms, rows[begin:end, STEP], took_ms[begin:end])
+            curves.append(state.step_ms)
+        for curve in curves:
+            for at in range(begin, end):
+                if steps[at] % curve.stride == 0:
+                    curve.push(steps[at], took_ms[at])
 
 
 def _judge(state: RunState, ranks: Array, steps: Array, losses: Array) -> None:
@@ -77,26 +84,6 @@ def _judge(state: RunState, ranks: Array, steps: Array, losses: Array) -> None:
         ranks[last].tolist(), steps[last].tolist(), losses[last].tolist(), strict=True
     ):
         state.judge_loss(state.ranks[r], step, loss)
-
-
-def _append(window: Window, rows: Array) -> None:
-    """`Window.push` of each."""
-    room = max(0, WINDOW - window.pushed)
-    window.rows.frombytes(rows[:room].tobytes())
-    window.pushed += min(room, len(rows))
-    if len(rows) > room:
-        late = rows[room:]
-        window.pushed += len(late)
-        late = late[-WINDOW:]
-        at = np.arange(window.pushed - len(late), window.pushed) % WINDOW
-        np.frombuffer(window.rows, np.int64).reshape(-1, STEP_WIDTH)[at] = late
-
-
-def _push(curve: Thinned, steps: Array, values: Array) -> None:
-    """`Thinned.push` of each."""
-    kept = steps % curve.stride == 0
-    for step, value in zip(steps[kept].tolist(), values[kept].tolist(), strict=True):
-        curve.push(step, value)
 
 
 def _add_losses(state: RunState, steps: Array, losses: Array) -> None:
