@@ -50,16 +50,17 @@ class Pending(msgspec.Struct):
 
     def take(self, rank: RankState, record: AnyRecord) -> bool:
         """Keeps a record for later. Returns: whether it did; else it is to be booked now."""
-        match record:
-            case Calls() | Collective():
-                self.calls.append((rank.rank, record))
-            case Steps() | Step() if record.device in rank.lanes:
-                self.steps.append((rank.rank, record))
-            case Duration() if record.step >= self.since.get(rank.rank, record.step + 1):
-                self.durations.append((rank.rank, record))
-                return True
-            case _:
+        if isinstance(record, Duration):
+            if record.step < self.since.get(rank.rank, record.step + 1):
                 return False
+            self.durations.append((rank.rank, record))
+            return True
+        if isinstance(record, Calls | Collective):
+            self.calls.append((rank.rank, record))
+        elif isinstance(record, Steps | Step) and record.device in rank.lanes:
+            self.steps.append((rank.rank, record))
+        else:
+            return False
         self.count += record.count if isinstance(record, Calls | Steps) else 1
         since = self.since.setdefault(rank.rank, record.step)
         if record.step < since:

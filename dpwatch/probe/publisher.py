@@ -40,10 +40,11 @@ EARLY_POLL_S = 0.05
 """Until the rank is known and the hub looked for: a run may be over in no time."""
 
 FRAME_NS = 250_000_000
-"""A frame goes out when it is full, or this long after the one before …"""
+"""A frame goes out this long after the one before, or when very much waits; …"""
 
 MANY_RANKS, MANY_FRAME_NS = 64, 500_000_000
-"""… or, in a run of more ranks than this, so long: half as many frames for its hub to take in."""
+CROWD_RANKS, CROWD_FRAME_NS = 512, 1_000_000_000
+"""… in a run of more ranks than this, so long: its hub has half as many frames to take in."""
 
 HELLO_NS = 2_000_000_000
 BEAT_NS = 500_000_000
@@ -184,8 +185,7 @@ class Publisher:
         if not self._flush_unsent():
             return
         due = self._due(now_ns)
-        many = self._hello is not None and self._hello.world_size > MANY_RANKS
-        self._next_frame = now_ns + (MANY_FRAME_NS if many else FRAME_NS)
+        self._next_frame = now_ns + _pace_ns(self._hello.world_size if self._hello else 1)
         for _ in range(FRAMES_PER_POLL):
             records = self._drain(codec.MAX_RECORDS - len(due))
             if not due and not records:
@@ -324,3 +324,9 @@ class Publisher:
         self._seq += 1
         self._sent += counted(records)
         return frame
+
+
+def _pace_ns(ranks: int) -> int:
+    if ranks > CROWD_RANKS:
+        return CROWD_FRAME_NS
+    return MANY_FRAME_NS if ranks > MANY_RANKS else FRAME_NS

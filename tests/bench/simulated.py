@@ -2,9 +2,9 @@
 
     python -m tests.bench.simulated RUN_DIR --ranks N --load ddp --seconds 8 …
 
-Each rank sends over a socket of its own as the probe's publisher does: a frame when it holds 64
-records or every 250 ms (in a run of more than 64 ranks, 500 ms), in it the steps that ended since
-the last one with their collectives, and now and then hello, beat and memory. What ranks have in
+Each rank sends over a socket of its own as the probe's publisher does: a frame every 250 ms (in a
+run of more than 64 ranks 500 ms, of more than 512 a second), in it the steps that ended since the
+last one with their collectives, and now and then hello, beat and memory. What ranks have in
 common is encoded once, so that this process takes little of the machine it shares with what is
 measured.
 
@@ -44,6 +44,7 @@ from dpwatch.wire.paths import RunDir, host_name
 
 FRAME_NS = 250_000_000
 MANY_RANKS, MANY_FRAME_NS = 64, 500_000_000
+CROWD_RANKS, CROWD_FRAME_NS = 512, 1_000_000_000
 HELLO_NS, BEAT_NS = 2_000_000_000, 500_000_000
 """As the probe's `publisher` has them, which cannot be imported without torch."""
 
@@ -96,7 +97,9 @@ class Ranks:
         self.load, self.ranks, self.step_ns = load, ranks, step_ns
         self.sent_frames = self.sent_records = self.waited = 0
         self.first, self.world = first, world or ranks
-        self.frame_ns = MANY_FRAME_NS if self.world > MANY_RANKS else FRAME_NS
+        self.frame_ns = FRAME_NS
+        if self.world > MANY_RANKS:
+            self.frame_ns = MANY_FRAME_NS if self.world <= CROWD_RANKS else CROWD_FRAME_NS
         now_ns = time.monotonic_ns()
         self.origin_ns = now_ns if world is None else now_ns - now_ns % 1_000_000_000
         self._wall_ns = time.time_ns() - self.origin_ns

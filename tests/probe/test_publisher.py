@@ -167,7 +167,7 @@ def test_calls_that_have_nothing_in_common_fill_as_many_frames_as_they_need(
     assert sent[0] == 0
 
 
-@pytest.mark.parametrize(("ranks", "frames"), [(4, 8), (64, 8), (65, 4)])
+@pytest.mark.parametrize(("ranks", "frames"), [(4, 8), (64, 8), (65, 4), (513, 2)])
 def test_of_many_ranks_half_as_many_frames_come(publisher, recorder, source, link, ranks, frames):
     source.me = Identity(rank=2, world_size=ranks, local_rank=2)
     for turn in range(16):  # two seconds
