@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from dpwatch.wire import ranges as r
-from dpwatch.wire.calls import EARLIEST_NS, UNKNOWN
+from dpwatch.wire.calls import EARLIEST_NS, UNKNOWN, known
 from dpwatch.wire.record import Record
 
 MOST_STEPS = 256
@@ -130,6 +131,9 @@ def _gathered(steps: list[Step]) -> list[Steps | Step]:
     latest_ns = max([each.end_ns for each in steps])
     if len(steps) < 2 or latest_ns < EARLIEST_NS:
         return [*steps]
+    alike = _at_once(steps, least, latest_ns)
+    if alike is not None:
+        return [alike]
     rows = bytearray()
     losses: list[float | None] = []
     alone: list[Steps | Step] = []
@@ -144,6 +148,29 @@ def _gathered(steps: list[Step]) -> list[Steps | Step]:
         return alone
     told = losses if any(loss is not None for loss in losses) else []
     return [Steps(steps[0].device, least, latest_ns, bytes(rows), told), *alone]
+
+
+def _at_once(steps: list[Step], least: int, latest_ns: int) -> Steps | None:
+    """One record of all, column by column; None if some do not fit."""
+    _, step, start, end, *times, loss, samples = zip(
+        *map(msgspec.structs.astuple, steps), strict=True
+    )
+    times.append(samples)
+    if any(UNKNOWN in each for each in times):
+        return None
+    rows = zip(
+        [n - least for n in step],
+        [latest_ns - ns for ns in end],
+        [e - s for s, e in zip(start, end, strict=True)],
+        *map(known, times),
+        strict=True,
+    )
+    try:
+        packed = struct.pack(f"<{14 * len(steps)}I", *chain.from_iterable(rows))
+    except struct.error:  # a number of more than 32 bits, or below 0
+        return None
+    told = [] if loss.count(None) == len(loss) else list(loss)
+    return Steps(steps[0].device, least, latest_ns, packed, told)
 
 
 def _row(step: Step, least: int, latest_ns: int) -> bytes | None:

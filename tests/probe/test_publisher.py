@@ -140,7 +140,10 @@ def a_call(number: int, nbytes: int = 8) -> tuple[Any, ...]:
     return (Collective, 0, "all_reduce", "default", 4, number, nbytes, 9 * S + number)
 
 
-def test_collectives_and_steps_go_as_few_records_and_count_as_many(publisher, recorder, link):
+def test_collectives_and_steps_go_as_few_records_and_count_as_many(
+    publisher, recorder, source, link
+):
+    source.me = Identity(rank=2, world_size=64, local_rank=2)
     for n in range(40):
         for record in (*map(a_call, (3 * n, 3 * n + 1, 3 * n + 2)), (Step, 0, n, 9 * S - 1, 9 * S)):
             recorder.append(record)
@@ -154,9 +157,17 @@ def test_collectives_and_steps_go_as_few_records_and_count_as_many(publisher, re
     assert second.sent == len(first.records) - 2 + 120 + 40
 
 
+def test_of_few_ranks_each_record_goes_by_itself(publisher, recorder, link):
+    recorder.append(a_call(1))
+    recorder.append(a_call(2))
+    publisher.poll(0)
+    assert kinds(link.batches[0]) == ["Hello", "Beat", "Collective", "Collective"]
+
+
 def test_calls_that_have_nothing_in_common_fill_as_many_frames_as_they_need(
-    publisher, recorder, link
+    publisher, recorder, source, link
 ):
+    source.me = Identity(rank=2, world_size=64, local_rank=2)
     for n in range(190):
         recorder.append((*a_call(n, n), None, None, "", 0, "", None, "x" * 1500 + str(n)))
     publisher.poll(0)
