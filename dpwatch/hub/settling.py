@@ -93,6 +93,7 @@ class Ops(NamedTuple):
 def settled(state: RunState, pending: Pending) -> None:
     """Puts what was pending into a state's sums."""
     settle_steps(state, pending.steps)
+    pending.steps.clear()
     packed = state.arrivals.packed
     kinds = Kinds(packed.kinds)
     entered = [
@@ -101,12 +102,14 @@ def settled(state: RunState, pending: Pending) -> None:
         for rank, record in call.entered.items()
     ]
     held = np.frombuffer(packed.rows, np.int64).reshape(-1, PACKED).T
-    held = np.concatenate([held, _columns(entered)], axis=1)
-    fresh = _entries(pending.calls, kinds)
-    if are_odd(np.concatenate([held, fresh], axis=1), kinds.all):
+    old = held.shape[1] + len(entered)
+    each = [held, _columns(entered), _entries(pending.calls, kinds)]
+    entries = np.concatenate(each, axis=1)
+    del each
+    if are_odd(entries, kinds.all):
         _one_by_one(state, pending)
     else:
-        _together(state, held, fresh, kinds.all)
+        _together(state, entries, old, kinds.all)
     for r, record in pending.durations:
         rank = state.ranks.get(r)
         if rank is not None:
@@ -119,14 +122,15 @@ def _one_by_one(state: RunState, pending: Pending) -> None:
             state.take(state.ranks[r], call)
 
 
-def _together(state: RunState, held: Array, fresh: Array, kinds: Sequence[Kind]) -> None:
-    """Books entries that are `fresh`, and who came last to calls that others are held of."""
+def _together(state: RunState, entries: Array, old: int, kinds: Sequence[Kind]) -> None:
+    """Books entries, and who came last to calls; of those before `old` that has been done."""
     ops = _ops(kinds)
-    fresh = _admitted(state, fresh, kinds, ops)
-    _latencies(state, fresh, kinds)
-    entries = np.concatenate([held, fresh], axis=1)
+    refused = _refused(state, entries[:, old:], kinds, ops)
+    if refused.any():
+        entries = entries[:, ~np.concatenate([np.zeros(old, bool), refused])]
+    _latencies(state, entries[:, old:], kinds)
     wait_ns = waits_of(state, entries, kinds)
-    _tally(state, entries, held.shape[1], wait_ns, ops)
+    _tally(state, entries, old, wait_ns, ops)
 
 
 # -- entries ----------------------------------------------------------------------------------
@@ -159,7 +163,7 @@ def _table(calls: Sequence[tuple[int, Calls]], kinds: Kinds) -> Array:
             numbers += kinds.table(record.kinds)
     which = np.frombuffer(b"".join([record.which for record in records]), np.uint8)
     rows = np.frombuffer(b"".join([record.rows for record in records]), "<u4")
-    step, seq, ago, took, blocked, into = rows.reshape(-1, ROW.size // 4).T.astype(np.int64)
+    step, seq, ago, took, blocked, into = rows.reshape(-1, ROW.size // 4).T
     ended_ns = np.array([record.latest_ns for record in records])[of] - ago
     done = took != UNKNOWN
     place = np.array([offsets[record.kinds] for record in records])[of] + which
@@ -170,8 +174,9 @@ def _table(calls: Sequence[tuple[int, Calls]], kinds: Kinds) -> Array:
     found[SEQ] = np.array([record.seq for record in records])[of] + seq
     found[ISSUED] = ended_ns - np.where(done, took, 0)
     found[DONE] = np.where(done, ended_ns, NONE)
-    found[BLOCKED] = np.where(blocked == UNKNOWN, NONE, blocked)
-    found[INTO] = np.where(into == UNKNOWN, NONE, into)
+    for row, told in ((BLOCKED, blocked), (INTO, into)):
+        found[row] = told
+        found[row, told == UNKNOWN] = NONE
     return found
 
 
@@ -210,8 +215,8 @@ def _blocks(entries: Array, ops: Ops) -> Array:
     return found
 
 
-def _admitted(state: RunState, entries: Array, kinds: Sequence[Kind], ops: Ops) -> Array:
-    """Makes room for all that these call. Returns: the entries that there is room for."""
+def _refused(state: RunState, entries: Array, kinds: Sequence[Kind], ops: Ops) -> Array:
+    """Makes room for all that these call. Returns: which entries there is none for."""
     blocks = _blocks(entries, ops)
     missing = []
     for block in np.flatnonzero(np.bincount(blocks)).tolist():
@@ -220,8 +225,9 @@ def _admitted(state: RunState, entries: Array, kinds: Sequence[Kind], ops: Ops) 
         lane = state.ranks[r].lanes.get(device)
         if lane is None or key not in lane.calls or key not in state.ops:
             missing.append(block)
+    none = np.zeros(len(blocks), bool)
     if not missing:
-        return entries
+        return none
     found, first = np.unique(blocks, return_index=True)
     refused = []
     for at in np.sort(first[np.isin(found, missing)]).tolist():  # as they came
@@ -232,7 +238,7 @@ def _admitted(state: RunState, entries: Array, kinds: Sequence[Kind], ops: Ops) 
         except bounds.Full:
             rank.refused += int(np.count_nonzero(blocks == blocks[at]))
             refused.append(blocks[at])
-    return entries[:, ~np.isin(blocks, refused)] if refused else entries
+    return np.isin(blocks, refused) if refused else none
 
 
 def _latencies(state: RunState, entries: Array, kinds: Sequence[Kind]) -> None:
