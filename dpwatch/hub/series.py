@@ -73,6 +73,15 @@ class Thinned(msgspec.Struct):
             self.steps = Ints(self.steps[i] for i in kept)
             self.values = Floats(self.values[i] for i in kept)
 
+    def extend(self, steps: Sequence[int], values: Sequence[float]) -> None:
+        """Adds points one after the other."""
+        if self.stride == 1 and len(self.steps) + len(steps) < 2 * CURVE_POINTS:
+            self.steps.extend(steps)
+            self.values.extend(values)
+            return
+        for step, value in zip(steps, values, strict=True):
+            self.push(step, value)
+
     def freeze(self) -> Curve:
         """The curve as a snapshot holds it."""
         return Curve(tuple(self.steps), tuple(self.values))

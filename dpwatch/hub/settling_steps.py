@@ -65,13 +65,9 @@ def _book(state: RunState, rows: Array, ranks: Array, devices: Array) -> None:
         rank.progress_ns = max(rank.progress_ns, last_ns[i])
         lane.steps = max(lane.steps, last_steps[i] + 1)
         lane.recent.extend(held[begin * STEP_BYTES : end * STEP_BYTES])
-        curves = [lane.step_ms]
+        lane.step_ms.extend(steps[begin:end], took_ms[begin:end])
         if lane.device == 0 and rank.rank == leader:
-            curves.append(state.step_ms)
-        for curve in curves:
-            for at in range(begin, end):
-                if steps[at] % curve.stride == 0:
-                    curve.push(steps[at], took_ms[at])
+            state.step_ms.extend(steps[begin:end], took_ms[begin:end])
 
 
 def _judge(state: RunState, ranks: Array, steps: Array, losses: Array) -> None:
