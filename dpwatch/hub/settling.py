@@ -46,6 +46,9 @@ RANK, KIND, STEP, SEQ, ISSUED, DONE, BLOCKED, INTO = range(PACKED)
 """Rows of entries, which are the columns of `PackedCalls.rows`: here each lies together."""
 
 
+MOST_COUNTED = 1 << 22
+"""Numbers up to this are told apart by counting, which takes memory by the highest of them."""
+
 TOGETHER = 128
 """Tallies worked on at once: what they hold stays in a processor's cache."""
 
@@ -113,7 +116,7 @@ def settled(state: RunState, pending: Pending) -> None:
     for r, record in pending.durations:
         rank = state.ranks.get(r)
         if rank is not None:
-            booking.duration(state, rank, record)
+            state.take(rank, record)
 
 
 def _one_by_one(state: RunState, pending: Pending) -> None:
@@ -219,7 +222,7 @@ def _refused(state: RunState, entries: Array, kinds: Sequence[Kind], ops: Ops) -
     """Makes room for all that these call. Returns: which entries there is none for."""
     blocks = _blocks(entries, ops)
     missing = []
-    for block in np.flatnonzero(np.bincount(blocks)).tolist():
+    for block in _distinct(blocks):
         r, pair = divmod(block, len(ops.pairs))
         device, key = ops.pairs[pair]
         lane = state.ranks[r].lanes.get(device)
@@ -241,18 +244,25 @@ def _refused(state: RunState, entries: Array, kinds: Sequence[Kind], ops: Ops) -
     return np.isin(blocks, refused) if refused else none
 
 
+def _distinct(numbers: Array) -> list[int]:
+    many = not len(numbers) or numbers.max() >= MOST_COUNTED
+    found: Array = np.unique(numbers) if many else np.flatnonzero(np.bincount(numbers))
+    return [int(number) for number in found]
+
+
 def _latencies(state: RunState, entries: Array, kinds: Sequence[Kind]) -> None:
     """Of each op the latencies of its last calls, as they came."""
     keys: dict[str, int] = {}
     op = np.array([keys.setdefault(f"{kind.op}/{kind.group}", len(keys)) for kind in kinds])
     of = op[entries[KIND]]
     of[entries[DONE] == NONE] = -1
-    for key, number in keys.items():
+    names = list(keys)
+    for number in np.unique(of[of >= 0]).tolist():
         mine = np.flatnonzero(of == number)
-        if len(mine):
-            last = mine[-2 * LATENCIES :]
-            took_ms = (entries[DONE, last] - entries[ISSUED, last]) / 1e6
-            keep_latencies(state.ops[key].latency_ms, took_ms.tolist(), len(mine) - len(last))
+        last = mine[-2 * LATENCIES :]
+        took_ms = (entries[DONE, last] - entries[ISSUED, last]) / 1e6
+        latencies_ms = state.ops[names[number]].latency_ms
+        keep_latencies(latencies_ms, took_ms.tolist(), len(mine) - len(last))
 
 
 def _tally(state: RunState, entries: Array, old: int, wait_ns: Array, ops: Ops) -> None:
