@@ -29,7 +29,7 @@ def advance(state: RunState, batch: Batch) -> Run | None:
     Returns:
         The run as it is now if it has been reviewed, else None.
     """
-    called_for = _calls_for_review(state, batch)
+    called_for = len(state.ranks) <= MANY and _calls_for_review(state, batch)
     state.apply(batch)
     if len(state.ranks) > MANY:
         if batch.rank != HUB_RANK or not _is_due(state):

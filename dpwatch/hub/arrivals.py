@@ -9,11 +9,13 @@ brought them to its own clock, as far as that clock's error (`RunState.clock_err
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import msgspec
 
-from dpwatch.hub.series import keep_last, median
+from dpwatch.hub.series import NONE, Ints, keep_last, median
+from dpwatch.wire.calls import Kind
 from dpwatch.wire.messages import Collective, Position
 
 OPEN_CALLS = 1024
@@ -35,6 +37,42 @@ class OpenCall(msgspec.Struct):
     """A collective that not every rank is known to have entered: what each rank called."""
 
     entered: dict[int, Collective] = {}
+
+
+PACKED = 8
+"""Numbers of a packed entry: rank, kind, step, seq, when issued and done, blocked, into its phase;
+`NONE` where one is unknown."""
+
+
+class PackedCalls(msgspec.Struct):
+    """The same of many ranks, as a table: an entry a row, whose kind is one of `kinds`."""
+
+    rows: Ints = msgspec.field(default_factory=Ints)
+    kinds: list[Kind] = []
+
+    def each(self) -> Iterator[tuple[int, Collective]]:
+        """Each entry's rank, and what it called; in the order in which they came."""
+        for at in range(0, len(self.rows), PACKED):
+            rank, kind, *numbers = self.rows[at : at + PACKED]
+            yield rank, call_of(self.kinds[kind], numbers)
+
+    def standing(self) -> Iterator[tuple[str, int, int, tuple[str, int, str]]]:
+        """Each group, seq, step and essence that there is, once."""
+        rows, kinds = self.rows, self.kinds
+        for kind, step, seq in set(
+            zip(rows[1::PACKED], rows[2::PACKED], rows[3::PACKED], strict=True)
+        ):
+            yield kinds[kind].group, seq, step, essence(kinds[kind])
+
+
+def call_of(kind: Kind, numbers: Sequence[int]) -> Collective:
+    """A packed entry's call, from what follows its kind."""
+    step, seq, issued_ns, done, blocked, into = numbers
+    done_ns, blocked_ns, into_ns = (None if n == NONE else n for n in (done, blocked, into))
+    return Collective(
+        step, kind.op, kind.group, kind.ranks, seq, kind.nbytes, issued_ns, done_ns, blocked_ns,
+        kind.dtype, kind.device, kind.phase, into_ns, kind.where, kind.is_async, kind.nbytes_out,
+    )  # fmt: skip
 
 
 class Late(msgspec.Struct, array_like=True, frozen=True):
@@ -86,7 +124,7 @@ class Arrivals(msgspec.Struct):
     """All that is known of arrivals.
 
     Attributes:
-        calls: Not whole yet, by `group/seq`.
+        calls: Not whole yet, by `group/seq`; of many ranks they are `packed`.
         alike: By group, the latest calls that all its ranks entered alike, oldest first.
         late: By step, the calls with the widest gaps.
         mismatch: The first place where ranks called different things, None as long as none did.
@@ -97,14 +135,38 @@ class Arrivals(msgspec.Struct):
     late: dict[int, list[Late]] = {}
     mismatch: Mismatch | None = None
     newest: dict[str, int] = {}
+    packed: PackedCalls = msgspec.field(default_factory=PackedCalls)
+
+    def opened(self) -> dict[str, OpenCall]:
+        """Calls that are not whole yet, the packed ones too."""
+        if not self.packed.rows:
+            return self.calls
+        found = {key: OpenCall(dict(call.entered)) for key, call in self.calls.items()}
+        for rank, record in self.packed.each():
+            key = f"{record.group}/{record.seq}"
+            found.setdefault(key, OpenCall()).entered[rank] = record
+        return found
+
+    def standing(self) -> Iterator[tuple[str, int, int, tuple[str, int, str]]]:
+        """What has been called in calls that are not whole: group, seq, step and essence."""
+        for call in self.calls.values():
+            for record in call.entered.values():
+                yield record.group, record.seq, record.step, essence(record)
+        yield from self.packed.standing()
+
+    def unpack(self) -> None:
+        """From now on each call is to be found in `calls`."""
+        if self.packed.rows:
+            self.calls, self.packed = self.opened(), PackedCalls()
 
     def enter(self, rank: int, record: Collective) -> dict[int, Collective] | None:
         """A rank has entered a call. Returns: what each rank called, once all have."""
+        self.unpack()
         key = f"{record.group}/{record.seq}"
         call = self.calls.get(key)
         if call is None:
             call = self.calls[key] = OpenCall()
-            if len(self.calls) > min(OPEN_CALLS, max(8, OPEN_ENTRIES // record.ranks)):
+            if len(self.calls) > most_open(record.ranks):
                 del self.calls[next(iter(self.calls))]
         entered = call.entered
         entered[rank] = record
@@ -116,6 +178,7 @@ class Arrivals(msgspec.Struct):
 
     def forget(self, rank: int) -> None:
         """A rank begins anew: what it had entered belongs to nobody's call any more."""
+        self.unpack()
         for key, call in list(self.calls.items()):
             call.entered.pop(rank, None)
             if not call.entered:
@@ -124,13 +187,17 @@ class Arrivals(msgspec.Struct):
         self.mismatch = None
 
     def _compare(self, record: Collective, entered: dict[int, Collective]) -> None:
-        group, seq, found = record.group, record.seq, self.mismatch
         called = {(call.op, call.nbytes, call.dtype) for call in entered.values()}
         if len(called) > 1 and len({essence(call) for call in entered.values()}) > 1:
-            self.mismatch = found or Mismatch(group, seq, entered)
+            self.mismatch = self.mismatch or Mismatch(record.group, record.seq, entered)
             return
+        self.agree(record.group, Alike(record.seq, record.step, essence(record)))
+
+    def agree(self, group: str, call: Alike) -> None:
+        """All ranks of a group have entered a call, and called the same."""
+        seq, found = call.seq, self.mismatch
         kept = self.alike.setdefault(group, [])
-        kept.append(Alike(seq, record.step, essence(record)))
+        kept.append(call)
         keep_last(cast("list[object]", kept), ALIKE_CALLS)
         if found is not None and found.group == group and seq > found.seq + ALIKE_CALLS:
             self.mismatch = None  # they have found together again
@@ -138,7 +205,7 @@ class Arrivals(msgspec.Struct):
     def expected(self, group: str, seq: int, step: int) -> tuple[str, int, str] | None:
         """What was called at the same place of an earlier step, None if that isn't known."""
         known = {call.seq: call for call in self.alike.get(group, ())}
-        for open_call in self.calls.values():
+        for open_call in self.opened().values():
             for call in open_call.entered.values():  # the calls of the last moments lack ranks
                 if call.group == group and call.seq not in known:
                     known[call.seq] = Alike(call.seq, call.step, essence(call))
@@ -162,6 +229,23 @@ class Arrivals(msgspec.Struct):
         place = len(issued_ns) - 1 - issued_ns[::-1].index(ordered_ns[-1])
         latest = list(entered)[place]
         call = entered[latest]
+        gap_ns = ordered_ns[-1] - ordered_ns[-2]
+        lag_ns = call.issued_ns - ordered_ns[(len(entered) - 1) // 2]
+
+        def excess_ns() -> int | None:
+            return _excess_ns(call, [each for r, each in entered.items() if r != latest])
+
+        self.keep_late(latest, call, gap_ns, lag_ns, excess_ns)
+
+    def keep_late(
+        self,
+        latest: int,
+        call: Collective,
+        gap_ns: int,
+        lag_ns: int,
+        excess_ns: Callable[[], int | None],
+    ) -> None:
+        """Keeps who came last to a call, if its step has not many wider ones; see `Late`."""
         kept = self.late.get(call.step)
         if kept is None:
             kept = self.late[call.step] = []
@@ -171,11 +255,8 @@ class Arrivals(msgspec.Struct):
                 return  # older than all that is kept
         first = self.newest.get(call.group) != call.step
         self.newest[call.group] = call.step
-        gap_ns = ordered_ns[-1] - ordered_ns[-2]
         if len(kept) == LATE_CALLS and gap_ns <= kept[-1].gap_ns:
             return
-        others = [each for r, each in entered.items() if r != latest]
-        middle_ns = ordered_ns[len(others) // 2]
         late = Late(
             step=call.step,
             op=call.op,
@@ -184,9 +265,9 @@ class Arrivals(msgspec.Struct):
             latest=latest,
             arrived_ns=call.issued_ns,
             gap_ns=gap_ns,
-            lag_ns=call.issued_ns - middle_ns,
+            lag_ns=lag_ns,
             phase=call.phase,
-            excess_ns=_excess_ns(call, others),
+            excess_ns=excess_ns(),
             first=first,
             where=call.where,
         )
@@ -195,7 +276,12 @@ class Arrivals(msgspec.Struct):
         del kept[LATE_CALLS:]
 
 
-def essence(call: Collective | Position) -> tuple[str, int, str]:
+def most_open(ranks: int) -> int:
+    """Calls of so many ranks that are kept while they are not whole."""
+    return min(OPEN_CALLS, max(8, OPEN_ENTRIES // ranks))
+
+
+def essence(call: Collective | Position | Kind) -> tuple[str, int, str]:
     """What ranks have to agree on: the op, and the bytes and type of most ops' payload."""
     if call.op in SAME_SIZE:
         return call.op, call.nbytes, call.dtype

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from dpwatch.hub.series import median
-from dpwatch.wire.messages import AnyRecord, Collective
+from dpwatch.wire.calls import Kind, spread
+from dpwatch.wire.messages import AnyRecord, Calls, Collective
 
 DRIFT = 100e-6
 """How much faster one host's clock may run than another's."""
@@ -151,6 +152,11 @@ def _scatter(calls: Sequence[Done], now_ns: int) -> tuple[int, int] | None:
     return int(middle - wide), int(middle + wide)
 
 
+def _tells(kind: Kind | Collective, seq: int) -> bool:
+    """Of large groups a part of the calls is enough, the same on all ranks."""
+    return kind.op in NEED_ALL and seq % (kind.ranks // MANY_RANKS + 1) == 0
+
+
 class _Seen:
     """A call that not every rank has told of: by host, its last entry, first and last end."""
 
@@ -182,12 +188,10 @@ class Clocks:
     def hear(self, host: str, rank: int, records: Iterable[AnyRecord]) -> None:
         """What a rank on that host sent, in the times of its own clock."""
         for record in records:
-            if (
-                isinstance(record, Collective)
-                and record.op in NEED_ALL
-                # Of large groups a part of the calls is enough, the same on all ranks.
-                and record.seq % (record.ranks // MANY_RANKS + 1) == 0
-            ):
+            if isinstance(record, Calls):
+                for call in spread(record, _tells):
+                    self._call(host, rank, call)
+            elif isinstance(record, Collective) and _tells(record, record.seq):
                 self._call(host, rank, record)
 
     def estimate(self, host: str, now_ns: int) -> Estimate | None:

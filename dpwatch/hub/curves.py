@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from operator import lt
 
 import msgspec
 
@@ -36,6 +37,16 @@ class Thinned(msgspec.Struct):
             if ahead < 0:
                 self._cut(step)
         self._append(step, value)
+
+    def extend(self, steps: Sequence[int], values: Sequence[float]) -> None:
+        """Adds points one after the other."""
+        whole = self.stride == 1 and len(self.steps) + len(steps) < 2 * CURVE_POINTS
+        if whole and all(map(lt, [*self.steps[-1:], *steps], steps[not self.steps :])):
+            self.steps.extend(steps)
+            self.values.extend(values)
+            return
+        for step, value in zip(steps, values, strict=True):
+            self.push(step, value)
 
     def freeze(self) -> Curve:
         """The curve as a snapshot holds it."""

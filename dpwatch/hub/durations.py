@@ -70,3 +70,18 @@ def keep_latency(latencies_ms: list[float], took_ns: int) -> None:
     latencies_ms.append(took_ns / 1e6)
     if len(latencies_ms) > 2 * LATENCIES:
         del latencies_ms[:-LATENCIES]
+
+
+def keep_latencies(latencies_ms: list[float], took_ms: list[float], before: int) -> None:
+    """As `keep_latency` of one after the other, of which only the last ones are given.
+
+    Args:
+        latencies_ms: What is kept.
+        took_ms: The last `2 * LATENCIES`, or all that there are.
+        before: How many came before those.
+    """
+    kept = total = len(latencies_ms) + before + len(took_ms)
+    if total > 2 * LATENCIES:
+        kept = LATENCIES + (total - 2 * LATENCIES - 1) % (LATENCIES + 1)
+    latencies_ms.extend(took_ms)
+    del latencies_ms[:-kept]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from dpwatch.hub.booking import arrive
 from dpwatch.hub.curves import Thinned
 from dpwatch.hub.parts import LaneState, OpState, RankState
+from dpwatch.hub.pending import settle
 from dpwatch.hub.series import CALLS, TALLY_WIDTH, WAIT_NS, ByStep, Window
 from dpwatch.hub.stacks import Dump
 from dpwatch.hub.state import RunState
@@ -19,6 +21,8 @@ _Curve = TypeVar("_Curve", bound=Thinned)
 
 def merge(state: RunState, part: RunState, host: str) -> None:
     """Takes in what a hub knows of its host's ranks, in the times of this state's clock."""
+    settle(state)
+    settle(part)
     ours = {r: rank for r, rank in part.ranks.items() if rank.host == host}
     news = {r for r in ours if not _is_same(state.ranks.get(r), ours[r])}
     for r in news & state.ranks.keys():
@@ -165,8 +169,8 @@ def _take_losses(state: RunState, part: RunState) -> None:
 def _take_arrivals(state: RunState, part: RunState) -> None:
     """Calls that this hub's ranks have entered, where they are still open here."""
     latest = {group: calls[-1].seq for group, calls in state.arrivals.alike.items() if calls}
-    for call in list(part.arrivals.calls.values()):
+    for call in list(part.arrivals.opened().values()):
         for r, record in call.entered.items():
             op = state.ops.get(f"{record.op}/{record.group}")
             if op is not None and r in state.ranks and record.seq > latest.get(record.group, -1):
-                state.arrive(r, record, op)
+                arrive(state, r, record, op)

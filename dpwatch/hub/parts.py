@@ -12,6 +12,7 @@ from dpwatch.hub.stacks import Dump
 from dpwatch.wire.messages import Beat, Bye, Gpu, Hello, Memory
 
 FADE_CALLS = 512
+OPEN_LOSSES = 64
 
 
 class LaneState(msgspec.Struct):

@@ -55,7 +55,13 @@ STEP_WIDTH = len(STEP_COLUMNS) + 1
 SAMPLES = STEP_WIDTH - 1
 _kept = operator.attrgetter(*STEP_COLUMNS, "samples")
 _PACKED = struct.Struct(f"={STEP_WIDTH}q")
-_STEP_BYTES = _PACKED.size
+STEP_BYTES = _PACKED.size
+
+
+def kept_of(step: Step) -> Sequence[int]:
+    """A step as a row."""
+    row: Sequence[int | None] = _kept(step)
+    return [NONE if each is None else each for each in row]
 
 
 SHARED_STEPS = 8192
@@ -79,17 +85,32 @@ class Window(msgspec.Struct):
         Raises:
             OverflowError: A number takes more than 8 bytes.
         """
-        row: Sequence[int | None] = _kept(step)
-        if None in row:
-            row = [NONE if each is None else each for each in row]
+        row = kept_of(step)
         try:
             if self.pushed < WINDOW:
                 self.rows.frombytes(_PACKED.pack(*row))
             else:
-                _PACKED.pack_into(self.rows, self.pushed % WINDOW * _STEP_BYTES, *row)
+                _PACKED.pack_into(self.rows, self.pushed % WINDOW * STEP_BYTES, *row)
         except struct.error as error:
             raise OverflowError(str(error)) from None
         self.pushed += 1
+
+    def extend(self, rows: memoryview) -> None:
+        """Adds the bytes of rows; the oldest make room."""
+        count = len(rows) // STEP_BYTES
+        room = max(0, WINDOW - self.pushed)
+        if room:
+            self.rows.frombytes(rows[: room * STEP_BYTES])
+            self.pushed += min(room, count)
+        if count > room:
+            late = min(count - room, WINDOW)
+            rows = rows[(count - late) * STEP_BYTES :]
+            self.pushed += count - room
+            at = (self.pushed - late) % WINDOW
+            end = min(WINDOW, at + late)
+            held = memoryview(self.rows).cast("B")
+            held[at * STEP_BYTES : end * STEP_BYTES] = rows[: (end - at) * STEP_BYTES]
+            held[: (at + late - end) * STEP_BYTES] = rows[(end - at) * STEP_BYTES :]
 
     def column(self, place: int, last: int = WINDOW) -> list[int]:
         """A column of the latest rows, the oldest first; `NONE` where it is unknown."""
@@ -117,7 +138,7 @@ class Window(msgspec.Struct):
         count = min(last, self.pushed, WINDOW)
         first = (self.pushed - count) % WINDOW
         held = self.rows.tobytes()
-        rows = [row % WINDOW * _STEP_BYTES for row in range(first, first + count)]
+        rows = [row % WINDOW * STEP_BYTES for row in range(first, first + count)]
         return [_step(device, _PACKED.unpack_from(held, at)) for at in rows]
 
 

@@ -12,13 +12,26 @@ from typing import TypeVar, cast
 import msgspec
 
 from dpwatch.hub.parts import RankState
+from dpwatch.hub.pending import settle
 from dpwatch.hub.series import STEP_COLUMNS, STEP_WIDTH
 from dpwatch.hub.state import RunState
-from dpwatch.wire.messages import AnyRecord, Batch, Beat, Collective, Position, Stacks, Step
+from dpwatch.wire.messages import (
+    AnyRecord,
+    Batch,
+    Beat,
+    Calls,
+    Collective,
+    Position,
+    Stacks,
+    Step,
+    Steps,
+)
 
 MOMENTS: dict[type[msgspec.Struct], tuple[str, ...]] = {
     Step: ("start_ns", "end_ns"),
     Collective: ("issued_ns", "completed_ns"),
+    Calls: ("latest_ns",),
+    Steps: ("latest_ns",),
     Position: ("issued_ns",),
     Stacks: ("taken_ns",),
 }
@@ -66,6 +79,7 @@ def _moved(struct: _Struct, offset_ns: int) -> _Struct:
 
 def shift_state(state: RunState, offset_ns: int) -> None:
     """Brings a host's whole state to this host's time, in place."""
+    settle(state)
     state.now_ns += offset_ns
     if state.start_ns is not None:
         state.start_ns += offset_ns
@@ -73,6 +87,7 @@ def shift_state(state: RunState, offset_ns: int) -> None:
         state.end_ns += offset_ns
     for rank in state.ranks.values():
         _shift_rank(rank, offset_ns)
+    state.arrivals.unpack()
     for call in state.arrivals.calls.values():
         call.entered = {r: _moved(each, offset_ns) for r, each in call.entered.items()}
 

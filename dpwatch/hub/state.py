@@ -13,29 +13,23 @@ from collections.abc import Iterable
 
 import msgspec
 
-from dpwatch.hub import bounds
+from dpwatch.hub import booking, bounds
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.curves import Envelope, Thinned
-from dpwatch.hub.durations import book, keep_latency
 from dpwatch.hub.output import RunOutput
-from dpwatch.hub.parts import BadLoss, LaneState, OpenLoss, OpState, RankState, Route
+from dpwatch.hub.parts import OPEN_LOSSES, BadLoss, LaneState, OpenLoss, OpState, RankState, Route
+from dpwatch.hub.pending import MANY, Pending, settle, settler_of_many
 from dpwatch.hub.series import (
     CALLS,
     NBYTES,
     TIMED_CALLS,
     TIMED_NS,
-    WAIT_NS,
-    WAITED_CALLS,
-    WAITED_NS,
-    WIRE,
-    ByStep,
-    Ints,
     packed,
     unpacked,
 )
 from dpwatch.hub.snapshot import Alert, Diagnosis
 from dpwatch.hub.stacks import hear
-from dpwatch.plan.traffic import wire_bytes
+from dpwatch.wire.gather import counted, one_by_one
 from dpwatch.wire.messages import (
     HUB_RANK,
     AnyRecord,
@@ -43,6 +37,7 @@ from dpwatch.wire.messages import (
     Batch,
     Beat,
     Bye,
+    Calls,
     Collective,
     Duration,
     Gpu,
@@ -54,11 +49,10 @@ from dpwatch.wire.messages import (
     Refused,
     Stacks,
     Step,
+    Steps,
     Transfer,
     Unanswered,
 )
-
-OPEN_LOSSES = 64
 
 _PEER_GONE = re.compile(
     r"connection|peer|broken pipe|socket|timed? ?out|gloo|nccl|DistBackend", re.I
@@ -84,6 +78,8 @@ class RunState(msgspec.Struct):
         reviewed_ns: When diagnoses were last looked at.
         lanes: Devices of all ranks, `cells` their kinds of collectives: bounded (see `bounds`).
         refused: Records of ranks beyond those that there is room for.
+        pending: Of many ranks, collectives that are to be booked together: call `settle` before
+            sums or arrivals are read.
     """
 
     run_id: str
@@ -113,6 +109,7 @@ class RunState(msgspec.Struct):
     lanes: int = 0
     cells: int = 0
     refused: int = 0
+    pending: Pending = msgspec.field(default_factory=Pending)
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
@@ -125,28 +122,36 @@ class RunState(msgspec.Struct):
         try:
             rank = self._rank(batch)
         except bounds.Full:
-            self.refused += len(batch.records)
+            self.refused += counted(batch.records)
             return
+        together = len(self.ranks) > MANY and settler_of_many() is not None
+        if self.pending.is_due or not together:
+            settle(self)
         for record in batch.records:
-            self._take(rank, record, batch.mono_ns)
+            if not (together and self.pending.take(rank, record)):
+                self.take(rank, record, batch.mono_ns)
 
-    def _take(self, rank: RankState, record: AnyRecord, now_ns: int) -> None:
+    def take(self, rank: RankState, record: AnyRecord, now_ns: int = 0) -> None:
+        """Takes in a record, sent at that time."""
         try:
             match record:
                 case Step():
                     self._step(rank, record)
+                case Calls() | Steps():
+                    for each in one_by_one((record,)):
+                        self.take(rank, each, now_ns)
                 case Collective():
-                    self._collective(rank, record)
+                    booking.collective(self, rank, record)
                 case Duration():
-                    self._duration(rank, record)
+                    booking.duration(self, rank, record)
                 case Transfer():
                     self._transfer(rank, record)
                 case Memory():
-                    _memory(self._lane(rank, record.device), record)
+                    _memory(self.lane(rank, record.device), record)
                 case Beat():
                     self._beat(rank, record)
                 case Gpu():
-                    self._lane(rank, record.device).gpu = record
+                    self.lane(rank, record.device).gpu = record
                 case Output():
                     self.output.take(rank.rank, record, rank.hello.world_size if rank.hello else 1)
                 case Hello():
@@ -181,7 +186,7 @@ class RunState(msgspec.Struct):
             rank.received.add(batch.seq)
             if batch.sent is not None and batch.sent - rank.taken > rank.missed:
                 rank.missed = batch.sent - rank.taken
-            rank.taken += len(batch.records)
+            rank.taken += counted(batch.records)
         rank.seen_ns = batch.mono_ns
         if batch.dropped > rank.dropped:
             rank.dropped = batch.dropped
@@ -189,6 +194,7 @@ class RunState(msgspec.Struct):
 
     def forget(self, r: int) -> None:
         """Another process has this rank now: its steps and calls count from 0 again."""
+        settle(self)
         self.arrivals.forget(r)
         before = self.ranks.pop(r, None)
         if before is not None:
@@ -240,18 +246,18 @@ class RunState(msgspec.Struct):
             self.told_size = max([1, *told])
 
     def _step(self, rank: RankState, record: Step) -> None:
-        lane = rank.lanes.get(record.device) or self._lane(rank, record.device)
+        lane = rank.lanes.get(record.device) or self.lane(rank, record.device)
         lane.recent.push(record)
         if record.step >= lane.steps:
             lane.steps = record.step + 1
         took_ms = (record.end_ns - record.start_ns) / 1e6
         lane.step_ms.push(record.step, took_ms)
-        rank.progress_ns = record.end_ns
+        rank.progress_ns = max(rank.progress_ns, record.end_ns)
         if self.start_ns is None or record.start_ns < self.start_ns:
             self.start_ns = record.start_ns
         if record.device == 0:
             if record.loss is not None:
-                _judge_loss(rank, record.step, record.loss)
+                self.judge_loss(rank, record.step, record.loss)
                 self.add_loss(record.step, record.loss)
             if rank.rank == next(iter(self.ranks)):
                 self.step_ms.push(record.step, took_ms)
@@ -262,6 +268,13 @@ class RunState(msgspec.Struct):
         if 0 in rank.lanes:
             lane = rank.lanes[0]
             lane.steps = max(lane.steps, record.step)
+
+    def judge_loss(self, rank: RankState, step: int, loss: float) -> None:
+        """Whether a rank's loss is a number."""
+        if math.isfinite(loss):
+            rank.good_loss, rank.bad_loss = (step, loss), None
+        elif rank.bad_loss is None:
+            rank.bad_loss = BadLoss(step, str(loss), rank.good_loss)
 
     def add_loss(self, step: int, loss: float, count: int = 1) -> None:
         """Means a step's loss over the ranks, once all have told theirs.
@@ -275,11 +288,12 @@ class RunState(msgspec.Struct):
         entry.total += loss
         entry.count += count
         if entry.count >= self.told_size:
-            self._close_loss(step)
+            self.close_loss(step)
         elif len(self.losses) > OPEN_LOSSES:
             del self.losses[min(self.losses)]
 
-    def _close_loss(self, step: int) -> None:
+    def close_loss(self, step: int) -> None:
+        """No rank is still to tell that step's loss."""
         entry = self.losses.pop(step)
         mean = entry.total / entry.count
         if self.first_loss is None or step < self.first_loss[0]:
@@ -288,50 +302,8 @@ class RunState(msgspec.Struct):
             self.last_loss = (step, mean)
             self.loss.push(step, mean)
 
-    def _collective(self, rank: RankState, record: Collective) -> None:
-        nbytes = record.nbytes
-        if record.ranks < 1 or nbytes < 0:
-            return
-        lane = rank.lanes.get(record.device) or self._lane(rank, record.device)
-        key = f"{record.op}/{record.group}"
-        op, tallies = self.ops.get(key), lane.calls.get(key)
-        if op is None or tallies is None:
-            op, tallies = self._called(rank, lane, key, record)
-        at = tallies.at(record.step)
-        if at is not None:
-            cells = tallies.cells
-            if _is_full(cells, at):
-                raise bounds.Full
-            cells[at + CALLS] += 1
-            cells[at + NBYTES] += nbytes
-            cells[at + WIRE] += wire_bytes(record.op, nbytes, record.ranks)
-            if record.blocked_ns is not None:
-                cells[at + WAITED_CALLS] += 1
-                cells[at + WAITED_NS] += record.blocked_ns
-            if record.completed_ns is not None:
-                cells[at + TIMED_CALLS] += 1
-                cells[at + TIMED_NS] += record.completed_ns - record.issued_ns
-        if record.completed_ns is not None:
-            keep_latency(op.latency_ms, record.completed_ns - record.issued_ns)
-        self.arrive(rank.rank, record, op)
-
-    def _called(
-        self, rank: RankState, lane: LaneState, key: str, record: Collective
-    ) -> tuple[OpState, ByStep]:
-        """A kind of collective that this lane has not called before."""
-        if rank.cells >= bounds.CELLS_A_RANK or self.cells >= bounds.CELLS:
-            raise bounds.Full
-        op = self.ops.get(key)
-        if op is None:
-            if len(self.ops) >= bounds.OPS:
-                raise bounds.Full
-            op = self.ops[key] = OpState(record.op, record.group, record.ranks)
-        rank.cells += 1
-        self.cells += 1
-        tallies = lane.calls[key] = ByStep()
-        return op, tallies
-
-    def _lane(self, rank: RankState, device: int) -> LaneState:
+    def lane(self, rank: RankState, device: int) -> LaneState:
+        """That device of a rank, made at first use."""
         lane = rank.lanes.get(device)
         if lane is None:
             if len(rank.lanes) >= bounds.LANES_A_RANK or self.lanes >= bounds.LANES:
@@ -340,49 +312,6 @@ class RunState(msgspec.Struct):
             rank.lanes = dict(sorted(rank.lanes.items()))
             self.lanes += 1
         return lane
-
-    def _duration(self, rank: RankState, record: Duration) -> None:
-        key = f"{record.op}/{record.group}"
-        op, lane = self.ops.get(key), rank.lanes.get(record.device)
-        if op is None or lane is None:
-            return
-        if book(record, key, lane.calls, lane.late_calls, lane.late):
-            op.timed_late = True
-            keep_latency(op.latency_ms, record.duration_ns)
-
-    def arrive(self, r: int, record: Collective, op: OpState) -> None:
-        """A rank has entered a call."""
-        entered = self.arrivals.enter(r, record)
-        if entered is not None and len(entered) > 1:
-            self._whole(f"{record.op}/{record.group}", op, entered)
-
-    def _whole(self, key: str, op: OpState, entered: dict[int, Collective]) -> None:
-        """Books who came last to a call that all have entered.
-
-        `wait(r) = last arrival - arrival(r)`.
-        """
-        if len(self.hosts) > 1:
-            hosts = {self.ranks[r].host for r in entered if r in self.ranks}
-            if self.clock_error_ns(hosts) is None:
-                return
-        issued_ns = [call.issued_ns for call in entered.values()]
-        last_ns = max(issued_ns)
-        if last_ns - min(issued_ns) > bounds.APART_NS:
-            return  # no clocks that compare
-        for r, call in entered.items():
-            rank = self.ranks.get(r)
-            lane = None if rank is None else rank.lanes.get(call.device)
-            tallies = None if lane is None else lane.calls.get(key)
-            if tallies is not None:  # else another op, where ranks are out of step
-                at = tallies.at(call.step)
-                if at is not None:
-                    tallies.cells[at + WAIT_NS] += last_ns - call.issued_ns
-        # In the first step ranks come as their start-up lets them.
-        if min([call.step for call in entered.values()]) > 0:
-            waited_ns = len(issued_ns) * last_ns - sum(issued_ns)
-            ranks = list(entered)
-            op.book_last(ranks[issued_ns.index(last_ns)], waited_ns // (len(ranks) - 1))
-            self.arrivals.book_late(entered, issued_ns)
 
     def _transfer(self, rank: RankState, record: Transfer) -> None:
         key = f"{rank.rank}/{record.kind}/{record.src}/{record.dst}"
@@ -394,7 +323,7 @@ class RunState(msgspec.Struct):
             self.routes[key] = route
         at, cells = route.by_step.at(record.step), route.by_step.cells
         if at is not None:
-            if _is_full(cells, at):
+            if booking.is_full(cells, at):
                 raise bounds.Full
             cells[at + CALLS] += 1
             cells[at + NBYTES] += record.nbytes
@@ -429,6 +358,7 @@ class RunState(msgspec.Struct):
 
 def encode(state: RunState) -> bytes:
     """A state as it travels to a viewer that comes late."""
+    settle(state)
     return _encoder.encode(state)
 
 
@@ -452,22 +382,6 @@ def _consequence(rank: RankState) -> int:
     if rank.bye.state == "failed":
         return 2 if _PEER_GONE.search(rank.bye.reason) else 0
     return int(rank.bye.exit == -signal.SIGABRT)  # as gloo's own threads do when a peer is gone
-
-
-def _is_full(cells: Ints, at: int) -> bool:
-    """Whether another call could take a sum of that row beyond 64 bits; no real step comes near."""
-    return bool(
-        cells[at + CALLS] >= bounds.CALLS_A_STEP
-        or cells[at + TIMED_NS] + cells[at + WAITED_NS] >= bounds.SUMMED_NS
-        or cells[at + WAIT_NS] >= bounds.SUMMED_NS
-    )
-
-
-def _judge_loss(rank: RankState, step: int, loss: float) -> None:
-    if math.isfinite(loss):
-        rank.good_loss, rank.bad_loss = (step, loss), None
-    elif rank.bad_loss is None:
-        rank.bad_loss = BadLoss(step, str(loss), rank.good_loss)
 
 
 def _memory(lane: LaneState, record: Memory) -> None:

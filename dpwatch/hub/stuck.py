@@ -19,7 +19,10 @@ from dpwatch.hub.state import RunState
 from dpwatch.wire.messages import Position
 
 SILENT_NS = 2_000_000_000
-"""Beats come twice a second: a rank that has not been heard of for so long is silent."""
+"""Beats come twice a second: a rank that has not been heard of for so long is silent, …"""
+
+CROWD_RANKS, CROWD_SILENT_NS = 512, 3_000_000_000
+"""… or, in a run of more ranks than this, so long: there they come once a second."""
 
 ALL_TOLD = 16
 """A heartbeat that tells of so many groups may leave others out."""
@@ -67,7 +70,8 @@ def moved_ns(rank: RankState) -> int | None:
 
 def is_silent(state: RunState, rank: RankState) -> bool:
     """Whether its heart has stopped, although nobody has said that it ended."""
-    return rank.bye is None and state.now_ns - rank.seen_ns >= SILENT_NS
+    most_ns = SILENT_NS if state.told_size <= CROWD_RANKS else CROWD_SILENT_NS
+    return rank.bye is None and state.now_ns - rank.seen_ns >= most_ns
 
 
 def is_stale(state: RunState, rank: RankState) -> bool:

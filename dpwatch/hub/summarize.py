@@ -25,6 +25,8 @@ from dpwatch.hub.figures import (
     settled,
 )
 from dpwatch.hub.parts import LaneState, RankState, Route
+from dpwatch.hub.pending import MANY as MANY
+from dpwatch.hub.pending import settle
 from dpwatch.hub.series import known, median
 from dpwatch.hub.snapshot import (
     SCHEMA,
@@ -55,9 +57,6 @@ STALL_S = 5.0
 """A rank has stalled after this long, or five typical steps, without a step."""
 
 STALL_STEPS = 5
-
-MANY = 32
-"""Of more lanes figures are derived all at once, and of more ranks a viewer gets looks."""
 
 MEMORIES = 8192
 """Lanes whose memory, which is sampled now and then only, need not be laid out anew each time."""
@@ -124,6 +123,7 @@ def _last_steps(state: RunState, lane: LaneState) -> LaneSteps:
 
 def summarize(state: RunState) -> Run:
     """The run as `dpwatch.summary/1` has it."""
+    settle(state)
     hellos = [rank.hello for rank in state.ranks.values() if rank.hello]
     first = hellos[0] if hellos else None
     lanes = rows_of(state)

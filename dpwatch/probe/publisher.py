@@ -19,6 +19,7 @@ import msgspec
 from dpwatch.probe.identity import Identity
 from dpwatch.probe.recorder import Recorder
 from dpwatch.wire import codec
+from dpwatch.wire.gather import counted, gathered
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
     AnyRecord,
@@ -26,10 +27,12 @@ from dpwatch.wire.messages import (
     Batch,
     Beat,
     Bye,
+    Collective,
     Gpu,
     Hello,
     Output,
     Stacks,
+    Step,
 )
 
 POLL_S = 0.125
@@ -37,10 +40,11 @@ EARLY_POLL_S = 0.05
 """Until the rank is known and the hub looked for: a run may be over in no time."""
 
 FRAME_NS = 250_000_000
-"""A frame goes out when it is full, or this long after the one before …"""
+"""A frame goes out this long after the one before, or when very much waits; …"""
 
 MANY_RANKS, MANY_FRAME_NS = 64, 500_000_000
-"""… or, in a run of more ranks than this, so long: half as many frames for its hub to take in."""
+CROWD_RANKS, CROWD_FRAME_NS = 512, 1_000_000_000
+"""… in a run of more ranks than this, so long: its hub has half as many frames to take in."""
 
 HELLO_NS = 2_000_000_000
 BEAT_NS = 500_000_000
@@ -49,6 +53,11 @@ RANK_PATIENCE_NS = 10_000_000_000
 """How long a process may take to learn its rank before it counts as rank 0 of its own run."""
 
 FRAMES_PER_POLL = 32
+
+GATHER_RANKS = 32
+MOST_GATHERED = 512
+EARLY_ROWS = 1024
+"""A frame takes so many records or a few more; when so many wait it goes out at once."""
 
 
 class Link(Protocol):
@@ -132,6 +141,7 @@ class Publisher:
         self._next_frame = self._next_hello = self._next_beat = self._next_gpu = 0
         self._asked_first: int | None = None
         self._unsent: bytes | None = None
+        self._left: list[AnyRecord] = []
         self._seq = self._sent = 0
         self._lost = 0
         self._stop = threading.Event()
@@ -169,14 +179,14 @@ class Publisher:
         """One turn: sends what there is, as far as the link takes it."""
         if self._me is None and not self._learn_rank(now_ns):
             return
-        if now_ns < self._next_frame and len(self._recorder) < codec.MAX_RECORDS:
+        full = min(EARLY_ROWS, self._recorder.capacity // 2)
+        if now_ns < self._next_frame and len(self._recorder) < full:
             return
         self._link.tend(now_ns)
         if not self._flush_unsent():
             return
         due = self._due(now_ns)
-        many = self._hello is not None and self._hello.world_size > MANY_RANKS
-        self._next_frame = now_ns + (MANY_FRAME_NS if many else FRAME_NS)
+        self._next_frame = now_ns + _pace_ns(self._hello.world_size if self._hello else 1)
         for _ in range(FRAMES_PER_POLL):
             records = self._drain(codec.MAX_RECORDS - len(due))
             if not due and not records:
@@ -252,8 +262,30 @@ class Publisher:
         return self._me
 
     def _drain(self, most: int) -> list[AnyRecord]:
-        rows = self._recorder.drain(most)
-        return [record for row in rows if (record := self._struct(row)) is not None]
+        """Up to so many records for a frame.
+
+        In a run of many ranks collectives and steps go as few records. That saves their hub most of
+        its time, and costs this thread some 2 µs each: with few ranks neither matters, and it is
+        left out.
+        """
+        if self._hello is None or self._hello.world_size <= GATHER_RANKS:
+            rows = self._recorder.drain(most)
+            return [record for row in rows if (record := self._struct(row)) is not None]
+        waiting: list[AnyRecord] = []
+        others = 0
+        while len(waiting) < MOST_GATHERED:
+            rows = self._recorder.drain(most - len(self._left) - others)
+            for row in rows:
+                record = self._struct(row)
+                if record is not None:
+                    waiting.append(record)
+                    others += not isinstance(record, Collective | Step)
+            if not rows:
+                break
+        # Where they differ so much that they do not go as few, some wait for another frame.
+        found = [*self._left, *gathered(waiting)]
+        self._left = found[most:]
+        return found[:most]
 
     def _struct(self, row: tuple[Any, ...]) -> AnyRecord | None:
         try:
@@ -296,8 +328,14 @@ class Publisher:
         try:
             frame = codec.encode(batch)
         except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError):
-            self._lost += len(records)
+            self._lost += counted(records)
             return None
         self._seq += 1
-        self._sent += len(records)
+        self._sent += counted(records)
         return frame
+
+
+def _pace_ns(ranks: int) -> int:
+    if ranks > CROWD_RANKS:
+        return CROWD_FRAME_NS
+    return MANY_FRAME_NS if ranks > MANY_RANKS else FRAME_NS

@@ -17,6 +17,13 @@ import msgspec
 from msgspec import Meta
 
 from dpwatch.wire import ranges as r
+from dpwatch.wire.calls import Calls as Calls
+from dpwatch.wire.collectives import Collective as Collective
+from dpwatch.wire.collectives import Duration as Duration
+from dpwatch.wire.collectives import Position as Position
+from dpwatch.wire.record import Record as Record
+from dpwatch.wire.steps import Step as Step
+from dpwatch.wire.steps import Steps as Steps
 
 PROTOCOL_VERSION = 2
 
@@ -76,10 +83,6 @@ class ByCategory(msgspec.Struct, array_like=True, frozen=True, gc=False):
     gathered: r.Bytes | None = None
 
 
-class Record(msgspec.Struct, array_like=True, frozen=True, tag=True):
-    """Base of all records; `device` is an index into the rank's `Hello.devices`."""
-
-
 class Hello(Record, frozen=True, tag="hello"):
     """Who a rank is. Sent first, on change, and every two seconds, so a late hub learns it.
 
@@ -115,51 +118,6 @@ class Hello(Record, frozen=True, tag="hello"):
     tells_output: bool = False
 
 
-class Step(Record, frozen=True, gc=False, tag="step"):
-    """One training step as one device saw it.
-
-    Phases are wall time inside the step; `end_ns - start_ns` less their sum is `other`. Of a CUDA
-    device all but `data_ns` are the device's own time, in steps where it was measured. The four
-    thread times split the wall time by what the device's thread was doing: they sum to the
-    step where all are known.
-
-    Attributes:
-        device: Index into `Hello.devices`.
-        step: Counts optimizer steps from 0.
-        start_ns: End of the step before (for the first: its first event).
-        end_ns: End of the optimizer step.
-        data_ns: Waiting for the next batch.
-        h2d_ns: Copying it to the device.
-        forward_ns: In the outermost module (with `dp` on device 0: scatter … gather).
-        backward_ns: In backward (with `dp` on device 0: scatter of output gradients … reduce).
-        optimizer_ns: In the optimizer's step.
-        on_cpu_ns: The thread ran.
-        runqueue_ns: It was ready and no core was free.
-        gil_wait_ns: It was blocked where only the GIL can block it.
-        idle_ns: It was blocked otherwise: waiting for data, for another device or rank.
-        exposed_ns: Communication the thread waited for (not overlapped with compute).
-        loss: The rank's own loss of this step (mean over its samples).
-        samples: Batch elements this device processed in the step.
-    """
-
-    device: r.Index
-    step: r.Step
-    start_ns: r.Instant
-    end_ns: r.Instant
-    data_ns: r.Duration | None = None
-    h2d_ns: r.Duration | None = None
-    forward_ns: r.Duration | None = None
-    backward_ns: r.Duration | None = None
-    optimizer_ns: r.Duration | None = None
-    on_cpu_ns: r.Duration | None = None
-    runqueue_ns: r.Duration | None = None
-    gil_wait_ns: r.Duration | None = None
-    idle_ns: r.Duration | None = None
-    exposed_ns: r.Duration | None = None
-    loss: float | None = None
-    samples: r.Count | None = None
-
-
 class Memory(Record, frozen=True, gc=False, tag="memory"):
     """A device's memory over one sampled step.
 
@@ -176,68 +134,6 @@ class Memory(Record, frozen=True, gc=False, tag="memory"):
     current: ByCategory
     peak: ByCategory
     source: r.Word
-
-
-class Collective(Record, frozen=True, gc=False, tag="collective"):
-    """One collective operation as one rank saw it.
-
-    Attributes:
-        step: The step it was issued in.
-        op: c10d's name: `all_reduce`, `all_gather`, `reduce_scatter`, `broadcast`, …
-        group: Name of the process group; `default` for the world.
-        ranks: Size of the group.
-        seq: Counts this group's collectives from 0 on this rank; equal numbers belong together.
-        nbytes: Payload this rank hands in (for all_gather: its own part).
-        issued_ns: When the rank entered the call.
-        completed_ns: When it was done, None where not sampled or not known.
-        blocked_ns: How long it held the caller up, in call and wait; None where not known (CUDA).
-        device: Whose thread issued it.
-        dtype: Element type of the payload.
-        phase: Phase that thread was in, "" between phases and where nobody looked.
-        into_ns: How long it had been in that phase.
-        where: `file:line` of the script (not of torch) that issued it, "" where it can't be told.
-        is_async: The caller got a `Work` to wait for later; None from C++.
-        nbytes_out: Payload it gets (for all_gather: all parts).
-    """
-
-    step: r.Step
-    op: r.Word
-    group: r.Word
-    ranks: r.Ranks
-    seq: r.Seq
-    nbytes: r.Payload
-    issued_ns: r.Instant
-    completed_ns: r.Instant | None = None
-    blocked_ns: r.Duration | None = None
-    dtype: r.Word = ""
-    device: r.Index = 0
-    phase: r.Word = ""
-    into_ns: r.Duration | None = None
-    where: r.Line = ""
-    is_async: bool | None = None
-    nbytes_out: r.Bytes | None = None
-
-
-class Duration(Record, frozen=True, tag="duration"):
-    """How long a collective took, where that is known only after its `Collective` has left.
-
-    At most one a call, and only of calls whose `Collective.completed_ns` is None (NCCL's).
-
-    Attributes:
-        step: As all up to `nbytes` in the call's `Collective`.
-        duration_ns: On the device: from when its stream had come to it until it was done. What it
-            waited there for other ranks counts, what it waited behind other kernels does not.
-        device: Whose thread issued it.
-    """
-
-    step: r.Step
-    op: r.Word
-    group: r.Word
-    ranks: r.Ranks
-    seq: r.Seq
-    nbytes: r.Payload
-    duration_ns: r.Duration
-    device: r.Index = 0
 
 
 class Transfer(Record, frozen=True, gc=False, tag="transfer"):
@@ -258,27 +154,6 @@ class Transfer(Record, frozen=True, gc=False, tag="transfer"):
     dst: r.Index
     nbytes: r.Payload
     duration_ns: r.Duration
-
-
-class Position(msgspec.Struct, array_like=True, frozen=True):
-    """How far a rank has come in one process group: the last collective that it entered.
-
-    Attributes:
-        done: It is known to be over. False: under way, or nobody could tell.
-        members: Ranks of the group, empty for the world and for groups of over 64.
-    """
-
-    group: r.Word
-    ranks: r.Ranks
-    seq: r.Seq
-    op: r.Word
-    nbytes: r.Payload
-    dtype: r.Word
-    issued_ns: r.Instant
-    step: r.Step
-    done: bool
-    where: r.Line = ""
-    members: Annotated[list[r.RankNumber], Meta(max_length=64)] = []
 
 
 class Beat(Record, frozen=True, tag="beat"):
@@ -303,8 +178,8 @@ class Beat(Record, frozen=True, tag="beat"):
     gil_held: r.Share | None = None
     where: r.Line = ""
     still_ns: r.Duration | None = None
-    positions: Annotated[list[Position], Meta(max_length=64)] = []
-    stack: Annotated[list[r.Line], Meta(max_length=64)] = []
+    positions: Annotated[list[Position], Meta(max_length=64)] = msgspec.field(default_factory=list)
+    stack: Annotated[list[r.Line], Meta(max_length=64)] = msgspec.field(default_factory=list)
 
 
 class Gpu(Record, frozen=True, gc=False, tag="gpu"):
@@ -456,7 +331,9 @@ class Asked(Record, frozen=True, tag="asked"):
     """
 
     number: r.Seq
-    ranks: Annotated[list[r.RankNumber], Meta(max_length=MAX_ASKED)] = []
+    ranks: Annotated[list[r.RankNumber], Meta(max_length=MAX_ASKED)] = msgspec.field(
+        default_factory=list
+    )
 
 
 class Unanswered(Record, frozen=True, tag="unanswered"):
@@ -502,6 +379,8 @@ AnyRecord = (
     | Host
     | Joined
     | Refused
+    | Calls
+    | Steps
 )
 
 HUB_RANK = -1

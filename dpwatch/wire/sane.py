@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dpwatch.wire.messages import Batch, Bye, Collective, Record, Step
+from dpwatch.wire import calls, steps
+from dpwatch.wire.messages import Batch, Bye, Calls, Collective, Record, Step, Steps
 
 AHEAD_NS = 1_000_000_000
 """How far a record's times may lie after its frame's."""
@@ -37,6 +38,8 @@ def _bye(bye: Bye, latest_ns: int) -> str:
 _RULES: dict[type[Record], Callable[[Any, int], str]] = {
     Step: _step,
     Collective: _collective,
+    Calls: calls.fault,
+    Steps: steps.fault,
     Bye: _bye,
 }
 

@@ -41,7 +41,7 @@ RANKS = (64, 256, 1024, 4096)
 WARM_S = 14.0
 """Longer than the window of steps, at ten steps a second."""
 
-MOST_RECORDS = 70_000
+MOST_RECORDS = 300_000
 """A second: more than that of steps and collectives no hub takes in."""
 
 DEADLINE_S = 20.0

@@ -6,6 +6,7 @@ import random
 import msgspec
 
 from dpwatch.wire import codec
+from dpwatch.wire.gather import gathered
 from dpwatch.wire.messages import (
     Batch,
     Beat,
@@ -40,12 +41,15 @@ def every_kind() -> Batch:
     """A frame with one record of each kind, all of its fields filled."""
     some = ByCategory(1, 2, 3, 4, 5, 6, 7)
     place = Position("default", 4, 7, "all_reduce", 8, "float32", START_NS, 3, True, "a.py:1", [1])
+    step = Step(0, 3, START_NS, START_NS + MS, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1.5, 4)
+    call = Collective(3, "all_reduce", "default", 4, 7, 1024, START_NS, START_NS + 9, 3, "float32",
+                      0, "backward", 5, "train.py:77", True, 1024)  # fmt: skip
     return batch(
+        *gathered([step, step, call, call]),
         Hello(4, 1, "ddp", "gloo", [DeviceInfo("cpu", "cpu", 9, "a")], 1, 4, "t", 9, 2, "2.13"),
-        Step(0, 3, START_NS, START_NS + MS, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1.5, 4),
+        step,
         Memory(0, 3, 5, 9, some, some, "ledger"),
-        Collective(3, "all_reduce", "default", 4, 7, 1024, START_NS, START_NS + 9, 3, "float32", 0,
-                   "backward", 5, "train.py:77", True, 1024),
+        call,
         Transfer(3, "reduce", 1, 0, 512, 99),
         Beat(3, "forward", 1, 0.5, "train.py:7 main", 5, [place], ["train.py:7 main"]),
         Gpu(0, 0.5, 60.0, 300.0, 5, 9),

@@ -14,7 +14,8 @@ from dpwatch.probe.lanes import here
 from dpwatch.probe.probe import Probe
 from dpwatch.probe.seams import NoCollectives, NoLedger
 from dpwatch.wire import codec
-from dpwatch.wire.messages import Asked, Batch, Position
+from dpwatch.wire.gather import one_by_one
+from dpwatch.wire.messages import Asked, Batch, Position, Step
 
 
 class MemoryLink:
@@ -54,7 +55,11 @@ class MemoryLink:
         return [codec.decode(frame) for frame in self.frames]
 
     def records(self, kind: type) -> list[Any]:
-        return [r for batch in self.batches for r in batch.records if isinstance(r, kind)]
+        """Those of a kind, each by itself; steps of several devices step by step."""
+        found = [
+            r for batch in self.batches for r in one_by_one(batch.records) if isinstance(r, kind)
+        ]
+        return sorted(found, key=lambda step: step.step) if kind is Step else found
 
 
 class HandThread:

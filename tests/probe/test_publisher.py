@@ -18,7 +18,18 @@ from dpwatch.probe.link import HUB_PATIENCE_NS, LAUNCHES, HubLink
 from dpwatch.probe.publisher import RANK_PATIENCE_NS, Publisher
 from dpwatch.probe.recorder import Recorder
 from dpwatch.wire import codec, paths, transport
-from dpwatch.wire.messages import Asked, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks, Step
+from dpwatch.wire.messages import (
+    Asked,
+    Beat,
+    Bye,
+    Collective,
+    DeviceInfo,
+    Gpu,
+    Hello,
+    Output,
+    Stacks,
+    Step,
+)
 
 MS, S = 1_000_000, 1_000_000_000
 
@@ -125,7 +136,49 @@ def test_records_go_out_in_order_in_frames_of_at_most_64(publisher, recorder, li
     assert [b.sent for b in link.batches] == [0, counts[0], counts[0] + counts[1]]
 
 
-@pytest.mark.parametrize(("ranks", "frames"), [(4, 8), (64, 8), (65, 4)])
+def a_call(number: int, nbytes: int = 8) -> tuple[Any, ...]:
+    return (Collective, 0, "all_reduce", "default", 4, number, nbytes, 9 * S + number)
+
+
+def test_collectives_and_steps_go_as_few_records_and_count_as_many(
+    publisher, recorder, source, link
+):
+    source.me = Identity(rank=2, world_size=64, local_rank=2)
+    for n in range(40):
+        for record in (*map(a_call, (3 * n, 3 * n + 1, 3 * n + 2)), (Step, 0, n, 9 * S - 1, 9 * S)):
+            recorder.append(record)
+    publisher.poll(0)
+    recorder.append(a_step(40))
+    publisher.poll(S)
+    first, second = link.batches
+    assert kinds(first)[-2:] == ["Calls", "Steps"]
+    assert [c.seq for c in link.records(Collective)] == list(range(120))
+    assert [s.step for s in link.records(Step)] == list(range(41))
+    assert second.sent == len(first.records) - 2 + 120 + 40
+
+
+def test_of_few_ranks_each_record_goes_by_itself(publisher, recorder, link):
+    recorder.append(a_call(1))
+    recorder.append(a_call(2))
+    publisher.poll(0)
+    assert kinds(link.batches[0]) == ["Hello", "Beat", "Collective", "Collective"]
+
+
+def test_calls_that_have_nothing_in_common_fill_as_many_frames_as_they_need(
+    publisher, recorder, source, link
+):
+    source.me = Identity(rank=2, world_size=64, local_rank=2)
+    for n in range(190):
+        recorder.append((*a_call(n, n), None, None, "", 0, "", None, "x" * 1500 + str(n)))
+    publisher.poll(0)
+    assert sorted(c.seq for c in link.records(Collective)) == list(range(190))
+    assert max(len(b.records) for b in link.batches) <= codec.MAX_RECORDS
+    sent = [b.sent for b in link.batches]
+    assert sent == sorted(sent)
+    assert sent[0] == 0
+
+
+@pytest.mark.parametrize(("ranks", "frames"), [(4, 8), (64, 8), (65, 4), (513, 2)])
 def test_of_many_ranks_half_as_many_frames_come(publisher, recorder, source, link, ranks, frames):
     source.me = Identity(rank=2, world_size=ranks, local_rank=2)
     for turn in range(16):  # two seconds

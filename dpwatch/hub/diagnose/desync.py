@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 
 from dpwatch.hub.arrivals import essence
 from dpwatch.hub.diagnose.finding import Finding, mebibytes, ranks_of
@@ -61,16 +62,37 @@ def _places(state: RunState) -> Iterator[tuple[str, int, dict[int, Collective | 
     found = state.arrivals.mismatch
     if found is not None:
         yield found.group, found.seq, dict(found.calls)
+    suspect = _suspects(state)
+    if not suspect:
+        return
     standing: dict[tuple[str, int], dict[int, Collective | Position]] = {}
-    for rank, who in state.ranks.items():
-        for position in who.beat.positions if who.beat else ():
+    for rank, position in _positions(state):
+        if (position.group, position.seq) in suspect:
             standing.setdefault((position.group, position.seq), {})[rank] = position
-    for call in state.arrivals.calls.values():
+    for call in state.arrivals.opened().values():
         for rank, record in call.entered.items():
-            standing.setdefault((record.group, record.seq), {})[rank] = record
+            if (record.group, record.seq) in suspect:
+                standing.setdefault((record.group, record.seq), {})[rank] = record
     for (group, seq), calls in sorted(standing.items(), key=lambda item: item[0][1]):
         if len(calls) > 1:
             yield group, seq, calls
+
+
+def _suspects(state: RunState) -> set[tuple[str, int]]:
+    """Places at which not all is one call in one step; of thousands of ranks mostly none."""
+    found: dict[tuple[str, int], object] = {}
+    suspect = set()
+    positions = ((p.group, p.seq, p.step, essence(p)) for _, p in _positions(state))
+    for group, seq, *what in chain(positions, state.arrivals.standing()):
+        if found.setdefault((group, seq), what) != what:
+            suspect.add((group, seq))
+    return suspect
+
+
+def _positions(state: RunState) -> Iterator[tuple[int, Position]]:
+    for rank, who in state.ranks.items():
+        for position in who.beat.positions if who.beat else ():
+            yield rank, position
 
 
 def _stopped(state: RunState, calls: dict[int, Collective | Position]) -> bool:

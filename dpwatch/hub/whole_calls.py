@@ -1,0 +1,216 @@
+"""Who came to each collective when, of many ranks at once: what `arrivals` does, by numpy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dpwatch.hub.arrivals import (
+    PACKED,
+    Alike,
+    Arrivals,
+    PackedCalls,
+    call_of,
+    essence,
+    most_open,
+)
+from dpwatch.hub.series import NONE, Ints, median
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dpwatch.hub.state import RunState
+    from dpwatch.wire.calls import Kind
+    from dpwatch.wire.messages import Collective
+
+Array = np.ndarray[Any, Any]
+
+RANK, KIND, STEP, SEQ, ISSUED, _, _, INTO = range(PACKED)
+
+MOST_APART_NS = 1 << 48
+"""Sums over ranks that come further apart to a call might leave 64 bits: they are odd."""
+
+MOST_MARKS = 1 << 26
+"""Bytes to mark in them which rank has entered which call."""
+
+
+class Segments(NamedTuple):
+    """Entries ordered by call; those of one call are at `order[begin:end]`, as they came."""
+
+    order: Array
+    begins: Array
+    ends: Array
+
+    def only(self, wanted: Array) -> Segments:
+        """Some of the calls."""
+        counts = (self.ends - self.begins)[wanted]
+        ends = np.cumsum(counts)
+        order = self.order[np.repeat(wanted, self.ends - self.begins)]
+        return Segments(order, ends - counts, ends)
+
+
+def are_odd(entries: Array, kinds: Sequence[Kind]) -> bool:
+    """Whether ranks called different things, one called twice, or they lie too far apart.
+
+    Args:
+        entries: Of calls that are not whole as far as is known, in the order in which they came.
+        kinds: Those of the entries.
+    """
+    if not entries.shape[1]:
+        return False
+    order, begins, ends = _segments(entries, kinds)
+    names: dict[tuple[str, int, str, int], int] = {}
+    called = [
+        names.setdefault((kind.op, kind.nbytes, kind.dtype, kind.ranks), len(names))
+        for kind in kinds
+    ]
+    for values, most in (
+        (np.array(called)[entries[KIND, order]], 0),
+        (entries[ISSUED, order], MOST_APART_NS),
+    ):
+        apart = np.maximum.reduceat(values, begins) - np.minimum.reduceat(values, begins)
+        if apart.max() > most:
+            return True
+    call = np.repeat(np.arange(len(begins)), ends - begins)
+    rank = entries[RANK, order]
+    width = int(rank.max()) + 1
+    marks = call * width + rank
+    if len(begins) * width > MOST_MARKS:
+        return len(np.unique(marks)) < len(marks)
+    marked = np.zeros(len(begins) * width, bool)
+    marked[marks] = True
+    return int(np.count_nonzero(marked)) < len(marks)
+
+
+def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
+    """Books who came last to the calls that all have entered; what is not whole stays packed.
+
+    Args:
+        state: The run's. That there was anything open in it before is forgotten.
+        entries: As above, and not odd.
+        kinds: Those of the entries.
+
+    Returns:
+        How long each entry's rank waited for the last one, 0 where that is not known.
+    """
+    arrivals = state.arrivals
+    wait_ns = np.zeros(entries.shape[1], np.int64)
+    if not len(wait_ns):
+        return wait_ns
+    segments = _segments(entries, kinds)
+    order, begins, ends = segments
+    counts = ends - begins
+    ranks = np.array([kind.ranks for kind in kinds])[entries[KIND, order[begins]]]
+    arrivals.calls, arrivals.packed = {}, PackedCalls()
+    timed = _Timed(entries, segments)
+    whole = np.flatnonzero(counts >= ranks)
+    is_booked = np.zeros(len(begins), bool)
+    for i in whole[np.argsort(order[ends[whole] - 1])].tolist():  # as their last entries came
+        members = order[begins[i] : ends[i]]
+        last = entries[:, members[-1]]
+        kind = kinds[last[KIND]]
+        arrivals.agree(kind.group, Alike(int(last[SEQ]), int(last[STEP]), essence(kind)))
+        if counts[i] > 1 and timed.compare(state, i):
+            is_booked[i] = True
+            if timed.first_step[i] > 0:
+                _book_last(state, kinds, timed, i)
+    mine = np.repeat(is_booked, counts)
+    wait_ns[order[mine]] = (np.repeat(timed.last_ns, counts) - entries[ISSUED, order])[mine]
+    _keep_open(arrivals, entries, kinds, segments.only(counts < ranks))
+    return wait_ns
+
+
+def _segments(entries: Array, kinds: Sequence[Kind]) -> Segments:
+    names: dict[str, int] = {}
+    group = np.array([names.setdefault(kind.group, len(names)) for kind in kinds])
+    group, seq = group[entries[KIND]], entries[SEQ]
+    order = np.argsort(seq, kind="stable") if len(names) == 1 else np.lexsort((seq, group))
+    changes = np.ones(len(order), bool)
+    group, seq = group[order], seq[order]
+    changes[1:] = (seq[1:] != seq[:-1]) | (group[1:] != group[:-1])
+    begins = np.flatnonzero(changes)
+    return Segments(order, begins, np.append(begins[1:], len(order)))
+
+
+class _Timed:
+    """When the ranks came to each call.
+
+    Attributes:
+        order: Entries, each call's in the order of their times.
+        first_step: The earliest step that a rank entered the call in.
+    """
+
+    def __init__(self, entries: Array, segments: Segments) -> None:
+        order, self.begins, self.ends = segments
+        call = np.repeat(np.arange(len(self.begins)), self.ends - self.begins)
+        self.order = order[np.lexsort((entries[ISSUED, order], call))]
+        self.entries = entries
+        self.last_ns = entries[ISSUED, self.order[self.ends - 1]]
+        self.first_step = np.minimum.reduceat(entries[STEP, order], self.begins)
+
+    def ordered(self, i: int) -> Array:
+        """The entries of a call, in the order of their times."""
+        return self.order[self.begins[i] : self.ends[i]]
+
+    def compare(self, state: RunState, i: int) -> bool:
+        """Whether the times of a call's ranks compare, those of hosts whose clocks do."""
+        if len(state.hosts) < 2:
+            return True
+        ranks = [state.ranks.get(r) for r in self.entries[RANK, self.ordered(i)].tolist()]
+        hosts = {rank.host for rank in ranks if rank is not None}
+        return state.clock_error_ns(hosts) is not None
+
+
+def _book_last(state: RunState, kinds: Sequence[Kind], timed: _Timed, i: int) -> None:
+    entries = timed.entries
+    ordered = timed.ordered(i)
+    issued_ns = entries[ISSUED, ordered]
+    last_ns = int(issued_ns[-1])
+    waited_ns = int((last_ns - issued_ns).sum())
+    kind = kinds[entries[KIND, ordered[-1]]]
+    tied = ordered[np.searchsorted(issued_ns, last_ns)]
+    op = state.ops[f"{kind.op}/{kind.group}"]
+    op.book_last(int(entries[RANK, tied]), waited_ns // (len(ordered) - 1))
+    latest = entries[:, ordered[-1]]
+
+    def excess_ns() -> int | None:
+        others = entries[:, ordered[:-1]]
+        alike = np.array([each.phase == kind.phase for each in kinds])[others[KIND]]
+        known = others[INTO, alike & (others[INTO] != NONE)]
+        if latest[INTO] == NONE or not len(known):
+            return None
+        low, high = (len(known) - 1) // 2, len(known) // 2
+        ordered_ns = np.partition(known, (low, high))
+        typical = median((int(ordered_ns[low]), int(ordered_ns[high]))) or 0.0
+        return int(latest[INTO] - typical)
+
+    state.arrivals.keep_late(
+        int(latest[RANK]),
+        _call(latest, kinds),
+        last_ns - int(issued_ns[-2]),
+        last_ns - int(issued_ns[(len(ordered) - 1) // 2]),
+        excess_ns,
+    )
+
+
+def _call(entry: Array, kinds: Sequence[Kind]) -> Collective:
+    return call_of(kinds[entry[KIND]], entry[STEP:].tolist())
+
+
+def _keep_open(arrivals: Arrivals, entries: Array, kinds: Sequence[Kind], left: Segments) -> None:
+    """Of calls that are not whole the latest are kept, as many as there is room for."""
+    order, begins, ends = left
+    if not len(begins):
+        return
+    by_age = np.argsort(order[begins])  # of each the first entry
+    newest = kinds[entries[KIND, order[begins[by_age[-1]]]]]
+    most = most_open(newest.ranks)
+    old = np.zeros(len(begins), bool)
+    old[by_age[:-most]] = True
+    entries = entries[:, np.sort(order[~np.repeat(old, ends - begins)])]
+    used, place = np.unique(entries[KIND], return_inverse=True)
+    entries[KIND] = place.reshape(-1)
+    rows = Ints()
+    rows.frombytes(entries.T.tobytes())
+    arrivals.packed = PackedCalls(rows, [kinds[k] for k in used.tolist()])

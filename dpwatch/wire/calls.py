@@ -1,0 +1,291 @@
+"""Many collectives in one record: what each would tell as a `Collective`, at a sixth of the cost.
+
+What calls have in common (op, group, size, place in the source) is told once, as their kind, and
+the rest is a table of 32 bits a number, in which no number can be out of its range. A call that
+does not fit, since it took longer than four seconds, say, goes as a `Collective` of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from dpwatch.wire import ranges as r
+from dpwatch.wire.collectives import Collective
+from dpwatch.wire.record import Record
+
+MOST_CALLS = 256
+MOST_KINDS = 64
+MOST_KINDS_BYTES = 2048
+"""Calls of one record, their kinds, and the bytes that these take."""
+
+ROW = struct.Struct("<6I")
+UNKNOWN = (1 << 32) - 1
+"""Stands for an unknown number in a row."""
+
+EARLIEST_NS = 2 << 32
+"""No row can lie further back than this from its record's `latest_ns`."""
+
+
+class Kind(msgspec.Struct, array_like=True, frozen=True):
+    """What some calls of a rank have in common; as the fields of `Collective`."""
+
+    op: r.Word
+    group: r.Word
+    ranks: r.Ranks
+    nbytes: r.Payload
+    dtype: r.Word
+    device: r.Index
+    phase: r.Word
+    where: r.Line
+    is_async: bool | None
+    nbytes_out: r.Bytes | None
+
+
+class Calls(Record, frozen=True, gc=False, tag="calls"):
+    """Collectives as one rank saw them, in the order in which it would tell of each.
+
+    A row is six numbers of 32 bits, little endian: the call's step and its `seq`, each less this
+    record's; how long before `latest_ns` it was done, or was issued if it is not known to be
+    done; how long it took from issue to end; `blocked_ns`; `into_ns`. The last three may be
+    unknown: 2³² - 1.
+
+    Attributes:
+        step: The lowest of the calls' steps.
+        seq: The lowest of their numbers in their groups.
+        latest_ns: No call was issued or done after this.
+        kinds: msgpack of a list of `Kind`, as bytes, since it mostly is the one that came before.
+        which: Of each call, the place of its kind among these, a byte each.
+        rows: Of each call, the rest.
+    """
+
+    step: r.Step
+    seq: r.Seq
+    latest_ns: r.Instant
+    kinds: Annotated[bytes, Meta(max_length=MOST_KINDS_BYTES)]
+    which: Annotated[bytes, Meta(min_length=1, max_length=MOST_CALLS)]
+    rows: Annotated[bytes, Meta(max_length=MOST_CALLS * ROW.size)]
+
+    @property
+    def count(self) -> int:
+        """How many calls these are."""
+        return len(self.which)
+
+
+_HEAD = b"\xdc\0\0"
+"""Of a msgpack array, with its length to come."""
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(
+    Annotated[tuple[Kind, ...], Meta(min_length=1, max_length=MOST_KINDS)]
+)
+
+
+@functools.lru_cache(maxsize=1024)
+def kinds_of(kinds: bytes) -> tuple[Kind, ...]:
+    """`Calls.kinds`, decoded.
+
+    Raises:
+        msgspec.MsgspecError, RecursionError, UnicodeDecodeError: They are none.
+    """
+    decoded: tuple[Kind, ...] = _decoder.decode(kinds)
+    return decoded
+
+
+def fault(calls: Calls, latest_ns: int) -> str:
+    """What is wrong with a record, "" if nothing is."""
+    if len(calls.rows) != ROW.size * len(calls.which):
+        return "have not a row each"
+    try:
+        kinds = kinds_of(calls.kinds)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return "are of kinds that do not decode"
+    if max(calls.which) >= len(kinds):
+        return "are of a kind that is not told"
+    if calls.latest_ns > latest_ns:
+        return "end in the future"
+    return "lie too far back" if calls.latest_ns < EARLIEST_NS else ""
+
+
+def spread(
+    calls: Calls, wanted: Callable[[Kind, int], bool] = lambda kind, seq: True
+) -> Iterator[Collective]:
+    """Each call by itself; only those `wanted`, by kind and `seq`."""
+    kinds = kinds_of(calls.kinds)
+    for which, row in zip(calls.which, ROW.iter_unpack(calls.rows), strict=True):
+        if wanted(kinds[which], calls.seq + row[1]):
+            yield _one(calls, kinds[which], row)
+
+
+def _one(calls: Calls, kind: Kind, row: tuple[int, ...]) -> Collective:
+    step, seq, ago, took, blocked, into = row
+    ended_ns = calls.latest_ns - ago
+    done = took != UNKNOWN
+    return Collective(
+        calls.step + step,
+        kind.op,
+        kind.group,
+        kind.ranks,
+        calls.seq + seq,
+        kind.nbytes,
+        ended_ns - took if done else ended_ns,
+        ended_ns if done else None,
+        None if blocked == UNKNOWN else blocked,
+        kind.dtype,
+        kind.device,
+        kind.phase,
+        None if into == UNKNOWN else into,
+        kind.where,
+        kind.is_async,
+        kind.nbytes_out,
+    )
+
+
+def gathered(calls: Sequence[Collective]) -> list[Calls | Collective]:
+    """The same calls in as few records as can be, up to `MOST_CALLS` of them in one.
+
+    In their order, but that those which do not fit come after the others.
+    """
+    if len(calls) < 2:
+        return list(calls)
+    alike = _at_once(calls) if len(calls) <= MOST_CALLS else None
+    if alike is not None:
+        return [alike]
+    table = _Table(
+        min([call.step for call in calls]),
+        min([call.seq for call in calls]),
+        max([max(call.issued_ns, call.completed_ns or 0) for call in calls]),
+    )
+    alone = [call for call in calls if not table.takes(call)]
+    table.end()
+    return [*table.ended, *alone]
+
+
+def _at_once(calls: Sequence[Collective]) -> Calls | None:
+    """One record of all, column by column, which takes half a microsecond a call.
+
+    Returns:
+        None if some do not fit, or not in one record.
+    """
+    (
+        step, op, group, ranks, seq, nbytes, issued, done, blocked, dtype, device, phase, into,
+        where, is_async, nbytes_out,
+    ) = zip(*map(msgspec.structs.astuple, calls), strict=True)  # fmt: skip
+    each = list(zip(op, group, ranks, nbytes, dtype, device, phase, where, is_async, nbytes_out,
+                    strict=True))  # fmt: skip
+    places = {kind: place for place, kind in enumerate(dict.fromkeys(each))}
+    kinds = _encoded(tuple(places)) if len(places) <= MOST_KINDS else None
+    latest_ns = max(max(issued), max(filter(None, done), default=0))
+    if kinds is None or latest_ns < EARLIEST_NS:
+        return None
+    least, first = min(step), min(seq)
+    ended = (
+        done
+        if None not in done
+        else [i if d is None else d for i, d in zip(issued, done, strict=True)]
+    )
+    took = [e - i for e, i in zip(ended, issued, strict=True)]
+    if None in done:
+        took = [UNKNOWN if d is None else t for d, t in zip(done, took, strict=True)]
+    if took.count(UNKNOWN) != done.count(None) or UNKNOWN in blocked or UNKNOWN in into:
+        return None
+    rows = zip(
+        [n - least for n in step],
+        [n - first for n in seq],
+        [latest_ns - ns for ns in ended],
+        took,
+        known(blocked),
+        known(into),
+        strict=True,
+    )
+    try:
+        packed = struct.pack(f"<{6 * len(calls)}I", *chain.from_iterable(rows))
+    except struct.error:  # a number of more than 32 bits, or below 0
+        return None
+    return Calls(least, first, latest_ns, kinds, bytes(map(places.__getitem__, each)), packed)
+
+
+def known(numbers: Sequence[int | None]) -> Sequence[int]:
+    """The numbers as in rows."""
+    return [UNKNOWN if number is None else number for number in numbers]
+
+
+@functools.lru_cache(maxsize=64)
+def _encoded(kinds: tuple[tuple[object, ...], ...]) -> bytes | None:
+    """`Calls.kinds` of these, None if it is too long."""
+    found = _encoder.encode([Kind(*kind) for kind in kinds])  # type: ignore[arg-type]
+    return found if len(found) <= MOST_KINDS_BYTES else None
+
+
+class _Table:
+    """Calls being put into records, `ended` as far as they are."""
+
+    def __init__(self, step: int, seq: int, latest_ns: int) -> None:
+        self.step, self.seq, self.latest_ns = step, seq, latest_ns
+        self.ended: list[Calls] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._places: dict[tuple[object, ...], int] = {}
+        self._kinds = bytearray(_HEAD)
+        self._which, self._rows = bytearray(), bytearray()
+
+    def takes(self, call: Collective) -> bool:
+        """Adds a call, if its numbers fit."""
+        row = _row(call, self.step, self.seq, self.latest_ns)
+        if row is None:
+            return False
+        if len(self._which) == MOST_CALLS:
+            self.end()
+        key = (
+            call.op, call.group, call.ranks, call.nbytes, call.dtype, call.device, call.phase,
+            call.where, call.is_async, call.nbytes_out,
+        )  # fmt: skip
+        place = self._places.get(key)
+        if place is None and (place := self._new(key)) is None:
+            return False
+        self._which.append(place)
+        self._rows += row
+        return True
+
+    def _new(self, key: tuple[object, ...]) -> int | None:
+        kind = _encoder.encode(Kind(*key))  # type: ignore[arg-type]
+        if len(_HEAD) + len(kind) > MOST_KINDS_BYTES:
+            return None
+        full = len(self._places) == MOST_KINDS
+        if full or len(self._kinds) + len(kind) > MOST_KINDS_BYTES:
+            self.end()
+        self._kinds += kind
+        place = self._places[key] = len(self._places)
+        return place
+
+    def end(self) -> None:
+        """Makes a record of what there is."""
+        if self._which:
+            self._kinds[1:3] = len(self._places).to_bytes(2, "big")
+            told = bytes(self._kinds), bytes(self._which), bytes(self._rows)
+            self.ended.append(Calls(self.step, self.seq, self.latest_ns, *told))
+        self._begin()
+
+
+def _row(call: Collective, step: int, seq: int, latest_ns: int) -> bytes | None:
+    """A call's row, None if it does not fit."""
+    done_ns = call.completed_ns
+    took = UNKNOWN if done_ns is None else done_ns - call.issued_ns
+    ago = latest_ns - (call.issued_ns if done_ns is None else done_ns)
+    blocked = UNKNOWN if call.blocked_ns is None else call.blocked_ns
+    into = UNKNOWN if call.into_ns is None else call.into_ns
+    if latest_ns < EARLIEST_NS or (took, blocked, into).count(UNKNOWN) != (
+        (done_ns, call.blocked_ns, call.into_ns).count(None)
+    ):
+        return None
+    try:
+        return ROW.pack(call.step - step, call.seq - seq, ago, took, blocked, into)
+    except struct.error:  # a number of more than 32 bits, or below 0
+        return None

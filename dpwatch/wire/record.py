@@ -1,0 +1,9 @@
+"""What all records that a rank streams have in common."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Record(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """Base of all records; `device` is an index into the rank's `Hello.devices`."""

@@ -1,0 +1,191 @@
+"""Many steps in one record, as `calls` has many collectives: what each would tell as a `Step`."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from dpwatch.wire import ranges as r
+from dpwatch.wire.calls import EARLIEST_NS, UNKNOWN, known
+from dpwatch.wire.record import Record
+
+MOST_STEPS = 256
+"""Steps of one record."""
+
+ROW = struct.Struct("<14I")
+
+
+class Step(Record, frozen=True, gc=False, tag="step"):
+    """One training step as one device saw it.
+
+    Phases are wall time inside the step; `end_ns - start_ns` less their sum is `other`. Of a CUDA
+    device all but `data_ns` are the device's own time, in steps where it was measured. The four
+    thread times split the wall time by what the device's thread was doing: they sum to the
+    step where all are known.
+
+    Attributes:
+        device: Index into `Hello.devices`.
+        step: Counts optimizer steps from 0.
+        start_ns: End of the step before (for the first: its first event).
+        end_ns: End of the optimizer step.
+        data_ns: Waiting for the next batch.
+        h2d_ns: Copying it to the device.
+        forward_ns: In the outermost module (with `dp` on device 0: scatter … gather).
+        backward_ns: In backward (with `dp` on device 0: scatter of output gradients … reduce).
+        optimizer_ns: In the optimizer's step.
+        on_cpu_ns: The thread ran.
+        runqueue_ns: It was ready and no core was free.
+        gil_wait_ns: It was blocked where only the GIL can block it.
+        idle_ns: It was blocked otherwise: waiting for data, for another device or rank.
+        exposed_ns: Communication the thread waited for (not overlapped with compute).
+        loss: The rank's own loss of this step (mean over its samples).
+        samples: Batch elements this device processed in the step.
+    """
+
+    device: r.Index
+    step: r.Step
+    start_ns: r.Instant
+    end_ns: r.Instant
+    data_ns: r.Duration | None = None
+    h2d_ns: r.Duration | None = None
+    forward_ns: r.Duration | None = None
+    backward_ns: r.Duration | None = None
+    optimizer_ns: r.Duration | None = None
+    on_cpu_ns: r.Duration | None = None
+    runqueue_ns: r.Duration | None = None
+    gil_wait_ns: r.Duration | None = None
+    idle_ns: r.Duration | None = None
+    exposed_ns: r.Duration | None = None
+    loss: float | None = None
+    samples: r.Count | None = None
+
+
+class Steps(Record, frozen=True, gc=False, tag="steps"):
+    """Steps of one device, in the order in which it would tell of each.
+
+    A row is fourteen numbers of 32 bits, little endian: the step less this record's; how long
+    before `latest_ns` it ended; how long it took; then `data_ns` … `exposed_ns` and `samples` as
+    in `Step`. From `data_ns` on they may be unknown: 2³² - 1.
+
+    Attributes:
+        step: The lowest.
+        latest_ns: No step ended after this.
+        rows: One for each step.
+        losses: Of each step; none at all where none is known.
+    """
+
+    device: r.Index
+    step: r.Step
+    latest_ns: r.Instant
+    rows: Annotated[bytes, Meta(min_length=ROW.size, max_length=MOST_STEPS * ROW.size)]
+    losses: Annotated[list[float | None], Meta(max_length=MOST_STEPS)] = msgspec.field(
+        default_factory=list
+    )
+
+    @property
+    def count(self) -> int:
+        """How many steps these are."""
+        return len(self.rows) // ROW.size
+
+
+def fault(steps: Steps, latest_ns: int) -> str:
+    """What is wrong with a record, "" if nothing is."""
+    if len(steps.rows) % ROW.size or len(steps.losses) not in (0, steps.count):
+        return "have not a row each"
+    if steps.latest_ns > latest_ns:
+        return "end in the future"
+    return "lie too far back" if steps.latest_ns < EARLIEST_NS else ""
+
+
+def spread(steps: Steps) -> Iterator[Step]:
+    """Each step by itself."""
+    losses = steps.losses or [None] * steps.count
+    for row, loss in zip(ROW.iter_unpack(steps.rows), losses, strict=True):
+        step, ago, took = row[:3]
+        *times, samples = (None if number == UNKNOWN else number for number in row[3:])
+        end_ns = steps.latest_ns - ago
+        told = (*times, loss, samples)
+        yield Step(steps.device, steps.step + step, end_ns - took, end_ns, *told)  # type: ignore[arg-type]
+
+
+def gathered(steps: Sequence[Step]) -> list[Steps | Step]:
+    """The same steps in as few records as can be, each device's in their order."""
+    devices: dict[int, list[Step]] = {}
+    for step in steps:
+        devices.setdefault(step.device, []).append(step)
+    return [
+        record
+        for of_device in devices.values()
+        for at in range(0, len(of_device), MOST_STEPS)
+        for record in _gathered(of_device[at : at + MOST_STEPS])
+    ]
+
+
+def _gathered(steps: list[Step]) -> list[Steps | Step]:
+    least = min([each.step for each in steps])
+    latest_ns = max([each.end_ns for each in steps])
+    if len(steps) < 2 or latest_ns < EARLIEST_NS:
+        return [*steps]
+    alike = _at_once(steps, least, latest_ns)
+    if alike is not None:
+        return [alike]
+    rows = bytearray()
+    losses: list[float | None] = []
+    alone: list[Steps | Step] = []
+    for step in steps:
+        row = _row(step, least, latest_ns)
+        if row is None:
+            alone.append(step)
+        else:
+            rows += row
+            losses.append(step.loss)
+    if not rows:
+        return alone
+    told = losses if any(loss is not None for loss in losses) else []
+    return [Steps(steps[0].device, least, latest_ns, bytes(rows), told), *alone]
+
+
+def _at_once(steps: list[Step], least: int, latest_ns: int) -> Steps | None:
+    """One record of all, column by column; None if some do not fit."""
+    _, step, start, end, *times, loss, samples = zip(
+        *map(msgspec.structs.astuple, steps), strict=True
+    )
+    times.append(samples)
+    if any(UNKNOWN in each for each in times):
+        return None
+    rows = zip(
+        [n - least for n in step],
+        [latest_ns - ns for ns in end],
+        [e - s for s, e in zip(start, end, strict=True)],
+        *map(known, times),
+        strict=True,
+    )
+    try:
+        packed = struct.pack(f"<{14 * len(steps)}I", *chain.from_iterable(rows))
+    except struct.error:  # a number of more than 32 bits, or below 0
+        return None
+    told = [] if loss.count(None) == len(loss) else list(loss)
+    return Steps(steps[0].device, least, latest_ns, packed, told)
+
+
+def _row(step: Step, least: int, latest_ns: int) -> bytes | None:
+    """A step's row, None if it does not fit."""
+    times = (
+        step.data_ns, step.h2d_ns, step.forward_ns, step.backward_ns, step.optimizer_ns,
+        step.on_cpu_ns, step.runqueue_ns, step.gil_wait_ns, step.idle_ns, step.exposed_ns,
+        step.samples,
+    )  # fmt: skip
+    if UNKNOWN in times:
+        return None
+    known = times if None not in times else [UNKNOWN if n is None else n for n in times]
+    try:
+        return ROW.pack(
+            step.step - least, latest_ns - step.end_ns, step.end_ns - step.start_ns, *known
+        )
+    except struct.error:  # a number of more than 32 bits, or below 0
+        return None

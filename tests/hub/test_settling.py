@@ -1,0 +1,150 @@
+"""Collectives of many ranks booked together: the state is as if each had been booked as it came."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpwatch.hub import state as state_module
+from dpwatch.hub.durations import LATENCIES, keep_latencies, keep_latency
+from dpwatch.hub.pending import settle
+from dpwatch.hub.series import WINDOW
+from dpwatch.hub.state import RunState
+from dpwatch.hub.summarize import summarize
+from dpwatch.wire.gather import gathered
+from dpwatch.wire.messages import Collective, Duration
+from tests.frames import MS, START_NS, batch, hello, step
+
+
+def a_run(seed):
+    """Frames of ranks in several groups, whose calls get lost, differ, come twice or not in order.
+
+    Returns:
+        Of each frame what it is, and whether the state is read after it.
+    """
+    rnd = random.Random(seed)
+    ranks = rnd.choice([1, 2, 3, 6])
+    steps = rnd.choice([1, 3, 9, WINDOW + 40])
+    calls = rnd.choice([1, 2, 5])
+    groups = rnd.choice([1, 2])
+    odd = rnd.choice([0.0, 0.0, 0.02, 0.2])
+    hosts = rnd.choice([1, 2])
+    jump = rnd.choice([1, 1, WINDOW // 2])
+    late = jump == 1 and rnd.random() < 0.5
+    held = {r: [] for r in range(ranks)}
+    durations = {r: [] for r in range(ranks)}
+    frames = [(batch(hello(ranks), rank=r, host=f"h{r % hosts}"), False) for r in range(ranks)]
+    for i in range(steps):
+        for r in range(ranks):
+            for c in range(calls * groups):
+                group = "default" if c % groups == 0 else f"part{r % 2}"
+                members = ranks if group == "default" else len(range(r % 2, ranks, 2))
+                seq = i * calls + c // groups + (rnd.random() < odd) * rnd.randrange(-3, 3)
+                issued = START_NS + i * 100 * MS + rnd.randrange(3) * rnd.randrange(9 * MS)
+                took = None if late else rnd.choice([None, rnd.randrange(MS), 5_000 * MS])
+                call = Collective(
+                    i * jump,
+                    rnd.choice(["all_reduce", "all_gather"])
+                    if rnd.random() < odd
+                    else "all_reduce",
+                    group,
+                    members + (rnd.random() < odd),
+                    max(0, seq),
+                    8 + (rnd.random() < odd),
+                    issued,
+                    None if took is None else issued + took,
+                    rnd.choice([None, rnd.randrange(MS)]),
+                    "f32",
+                    rnd.randrange(2) if rnd.random() < odd else 0,
+                    rnd.choice(["", "backward"]),
+                    rnd.choice([None, rnd.randrange(MS)]),
+                    "a.py:1",
+                )
+                if rnd.random() >= odd / 2:
+                    held[r].append(call)
+                if late and rnd.random() < 0.5:
+                    timed = Duration(*astuple(call)[:6], rnd.randrange(MS), call.device)
+                    durations[r].append(timed)
+            for device in range(rnd.choice([1, 1, 2])):
+                loss = rnd.choice([None, 0.1 + rnd.random(), rnd.choice([2.5, math.inf])])
+                slow = rnd.choice([100, 100, 9_000])
+                forward = rnd.choice([None, rnd.randrange(9_000 * MS)])
+                more = {"forward_ns": forward, "loss": loss, "samples": rnd.choice([None, 4])}
+                held[r].append(step(i * jump, took_ms=slow, device=device, **more))
+            if len(durations[r]) > 20:
+                held[r] += durations[r][:10]
+                del durations[r][:10]
+            if rnd.random() < 0.5:
+                pid = 1000 + r + 5000 * (rnd.random() < odd / 20)
+                frame = batch(
+                    *(gathered(held[r]) if rnd.random() < 0.8 else held[r]),
+                    rank=r,
+                    seq=i,
+                    pid=pid,
+                    host=f"h{r % hosts}",
+                    now_ns=START_NS + (i + 100) * 100 * MS,
+                )
+                held[r] = []
+                frames.append((frame, rnd.random() < 0.1))
+    return frames
+
+
+def astuple(call):
+    return [getattr(call, name) for name in call.__struct_fields__]
+
+
+def played(frames, many, monkeypatch):
+    """The state after these frames, with what is not whole as one finds it there."""
+    monkeypatch.setattr(state_module, "MANY", many)
+    state = RunState("run")
+    for frame, is_read in frames:
+        state.apply(frame)
+        if is_read:
+            settle(state)
+    settle(state)
+    state.arrivals.unpack()
+    return state
+
+
+def told(state):
+    """All there is to it, but for what depends on when durations were booked and is not shown."""
+    for op in state.ops.values():
+        if op.timed_late:  # of so many the last ones are kept, whichever rank's these are
+            assert len(op.latency_ms) <= 2 * LATENCIES
+            op.latency_ms.clear()
+    for lane in (lane for rank in state.ranks.values() for lane in rank.lanes.values()):
+        for tallies in lane.calls.values():
+            tallies.seen = min(tallies.seen, 3)
+        for late in (lane.late, *lane.late_calls.values()):
+            for tally in late.tallies.values():
+                tally.wait_ns = 0
+    return {name: getattr(state, name) for name in RunState.__struct_fields__}
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1 << 32))
+def test_together_they_make_the_state_that_they_make_one_by_one(seed):
+    frames = a_run(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        together = played(frames, 0, patch)
+        alone = played(frames, 1 << 20, patch)
+    # Losses that not all ranks have told are let go, the oldest first, as others come.
+    assert all(together.losses[step] == alone.losses.pop(step) for step in [*alone.losses])
+    together.losses.clear()
+    assert told(together) == told(alone)
+    assert summarize(together) == summarize(alone)
+
+
+@given(counts=st.lists(st.integers(0, 3 * LATENCIES), max_size=5))
+def test_latencies_kept_together_are_those_kept_one_by_one(counts):
+    alone, together, n = [], [], 0
+    for count in counts:
+        took = range(n, n + count)
+        n += count
+        for ns in took:
+            keep_latency(alone, ns * MS)
+        last = [float(ns) for ns in took][-2 * LATENCIES :]
+        keep_latencies(together, last, count - len(last))
+    assert together == alone
