@@ -16,8 +16,11 @@ from dpwatch.wire.codec import MAX_FRAME_BYTES
 PUSH_HWM = 16
 """Frames a rank keeps for an absent hub; older ones wait in its recorder, which drops oldest."""
 
-HUB_HWM = 256
-"""Frames a hub keeps of each rank: half a minute's; what a flood can claim is bounded by them."""
+HUB_HWM = 64
+"""Frames a hub keeps of each rank, a quarter of a minute's; they bound what a flood can claim.
+
+With four thousand ranks and a hub that can't keep up that is a quarter of a gigabyte.
+"""
 
 VIEWER_HWM = 1024
 
