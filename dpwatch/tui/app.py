@@ -41,7 +41,7 @@ from dpwatch.tui.takeaway import Takeaway
 from dpwatch.tui.terminal import lasting
 from dpwatch.tui.text import clean
 from dpwatch.tui.view import digit
-from dpwatch.tui.views import BY_NAME, VIEWS
+from dpwatch.tui.views import BY_NAME, PAGES, VIEWS
 from dpwatch.tui.widgets import Chosen
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -95,6 +95,7 @@ class DashboardApp(Takeaway):
         Binding("y", "copy", "Copy", show=False),
         Binding("e", "save", "Save a picture", show=False),
         Binding("p", "run(-1)", "Previous run", show=False),
+        Binding("colon", "command_palette", "Every command", show=False),
         # The screen's own tab moves the focus, which here follows the panel.
         Binding("tab", "run(1)", "Next run", show=False, priority=True),
         Binding("shift+tab", "run(-1)", "Previous run", show=False, priority=True),
@@ -173,7 +174,8 @@ class DashboardApp(Takeaway):
 
     def on_mount(self) -> None:
         """Begin to read once the first screen stands."""
-        self.query_one(Help).views = VIEWS
+        help_panel = self.query_one(Help)
+        help_panel.views, help_panel.pages = VIEWS, PAGES
         if self.has_class("ascii"):
             for scrolled in self.query(ScrollView):
                 bar = scrolled.vertical_scrollbar
@@ -326,8 +328,11 @@ class DashboardApp(Takeaway):
         self._offer_back()
 
     def action_help(self) -> None:
-        """Show the help."""
-        self.panel = "help"
+        """Show the help, or close it."""
+        if self.panel == "help":
+            self.action_close()
+        else:
+            self.panel = "help"
 
     def action_stacks(self) -> None:
         """Ask ranks where they stand, and show it: on a rank's page this one, else all."""

@@ -9,7 +9,8 @@ from dpwatch.tui.heat_view import Heatmap
 from dpwatch.tui.how_it_works import How
 from dpwatch.tui.memory import Memory
 from dpwatch.tui.output_view import Output
-from dpwatch.tui.panels import Help, Overview
+from dpwatch.tui.panels import Help, Overview, RankDetail
+from dpwatch.tui.stacks_view import StackPanel
 from dpwatch.tui.threads import Threads
 from dpwatch.tui.timeline_view import Timeline
 from dpwatch.tui.traffic import Communication
@@ -122,4 +123,9 @@ VIEWS = (
     View(name="how", title="How it works", short="How", widget=How, keys=(_SCROLL,), waits=False),
     View(name="help", title="Help", short="", widget=Help, keys=(_SCROLL,), waits=False),
 )
+PAGES = (
+    View(name="rank", title="a rank's page", short="", widget=RankDetail, keys=(_SCROLL,)),
+    View(name="stacks", title="the stacks", short="", widget=StackPanel, keys=(_SCROLL,)),
+)
+"""What is opened from views and has no digit, for help to tell of."""
 BY_NAME = {view.name: view for view in VIEWS}
