@@ -69,7 +69,7 @@ def alert_lines(
 ) -> tuple[Block, list[int]]:
     """All of them, and the line each begins at."""
     if not found:
-        return no_diagnosis_lines(bool(snapshot.runs), palette), []
+        return [fitted(each, width) for each in no_diagnosis_lines(snapshot.runs, palette)], []
     lines: Block = []
     tops: list[int] = []
     if found[0].now is None:

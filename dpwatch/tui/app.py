@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol, cast
 
 from textual import events, on, work
-from textual.app import ComposeResult, SystemCommand
+from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
 from textual.reactive import var
@@ -26,7 +26,7 @@ from textual.worker import get_current_worker
 from dpwatch.hub.snapshot import RunView, Snapshot
 from dpwatch.tui.alerts_view import Alerts
 from dpwatch.tui.commands import COMMANDS
-from dpwatch.tui.frame import Frame
+from dpwatch.tui.frame import Frame, last_known
 from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
 from dpwatch.tui.history import History
 from dpwatch.tui.pace import USUAL_S, Paced, beside
@@ -95,6 +95,8 @@ class DashboardApp(Takeaway):
         Binding("y", "copy", "Copy", show=False),
         Binding("e", "save", "Save a picture", show=False),
         Binding("p", "run(-1)", "Previous run", show=False),
+        # Textual binds the first by itself, but not beside another.
+        Binding(App.COMMAND_PALETTE_BINDING, "command_palette", "palette", False, priority=True),
         Binding("colon", "command_palette", "Every command", show=False),
         # The screen's own tab moves the focus, which here follows the panel.
         Binding("tab", "run(1)", "Next run", show=False, priority=True),
@@ -265,7 +267,7 @@ class DashboardApp(Takeaway):
         stays = self.panel in ("rank", "stacks") and self.frame.run_id in ids
         run_id = picked or (self.frame.run_id if stays else newest)
         self.frame = Frame(
-            snapshot=snapshot,
+            snapshot=last_known(snapshot),
             run_id=run_id,
             paused=self.paused,
             newest=_view_of(self._held, run_id) if self.paused else None,
@@ -387,7 +389,7 @@ class DashboardApp(Takeaway):
     def _filtered(self) -> Filtered | None:
         """What the filter narrows on the panel shown."""
         view = BY_NAME.get(self.panel)
-        if view is None or not view.filters:
+        if view is None or not view.filters or not self.frame.snapshot.runs:
             return None
         return cast("Filtered", self.screen_stack[0].query_one(view.target))
 
@@ -441,8 +443,7 @@ class DashboardApp(Takeaway):
             return self._closable
         if action in ("stacks", "run"):
             return len(self.frame.snapshot.runs) > (action == "run")
-        view = BY_NAME.get(self.panel)
-        return action != "filter" or bool(view and view.filters)
+        return action != "filter" or self._filtered() is not None
 
     def _offer_back(self) -> None:
         box = self.screen_stack[0].query_one("#filter", Input)

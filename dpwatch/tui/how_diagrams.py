@@ -29,6 +29,7 @@ _MOST = 6
 _BOX = 12
 _LINK = 17
 _RING_GAP = 26
+_RINGED = {"all_reduce", "all_gather", "reduce_scatter"}
 Diagram = Callable[[Run, int, Palette], Block]
 
 
@@ -44,7 +45,7 @@ def shape_of(run: Run) -> Shape:
     ops = {each.op for each in run.collectives}
     if {"all_gather", "reduce_scatter"} <= ops:
         return "layers"
-    if ops:
+    if ops & _RINGED or (ops and not run.transfers):
         return "ring"
     return "exchange" if run.transfers else "alone"
 

@@ -155,7 +155,7 @@ def predicted(run: Run, width: int, palette: Palette) -> list[Text]:
 def balance_line(run: Run, width: int, palette: Palette) -> Text:
     """Device 0 beside the others, in figures."""
     if not run.ranks or peak_bytes(run.ranks[0]) is None:
-        return fitted(line(("memory is not known yet", palette.muted)), width)
+        return fitted(line(("device 0's memory is not known yet", palette.muted)), width)
     first = run.ranks[0]
     told = line(
         (f"device 0 peaks at {fmt.size(peak_bytes(first))}", palette.strong),

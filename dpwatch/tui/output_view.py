@@ -60,6 +60,7 @@ class Output(ScrollView, can_focus=True):
         self.entries: list[Entry] = []
         self._ends: list[int] = []
         self._tag = 2
+        self._width = 1
         self._empty: list[Text] = []
         self._made_of: object = None
         self._run_id: str | None = None
@@ -139,7 +140,8 @@ class Output(ScrollView, can_focus=True):
 
     def _make(self, view: RunView) -> None:
         self._tag = tag_width(view.output)
-        room = text_room(self.body_width, self._tag)
+        self._width = self.body_width
+        room = text_room(self._width, self._tag)
         self.entries = entries(view.output, self.choice)
         self._ends = list(accumulate(len(pieces(each[2].text, room)) for each in self.entries))
         self._empty = []
@@ -201,7 +203,8 @@ class Output(ScrollView, can_focus=True):
             found = self._entry_at(row)
             if found is not None:
                 entry, part = found
-                text = entry_line(entry, part, width, self._tag, self.terms, colors)
+                # As wide as it was broken for: a resized screen is drawn once before `on_resize`.
+                text = entry_line(entry, part, self._width, self._tag, self.terms, colors)
             elif row < len(self._empty):
                 text = self._empty[row]
         return strip_of(text, self.size.width, self)

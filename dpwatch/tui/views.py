@@ -93,7 +93,6 @@ VIEWS = (
             ("/", "show only runs with these words in strategy, title or state"),
         ),
         filters="words in a strategy's name, title or state",
-        waits=False,
     ),
     View(
         name="alerts",
@@ -101,7 +100,6 @@ VIEWS = (
         short="Alerts",
         widget=Alerts,
         keys=(_MOVE, ("enter", "open the run and rank concerned")),
-        waits=False,
     ),
     View(
         name="output",
@@ -120,7 +118,7 @@ VIEWS = (
         ),
         filters="words in a line",
     ),
-    View(name="how", title="How it works", short="How", widget=How, keys=(_SCROLL,), waits=False),
+    View(name="how", title="How it works", short="How", widget=How, keys=(_SCROLL,)),
     View(name="help", title="Help", short="", widget=Help, keys=(_SCROLL,), waits=False),
 )
 PAGES = (

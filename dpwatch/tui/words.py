@@ -181,7 +181,11 @@ def _batch(found: LargestBatch) -> str:
 
 
 def _on_speed(runs: Sequence[Run]) -> str:
-    speeds = [(run.samples_per_s, run) for run in runs if run.samples_per_s]
+    speeds = [
+        (run.samples_per_s, run)
+        for run in runs
+        if run.samples_per_s and math.isfinite(run.samples_per_s)
+    ]
     if len(speeds) < 2:
         return ""
     speeds.sort(key=lambda pair: pair[0] or 0.0)

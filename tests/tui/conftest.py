@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from rich.cells import cell_len
 from textual.pilot import Pilot
 
 from dpwatch.hub.snapshot import Snapshot
@@ -28,6 +29,13 @@ async def shown(app: DashboardApp, pilot: Pilot[Any], ready: Callable[[], object
     while not ready():
         await asyncio.sleep(0.005)
     await pilot.pause()
+
+
+async def resized(app: DashboardApp, pilot: Pilot[Any], width: int, height: int) -> None:
+    """Goes on once the screen has been laid out anew for a terminal of that size."""
+    await pilot.resize_terminal(width, height)
+    while app.is_running and {cell_len(row) for row in screen_text(app).split("\n")} != {width}:
+        await pilot.pause()
 
 
 def screen_text(app: DashboardApp) -> str:

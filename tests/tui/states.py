@@ -93,7 +93,12 @@ def hung() -> list[s.Snapshot]:
 
 def many() -> list[s.Snapshot]:
     """1,024 ranks on 128 hosts."""
-    return [snapshot(with_lanes(cluster_run()))]
+    view = with_lanes(cluster_run())
+    found = s.Diagnosis(
+        kind="rank_lost", severity="critical", ranks=[515], since_step=150,
+        text="rank 515 on node-064.cluster is gone: its process was killed (SIGKILL)",
+    )  # fmt: skip
+    return [snapshot(replace(view, run=replace(view.run, diagnoses=[found])))]
 
 
 def hostile() -> list[s.Snapshot]:

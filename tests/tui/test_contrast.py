@@ -9,9 +9,7 @@ from dpwatch.tui.palette import THEMES
 from dpwatch.tui.view import digit
 from dpwatch.tui.views import VIEWS
 
-from .conftest import screen_text
 from .scenes import alerted, snapshot, stuck_run, with_lanes, with_output
-from .states import STATES
 
 TEXT, SIGNS = 4.5, 3.0
 """What WCAG asks for: of text (1.4.3), and of signs and large text (1.4.11)."""

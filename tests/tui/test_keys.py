@@ -74,9 +74,13 @@ class Moves:
         self._figure, self._by, self._before = figure, by, None
 
     def __call__(self, app: DashboardApp) -> bool:
-        now, before = self._figure(app), self._before
-        self._before = now
-        return before is not None and (now - before) * self._by > 0
+        now = self._figure(app)
+        if self._before is None:
+            self._before = now
+        moved = (now - self._before) * self._by > 0
+        if moved:
+            self._before = None
+        return moved
 
 
 def by(title: str, *, turned: bool = False) -> Holds:
@@ -126,7 +130,9 @@ FILTERS: Script = [("slash", filter_open), ("escape", none(filter_open))]
 
 def metric(kind: type[Any], number: int) -> Holds:
     """What that view draws."""
-    return lambda app: (the(app, kind).choice if kind is Compare else the(app, kind)).metric == number
+    return lambda app: (
+        (the(app, kind).choice if kind is Compare else the(app, kind)).metric == number
+    )
 
 
 def span(app: DashboardApp) -> int:
@@ -146,7 +152,7 @@ def of_rank(rank: int | None) -> Holds:
 
 
 SCRIPTS: dict[str, Script] = {
-    "overview": [*rows(7), *OPENS, *FILTERS, *sorts("step time", "traffic")],
+    "overview": [*rows(7), *OPENS, *FILTERS, *sorts("step", "traffic")],
     "heatmap": [
         ("right", is_at(1)), ("l", is_at(2)), ("left", is_at(1)), ("h", is_at(0)),
         ("down", is_at(4)), ("up", is_at(0)), ("j", is_at(4)), ("k", is_at(0)),
@@ -175,7 +181,7 @@ SCRIPTS: dict[str, Script] = {
         ("comma", lambda app: the(app, Compare).choice.sort == ""),
         ("enter", panel("overview")), ("escape", panel("compare")),
     ],
-    "alerts": [*rows(4), *OPENS],
+    "alerts": [*rows(3), *OPENS],
     "output": [
         ("k", none(follows)), ("j", follows), ("up", none(follows)), ("down", follows),
         ("pageup", Moves(scroll_of, -1)), ("pagedown", Moves(scroll_of, 1)),
@@ -228,8 +234,9 @@ def everywhere(name: str, app: DashboardApp, folder: Path, ends: list[int]) -> S
                    ("equals_sign", lambda app: app.frame.interval_s == 0.5)]  # fmt: skip
     if name in OPENED:
         script += [("escape", none(panel(name)))]
-    script += [(digit(index), panel(view.name)) for index, view in enumerate(VIEWS[:-1])
-               if name == "overview" or view.name in (name, other)]  # fmt: skip
+    digits = [(digit(index), panel(view.name)) for index, view in enumerate(VIEWS[:-1])
+              if name == "overview" or view.name in (name, other)]  # fmt: skip
+    script += sorted(digits, key=lambda each: each[0] in WAYS[name])  # its own last
     return [
         *script, *((key, None) for key in WAYS[name]),
         ("q", Moves(lambda _: len(ends), 1)), ("ctrl+c", Moves(lambda _: len(ends), 1)),
@@ -244,7 +251,7 @@ def bound(app: DashboardApp) -> dict[str, Binding]:
         for kind in type(node).__mro__
         if kind.__module__.startswith("dpwatch.")
         for key in Binding.make_bindings(kind.__dict__.get("BINDINGS", ()))
-    } | {app.COMMAND_PALETTE_BINDING}
+    }
     active = app.screen.active_bindings
     return {key: active[key].binding for key in sorted(mine & set(active))}
 
@@ -273,9 +280,18 @@ async def play(app: DashboardApp, pilot: Any, script: Script) -> set[str]:
         assert holds is None or not holds(app), f"{key}: holds before it is pressed"
         await pilot.press(key)
         if holds is not None:
-            assert holds(app), f"{key}: does not hold\n{screen_text(app)}"
+            await comes(app, pilot, holds, key)
             seen.add(key)
     return seen
+
+
+async def comes(app: DashboardApp, pilot: Any, holds: Holds, what: str) -> None:
+    """Goes on once it holds; screens come and go in their own time."""
+    for _ in range(50):
+        if holds(app):
+            return
+        await pilot.pause()
+    raise AssertionError(f"{what}: does not hold\n{screen_text(app)}")
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -307,7 +323,8 @@ SIGNS = {
     ",": "comma", ".": "full_stop", "/": "slash", ":": "colon",
 }  # fmt: skip
 """Keys as help writes them, where that is not their name."""
-NO_KEYS = ("digits", "mouse")
+NO_KEYS = ("digits", "mouse", "escape")
+"""Words beside the keys; and the one that is bound only while there is something to close."""
 
 
 def told(about: str) -> tuple[list[str], set[str]]:
@@ -325,6 +342,7 @@ def told(about: str) -> tuple[list[str], set[str]]:
             kept.append(each)
     keys = [word for each in kept for word in each[:16].split()]
     words = {word for each in kept for word in re.split(r"[\s;]+|[,:)](?=\s|$)", each)}
+    words.update(keys)
     return [SIGNS.get(key, key) for key in keys], {SIGNS.get(word, word) for word in words}
 
 

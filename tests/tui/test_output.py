@@ -17,7 +17,7 @@ from dpwatch.tui.output import Choice, entries, foot_line, head_line, pieces
 from dpwatch.tui.output_view import Output
 from dpwatch.tui.palette import palette
 
-from .conftest import calm, screen_text, shown
+from .conftest import calm, resized, screen_text, shown
 from .scenes import (
     QueueSource,
     ddp_run,
@@ -222,6 +222,14 @@ async def test_the_filter_narrows_the_lines(dashboard):
         await pilot.press("escape")
         assert not app.query_one(Input).has_class("open")
         assert "step 1" in screen_text(app)
+
+
+async def test_a_screen_drawn_before_it_is_laid_out_anew(dashboard, monkeypatch):
+    async with dashboard(snapshot(with_output(ddp_run())), size=(80, 24)) as (app, pilot):
+        await pilot.press("9")
+        monkeypatch.setattr(output_of(app), "relayout", lambda: None)
+        await resized(app, pilot, 200, 60)
+        assert "Tried to allocate" in screen_text(app)
 
 
 async def test_y_copies_the_lines_whole(dashboard):
