@@ -245,7 +245,7 @@ def _ending(frame: Frame, view: RunView, width: int, palette: Palette) -> Block:
         return wrapped(f"✗ no more data: {frame.trouble}", width - 1, palette.bad, indent=1)[:2]
     reason = clean(view.run.reason, 300)
     if frame.state == "stale":
-        silent = f" for {fmt.age(frame.silent_s)}" if frame.silent_s is not None else ""
+        silent = f" for {fmt.silence(frame.silent_s)}" if frame.silent_s is not None else ""
         text = f" ~ STALE  the run's hub has been silent{silent}; what stands here is old"
         return [line((text, palette.warn))]
     words = {

@@ -68,7 +68,7 @@ def none(holds: Holds) -> Holds:
 
 
 class Moves:
-    """A figure grows (or, by -1, shrinks) from before the key to after it."""
+    """A figure grows (by -1 shrinks, by 0 changes) from before the key to after it."""
 
     def __init__(self, figure: Callable[[DashboardApp], float], by: int) -> None:
         self._figure, self._by, self._before = figure, by, None
@@ -77,7 +77,7 @@ class Moves:
         now = self._figure(app)
         if self._before is None:
             self._before = now
-        moved = (now - self._before) * self._by > 0
+        moved = (now - self._before) * self._by > 0 if self._by else now != self._before
         if moved:
             self._before = None
         return moved
@@ -130,9 +130,12 @@ FILTERS: Script = [("slash", filter_open), ("escape", none(filter_open))]
 
 def metric(kind: type[Any], number: int) -> Holds:
     """What that view draws."""
-    return lambda app: (
-        (the(app, kind).choice if kind is Compare else the(app, kind)).metric == number
-    )
+
+    def holds(app: DashboardApp) -> bool:
+        widget = the(app, kind)
+        return (widget.choice if kind is Compare else widget).metric == number
+
+    return holds
 
 
 def span(app: DashboardApp) -> int:
@@ -201,9 +204,9 @@ def ago(seconds: float) -> Holds:
     return lambda app: app.frame.ago_s == seconds
 
 
-def run(older: int) -> Holds:
+def run(app: DashboardApp) -> int:
     """The run on screen, by how many are newer."""
-    return lambda app: app.frame.view is app.frame.snapshot.runs[older]
+    return [view.run.run_id for view in app.frame.snapshot.runs].index(app.frame.run_id)
 
 
 def palette_open(app: DashboardApp) -> bool:
@@ -212,15 +215,13 @@ def palette_open(app: DashboardApp) -> bool:
 
 def everywhere(name: str, app: DashboardApp, folder: Path, ends: list[int]) -> Script:
     """What the app's own keys do on that screen."""
-    names = list(WAYS)
-    other = names[(names.index(name) + 1) % len(VIEWS)]
-    last = len(app.snapshot.runs) - 1
+    other = "how" if name == "memory" else "memory"
     asked = app._source.asked
     script: Script = [
         ("space", lambda app: app.paused), ("space", lambda app: not app.paused),
         ("left_square_bracket", ago(0.25)), ("right_square_bracket", ago(0.0)),
         ("left_curly_bracket", ago(2.5)), ("right_curly_bracket", ago(0.0)), ("space", None),
-        ("n", run(last)), ("p", run(0)), ("tab", run(last)), ("shift+tab", run(0)),
+        *((key, Moves(run, 0)) for key in ("n", "p", "tab", "shift+tab")),
         ("y", lambda app: app.clipboard), ("e", lambda app: list(folder.glob("*.svg"))),
         ("colon", palette_open), ("escape", none(palette_open)),
         ("ctrl+p", palette_open), ("escape", none(palette_open)),
@@ -397,3 +398,16 @@ CLICKS: dict[str, list[tuple[str, Holds]]] = {
     "rank": [],
     "stacks": [],
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAYS)
+async def test_every_view_can_be_clicked_on(dashboard, name):
+    clicks = CLICKS[name]
+    assert clicks or name in ("communication", "how", "help", "rank", "stacks")
+    async with dashboard(scene(name)[-1], size=SIZE) as (app, pilot):
+        await pilot.press(*WAYS[name])
+        await pilot.pause()
+        for words, holds in clicks:
+            assert not holds(app), words
+            await click_on(app, pilot, words)
+            await comes(app, pilot, holds, words)
