@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 COOKIE = "dpwatch"
+END_WITHIN_S = 0.5
+"""How long the pages that are open have to close by themselves when the server ends."""
 POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self'; connect-src 'self' ws:; frame-ancestors 'none'"
@@ -69,6 +71,7 @@ def serve(port: int, flags: Sequence[str] = ()) -> int:
             server._make_app(),
             sock=listener,
             access_log=None,
+            shutdown_timeout=END_WITHIN_S,
             print=lambda *_: print(f"dpwatch: {gate.address} (Ctrl-C ends it)", flush=True),
         )
     return FINE

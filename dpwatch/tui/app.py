@@ -322,6 +322,11 @@ class DashboardApp(Takeaway):
             # At once: `widget.focus()` waits, and a key typed right behind would go astray.
             self.screen_stack[0].set_focus(widget)
 
+    def _focus_shown(self) -> None:
+        shown = self.screen_stack[0].query_one("#panels", ContentSwitcher).current
+        if shown is not None:
+            self._focus_panel(shown)
+
     def action_panel(self, name: str) -> None:
         """Show a panel."""
         if name == "compare":
@@ -486,7 +491,10 @@ class DashboardApp(Takeaway):
 
     def _fit(self, width: int, height: int) -> None:
         screen = self.screen_stack[0]
-        screen.set_class(width < MIN_WIDTH or height < MIN_HEIGHT, "small")
+        was_small, small = screen.has_class("small"), width < MIN_WIDTH or height < MIN_HEIGHT
+        screen.set_class(small, "small")
+        if was_small and not small:  # what was hidden has lost the keys
+            self.call_after_refresh(self._focus_shown)
         screen.set_class(height < SHORT_BELOW, "short")
         screen.query_one("#too-small", Static).update(too_small_line(width, height))
 

@@ -163,7 +163,7 @@ def row_line(
 
 def _figure(column: Column, entry: Entry, table: Table, palette: Palette) -> tuple[str, Style]:
     text = column.cell(entry)
-    style = palette.faint if text == fmt.UNKNOWN else palette.text
+    style = palette.muted if text == fmt.UNKNOWN else palette.text
     return " " + right(text, table.width(column)), style
 
 

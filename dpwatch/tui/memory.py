@@ -127,7 +127,7 @@ def memory_line(rank: Rank, scale: Scale, several: bool, width: int, palette: Pa
     return line(
         (left(label, _LABEL), palette.text),
         stacked(memory_parts(memory), MEMORY_KINDS, room, palette, total=full),
-        (right(fmt.size(peak), _FIGURE), palette.faint if peak is None else palette.strong),
+        (right(fmt.size(peak), _FIGURE), palette.muted if peak is None else palette.strong),
         (right(fmt.size(memory.capacity_bytes), _FIGURE + 1), palette.muted),
     )
 

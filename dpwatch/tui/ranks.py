@@ -260,7 +260,7 @@ def _figure(value: Callable[[Rank], str]) -> Draw:
 
     def draw(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
         text = value(rank)
-        style = palette.faint if text == fmt.UNKNOWN else palette.text
+        style = palette.muted if text == fmt.UNKNOWN else palette.text
         return line((right(text, width), style))
 
     return draw

@@ -9,6 +9,8 @@ from msgspec.structs import replace
 from dpwatch.hub import snapshot as s
 
 from .scenes import (
+    GPUS,
+    alerted,
     cluster_run,
     ddp_run,
     dp_run,
@@ -20,12 +22,28 @@ from .scenes import (
     with_lanes,
     with_output,
 )
+from .schemes import every_run
 
 
 def normal() -> list[s.Snapshot]:
     """One run goes on, one is over."""
     view = with_output(with_lanes(ddp_run()), fails=None)
     return [snapshot(view, dp_run(state="finished", steps=200))]
+
+
+def device_0() -> list[s.Snapshot]:
+    """nn.DataParallel: device 0 does more than the others; what was wrong before is listed."""
+    return [snapshot(with_lanes(alerted(), late=None))]
+
+
+def thirteen() -> list[s.Snapshot]:
+    """A run of every strategy."""
+    return [snapshot(*every_run())]
+
+
+def gpus() -> list[s.Snapshot]:
+    """No run, but GPUs that somebody uses."""
+    return [replace(snapshot(), gpus=GPUS)]
 
 
 def waiting() -> list[s.Snapshot]:
@@ -96,7 +114,7 @@ def many() -> list[s.Snapshot]:
     view = with_lanes(cluster_run())
     found = s.Diagnosis(
         kind="rank_lost", severity="critical", ranks=[515], since_step=150,
-        text="rank 515 on node-064.cluster is gone: its process was killed (SIGKILL)",
+        text="rank 515 on node-064.cluster is gone: its process was killed (SIGKILL)", evidence={},
     )  # fmt: skip
     return [snapshot(replace(view, run=replace(view.run, diagnoses=[found])))]
 
@@ -108,5 +126,14 @@ def hostile() -> list[s.Snapshot]:
 
 STATES: dict[str, Callable[[], list[s.Snapshot]]] = {
     each.__name__: each
-    for each in (normal, waiting, starting, stale, lost, failed, hung, many, hostile)
+    for each in (
+        normal, device_0, thirteen, waiting, gpus, starting, stale, lost, failed, hung, many,
+        hostile,
+    )
+}  # fmt: skip
+SHOWN = {
+    "waiting": ("overview", "compare", "help"),
+    "gpus": ("overview",),
+    "thirteen": ("overview", "compare", "alerts", "how"),
 }
+"""Screens worth looking at, where they are not all of them."""

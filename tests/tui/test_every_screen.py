@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
 from dpwatch.tui.panels import RankDetail
+from dpwatch.tui.plain import to_ascii
 from dpwatch.tui.views import VIEWS
 
-from .conftest import resized, screen_text
-from .states import STATES
+from .conftest import resized, screen_text, shown
+from .states import SHOWN, STATES
 
 pytestmark = pytest.mark.snapshot
 
@@ -39,20 +42,71 @@ def page(name, text):
     return "\n".join([f"═══ {name} ".ljust(40, "═"), *lines, ""])
 
 
+def show(app, name):
+    """Brings a screen up, as its key would but without that key's waiting."""
+    if name == "rank":
+        rank = app.frame.view.run.ranks[0]
+        app.query_one(RankDetail).key = (rank.rank, rank.device)
+    app.panel = name
+    if name == "stacks":
+        app.action_stacks()
+
+
 @pytest.mark.parametrize("state", STATES)
 async def test_every_screen(dashboard, pages, state):
     sizes = [*SIZES, LARGEST] if state == "normal" else SIZES
     drawn = {size: [] for size in sizes}
     async with dashboard(*STATES[state](), size=SIZES[0]) as (app, pilot):
-        if (view := app.frame.view) is not None:
-            app.query_one(RankDetail).key = (view.run.ranks[0].rank, view.run.ranks[0].device)
-        for name in SCREENS:
-            app.panel = name
-            if name == "stacks":
-                app.action_stacks()
+        for name in SHOWN.get(state, SCREENS):
+            show(app, name)
             # Resized, so that each view lays itself out anew: larger, and from the largest back.
             for width, height in sizes:
                 await resized(app, pilot, width, height)
                 drawn[width, height].append(page(name, screen_text(app)))
     for (width, height), screens in drawn.items():
         assert "\n".join(screens) == pages(name=f"{width}x{height}")
+
+
+async def test_every_screen_comes_back_as_it_was_from_any_size(dashboard):
+    async with dashboard(*STATES["hung"](), size=(80, 24)) as (app, pilot):
+        for name in SCREENS:
+            show(app, name)
+            await resized(app, pilot, 80, 24)
+            before = screen_text(app)
+            await resized(app, pilot, 240, 70)
+            assert max(len(line.rstrip()) for line in screen_text(app).splitlines()[3:]) > 80, name
+            await resized(app, pilot, 60, 20)
+            assert "dpwatch needs 80×24 cells; here are 60×20" in screen_text(app)
+            await resized(app, pilot, 80, 24)
+            await shown(app, pilot, lambda text=before: screen_text(app) == text)
+
+
+SIGNS = {"stale": "~", "lost": "?", "failed": "✗", "hung": "‖"}
+OF_RANKS = {"stale": "~ stale", "lost": "? lost", "failed": "✗ failed", "hung": "‖ stalled"}
+"""What the overview says of a rank concerned; the sign stands in every view of ranks."""
+
+
+@pytest.mark.parametrize("ascii_only", [False, True], ids=["NO_COLOR", "ascii"])
+@pytest.mark.parametrize("state", SIGNS)
+async def test_no_state_is_told_by_colour_alone(dashboard, monkeypatch, state, ascii_only):
+    monkeypatch.setenv("NO_COLOR", "1")
+    write = to_ascii if ascii_only else str
+    sign, of_rank = write(SIGNS[state]), write(OF_RANKS[state])
+    async with dashboard(*STATES[state](), ascii_only=ascii_only) as (app, pilot):
+        for name in SCREENS:
+            show(app, name)
+            await pilot.pause()
+            head, nav, *body = screen_text(app).splitlines()
+            assert f"{sign} {state}" in head, name
+            text = "\n".join(body)
+            if name == "overview":
+                assert f"{sign} {state.upper()}" in text
+                assert of_rank in text
+            elif name in ("heatmap", "memory", "timeline", "threads") and state != "stale":
+                assert re.search(rf"^[^·]*{re.escape(sign)}", text, re.MULTILINE), name
+            elif name == "alerts" and state in ("lost", "hung"):
+                assert f"{write('✗')} CRITICAL" in text
+                assert "8 Alerts (1)" in nav
+            elif name == "compare":
+                assert f"{sign} ddp" in text
+            assert not ascii_only or text.isascii()

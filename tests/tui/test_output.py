@@ -281,7 +281,7 @@ async def test_hostile_lines_are_only_text(dashboard):
 
 
 @pytest.mark.snapshot
-@pytest.mark.parametrize("size", [(80, 24), (120, 35)], ids=["80x24", "120x35"])
+@pytest.mark.parametrize("size", [(120, 35)], ids=["120x35"])
 @pytest.mark.parametrize(
     ("scene", "keys"),
     [
