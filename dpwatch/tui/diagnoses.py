@@ -37,7 +37,7 @@ def diagnosis_lines(
     return [fitted(each, width) for each in (head, *body, *indented, Text(end=""))]
 
 
-def no_diagnosis_lines(views: Sequence[RunView], palette: Palette) -> Block:
+def no_diagnosis_lines(views: Sequence[RunView], width: int, palette: Palette) -> Block:
     """What the panel says when there is nothing to list: which runs have failed all the same."""
     if not views:
         return [line(("no run has been seen yet", palette.muted))]
@@ -45,14 +45,12 @@ def no_diagnosis_lines(views: Sequence[RunView], palette: Palette) -> Block:
     if not bad:
         note = "nothing found wrong so far, in any run"
         return [line(("✓ ", palette.good), (note, palette.text))]
-    lines = [
-        line(
-            (f"{STATE_GLYPHS[view.run.state]} {view.run.state:<9}", palette.state(view.run.state)),
-            (run_title(view.run), palette.strong),
-            (f"  {clean(view.run.reason)}", palette.text),
-        )
-        for view in bad
-    ]
+    lines: Block = []
+    for view in bad:
+        state = view.run.state
+        head = (f"{STATE_GLYPHS[state]} {state.upper()}  ", palette.state(state))
+        lines.append(fitted(line(head, (run_title(view.run), palette.strong)), width))
+        lines += wrapped(clean(view.run.reason), min(width, 110) - 2, palette.text, indent=2)
     note = "no cause was found; what the ranks printed may tell it (9 Output)"
     return [*lines, Text(end=""), line((note, palette.muted))]
 

@@ -33,8 +33,8 @@ class HeatScale:
 
     @classmethod
     def of(cls, found: Spread) -> HeatScale:
-        """From the lowest value to the highest."""
-        return cls(low=min(found.low, found.high * (1 - _LEAST_SPAN)), high=found.high)
+        """From the lowest value to the highest; values that are nearly alike stay low."""
+        return cls(low=found.low, high=max(found.high, found.low * (1 + _LEAST_SPAN)))
 
     def level(self, value: float | None) -> int | None:
         """Step of the ramp, 0 to 7; None of unknown."""

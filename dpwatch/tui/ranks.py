@@ -271,7 +271,9 @@ def _device(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
 
 
 def _host(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
-    return line((left(clean(rank.host, 80), width), palette.muted))
+    host = clean(rank.host, 80)
+    name = host if len(host) <= width else host.partition(".")[0]
+    return line((left(name, width), palette.muted))
 
 
 def _state(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:

@@ -99,7 +99,7 @@ class Timeline(Pinned):
         """How much is on screen, what the colours mean, and the steps' numbers."""
         notes = []
         if len(view.run.ranks) > LANES:
-            notes.append(f"the first {LANES} of {len(view.run.ranks)} ranks")
+            notes.append(f"{LANES} of {len(view.run.ranks)} ranks")
         if len(self._shifts) > 1:
             notes.append(alignment(view.run))
         lines = [
