@@ -33,7 +33,7 @@ from dpwatch.tui.pace import USUAL_S, Paced, beside
 from dpwatch.tui.palette import THEMES
 from dpwatch.tui.panels import Header, Help, Nav, RankDetail, SessionLine, Waiting
 from dpwatch.tui.pinned import Pinned
-from dpwatch.tui.plain import PlainScrollBar
+from dpwatch.tui.plain import PlainFilter, PlainScrollBar
 from dpwatch.tui.rank_table import RankTable
 from dpwatch.tui.source import Arrived, SnapshotSource, SourceFailed
 from dpwatch.tui.stacks_view import AsksStacks, StackPanel
@@ -52,6 +52,10 @@ OPENED = ("rank", "stacks", "help")
 """Panels that are opened from others, and that the way back closes."""
 SHORT_BELOW = 30
 """Terminals lower than this do without blank lines between parts."""
+
+
+ROOM_FOR_ALL_KEYS = 100
+"""Narrower, the footer leaves the palette's key out rather than cut a view's own."""
 
 
 class Filtered(Protocol):
@@ -130,6 +134,8 @@ class DashboardApp(Takeaway):
     ) -> None:
         super().__init__()
         self.set_class(ascii_only, "ascii")
+        if ascii_only:
+            self._filters.append(PlainFilter())
         self.title = clean(title, 40)
         self._source = source
         self._waiting_text = waiting_text
@@ -496,6 +502,7 @@ class DashboardApp(Takeaway):
         if was_small and not small:  # what was hidden has lost the keys
             self.call_after_refresh(self._focus_shown)
         screen.set_class(height < SHORT_BELOW, "short")
+        screen.query_one(Footer).show_command_palette = width >= ROOM_FOR_ALL_KEYS
         screen.query_one("#too-small", Static).update(too_small_line(width, height))
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:

@@ -294,6 +294,9 @@ async def test_ascii_draws_with_ascii_alone(dashboard):
         await pilot.press("1", "enter")
         await pilot.pause()
         assert "+- Time of a step" in screen_text(app)
+        await pilot.press("colon")
+        await shown(app, pilot, lambda: "Show the view Alerts" in screen_text(app))
+        assert screen_text(app).isascii()
 
 
 async def test_n_p_and_tab_switch_runs(dashboard):

@@ -255,6 +255,7 @@ async def test_another_run_is_seen_from_its_end_and_with_all_ranks(dashboard):
     [
         (ddp_run(), ("does not tell what it prints", "dpwatch run -- torchrun")),
         (replace(ddp_run(), tells_output=4), ("Nothing printed yet",)),
+        (replace(ddp_run(state="finished"), tells_output=4), ("Nothing was printed",)),
         (starting_run(), ("does not tell what it prints",)),
     ],
 )
