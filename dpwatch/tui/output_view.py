@@ -180,6 +180,7 @@ class Output(ScrollView, can_focus=True):
             self._moving = True
             # By force: the scroll bar, without which nothing is scrolled, may be yet to come.
             self.scroll_to(y=self.max_scroll_y, animate=False, force=True)
+            self.vertical_scrollbar.position = self.max_scroll_y  # a hidden bar is not told
             self._moving = False
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:

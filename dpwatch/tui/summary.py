@@ -106,7 +106,8 @@ def _progress(run: Run, width: int, palette: Palette) -> Text:
 
 
 def _speed(run: Run, palette: Palette) -> Text:
-    return line((fmt.rate(run.samples_per_s), palette.strong), (" samples/s", palette.text))
+    words = " samples/s before" if run.state in ("hung", "stale") else " samples/s"
+    return line((fmt.rate(run.samples_per_s), palette.strong), (words, palette.text))
 
 
 def _step_time(view: RunView, width: int, palette: Palette) -> Text:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from rich.cells import cell_len
+from textual import _wait
 from textual.pilot import Pilot
 
 from dpwatch.hub.snapshot import Snapshot
@@ -31,11 +32,14 @@ async def shown(app: DashboardApp, pilot: Pilot[Any], ready: Callable[[], object
     await pilot.pause()
 
 
-async def resized(app: DashboardApp, pilot: Pilot[Any], width: int, height: int) -> None:
-    """Goes on once the screen has been laid out anew for a terminal of that size."""
+async def resized(app: DashboardApp, pilot: Pilot[Any], width: int, height: int) -> str:
+    """What stands on the screen once it has been laid out anew for a terminal of that size."""
     await pilot.resize_terminal(width, height)
-    while app.is_running and {cell_len(row) for row in screen_text(app).split("\n")} != {width}:
+    text = screen_text(app)
+    while {cell_len(row) for row in text.split("\n")} != {width}:
         await pilot.pause()
+        text = screen_text(app)
+    return text
 
 
 def screen_text(app: DashboardApp) -> str:
@@ -52,6 +56,30 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     monkeypatch.undo()
     time.tzset()
+
+
+@pytest.fixture(autouse=True)
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key costs a few milliseconds: Textual looks every 20 whether the app is idle by now.
+
+    In return the screen is brought up to date after each, for which its own clock ticks every 17.
+    """
+    monkeypatch.setattr(_wait, "SLEEP_GRANULARITY", 0.005)
+    monkeypatch.setattr(_wait, "SLEEP_IDLE", 0.000_25)
+    press = Pilot.press
+
+    async def pressed(pilot: Pilot[Any], *keys: str) -> None:
+        await press(pilot, *keys)
+        if pilot.app.is_running:
+            pilot.app.screen._on_timer_update()
+
+    monkeypatch.setattr(Pilot, "press", pressed)
+
+
+@pytest.fixture
+def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks at the terminal: nothing is written there, which takes half of the time."""
+    monkeypatch.setattr(DashboardApp, "_display", lambda *_: None)
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from dpwatch.tui.views import VIEWS
 
 from .scenes import alerted, snapshot, stuck_run, with_lanes, with_output
 
+pytestmark = pytest.mark.usefixtures("unseen")
+
 TEXT, SIGNS = 4.5, 3.0
 """What WCAG asks for: of text (1.4.3), and of signs and large text (1.4.11)."""
 

@@ -32,6 +32,8 @@ from .conftest import screen_text
 from .scenes import alerted, snapshot, stuck_run, with_lanes, with_output
 from .schemes import every_run
 
+pytestmark = pytest.mark.usefixtures("unseen")
+
 Holds = Callable[[DashboardApp], object]
 Script = list[tuple[str, Holds | None]]
 
