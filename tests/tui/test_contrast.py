@@ -83,7 +83,7 @@ def is_text(text: str) -> bool:
     return any(char.isalnum() or char == UNKNOWN for char in text)
 
 
-@pytest.mark.parametrize("theme", [theme.name for theme in THEMES])
+@pytest.mark.parametrize("theme", ["dpwatch-dark", "dpwatch-light"])
 async def test_everything_drawn_stands_out_from_what_it_is_drawn_on(dashboard, theme):
     view = with_output(with_lanes(stuck_run()))
     poor: dict[tuple[str, str, float], str] = {}
