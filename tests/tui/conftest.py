@@ -17,7 +17,7 @@ from textual.screen import Screen
 from textual.widgets._footer import FooterKey
 
 from dpwatch.hub.snapshot import Snapshot
-from dpwatch.tui.app import DashboardApp
+from dpwatch.tui.app import ROOM_FOR_ALL_KEYS, DashboardApp
 
 from .scenes import QueueSource
 
@@ -46,9 +46,10 @@ async def resized(app: DashboardApp, pilot: Pilot[Any], width: int, height: int)
 
 def footer_is_true(app: DashboardApp) -> bool:
     """Whether the footer has the keys of what is on screen; it is made anew a moment later."""
-    shown = {key.action for key in app.query(FooterKey)} - {"command_palette"}
+    shown = {key.action for key in app.query(FooterKey)}
     active = app.screen.active_bindings.values()
-    return shown == {each.binding.action for each in active if each.binding.show}
+    wanted = {each.binding.action for each in active if each.binding.show}
+    return shown == wanted | ({"command_palette"} if app.size.width >= ROOM_FOR_ALL_KEYS else set())
 
 
 def screen_text(app: DashboardApp) -> str:
