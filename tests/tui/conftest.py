@@ -17,7 +17,7 @@ from textual.screen import Screen
 from textual.widgets._footer import FooterKey
 
 from dpwatch.hub.snapshot import Snapshot
-from dpwatch.tui.app import ROOM_FOR_ALL_KEYS, DashboardApp
+from dpwatch.tui.app import DashboardApp
 
 from .scenes import QueueSource
 
@@ -46,10 +46,9 @@ async def resized(app: DashboardApp, pilot: Pilot[Any], width: int, height: int)
 
 def footer_is_true(app: DashboardApp) -> bool:
     """Whether the footer has the keys of what is on screen; it is made anew a moment later."""
-    shown = {key.action for key in app.query(FooterKey)}
+    shown = {key.action for key in app.query(FooterKey)} - {"command_palette"}
     active = app.screen.active_bindings.values()
-    wanted = {each.binding.action for each in active if each.binding.show}
-    return shown == wanted | ({"command_palette"} if app.size.width >= ROOM_FOR_ALL_KEYS else set())
+    return shown == {each.binding.action for each in active if each.binding.show}
 
 
 def screen_text(app: DashboardApp) -> str:

@@ -40,8 +40,11 @@ def pages(snapshot: SnapshotAssertion) -> SnapshotAssertion:
 
 
 def page(name, text):
-    """A screen between rules, its lines ended where they end to the eye."""
-    lines = [line.rstrip() for line in text.splitlines()]
+    """A screen between rules, its lines ended where they end to the eye.
+
+    The palette's key comes into the footer in its own time, and is left out.
+    """
+    lines = [re.sub(r"( *▏\^p palette)? *$", "", line) for line in text.splitlines()]
     return "\n".join([f"═══ {name} ".ljust(40, "═"), *lines, ""])
 
 
