@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from rich.cells import cell_len
-from textual import _wait
 from textual.pilot import Pilot
 from textual.screen import Screen
-from textual.widgets._footer import FooterKey
 
 from dpwatch.hub.snapshot import Snapshot
 from dpwatch.tui.app import DashboardApp
@@ -37,18 +35,11 @@ async def shown(app: DashboardApp, pilot: Pilot[Any], ready: Callable[[], object
 async def resized(app: DashboardApp, pilot: Pilot[Any], width: int, height: int) -> str:
     """What stands on the screen once it has been laid out anew for a terminal of that size."""
     await pilot.resize_terminal(width, height)
-    while True:
-        text = screen_text(app)
-        if {cell_len(row) for row in text.split("\n")} == {width} and footer_is_true(app):
-            return text
+    text = screen_text(app)
+    while {cell_len(row) for row in text.split("\n")} != {width}:
         await pilot.pause()
-
-
-def footer_is_true(app: DashboardApp) -> bool:
-    """Whether the footer has the keys of what is on screen; it is made anew a moment later."""
-    shown = {key.action for key in app.query(FooterKey)} - {"command_palette"}
-    active = app.screen.active_bindings.values()
-    return shown == {each.binding.action for each in active if each.binding.show}
+        text = screen_text(app)
+    return text
 
 
 def screen_text(app: DashboardApp) -> str:
@@ -65,24 +56,6 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     monkeypatch.undo()
     time.tzset()
-
-
-@pytest.fixture(autouse=True)
-def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key costs a few milliseconds: Textual looks every 20 whether the app is idle by now.
-
-    In return the screen is brought up to date after each, for which its own clock ticks every 17.
-    """
-    monkeypatch.setattr(_wait, "SLEEP_GRANULARITY", 0.005)
-    monkeypatch.setattr(_wait, "SLEEP_IDLE", 0.000_25)
-    press = Pilot.press
-
-    async def pressed(pilot: Pilot[Any], *keys: str) -> None:
-        await press(pilot, *keys)
-        if pilot.app.is_running:
-            pilot.app.screen._on_timer_update()
-
-    monkeypatch.setattr(Pilot, "press", pressed)
 
 
 @pytest.fixture
