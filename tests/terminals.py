@@ -37,6 +37,9 @@ class Terminal:
     def screen(self):
         return self._tmux("capture-pane", "-p")
 
+    def resize(self, width, height):
+        self._tmux("resize-window", "-x", str(width), "-y", str(height))
+
     def until(self, *texts):
         """Waits until all of these stand on the screen, and returns it."""
         seen = [""]

@@ -105,7 +105,8 @@ def _flags(found: Mapping[str, settings.Told]) -> list[str]:
         told = found[setting.key]
         if told.origin == settings.FLAG:
             switch = f"--{'' if told.value else 'no-'}{setting.key}"
-            words.append(switch if told.value in (True, False) else f"--{setting.key}={told.value}")
+            is_switch = setting.default is False  # an interval of 1.0 equals True
+            words.append(switch if is_switch else f"--{setting.key}={told.value}")
     return words
 
 

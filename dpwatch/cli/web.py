@@ -25,11 +25,20 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 COOKIE = "dpwatch"
+END_WITHIN_S = 0.5
+"""How long the pages that are open have to close by themselves when the server ends."""
 POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self'; connect-src 'self' ws:; frame-ancestors 'none'"
 )
 """Nothing from elsewhere, not even the page's own web font."""
+TO_THE_KEYS = """<script>
+new MutationObserver((changes, observer) => {
+  const keys = document.querySelector(".xterm-helper-textarea");
+  if (keys) { observer.disconnect(); keys.focus(); }
+}).observe(document.body, {childList: true, subtree: true});
+</script>"""
+"""Lets the terminal have the keys as soon as it is there, without a click into it."""
 
 
 def serve(port: int, flags: Sequence[str] = ()) -> int:
@@ -69,6 +78,7 @@ def serve(port: int, flags: Sequence[str] = ()) -> int:
             server._make_app(),
             sock=listener,
             access_log=None,
+            shutdown_timeout=END_WITHIN_S,
             print=lambda *_: print(f"dpwatch: {gate.address} (Ctrl-C ends it)", flush=True),
         )
     return FINE
@@ -110,6 +120,8 @@ class Gate:
             if not self.knows(request.cookies.get(COOKIE, "")):
                 raise web.HTTPForbidden(text="dpwatch: open the address it printed\n")
             response = await handler(request)
+            if isinstance(response, web.Response) and response.content_type == "text/html":
+                response.text = (response.text or "").replace("</body>", f"{TO_THE_KEYS}</body>")
             if not response.prepared:
                 response.headers["Content-Security-Policy"] = POLICY
                 response.headers["Referrer-Policy"] = "no-referrer"

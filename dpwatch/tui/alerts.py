@@ -69,7 +69,7 @@ def alert_lines(
 ) -> tuple[Block, list[int]]:
     """All of them, and the line each begins at."""
     if not found:
-        return no_diagnosis_lines(bool(snapshot.runs), palette), []
+        return no_diagnosis_lines(snapshot.runs, width, palette), []
     lines: Block = []
     tops: list[int] = []
     if found[0].now is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 from textual import events, on, work
-from textual.app import ComposeResult, SystemCommand
+from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
 from textual.reactive import var
@@ -27,7 +27,7 @@ from textual.worker import get_current_worker
 
 from dpwatch.hub.snapshot import RunView, Snapshot
 from dpwatch.tui.commands import COMMANDS
-from dpwatch.tui.frame import Frame
+from dpwatch.tui.frame import Frame, last_known
 from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
 from dpwatch.tui.history import History
 from dpwatch.tui.keys_line import KeysLine
@@ -35,7 +35,7 @@ from dpwatch.tui.pace import USUAL_S, Paced, beside
 from dpwatch.tui.palette import THEMES
 from dpwatch.tui.panels import Header, Help, Nav, RankDetail, SessionLine, Waiting
 from dpwatch.tui.pinned import Key, Pinned
-from dpwatch.tui.plain import PlainScrollBar
+from dpwatch.tui.plain import PlainFilter, PlainScrollBar
 from dpwatch.tui.rank_table import RankTable
 from dpwatch.tui.source import Arrived, SnapshotSource, SourceFailed
 from dpwatch.tui.stacks_view import AsksStacks, StackPanel
@@ -43,7 +43,7 @@ from dpwatch.tui.takeaway import Takeaway
 from dpwatch.tui.terminal import lasting
 from dpwatch.tui.text import clean
 from dpwatch.tui.view import digit
-from dpwatch.tui.views import BY_NAME, VIEWS
+from dpwatch.tui.views import BY_NAME, PAGES, VIEWS
 from dpwatch.tui.widgets import Chosen
 
 if TYPE_CHECKING:
@@ -106,6 +106,9 @@ class DashboardApp(Takeaway):
         Binding("y", "copy", "Copy", show=False),
         Binding("e", "save", "Save a picture", show=False),
         Binding("p", "run(-1)", "Previous run", show=False),
+        # Textual binds the first by itself, but not beside another.
+        Binding(App.COMMAND_PALETTE_BINDING, "command_palette", "palette", False, priority=True),
+        Binding("colon", "command_palette", "Every command", show=False),
         # The screen's own tab moves the focus, which here follows the panel.
         Binding("tab", "run(1)", "Next run", show=False, priority=True),
         Binding("shift+tab", "run(-1)", "Previous run", show=False, priority=True),
@@ -138,6 +141,8 @@ class DashboardApp(Takeaway):
     ) -> None:
         super().__init__()
         self.set_class(ascii_only, "ascii")
+        if ascii_only:
+            self._filters.append(PlainFilter())
         self.title = clean(title, 40)
         self._source = source
         self._waiting_text = waiting_text
@@ -271,7 +276,7 @@ class DashboardApp(Takeaway):
         stays = self.panel in ("rank", "stacks") and self.frame.run_id in ids
         run_id = picked or (self.frame.run_id if stays else newest)
         frame = Frame(
-            snapshot=snapshot,
+            snapshot=last_known(snapshot),
             run_id=run_id,
             paused=self.paused,
             newest=_view_of(self._held, run_id) if self.paused else None,
@@ -305,7 +310,7 @@ class DashboardApp(Takeaway):
         self.active = came_from[0] if panel in ("rank", "stacks") and came_from else panel
         if panel == "help":
             shown = cast("Help", self._panel(panel))
-            shown.views, shown.about = VIEWS, before
+            shown.views, shown.pages, shown.about = VIEWS, PAGES, before
         self._show()
         self._show_filter()
 
@@ -351,6 +356,11 @@ class DashboardApp(Takeaway):
             # At once: `widget.focus()` waits, and a key typed right behind would go astray.
             self.screen_stack[0].set_focus(widget)
 
+    def _focus_shown(self) -> None:
+        shown = self.screen_stack[0].query_one("#panels", ContentSwitcher).current
+        if shown is not None:
+            self._focus_panel(shown)
+
     def action_panel(self, name: str) -> None:
         """Show a panel."""
         if name == "compare":
@@ -359,8 +369,11 @@ class DashboardApp(Takeaway):
         self._offer_back()
 
     def action_help(self) -> None:
-        """Show the help."""
-        self.panel = "help"
+        """Show the help, or close it."""
+        if self.panel == "help":
+            self.action_close()
+        else:
+            self.panel = "help"
 
     def action_stacks(self) -> None:
         """Ask ranks where they stand, and show it: on a rank's page this one, else all."""
@@ -471,8 +484,7 @@ class DashboardApp(Takeaway):
             return self._closable
         if action in ("stacks", "run"):
             return len(self.frame.snapshot.runs) > (action == "run")
-        view = BY_NAME.get(self.panel)
-        return action != "filter" or bool(view and view.filters)
+        return action != "filter" or self._filtered() is not None
 
     def _offer_back(self) -> None:
         box = self.screen_stack[0].query_one("#filter", Input)
@@ -516,7 +528,10 @@ class DashboardApp(Takeaway):
 
     def _fit(self, width: int, height: int) -> None:
         screen = self.screen_stack[0]
-        screen.set_class(width < MIN_WIDTH or height < MIN_HEIGHT, "small")
+        was_small, small = screen.has_class("small"), width < MIN_WIDTH or height < MIN_HEIGHT
+        screen.set_class(small, "small")
+        if was_small and not small:  # what was hidden has lost the keys
+            self.call_after_refresh(self._focus_shown)
         screen.set_class(height < SHORT_BELOW, "short")
         screen.query_one("#too-small", Static).update(too_small_line(width, height))
 

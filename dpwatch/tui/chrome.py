@@ -28,7 +28,7 @@ many blanks between."""
 def header_line(frame: Frame, title: str, width: int, palette: Palette) -> Text:
     """Program, run, state; on the right the pause and the elapsed time."""
     view = frame.view
-    silent = f" for {frame.silent_s:.0f} s" if frame.silent_s is not None else ""
+    silent = f" for {fmt.silence(frame.silent_s)}" if frame.silent_s is not None else ""
     word = f"{STATE_GLYPHS.get(frame.state, '·')} {frame.state}{silent}"
     state = line((word, palette.state(frame.state)))
     name = line((f" {clean(title, 20)} ", palette.accent + Style(bold=True)))

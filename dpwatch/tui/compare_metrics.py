@@ -167,9 +167,7 @@ METRICS = (
     Metric(
         name="comm",
         title="Communication in a step: what compute waits for, and what it hides",
-        bars=(
-            Bar(title="exposed, overlapped", kinds=COMM_KINDS, parts=_communication, key="exposed"),
-        ),
+        bars=(Bar(title="exposed, hidden", kinds=COMM_KINDS, parts=_communication, key="exposed"),),
         keys=("overlapped", "step"),
     ),
     Metric(

@@ -122,7 +122,7 @@ def _length(entry: Entry, metric: Metric) -> float:
 
 
 def head_line(table: Table, palette: Palette) -> Text:
-    """The headings; the one sorted by stands out."""
+    """The headings; the one sorted by stands out. Clicks read the style's meta: what to sort by."""
     parts: list[Text | tuple[str, Style]] = [
         (" " * _MARKS + left("strategy", table.name), _head_style("strategy", table, palette))
     ]
@@ -139,7 +139,8 @@ def _heading(column: Column, table: Table, palette: Palette) -> tuple[str, Style
 
 
 def _head_style(key: str, table: Table, palette: Palette) -> Style:
-    return palette.strong if key == table.sort else palette.muted
+    style = palette.strong if key == table.sort else palette.muted
+    return style + Style(meta={"sort": key})
 
 
 def row_line(
@@ -162,7 +163,7 @@ def row_line(
 
 def _figure(column: Column, entry: Entry, table: Table, palette: Palette) -> tuple[str, Style]:
     text = column.cell(entry)
-    style = palette.faint if text == fmt.UNKNOWN else palette.text
+    style = palette.muted if text == fmt.UNKNOWN else palette.text
     return " " + right(text, table.width(column)), style
 
 

@@ -114,10 +114,17 @@ class Compare(Scrolling):
             self.post_message(Chosen(ids[self.cursor], None))
 
     def on_click(self, event: events.Click) -> None:
-        """A metric's name draws it; a row is chosen, and opened by a second click."""
-        metric = event.style.meta.get("metric")
+        """A metric's name draws it; a row is chosen, and opened by a second click.
+
+        On a heading it sorts by that column, and turns the rows round where they are so sorted.
+        """
+        metric, sort = event.style.meta.get("metric"), event.style.meta.get("sort")
         if metric is not None:
             self.choice = replace(self.choice, metric=metric)
+            return
+        if sort is not None:
+            again = sort == self.choice.sort
+            self.choice = replace(self.choice, sort=sort, reverse=again and not self.choice.reverse)
             return
         at = event.get_content_offset(self)
         index = -1 if at is None else at.y + self.scroll_offset.y - self._drawn.first_row

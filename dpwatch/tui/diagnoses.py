@@ -10,11 +10,12 @@ from rich.text import Text
 from dpwatch.hub.snapshot import Diagnosis, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.blocks import Block, facts
-from dpwatch.tui.palette import SEVERITY_GLYPHS, Palette
+from dpwatch.tui.palette import SEVERITY_GLYPHS, STATE_GLYPHS, Palette
 from dpwatch.tui.text import clean, fitted, line, wrapped
 from dpwatch.tui.words import run_title
 
 _RANKS_NAMED = 12
+_BAD = ("failed", "hung", "lost")
 
 
 def diagnosis_lines(
@@ -36,22 +37,33 @@ def diagnosis_lines(
     return [fitted(each, width) for each in (head, *body, *indented, Text(end=""))]
 
 
-def no_diagnosis_lines(has_runs: bool, palette: Palette) -> Block:
-    """What the panel says when there is nothing to list."""
-    if not has_runs:
+def no_diagnosis_lines(views: Sequence[RunView], width: int, palette: Palette) -> Block:
+    """What the panel says when there is nothing to list: which runs have failed all the same."""
+    if not views:
         return [line(("no run has been seen yet", palette.muted))]
-    return [line(("✓ ", palette.good), ("nothing found wrong so far, in any run", palette.text))]
+    bad = [view for view in views if view.run.state in _BAD]
+    if not bad:
+        note = "nothing found wrong so far, in any run"
+        return [line(("✓ ", palette.good), (note, palette.text))]
+    lines: Block = []
+    for view in bad:
+        state = view.run.state
+        head = (f"{STATE_GLYPHS[state]} {state.upper()}  ", palette.state(state))
+        lines.append(fitted(line(head, (run_title(view.run), palette.strong)), width))
+        lines += wrapped(clean(view.run.reason), min(width, 110) - 2, palette.text, indent=2)
+    note = "no cause was found; what the ranks printed may tell it (9 Output)"
+    return [*lines, Text(end=""), line((note, palette.muted))]
 
 
 def who(ranks: Sequence[int]) -> str:
-    """`rank 0`, `ranks 0 2 5`, or their number when there are many."""
+    """`rank 0`, `ranks 0, 2, 5`, or their number when there are many."""
     if not ranks:
         return "the whole run"
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
     if len(ranks) > _RANKS_NAMED:
         return f"{len(ranks)} ranks from {min(ranks)} to {max(ranks)}"
-    return "ranks " + " ".join(str(rank) for rank in ranks)
+    return "ranks " + ", ".join(str(rank) for rank in ranks)
 
 
 def _evidence(evidence: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -158,12 +158,21 @@ def clock(seconds: float | None) -> str:
 def age(seconds: float) -> str:
     """How long ago.
 
-    >>> age(0.25), age(42.3), age(125)
-    ('0.2 s', '42 s', '2:05 min')
+    >>> age(0.25), age(42.3), age(125), age(4000)
+    ('0.2 s', '42 s', '2:05 min', '1:06:40')
     """
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    return f"{seconds:.0f} s" if seconds < 119.5 else f"{clock(seconds)} min"
+    return f"{seconds:.1f} s" if seconds < 9.95 else silence(seconds)
+
+
+def silence(seconds: float) -> str:
+    """How long nothing has come, in whole seconds.
+
+    >>> silence(9.2), silence(125), silence(4000)
+    ('9 s', '2:05 min', '1:06:40')
+    """
+    if seconds < 119.5:
+        return f"{seconds:.0f} s"
+    return clock(seconds) + (" min" if seconds < 3599.5 else "")
 
 
 def number(value: float | None, figures: int = 4) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from dpwatch.hub.snapshot import Diagnosis, RunView, Snapshot
 
+_ENDED = ("finished", "failed", "lost")
 SEVERITIES = ("critical", "warning", "info")
 
 
@@ -68,8 +71,24 @@ class Frame:
         view = self.view
         if view is None:
             return "waiting"
-        ended = view.run.state in ("finished", "failed", "lost")
-        return "stale" if view.connection == "stale" and not ended else view.run.state
+        stale = view.connection == "stale" and view.run.state not in _ENDED
+        return "stale" if stale else view.run.state
+
+
+def last_known(snapshot: Snapshot) -> Snapshot:
+    """The snapshot, not saying of silent hubs' ranks that they run: nobody knows that now."""
+    if all(view.connection != "stale" for view in snapshot.runs):
+        return snapshot
+    return replace(snapshot, runs=tuple(_last_known(view) for view in snapshot.runs))
+
+
+def _last_known(view: RunView) -> RunView:
+    if view.connection != "stale" or view.run.state in _ENDED:
+        return view
+    ranks = [
+        rank if rank.state in _ENDED else replace(rank, state="stale") for rank in view.run.ranks
+    ]
+    return replace(view, run=replace(view.run, state="stale", ranks=ranks))
 
 
 def worst_first(diagnoses: Sequence[Diagnosis]) -> list[Diagnosis]:

@@ -92,8 +92,8 @@ _EVERYWHERE = (
     ("tab n  p", "next and previous run"),
     ("y", "copy the row under the cursor, or the whole view, as text"),
     ("e", "save the screen as an SVG file where dpwatch was started"),
-    ("ctrl+p", "every command; also themes: dark, light, contrast, safe for the colour-blind"),
-    ("?", "this help"),
+    (":  ctrl+p", "every command; also themes: dark, light, contrast, safe for the colour-blind"),
+    ("?", "this help; again, or esc, closes it"),
     ("q", "quit; it changes nothing in the training"),
     ("mouse", "click a view, a run, a row; the wheel scrolls"),
 )
@@ -155,7 +155,9 @@ _STATES = (
 )
 
 
-def help_lines(views: Sequence[View], about: str, width: int, palette: Palette) -> Block:
+def help_lines(
+    views: Sequence[View], about: str, width: int, palette: Palette, pages: Sequence[View] = ()
+) -> Block:
     """Keys, colours and letters, states, and what each number means.
 
     Args:
@@ -163,9 +165,10 @@ def help_lines(views: Sequence[View], about: str, width: int, palette: Palette) 
         about: Name of the one whose keys come first.
         width: Cells.
         palette: Theme.
+        pages: What is opened from views; their keys are told only where they come first.
     """
     room = min(width, 110)
-    here = [view for view in views if view.name == about and about != "help"]
+    here = [view for view in (*views, *pages) if view.name == about]
     others = [view for view in views if view.name not in (about, "help")]
     sections: list[tuple[str, Block]] = [
         *((f"Keys in {view.title}", _keys(view.keys, room, palette)) for view in here),

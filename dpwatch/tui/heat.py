@@ -33,8 +33,8 @@ class HeatScale:
 
     @classmethod
     def of(cls, found: Spread) -> HeatScale:
-        """From the lowest value to the highest."""
-        return cls(low=min(found.low, found.high * (1 - _LEAST_SPAN)), high=found.high)
+        """From the lowest value to the highest; values that are nearly alike stay low."""
+        return cls(low=found.low, high=max(found.high, found.low * (1 + _LEAST_SPAN)))
 
     def level(self, value: float | None) -> int | None:
         """Step of the ramp, 0 to 7; None of unknown."""
@@ -87,9 +87,11 @@ def heat_row(
     result = Text(no_wrap=True, end="")
     pieces = [(x, text, palette.muted) for x, text in where.labels[row]]
     for index in where.rows[row]:
-        text, style = _cell(ranks[index], where.cell, metric, scale, palette)
         here = palette.chosen if index == cursor else None
-        pieces.append((where.places[index][1], text, here or style))
+        x = where.places[index][1]
+        for text, style in _cell(ranks[index], where.cell, metric, scale, palette):
+            pieces.append((x, text, here or style))
+            x += len(text)
     for x, text, style in sorted(pieces, key=lambda piece: piece[0]):
         result.append(" " * (x - result.cell_len))
         result.append(text, style)
@@ -98,7 +100,8 @@ def heat_row(
 
 def _cell(
     rank: Rank, cell: int, metric: Metric, scale: HeatScale | None, palette: Palette
-) -> tuple[str, Style]:
+) -> list[tuple[str, Style]]:
+    """Its glyph in the figure's colour; the figure itself, where it fits in, to be read."""
     value = metric.value(rank)
     level = scale.level(value) if scale else None
     glyph, style = UNKNOWN, palette.faint
@@ -107,8 +110,8 @@ def _cell(
     elif level is not None:
         glyph, style = RAMP[level], palette.heat[level]
     if cell == FIGURE_CELL:
-        return left(f"{glyph * 2} {metric.show(value)}", cell - 1), style
-    return glyph * max(cell - 1, 1), style
+        return [(glyph * 2, style), (left(f" {metric.show(value)}", cell - 3), palette.text)]
+    return [(glyph * max(cell - 1, 1), style)]
 
 
 def told_lines(

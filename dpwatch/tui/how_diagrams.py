@@ -20,7 +20,7 @@ from dpwatch.tui.canvas import BOX_LINES, Canvas
 from dpwatch.tui.how_steps import Shape
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.text import clean, fitted, line, wrapped
-from dpwatch.tui.words import collective_name
+from dpwatch.tui.words import collective_name, plural
 
 WIDTH = 74
 """Cells a diagram takes at most."""
@@ -29,6 +29,7 @@ _MOST = 6
 _BOX = 12
 _LINK = 17
 _RING_GAP = 26
+_RINGED = {"all_reduce", "all_gather", "reduce_scatter"}
 Diagram = Callable[[Run, int, Palette], Block]
 
 
@@ -44,7 +45,7 @@ def shape_of(run: Run) -> Shape:
     ops = {each.op for each in run.collectives}
     if {"all_gather", "reduce_scatter"} <= ops:
         return "layers"
-    if ops:
+    if ops & _RINGED or (ops and not run.transfers):
         return "ring"
     return "exchange" if run.transfers else "alone"
 
@@ -184,8 +185,14 @@ def _halves(run: Run, width: int, palette: Palette) -> Block:
     half = wire_bytes("reduce_scatter", payload, ranks)
     parts = (
         ("all-reduce", f"of {fmt.size(payload)} over {ranks} ranks is"),
-        ("1. reduce-scatter", f"{ranks - 1} hops, {fmt.size(half)} a rank: each owns 1/{ranks}"),
-        ("2. all-gather", f"{ranks - 1} hops, {fmt.size(half)} a rank: all have every sum"),
+        (
+            "1. reduce-scatter",
+            f"{plural(ranks - 1, 'hop')}, {fmt.size(half)} a rank: each owns 1/{ranks}",
+        ),
+        (
+            "2. all-gather",
+            f"{plural(ranks - 1, 'hop')}, {fmt.size(half)} a rank: all have every sum",
+        ),
     )
     return [line((f"{name:<19}", palette.accent), (text, palette.text)) for name, text in parts]
 

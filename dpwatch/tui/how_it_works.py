@@ -88,8 +88,8 @@ def _steps(scheme: Scheme, run: Run, width: int, palette: Palette) -> Block:
         room = width - _FIGURES - 3
         title = line((f"{number}. ", palette.muted), (step.title, palette.strong))
         title.append(f"  {step.where}", palette.muted)
-        moved_style = palette.text if moved != fmt.UNKNOWN else palette.faint
-        took_style = palette.text if took != fmt.UNKNOWN else palette.faint
+        moved_style = palette.text if moved != fmt.UNKNOWN else palette.muted
+        took_style = palette.text if took != fmt.UNKNOWN else palette.muted
         lines.append(
             line(
                 fitted(title, room),

@@ -249,7 +249,7 @@ def _sharded(idea: str, more: tuple[Step, ...] = (), shape: Shape = "layers") ->
         steps=(
             Step(
                 title="gather",
-                where=f"layer by layer, from {group}",
+                where=f"by layer, from {group}",
                 text="a layer's parameters come together just before they are used, in forward "
                 "and (where they were dropped) again in backward",
                 op="all_gather",
@@ -268,7 +268,7 @@ def _sharded(idea: str, more: tuple[Step, ...] = (), shape: Shape = "layers") ->
             ),
             Step(
                 title="reduce-scatter",
-                where=f"layer by layer, in {group}",
+                where=f"by layer, in {group}",
                 text="each rank keeps the sums of its own shard's gradients",
                 op="reduce_scatter",
             ),

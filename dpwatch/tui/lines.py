@@ -109,7 +109,7 @@ class Lines(Widget):
         found = self._standing.get(y)
         if found is None:
             found = self._standing[y] = self.line_at(y)
-        strip = strip_of(found.text, width, ground, self.app, under=found.under)
+        strip = strip_of(found.text, width, ground, self.app.console, under=found.under)
         for each in self.get_line_filters():
             # Palettes have true colours only; to look for others takes longer than to draw.
             if not isinstance(each, ANSIToTruecolor):

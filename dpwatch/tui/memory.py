@@ -127,7 +127,7 @@ def memory_line(rank: Rank, scale: Scale, several: bool, width: int, palette: Pa
     return line(
         (left(label, _LABEL), palette.text),
         stacked(memory_parts(memory), MEMORY_KINDS, room, palette, total=full),
-        (right(fmt.size(peak), _FIGURE), palette.faint if peak is None else palette.strong),
+        (right(fmt.size(peak), _FIGURE), palette.muted if peak is None else palette.strong),
         (right(fmt.size(memory.capacity_bytes), _FIGURE + 1), palette.muted),
     )
 
@@ -155,7 +155,7 @@ def predicted(run: Run, width: int, palette: Palette) -> list[Text]:
 def balance_line(run: Run, width: int, palette: Palette) -> Text:
     """Device 0 beside the others, in figures."""
     if not run.ranks or peak_bytes(run.ranks[0]) is None:
-        return fitted(line(("memory is not known yet", palette.muted)), width)
+        return fitted(line(("device 0's memory is not known yet", palette.muted)), width)
     first = run.ranks[0]
     told = line(
         (f"device 0 peaks at {fmt.size(peak_bytes(first))}", palette.strong),

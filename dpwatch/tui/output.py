@@ -24,6 +24,7 @@ Entry = tuple[int, int, Printed]
 ERR_MARK = "!"
 _TIME = 8
 _WRAPPED = 1 << 16
+_ENDED = ("finished", "failed", "lost")
 _TO_SEE_IT = "dpwatch run -- torchrun --nproc-per-node 4 train.py"
 
 
@@ -204,14 +205,13 @@ def empty_lines(view: RunView, choice: Choice, width: int, palette: Palette) -> 
         return said(f"{whose} printed a line {wanted}; {undo}")
     blank = Text(end="")
     if view.tells_output:
-        return [
-            line(("  ○ Nothing printed yet", palette.accent)),
-            blank,
-            *said(
-                "Lines appear here as ranks write them to stdout and stderr. What a script writes "
-                "before it makes its first optimizer or process group is not seen."
-            ),
-        ]
+        over = view.run.state in _ENDED
+        told = "" if over else "Lines appear here as ranks write them to stdout and stderr. "
+        told += (
+            "What a script writes before it makes its first optimizer or process group is not seen."
+        )
+        head = "Nothing was printed" if over else "Nothing printed yet"
+        return [line((f"  ○ {head}", palette.accent)), blank, *said(told)]
     return [
         line(("  ○ This run does not tell what it prints", palette.accent)),
         blank,

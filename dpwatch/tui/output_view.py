@@ -56,6 +56,7 @@ class Output(ScrollView, Lines, can_focus=True):
         self.entries: list[Entry] = []
         self._ends: list[int] = []
         self._tag = 2
+        self._width = 1
         self._empty: list[Text] = []
         self._made_of: object = None
         self._run_id: str | None = None
@@ -135,7 +136,8 @@ class Output(ScrollView, Lines, can_focus=True):
 
     def _make(self, view: RunView) -> None:
         self._tag = tag_width(view.output)
-        room = text_room(self.body_width, self._tag)
+        self._width = self.body_width
+        room = text_room(self._width, self._tag)
         self.entries = entries(view.output, self.choice)
         self._ends = list(accumulate(len(pieces(each[2].text, room)) for each in self.entries))
         self._empty = []
@@ -174,6 +176,7 @@ class Output(ScrollView, Lines, can_focus=True):
             self._moving = True
             # By force: the scroll bar, without which nothing is scrolled, may be yet to come.
             self.scroll_to(y=self.max_scroll_y, animate=False, force=True)
+            self.vertical_scrollbar.position = self.max_scroll_y  # a hidden bar is not told
             self._moving = False
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
@@ -197,7 +200,8 @@ class Output(ScrollView, Lines, can_focus=True):
             found = self._entry_at(row)
             if found is not None:
                 entry, part = found
-                text = entry_line(entry, part, width, self._tag, self.terms, colors)
+                # As wide as it was broken for: a resized screen is drawn once before `on_resize`.
+                text = entry_line(entry, part, self._width, self._tag, self.terms, colors)
             elif row < len(self._empty):
                 text = self._empty[row]
         return Line(text)

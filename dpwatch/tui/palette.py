@@ -34,7 +34,7 @@ PHASE_KINDS = {
     "forward": Kind(name="forward", letter="F", color="#56b4e9"),
     "backward": Kind(name="backward", letter="B", color="#0072b2", dark_letter=False),
     "optimizer": Kind(name="optimizer", letter="O", color="#e69f00"),
-    "other": Kind(name="other", letter="·", color="#6b7684", dark_letter=False),
+    "other": Kind(name="other", letter="·", color="#687380", dark_letter=False),
 }
 MEMORY_KINDS = {
     "params": Kind(name="params", letter="P", color="#56b4e9"),
@@ -42,7 +42,7 @@ MEMORY_KINDS = {
     "optimizer": Kind(name="optimizer", letter="O", color="#e69f00"),
     "activations": Kind(name="activations", letter="A", color="#009e73"),
     "buffers": Kind(name="buffers", letter="B", color="#f0e442"),
-    "temp": Kind(name="temp", letter="T", color="#6b7684", dark_letter=False),
+    "temp": Kind(name="temp", letter="T", color="#687380", dark_letter=False),
     "gathered": Kind(name="gathered", letter="U", color="#d55e00"),
     "untold": Kind(name="not told apart", letter="?", color="#8d99ae"),
 }
@@ -56,13 +56,13 @@ COMM_KINDS = {
 }
 WAIT_KINDS = {
     "compute": Kind(name="on a core", letter="C", color="#56b4e9"),
-    "queue": Kind(name="run queue (too few cores)", letter="Q", color="#6b7684", dark_letter=False),
+    "queue": Kind(name="run queue (too few cores)", letter="Q", color="#687380", dark_letter=False),
     "gil": Kind(name="GIL wait", letter="G", color="#d55e00"),
     "idle": Kind(name="idle", letter="I", color="#e69f00"),
 }
 FILL_KINDS = {
     "filled": Kind(name="filled", letter="F", color="#009e73"),
-    "free": Kind(name="free", letter="·", color="#6b7684", dark_letter=False),
+    "free": Kind(name="free", letter="·", color="#687380", dark_letter=False),
 }
 assert tuple(PHASE_KINDS) == PHASE_NAMES
 assert tuple(MEMORY_KINDS)[:-1] == CATEGORIES
@@ -81,8 +81,8 @@ STATE_GLYPHS = {
 TELLING_STATES = ("failed", "stalled", "lost")
 """States of a rank that say more than any of its figures."""
 SEVERITY_GLYPHS = {"info": "i", "warning": "!", "critical": "✗"}
-SERIES_COLORS_DARK = ("#56b4e9", "#e69f00", "#2ac59b", "#cc79a7", "#f0e442", "#ff7a33", "#a7b4c4")
-SERIES_COLORS_LIGHT = ("#0072b2", "#b36b00", "#007a58", "#a8457d", "#857a00", "#b84300", "#4a5663")
+SERIES_COLORS_DARK = ("#56b4e9", "#e69f00", "#2ac59b", "#d68bb6", "#f0e442", "#ff7a33", "#a7b4c4")
+SERIES_COLORS_LIGHT = ("#00659e", "#8f5500", "#006f50", "#9e3f75", "#6b6200", "#a83c00", "#4a5663")
 HEAT_DARK = ("#3b528b", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
 HEAT_LIGHT = (
     "#8fb3cc",
@@ -132,12 +132,12 @@ class Palette:
 
 
 _DARK = {
-    "text": "#d5dce6", "strong": "#ffffff", "muted": "#8d99a8", "faint": "#4b5665",
+    "text": "#d5dce6", "strong": "#ffffff", "muted": "#929eac", "faint": "#566273",
     "accent": "#5fc3f2", "good": "#2ac59b", "warn": "#f2b134", "bad": "#ff6b5e",
     "track": "#232b36",
 }  # fmt: skip
 _LIGHT = {
-    "text": "#1f2933", "strong": "#000000", "muted": "#566270", "faint": "#a3aebb",
+    "text": "#1f2933", "strong": "#000000", "muted": "#566270", "faint": "#87929f",
     "accent": "#00659e", "good": "#00694c", "warn": "#8a5300", "bad": "#b42318",
     "track": "#dde3ea",
 }  # fmt: skip

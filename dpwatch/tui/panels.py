@@ -181,12 +181,14 @@ class Help(Scrolling):
     """Keys, colours, numbers; first the keys of the view it was called from.
 
     Attributes:
-        about: That view's name.
+        about: That view's name, or that page's.
         views: All of them.
+        pages: What is opened from them.
     """
 
     about: reactive[str] = reactive("")
     views: reactive[tuple[View, ...]] = reactive(())
+    pages: reactive[tuple[View, ...]] = reactive(())
 
     def watch_about(self) -> None:
         """Another view: from the top."""
@@ -199,11 +201,11 @@ class Help(Scrolling):
 
     def paint_key(self) -> object:
         """What it is about."""
-        return self.about, self.views
+        return self.about, self.views, self.pages
 
     def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
         """All of it; it scrolls."""
-        return help_lines(self.views, self.about, width, palette_of(self))
+        return help_lines(self.views, self.about, width, palette_of(self), self.pages)
 
 
 class RankDetail(Scrolling):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 
+from rich.cells import cell_len
+from rich.segment import Segment
+from textual.color import Color
+from textual.filter import LineFilter
 from textual.scrollbar import ScrollBarRender
 
 _PAIRS = (
-    ("▁▂▃▄▅▆▇█", ".:-=+*%#"),
+    ("▁▂▃▄▅▆▇█▔", ".:-=+*%#-"),
     ("▏▎▍▌▋▊▉▐", "|       "),
     ("▸▶→◀←▲↑▼↓↔↕", ">>><<^^vv-|"),
     ("●○✓✗‖·–—…⋯", "*o+x=.--~~"),
@@ -41,6 +45,20 @@ def to_ascii(text: str) -> str:
 def key_to_ascii(text: str) -> str:
     """A key's name, spelt out where it is an arrow."""
     return to_ascii("".join(_KEYS.get(char, char) for char in text))
+
+
+class PlainFilter(LineFilter):
+    """Writes in ASCII what widgets of Textual's own draw too: the palette, notes in passing."""
+
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        """The segments, each as wide as before."""
+        return [Segment(_as_wide(text), style, control) for text, style, control in segments]
+
+
+def _as_wide(text: str) -> str:
+    if text.isascii():
+        return text
+    return "".join(to_ascii(char).ljust(cell_len(char))[: cell_len(char)] for char in text)
 
 
 class PlainScrollBar(ScrollBarRender):

@@ -102,7 +102,7 @@ def _time(rank: Rank, width: int, palette: Palette) -> Block:
         line(
             ("median ", palette.muted),
             (fmt.millis(step.p50), palette.strong),
-            ("   95th percentile ", palette.muted),
+            ("   p95 ", palette.muted),
             (fmt.millis(step.p95), palette.text),
             ("   last ", palette.muted),
             (fmt.millis(step.last), palette.text),

@@ -260,7 +260,7 @@ def _figure(value: Callable[[Rank], str]) -> Draw:
 
     def draw(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
         text = value(rank)
-        return _to_right(text, width, palette.faint if text == fmt.UNKNOWN else palette.text)
+        return _to_right(text, width, palette.muted if text == fmt.UNKNOWN else palette.text)
 
     return draw
 
@@ -281,7 +281,8 @@ def _device(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
 
 
 def _host(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
-    return _to_left(rank.host, width, palette.muted)
+    host = rank.host if len(rank.host) <= width else rank.host.partition(".")[0]
+    return _to_left(host, width, palette.muted)
 
 
 def _state(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:

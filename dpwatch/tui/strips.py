@@ -13,21 +13,16 @@ from rich.console import Console
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
-from textual.app import App
 from textual.strip import Strip
-
-from dpwatch.tui.plain import to_ascii
 
 _NULL = Style.null()
 
 
 def strip_of(
-    text: Text, width: int, ground: Style, app: App[None], *, under: Style | None = None
+    text: Text, width: int, ground: Style, console: Console, *, under: Style | None = None
 ) -> Strip:
     """A line as a strip of exactly `width` cells, on `under` on the widget's `ground`."""
-    pieces = _pieces(text, app.console)
-    if app.has_class("ascii"):
-        pieces = [(to_ascii(piece), style) for piece, style in pieces]
+    pieces = _pieces(text, console)
     segments: list[Segment] = []
     held, held_style = "", ground
     for piece, style in pieces:

@@ -106,7 +106,8 @@ def _progress(run: Run, width: int, palette: Palette) -> Text:
 
 
 def _speed(run: Run, palette: Palette) -> Text:
-    return line((fmt.rate(run.samples_per_s), palette.strong), (" samples/s", palette.text))
+    words = " samples/s before" if run.state in ("hung", "stale") else " samples/s"
+    return line((fmt.rate(run.samples_per_s), palette.strong), (words, palette.text))
 
 
 def _step_time(view: RunView, width: int, palette: Palette) -> Text:
@@ -266,8 +267,8 @@ def _ending(frame: Frame, view: RunView, width: int, palette: Palette) -> Block:
         return wrapped(f"✗ no more data: {frame.trouble}", width - 1, palette.bad, indent=1)[:2]
     reason = clean(view.run.reason, 300)
     if frame.state == "stale":
-        silent = f" for {frame.silent_s:.0f} s" if frame.silent_s is not None else ""
-        text = f" ~ STALE  the run's hub has been silent{silent}; this is the last that was seen"
+        silent = f" for {fmt.silence(frame.silent_s)}" if frame.silent_s is not None else ""
+        text = f" ~ STALE  the run's hub has been silent{silent}; what stands here is old"
         return [line((text, palette.warn))]
     words = {
         "finished": "this is the last state",

@@ -80,7 +80,7 @@ def thread_line(rank: Rank, several: bool, width: int, palette: Palette) -> Text
         stacked(parts, WAIT_KINDS, room, palette, total=1.0),
     )
     for value in parts.values():
-        style = palette.faint if value is None else palette.text
+        style = palette.muted if value is None else palette.text
         result.append(right(fmt.share(value), _FIGURE), style)
     return result
 

@@ -154,13 +154,17 @@ def legend(width: int, palette: Palette) -> Text:
 
 
 def status_line(
-    window: Window | None, follows: bool, note: str, width: int, palette: Palette
+    window: Window | None, follows: bool, notes: Sequence[str], width: int, palette: Palette
 ) -> Text:
-    """How much time is on screen, and whether it moves."""
+    """How much time is on screen, and whether it moves; then what else is to be said of it."""
     if window is None:
         return fitted(line(("no step yet", palette.muted)), width)
     where = "the newest" if follows else "held (f: follow the newest)"
-    text = f"{fmt.millis(window.span_ns / 1e6)} on screen, {where}"
+    note = "".join(f" · {each}" for each in notes)
+    span = fmt.millis(window.span_ns / 1e6)
+    text = f"{span} on screen, {where}"
+    if len(text) + len(note) > width:
+        text = f"{span}, {where}"
     return fitted(line((clip(text, width), palette.text), (note, palette.muted)), width)
 
 
@@ -181,4 +185,4 @@ def caption(width: int) -> str:
 def lane_name(lane_rank: int, device: str, several: bool) -> str:
     """Rank and device of a lane; the device alone where there is one process."""
     name = clean(device, 14)
-    return f"{lane_rank:>3} {name}" if several else name
+    return f"{lane_rank:>3} {name}" if several else f" {name}"

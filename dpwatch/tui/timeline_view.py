@@ -99,12 +99,11 @@ class Timeline(Pinned):
         """How much is on screen, what the colours mean, and the steps' numbers."""
         notes = []
         if len(view.run.ranks) > LANES:
-            notes.append(f"the first {LANES} of {len(view.run.ranks)} ranks")
+            notes.append(f"{LANES} of {len(view.run.ranks)} ranks")
         if len(self._shifts) > 1:
             notes.append(alignment(view.run))
-        note = "".join(f" · {each}" for each in notes)
         lines = [
-            status_line(self._window, self.place[1] is None, note, width, colors),
+            status_line(self._window, self.place[1] is None, notes, width, colors),
             legend(width, colors),
         ]
         lane = self._lane(self.chosen)
@@ -223,5 +222,5 @@ def alignment(run: Run) -> str:
     errors = [host.clock_error_ms for host in run.other_hosts]
     known = [error for error in errors if error is not None]
     if known and len(known) == len(errors):
-        return f"hosts' clocks aligned within {fmt.millis(max(known))}"
-    return "hosts laid upon each other at a step's end"
+        return f"hosts' clocks within {fmt.millis(max(known))}"
+    return "hosts aligned at a step's end"

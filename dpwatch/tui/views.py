@@ -82,7 +82,6 @@ VIEWS = (
             ("/", "show only runs with these words in strategy, title or state"),
         ),
         filters="words in a strategy's name, title or state",
-        waits=False,
     ),
     View(
         name="alerts",
@@ -90,7 +89,6 @@ VIEWS = (
         short="Alerts",
         widget="alerts_view:Alerts",
         keys=(_MOVE, ("enter", "open the run and rank concerned")),
-        waits=False,
     ),
     View(
         name="output",
@@ -115,8 +113,18 @@ VIEWS = (
         short="How",
         widget="how_it_works:How",
         keys=(_SCROLL,),
-        waits=False,
     ),
     View(name="help", title="Help", short="", widget="panels:Help", keys=(_SCROLL,), waits=False),
 )
+PAGES = (
+    View(name="rank", title="a rank's page", short="", widget="panels:RankDetail", keys=(_SCROLL,)),
+    View(
+        name="stacks",
+        title="the stacks",
+        short="",
+        widget="stacks_view:StackPanel",
+        keys=(_SCROLL,),
+    ),
+)
+"""What is opened from views and has no digit, for help to tell of."""
 BY_NAME = {view.name: view for view in VIEWS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from dpwatch.hub.comparison import largest, peak_bytes
@@ -181,13 +182,12 @@ def _batch(found: LargestBatch) -> str:
 
 
 def _on_speed(runs: Sequence[Run]) -> str:
-    speeds = [(run.samples_per_s, run) for run in runs if run.samples_per_s]
+    known = [(run.samples_per_s or 0.0, run) for run in runs]
+    speeds = [(speed, run) for speed, run in known if speed > 0 and math.isfinite(speed)]
     if len(speeds) < 2:
         return ""
-    speeds.sort(key=lambda pair: pair[0] or 0.0)
+    speeds.sort(key=lambda pair: pair[0])
     (slow, slowest), (fast, fastest) = speeds[0], speeds[-1]
-    assert slow
-    assert fast
     if fast / slow < 1.05:
         return ""
     where = ", on this machine's cores" if fastest.devices == "virtual" else ""

@@ -1,6 +1,8 @@
 """`dpwatch --web`: the dashboard in a browser, for who has the token, on loopback only."""
 
+import argparse
 import asyncio
+import json
 import os
 import re
 import signal
@@ -13,6 +15,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from dpwatch.cli import settings
+from dpwatch.cli.watch import _flags
 from dpwatch.cli.web import COOKIE, Gate
 from dpwatch.hub import processes
 
@@ -20,10 +24,10 @@ DEADLINE_S = 90
 
 
 @pytest.fixture
-def served(private_runtime):
-    """The server as a process: its address, and the process."""
+def served(private_runtime, request):
+    """The server as a process, with a test's own flags: its address, and the process."""
     with subprocess.Popen(
-        [sys.executable, "-m", "dpwatch", "--web"],
+        [sys.executable, "-m", "dpwatch", "--web", *getattr(request, "param", ())],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -68,20 +72,61 @@ async def test_other_names_and_other_sites_are_refused(served):
         assert (status, text) == (403, "dpwatch: only from this host\n")
 
 
-async def test_the_dashboard_itself_comes_through_the_socket(served):
-    base, token, process = served
+def page_of(base, token, session, size="width=80&height=24"):
+    """What a browser's page opens: the dashboard's terminal."""
     headers = {"Cookie": f"{COOKIE}={token}", "Origin": base}
+    return session.ws_connect(f"{base}/ws?{size}", headers=headers)
+
+
+async def drawn_until(browser, words):
+    """All that has been drawn up to these words."""
     drawn = b""
-    async with (
-        aiohttp.ClientSession(headers=headers) as session,
-        session.ws_connect(f"{base}/ws?width=80&height=24") as browser,
-    ):
-        while b"Overview" not in drawn:
-            message = await asyncio.wait_for(browser.receive(), DEADLINE_S)
-            assert message.type in (aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT), message
-            drawn += message.data if isinstance(message.data, bytes) else b""
-    process.send_signal(signal.SIGINT)
-    assert process.wait(DEADLINE_S) == 0
+    while words.encode() not in drawn:
+        message = await asyncio.wait_for(browser.receive(), DEADLINE_S)
+        assert message.type in (aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT), drawn
+        drawn += message.data if isinstance(message.data, bytes) else b""
+    return drawn.decode()
+
+
+FLAGS = ("--theme", "light", "--ascii", "--interval", "1", "--view", "alerts")
+
+
+@pytest.mark.parametrize("served", [FLAGS], indirect=True)
+async def test_the_page_takes_the_flags_and_the_server_ends_at_once(served):
+    base, token, process = served
+    async with aiohttp.ClientSession() as session:
+        async with page_of(base, token, session, "width=120&height=30") as page:
+            drawn = await drawn_until(page, "Waiting for a run")
+            assert "every 1 s" in drawn
+            assert "48;2;251;252;253" in drawn  # the light theme's ground
+            assert re.search(r"\[(\x1b\[[\d;]*m)*8 (\x1b\[[\d;]*m)*Alerts", drawn)
+            assert drawn.isascii()
+            (dashboard,) = children(process.pid)
+            await page.send_str(json.dumps(["stdin", "q"]))
+            while (await asyncio.wait_for(page.receive(), DEADLINE_S)).data is not None:
+                pass  # it says good-bye
+            await gone(dashboard)
+        async with page_of(base, token, session) as page:
+            await drawn_until(page, "Overview")
+            (dashboard,) = children(process.pid)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(DEADLINE_S) == 0
+            assert process.stderr.read() == ""
+            await gone(dashboard)
+
+
+async def gone(pid):
+    """Goes on once that process has ended."""
+    deadline = time.monotonic() + DEADLINE_S
+    while processes.runs(pid) and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    assert not processes.runs(pid)
+
+
+def test_flags_go_on_as_they_were_given():
+    options = argparse.Namespace(theme="safe", ascii=False, interval="1.0", view=None, sort="run q")
+    found = settings.effective(options, settings.SCREEN)
+    assert _flags(found) == ["--theme=safe", "--no-ascii", "--interval=1.0", "--sort=run q"]
 
 
 def children(pid):
@@ -100,10 +145,7 @@ async def test_a_killed_server_leaves_no_dashboard_behind(served):
         (dashboard,) = children(process.pid)
         process.kill()
         process.wait()
-    deadline = time.monotonic() + DEADLINE_S
-    while processes.runs(dashboard) and time.monotonic() < deadline:
-        await asyncio.sleep(0.1)
-    assert not processes.runs(dashboard)
+    await gone(dashboard)
 
 
 def test_it_listens_on_loopback_only(served):

@@ -84,6 +84,15 @@ def test_quitting_ends_the_search(terminal, private_runtime):
     eventually(lambda: not _others(private_runtime), "every process gone")
 
 
+ANSWERS = {
+    "2": "by median step time", "3": "device 0 peaks at", "4": "replicate: vgpu:0 → ",
+    "5": "last step", "6": "GIL wait ≤", "7": "Memory at the peak", "8": "dp",
+    "9": "Nothing was printed", "0": "One process, a thread a device",
+    "?": "Keys in How it works",
+}  # fmt: skip
+"""What each view says of that run, on the smallest screen."""
+
+
 def test_a_viewer_waits_shows_a_run_and_keeps_its_end(terminal, private_runtime):
     small = terminal(80, 24)
     small.until("dpwatch demo --gpus 4")
@@ -97,6 +106,19 @@ def test_a_viewer_waits_shows_a_run_and_keeps_its_end(terminal, private_runtime)
     run.communicate(timeout=60)
     assert run.returncode == 0
     assert "40" in small.until("finished", "vgpu:1")
+    for key, words in ANSWERS.items():
+        small.keys(key)
+        small.until(f"[{key} ", words)
+    small.keys("1")
+    small.until("[1 ", "vgpu:1")
+    small.resize(60, 20)
+    small.until("dpwatch needs 80×24 cells; here are 60×20")
+    small.resize(80, 24)
+    small.until("vgpu:1")
+    small.keys("Enter")
+    small.until("rank 0 · vgpu:0", "Time of a step")
+    small.keys("Escape")
+    small.until("step time")  # an escape and a q in one go would be alt+q
     small.keys("q")
     small.until("EXIT=0")
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from rich.cells import cell_len
 from textual.pilot import Pilot
+from textual.screen import Screen
 
 from dpwatch.hub.snapshot import Snapshot
 from dpwatch.tui.app import DashboardApp
@@ -30,6 +32,16 @@ async def shown(app: DashboardApp, pilot: Pilot[Any], ready: Callable[[], object
     await pilot.pause()
 
 
+async def resized(app: DashboardApp, pilot: Pilot[Any], width: int, height: int) -> str:
+    """What stands on the screen once it has been laid out anew for a terminal of that size."""
+    await pilot.resize_terminal(width, height)
+    text = screen_text(app)
+    while {cell_len(row) for row in text.split("\n")} != {width}:
+        await pilot.pause()
+        text = screen_text(app)
+    return text
+
+
 def screen_text(app: DashboardApp) -> str:
     """What stands on the screen."""
     strips = app.screen._compositor.render_strips(app.size)
@@ -44,6 +56,12 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     monkeypatch.undo()
     time.tzset()
+
+
+@pytest.fixture
+def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks at the terminal: only `screen_text` draws, which takes half of the time."""
+    monkeypatch.setattr(Screen, "_compositor_refresh", lambda screen: screen._dirty_widgets.clear())
 
 
 @pytest.fixture

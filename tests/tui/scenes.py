@@ -123,7 +123,7 @@ def ddp_run(*, state: str = "running", steps: int = 150, ranks: int = 4) -> s.Ru
         diagnoses=[],
     )  # fmt: skip
     return s.RunView(
-        run=run, history=_history(steps, ranks, 76.0, [45_100_000] * ranks), elapsed_s=14.0
+        run=run, history=_history(steps, ranks, 76.0, [4 * P + P // 2] * ranks), elapsed_s=14.0
     )
 
 
@@ -277,7 +277,9 @@ def cluster_run(*, ranks: int = 1024, a_host: int = 8, state: str = "running") -
     rows[5] = s.Rank(rank=5, device=rows[5].device, host=rows[5].host, pid=9, state="starting",
                      steps=0, dropped=0)  # fmt: skip
     hosts = sorted({rank.host for rank in rows})
-    return replace(view, run=replace(view.run, ranks=rows, hosts=hosts, devices="cuda"))
+    # Of one rank nothing is known, so there is no median of the others.
+    run = replace(view.run, ranks=rows, hosts=hosts, devices="cuda", balance=s.Balance())
+    return replace(view, run=run)
 
 
 def with_lanes(view: s.RunView, *, steps: int = 12, late: int | None = 2) -> s.RunView:

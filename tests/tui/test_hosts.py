@@ -39,9 +39,9 @@ def test_nothing_of_clocks_on_one_host():
 
 def test_the_timeline_says_how_well_hosts_are_aligned():
     near = replace(AWAY, clock_error_ms=0.12)
-    assert alignment(over_hosts(near, AWAY).run) == "hosts' clocks aligned within 0.438 ms"
+    assert alignment(over_hosts(near, AWAY).run) == "hosts' clocks within 0.438 ms"
     unknown = replace(AWAY, clock_error_ms=None)
-    assert alignment(over_hosts(near, unknown).run) == "hosts laid upon each other at a step's end"
+    assert alignment(over_hosts(near, unknown).run) == "hosts aligned at a step's end"
 
 
 def test_what_is_not_joined_is_a_line_on_top():

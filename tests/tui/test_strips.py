@@ -63,7 +63,7 @@ async def test_it_is_what_rich_and_textual_draw_step_by_step(dashboard, lines):
                 for text in lines:
                     for width in (8, 30, 60):
                         for under in (None, Style(bgcolor="#243447", bold=False)):
-                            drawn = strip_of(text, width, ground, app, under=under)
+                            drawn = strip_of(text, width, ground, app.console, under=under)
                             assert drawn.cell_length == width
                             wanted = step_by_step(text, width, widget, under)
                             assert cells(drawn) == cells(wanted)
