@@ -176,8 +176,12 @@ class Output(ScrollView, Lines, can_focus=True):
             self._moving = True
             # By force: the scroll bar, without which nothing is scrolled, may be yet to come.
             self.scroll_to(y=self.max_scroll_y, animate=False, force=True)
-            self.vertical_scrollbar.position = self.max_scroll_y  # a hidden bar is not told
+            self.call_after_refresh(self._tell_bar)
             self._moving = False
+
+    def _tell_bar(self) -> None:
+        """A scroll bar that was hidden was not told where the lines are."""
+        self.vertical_scrollbar.position = self.scroll_y
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """Whoever scrolls up wants to read; at the end the newest line is followed again."""
