@@ -1,6 +1,6 @@
-"""The dashboard: snapshots from a source, through a worker thread, onto the screen.
+"""The dashboard: panels, and what is opened from them. It computes no metric.
 
-source → thread worker → `Arrived` → `snapshot` → `frame` → widgets. The app computes no metric.
+Which moment of which run they draw is decided in `moments`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
-from textual import events, on, work
+from textual import events, on
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
@@ -23,23 +23,20 @@ from textual.screen import Screen
 from textual.scroll_view import ScrollView
 from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Input, Static
-from textual.worker import get_current_worker
 
-from dpwatch.hub.snapshot import RunView, Snapshot
 from dpwatch.tui.commands import COMMANDS
-from dpwatch.tui.frame import Frame, last_known
+from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
-from dpwatch.tui.history import History
 from dpwatch.tui.keys_line import KeysLine
-from dpwatch.tui.pace import USUAL_S, Paced, beside
+from dpwatch.tui.moments import Moments
+from dpwatch.tui.pace import USUAL_S
 from dpwatch.tui.palette import THEMES
 from dpwatch.tui.panels import Header, Help, Nav, RankDetail, SessionLine, Waiting
 from dpwatch.tui.pinned import Key, Pinned
 from dpwatch.tui.plain import PlainFilter, PlainScrollBar
 from dpwatch.tui.rank_table import RankTable
-from dpwatch.tui.source import Arrived, SnapshotSource, SourceFailed
+from dpwatch.tui.source import SnapshotSource
 from dpwatch.tui.stacks_view import AsksStacks, StackPanel
-from dpwatch.tui.takeaway import Takeaway
 from dpwatch.tui.terminal import lasting
 from dpwatch.tui.text import clean
 from dpwatch.tui.view import digit
@@ -51,8 +48,6 @@ if TYPE_CHECKING:
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that close the dashboard and give the terminal back, like `q` but with their code."""
-POLL_S = 0.25
-"""How long the worker waits for a snapshot before it looks whether the app is closing."""
 OPENED = ("rank", "stacks", "help")
 """Panels that are opened from others, and that the way back closes."""
 SHORT_BELOW = 30
@@ -71,7 +66,7 @@ class Filtered(Protocol):
     terms: str
 
 
-class DashboardApp(Takeaway):
+class DashboardApp(Moments):
     """The terminal dashboard over a stream of snapshots.
 
     Args:
@@ -119,10 +114,6 @@ class DashboardApp(Takeaway):
         ),
     ]
 
-    # `var`: a change repaints the widgets it is bound to, not the whole screen besides.
-    snapshot: var[Snapshot | None] = var[Snapshot | None](None, always_update=True)
-    frame: var[Frame] = var(Frame(snapshot=Snapshot(runs=(), wall_s=0.0)))
-    paused: var[bool] = var(False)
     panel: var[str] = var("overview", init=False)
     active: var[str] = var("overview")
 
@@ -139,29 +130,19 @@ class DashboardApp(Takeaway):
         view: str = "overview",
         sort: str = "",
     ) -> None:
-        super().__init__()
+        super().__init__(source, interval_s)
         self.set_class(ascii_only, "ascii")
         if ascii_only:
             self._filters.append(PlainFilter())
         self.title = clean(title, 40)
-        self._source = source
         self._waiting_text = waiting_text
         self._on_quit = on_quit
-        self._newest: Snapshot | None = None
-        self._held: Snapshot | None = None
-        self._history = History()
-        self._interval_s = interval_s
-        if isinstance(source, Paced):
-            source.interval_s = interval_s
-        self._picked_run: str | None = None
         self._opened_from: list[str] = []
         self._chosen: Key | None = None
         self._drilled: tuple[str | None] | None = None
         self._closable = False
         self._offered: tuple[bool, str, int] | None = None
         self._session_over = False
-        self._trouble = ""
-        self._last_live_s: dict[str, float] = {}
         for each in THEMES:
             self.register_theme(each)
         self.theme = theme
@@ -210,40 +191,6 @@ class DashboardApp(Takeaway):
         if on_quit is not None:
             on_quit()
 
-    @work(thread=True, exclusive=True, group="source")
-    def _read(self) -> None:
-        """The source's thread: the only one that touches it."""
-        worker = get_current_worker()
-        try:
-            while not worker.is_cancelled:
-                snapshot = self._source.next(POLL_S)
-                if snapshot is not None and not worker.is_cancelled:
-                    self._newest = snapshot
-                    self.post_message(Arrived(snapshot))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the screen says so
-            self.post_message(SourceFailed(str(error) or type(error).__name__))
-        finally:
-            self._source.close()
-
-    @on(Arrived)
-    def _take(self, message: Arrived) -> None:
-        for view in message.snapshot.runs:
-            if view.connection == "live":
-                self._last_live_s[view.run.run_id] = message.snapshot.wall_s
-        if message.snapshot is not self._newest:
-            return  # drawing is slower than the source: a newer one is behind this already
-        self._held = message.snapshot
-        self._history.add(message.snapshot)
-        if not self.paused:
-            self.snapshot = message.snapshot
-        else:
-            self._make_frame()
-
-    @on(SourceFailed)
-    def _say(self, message: SourceFailed) -> None:
-        self._trouble = clean(message.reason, 200)
-        self._make_frame()
-
     def watch_snapshot(self) -> None:
         """New data. When a session of several runs is over, their comparison comes up."""
         progress = self.snapshot.progress if self.snapshot else None
@@ -252,51 +199,7 @@ class DashboardApp(Takeaway):
             looks_on = self.panel == "overview" and self._picked_run is None
             if looks_on and not self.query_one("#filter", Input).has_class("open"):
                 self.panel = "compare"
-        self._make_frame()
-
-    def watch_paused(self, paused: bool) -> None:
-        """Let the newest snapshot in when going on."""
-        if paused:
-            self._history.hold()
-        else:
-            self._history.release()
-        if not paused and self._held is not None:
-            self.snapshot = self._held
-        self._make_frame()
-
-    def _make_frame(self) -> None:
-        snapshot = self.snapshot or self.frame.snapshot
-        runs = snapshot.runs
-        ids = [view.run.run_id for view in runs]
-        picked = self._picked_run if self._picked_run in ids else None
-        if not self.paused:  # further back a run may not have begun
-            self._picked_run = picked
-        newest = ids[0] if ids else None
-        # An open rank's run stays on the screen when a newer one comes.
-        stays = self.panel in ("rank", "stacks") and self.frame.run_id in ids
-        run_id = picked or (self.frame.run_id if stays else newest)
-        frame = Frame(
-            snapshot=last_known(snapshot),
-            run_id=run_id,
-            paused=self.paused,
-            newest=_view_of(self._held, run_id) if self.paused else None,
-            ago_s=self._history.ago_s,
-            edge=self._history.edge,
-            interval_s=None if self._interval_s == USUAL_S else self._interval_s,
-            silent_s=self._silent_s(snapshot, run_id),
-            trouble=self._trouble,
-        )
-        if not frame.looks_like(self.frame):
-            self.frame = frame
-        self._show()
-
-    def _silent_s(self, snapshot: Snapshot, run_id: str | None) -> float | None:
-        views = snapshot.runs
-        stale = any(v.run.run_id == run_id and v.connection == "stale" for v in views)
-        since = self._last_live_s.get(run_id or "")
-        if not stale or since is None:
-            return None
-        return max(snapshot.wall_s - since, 0.0)
+        self.make_frame()
 
     def watch_panel(self, before: str, panel: str) -> None:
         """Remember what such a panel was opened from; the way back leads through each once."""
@@ -311,10 +214,15 @@ class DashboardApp(Takeaway):
         if panel == "help":
             shown = cast("Help", self._panel(panel))
             shown.views, shown.pages, shown.about = VIEWS, PAGES, before
-        self._show()
+        self.show()
         self._show_filter()
 
-    def _show(self) -> None:
+    @property
+    def stays(self) -> bool:
+        """An open rank's run stays on the screen when a newer one comes."""
+        return self.panel in ("rank", "stacks")
+
+    def show(self) -> None:
         """Bring up the panel; the overview's place is taken by advice while there is no run."""
         if not self.screen_stack:
             return
@@ -380,7 +288,7 @@ class DashboardApp(Takeaway):
         if self.panel == "alerts":
             run_id = cast("Alerts", self._panel("alerts")).chosen_run
             if run_id is not None:
-                self._pick(run_id)
+                self.pick(run_id)
         view = self.frame.view
         if view is None:
             return
@@ -394,38 +302,6 @@ class DashboardApp(Takeaway):
             whose = () if panel.rank is None else (panel.rank,)
             self._source.ask_stacks(view.run.run_id, whose)
             panel.asked = view.run.run_id
-
-    def action_pause(self) -> None:
-        """Hold the screen, or let it go on."""
-        self.paused = not self.paused
-
-    def action_rewind(self, by: int) -> None:
-        """Hold the screen, and show what was seen so many snapshots before or after."""
-        seen = self._history.step(by)
-        self.paused = self.paused or self._held is not None
-        if seen is not None:
-            self.snapshot = seen
-        else:
-            self._make_frame()
-
-    def action_pace(self, by: int) -> None:
-        """Take a new snapshot less often (1) or more often (-1)."""
-        if isinstance(self._source, Paced):
-            self._interval_s = self._source.interval_s = beside(self._interval_s, by)
-        self._make_frame()
-
-    def action_run(self, by: int) -> None:
-        """Switch to an older or newer run; picking the newest follows whatever is newest."""
-        ids = [view.run.run_id for view in self.frame.snapshot.runs]
-        if len(ids) > 1 and self.frame.run_id in ids:
-            # ids are newest first, and the next run is the one started later
-            self._pick(ids[(ids.index(self.frame.run_id) - by) % len(ids)])
-
-    def _pick(self, run_id: str) -> None:
-        newest = self.frame.snapshot.runs[0].run.run_id
-        follows = run_id == newest and self.panel not in ("rank", "stacks")
-        self._picked_run = None if follows else run_id
-        self._make_frame()
 
     def _filtered(self) -> Filtered | None:
         """What the filter narrows on the panel shown."""
@@ -476,7 +352,7 @@ class DashboardApp(Takeaway):
         elif self._drilled is not None:
             (self._picked_run,), self._drilled = self._drilled, None
             self.panel = "compare"
-            self._make_frame()
+            self.make_frame()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The footer offers only what does something: to go back, say, or to filter."""
@@ -501,9 +377,9 @@ class DashboardApp(Takeaway):
         if message.key is None and self.panel == "compare":
             self._drilled = (self._picked_run,)
             self._picked_run = message.run_id
-            self._make_frame()
+            self.make_frame()
         else:
-            self._pick(message.run_id)
+            self.pick(message.run_id)
         if message.key is None:
             self.panel = "overview"
             return
@@ -519,7 +395,7 @@ class DashboardApp(Takeaway):
         if message.panel is not None:
             self.panel = message.panel
         if message.run_id is not None:
-            self._pick(message.run_id)
+            self.pick(message.run_id)
 
     def on_resize(self, event: events.Resize) -> None:
         """Say so where the terminal is too small; do without blanks where it is low."""
@@ -539,8 +415,3 @@ class DashboardApp(Takeaway):
         """What the command palette offers."""
         for title, text, action in COMMANDS:
             yield SystemCommand(title, text, partial(self.call_later, self.run_action, action))
-
-
-def _view_of(snapshot: Snapshot | None, run_id: str | None) -> RunView | None:
-    views = snapshot.runs if snapshot else ()
-    return next((view for view in views if view.run.run_id == run_id), None)

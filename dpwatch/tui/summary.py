@@ -21,6 +21,7 @@ from dpwatch.tui.words import (
     balance_sentence,
     devices_of,
     layout_of,
+    odd_states,
     strategy_of,
     uneven,
 )
@@ -76,7 +77,7 @@ def _run_facts(view: RunView, width: int, palette: Palette) -> Block:
             ("model", _model(run)),
             ("devices", many),
             ("", where),
-            ("processes", layout_of(run)),
+            ("processes", _processes(run, palette)),
             ("step", line(step, progress)),
             ("step time", _step_time(view, width - 11, palette)),
             ("speed", _speed(run, palette)),
@@ -84,6 +85,11 @@ def _run_facts(view: RunView, width: int, palette: Palette) -> Block:
         palette,
         9,
     )
+
+
+def _processes(run: Run, palette: Palette) -> Text:
+    odd = odd_states(run)
+    return line((layout_of(run), palette.text), (f"  {odd}" if odd else "", palette.warn))
 
 
 def _model(run: Run) -> str:
@@ -198,7 +204,9 @@ def _dense(view: RunView, width: int, palette: Palette) -> Block:
     known = f"  {STRATEGIES[run.strategy]}" if run.strategy in STRATEGIES else ""
     model = f"{fmt.count(run.model.params)} params"
     devices = " ".join(devices_of(run))
-    facts_first = line((devices, palette.text), sep, (model, palette.text))
+    odd = odd_states(run)
+    more = (odd, palette.warn) if odd else (model, palette.text)
+    facts_first = line((devices, palette.text), sep, more)
     name = line((strategy_of(run), palette.strong), (known, palette.muted))
     if name.cell_len + facts_first.cell_len + 6 > width:
         name = line((strategy_of(run), palette.strong))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from dpwatch.hub.comparison import largest, peak_bytes
@@ -13,6 +14,11 @@ from dpwatch.tui.text import clean
 
 UNEVEN = 1.15
 """From this ratio on (or below its inverse) device 0 is called uneven in words."""
+
+MANY_ROWS = 16
+"""Of more rows some are likely to be off the screen."""
+
+ODD_STATES = ("lost", "failed", "stalled", "stale")
 
 STRATEGIES = {
     "single": "one device",
@@ -73,6 +79,14 @@ def layout_of(run: Run) -> str:
     backend = clean(run.backend, 16)
     via = f", {backend}" if backend and backend != run.devices else ""
     return f"{processes_of(run)}{via}"
+
+
+def odd_states(run: Run) -> str:
+    """How many ranks are in a bad state, where there are more of them than a screen shows."""
+    if len(run.ranks) <= MANY_ROWS:
+        return ""
+    counts = Counter({rank.rank: rank.state for rank in run.ranks}.values())
+    return ", ".join(f"{counts[state]} {state}" for state in ODD_STATES if counts[state])
 
 
 def balance_sentence(run: Run) -> str:

@@ -464,8 +464,8 @@ async def test_hostile_text_is_only_text(dashboard, size):
 async def test_snapshots_faster_than_the_screen_are_skipped(dashboard, monkeypatch):
     async with dashboard(snapshot(dp_run(steps=1))) as (app, pilot):
         made = []
-        make = app._make_frame
-        monkeypatch.setattr(app, "_make_frame", lambda: (made.append(1), make()))
+        make = app.make_frame
+        monkeypatch.setattr(app, "make_frame", lambda: (made.append(1), make()))
         burst = [snapshot(dp_run(steps=steps)) for steps in range(2, 60)]
         app._newest = burst[-1]
         for each in burst:

@@ -21,7 +21,7 @@ from dpwatch.tui.frame import Frame, latest_by_strategy
 from dpwatch.tui.gpus import gpu_lines
 from dpwatch.tui.guidance import help_lines, waiting_lines
 from dpwatch.tui.palette import palette
-from dpwatch.tui.plot import Series, plot, sparkline
+from dpwatch.tui.plot import _DOTS, Grid, Series, plot, sparkline
 from dpwatch.tui.rank_detail import rank_lines
 from dpwatch.tui.ranks import (
     Scale,
@@ -35,10 +35,10 @@ from dpwatch.tui.ranks import (
 from dpwatch.tui.summary import summary_lines
 from dpwatch.tui.text import clean, clip, fitted, left, line, right, wrapped
 from dpwatch.tui.views import VIEWS
-from dpwatch.tui.words import balance_sentence, compare_sentences, devices_of
+from dpwatch.tui.words import balance_sentence, compare_sentences, devices_of, odd_states
 
 from .conftest import calm
-from .scenes import GPUS, ddp_run, dp_run, hostile_run, snapshot, starting_run
+from .scenes import GPUS, cluster_run, ddp_run, dp_run, hostile_run, snapshot, starting_run
 
 COLOR, MONO = palette(), palette(mono=True)
 WIDTHS = (80, 100, 120, 160, 240)
@@ -306,3 +306,58 @@ def test_dp_is_one_process_whatever_its_world_size():
     assert "rank" not in [column.title for column in columns_for(dp_run().run, 158).columns]
     assert "processes  1" in plain(summary_lines(frame_of(dp_run()), 158, 45, COLOR))
     assert "processes  4, gloo" in plain(summary_lines(frame_of(ddp_run()), 158, 45, COLOR))
+
+
+def test_of_more_ranks_than_a_screen_has_those_in_a_bad_state_are_counted():
+    assert odd_states(cluster_run().run) == "1 lost, 1 failed"
+    assert odd_states(ddp_run(ranks=64).run) == ""
+    assert odd_states(cluster_run(ranks=16).run) == ""  # their rows say so
+
+
+def test_the_overview_tells_the_largest_share_of_a_step_that_waits_for_communication():
+    view = ddp_run()
+    rows = [
+        replace(
+            row,
+            step_ms=s.StepTime(p50=80.0, p95=90.0, last=80.0),
+            comm_ms=s.CommTimes(total=40.0, exposed=exposed, wait=0.0),
+        )
+        for row, exposed in zip(view.run.ranks, (8.0, 20.0, None, 4.0), strict=True)
+    ]
+    told = snapshot(replace(view, run=replace(view.run, ranks=rows)))
+    frame = Frame(snapshot=told, run_id=view.run.run_id)
+    for width, height in ((78, 24), (118, 35)):
+        text = "\n".join(each.plain for each in summary_lines(frame, width, height, COLOR))
+        assert "exposed 25%" in text
+        assert "80.0 ms" in text
+
+
+def test_a_frame_looks_like_the_one_before_as_long_as_nothing_is_new():
+    view = ddp_run()
+    first = Frame(snapshot=s.Snapshot((view,), 100.2), run_id=view.run.run_id)
+    assert Frame(snapshot=s.Snapshot((view,), 100.7), run_id=view.run.run_id).looks_like(first)
+    for other in (
+        Frame(snapshot=s.Snapshot((view,), 101.0), run_id=view.run.run_id),
+        Frame(snapshot=s.Snapshot((view,), 100.2, "news"), run_id=view.run.run_id),
+        Frame(snapshot=s.Snapshot((view, view), 100.2), run_id=view.run.run_id),
+        Frame(snapshot=s.Snapshot((replace(view),), 100.2), run_id=view.run.run_id),
+        Frame(snapshot=s.Snapshot((view,), 100.2), run_id=view.run.run_id, paused=True),
+        Frame(snapshot=s.Snapshot((view,), 100.2)),
+    ):
+        assert not other.looks_like(first)
+
+
+@calm
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.floats(-5, 5)), min_size=2, max_size=80),
+    st.integers(1, 12),
+    st.integers(1, 4),
+)
+def test_a_curve_goes_through_the_dots_of_all_its_points(points, width, height):
+    points = sorted(points)
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    grid = Grid(width, height, (min(xs), max(xs)), (min(ys), max(ys)))
+    grid.draw(points, COLOR.accent)
+    for point in points:
+        x, y = grid.dot(point)
+        assert grid._bits[y // 4][x // 2] & _DOTS[y % 4][x % 2]
