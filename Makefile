@@ -12,7 +12,7 @@ TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test scripts lint types check bench bench-tui bench-ssh bench-scale soak fuzz stress screenshots figures clean
+.PHONY: help demo test scripts lint types check bench bench-tui bench-ssh bench-mishaps bench-scale soak fuzz stress screenshots figures clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ bench-tui: $(VENV)/.dev ## what the dashboard costs at 8, 1,024 and 4,096 ranks;
 
 bench-ssh: $(VENV)/.dev ## how long after ssh is up the first record stands on the screen
 	$(BIN)/python -m tests.bench.ssh_first
+
+bench-mishaps: $(VENV)/.dev ## whether training notices that a hub or a viewer is killed or stands still
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.mishaps
 
 MINUTES ?= 60
 soak: $(VENV)/.dev ## whether hub and viewer grow; an hour, or MINUTES=5

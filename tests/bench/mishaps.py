@@ -35,8 +35,8 @@ PATIENCE_S = 60.0
 VIEWER = "from dpwatch.hub.follow import Watcher\nw = Watcher()\nwhile True: w.next(1)"
 
 
-def train(rank: int, folder: str) -> None:
-    """A rank: trains until the file `over` is there. The first writes when its steps began (ns)."""
+def train(folder: str) -> None:
+    """A rank (of the environment's number): trains until the file `over` is there. The first writes when its steps began (ns)."""
     import torch
     import torch.distributed as dist
     from torch import nn
@@ -45,7 +45,8 @@ def train(rank: int, folder: str) -> None:
     import dpwatch
 
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS))
+    rank = int(os.environ["RANK"])
+    os.environ.update(LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS))
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     place = Path(folder)
     store = f"file://{place}/store"
@@ -165,9 +166,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dpw-") as folder:
         os.environ.update(DPWATCH_RUNTIME_DIR=f"{folder}/rt", DPWATCH_RUN_ID="run")
         os.environ.update(DPWATCH_HUB_LINGER_S="1", OMP_NUM_THREADS="1")
-        words = "import sys; from tests.bench import mishaps as m; m.train(*eval(sys.argv[1]))"
+        words = "import sys; from tests.bench.mishaps import train; train(sys.argv[1])"
         ranks = [
-            subprocess.Popen([sys.executable, "-c", words, repr((rank, folder))])
+            subprocess.Popen(
+                [sys.executable, "-c", words, folder], env={**os.environ, "RANK": str(rank)}
+            )
             for rank in range(RANKS)
         ]
         try:
