@@ -36,7 +36,7 @@ VIEWER = "from dpwatch.hub.follow import Watcher\nw = Watcher()\nwhile True: w.n
 
 
 def train(folder: str) -> None:
-    """A rank (of the environment's number): trains until the file `over` is there. The first writes when its steps began (ns)."""
+    """A rank, until the file `over` is there. The first one writes when its steps began (ns)."""
     import torch
     import torch.distributed as dist
     from torch import nn
