@@ -9,12 +9,12 @@ from textual.widgets import Input, Static
 
 from dpwatch.hub import snapshot as s
 from dpwatch.tui.alerts_view import Alerts
-from dpwatch.tui.app import Arrived
 from dpwatch.tui.compare import metrics_of, sorts_of
 from dpwatch.tui.compare_columns import COLUMNS
 from dpwatch.tui.compare_view import Compare
 from dpwatch.tui.panels import RankDetail
 from dpwatch.tui.rank_table import RankTable
+from dpwatch.tui.source import Arrived
 from dpwatch.tui.terminal import Lasting
 from dpwatch.tui.view import digit
 from dpwatch.tui.views import VIEWS
