@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from textual import events, on
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
+from textual.geometry import Size
 from textual.reactive import var
 from textual.screen import Screen
 from textual.scroll_view import ScrollView
@@ -50,6 +52,8 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that close the dashboard and give the terminal back, like `q` but with their code."""
 OPENED = ("rank", "stacks", "help")
 """Panels that are opened from others, and that the way back closes."""
+SIZE_S = 1.0
+"""How often the terminal is asked for its size."""
 SHORT_BELOW = 30
 """Terminals lower than this do without blank lines between parts."""
 
@@ -177,6 +181,8 @@ class DashboardApp(Moments):
         self.call_after_refresh(self._read)
         if not self.is_headless:
             gc.freeze()  # what is here by now stays; to look through it now and then delays keys
+        if not self.is_headless and not self.is_web:
+            self.set_interval(SIZE_S, self.see_size)
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             for signum in ENDING:
@@ -401,6 +407,12 @@ class DashboardApp(Moments):
         """Say so where the terminal is too small; do without blanks where it is low."""
         self.screenful.forget()  # terminals move what they show to where they like
         self._fit(event.size.width, event.size.height)
+
+    def see_size(self) -> None:
+        """Takes the terminal's size for what it is, should its signal have been lost."""
+        found = Size(*shutil.get_terminal_size())
+        if found != self.size:
+            self.post_message(events.Resize(found, found))
 
     def _fit(self, width: int, height: int) -> None:
         screen = self.screen_stack[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from msgspec.structs import replace
 from textual.drivers._writer_thread import MAX_QUEUED_WRITES, WriterThread
@@ -700,3 +702,16 @@ def test_a_lost_terminal_does_not_hold_the_app_up():
         writer.write("text")
     writer.stop()
     assert not writer.is_alive()
+
+
+async def test_a_terminal_whose_signal_was_lost_is_seen_to_have_another_size(
+    dashboard, monkeypatch
+):
+    async with dashboard(snapshot(ddp_run()), size=(120, 35)) as (app, pilot):
+        for columns, lines in ((60, 20), (100, 32)):
+            monkeypatch.setattr(shutil, "get_terminal_size", lambda size=(columns, lines): size)
+            app.see_size()
+            await shown(app, pilot, lambda size=(columns, lines): app.screen.size == size)
+            assert app.screen.has_class("small") == (columns < 80)
+            app.see_size()
+            assert app.size == (columns, lines)
