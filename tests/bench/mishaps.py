@@ -2,12 +2,12 @@
 
     python -m tests.bench.mishaps [--rounds 5] [--seconds 3]
 
-Two ranks train with DistributedDataParallel under the probe all the while, and tell when each step
-began. In turn there is a calm stretch, then one of the same length in which a mishap happens to the
-hub, a viewer or their files. Printed is the median step of the second over that of the first: the
-median and the range of all rounds, beside that of stretches in which nothing happens. Training must
-not notice: what differs is the machine's noise, and the CPU time that a hub or a viewer takes from
-the ranks where cores are few.
+Each round is a training: two ranks with DistributedDataParallel under the probe, which tell when
+each step began. In turn there is a calm stretch, then one of the same length in which a mishap
+happens to the hub, a viewer or their files. Printed is the median step of the second over that of
+the first: the median and the range of all rounds, beside that of stretches in which nothing
+happens. Training must not notice: what differs is the machine's noise, and the CPU time that a hub
+or a viewer takes from the ranks where cores are few.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import tempfile
 import time
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -134,22 +134,42 @@ def _lives(pid: int) -> bool:
     return False
 
 
-def stretches(
-    place: RunDir, rounds: int, seconds: float
-) -> list[tuple[Callable[[RunDir], None], list[tuple[int, int]]]]:
+def stretches(place: RunDir, seconds: float) -> list[list[tuple[int, int]]]:
     """Lets everything happen in turn. Returns: from when to when was calm, and was not, in ns."""
     found = []
-    for _ in range(rounds):
-        for mishap in MISHAPS:
-            _hub(place)
-            time.sleep(1.0)
-            calm = time.monotonic_ns()
-            time.sleep(seconds)
-            then = time.monotonic_ns()
-            mishap(place)
-            time.sleep(max(0.0, seconds - (time.monotonic_ns() - then) / 1e9))
-            found.append((mishap, [(calm, then), (then, time.monotonic_ns())]))
+    for mishap in MISHAPS:
+        _hub(place)
+        time.sleep(1.0)
+        calm = time.monotonic_ns()
+        time.sleep(seconds)
+        then = time.monotonic_ns()
+        mishap(place)
+        time.sleep(max(0.0, seconds - (time.monotonic_ns() - then) / 1e9))
+        found.append([(calm, then), (then, time.monotonic_ns())])
     return found
+
+
+def one_round(seconds: float) -> list[list[float]]:
+    """A training. Returns: by mishap the median step, calm and with it, in ms."""
+    with tempfile.TemporaryDirectory(prefix="dpw-") as folder:
+        os.environ.update(DPWATCH_RUNTIME_DIR=f"{folder}/rt", DPWATCH_RUN_ID="run")
+        os.environ.update(DPWATCH_HUB_LINGER_S="1", OMP_NUM_THREADS="1")
+        words = "import sys; from tests.bench.mishaps import train; train(sys.argv[1])"
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", words, folder], env={**os.environ, "RANK": str(rank)}
+            )
+            for rank in range(RANKS)
+        ]
+        try:
+            found = stretches(run_dir("run"), seconds)
+        finally:
+            Path(folder, "over").touch()
+            for rank in ranks:
+                rank.wait(PATIENCE_S)
+        began = array("q")
+        began.frombytes(Path(folder, "began").read_bytes())
+    return [[median_ms(began, *stretch) for stretch in each] for each in found]
 
 
 def median_ms(began: Sequence[int], start: int, end: int) -> float:
@@ -163,29 +183,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="dpw-") as folder:
-        os.environ.update(DPWATCH_RUNTIME_DIR=f"{folder}/rt", DPWATCH_RUN_ID="run")
-        os.environ.update(DPWATCH_HUB_LINGER_S="1", OMP_NUM_THREADS="1")
-        words = "import sys; from tests.bench.mishaps import train; train(sys.argv[1])"
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-c", words, folder], env={**os.environ, "RANK": str(rank)}
-            )
-            for rank in range(RANKS)
-        ]
-        try:
-            found = stretches(run_dir("run"), options.rounds, options.seconds)
-        finally:
-            Path(folder, "over").touch()
-            for rank in ranks:
-                rank.wait(PATIENCE_S)
-        began = array("q")
-        began.frombytes(Path(folder, "began").read_bytes())
+    rounds = [one_round(options.seconds) for _ in range(options.rounds)]
     print(f"{options.rounds} rounds, {options.seconds:g} s each; load {os.getloadavg()[0]:.1f}")
-    for mishap in MISHAPS:
-        pairs = [
-            [median_ms(began, *stretch) for stretch in each] for who, each in found if who is mishap
-        ]
+    for mishap, pairs in zip(MISHAPS, zip(*rounds, strict=True), strict=True):
         ratios = sorted(then / calm for calm, then in pairs)
         calm_ms = statistics.median(calm for calm, _ in pairs)
         print(
