@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterable
@@ -39,7 +38,7 @@ from dpwatch.tui.plain import PlainFilter, PlainScrollBar
 from dpwatch.tui.rank_table import RankTable
 from dpwatch.tui.source import SnapshotSource
 from dpwatch.tui.stacks_view import AsksStacks, StackPanel
-from dpwatch.tui.terminal import lasting
+from dpwatch.tui.terminal import lasting, terminal_size
 from dpwatch.tui.text import clean
 from dpwatch.tui.view import digit
 from dpwatch.tui.views import BY_NAME, PAGES, VIEWS
@@ -410,7 +409,7 @@ class DashboardApp(Moments):
 
     def see_size(self) -> None:
         """Takes the terminal's size for what it is, should its signal have been lost."""
-        found = Size(*shutil.get_terminal_size())
+        found = Size(*terminal_size())
         if found != self.size:
             self.post_message(events.Resize(found, found))
 

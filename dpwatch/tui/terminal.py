@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import sys
 from typing import IO, Any
 
 from textual.driver import Driver
@@ -33,6 +36,17 @@ class Lasting:
         return self._file.fileno()
 
 
+def terminal_size() -> tuple[int, int]:
+    """Columns and lines of the terminal itself.
+
+    Textual goes by COLUMNS and LINES where they are exported, and then sees no change of size.
+    """
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno())  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):
+        return shutil.get_terminal_size()
+
+
 def lasting(driver: type[Driver]) -> type[Driver]:
     """The driver, writing to a `Lasting` file where it writes to a file of its own."""
 
@@ -41,5 +55,8 @@ def lasting(driver: type[Driver]) -> type[Driver]:
             super().__init__(*arguments, **options)
             if (file := getattr(self, "_file", None)) is not None:
                 self._file = Lasting(file)
+
+        def _get_terminal_size(self) -> tuple[int, int]:
+            return terminal_size()
 
     return LastingDriver

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 from msgspec.structs import replace
 from textual.drivers._writer_thread import MAX_QUEUED_WRITES, WriterThread
 from textual.widgets import Input, Static
 
 from dpwatch.hub import snapshot as s
+from dpwatch.tui import app as app_module
 from dpwatch.tui.alerts_view import Alerts
 from dpwatch.tui.compare import metrics_of, sorts_of
 from dpwatch.tui.compare_columns import COLUMNS
@@ -709,7 +708,7 @@ async def test_a_terminal_whose_signal_was_lost_is_seen_to_have_another_size(
 ):
     async with dashboard(snapshot(ddp_run()), size=(120, 35)) as (app, pilot):
         for columns, lines in ((60, 20), (100, 32)):
-            monkeypatch.setattr(shutil, "get_terminal_size", lambda size=(columns, lines): size)
+            monkeypatch.setattr(app_module, "terminal_size", lambda size=(columns, lines): size)
             app.see_size()
             await shown(app, pilot, lambda size=(columns, lines): app.screen.size == size)
             assert app.screen.has_class("small") == (columns < 80)
