@@ -40,7 +40,7 @@ EARLY_POLL_S = 0.05
 """Until the rank is known and the hub looked for: a run may be over in no time."""
 
 FRAME_NS = 250_000_000
-"""A frame goes out this long after the one before, or when very much waits; …"""
+"""A frame goes out this long after the one before, or when much waits; …"""
 
 MANY_RANKS, MANY_FRAME_NS = 64, 500_000_000
 CROWD_RANKS, CROWD_FRAME_NS = 512, 1_000_000_000
@@ -57,7 +57,8 @@ FRAMES_PER_POLL = 32
 GATHER_RANKS = 32
 MOST_GATHERED = 512
 EARLY_ROWS = 1024
-"""A frame takes so many records or a few more; when so many wait it goes out at once."""
+"""Of runs of more ranks a frame takes so many records or a few more; when so many wait it goes out
+at once. Of others it does when it is full."""
 
 
 class Link(Protocol):
@@ -165,6 +166,17 @@ class Publisher:
         """Records thrown away so far."""
         return self._recorder.dropped + self._lost
 
+    @property
+    def _full(self) -> int:
+        """Records that do not wait for the next frame's time."""
+        if self._is_small:
+            return codec.MAX_RECORDS
+        return min(EARLY_ROWS, self._recorder.capacity // 2)
+
+    @property
+    def _is_small(self) -> bool:
+        return self._hello is None or self._hello.world_size <= GATHER_RANKS
+
     def _run(self) -> None:
         try:
             while not self._stop.wait(POLL_S if self._me else EARLY_POLL_S):
@@ -179,8 +191,7 @@ class Publisher:
         """One turn: sends what there is, as far as the link takes it."""
         if self._me is None and not self._learn_rank(now_ns):
             return
-        full = min(EARLY_ROWS, self._recorder.capacity // 2)
-        if now_ns < self._next_frame and len(self._recorder) < full:
+        if now_ns < self._next_frame and len(self._recorder) < self._full:
             return
         self._link.tend(now_ns)
         if not self._flush_unsent():
@@ -268,7 +279,7 @@ class Publisher:
         its time, and costs this thread some 2 µs each: with few ranks neither matters, and it is
         left out.
         """
-        if self._hello is None or self._hello.world_size <= GATHER_RANKS:
+        if self._is_small:
             rows = self._recorder.drain(most)
             return [record for row in rows if (record := self._struct(row)) is not None]
         waiting: list[AnyRecord] = []
