@@ -30,6 +30,8 @@ pytestmark = [
 AHEAD_S = [0, 5_000, -1_000, 900_000]
 """How far each host's monotonic clock is ahead of this machine's."""
 
+EARLY = 16
+"""A curve that goes back to the beginning has a step before this: of several it keeps the peaks."""
 RANKS = 8
 PARAMS_BYTES = (64 * 256 + 256) * 4
 STEP_BYTES = PARAMS_BYTES + 4
@@ -181,14 +183,14 @@ def test_four_hosts_are_one_run_through_every_fault(tmp_path):
         # The head dies: its successor has what was there, and the others come back to it.
         run.until("the head's successor", run.kill_hub(0))
         view = run.until_all_step("all after the head's death")
-        assert all(curve.steps[0] == 0 for curve in view.history.rank_step_ms)
+        assert all(curve.steps[0] < EARLY for curve in view.history.rank_step_ms)
         assert view.history.loss.steps[0] == 0
         check_clocks(view)
 
         # A node's hub dies.
         run.until("a node's successor", run.kill_hub(2))
         view = run.until_all_step("all after a node's hub's death")
-        assert all(curve.steps[0] == 0 for curve in view.history.rank_step_ms)
+        assert all(curve.steps[0] < EARLY for curve in view.history.rank_step_ms)
 
         # Hubs are cut off from each other while training goes on.
         port = FIRST_PORT + zlib.crc32(view.run.run_id.encode()) % PORTS
