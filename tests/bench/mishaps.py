@@ -167,6 +167,10 @@ def one_round(seconds: float) -> list[list[float]]:
             Path(folder, "over").touch()
             for rank in ranks:
                 rank.wait(PATIENCE_S)
+        # A hub that lingers would make the folder anew.
+        deadline = time.monotonic() + PATIENCE_S
+        while run_dir("run").has_hub() and time.monotonic() < deadline:
+            time.sleep(0.1)
         began = array("q")
         began.frombytes(Path(folder, "began").read_bytes())
     return [[median_ms(began, *stretch) for stretch in each] for each in found]
