@@ -29,12 +29,12 @@ def test_what_each_rank_holds_is_theorys(facts):
 
 
 def test_the_peak_is_the_allocators(facts):
-    """Of all steps the lowest: what is freed on gloo's own thread the profiler never sees."""
+    """In every step but the last, after which no free of what it leaves is seen."""
     for rank in facts:
         begins = sum(rank["planned"].values())
-        allocated = begins + min(rank["rises"][1:])
-        peak = min(record["peak_bytes"] for record in rank["records"])
-        assert peak == pytest.approx(allocated, rel=0.01)
+        for record in rank["records"][:-1]:
+            least, most = rank["rises"][record["step"]]
+            assert 0.99 * (begins + least) <= record["peak_bytes"] <= 1.01 * (begins + most)
 
 
 def test_the_model_is_counted_whole(facts):
