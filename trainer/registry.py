@@ -12,7 +12,8 @@ class StrategySpec:
     Attributes:
         name: As on the command line.
         summary: One line for a person.
-        module: Its file in `strategies/`, which defines `build(config, place, probe)`.
+        module: Its file in `strategies/`, which defines `build(config, place, probe)`, and
+            `check(config, place)` where it can not be trained at every place.
         distributed: A process a device (or a few), in one process group; else one for all.
         max_gpus: Most devices it can use, None for any number.
         gpus_multiple: Devices a rank, where it is distributed: `--gpus` is a multiple.

@@ -25,6 +25,7 @@ from .limit import DeviceLimit, NoLimit, limit_memory
 from .loop import train
 from .messages import End, Failed, Finished, Job, Progress, RankMessage, Stopped, failed
 from .place import Place, find_place
+from .strategies import check
 from .telling import show_progress
 
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -124,6 +125,7 @@ def _run_rank(
     limit: DeviceLimit = NoLimit()
     try:
         place = _place_from_environment(config)
+        check(config, place)
         limit = limit_memory(config, place)
         probe = _watch(config, place)
         if require(config.strategy).distributed:

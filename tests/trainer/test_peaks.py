@@ -44,5 +44,7 @@ def test_peak(strategy, gpus, server, sabotage, tmp_path, monkeypatch):
         # Where gloo's threads are the last to let go of a tensor, steps differ, and the profiler
         # does not see all that they free: then the truth lies between its lowest and highest.
         rises = json.loads((tmp_path / str(row.rank)).read_text())
-        lowest, highest = (row.memory.current_bytes + bound for bound in map(max, zip(*rises)))
+        lowest, highest = (
+            row.memory.current_bytes + max(bounds) for bounds in zip(*rises, strict=True)
+        )
         assert 0.99 * lowest <= row.memory.peak_bytes <= 1.01 * highest

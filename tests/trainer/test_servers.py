@@ -11,7 +11,7 @@ import torch
 from dpwatch.trainer.config import ConfigError
 from dpwatch.trainer.data import loader
 from dpwatch.trainer.place import Place
-from dpwatch.trainer.strategies import build, servers
+from dpwatch.trainer.strategies import build, check, servers
 
 from .support import RecordingProbe, tiny
 
@@ -66,7 +66,7 @@ def test_the_probe_is_told_who_does_what(strategy, probe):
 
 
 @pytest.mark.parametrize("strategy", SERVERS)
-def test_cuda_devices_are_refused_in_one_line(strategy, probe):
+def test_cuda_devices_are_refused_in_one_line(strategy):
     config = tiny(strategy)
     with pytest.raises(ConfigError, match=f"^{strategy} is only there for virtual devices.*ddp$"):
-        build(config, place_of(config, virtual=False), probe)
+        check(config, place_of(config, virtual=False))

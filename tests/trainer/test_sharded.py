@@ -10,7 +10,7 @@ from torch.torch_version import TorchVersion
 
 from dpwatch.trainer.config import ConfigError
 from dpwatch.trainer.place import Place
-from dpwatch.trainer.strategies.sharded import ShardedStep
+from dpwatch.trainer.strategies import check
 
 from .support import tiny
 from .test_equivalence import STEPS, assert_same, trained
@@ -52,11 +52,11 @@ def test_offload_without_an_accelerator_is_refused_in_one_line(trainer):
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "hsdp"])
-def test_a_torch_whose_fully_shard_errs_on_cpu_is_refused(strategy, probe, monkeypatch):
+def test_a_torch_whose_fully_shard_errs_on_cpu_is_refused(strategy, monkeypatch):
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.7.0"))
     place = Place(rank=0, world_size=2, devices=(torch.device("cpu"),), virtual=True)
     with pytest.raises(ConfigError, match=f"^{strategy} needs torch 2.13 .* fsdp1 or zero3$"):
-        ShardedStep(None, tiny(strategy, gpus=2), place, probe)
+        check(tiny(strategy, gpus=2), place)
 
 
 def test_the_title_says_what_is_simulated():

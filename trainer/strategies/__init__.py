@@ -9,6 +9,7 @@ from ..config import TrainConfig, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from dpwatch.probe.api import ProbeLike
 
@@ -16,12 +17,24 @@ if TYPE_CHECKING:
     from .base import Strategy
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
-    """The configured strategy, ready for its first step.
+def check(config: TrainConfig, place: Place) -> None:
+    """Asks the strategy whether it can be trained at this place, before ranks join a group.
+
+    Where one refuses all do, and none is left waiting for another.
 
     Raises:
-        ConfigError: It can't be trained at this place.
+        ConfigError: It can't.
     """
-    module = import_module(f".{require(config.strategy).module}", __name__)
-    make = cast("Callable[[TrainConfig, Place, ProbeLike], Strategy]", module.build)
+    refuse = getattr(_module(config), "check", None)
+    if refuse is not None:
+        refuse(config, place)
+
+
+def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+    """The configured strategy, ready for its first step."""
+    make = cast("Callable[[TrainConfig, Place, ProbeLike], Strategy]", _module(config).build)
     return make(config, place, probe)
+
+
+def _module(config: TrainConfig) -> ModuleType:
+    return import_module(f".{require(config.strategy).module}", __name__)

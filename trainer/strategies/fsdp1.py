@@ -42,17 +42,17 @@ from ..place import Place
 from .base import ModuleStep, State, Strategy, make_optimizer
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
-    """The model in its wrappers.
-
-    Raises:
-        ConfigError: CPU offload is asked for and there is no accelerator.
-    """
+def check(config: TrainConfig, place: Place) -> None:
+    """Refuses CPU offload where there is no accelerator (`ConfigError`)."""
     if config.cpu_offload and place.virtual:
         raise ConfigError(
             "fsdp1 can't offload to the CPU without an accelerator: its devices here are host "
             "memory already; leave out --cpu-offload, or take fsdp, which simulates it"
         )
+
+
+def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+    """The model in its wrappers."""
     with _quietly():
         wrapped = wrapped_units(build_model(config).to(place.device), config, place)
     optimizer = make_optimizer(wrapped.parameters(), config)

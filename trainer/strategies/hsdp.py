@@ -24,7 +24,9 @@ from dpwatch.probe.api import ProbeLike
 from ..config import TrainConfig
 from ..place import Place
 from .base import Strategy
-from .sharded import ShardedStep
+from .sharded import ShardedStep, check
+
+__all__ = ["build", "check"]
 
 
 def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:

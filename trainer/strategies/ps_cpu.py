@@ -21,7 +21,9 @@ from ..config import TrainConfig
 from ..footprint import parameter_tensors
 from ..place import Place
 from .base import Strategy
-from .servers import ParameterServers
+from .servers import ParameterServers, check
+
+__all__ = ["build", "check"]
 
 
 def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:

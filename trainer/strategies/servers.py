@@ -71,25 +71,26 @@ class JointUpdate(Optimizer):
             optimizer.load_state_dict(state_dict[str(device)])
 
 
+def check(config: TrainConfig, place: Place) -> None:
+    """Refuses devices that are not virtual (`ConfigError`)."""
+    if not place.virtual:
+        raise ConfigError(
+            f"{config.strategy} is only there for virtual devices, and this host has GPUs; "
+            "hide them with CUDA_VISIBLE_DEVICES= or choose ddp"
+        )
+
+
 class ParameterServers:
     """The algorithm above on the virtual devices of `place`.
 
     Args:
         owners: For each parameter, in the order of `model.parameters()`, the device that owns it;
             the number after the last worker's is the host.
-
-    Raises:
-        ConfigError: The devices are not virtual.
     """
 
     def __init__(
         self, config: TrainConfig, place: Place, probe: ProbeLike, owners: Sequence[int]
     ) -> None:
-        if not place.virtual:
-            raise ConfigError(
-                f"{config.strategy} is only there for virtual devices, and this host has GPUs; "
-                "hide them with CUDA_VISIBLE_DEVICES= or choose ddp"
-            )
         self._config = config
         self._place = place
         self._probe = probe

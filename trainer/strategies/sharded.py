@@ -23,25 +23,26 @@ OLDEST_OVER_GLOO = "2.13"
 raises where groups of ranks shard. Those up to this one were not run."""
 
 
+def check(config: TrainConfig, place: Place) -> None:
+    """Refuses virtual devices under a torch older than `OLDEST_OVER_GLOO` (`ConfigError`)."""
+    if place.virtual and torch.__version__ < OLDEST_OVER_GLOO:
+        raise ConfigError(
+            f"{config.strategy} needs torch {OLDEST_OVER_GLOO} or newer on virtual devices: "
+            f"fully_shard of torch {torch.__version__} fails on CPU or gives other gradients "
+            "over gloo; update torch, or choose fsdp1 or zero3"
+        )
+
+
 class ShardedStep(ModuleStep):
     """The usual step over a model whose parameters are `DTensor`s, gathered by its wrapper's hooks.
 
     Args:
         mesh: One dimension to shard over, or two: replicate and shard.
-
-    Raises:
-        ConfigError: Devices are virtual, and this torch is older than `OLDEST_OVER_GLOO`.
     """
 
     def __init__(
         self, mesh: DeviceMesh, config: TrainConfig, place: Place, probe: ProbeLike
     ) -> None:
-        if place.virtual and torch.__version__ < OLDEST_OVER_GLOO:
-            raise ConfigError(
-                f"{config.strategy} needs torch {OLDEST_OVER_GLOO} or newer on virtual devices: "
-                f"fully_shard of torch {torch.__version__} fails on CPU or gives other gradients "
-                "over gloo; update torch, or choose fsdp1 or zero3"
-            )
         model = build_model(config).to(place.device)
         shard_units(model, mesh, config, place)
         optimizer = make_optimizer(model.parameters(), config)
