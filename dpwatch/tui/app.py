@@ -139,6 +139,8 @@ class DashboardApp(Moments):
             self._filters.append(PlainFilter())
         self.title = clean(title, 40)
         self._waiting_text = waiting_text
+        self._panels = ContentSwitcher(initial="waiting", id="panels")
+        self._box = Input(id="filter", compact=True)
         self._on_quit = on_quit
         self._opened_from: list[str] = []
         self._chosen: Key | None = None
@@ -160,13 +162,13 @@ class DashboardApp(Moments):
         yield Header(self.title, id="header").data_bind(DashboardApp.frame)
         yield Nav(VIEWS, id="nav").data_bind(DashboardApp.frame, DashboardApp.active)
         yield SessionLine(id="session").data_bind(DashboardApp.frame)
-        with ContentSwitcher(initial="waiting", id="panels"):
+        with self._panels:
             yield Waiting(self._waiting_text, id="waiting")
             yield BY_NAME["overview"].make()
             yield RankDetail(id="rank")
             yield StackPanel(id="stacks")
         yield Static("", id="too-small", markup=False)
-        yield Input(id="filter", compact=True)
+        yield self._box
         yield KeysLine(id="keys")
 
     def on_mount(self) -> None:
@@ -202,7 +204,7 @@ class DashboardApp(Moments):
         if progress and progress.done == len(progress.names) > 1 and not self._session_over:
             self._session_over = True
             looks_on = self.panel == "overview" and self._picked_run is None
-            if looks_on and not self.query_one("#filter", Input).has_class("open"):
+            if looks_on and not self._box.has_class("open"):
                 self.panel = "compare"
         self.make_frame()
 
@@ -234,10 +236,9 @@ class DashboardApp(Moments):
         none_yet = not self.frame.snapshot.runs
         waits = self.panel not in BY_NAME or BY_NAME[self.panel].waits
         wanted = "waiting" if none_yet and waits else self.panel
-        switcher = self.screen_stack[0].query_one("#panels", ContentSwitcher)
         panel = self._panel(wanted)
-        if switcher.current != wanted:
-            switcher.current = wanted
+        if self._panels.current != wanted:
+            self._panels.current = wanted
             self._focus_panel(wanted)
         # The others get theirs when they come up.
         cast("Framed", panel).frame = self.frame
@@ -245,12 +246,11 @@ class DashboardApp(Moments):
 
     def _panel(self, name: str) -> Widget:
         """A panel's widget, which is made when it is first shown."""
-        switcher = self.screen_stack[0].query_one("#panels", ContentSwitcher)
-        for known in switcher.children:
+        for known in self._panels.children:
             if known.id == name:
                 return known
         made = BY_NAME[name].make()
-        switcher.mount(made)
+        self._panels.mount(made)
         if isinstance(made, Pinned) and self._chosen is not None:
             made.select(self._chosen)
         if isinstance(made, ScrollView):
@@ -270,7 +270,7 @@ class DashboardApp(Moments):
             self.screen_stack[0].set_focus(widget)
 
     def _focus_shown(self) -> None:
-        shown = self.screen_stack[0].query_one("#panels", ContentSwitcher).current
+        shown = self._panels.current
         if shown is not None:
             self._focus_panel(shown)
 
@@ -319,7 +319,7 @@ class DashboardApp(Moments):
         """Let the line show the panel's own filter, if it has one."""
         if not self.screen_stack:
             return
-        filtered, box = self._filtered(), self.screen_stack[0].query_one("#filter", Input)
+        filtered, box = self._filtered(), self._box
         terms = filtered.terms if filtered else ""
         box.placeholder = BY_NAME[self.panel].filters if self.panel in BY_NAME else ""
         with box.prevent(Input.Changed):
@@ -331,7 +331,7 @@ class DashboardApp(Moments):
         """Open the line to type a filter into."""
         if self._filtered() is not None:
             self._show_filter(opening=True)
-            self.screen_stack[0].set_focus(self.screen_stack[0].query_one("#filter", Input))
+            self.screen_stack[0].set_focus(self._box)
 
     @on(Input.Changed, "#filter")
     def _narrow(self, event: Input.Changed) -> None:
@@ -348,7 +348,7 @@ class DashboardApp(Moments):
     def action_close(self) -> None:
         """Close what is open: the filter, a rank, a run opened from the comparison, help."""
         filtered = self._filtered()
-        if filtered is not None and self.query_one("#filter", Input).has_class("open"):
+        if filtered is not None and self._box.has_class("open"):
             filtered.terms = ""
             self._show_filter()
             self._focus_panel(self.panel)
@@ -368,9 +368,8 @@ class DashboardApp(Moments):
         return action != "filter" or self._filtered() is not None
 
     def _offer_back(self) -> None:
-        box = self.screen_stack[0].query_one("#filter", Input)
         opened = self.panel in OPENED or self._drilled is not None
-        self._closable = opened or box.has_class("open")
+        self._closable = opened or self._box.has_class("open")
         offered = (self._closable, self.panel, len(self.frame.snapshot.runs))
         if offered != self._offered:
             self._offered = offered

@@ -6,6 +6,7 @@ to the next, and drawing one costs more than finding out that it need not be dra
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.style import Style
@@ -38,7 +39,7 @@ class Line(NamedTuple):
 
 
 class Lines(Widget):
-    """Says what each of its lines is (`line_at`).
+    """Says what its lines are (`lines_at` or `line_at`).
 
     Its lines are all there is to it: it has neither padding nor border, which on every line would
     cost more than the text does. A margin stands around it instead.
@@ -59,7 +60,12 @@ class Lines(Widget):
 
     def line_at(self, y: int) -> Line:
         """The line at that place of the screen, 0 being the widget's first."""
-        raise NotImplementedError
+        (found,) = self.lines_at((y,))
+        return found
+
+    def lines_at(self, ys: Iterable[int]) -> list[Line]:
+        """The lines at those places. A widget says either these or each by itself."""
+        return [self.line_at(y) for y in ys]
 
     def watch_frame(self) -> None:
         """New data."""
@@ -68,11 +74,11 @@ class Lines(Widget):
     def redraw(self) -> None:
         """Draws the lines that are not any more what they were when they were drawn."""
         if not self.is_attached or not self.is_on_screen:
-            self.refresh()  # whatever was drawn once, it is not to come up again
+            self._forget()  # whatever was drawn once, it is not to come up again
             return
         size, standing = self.size, self._standing
-        now = {y: self.line_at(y) for y in range(size.height)}
-        fresh = {y: found for y, found in now.items() if not found.is_like(standing.get(y))}
+        now = enumerate(self.lines_at(range(size.height)))
+        fresh = {y: found for y, found in now if not found.is_like(standing.get(y))}
         if fresh:
             super().refresh(*(Region(0, y, size.width, 1) for y in fresh))
             for y, found in fresh.items():
@@ -109,7 +115,7 @@ class Lines(Widget):
         found = self._standing.get(y)
         if found is None:
             found = self._standing[y] = self.line_at(y)
-        strip = strip_of(found.text, width, ground, self.app.console, under=found.under)
+        strip = strip_of(found.text, width, ground, under=found.under)
         for each in self.get_line_filters():
             # Palettes have true colours only; to look for others takes longer than to draw.
             if not isinstance(each, ANSIToTruecolor):

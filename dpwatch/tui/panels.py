@@ -107,9 +107,9 @@ class Summary(Painted):
 class Legend(Painted):
     """What the bars' colours and letters mean."""
 
-    def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
-        """One line or two."""
-        return legend_lines(width, palette_of(self))
+    def lines(self) -> list[Text]:
+        """One line or two, whatever is shown."""
+        return legend_lines(self.size.width, palette_of(self))
 
     def get_content_height(self, container: object, viewport: object, width: int) -> int:
         """One line or two."""
@@ -129,12 +129,14 @@ class Overview(Vertical):
     """Summary, legend, a row a rank, and communication where there is room."""
 
     frame: var[Frame | None] = var[Frame | None](None)
+    _room: int | None = None
+    """Lines that the table takes, 0 for all there are, None before that is known."""
 
     def compose(self) -> ComposeResult:
         """Lay out from top to bottom."""
         yield Summary(id="summary").data_bind(Overview.frame)
         yield RankTable(id="ranks").data_bind(Overview.frame)
-        yield Legend(id="legend").data_bind(Overview.frame)
+        yield Legend(id="legend")
         yield Lower(id="lower").data_bind(Overview.frame)
 
     def watch_frame(self) -> None:
@@ -159,8 +161,11 @@ class Overview(Vertical):
         fits = left >= LOWER_MIN and left >= len(
             communication_lines(view.run, self.size.width, colors)
         )
-        self.query_one(Lower).display = fits
-        self.query_one(RankTable).styles.height = rows if fits else "1fr"
+        room = rows if fits else 0
+        if room != self._room:  # to set a style looks for what has changed by it
+            self._room = room
+            self.query_one(Lower).display = fits
+            self.query_one(RankTable).styles.height = rows if fits else "1fr"
 
 
 class Waiting(Painted):

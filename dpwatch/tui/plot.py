@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import itemgetter
 
 from rich.style import Style
 from rich.text import Text
@@ -17,6 +17,13 @@ from dpwatch.tui.text import Part, fitted, left, line, right
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BRAILLE = 0x2800
+_RISES = {
+    (side, low, high): sum(_DOTS[y][side] for y in range(low, high + 1))
+    for side in (0, 1)
+    for low in range(4)
+    for high in range(low, 4)
+}
+"""The dots of a cell from one line to another, by side."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,41 +162,64 @@ class Grid:
 
     def dot(self, point: tuple[float, float]) -> tuple[int, int]:
         """The dot a point falls on, from the top left."""
-        across, down = self.width * 2 - 1, self.height * 4 - 1
-        x = _share(point[0], *self._x, alone=0.0)
-        y = _share(point[1], *self._y, alone=0.5)
-        return round(x * across), round((1 - y) * down)
+        return self._columns([point])[0], self._lines([point])[0]
 
     def draw(self, points: Sequence[tuple[float, float]], style: Style) -> None:
         """Join the points, which go from left to right, by straight lines."""
-        last: tuple[int, int] | None = None
-        # Of hundreds of points many fall into one column of dots, and fill it from end to end.
-        for x, column in groupby(self._dots(points), key=itemgetter(0)):
-            ys = [y for _, y in column]
-            if last is not None:
-                self._join(*last, x, ys[0], style)
-            self._join(x, min(ys), x, max(ys), style)
-            last = x, ys[-1]
+        columns, lines = self._columns(points), self._lines(points)
+        # Of hundreds of points many fall into one column of dots, and fill it from end to end; of a
+        # line to the next column each of the two gets a half, which goes on from what it has.
+        at, held, low, high = 0, -1, 0, 0
+        while at < len(columns):
+            x, end = columns[at], bisect_right(columns, columns[at], at)
+            lowest, highest = min(lines[at:end]), max(lines[at:end])
+            if held >= 0:
+                before, first = lines[at - 1], lines[at]
+                if x == held + 1:
+                    turn, on = _halves(before, first, held)
+                    low, high = min(low, turn), max(high, turn)
+                    lowest, highest = min(lowest, on), max(highest, on)
+                else:
+                    self._leap(held, before, x, first, style)
+                self._rise(held, low, high, style)
+            held, low, high, at = x, lowest, highest, end
+        if held >= 0:
+            self._rise(held, low, high, style)
 
-    def _dots(self, points: Sequence[tuple[float, float]]) -> list[tuple[int, int]]:
-        """Those that `dot` finds, in one go."""
-        (start, stop), (low, high) = self._x, self._y
-        across, down = self.width * 2 - 1, self.height * 4 - 1
-        width, height = stop / 2 - start / 2, high / 2 - low / 2
-        if width <= 0 or height <= 0:
-            return [self.dot(point) for point in points]
-        start, low = start / 2, low / 2
-        return [
-            (round((x / 2 - start) / width * across), round((1 - (y / 2 - low) / height) * down))
-            for x, y in points
-        ]
+    def _columns(self, points: Sequence[tuple[float, float]]) -> list[int]:
+        """Columns of dots of points from left to right, in one go.
 
-    def _join(self, x0: int, y0: int, x1: int, y1: int, style: Style) -> None:
-        hops = max(abs(x1 - x0), abs(y1 - y0), 1)
+        In halves, since the distance of two finite numbers can be more than the largest one.
+        """
+        start, stop = self._x
+        across, width = self.width * 2 - 1, stop / 2 - start / 2
+        if width <= 0:
+            return [0] * len(points)
+        start /= 2
+        return [round((x / 2 - start) / width * across) for x, _ in points]
+
+    def _lines(self, points: Sequence[tuple[float, float]]) -> list[int]:
+        """Lines of dots of points, the uppermost being 0; in halves too."""
+        low, high = self._y
+        down, height = self.height * 4 - 1, high / 2 - low / 2
+        if height <= 0:
+            return [round(down / 2)] * len(points)
+        low /= 2
+        return [round((1 - (y / 2 - low) / height) * down) for _, y in points]
+
+    def _leap(self, x0: int, y0: int, x1: int, y1: int, style: Style) -> None:
+        """A line over columns that have no point."""
+        hops = max(x1 - x0, abs(y1 - y0))
         for hop in range(hops + 1):
-            x, y = round(x0 + (x1 - x0) * hop / hops), round(y0 + (y1 - y0) * hop / hops)
-            self._bits[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
-            self._styles[y // 4][x // 2] = style
+            y = round(y0 + (y1 - y0) * hop / hops)
+            self._rise(round(x0 + (x1 - x0) * hop / hops), y, y, style)
+
+    def _rise(self, x: int, low: int, high: int, style: Style) -> None:
+        """Dots in one column, cell by cell."""
+        column, side = x // 2, x % 2
+        for row in range(low // 4, high // 4 + 1):
+            self._bits[row][column] |= _RISES[side, max(low - 4 * row, 0), min(high - 4 * row, 3)]
+            self._styles[row][column] = style
 
     def mark(self, point: tuple[float, float], glyph: str, style: Style) -> None:
         """Put a glyph where a point lies."""
@@ -212,10 +242,14 @@ class Grid:
         return line(*parts)
 
 
-def _share(value: float, low: float, high: float, *, alone: float) -> float:
-    """How far a value lies from low to high, 0..1; `alone` where they are the same.
+def _halves(y0: int, y1: int, x0: int) -> tuple[int, int]:
+    """Where a line from column `x0` to the next leaves the first, and where it enters the second.
 
-    In halves, since the distance of two finite numbers can be more than the largest one.
+    At the middle it is in the even one of the two.
     """
-    span = high / 2 - low / 2
-    return (value / 2 - low / 2) / span if span > 0 else alone
+    hops = abs(y1 - y0)
+    if not hops:
+        return y0, y1
+    way = 1 if y1 > y0 else -1
+    turn = hops // 2 - (hops % 2 == 0 and x0 % 2 == 1)
+    return y0 + way * turn, y0 + way * (turn + 1)

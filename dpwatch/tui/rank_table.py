@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from rich.text import Text
@@ -126,15 +127,16 @@ class RankTable(ScrollView, Lines, can_focus=True):
     def _body_width(self) -> int:
         return max(self.size.width - 1, 1)  # the last column is the scroll bar's
 
-    def line_at(self, y: int) -> Line:
-        """The heading, or one line of one visible row."""
+    def lines_at(self, ys: Iterable[int]) -> list[Line]:
+        """The heading, or lines of visible rows."""
         run, colors = self.run, palette_of(self)
-        if run is None:
-            return EMPTY
+        height, above = self.row_height, self.scroll_offset.y
+        return [EMPTY if run is None else self._line(run, y, above, height, colors) for y in ys]
+
+    def _line(self, run: Run, y: int, above: int, height: int, colors: Palette) -> Line:
         if y == 0:
             return Line(self._heading(run, colors))
-        height = self.row_height
-        index, part = divmod(y - 1 + self.scroll_offset.y, height)
+        index, part = divmod(y - 1 + above, height)
         if index >= len(self._rows):
             return Line(self._blank(y))
         chosen = index == self.cursor

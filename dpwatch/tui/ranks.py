@@ -245,14 +245,26 @@ def _row(
     scale: Scale,
     palette: Palette,
 ) -> Text:
-    parts: list[Part] = [(mark, palette.accent)]
-    blank = " " * gap, _BLANK
-    for column, draw in cells:
-        if draw is None:
-            parts.append((" " * (gap + column.width), _BLANK))
-        else:
-            parts += [blank, draw(rank, scale, column.width, palette)]
-    return line(*parts)
+    drawn = [
+        draw(rank, scale, column.width, palette) if draw else _to_left("", column.width, _BLANK)
+        for column, draw in cells
+    ]
+    # Most rows are what they were a moment ago: made of the very same cells.
+    key = (mark, gap, palette, *map(id, drawn))
+    known = _ROWS.get(key)
+    if known is None:
+        if len(_ROWS) >= _MOST_ROWS:
+            _ROWS.clear()
+        blank = " " * gap, _BLANK
+        parts = [part for cell in drawn for part in (blank, cell)]
+        known = _ROWS[key] = (line((mark, palette.accent), *parts), drawn)
+    return known[0]
+
+
+_ROWS: dict[tuple[object, ...], tuple[Text, list[Text]]] = {}
+"""Rows by the identities of their cells, which as long as a row is kept are kept with it."""
+
+_MOST_ROWS = 1024
 
 
 def _figure(value: Callable[[Rank], str]) -> Draw:
@@ -293,7 +305,7 @@ def _state(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
 def _steps(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
     steps = fmt.count(rank.steps)
     text = f"  step {steps}"
-    return line((left(text if len(text) <= width else steps, width), palette.muted))
+    return _to_left(text if len(text) <= width else steps, width, palette.muted)
 
 
 def _phases(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
@@ -312,8 +324,13 @@ def _memory_bar(memory: MemoryUse, full: float | None, width: int, palette: Pale
 
 
 def _phase_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
-    told = figures(phase_parts(rank.phases_ms), PHASE_KINDS, fmt.millis, width, palette)
-    return fitted(told, width)
+    chosen = largest_figures(phase_parts(rank.phases_ms), PHASE_KINDS, fmt.millis, width)
+    return _to_width(chosen, width, palette)
+
+
+@lru_cache(maxsize=1024)
+def _to_width(chosen: tuple[tuple[str, str], ...], width: int, palette: Palette) -> Text:
+    return fitted(figures_line(chosen, palette), width)
 
 
 def _memory_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
@@ -322,7 +339,9 @@ def _memory_figures(rank: Rank, scale: Scale, width: int, palette: Palette) -> T
 
 @lru_cache(maxsize=1024)
 def _figures_of(memory: MemoryUse, width: int, palette: Palette) -> Text:
-    return fitted(figures(memory_parts(memory), MEMORY_KINDS, fmt.size, width, palette), width)
+    return _to_width(
+        largest_figures(memory_parts(memory), MEMORY_KINDS, fmt.size, width), width, palette
+    )
 
 
 def figures(
@@ -333,6 +352,16 @@ def figures(
     palette: Palette,
 ) -> Text:
     """The largest parts' figures that fit, in the bar's order, each behind its letter."""
+    return figures_line(largest_figures(parts, kinds, show, width), palette)
+
+
+def largest_figures(
+    parts: Mapping[str, float | None],
+    kinds: Mapping[str, Kind],
+    show: Callable[[float | None], str],
+    width: int,
+) -> tuple[tuple[str, str], ...]:
+    """Letters and figures of the largest parts that fit, in the bar's order."""
     chosen: dict[str, str] = {}
     room = width + 1
     for name in sorted(parts, key=lambda n: -(parts[n] or 0)):
@@ -343,11 +372,15 @@ def figures(
         if room < -1:
             break
         chosen[name] = shown
+    return tuple((kind.letter, chosen[name]) for name, kind in kinds.items() if name in chosen)
+
+
+def figures_line(chosen: Sequence[tuple[str, str]], palette: Palette) -> Text:
+    """Figures behind their letters."""
     cells: list[Part] = []
-    for name in (each for each in kinds if each in chosen):
-        blanks = "  " if len(cells) + 2 < 2 * len(chosen) else ""
-        cells.append((kinds[name].letter, palette.strong))
-        cells.append((f" {chosen[name]}{blanks}", palette.muted))
+    for letter, figure in chosen:
+        cells += [("  " if cells else "", palette.muted), (letter, palette.strong)]
+        cells.append((f" {figure}", palette.muted))
     return line(*cells)
 
 

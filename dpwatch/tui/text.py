@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.control import strip_control_codes
 from rich.style import Style
 from rich.text import Span, Text
 
-Part = tuple[str, Style] | Text
+Piece = tuple[str, Style]
+Part = Piece | Text
 
 
 def clean(text: str, limit: int = 400) -> str:
@@ -60,42 +63,138 @@ def right(text: str, width: int) -> str:
     return " " * (width - cell_len(clipped)) + clipped
 
 
+class Pieced(Text):
+    """A line as the pieces it was put together from.
+
+    Rich keeps a text and spans over it. To lay lines into lines, which is most of what drawing a
+    dashboard is, each span has to be moved then. Pieces only follow each other. Spans are made of
+    them as soon as one of Rich's own methods wants them, and from then on it is a `Text`.
+    """
+
+    __slots__ = ("_pieces",)
+
+    def __init__(self, pieces: tuple[Piece, ...], plain: str) -> None:
+        # Not the base's own, which looks at every character.
+        self.style, self.justify, self.overflow = "", None, None
+        self.no_wrap, self.end, self.tab_size = True, "", None
+        self._length = len(plain)
+        _TEXT.__set__(self, [plain])
+        self._pieces: tuple[Piece, ...] | None = pieces
+
+    @property
+    def pieces(self) -> tuple[Piece, ...] | None:
+        """What it is made of, None once something else has been made of it."""
+        return None if self.style else self._pieces
+
+    def _settled(self) -> None:
+        if self._pieces is not None:
+            _SPANS.__set__(self, _spans_of(self._pieces))
+            self._pieces = None
+
+    @property
+    def plain(self) -> str:
+        """See `Text`."""
+        return _TEXT.__get__(self)[0] if self._pieces is not None else _PLAIN.__get__(self)
+
+    @plain.setter
+    def plain(self, text: str) -> None:
+        _PLAIN.__set__(self, text)
+
+    @property
+    def _text(self) -> list[str]:
+        self._settled()
+        return _TEXT.__get__(self)
+
+    @_text.setter
+    def _text(self, text: list[str]) -> None:
+        self._settled()
+        _TEXT.__set__(self, text)
+
+    @property
+    def _spans(self) -> list[Span]:
+        self._settled()
+        return _SPANS.__get__(self)
+
+    @_spans.setter
+    def _spans(self, spans: list[Span]) -> None:
+        self._settled()
+        _SPANS.__set__(self, spans)
+
+    def copy(self) -> Text:
+        """See `Text`; this one stays what it is."""
+        if self._pieces is None:
+            return super().copy()
+        made = Pieced(self._pieces, self.plain)
+        made.style = self.style
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        mine = self.pieces
+        its = other.pieces if isinstance(other, Pieced) else None
+        if mine is not None and its is not None:
+            return mine == its
+        return super().__eq__(other)
+
+    __hash__ = None
+
+
+_TEXT: Any = vars(Text)["_text"]
+_SPANS: Any = vars(Text)["_spans"]
+_PLAIN: Any = vars(Text)["plain"]
+
+
+def pieces_of(text: Text) -> tuple[Piece, ...]:
+    """A text's pieces, each with all that styles it."""
+    pieces = text.pieces if isinstance(text, Pieced) else None
+    return _apart(text) if pieces is None else pieces
+
+
+def _apart(text: Text) -> tuple[Piece, ...]:
+    """As Rich renders it: the base style, and over it those of the spans in their order."""
+    plain, spans, base = text.plain, text.spans, _style(text.style)
+    if not spans:
+        return ((plain, base),)
+    edges = sorted({0, len(plain), *(min(edge, len(plain)) for span in spans for edge in span[:2])})
+    return tuple(
+        (
+            plain[start:end],
+            sum((_style(named) for at, to, named in spans if at <= start < to), base),
+        )
+        for start, end in pairwise(edges)
+    )
+
+
+def _style(named: str | Style) -> Style:
+    return named if isinstance(named, Style) else Style.parse(named)
+
+
+def _spans_of(pieces: Iterable[Piece]) -> list[Span]:
+    at, spans = 0, []
+    for piece, style in pieces:
+        if style:
+            spans.append(Span(at, at + len(piece), style))
+        at += len(piece)
+    return spans
+
+
 def line(*parts: Part) -> Text:
     """A line of (text, style) pairs and of lines.
 
     It is what `Text.append` would give part by part, at a fraction of the cost: a screen has some
     hundred of them, four times a second.
     """
-    pieces: list[str] = []
-    spans: list[Span] = []
-    at = 0
+    pieces: list[Piece] = []
     for part in parts:
-        if isinstance(part, Text):
-            piece, style = part.plain, part.style
-            inner = [Span(start + at, end + at, named) for start, end, named in part.spans]
-        else:
-            piece, style = part
-            inner = []
-        if not piece:
-            continue
-        if style:
-            spans.append(Span(at, at + len(piece), style))
-        spans += inner
-        pieces.append(piece)
-        at += len(piece)
-    plain = "".join(pieces)
+        if not isinstance(part, Text):
+            if part[0]:
+                pieces.append(part)
+        elif part:
+            pieces += pieces_of(part)
+    plain = "".join([piece for piece, _ in pieces])
     if not plain.isprintable() and plain != strip_control_codes(plain):
-        return line(*(part if isinstance(part, Text) else _sane(*part) for part in parts))
-    # What `Text(plain, spans=spans)` makes; it would look at each character for control codes.
-    result = Text(no_wrap=True, end="")
-    result._text = [plain]
-    result._length = at
-    result._spans = spans
-    return result
-
-
-def _sane(text: str, style: Style) -> Part:
-    return strip_control_codes(text), style
+        pieces = [(strip_control_codes(piece), style) for piece, style in pieces]
+        plain = "".join([piece for piece, _ in pieces])
+    return Pieced(tuple(pieces), plain)
 
 
 def fitted(text: Text, width: int) -> Text:
@@ -107,10 +206,10 @@ def fitted(text: Text, width: int) -> Text:
         text = text.copy()
         text.truncate(width, overflow="ellipsis")
         found = text.cell_len
-    return line(text, (" " * (width - found), _PLAIN))
+    return line(text, (" " * (width - found), _BARE))
 
 
-_PLAIN = Style.null()
+_BARE = Style.null()
 
 
 def wrapped(text: str, width: int, style: Style, indent: int = 0) -> list[Text]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from rich.text import Text
@@ -18,8 +19,16 @@ from dpwatch.tui.palette import Palette, palette
 
 def palette_of(widget: Widget) -> Palette:
     """The palette of the theme the app shows now."""
-    theme = widget.app.current_theme
-    return palette(theme.dark, widget.app.no_color, theme.name)
+    app = widget.app
+    key = (app.theme, app.no_color)
+    found = _PALETTES.get(key)
+    if found is None:  # to look a theme up takes longer than to draw a line
+        theme = app.current_theme
+        found = _PALETTES[key] = palette(theme.dark, app.no_color, theme.name)
+    return found
+
+
+_PALETTES: dict[tuple[str, bool], Palette] = {}
 
 
 EMPTY = Line(Text(end=""))
@@ -44,10 +53,10 @@ class Painted(Lines):
             self._lines = self.paint(self.frame, width, height) if self.frame else []
         return self._lines
 
-    def line_at(self, y: int) -> Line:
-        """One line of the widget."""
+    def lines_at(self, ys: Iterable[int]) -> list[Line]:
+        """Lines of the widget."""
         lines = self.lines()
-        return Line(lines[y]) if y < len(lines) else EMPTY
+        return [Line(lines[y]) if y < len(lines) else EMPTY for y in ys]
 
 
 MOVES: tuple[BindingType, ...] = (
@@ -108,10 +117,10 @@ class Scrolling(ScrollView, Lines, can_focus=True):
             self._lines = self.paint(self.frame, width, height) if self.frame else []
         return self._lines
 
-    def line_at(self, y: int) -> Line:
-        """One visible line."""
-        lines, index = self.lines(), y + self.scroll_offset.y
-        return Line(lines[index]) if index < len(lines) else EMPTY
+    def lines_at(self, ys: Iterable[int]) -> list[Line]:
+        """Lines that are visible."""
+        lines, above = self.lines(), self.scroll_offset.y
+        return [Line(lines[y + above]) if y + above < len(lines) else EMPTY for y in ys]
 
     def copied(self) -> str:
         """All of it as text, for the clipboard."""
