@@ -44,7 +44,7 @@ INTERVAL_S = 0.25
 TURN_FRAMES = 1024
 """Frames taken in at a stretch, so that a hub that never stops leaves time to draw."""
 
-NAP_S = 0.1
+NAP_S = 0.25
 """How long frames may lie in their sockets, which hold a thousand each."""
 
 LOOK_S = 0.5

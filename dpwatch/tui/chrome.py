@@ -13,7 +13,7 @@ from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import gauge
 from dpwatch.tui.frame import Frame, all_diagnoses
 from dpwatch.tui.palette import STATE_GLYPHS, Palette
-from dpwatch.tui.text import clean, clip, fitted, line
+from dpwatch.tui.text import Part, clean, clip, fitted, line
 from dpwatch.tui.view import View, digit
 from dpwatch.tui.words import run_title, strategy_of
 
@@ -156,7 +156,7 @@ def _tabs(
     views: Sequence[View], active: str, found: int, most: int, gap: int, palette: Palette
 ) -> Text:
     """Digits and names; the view on screen stands in brackets, which take no room of their own."""
-    tabs = Text(no_wrap=True, end="")
+    tabs: list[Part] = []
     edge = " "
     for index, view in enumerate(views):
         here = view.name == active
@@ -164,12 +164,11 @@ def _tabs(
         label = view.title if len(view.title) <= most else view.short
         if view.name == "alerts" and found:
             label += f" ({found})" if most else f" {found}"
-        tabs.append(f"{edge[:-1]}{'[' if here else edge[-1:]}", palette.strong + target)
-        tabs.append(f"{digit(index)} ", palette.accent + target)
-        tabs.append(label, (palette.strong if here else palette.muted) + target)
+        tabs.append((f"{edge[:-1]}{'[' if here else edge[-1:]}", palette.strong + target))
+        tabs.append((f"{digit(index)} ", palette.accent + target))
+        tabs.append((label, (palette.strong if here else palette.muted) + target))
         edge = f"{']' if here else ' '}{' ' * (gap - 1)}"
-    tabs.append(edge[:1].rstrip(), palette.strong)
-    return tabs
+    return line(*tabs, (edge[:1].rstrip(), palette.strong))
 
 
 def _run_choices(frame: Frame, palette: Palette) -> list[Text]:

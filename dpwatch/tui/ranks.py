@@ -69,9 +69,9 @@ SORTS = {
 Draw = Callable[[Rank, Scale, int, Palette], Text]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Column:
-    """One column.
+    """One column, equal only to itself.
 
     Attributes:
         title: Its heading.
@@ -110,9 +110,9 @@ def matches(rank: Rank, terms: Sequence[str]) -> bool:
     return all(term in text for term in terms)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Columns:
-    """The columns shown, and the blanks before each."""
+    """The columns shown, and the blanks before each; equal only to themselves."""
 
     columns: tuple[Column, ...]
     gap: int
@@ -120,8 +120,13 @@ class Columns:
 
 def columns_for(run: Run, width: int) -> Columns:
     """The columns that fit into `width` cells, widths settled; the least important go first."""
+    return _layout(Wants.of(run), width)
+
+
+@lru_cache(maxsize=8)
+def _layout(wants: Wants, width: int) -> Columns:
     kept: list[Column] = []
-    wanted = _columns(run)
+    wanted = _columns(wants)
     room = width - 1
     for column in sorted(wanted, key=lambda c: c.rank):
         spare = BAR_ROOM if column.rank >= _EXTRA else 0
@@ -140,12 +145,32 @@ def columns_for(run: Run, width: int) -> Columns:
     )
 
 
-def _columns(run: Run) -> list[Column]:
-    """Every column this run could show, left to right."""
-    device = min(max((len(r.device) for r in run.ranks), default=6), 12)
-    ranks = max((len(str(r.rank)) for r in run.ranks), default=1)
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """What of a run decides on its columns: cells for the device's and the rank's name, what is."""
+
+    device: int
+    rank: int
+    processes: bool
+    hosts: bool
+    gpus: bool
+
+    @classmethod
+    def of(cls, run: Run) -> Wants:
+        """Those of a run."""
+        return cls(
+            device=min(max((len(r.device) for r in run.ranks), default=6), 12),
+            rank=len(str(max((r.rank for r in run.ranks), default=0))),
+            processes=processes_of(run) > 1,
+            hosts=len(run.hosts) > 1,
+            gpus=any(rank.gpu.util is not None for rank in run.ranks),
+        )
+
+
+def _columns(wants: Wants) -> list[Column]:
+    """Every column such a run could show, left to right."""
     columns = [
-        Column(title="device", width=max(device, 6), rank=0, draw=_device, numeric=False),
+        Column(title="device", width=max(wants.device, 6), rank=0, draw=_device, numeric=False),
         Column(title="state", width=10, rank=1, draw=_state, detail=_steps, numeric=False),
         Column(
             title="phases of a step",
@@ -174,14 +199,14 @@ def _columns(run: Run) -> list[Column]:
         Column(title="idle", width=5, rank=8, draw=_figure(lambda r: fmt.share(r.idle))),
         Column(title="run q", width=5, rank=9, draw=_figure(lambda r: fmt.share(r.runqueue_wait))),
     ]
-    if processes_of(run) > 1:
+    if wants.processes:
+        digits = max(wants.rank, 4)
         columns.insert(
-            0,
-            Column(title="rank", width=max(ranks, 4), rank=0, draw=_figure(lambda r: str(r.rank))),
+            0, Column(title="rank", width=digits, rank=0, draw=_figure(lambda r: str(r.rank)))
         )
-    if len(run.hosts) > 1:
+    if wants.hosts:
         columns.insert(2, Column(title="host", width=12, rank=12, draw=_host, numeric=False))
-    if any(rank.gpu.util is not None for rank in run.ranks):
+    if wants.gpus:
         columns.append(
             Column(title="GPU", width=5, rank=7, draw=_figure(lambda r: fmt.share(r.gpu.util)))
         )
@@ -196,11 +221,19 @@ def head_line(
     Clicks read the style's meta: the title of a column to sort by.
     """
     scale = Scale.of(run)
+    step, peak = fmt.millis(scale.step_ms), fmt.size(scale.peak_bytes)
+    return _head_line(step, peak, layout, palette, sorted_by, turned)
+
+
+@lru_cache(maxsize=8)
+def _head_line(
+    step: str, peak: str, layout: Columns, palette: Palette, sorted_by: str, turned: bool
+) -> Text:
     full = {
-        "phases of a step": f"phases · full {fmt.millis(scale.step_ms)}",
-        "memory at peak": f"memory · full {fmt.size(scale.peak_bytes)}",
+        "phases of a step": f"phases · full {step}",
+        "memory at peak": f"memory · full {peak}",
     }
-    result = line((" ", palette.muted))
+    parts: list[Part] = [(" ", palette.muted)]
     for column in layout.columns:
         title = full.get(column.title, column.title)
         if cell_len(title) > column.width:
@@ -213,8 +246,8 @@ def head_line(
         style = palette.strong if chosen else palette.muted
         if column.title in SORTS:
             style += Style(meta={"sort": column.title})
-        result.append(" " * layout.gap + align(title, column.width), style)
-    return result
+        parts.append((" " * layout.gap + align(title, column.width), style))
+    return line(*parts)
 
 
 def row_lines(

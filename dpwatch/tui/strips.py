@@ -23,8 +23,11 @@ def strip_of(text: Text, width: int, ground: Style, *, under: Style | None = Non
     """A line as a strip of exactly `width` cells, on `under` on the widget's `ground`."""
     segments: list[Segment] = []
     held, held_style = "", ground
+    seen: dict[int, Style] = {}  # by identity: to hash a style takes longer than all else here
     for piece, style in pieces_of(text):
-        laid = _laid(ground, under or _NULL, style)
+        laid = seen.get(id(style))
+        if laid is None:
+            laid = seen[id(style)] = _laid(ground, under or _NULL, style)
         if laid is held_style:
             held += piece
             continue

@@ -150,10 +150,23 @@ def pieces_of(text: Text) -> tuple[Piece, ...]:
 
 
 def _apart(text: Text) -> tuple[Piece, ...]:
-    """As Rich renders it: the base style, and over it those of the spans in their order."""
+    """The base style, and those of the spans over it, which as a rule don't overlap."""
     plain, spans, base = text.plain, text.spans, _style(text.style)
-    if not spans:
-        return ((plain, base),)
+    pieces, at = [], 0
+    for start, end, named in spans:
+        if start < at:
+            return _overlaid(text)
+        if start > at:
+            pieces.append((plain[at:start], base))
+        pieces.append((plain[start:end], base + _style(named)))
+        at = end
+    if at < len(plain):
+        pieces.append((plain[at:], base))
+    return tuple(pieces)
+
+
+def _overlaid(text: Text) -> tuple[Piece, ...]:
+    plain, spans, base = text.plain, text.spans, _style(text.style)
     edges = sorted({0, len(plain), *(min(edge, len(plain)) for span in spans for edge in span[:2])})
     return tuple(
         (

@@ -8,9 +8,9 @@ from importlib import import_module
 from textual.widget import Widget
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class View:
-    """A view, chosen by its digit or a click.
+    """A view, chosen by its digit or a click. Equal only to itself.
 
     Attributes:
         name: Its widget's id.
