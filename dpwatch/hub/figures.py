@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import NamedTuple
 
 from dpwatch.hub.parts import LaneState, RankState
@@ -17,7 +18,7 @@ from dpwatch.hub.series import (
     Columns,
     Tally,
     Window,
-    median,
+    quantile,
     quantile_ms,
     summed,
 )
@@ -132,36 +133,44 @@ def of_calls(rank: RankState, lane: LaneState, steps: range, common: int) -> Cal
     if not lane.calls and not lanes:
         return CallFigures(0, None, None, None)
     waits = [each if other is lane else _columns(other, steps) for other in lanes]
-    wait_ns = map(sum, zip(*(of[_WAIT_NS] for of in waits), strict=True))
+    wait_ns = list(map(sum, zip(*(of[_WAIT_NS] for of in waits), strict=True)))
     shared = traffic_steps(rank, common)
     sent = each if shared == steps else _columns(lane, shared)
     return CallFigures(
-        wire_bytes=int(median(sent[_WIRE]) or 0),
-        total_ms=median(_whole_ms(each, _TIMED_CALLS, _TIMED_NS)),
-        waited_ms=median(_whole_ms(each, _WAITED_CALLS, _WAITED_NS)),
-        wait_ms=median(ns / 1e6 for ns in wait_ns),
+        wire_bytes=int(quantile(sent[_WIRE], 0.5) or 0),
+        total_ms=quantile_ms(_whole_ns(each, _TIMED_CALLS, _TIMED_NS), 0.5),
+        waited_ms=quantile_ms(_whole_ns(each, _WAITED_CALLS, _WAITED_NS), 0.5),
+        wait_ms=quantile_ms(wait_ns, 0.5),
     )
 
 
 def of_op(cells: Columns) -> OpFigures:
     """Figures of an op's calls, a tally for each rank and step."""
     calls, nbytes, timed_calls = cells[_CALLS], cells[_NBYTES], cells[_TIMED_CALLS]
+    if timed_calls == calls:
+        moved = float(sum(nbytes))
+    else:
+        timed = compress(zip(nbytes, timed_calls, calls, strict=True), timed_calls)
+        moved = math.fsum([of * n / whole for of, n, whole in timed])
     return OpFigures(
         cells=len(calls),
         calls=sum(calls),
-        nbytes=int(median(nbytes) or 0),
-        timed_ns=sum(ns for ns, n in zip(cells[_TIMED_NS], timed_calls, strict=True) if n),
-        moved=math.fsum(
-            of * n / whole for of, n, whole in zip(nbytes, timed_calls, calls, strict=True) if n
-        ),
-        waited_ms=median(_whole_ms(cells, _WAITED_CALLS, _WAITED_NS)),
+        nbytes=int(quantile(nbytes, 0.5) or 0),
+        timed_ns=sum(compress(cells[_TIMED_NS], timed_calls)),
+        moved=moved,
+        waited_ms=quantile_ms(_whole_ns(cells, _WAITED_CALLS, _WAITED_NS), 0.5),
     )
 
 
-def _whole_ms(cells: Columns, known: int, ns: int) -> list[float]:
-    """Milliseconds of the steps in which that is known of each of their calls."""
-    rows = zip(cells[_CALLS], cells[known], cells[ns], strict=True)
-    return [took_ns / 1e6 for calls, some, took_ns in rows if calls and some >= calls]
+def _whole_ns(cells: Columns, known: int, ns: int) -> list[int]:
+    """Nanoseconds of the steps in which that is known of each of their calls."""
+    calls, some = cells[_CALLS], cells[known]
+    if some == calls and 0 not in calls:
+        return cells[ns]
+    if not any(some):
+        return []
+    rows = zip(calls, some, cells[ns], strict=True)
+    return [took_ns for of, known_of, took_ns in rows if of and known_of >= of]
 
 
 def _columns(lane: LaneState, steps: range) -> Columns:

@@ -17,9 +17,9 @@ import zmq
 
 from dpwatch.hub import looks
 from dpwatch.hub.advance import advance
-from dpwatch.hub.snapshot import HostGpu, RunView, Snapshot
+from dpwatch.hub.snapshot import History, HostGpu, RunView, Snapshot
 from dpwatch.hub.state import RunState, decode
-from dpwatch.hub.summarize import MANY, view
+from dpwatch.hub.summarize import MANY, summarize, view
 from dpwatch.hub.viewing import (
     EVERY_FRAME,
     FRAME_NUMBER,
@@ -40,6 +40,9 @@ STALE_S = 3.0
 ASK_AGAIN_S = 1.0
 INTERVAL_S = 0.25
 """How often a viewer takes a snapshot, if it is not told otherwise."""
+
+CURVES_S = 1.0
+"""How old a running run's curves may be."""
 
 TURN_FRAMES = 1024
 """Frames taken in at a stretch, so that a hub that never stops leaves time to draw."""
@@ -78,6 +81,7 @@ class Follower:
         self._asked: float | None = None
         self._view: RunView | None = None
         self._look: looks.Look | None = None
+        self._curves = (-CURVES_S, History())
         self.frames = transport.subscribe_socket(context, place.publish)
         self.answers = transport.ask_socket(context, place.ask)
         self._ask()
@@ -209,10 +213,24 @@ class Follower:
                 self._view = msgspec.structs.replace(self._look.view, connection=connection)
             elif self.state is not None:
                 try:
-                    self._view = view(self.state, connection)
+                    self._view = self._viewed(self.state, connection)
                 except Exception as error:  # noqa: BLE001
                     self._distrust(error)
         return self._view
+
+    def _viewed(self, state: RunState, connection: str) -> RunView:
+        """The state to look at; of a run that goes on, with curves that are a second old at most.
+
+        A curve of hundreds of points looks the same then, and to draw it costs more than the rest.
+        """
+        run, now = summarize(state), self._clock()
+        at, curves = self._curves
+        young = now - at < CURVES_S and len(curves.rank_step_ms) == len(run.ranks)
+        if young and connection == "live" and run.state == "running":
+            return view(state, connection, run, history=curves)
+        found = view(state, connection, run)
+        self._curves = (now, found.history)
+        return found
 
     @property
     def complete(self) -> bool:

@@ -71,7 +71,12 @@ def summary(runs: Sequence[Run], gpus: Sequence[HostGpu] = ()) -> Summary:
 
 
 def view(
-    state: RunState, connection: str = "live", run: Run | None = None, *, curves: bool = True
+    state: RunState,
+    connection: str = "live",
+    run: Run | None = None,
+    *,
+    curves: bool = True,
+    history: History | None = None,
 ) -> RunView:
     """A run for a screen: its summary (made here unless it is given), its curves, its age.
 
@@ -80,24 +85,28 @@ def view(
         connection: See `RunView`.
         run: Its summary.
         curves: With the rows' curves.
+        history: The curves of a moment ago, where they will do.
     """
     lanes = rows_of(state)
-    drawn = lanes if curves else []
     end_ns = state.end_ns if _ended(state) and state.end_ns else state.now_ns
     return RunView(
         run=summarize(state) if run is None else run,
-        history=History(
-            loss=state.loss.freeze(),
-            step_ms=state.step_ms.freeze(),
-            rank_step_ms=tuple(lane.step_ms.freeze() for lane in drawn),
-            rank_peak_bytes=tuple(lane.peak_bytes.freeze() for lane in drawn),
-        ),
+        history=_history(state, lanes if curves else []) if history is None else history,
         elapsed_s=None if state.start_ns is None else max(0, end_ns - state.start_ns) / 1e9,
         connection=connection,
         lanes=tuple(_last_steps(state, lane) for lane in lanes[:LANES]),
         stacks=seen(state),
         output=state.output.freeze(),
         tells_output=sum(bool(r.hello and r.hello.tells_output) for r in state.ranks.values()),
+    )
+
+
+def _history(state: RunState, lanes: Sequence[LaneState]) -> History:
+    return History(
+        loss=state.loss.freeze(),
+        step_ms=state.step_ms.freeze(),
+        rank_step_ms=tuple(lane.step_ms.freeze() for lane in lanes),
+        rank_peak_bytes=tuple(lane.peak_bytes.freeze() for lane in lanes),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
 from rich.style import Style
@@ -85,6 +86,7 @@ def plot(
     return [fitted(each, width) for each in lines]
 
 
+@lru_cache(maxsize=64)
 def sparkline(curve: Curve, width: int, style: Style) -> Text:
     """A curve one line high and `width` cells wide, blank while it has fewer than two points."""
     points = _finite(curve)

@@ -34,12 +34,14 @@ def rule(run: Run, state: RunState) -> Finding | None:
     exposed = median(row.comm_ms.exposed for row in run.ranks)
     total = median(row.comm_ms.total for row in run.ranks)
     backward = median(row.phases_ms.backward for row in run.ranks)
-    cost = shared_by_most(net_shares(run, state).values())
-    if cure is None or not exposed or not total or not backward or cost is None:
+    if cure is None or not exposed or not total or not backward:
         return None
     compute = backward - min(exposed, backward)
     hideable = compute >= HIDEABLE * total
-    if cost < WORTH_SAYING or exposed < EXPOSED * total or not hideable:
+    if exposed < EXPOSED * total or not hideable:
+        return None
+    cost = shared_by_most(net_shares(run, state).values())
+    if cost is None or cost < WORTH_SAYING:
         return None
     return Finding(
         kind="overlap_poor",
