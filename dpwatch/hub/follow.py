@@ -17,7 +17,7 @@ import zmq
 
 from dpwatch.hub import looks
 from dpwatch.hub.advance import advance
-from dpwatch.hub.snapshot import History, HostGpu, RunView, Snapshot
+from dpwatch.hub.snapshot import History, HostGpu, Run, RunView, Snapshot
 from dpwatch.hub.state import RunState, decode
 from dpwatch.hub.summarize import MANY, summarize, view
 from dpwatch.hub.viewing import (
@@ -81,6 +81,7 @@ class Follower:
         self._asked: float | None = None
         self._view: RunView | None = None
         self._look: looks.Look | None = None
+        self._reviewed: Run | None = None
         self._curves = (-CURVES_S, History())
         self.frames = transport.subscribe_socket(context, place.publish)
         self.answers = transport.ask_socket(context, place.ask)
@@ -143,6 +144,7 @@ class Follower:
             self.state = state
         self._asked = None
         self._fresh()
+        self._reviewed = None
         if self.state is state:
             self._view = shown
 
@@ -169,7 +171,7 @@ class Follower:
                 self._ask()
             return
         try:
-            advance(self.state, codec.decode(frame[FRAME_NUMBER.size :]))
+            reviewed = advance(self.state, codec.decode(frame[FRAME_NUMBER.size :]))
         except codec.VersionError as error:
             self.protocol = error.version
             return
@@ -181,11 +183,13 @@ class Follower:
         if len(self.state.ranks) > MANY and self._asked is None:
             self._ask()
         self._fresh()
+        if reviewed is not None:
+            self._reviewed = reviewed
 
     def _distrust(self, error: Exception) -> None:
         """Lets go of a state that can't be, and waits before asking for another one."""
         self.nonsense = f"{type(error).__name__}: {codec.told(error)}"
-        self.state = self._view = None
+        self.state = self._view = self._reviewed = None
         if self._look is not None:
             self._follow_frames(on=True)
             self._look = None
@@ -223,7 +227,11 @@ class Follower:
 
         A curve of hundreds of points looks the same then, and to draw it costs more than the rest.
         """
-        run, now = summarize(state), self._clock()
+        run, self._reviewed = self._reviewed, None
+        # A review's summary is good for one look, which the next will follow in a moment.
+        if run is None or run.state != "running" or connection != "live":
+            run = summarize(state)
+        now = self._clock()
         at, curves = self._curves
         young = now - at < CURVES_S and len(curves.rank_step_ms) == len(run.ranks)
         if young and connection == "live" and run.state == "running":
