@@ -15,8 +15,6 @@ import numpy as np
 
 from dpwatch.hub.figures import (
     DEVICE_TIMES,
-    PHASE_FIELDS,
-    SHARES,
     CallFigures,
     Figures,
     OpFigures,
@@ -26,6 +24,7 @@ from dpwatch.hub.figures import (
     settled,
     traffic_steps,
 )
+from dpwatch.hub.ordered import PHASE_FIELDS, SHARES
 from dpwatch.hub.parts import LaneState
 from dpwatch.hub.series import (
     CALLS,

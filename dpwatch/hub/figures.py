@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import NamedTuple
 
+from dpwatch.hub.ordered import PHASE_FIELDS, SORTED, Ordered
 from dpwatch.hub.parts import LaneState, RankState
 from dpwatch.hub.series import (
-    NONE,
-    SAMPLES,
     WINDOW,
     Columns,
     Tally,
@@ -23,11 +22,8 @@ from dpwatch.hub.series import (
     summed,
 )
 from dpwatch.hub.state import RunState
-from dpwatch.wire.messages import PHASES
 
-PHASE_FIELDS = tuple(f"{phase}_ns" for phase in PHASES)
 DEVICE_TIMES = ("forward_ns", "backward_ns", "optimizer_ns")
-SHARES = ("gil_wait_ns", "idle_ns", "runqueue_ns")
 
 _WIDTH = len(Tally.__struct_fields__)
 _CALLS, _NBYTES, _WIRE, _TIMED_CALLS, _TIMED_NS, _WAIT_NS, _WAITED_CALLS, _WAITED_NS = range(_WIDTH)
@@ -90,39 +86,21 @@ class Figures(NamedTuple):
 
 def of_steps(window: Window) -> StepFigures:
     """Figures of a lane's last steps."""
-    took_ns = window.took_ns()
-    phases = {name: window.known(name) for name in PHASE_FIELDS}
+    kept: Ordered | None = getattr(window, "ordered", None)
+    if kept is None:
+        kept = window.ordered = Ordered()  # type: ignore[attr-defined]
+    kept.follow(window)
+    last_ns, fields = kept.last_ns, dict(zip(SORTED, kept.fields, strict=True))
     return StepFigures(
-        p50_ms=quantile_ms(took_ns, 0.5),
-        p95_ms=quantile_ms(took_ns, 0.95),
-        last_ms=took_ns[-1] / 1e6 if took_ns else None,
-        phases_ms=tuple(quantile_ms(each, 0.5) for each in phases.values()),
-        timed=any(phases[name] for name in DEVICE_TIMES),
-        exposed_ms=quantile_ms(window.known("exposed_ns"), 0.5),
-        shares=tuple(share(window, name, took_ns) for name in SHARES),
-        samples_per_s=_rate(window, took_ns),
+        p50_ms=quantile_ms(kept.took_ns, 0.5),
+        p95_ms=quantile_ms(kept.took_ns, 0.95),
+        last_ms=None if last_ns is None else last_ns / 1e6,
+        phases_ms=tuple(quantile_ms(fields[name], 0.5) for name in PHASE_FIELDS),
+        timed=any(fields[name] for name in DEVICE_TIMES),
+        exposed_ms=quantile_ms(fields["exposed_ns"], 0.5),
+        shares=kept.shares,
+        samples_per_s=kept.samples_per_s,
     )
-
-
-def share(window: Window, name: str, took_ns: Sequence[int]) -> float | None:
-    """Share of wall time over the steps in which it was measured."""
-    ns = window.field(name)
-    if NONE in ns:
-        took_ns = [took for each, took in zip(ns, took_ns, strict=True) if each != NONE]
-        ns = [each for each in ns if each != NONE]
-    wall_ns = sum(took_ns)
-    return sum(ns) / wall_ns if wall_ns else None
-
-
-def _rate(window: Window, took_ns: Sequence[int]) -> float | None:
-    samples, steps = window.column(SAMPLES), window.field("step")
-    if NONE in samples or 0 in steps:
-        rows = [r for r in zip(samples, took_ns, steps, strict=True) if r[0] != NONE]
-        # The first step also holds what start-up costs; a rate without it is the run's.
-        rows = [row for row in rows if row[2]] or rows
-        samples, took_ns = [row[0] for row in rows], [row[1] for row in rows]
-    wall_ns = sum(took_ns)
-    return sum(samples) * 1e9 / wall_ns if wall_ns else None
 
 
 def of_calls(rank: RankState, lane: LaneState, steps: range, common: int) -> CallFigures:

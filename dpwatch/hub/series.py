@@ -6,7 +6,6 @@ that, and a run of a thousand ranks keeps millions.
 
 from __future__ import annotations
 
-import functools
 import operator
 import struct
 from array import array
@@ -64,11 +63,7 @@ def kept_of(step: Step) -> Sequence[int]:
     return [NONE if each is None else each for each in row]
 
 
-SHARED_STEPS = 8192
-"""Steps that are the same object in all of a viewer's snapshots that hold them."""
-
-
-class Window(msgspec.Struct):
+class Window(msgspec.Struct, dict=True):  # with room for what is derived of it, and not sent
     """The last `WINDOW` steps of a lane, a row of `STEP_WIDTH` numbers each.
 
     Attributes:
@@ -135,14 +130,25 @@ class Window(msgspec.Struct):
 
     def steps(self, device: int, last: int = WINDOW) -> list[Step]:
         """The latest steps as they came, but for their loss."""
+        return [_step(device, row) for row in self.latest(last)]
+
+    def newest(self, device: int, count: int) -> tuple[Step, ...]:
+        """So many of the latest steps; those that were asked for before are the same objects."""
+        pushed, kept = vars(self).get("told", (0, ()))
+        new = self.pushed - pushed
+        found = (*kept, *self.steps(device, new)) if 0 <= new < count else self.steps(device, count)
+        told: tuple[Step, ...] = tuple(found[-count:])
+        vars(self)["told"] = self.pushed, told
+        return told
+
+    def latest(self, last: int) -> list[tuple[int, ...]]:
+        """The latest rows, the oldest first."""
         count = min(last, self.pushed, WINDOW)
         first = (self.pushed - count) % WINDOW
-        held = self.rows.tobytes()
-        rows = [row % WINDOW * STEP_BYTES for row in range(first, first + count)]
-        return [_step(device, _PACKED.unpack_from(held, at)) for at in rows]
+        places = (row % WINDOW * STEP_BYTES for row in range(first, first + count))
+        return [_PACKED.unpack_from(self.rows, at) for at in places]
 
 
-@functools.lru_cache(maxsize=SHARED_STEPS)
 def _step(device: int, row: tuple[int, ...]) -> Step:
     known = [None if each == NONE else each for each in row] if NONE in row else row
     return Step(device, *known[:-1], None, known[-1])  # type: ignore[call-arg]

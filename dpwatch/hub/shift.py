@@ -103,6 +103,7 @@ def _shift_rank(rank: RankState, offset_ns: int) -> None:
     if rank.beat is not None:
         rank.beat = cast("Beat", shifted(rank.beat, offset_ns))
     for lane in rank.lanes.values():
+        vars(lane.recent).clear()  # what was derived of them
         rows = lane.recent.rows
         for at in range(0, len(rows), STEP_WIDTH):
             for place in _STEP_MOMENTS:

@@ -126,7 +126,7 @@ def _host(state: RunState, host: Host) -> HostView:
 
 def _last_steps(state: RunState, lane: LaneState) -> LaneSteps:
     rank = state.ranks[lane.rank]
-    steps = tuple(lane.recent.steps(lane.device, STEPS))
+    steps = lane.recent.newest(lane.device, STEPS)
     return LaneSteps(lane.rank, device_of(rank, lane.device).name, rank.host, steps)
 
 

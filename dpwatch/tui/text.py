@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from rich.cells import cell_len, set_cell_size
 from rich.control import strip_control_codes
@@ -94,7 +94,9 @@ class Pieced(Text):
     @property
     def plain(self) -> str:
         """See `Text`."""
-        return _TEXT.__get__(self)[0] if self._pieces is not None else _PLAIN.__get__(self)
+        if self._pieces is None:
+            return cast("str", _PLAIN.__get__(self))
+        return cast("list[str]", _TEXT.__get__(self))[0]
 
     @plain.setter
     def plain(self, text: str) -> None:
@@ -103,7 +105,7 @@ class Pieced(Text):
     @property
     def _text(self) -> list[str]:
         self._settled()
-        return _TEXT.__get__(self)
+        return cast("list[str]", _TEXT.__get__(self))
 
     @_text.setter
     def _text(self, text: list[str]) -> None:
@@ -113,7 +115,7 @@ class Pieced(Text):
     @property
     def _spans(self) -> list[Span]:
         self._settled()
-        return _SPANS.__get__(self)
+        return cast("list[Span]", _SPANS.__get__(self))
 
     @_spans.setter
     def _spans(self, spans: list[Span]) -> None:
@@ -135,7 +137,7 @@ class Pieced(Text):
             return mine == its
         return super().__eq__(other)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # as the base
 
 
 _TEXT: Any = vars(Text)["_text"]
