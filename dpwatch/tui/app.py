@@ -29,6 +29,7 @@ from dpwatch.tui.commands import COMMANDS
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
 from dpwatch.tui.keys_line import KeysLine
+from dpwatch.tui.lines import Ground
 from dpwatch.tui.moments import Moments
 from dpwatch.tui.pace import USUAL_S
 from dpwatch.tui.palette import THEMES
@@ -55,6 +56,14 @@ SIZE_S = 1.0
 """How often the terminal is asked for its size."""
 SHORT_BELOW = 30
 """Terminals lower than this do without blank lines between parts."""
+
+
+class Base(Screen[None], Ground):
+    """The screen that the dashboard lies on."""
+
+
+class Panels(ContentSwitcher, Ground):
+    """One panel of several."""
 
 
 class Framed(Protocol):
@@ -139,7 +148,7 @@ class DashboardApp(Moments):
             self._filters.append(PlainFilter())
         self.title = clean(title, 40)
         self._waiting_text = waiting_text
-        self._panels = ContentSwitcher(initial="waiting", id="panels")
+        self._panels = Panels(initial="waiting", id="panels")
         self._box = Input(id="filter", compact=True)
         self._on_quit = on_quit
         self._opened_from: list[str] = []
@@ -152,6 +161,10 @@ class DashboardApp(Moments):
             self.register_theme(each)
         self.theme = theme
         self._first = (view, sort)
+
+    def get_default_screen(self) -> Screen[None]:
+        """See Textual."""
+        return Base(id="_default")
 
     def get_driver_class(self) -> type[Driver]:
         """The platform's driver, which here outlives its terminal."""

@@ -115,10 +115,26 @@ class Lines(Widget):
         found = self._standing.get(y)
         if found is None:
             found = self._standing[y] = self.line_at(y)
-        strip = strip_of(found.text, width, ground, under=found.under)
-        for each in self.get_line_filters():
-            # Palettes have true colours only; to look for others takes longer than to draw.
-            if not isinstance(each, ANSIToTruecolor):
-                strip = strip.apply_filter(each, self.background_colors[1])
+        strip = _filtered(self, strip_of(found.text, width, ground, under=found.under))
         self._strips[y] = strip
         return strip
+
+
+class Ground(Widget):
+    """Of a container nothing shows but its ground, and that only where no other widget lies.
+
+    Textual renders it whole with every line that changes on it.
+    """
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Blank lines."""
+        strip = Strip.blank(crop.width, self.visual_style.rich_style)
+        return [_filtered(self, strip)] * crop.height
+
+
+def _filtered(widget: Widget, strip: Strip) -> Strip:
+    for each in widget.get_line_filters():
+        # Palettes have true colours only; to look for others takes longer than to draw.
+        if not isinstance(each, ANSIToTruecolor):
+            strip = strip.apply_filter(each, widget.background_colors[1])
+    return strip

@@ -15,6 +15,7 @@ from dpwatch.tui.chrome import header_line, nav_line, session_line
 from dpwatch.tui.communication import LOWER_MIN, communication_lines, lower_lines
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import help_lines, waiting_lines
+from dpwatch.tui.lines import Ground
 from dpwatch.tui.rank_detail import rank_lines
 from dpwatch.tui.rank_table import ROOMY, Key, RankTable
 from dpwatch.tui.ranks import legend_lines
@@ -125,7 +126,7 @@ class Lower(Painted):
         return lower_lines(view, width, height, palette_of(self)) if view else []
 
 
-class Overview(Vertical):
+class Overview(Vertical, Ground):
     """Summary, legend, a row a rank, and communication where there is room."""
 
     frame: var[Frame | None] = var[Frame | None](None)

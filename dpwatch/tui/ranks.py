@@ -318,21 +318,21 @@ def _to_right(text: str, width: int, style: Style) -> Text:
 
 @lru_cache(maxsize=4096)
 def _to_left(text: str, width: int, style: Style) -> Text:
-    return line((left(clean(text), width), style))
+    return line((left(text, width), style))
 
 
 def _device(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
-    return _to_left(rank.device, width, palette.strong)
+    return _to_left(clean(rank.device), width, palette.strong)
 
 
 def _host(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
     host = rank.host if len(rank.host) <= width else rank.host.partition(".")[0]
-    return _to_left(host, width, palette.muted)
+    return _to_left(clean(host), width, palette.muted)
 
 
 def _state(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
     glyph = STATE_GLYPHS.get(rank.state, "·")
-    return _to_left(f"{glyph} {rank.state}", width, palette.state(rank.state))
+    return _to_left(f"{glyph} {clean(rank.state)}", width, palette.state(rank.state))
 
 
 def _steps(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
