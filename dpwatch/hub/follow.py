@@ -300,7 +300,7 @@ class Watcher:
             now = time.monotonic()
             if now >= self._look_at:
                 self._look()
-            self._pump(min(deadline, self._shown_at + self.interval_s, self._look_at) - now)
+            self._pump(min(deadline, self._shown_at + self.interval_s) - now)
             now = time.monotonic()
             known = {path for path, each in self._followers.items() if each.complete}
             if now >= self._shown_at + self.interval_s or not known <= self._shown:
@@ -397,6 +397,7 @@ class Watcher:
             # Nobody waits for a single frame, and to wake up for each costs more than to take it.
             time.sleep(min(max(wait_s, 0), NAP_S))
         else:
+            wait_s = min(wait_s, self._look_at - time.monotonic())
             self._poller.poll(max(0, int(wait_s * 1e3)))
         for follower in self._followers.values():
             follower.poll()

@@ -7,7 +7,7 @@ from functools import lru_cache
 from rich.text import Text
 
 from dpwatch.hub.comparison import exposed_share, largest, others_median, peak_bytes, traffic_bytes
-from dpwatch.hub.snapshot import Curve, Run, RunView
+from dpwatch.hub.snapshot import Curve, MemoryUse, Run, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import gauge, stacked
 from dpwatch.tui.blocks import Block, beside, boxed, facts
@@ -151,20 +151,26 @@ def _balance(run: Run, width: int, palette: Palette) -> Block:
     lines = wrapped(balance_sentence(run), width, palette.warn if off else palette.text)[:2]
     if len(run.ranks) < 2:
         return lines
-    return [*lines, *_memory_pair(run, width, palette), *_traffic_pair(run, width, palette)]
+    lines += _memory_pair(*_memories(run), width, palette)
+    return lines + _traffic_pair(*_traffics(run), width, palette)
 
 
-def _memory_pair(run: Run, width: int, palette: Palette) -> Block:
-    own, rest = run.ranks[0].memory.peak_bytes, others_median(run, peak_bytes)
+def _memories(run: Run) -> tuple[MemoryUse, MemoryUse]:
+    """Device 0's, and that of the others' median: a device's, where one is the median."""
+    first, rest = run.ranks[0].memory, others_median(run, peak_bytes)
+    if rest is None:
+        return first, MemoryUse()
+    same = next((r for r in run.ranks[1:] if r.memory.peak_bytes == rest), None)
+    return first, same.memory if same else MemoryUse(peak_bytes=round(rest))
+
+
+@lru_cache(maxsize=8)  # of a run that goes on nothing changes more seldom
+def _memory_pair(first: MemoryUse, middle: MemoryUse, width: int, palette: Palette) -> Block:
+    own, rest = first.peak_bytes, middle.peak_bytes
     full = max(own or 0, rest or 0)
-    room = width - 22
-    middle = {"untold": rest}
-    if rest is not None:  # the categories of the device that is the median, where there is one
-        same = next((r for r in run.ranks[1:] if r.memory.peak_bytes == rest), None)
-        middle = memory_parts(same.memory) if same else middle
     bars = [
-        stacked(parts, MEMORY_KINDS, room, palette, total=full)
-        for parts in (memory_parts(run.ranks[0].memory), middle)
+        stacked(memory_parts(use), MEMORY_KINDS, width - 22, palette, total=full)
+        for use in (first, middle)
     ]
     return [
         line(("memory peak (others: their median)", palette.muted)),
@@ -173,19 +179,27 @@ def _memory_pair(run: Run, width: int, palette: Palette) -> Block:
     ]
 
 
-def _traffic_pair(run: Run, width: int, palette: Palette) -> Block:
+_Traffic = tuple[float | None, float | None, float | None]
+
+
+def _traffics(run: Run) -> tuple[_Traffic, _Traffic]:
+    """All, sent and received: device 0's, and the others' medians."""
     first = run.ranks[0]
-    own, rest = traffic_bytes(first), others_median(run, traffic_bytes)
+    sent, received = first.sent_bytes_per_step, first.received_bytes_per_step
+    return (traffic_bytes(first), sent, received), (
+        others_median(run, traffic_bytes),
+        others_median(run, lambda rank: rank.sent_bytes_per_step),
+        others_median(run, lambda rank: rank.received_bytes_per_step),
+    )
+
+
+@lru_cache(maxsize=8)
+def _traffic_pair(first: _Traffic, middle: _Traffic, width: int, palette: Palette) -> Block:
+    own, rest = first[0], middle[0]
     full = max(own or 0, rest or 0)
-    room = width - 22
-    sent = others_median(run, lambda rank: rank.sent_bytes_per_step)
-    received = others_median(run, lambda rank: rank.received_bytes_per_step)
     bars = [
-        stacked({"sent": s, "received": r}, TRAFFIC_KINDS, room, palette, total=full)
-        for s, r in (
-            (first.sent_bytes_per_step, first.received_bytes_per_step),
-            (sent, received),
-        )
+        stacked({"sent": s, "received": r}, TRAFFIC_KINDS, width - 22, palette, total=full)
+        for _, s, r in (first, middle)
     ]
     return [
         line(("traffic a step, sent + received", palette.muted)),
