@@ -18,7 +18,7 @@ from dpwatch.tui.palette import (
     WAIT_KINDS,
     Kind,
 )
-from dpwatch.tui.ranks import memory_parts, phase_parts
+from dpwatch.tui.parts import memory_parts, phase_parts
 
 Parts = Mapping[str, float | None]
 

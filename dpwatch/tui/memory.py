@@ -18,9 +18,10 @@ from dpwatch.tui.blocks import heading
 from dpwatch.tui.device_rows import DeviceRows
 from dpwatch.tui.metrics import Metric
 from dpwatch.tui.palette import MEMORY_KINDS, Palette
+from dpwatch.tui.parts import figures, memory_parts
 from dpwatch.tui.pinned import Key
 from dpwatch.tui.plot import Series, plot
-from dpwatch.tui.ranks import Scale, figures, memory_parts
+from dpwatch.tui.ranks import Scale
 from dpwatch.tui.text import clean, fitted, left, line, right
 from dpwatch.tui.words import processes_of
 from dpwatch.wire.messages import CATEGORIES

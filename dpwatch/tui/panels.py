@@ -16,9 +16,9 @@ from dpwatch.tui.communication import LOWER_MIN, communication_lines, lower_line
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.guidance import help_lines, waiting_lines
 from dpwatch.tui.lines import Ground
+from dpwatch.tui.parts import legend_lines
 from dpwatch.tui.rank_detail import rank_lines
 from dpwatch.tui.rank_table import ROOMY, Key, RankTable
-from dpwatch.tui.ranks import legend_lines
 from dpwatch.tui.summary import summary_lines
 from dpwatch.tui.view import View
 from dpwatch.tui.widgets import Painted, Scrolling, palette_of

@@ -13,8 +13,8 @@ from dpwatch.tui.bars import stacked
 from dpwatch.tui.blocks import Block, beside, boxed, facts
 from dpwatch.tui.communication import communication_lines
 from dpwatch.tui.palette import MEMORY_KINDS, PHASE_KINDS, STATE_GLYPHS, Kind, Palette
+from dpwatch.tui.parts import memory_parts, phase_parts
 from dpwatch.tui.plot import Series, plot
-from dpwatch.tui.ranks import memory_parts, phase_parts
 from dpwatch.tui.text import clean, fitted, line, right
 
 _PLOT_LINES = 8

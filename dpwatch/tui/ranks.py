@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -11,21 +11,19 @@ from rich.style import Style
 from rich.text import Text
 
 from dpwatch.hub.comparison import devices, largest, peak_bytes, traffic_bytes
-from dpwatch.hub.snapshot import MemoryUse, PhaseTimes, Rank, Run
+from dpwatch.hub.snapshot import MemoryUse, Rank, Run
 from dpwatch.tui import format as fmt
-from dpwatch.tui.bars import segment_style, stacked
+from dpwatch.tui.bars import stacked
 from dpwatch.tui.metrics import BY_TITLE
 from dpwatch.tui.palette import (
     MEMORY_KINDS,
     PHASE_KINDS,
-    PHASE_NAMES,
     STATE_GLYPHS,
-    Kind,
     Palette,
 )
+from dpwatch.tui.parts import figures_line, largest_figures, memory_parts, phase_parts
 from dpwatch.tui.text import Part, clean, fitted, left, line, right
 from dpwatch.tui.words import processes_of
-from dpwatch.wire.messages import CATEGORIES
 
 _BLANK = Style.null()
 BAR_MIN, BAR_MAX = 9, 48
@@ -89,19 +87,6 @@ class Column:
     detail: Draw | None = None
     bar: bool = False
     numeric: bool = True
-
-
-def phase_parts(phases: PhaseTimes) -> dict[str, float | None]:
-    """Milliseconds by phase name."""
-    return {name: getattr(phases, name) for name in PHASE_NAMES}
-
-
-def memory_parts(memory: MemoryUse) -> dict[str, float | None]:
-    """Bytes by category at the peak; what the source didn't tell apart is `untold`."""
-    parts: dict[str, float | None] = {name: getattr(memory, name) for name in CATEGORIES}
-    if memory.peak_bytes is not None:
-        parts["untold"] = max(memory.peak_bytes - sum(value or 0 for value in parts.values()), 0)
-    return parts
 
 
 def matches(rank: Rank, terms: Sequence[str]) -> bool:
@@ -377,46 +362,6 @@ def _figures_of(memory: MemoryUse, width: int, palette: Palette) -> Text:
     )
 
 
-def figures(
-    parts: Mapping[str, float | None],
-    kinds: Mapping[str, Kind],
-    show: Callable[[float | None], str],
-    width: int,
-    palette: Palette,
-) -> Text:
-    """The largest parts' figures that fit, in the bar's order, each behind its letter."""
-    return figures_line(largest_figures(parts, kinds, show, width), palette)
-
-
-def largest_figures(
-    parts: Mapping[str, float | None],
-    kinds: Mapping[str, Kind],
-    show: Callable[[float | None], str],
-    width: int,
-) -> tuple[tuple[str, str], ...]:
-    """Letters and figures of the largest parts that fit, in the bar's order."""
-    chosen: dict[str, str] = {}
-    room = width + 1
-    for name in sorted(parts, key=lambda n: -(parts[n] or 0)):
-        if not parts[name]:
-            break
-        shown = show(parts[name])
-        room -= len(kinds[name].letter) + 1 + len(shown) + 2
-        if room < -1:
-            break
-        chosen[name] = shown
-    return tuple((kind.letter, chosen[name]) for name, kind in kinds.items() if name in chosen)
-
-
-def figures_line(chosen: Sequence[tuple[str, str]], palette: Palette) -> Text:
-    """Figures behind their letters."""
-    cells: list[Part] = []
-    for letter, figure in chosen:
-        cells += [("  " if cells else "", palette.muted), (letter, palette.strong)]
-        cells.append((f" {figure}", palette.muted))
-    return line(*cells)
-
-
 def _step_ms(rank: Rank) -> str:
     return fmt.millis(rank.step_ms.p50)
 
@@ -440,27 +385,3 @@ def _sent(rank: Rank) -> str:
 
 def _received(rank: Rank) -> str:
     return fmt.size(rank.received_bytes_per_step)
-
-
-@lru_cache(maxsize=4)
-def legend_lines(width: int, palette: Palette) -> list[Text]:
-    """What the colours and letters in the bars mean, on one line or two."""
-    told_apart = {name: kind for name, kind in MEMORY_KINDS.items() if name != "untold"}
-    phases, memory = (
-        _legend(title, kinds, "  ", palette)
-        for title, kinds in (("phases", PHASE_KINDS), ("memory", told_apart))
-    )
-    if phases.cell_len + memory.cell_len + 3 <= width:
-        return [line(phases, ("   ", palette.text), memory)]
-    if memory.cell_len > width:
-        memory = _legend("memory", told_apart, " ", palette)
-    return [fitted(phases, width), fitted(memory, width)]
-
-
-def _legend(title: str, kinds: Mapping[str, Kind], gap: str, palette: Palette) -> Text:
-    result = line((f"{title} ", palette.muted))
-    for index, kind in enumerate(kinds.values()):
-        result.append(gap if index else " ")
-        result.append(kind.letter, palette.strong if palette.mono else segment_style(kind))
-        result.append(f" {kind.name}", palette.muted)
-    return result

@@ -14,7 +14,7 @@ from rich.style import Style
 from rich.text import Text
 from textual.strip import Strip
 
-from dpwatch.tui.text import pieces_of
+from dpwatch.tui.pieces import pieces_of
 
 _NULL = Style.null()
 

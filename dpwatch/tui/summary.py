@@ -13,8 +13,8 @@ from dpwatch.tui.bars import gauge, stacked
 from dpwatch.tui.blocks import Block, beside, boxed, facts
 from dpwatch.tui.frame import Frame, worst_first
 from dpwatch.tui.palette import MEMORY_KINDS, SEVERITY_GLYPHS, TRAFFIC_KINDS, Palette
+from dpwatch.tui.parts import memory_parts
 from dpwatch.tui.plot import Series, plot, sparkline
-from dpwatch.tui.ranks import memory_parts
 from dpwatch.tui.text import Part, clean, fitted, line, wrapped
 from dpwatch.tui.words import (
     STRATEGIES,

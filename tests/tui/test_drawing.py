@@ -21,15 +21,14 @@ from dpwatch.tui.frame import Frame, latest_by_strategy
 from dpwatch.tui.gpus import gpu_lines
 from dpwatch.tui.guidance import help_lines, waiting_lines
 from dpwatch.tui.palette import palette
+from dpwatch.tui.parts import legend_lines, memory_parts
 from dpwatch.tui.plot import _DOTS, Grid, Series, plot, sparkline
 from dpwatch.tui.rank_detail import rank_lines
 from dpwatch.tui.ranks import (
     Scale,
     columns_for,
     head_line,
-    legend_lines,
     matches,
-    memory_parts,
     row_lines,
 )
 from dpwatch.tui.summary import summary_lines
