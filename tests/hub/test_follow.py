@@ -1,0 +1,62 @@
+"""What a viewer shows of a state: figures of now, curves of a moment ago."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from dpwatch.hub.follow import CURVES_S, Follower
+from dpwatch.hub.snapshot import History
+from dpwatch.hub.summarize import summarize, view
+from dpwatch.wire.messages import Bye
+from tests.frames import batch, hello, played, step
+
+
+@pytest.fixture
+def follower():
+    """As much of one as looks at a state; its clock stands until it is set."""
+    at = SimpleNamespace(now=100.0, _reviewed=None, _curves=(-CURVES_S, History()))
+    at._clock = lambda: at.now
+    at.look = lambda state, connection="live": Follower._viewed(at, state, connection)
+    return at
+
+
+@pytest.fixture
+def state():
+    return played([batch(hello(1)), batch(*(step(i) for i in range(5)), seq=1)])
+
+
+def test_curves_of_a_running_run_are_a_second_old_at_most(follower, state):
+    first = follower.look(state)
+    assert first == view(state)
+    state.apply(batch(step(5), seq=2))
+    follower.now += 0.9 * CURVES_S
+    second = follower.look(state)
+    assert second.history is first.history
+    assert second.run == summarize(state) != first.run
+    follower.now += 0.1 * CURVES_S
+    assert follower.look(state) == view(state)
+
+
+@pytest.mark.parametrize("connection", ["stale", "closed"])
+def test_what_will_not_go_on_is_shown_whole(follower, state, connection):
+    follower.look(state)
+    state.apply(batch(step(5), seq=2))
+    assert follower.look(state, connection) == view(state, connection)
+
+
+def test_an_ended_run_is_shown_whole(follower, state):
+    follower.look(state)
+    state.apply(batch(step(5), Bye("finished", ""), seq=2))
+    found = follower.look(state)
+    assert found.run.state == "finished"
+    assert found == view(state)
+
+
+def test_a_reviews_summary_is_good_for_one_look(follower, state):
+    follower._reviewed = summarize(state)
+    reviewed = follower._reviewed
+    state.apply(batch(step(5), seq=2))
+    assert follower.look(state).run is reviewed
+    assert follower.look(state).run == summarize(state)
