@@ -8,6 +8,7 @@ follows them all. Both live on one thread; nothing a viewer does can reach a ran
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -81,7 +82,8 @@ class Follower:
         self._asked: float | None = None
         self._view: RunView | None = None
         self._look: looks.Look | None = None
-        self._reviewed: Run | None = None
+        self._view_ends = math.inf  # when it is to be made anew, though nothing has come
+        self._reviewed: tuple[float, Run] | None = None
         self._curves = (-CURVES_S, History())
         self.frames = transport.subscribe_socket(context, place.publish)
         self.answers = transport.ask_socket(context, place.ask)
@@ -184,7 +186,7 @@ class Follower:
             self._ask()
         self._fresh()
         if reviewed is not None:
-            self._reviewed = reviewed
+            self._reviewed = (self._heard, reviewed)
 
     def _distrust(self, error: Exception) -> None:
         """Lets go of a state that can't be, and waits before asking for another one."""
@@ -212,8 +214,10 @@ class Follower:
         if not self.complete or (self.state is not None and not self.state.ranks):
             return None
         connection = self.connection
-        if self._view is None or self._view.connection != connection:
+        ends = self._clock() >= self._view_ends
+        if self._view is None or self._view.connection != connection or ends:
             if self._look is not None:
+                self._view_ends = math.inf
                 self._view = msgspec.structs.replace(self._look.view, connection=connection)
             elif self.state is not None:
                 try:
@@ -227,18 +231,27 @@ class Follower:
 
         A curve of hundreds of points looks the same then, and to draw it costs more than the rest.
         """
-        run, self._reviewed = self._reviewed, None
-        # A review's summary is good for one look, which the next will follow in a moment.
-        if run is None or run.state != "running" or connection != "live":
+        now, self._view_ends = self._clock(), math.inf
+        run = self._just_reviewed(now) if connection == "live" else None
+        self._reviewed = None
+        if run is None:
             run = summarize(state)
-        now = self._clock()
+        else:
+            self._view_ends = now  # of what came since nothing is in it: good for one look
         at, curves = self._curves
         young = now - at < CURVES_S and len(curves.rank_step_ms) == len(run.ranks)
         if young and connection == "live" and run.state == "running":
+            self._view_ends = min(self._view_ends, at + CURVES_S)
             return view(state, connection, run, history=curves)
         found = view(state, connection, run)
         self._curves = (now, found.history)
         return found
+
+    def _just_reviewed(self, now: float) -> Run | None:
+        """A running run's summary that a review made a moment ago."""
+        at, run = self._reviewed or (-math.inf, None)
+        fresh = run is not None and run.state == "running" and now - at <= INTERVAL_S
+        return run if fresh else None
 
     @property
     def complete(self) -> bool:

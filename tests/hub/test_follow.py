@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
 
-from dpwatch.hub.follow import CURVES_S, Follower
+from dpwatch.hub.follow import CURVES_S, INTERVAL_S, Follower
 from dpwatch.hub.snapshot import History
 from dpwatch.hub.summarize import summarize, view
 from dpwatch.wire.messages import Bye
@@ -16,9 +17,18 @@ from tests.frames import batch, hello, played, step
 @pytest.fixture
 def follower():
     """As much of one as looks at a state; its clock stands until it is set."""
-    at = SimpleNamespace(now=100.0, _reviewed=None, _curves=(-CURVES_S, History()))
+    at = SimpleNamespace(now=100.0, _view=None, _look=None, complete=True, connection="live")
+    at._view_ends, at._reviewed, at._curves = math.inf, None, (-CURVES_S, History())
     at._clock = lambda: at.now
-    at.look = lambda state, connection="live": Follower._viewed(at, state, connection)
+    at._just_reviewed = lambda now: Follower._just_reviewed(at, now)
+    at._viewed = lambda state, connection: Follower._viewed(at, state, connection)
+
+    def look(state, connection="live", *, fresh=True):
+        at.state, at.connection = state, connection
+        at._view = None if fresh else at._view
+        return Follower.view(at)
+
+    at.look = look
     return at
 
 
@@ -54,9 +64,26 @@ def test_an_ended_run_is_shown_whole(follower, state):
     assert found == view(state)
 
 
-def test_a_reviews_summary_is_good_for_one_look(follower, state):
-    follower._reviewed = summarize(state)
-    reviewed = follower._reviewed
+def test_a_reviews_summary_is_good_for_one_look_though_nothing_comes(follower, state):
+    reviewed = summarize(state)
+    follower._reviewed = (follower.now, reviewed)
     state.apply(batch(step(5), seq=2))
     assert follower.look(state).run is reviewed
+    assert follower.look(state, fresh=False).run == summarize(state)
+    assert follower.look(state, fresh=False) is follower.look(state, fresh=False)
+
+
+def test_a_review_of_a_while_ago_is_not_shown(follower, state):
+    follower._reviewed = (follower.now, summarize(state))
+    state.apply(batch(step(5), seq=2))
+    follower.now += 2 * INTERVAL_S
     assert follower.look(state).run == summarize(state)
+
+
+def test_curves_catch_up_though_nothing_comes(follower, state):
+    follower.look(state)
+    state.apply(batch(step(5), seq=2))
+    follower.now += 0.5 * CURVES_S
+    follower.look(state)
+    follower.now += 0.5 * CURVES_S
+    assert follower.look(state, fresh=False) == view(state)
