@@ -1,6 +1,8 @@
 """Where in the user's Python a thread is: who issued a collective, and what a stuck rank does.
 
 The innermost frame that is neither torch's, the standard library's nor the probe's answers both.
+Nor is it that of a package torch itself is made with, or of code that was generated: an import of
+torch's stands many frames deep in sympy, and the line that led there says more.
 Files under the directory that the process started in are named by their path there, installed
 packages' by theirs in site-packages, others by the last two parts.
 """
@@ -21,7 +23,14 @@ _FAR = 80
 
 _SITE = f"{os.sep}site-packages{os.sep}"
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
-_HELPERS = f"{os.sep}typing_extensions.py"
+_TORCHS = frozenset(
+    ("filelock", "fsspec", "jinja2", "mpmath", "networkx", "numpy", "sympy", "typing_extensions.py")
+)
+"""Installed packages that torch is made with."""
+
+_TYPED = ("<stdin>", "<ipython-", *(["<string>"] if sys.argv[:1] == ["-c"] else []))
+"""What the user's code is named that is in no file; other names in <> are of generated code."""
+
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _HERE = os.path.abspath(os.curdir) + os.sep if os.path.isdir(os.curdir) else os.sep
@@ -94,10 +103,12 @@ def place(code: CodeType) -> tuple[str, bool]:
 def _name(code: CodeType) -> str:
     """The code's file as told, "" where it is not the user's."""
     path = code.co_filename
-    if path.startswith((_TORCH, _OURS, "<frozen")) or path.endswith(_HELPERS):
+    if path.startswith((_TORCH, _OURS)) or (path.startswith("<") and not path.startswith(_TYPED)):
         return ""
-    # Some installations keep site-packages inside of the standard library's folder.
-    return "" if path.startswith(_STDLIB) and _SITE not in path else _path(code)
+    told = _path(code)
+    if _SITE in path:  # which some installations keep inside of the standard library's folder
+        return "" if told.partition(os.sep)[0] in _TORCHS else told
+    return "" if path.startswith(_STDLIB) else told
 
 
 def _path(code: CodeType) -> str:

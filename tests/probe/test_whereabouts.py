@@ -1,10 +1,15 @@
 """Where a thread is in the user's Python."""
 
+import inspect
+import subprocess
+import sys
 import threading
 
+import pytest
+import sympy
 import torch
 
-from dpwatch.probe.whereabouts import issuer, spelled, standing
+from dpwatch.probe.whereabouts import issuer, place, spelled, standing
 
 HERE = "tests/probe/test_whereabouts.py"
 
@@ -44,3 +49,44 @@ def test_a_waiting_thread_stands_still_at_the_line_that_waits():
         go_on.set()
         thread.join()
     assert standing(thread.ident) == (None, [], "")
+
+
+def test_a_package_that_torch_is_made_with_is_not_where_the_user_is():
+    """torch imports sympy when it must, which takes a second: a look then found sympy's line."""
+    assert place(sympy.simplify.__code__)[1] is False
+    assert place(pytest.approx.__code__)[1] is True
+    assert place(inspect.signature.__code__)[1] is False
+
+
+GENERATED = """
+from dataclasses import dataclass
+from dpwatch.probe.whereabouts import place
+
+@dataclass
+class Item:
+    number: int
+
+print(place(Item.__init__.__code__)[1])
+"""
+
+
+def test_generated_code_is_not_where_the_user_is(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(GENERATED)
+    command = [sys.executable, str(script)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert told.stdout == "False\n"
+
+
+def test_a_script_given_on_the_command_line_is_the_users():
+    script = (
+        "from dpwatch.probe.whereabouts import *\n\ndef f(): return issuer()\nprint(spelled(f()))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert told.stdout == "<string>:3\n"
+    piped = subprocess.run(
+        [sys.executable], input=script, capture_output=True, text=True, check=True
+    )
+    assert piped.stdout == "<stdin>:3\n"
