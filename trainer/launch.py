@@ -165,6 +165,8 @@ class _Run:
     ranks_print: bool
     ranks: list[_Rank] = field(default_factory=list)
     server_gone: bool = False
+    early: list[Event] | None = field(default_factory=list)
+    """What a quick rank has said before all are started; None from then on."""
 
     def supervise(self) -> RunEnded:
         """Starts the ranks and returns when all are gone."""
@@ -200,7 +202,9 @@ class _Run:
                     self._fork(number, port, [theirs.fileno(), *extra])
                 extra = []
         pids = tuple(rank.pid for rank in self.ranks if rank.pid is not None)
-        self.on_event(RunStarted(self.run_id, self.config, pids))
+        early, self.early = self.early or [], None
+        for event in (RunStarted(self.run_id, self.config, pids), *early):
+            self.on_event(event)
 
     def _fork(self, number: int, port: int, handles: list[int]) -> None:
         ours = {name: value for name, value in os.environ.items() if name.startswith("DPWATCH")}
@@ -264,7 +268,11 @@ class _Run:
             rank.pipe.close()
             return
         if isinstance(message, Progress):
-            self.on_event(RunProgress(self.run_id, self.config, message))
+            progress = RunProgress(self.run_id, self.config, message)
+            if self.early is None:
+                self.on_event(progress)
+            else:
+                self.early.append(progress)
         else:
             rank.end = message
 

@@ -86,6 +86,29 @@ def test_a_killed_rank_is_named_and_the_others_end(server):
     assert events.watched.all_end()
 
 
+def test_a_run_starts_before_it_goes_on_however_quick_its_rank_is(server, monkeypatch):
+    """The rank has made its first step before it is known here that it was forked."""
+    module = import_module("dpwatch.trainer.launch")
+    really_wait = module.wait
+
+    def hears_ranks_first(sources, patience_s):
+        pipes = [each for each in sources if each not in (server.control, stop)]
+        return really_wait(pipes, 30) if pipes and not heard else really_wait(sources, patience_s)
+
+    def hear(run, rank):
+        heard.append(rank)
+        really_hear(run, rank)
+
+    heard = []
+    really_hear = module._Run._hear
+    monkeypatch.setattr(module, "wait", hears_ranks_first)
+    monkeypatch.setattr(module._Run, "_hear", hear)
+    stop, events = StopSwitch(), Events()
+    assert launch([tiny("dp")], on_event=events, stop=stop, server=server) == 0
+    stop.close()
+    assert [type(event) for event in events[:2]] == [RunStarted, RunProgress]
+
+
 def test_a_rank_told_to_end_by_somebody_else_ends_the_run(server):
     events = Events(RunProgress=lambda e: os.kill(events[0].pids[0], signal.SIGTERM))
     assert launch([tiny("dp", steps=None)], on_event=events, server=server) == 1
