@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from dpwatch.probe.identity import Identity
 from dpwatch.probe.jobs import LaneJob, PhaseSpan, TransferSpan, WaitSpan
 from dpwatch.probe.lanes import Lane, here
 from dpwatch.probe.link import HubLink
+from dpwatch.probe.memory_resident import resident_bytes
 from dpwatch.probe.publisher import Link, Publisher
 from dpwatch.probe.recorder import Recorder
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
@@ -42,7 +42,6 @@ COMPUTES = 0.2
 """On a core for this share of the time, a thread does not stand still."""
 
 _NOTHING = nullcontext()
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 _NAME_CHARS = 60
 """Of a strategy's name; what is longer is no name, and a hub would refuse it."""
@@ -339,7 +338,7 @@ class _Source:
         return Beat(
             step=steps.step,
             phase=PHASES[phase] if phase >= 0 else "",
-            rss_bytes=_resident_bytes(),
+            rss_bytes=resident_bytes(),
             where=theirs,
             still_ns=still_ns,
             positions=probe._collectives.positions(),
@@ -400,14 +399,6 @@ def _cuda_ordinal(devices: Sequence[DeviceInfo]) -> int | None:
     numbers = (device.name.partition(":")[2] for device in devices if device.kind == "cuda")
     number = next(numbers, "")
     return int(number) if number.isdecimal() else None
-
-
-def _resident_bytes() -> int | None:
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE_BYTES
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def _instrument(name: str) -> ModuleType | None:
