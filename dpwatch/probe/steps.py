@@ -13,8 +13,8 @@ the last step end. So
 A script that knows better says `dpwatch.step()` where its steps end; from the first time on, only
 that ends them.
 
-Steps of less than 5 ms are mostly only counted (see `DOZE_STEP_NS`, `TINY_STEP_NS`); those that are
-told of are told of whole, so medians, rates and shares stay true.
+Of steps shorter than 25 ms most are only counted (see `LOOK_NS`); those that are told of are told
+of whole, so medians, rates and shares stay true.
 
 Forward and data waits count only while gradients are enabled: evaluation falls into `other`.
 """
@@ -33,6 +33,7 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from dpwatch.probe import sampling
 from dpwatch.probe.cpu import Clocks
 from dpwatch.probe.lanes import BACKWARD, DATA, FORWARD, OPTIMIZER, Lane, MainLane, here
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoLedger, RecordSink
@@ -49,23 +50,19 @@ from dpwatch.probe.sums import (
 from dpwatch.wire.messages import DeviceInfo, Transfer
 
 MEASURED_STEP_NS = 50_000_000
-"""Thread times are read in every step that follows one as long as this, …"""
+"""Thread times and the loss are read in every step that follows one as long as this, and in one
+of ten shorter ones: the times cost up to 100 µs a step, the loss 40."""
 
-READ_STEP_NS = 10_000_000
-"""… the loss in every step that follows one as long as this, …"""
+LOOK_NS = 250_000_000
+"""Of short steps two in a stretch of at most so long are looked at, eight to sixteen a second, and
+the others counted: on each, the hooks would cost from half a percent to several. The stretch is 10,
+20, 40, … steps; `sampling` says which two."""
 
-SHORT_STEP_EVERY = 10
-"""… and in every so many shorter ones: the times cost up to 100 µs a step, the loss 10."""
+MOST_DOUBLED = 8
+"""How often a stretch is doubled at most: to 2,560 steps."""
 
-DOZE_STEP_NS = 5_000_000
-"""Of shorter steps only two in ten are looked at, and the others counted: on each, the hooks would
-cost several percent. The two are neighbours, since the ledger looks around before a step it
-samples, and the same in all ranks: the last before a multiple of the stride, and that."""
-
-TINY_STEP_NS = 2_500_000
-TINY_STRIDE = 8 * SHORT_STEP_EVERY
-"""Of steps shorter than this two in so many, which is still some dozens a second. A multiple of
-the other stride: ranks to either side of this limit look at some steps together."""
+TURN = 4
+"""A step that would make the stretch last so many times as long ends it: something has changed."""
 
 FIRST_AWAKE = 10
 """The first steps are all looked at: they are unlike the rest, and short runs have no others."""
@@ -122,7 +119,8 @@ class Steps:
         self._reads_loss = True
         self._dozed_backwards = 0
         self._told_ends = False
-        self._stride = SHORT_STEP_EVERY
+        self._pair = -1
+        self._long_ns = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -317,13 +315,10 @@ class Steps:
         self._start_ns = now
         self._issued_before = issued
         self._begin()
-        turn = step % SHORT_STEP_EVERY == 0
-        self._reads_loss = turn or now - start >= READ_STEP_NS
-        wanted = turn or now - start >= MEASURED_STEP_NS
+        self._reads_loss = wanted = now - start >= MEASURED_STEP_NS or sampling.is_second(step)
         if wanted or main.measuring:
             self._measure(wanted)
-        self._stride = TINY_STRIDE if now - start < TINY_STEP_NS else SHORT_STEP_EVERY
-        if alone and now - start < DOZE_STEP_NS and not self._looks_at(step):
+        if alone and self._dozes(step, now - start):
             main.doze()
         else:
             self.ledger.step_begin(step)
@@ -347,19 +342,28 @@ class Steps:
         took_ns = now - (self._start_ns or now)
         self.step += 1
         self._start_ns = now
-        if self._looks_at(self.step) or took_ns >= DOZE_STEP_NS:
+        if took_ns > self._long_ns or self.step >= self._pair:
             self._wake()
         if self.stop is not None:
             self.stop()
 
-    def _looks_at(self, step: int) -> bool:
-        return step < FIRST_AWAKE or step % self._stride in (0, self._stride - 1)
+    def _dozes(self, step: int, took_ns: int) -> bool:
+        """Whether the step that begins after one of that length is only counted."""
+        stretches = LOOK_NS // (sampling.BLOCK * max(1, took_ns))
+        if not stretches or step < FIRST_AWAKE or step == self._pair + 1:
+            return False
+        doublings = min(stretches.bit_length() - 1, MOST_DOUBLED)
+        self._pair = sampling.next_pair(step, doublings)
+        self._long_ns = min(
+            LOOK_NS // sampling.BLOCK, TURN * LOOK_NS // (sampling.BLOCK << doublings)
+        )
+        return step < self._pair
 
     def _wake(self) -> None:
         self.main.wake()
         self._issued_before = self._collectives.issued
         self._begin()
-        self._reads_loss = turn = self.step % SHORT_STEP_EVERY == 0
+        self._reads_loss = turn = sampling.is_second(self.step)
         self._measure(turn)
         self.ledger.step_begin(self.step)
 

@@ -5,13 +5,14 @@
 Identical steps of a small real training run without and with the probe in turn, so that the
 machine's drift falls on both. Two comparisons, for steps of about 1 ms and about 20 ms:
 
-- `hooks`: rounds of steps (of which the probe looks at two and counts the others) in the order
-  off, on, on, off. A pair's cost is the difference of two neighbouring rounds, so even a noisy
-  machine resolves microseconds. Off is a thread without a lane, whose calls pass straight through
-  the hooks (taking them out would empty the interpreter's caches and slow the next step down); what
-  passing through costs is measured by itself and added. The sender thread runs beside both, so its
-  CPU time per step is added too: `sender`, the most that it could take from the training thread by
-  sharing the GIL with it.
+- `hooks`: single steps in the order off, on, on, off. A pair's cost is the difference of two
+  neighbours. The steps on are of three kinds: counted, looked at, and measured besides. Of each
+  kind's pairs the median is taken, and of these the mean by how many steps are of the kind: a step
+  that the machine held up counts no more than any other, and so it resolves microseconds. Off is a
+  thread without a lane, whose calls pass straight through the hooks (taking them out would empty
+  the interpreter's caches and slow the next step down); what passing through costs is measured by
+  itself and added. So is the sender's CPU time per step, the most that it could take from the
+  training thread by sharing the GIL with it.
 - `blocks`: blocks of steps without a probe and with one, started and closed, everything in it: the
   sender, and the sampled memory ledger. Mean step against mean step: unbiased, but a noisy machine
   leaves it wide.
@@ -19,7 +20,7 @@ machine's drift falls on both. Two comparisons, for steps of about 1 ms and abou
   it: seconds to the end of the first step, and resident memory after the last.
 
 A separate process reads what is sent, as a hub would. Each figure is the median over the pairs with
-its 95 % confidence interval, the middle half and the whole range.
+its 95 % confidence interval (of `hooks` by resampling the pairs), the middle half and the range.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -47,7 +49,6 @@ from dpwatch.probe import probe as probe_module
 from dpwatch.probe.lanes import here
 from dpwatch.probe.probe import Probe
 from dpwatch.probe.seams import NoLedger
-from dpwatch.probe.steps import SHORT_STEP_EVERY, TINY_STRIDE
 from dpwatch.wire import paths
 
 READER = """
@@ -67,21 +68,24 @@ while True:
 
 
 class Size(NamedTuple):
-    """A training step's shape, how many the probe takes as one round, and how many make a block."""
+    """A training step's shape, and how many make a block."""
 
     name: str
     width: int
     depth: int
     batch: int
-    round: int
     block: int
 
 
 SIZES = (
-    Size("1 ms", 96, 1, 32, TINY_STRIDE, 300),
-    Size("20 ms", 512, 6, 96, SHORT_STEP_EVERY, 25),
+    Size("1 ms", 96, 2, 32, 1500),
+    Size("20 ms", 512, 6, 96, 25),
 )
 WARM_UP = 25
+RESAMPLED = 500
+
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 class Spread(NamedTuple):
@@ -135,7 +139,7 @@ class Cost(NamedTuple):
         sender_us: CPU time of the sender thread a step.
         total_percent: All three, of the step.
         blocks_percent: What whole blocks with a probe take longer.
-        pairs: Of rounds of steps, of blocks.
+        pairs: Of steps, of blocks.
     """
 
     name: str
@@ -165,10 +169,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     out("median [95 % sure] (middle half; range), per step\n")
     for cost in costs:
-        rounds, blocks = cost.pairs
+        steps, blocks = cost.pairs
         out(
             f"{cost.name}: step {cost.step_us:.0f} µs; hooks {_said(cost.hooks_us, 'µs', 1)} over"
-            f" {rounds} pairs, passing through {cost.through_us:.1f} µs,"
+            f" {steps} pairs, passing through {cost.through_us:.1f} µs,"
             f" sender {cost.sender_us:.1f} µs: {cost.total_percent:+.2f} %\n"
             f"  whole blocks, memory ledger and all: {_said(cost.blocks_percent, '%', 2)}"
             f" over {blocks} pairs\n"
@@ -190,9 +194,9 @@ def _said(spread: Spread, unit: str, digits: int) -> str:
 
 def measure(size: Size, seconds: float) -> Cost:
     """Runs both comparisons for about `seconds` each."""
-    off, on, sender_us = rounds_of_steps(size, seconds)
-    plain_us = statistics.median(off) / 1e3
-    hooks = spread([(b - a) / 1e3 for a, b in zip(off, on, strict=True)])
+    off, on, kinds, sender_us = pairs_of_steps(size, seconds)
+    plain_us = float(np.median(off)) / 1e3
+    hooks = spread_of_kinds((on - off) / 1e3, kinds)
     through_us = passing_through(size)
     blocks_off, blocks_on = blocks(size, seconds)
     return Cost(
@@ -207,33 +211,47 @@ def measure(size: Size, seconds: float) -> Cost:
     )
 
 
-def rounds_of_steps(size: Size, seconds: float) -> tuple[list[float], list[float], float]:
-    """Nanoseconds a step in neighbouring rounds without and with hooks; the sender's µs a step."""
+def pairs_of_steps(size: Size, seconds: float) -> tuple[Array, Array, Array, float]:
+    """Nanoseconds of neighbouring steps without and with hooks, the kinds of the latter, and the
+    sender's microseconds a step."""
     steps = training(size)
-    off: list[float] = []
-    on: list[float] = []
+    took_ns: dict[bool, list[int]] = {False: [], True: []}
+    kinds: list[int] = []
     with memory_ledger(on=False), dpwatch.watch() as probe:
         assert isinstance(probe, Probe)
         for _ in range(WARM_UP):
             next(steps)
-        sender = time.pthread_getcpuclockid(probe._publisher._thread.ident)
-        sent = time.clock_gettime_ns(sender)
-        until = time.monotonic() + seconds
+        main = probe.steps.main
         gc.disable()  # a collection would fall on one side of a pair
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             for watched in (False, True, True, False):
-                here.lane = probe.steps.main if watched else None
-                probe.steps._start_ns = start = time.perf_counter_ns()  # as if on all along
-                for _ in range(size.round):
-                    next(steps)
-                took_ns = (time.perf_counter_ns() - start) / size.round
-                (on if watched else off).append(took_ns)
+                here.lane = main if watched else None
+                if watched:
+                    kinds.append(0 if main.asleep else 1 + main.measuring)
+                    probe.steps._start_ns = time.monotonic_ns()  # as if on all along
+                start = time.perf_counter_ns()
+                next(steps)
+                took_ns[watched].append(time.perf_counter_ns() - start)
             gc.collect(0)
         gc.enable()
-        here.lane = probe.steps.main
-        # Only every other round is recorded, so the sender had half of them to send.
-        sender_us = (time.clock_gettime_ns(sender) - sent) / 1e3 / (len(on) * size.round)
-    return off, on, sender_us
+        here.lane = main
+        sender_us = sending(probe, steps, seconds / 5)
+    return np.array(took_ns[False]), np.array(took_ns[True]), np.array(kinds), sender_us
+
+
+def sending(probe: Probe, steps: Iterator[None], seconds: float) -> float:
+    """Microseconds of CPU a step that the sender takes while every step is watched."""
+    thread = probe._publisher._thread
+    assert thread is not None
+    assert thread.ident is not None
+    clock = time.pthread_getcpuclockid(thread.ident)
+    began_ns, count = time.clock_gettime_ns(clock), 0
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        next(steps)
+        count += 1
+    return (time.clock_gettime_ns(clock) - began_ns) / 1e3 / count
 
 
 def starts(pairs: int = 7) -> Start:
@@ -302,6 +320,22 @@ def spread(values: list[float]) -> Spread:
         (ordered[low], ordered[high]),
         (ordered[n // 4], ordered[3 * n // 4]),
         (ordered[0], ordered[-1]),
+    )
+
+
+def spread_of_kinds(extra: Array, kinds: Array) -> Spread:
+    """Of what steps cost more, where they are of kinds."""
+    pairs, random = len(extra), np.random.default_rng(0)
+
+    def typical(rows: Array) -> float:
+        found, kind = extra[rows], kinds[rows]
+        each = [np.median(found[kind == k]) * (kind == k).mean() for k in np.unique(kind)]
+        return float(sum(each))
+
+    again = [typical(random.integers(0, pairs, pairs)) for _ in range(RESAMPLED)]
+    low, high = np.quantile(again, (0.025, 0.975))
+    return spread(list(extra))._replace(
+        median=typical(np.arange(pairs)), sure=(float(low), float(high))
     )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from dpwatch.probe import device_times
 from dpwatch.probe.device_times import KEPT_STEPS, MOST_SPANS, CudaEvents, DeviceTimes
 from dpwatch.probe.lanes import BACKWARD, DATA, FORWARD, OPTIMIZER
+from dpwatch.probe.sampling import pair_of
 from dpwatch.probe.sums import UNKNOWN_PHASES
 from dpwatch.wire.messages import DeviceInfo, Step
 
@@ -200,9 +201,9 @@ def test_events_are_used_again(run, device):
 
 
 def test_short_steps_are_timed_now_and_then(run, device):
-    steps = run(45, host_ms=10).records(Step)
+    steps = run(40, host_ms=26).records(Step)
     timed = [s.step for s in steps if phases(s) != UNKNOWN]
-    assert timed == [0, 10, 20, 30, 40]
+    assert timed == [0, *(pair_of(block) + 1 for block in range(4))]
     assert {phases(s) for s in steps if s.step in timed} == {KNOWN}
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dpwatch.probe import steps as steps_module
+from dpwatch.probe.sampling import next_pair, pair_of
 from dpwatch.probe.subjects import strategy_of
 from dpwatch.wire.messages import Beat, Hello, Step, Transfer
 
@@ -432,16 +433,18 @@ def test_blocked_outside_phases_is_idle(rig, other_thread):
     assert (step.on_cpu_ns, step.idle_ns, step.gil_wait_ns) == (10 * MS, 5 * MS, 0)
 
 
-def test_short_steps_are_measured_now_and_then(rig):
-    model = Timed(lambda: rig.clocks.run(3 * MS), lambda: None)
+def test_short_steps_are_measured_now_and_then(rig, monkeypatch):
+    monkeypatch.setattr(steps_module, "MEASURED_STEP_NS", 50 * MS)
+    model = Timed(lambda: rig.clocks.run(30 * MS), lambda: None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(21):
+    for _ in range(30):
         model(torch.ones(2, 3)).mean().backward()
         optimizer.step()
     steps = rig.records(Step)
-    assert [s.step for s in steps if s.on_cpu_ns is not None] == [0, 10, 20]
-    assert [s.step for s in steps if s.loss is not None] == [0, 10, 20]
-    assert all(s.forward_ns == 3 * MS for s in steps)
+    measured = [0, *(pair_of(block) + 1 for block in range(3))]
+    assert [s.step for s in steps if s.on_cpu_ns is not None] == measured
+    assert [s.step for s in steps if s.loss is not None] == measured
+    assert all(s.forward_ns == 30 * MS for s in steps)
     assert all(s.samples == 2 for s in steps)
 
 
@@ -450,34 +453,47 @@ def short_steps(rig, count, took_ms=lambda _: 1, optimizers=1):
     stepping = [torch.optim.SGD(model.parameters(), lr=0.0) for _ in range(optimizers)]
     for index in range(count):
         model(torch.ones(2, 3)).mean().backward()
-        rig.clocks.run(took_ms(index) * MS)
+        rig.clocks.run(int(took_ms(index) * MS))
         for optimizer in stepping:
             optimizer.step()
 
 
 @pytest.mark.parametrize("optimizers", [1, 2])
 def test_of_short_steps_some_are_looked_at_and_all_are_counted(rig, optimizers):
-    short_steps(rig, 45, took_ms=lambda _: 3, optimizers=optimizers)
+    short_steps(rig, 45, took_ms=lambda _: 13, optimizers=optimizers)
     steps = rig.records(Step)
-    looked_at = [*range(10), 10, 19, 20, 29, 30, 39, 40]
-    assert [s.step for s in steps] == looked_at
-    assert {s.end_ns - s.start_ns for s in steps} == {3 * MS}
-    assert [s.start_ns for s in steps] == [1_000 + index * 3 * MS for index in looked_at]
+    pairs = [pair_of(block) for block in range(1, 5)]
+    looked_at = [*range(10), *(first + turn for first in pairs for turn in (0, 1))]
+    assert [s.step for s in steps] == [step for step in looked_at if step < 45]
+    assert {s.end_ns - s.start_ns for s in steps} == {13 * MS}
+    assert {s.start_ns - 1_000 - s.step * 13 * MS for s in steps} == {0}
     assert {s.samples for s in steps} == {2}
     assert rig.records(Beat)[-1].step == 45
 
 
-def test_of_the_shortest_steps_fewer_are_looked_at_and_some_the_same(rig):
-    short_steps(rig, 245)
-    assert [s.step for s in rig.records(Step)] == [*range(10), 79, 80, 159, 160, 239, 240]
-    assert rig.records(Beat)[-1].step == 245
+@pytest.mark.parametrize(
+    ("took_ms", "doublings"), [(25, 0), (13, 0), (12.5, 1), (6, 2), (3, 3), (1, 4), (0, 8)]
+)
+def test_of_shorter_steps_fewer_are_looked_at(rig, took_ms, doublings):
+    first = next_pair(10, doublings)
+    second = next_pair(first + 2, doublings)
+    short_steps(rig, second + 2, took_ms=lambda _: took_ms)
+    looked_at = [s.step for s in rig.records(Step)]
+    assert looked_at == [*range(10), first, first + 1, second, second + 1]
+    assert rig.records(Beat)[-1].step == second + 2
 
 
-def test_a_step_that_turns_long_is_looked_at_from_the_next_on(rig):
-    short_steps(rig, 20, took_ms=lambda index: 50 if index >= 13 else 3)
-    steps = rig.records(Step)
-    assert [s.step for s in steps] == [*range(10), 10, *range(14, 20)]
-    assert {s.end_ns - s.start_ns for s in steps[11:]} == {50 * MS}
+def test_steps_of_more_than_25_ms_are_all_looked_at(rig):
+    short_steps(rig, 45, took_ms=lambda _: 26)
+    assert [s.step for s in rig.records(Step)] == list(range(45))
+
+
+@pytest.mark.parametrize(("before", "after"), [(13, 26), (1, 7)])
+def test_a_step_that_turns_long_is_looked_at_from_the_next_on(rig, before, after):
+    turns = next_pair(20, 0) + 4
+    short_steps(rig, turns + 2, took_ms=lambda index: after if index >= turns else before)
+    last = rig.records(Step)[-1]
+    assert (last.step, last.end_ns - last.start_ns) == (turns + 1, after * MS)
 
 
 def test_with_several_lanes_every_step_is_looked_at(rig):
@@ -490,7 +506,8 @@ def test_with_several_lanes_every_step_is_looked_at(rig):
 def test_waking_in_a_module_and_said_values_leave_nothing_behind(rig):
     model = Timed(lambda: rig.clocks.run(MS), lambda: None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    for _ in range(81):
+    looked_at = next_pair(10, 4) + 1
+    for _ in range(looked_at + 1):
         rig.probe.samples(7)
         rig.probe.loss(4.5)
         with rig.probe.phase("data"):
@@ -498,7 +515,7 @@ def test_waking_in_a_module_and_said_values_leave_nothing_behind(rig):
         model(torch.ones(2, 3)).mean().backward()
         optimizer.step()
     last = rig.records(Step)[-1]
-    assert (last.step, last.samples, last.loss, last.forward_ns) == (80, 7, 4.5, MS)
+    assert (last.step, last.samples, last.loss, last.forward_ns) == (looked_at, 7, 4.5, MS)
 
 
 def test_without_a_run_queue_figure_the_split_is_unknown(rig):
