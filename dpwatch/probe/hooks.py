@@ -1,4 +1,4 @@
-"""Where the probe looks into torch: four places, each put back as it was on close.
+"""Where the probe looks into torch: five places, each put back as it was on close.
 
 | event | place |
 |---|---|
@@ -6,6 +6,7 @@
 | backward | `torch.autograd.backward`, which `Tensor.backward` calls |
 | optimizer | torch's global optimizer step hooks |
 | data | `_BaseDataLoaderIter.__next__` |
+| scaled losses | `torch.amp.GradScaler.scale` |
 
 (Forward hooks would break graphs of torch.compile, and full-backward hooks cost half a step.)
 
@@ -32,7 +33,7 @@ Fail = Callable[[BaseException], None]
 
 
 class Hooks:
-    """The four hooks, in place from construction until `close`."""
+    """The hooks, in place from construction until `close`."""
 
     def __init__(self, steps: Steps, fail: Fail) -> None:
         self._replaced: list[tuple[Any, str, Any, Any]] = []
@@ -43,6 +44,7 @@ class Hooks:
             self._replace(torch.nn.Module, "__call__", _forward)
             self._replace(torch.autograd, "backward", _backward)
             self._replace(_BaseDataLoaderIter, "__next__", _next_batch)
+            self._replace(torch.amp.GradScaler, "scale", _scale)
             begins, ends = _optimizer(steps, fail)
             self._handles.append(register_optimizer_step_pre_hook(begins))
             self._handles.append(register_optimizer_step_post_hook(ends))
@@ -150,6 +152,22 @@ def _next_batch(original: Callable[..., Any], steps: Steps, fail: Fail) -> Calla
                     fail(error)
 
     return __next__
+
+
+def _scale(original: Callable[..., Any], steps: Steps, fail: Fail) -> Callable[..., Any]:
+    local = here
+
+    def scale(self: torch.amp.GradScaler, outputs: Any) -> Any:
+        scaled = original(self, outputs)
+        lane = local.lane
+        if lane is steps.main and not lane.asleep and not lane.over and scaled is not outputs:
+            try:
+                steps.scaled(self, scaled)
+            except Exception as error:  # noqa: BLE001
+                fail(error)
+        return scaled
+
+    return scale
 
 
 def _optimizer(steps: Steps, fail: Fail) -> tuple[Callable[..., None], Callable[..., None]]:

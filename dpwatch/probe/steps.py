@@ -67,6 +67,9 @@ TURN = 4
 FIRST_AWAKE = 10
 """The first steps are all looked at: they are unlike the rest, and short runs have no others."""
 
+MOST_SCALED = 256
+"""Scaled losses known of a step; those of more are unknown."""
+
 
 class Steps:
     """Follows the training thread's steps. The hooks call it, on threads that have a lane.
@@ -126,9 +129,8 @@ class Steps:
     def _begin(self) -> None:
         self._backwards = 0
         self._batch_due = True
-        self._losses = 0
-        self._loss_sum = 0.0
         self._loss: float | None = None
+        self._scaled: list[tuple[weakref.ref[torch.Tensor], float | None]] = []
         self._said_loss = False
         self._torn = False
         self._said_samples = False
@@ -209,6 +211,16 @@ class Steps:
         now = lane.exit()
         if now and self._backwards and not self._told_ends:
             self._end(now)
+
+    def scaled(self, scaler: torch.amp.GradScaler, outputs: Any) -> None:
+        """A GradScaler has scaled these: as backward's root they are so much more than the loss."""
+        if not self._reads_loss or len(self._scaled) >= MOST_SCALED:
+            return
+        scale = scaler._scale
+        factor = None if scale is None else scalar_of(scale)
+        for each in outputs if isinstance(outputs, list | tuple) else (outputs,):
+            if isinstance(each, torch.Tensor):
+                self._scaled.append((weakref.ref(each), factor))
 
     # -- what the trainer tells ---------------------------------------------------------------
 
@@ -411,11 +423,16 @@ class Steps:
         self.main.measuring = wanted
 
     def _read_loss(self, root: torch.Tensor) -> None:
+        """Backwards add up: what a step minimises is the sum of their roots.
+
+        Those who accumulate gradients divide each root by how many there are.
+        """
         value = scalar_of(root)
+        if value is not None and self._scaled:
+            scale = next((scale for ref, scale in self._scaled if ref() is root), None)
+            value = value / scale if scale else None
         if value is not None:
-            self._losses += 1
-            self._loss_sum += value
-            self._loss = self._loss_sum / self._losses
+            self._loss = value if self._loss is None else self._loss + value
 
 
 def _steps_around() -> int:

@@ -182,7 +182,32 @@ def test_accumulation_is_one_step(rig):
     for s in steps:
         assert (s.forward_ns, s.backward_ns) == (60 * MS, 90 * MS)
         assert s.samples == 6
-        assert s.loss == 2.0
+        assert s.loss == 6.0  # what the step minimises: who wants the mean divides before
+
+
+def test_a_scaled_loss_is_told_unscaled(rig):
+    model, optimizer, _ = parts(rig)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    losses = [model(torch.ones(2, 3)).mean() * 0 + value for value in (1.5, 2.5, 4.0)]
+    scaler.scale(losses[0]).backward(retain_graph=True)
+    for scaled in scaler.scale(losses[1:]):
+        scaled.backward(retain_graph=True)
+    scaler.step(optimizer)
+    scaler.update()
+    (model(torch.ones(2, 3)).mean() * 0 + 3.0).backward()  # without it
+    optimizer.step()
+    loss = model(torch.ones(2, 3)).mean()
+    (scaler.scale(loss) / 2).backward()  # what came of it is nobody's guess
+    optimizer.step()
+    assert [s.loss for s in rig.records(Step)] == [8.0, 3.0, None]
+
+
+def test_a_scaler_that_does_nothing_leaves_the_loss_as_it_is(rig):
+    model, optimizer, _ = parts(rig)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    scaler.scale(model(torch.ones(2, 3)).mean() * 0 + 1.5).backward()
+    scaler.step(optimizer)
+    assert [s.loss for s in rig.records(Step)] == [1.5]
 
 
 def test_a_script_may_say_itself_where_steps_end(rig):
