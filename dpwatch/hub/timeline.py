@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from dpwatch.hub.snapshot import LaneSteps
 from dpwatch.wire.messages import Step
@@ -16,6 +17,9 @@ LANES = 64
 """Lanes whose steps a snapshot carries: the first ones …"""
 STEPS = 32
 """… and how many of each."""
+
+APART_NS = 1_000_000_000
+"""Lanes whose newest steps lie further apart do not wait for each other."""
 
 _BEFORE_BACKWARD = ("data", "h2d", "forward")
 
@@ -27,6 +31,24 @@ class Stretch:
     name: str
     start_ns: int
     end_ns: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gap:
+    """Time between two steps in which so many others were only counted, or are lost."""
+
+    steps: int
+    start_ns: int
+    end_ns: int
+
+
+def gaps(steps: Sequence[Step]) -> list[Gap]:
+    """Where a lane's steps do not follow one another."""
+    return [
+        Gap(steps=after.step - before.step - 1, start_ns=before.end_ns, end_ns=after.start_ns)
+        for before, after in pairwise(steps)
+        if after.step - before.step > 1 and after.start_ns > before.end_ns
+    ]
 
 
 def stretches(step: Step) -> list[Stretch]:
@@ -86,12 +108,17 @@ def clock_shifts(lanes: Sequence[LaneSteps], *, aligned: bool = False) -> dict[s
 
 
 def extent(lanes: Sequence[LaneSteps], shifts: dict[str, int]) -> tuple[int, int] | None:
-    """From the first start to the last end of all steps kept, None while there are none."""
+    """From the first start to the end of the newest steps, None while there are none.
+
+    Frames of several ranks come one after another: it ends where all lanes are known, unless some
+    has been silent for longer.
+    """
     whole = [(lane.steps, shifts.get(lane.host, 0)) for lane in lanes if lane.steps]
     if not whole:
         return None
     start = min(steps[0].start_ns + shift for steps, shift in whole)
-    return start, max(steps[-1].end_ns + shift for steps, shift in whole)
+    ends = [steps[-1].end_ns + shift for steps, shift in whole]
+    return start, min(ends) if max(ends) - min(ends) <= APART_NS else max(ends)
 
 
 def exposed_share(steps: Iterable[Step]) -> float | None:

@@ -10,7 +10,7 @@ from rich.style import Style
 from rich.text import Text
 
 from dpwatch.hub.snapshot import LaneSteps
-from dpwatch.hub.timeline import Stretch, exposed_share, stretches
+from dpwatch.hub.timeline import Gap, Stretch, exposed_share, gaps, stretches
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import segment_style
 from dpwatch.tui.palette import COMM_KINDS, PHASE_KINDS, PHASE_NAMES, Kind, Palette
@@ -54,22 +54,29 @@ def within(lane: LaneSteps, window: Window, shift_ns: int) -> list[Step]:
 
 
 def lane_bar(lane: LaneSteps, window: Window, shift_ns: int, cells: int, palette: Palette) -> Text:
-    """A lane as coloured cells, each as what takes its middle; `▏` where a step begins."""
+    """A lane as coloured cells, each as what takes its middle; `▏` where a step begins.
+
+    Between steps that do not follow one another it is said how many were not looked at.
+    """
     steps = within(lane, window, shift_ns)
-    parts = [part for step in steps for part in stretches(step)]
+    parts: list[Stretch | Gap] = [part for step in steps for part in stretches(step)]
+    parts += gaps(lane.steps)
+    parts.sort(key=lambda part: part.start_ns)
     starts = {window.cell(step.start_ns + shift_ns, cells) for step in steps}
     begins = [part.start_ns + shift_ns for part in parts]
-    kinds: list[Kind | None] = []
+    kinds: list[Kind | Gap | None] = []
     for index in range(cells):
         middle = window.start_ns + (index + 0.5) * window.span_ns / cells
         found = bisect_right(begins, middle) - 1
-        part: Stretch | None = parts[found] if found >= 0 else None
-        inside = part is not None and middle < part.end_ns + shift_ns
-        kinds.append(KINDS[part.name] if part is not None and inside else None)
+        part = parts[found] if found >= 0 else None
+        if part is None or middle >= part.end_ns + shift_ns:
+            kinds.append(None)
+        else:
+            kinds.append(part if isinstance(part, Gap) else KINDS[part.name])
     return _cells(kinds, starts, palette)
 
 
-def _cells(kinds: Sequence[Kind | None], starts: set[int], palette: Palette) -> Text:
+def _cells(kinds: Sequence[Kind | Gap | None], starts: set[int], palette: Palette) -> Text:
     """Runs of one kind carry their letter where they are wide enough."""
     bar = Text(no_wrap=True, end="")
     index = 0
@@ -82,7 +89,10 @@ def _cells(kinds: Sequence[Kind | None], starts: set[int], palette: Palette) -> 
     return bar
 
 
-def _run(kind: Kind | None, length: int, begins: bool, palette: Palette) -> Text:
+def _run(kind: Kind | Gap | None, length: int, begins: bool, palette: Palette) -> Text:
+    if isinstance(kind, Gap):
+        told = f" {kind.steps} step{'s' if kind.steps > 1 else ''} "
+        return Text(told.center(length, "─") if len(told) < length else "─" * length, palette.faint)
     if kind is None:
         return Text("·" * length if palette.mono else " " * length, palette.faint, end="")
     if palette.mono:

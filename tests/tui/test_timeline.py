@@ -56,7 +56,7 @@ def test_hosts_are_laid_upon_each_other_at_their_newest_common_step():
     )  # fmt: skip
     shifts = clock_shifts([one, far])
     assert shifts == {"box": 0, "other": -7 * 10**15}
-    assert extent([one, far], shifts) == (one.steps[0].start_ns, one.steps[-1].end_ns)
+    assert extent([one, far], shifts) == (one.steps[0].start_ns, one.steps[-3].end_ns)
     behind = replace(far, steps=tuple(replace(step, step=step.step - 99) for step in far.steps))
     assert clock_shifts([one, behind])["other"] == one.steps[-1].end_ns - far.steps[-1].end_ns
     assert clock_shifts([one, replace(far, steps=())])["box"] == 0
@@ -67,6 +67,33 @@ def test_a_share_that_nobody_measured_is_unknown():
     steps = with_lanes(ddp_run(), late=None).lanes[0].steps
     assert exposed_share(steps[:1]) == pytest.approx(0.22)
     assert exposed_share([replace(step, exposed_ns=None) for step in steps]) is None
+
+
+def test_the_newest_is_what_all_lanes_have_unless_one_is_silent():
+    one, two = with_lanes(ddp_run(), late=None).lanes[:2]
+    behind = replace(two, steps=two.steps[:-1])
+    assert extent([one, behind], {}) == (one.steps[0].start_ns, behind.steps[-1].end_ns)
+    moved = [
+        replace(step, start_ns=step.start_ns - 2_000_000_000, end_ns=step.end_ns - 2_000_000_000)
+        for step in two.steps
+    ]
+    silent = replace(two, steps=tuple(moved))
+    assert extent([one, silent], {}) == (moved[0].start_ns, one.steps[-1].end_ns)
+
+
+def test_steps_that_were_only_counted_leave_a_gap_that_says_so():
+    lane = with_lanes(ddp_run()).lanes[0]
+    first, *between, last = lane.steps[:8]
+    sparse = replace(lane, steps=(first, last))
+    window = Window(start_ns=first.start_ns, end_ns=last.end_ns)
+    text = lane_bar(sparse, window, 0, 80, palette(True, True)).plain
+    assert len(text) == 80
+    assert f"─ {len(between)} steps ─" in text
+    one = replace(lane, steps=(lane.steps[0], lane.steps[2]))
+    window = Window(start_ns=lane.steps[0].start_ns, end_ns=lane.steps[2].end_ns)
+    assert "─ 1 step ─" in lane_bar(one, window, 0, 80, palette(True, True)).plain
+    assert "─────" in lane_bar(one, window, 0, 15, palette(True, True)).plain
+    assert "step" not in lane_bar(lane, window, 0, 80, palette(True, True)).plain
 
 
 def test_without_colour_a_lane_is_letters():
