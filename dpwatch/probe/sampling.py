@@ -14,8 +14,8 @@ BLOCK = 10
 
 
 def pair_of(block: int) -> int:
-    """The first step of the pair in a block of steps."""
-    return BLOCK * block + 2 * (_mixed(block) % (BLOCK // 2))
+    """The first step of the pair of a block; the second may belong to the next block."""
+    return BLOCK * block + _mixed(block) % BLOCK
 
 
 def next_pair(step: int, doublings: int) -> int:
@@ -32,8 +32,8 @@ def next_pair(step: int, doublings: int) -> int:
 
 
 def is_second(step: int) -> bool:
-    """Whether this is the second step of its block's pair."""
-    return step == pair_of(step // BLOCK) + 1
+    """Whether this is the second step of a block's pair."""
+    return step - 1 == pair_of((step - 1) // BLOCK)
 
 
 def _chosen(group: int, doublings: int) -> int:

@@ -50,19 +50,25 @@ from dpwatch.probe.sums import (
 from dpwatch.wire.messages import DeviceInfo, Transfer
 
 MEASURED_STEP_NS = 50_000_000
-"""Thread times and the loss are read in every step that follows one as long as this, and in one
-of ten shorter ones: the times cost up to 100 µs a step, the loss 40."""
+"""Thread times are read in every step that follows one as long as this, and in one of ten shorter
+ones: they cost up to 100 µs a step."""
 
 LOOK_NS = 250_000_000
 """Of short steps two in a stretch of at most so long are looked at, eight to sixteen a second, and
 the others counted: on each, the hooks would cost from half a percent to several. The stretch is 10,
-20, 40, … steps; `sampling` says which two."""
+20, 40, … steps; `sampling` says which two. Of longer ones every loss is read, which takes 40 µs; of
+these that of the second of a pair."""
 
 MOST_DOUBLED = 8
 """How often a stretch is doubled at most: to 2,560 steps."""
 
 TURN = 4
-"""A step that would make the stretch last so many times as long ends it: something has changed."""
+"""A step that would make the stretch last so many times as long is unusual, and the next is looked
+at: something may have changed. …"""
+
+ALERT_STEPS = 20
+ALERT_NS = 1_000_000_000
+"""… Once in so long that many are, so that of what comes back every few steps it is seen why."""
 
 FIRST_AWAKE = 10
 """The first steps are all looked at: they are unlike the rest, and short runs have no others."""
@@ -124,6 +130,8 @@ class Steps:
         self._told_ends = False
         self._pair = -1
         self._long_ns = 0
+        self._alert_ns = -ALERT_NS
+        self._awake_until = FIRST_AWAKE
         self._begin()
 
     def _begin(self) -> None:
@@ -327,7 +335,9 @@ class Steps:
         self._start_ns = now
         self._issued_before = issued
         self._begin()
-        self._reads_loss = wanted = now - start >= MEASURED_STEP_NS or sampling.is_second(step)
+        turn = sampling.is_second(step)
+        self._reads_loss = turn or now - start > LOOK_NS // sampling.BLOCK
+        wanted = turn or now - start >= MEASURED_STEP_NS
         if wanted or main.measuring:
             self._measure(wanted)
         if alone and self._dozes(step, now - start):
@@ -354,7 +364,11 @@ class Steps:
         took_ns = now - (self._start_ns or now)
         self.step += 1
         self._start_ns = now
-        if took_ns > self._long_ns or self.step >= self._pair:
+        if took_ns > self._long_ns:
+            if now - self._alert_ns >= ALERT_NS:
+                self._alert_ns, self._awake_until = now, self.step + ALERT_STEPS
+            self._wake()
+        elif self.step >= self._pair:
             self._wake()
         if self.stop is not None:
             self.stop()
@@ -362,7 +376,7 @@ class Steps:
     def _dozes(self, step: int, took_ns: int) -> bool:
         """Whether the step that begins after one of that length is only counted."""
         stretches = LOOK_NS // (sampling.BLOCK * max(1, took_ns))
-        if not stretches or step < FIRST_AWAKE or step == self._pair + 1:
+        if not stretches or step < self._awake_until or step == self._pair + 1:
             return False
         doublings = min(stretches.bit_length() - 1, MOST_DOUBLED)
         self._pair = sampling.next_pair(step, doublings)

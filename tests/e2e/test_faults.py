@@ -187,7 +187,7 @@ def _named(run):
 
 def test_a_loss_that_is_no_number_is_named(faulty):
     # At this pace every step's loss is read.
-    with faulty("nan", pace=15) as it:
+    with faulty("nan", pace=35) as it:
         named = it.until(lambda run: _first_bad(run) is not None)
         found = said(named, "nan_loss")
         assert _first_bad(named) == GUILTY

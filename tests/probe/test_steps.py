@@ -468,7 +468,7 @@ def test_short_steps_are_measured_now_and_then(rig, monkeypatch):
     steps = rig.records(Step)
     measured = [0, *(pair_of(block) + 1 for block in range(3))]
     assert [s.step for s in steps if s.on_cpu_ns is not None] == measured
-    assert [s.step for s in steps if s.loss is not None] == measured
+    assert all(s.loss is not None for s in steps)
     assert all(s.forward_ns == 30 * MS for s in steps)
     assert all(s.samples == 2 for s in steps)
 
@@ -519,6 +519,16 @@ def test_a_step_that_turns_long_is_looked_at_from_the_next_on(rig, before, after
     short_steps(rig, turns + 2, took_ms=lambda index: after if index >= turns else before)
     last = rig.records(Step)[-1]
     assert (last.step, last.end_ns - last.start_ns) == (turns + 1, after * MS)
+
+
+def test_once_in_a_second_much_is_looked_at_after_an_unusual_step(rig):
+    turns = next_pair(20, 3) + 4  # a second and more from the one to the third
+    at = [turns, turns + 60, turns + 600]
+    short_steps(rig, at[2] + 30, took_ms=lambda index: 40 if index in at else 3)
+    looked_at = {s.step for s in rig.records(Step)}
+    after = [sum(step + more in looked_at for more in range(1, 21)) for step in at]
+    assert after[0] == after[2] == 20
+    assert after[1] <= 5
 
 
 def test_with_several_lanes_every_step_is_looked_at(rig):
