@@ -110,15 +110,18 @@ def clock_shifts(lanes: Sequence[LaneSteps], *, aligned: bool = False) -> dict[s
 def extent(lanes: Sequence[LaneSteps], shifts: dict[str, int]) -> tuple[int, int] | None:
     """From the first start to the end of the newest steps, None while there are none.
 
-    Frames of several ranks come one after another: it ends where all lanes are known, unless some
-    has been silent for longer.
+    Frames of several ranks come one after another: it ends with the newest step that all lanes
+    have come to, unless some has been silent for longer.
     """
     whole = [(lane.steps, shifts.get(lane.host, 0)) for lane in lanes if lane.steps]
     if not whole:
         return None
     start = min(steps[0].start_ns + shift for steps, shift in whole)
-    ends = [steps[-1].end_ns + shift for steps, shift in whole]
-    return start, min(ends) if max(ends) - min(ends) <= APART_NS else max(ends)
+    newest = max(steps[-1].end_ns + shift for steps, shift in whole)
+    common = min(steps[-1].step for steps, _ in whole)
+    ends = (s.end_ns + shift for steps, shift in whole for s in steps if s.step <= common)
+    end = max(ends, default=newest)
+    return start, end if newest - end <= APART_NS else newest
 
 
 def exposed_share(steps: Iterable[Step]) -> float | None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from dpwatch.hub import snapshot as s
-from dpwatch.hub.timeline import clock_shifts, exposed_share, extent, stretches
+from dpwatch.hub.timeline import APART_NS, clock_shifts, exposed_share, extent, stretches
 from dpwatch.tui.palette import palette
 from dpwatch.tui.timeline import Window, caption, lane_bar
 from dpwatch.tui.timeline_view import Timeline
@@ -73,12 +73,12 @@ def test_the_newest_is_what_all_lanes_have_unless_one_is_silent():
     one, two = with_lanes(ddp_run(), late=None).lanes[:2]
     behind = replace(two, steps=two.steps[:-1])
     assert extent([one, behind], {}) == (one.steps[0].start_ns, behind.steps[-1].end_ns)
-    moved = [
-        replace(step, start_ns=step.start_ns - 2_000_000_000, end_ns=step.end_ns - 2_000_000_000)
-        for step in two.steps
-    ]
-    silent = replace(two, steps=tuple(moved))
-    assert extent([one, silent], {}) == (moved[0].start_ns, one.steps[-1].end_ns)
+    silent = replace(two, steps=two.steps[:1])
+    common = max(one.steps[0].end_ns, silent.steps[0].end_ns)
+    for later, end in ((APART_NS, common), (APART_NS + 1, common + APART_NS + 1)):
+        last = replace(one.steps[-1], end_ns=common + later)
+        going_on = replace(one, steps=(*one.steps[:-1], last))
+        assert extent([going_on, silent], {}) == (one.steps[0].start_ns, end)
 
 
 def test_steps_that_were_only_counted_leave_a_gap_that_says_so():
