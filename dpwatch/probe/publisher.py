@@ -2,8 +2,8 @@
 
 All that costs time happens here, and nothing here is ever waited for. A frame that can't go out
 is kept and tried again at the next turn; meanwhile records stay in the recorder, which drops its
-oldest. Nothing wakes this thread: waking costs the waker, so it looks by itself, when a frame is
-due or, where much is recorded, twice as often (each look takes some 50 µs, and the GIL).
+oldest. Nothing wakes this thread: waking costs the waker, so it looks by itself, eight times a
+second (each look takes some 50 µs, and the GIL).
 """
 
 from __future__ import annotations
@@ -35,18 +35,20 @@ from dpwatch.wire.messages import (
     Step,
 )
 
+POLL_S = 0.125
 EARLY_POLL_S = 0.05
 """Until the rank is known and the hub looked for: a run may be over in no time."""
-
-BUSY_POLL_S = 0.125
-"""Where so much is recorded that a frame may have to go before its time."""
 
 FRAME_NS = 250_000_000
 """A frame goes out this long after the one before, or when much waits; …"""
 
+YOUNG_NS = 10_000_000_000
+"""… For so long after the first frame, at every turn: runs that fail early often do so at once, and
+what was not sent is lost with an aborted process. And …"""
+
 MANY_RANKS, MANY_FRAME_NS = 64, 500_000_000
 CROWD_RANKS, CROWD_FRAME_NS = 512, 1_000_000_000
-"""… in a run of more ranks than this, so long: its hub has half as many frames to take in."""
+"""… in a run of more ranks than these always so long: its hub has fewer frames to take in."""
 
 HELLO_NS = 2_000_000_000
 BEAT_NS = 500_000_000
@@ -143,6 +145,7 @@ class Publisher:
         self._hello: Hello | None = None
         self._next_frame = self._next_hello = self._next_beat = self._next_gpu = 0
         self._asked_first: int | None = None
+        self._young_until = 0
         self._unsent: bytes | None = None
         self._left: list[AnyRecord] = []
         self._seq = self._sent = 0
@@ -181,20 +184,13 @@ class Publisher:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(self._pause_s()):
+            while not self._stop.wait(POLL_S if self._me else EARLY_POLL_S):
                 self.poll(self._wall())
             self.finish()
         except Exception as error:  # noqa: BLE001 - whatever it was, training goes on without us
             self._trouble(error)
         finally:
             self._link.close()
-
-    def _pause_s(self) -> float:
-        if self._me is None:
-            return EARLY_POLL_S
-        if self._unsent is not None or len(self._recorder) > self._full // 4:
-            return BUSY_POLL_S
-        return max(self._next_frame - self._wall(), 0) / 1e9
 
     def poll(self, now_ns: int) -> None:
         """One turn: sends what there is, as far as the link takes it."""
@@ -206,7 +202,9 @@ class Publisher:
         if not self._flush_unsent():
             return
         due = self._due(now_ns)
-        self._next_frame = now_ns + _pace_ns(self._hello.world_size if self._hello else 1)
+        self._young_until = self._young_until or now_ns + YOUNG_NS
+        if now_ns >= self._young_until or not self._is_small:
+            self._next_frame = now_ns + _pace_ns(self._hello.world_size if self._hello else 1)
         for _ in range(FRAMES_PER_POLL):
             records = self._drain(codec.MAX_RECORDS - len(due))
             if not due and not records:

@@ -178,13 +178,19 @@ def test_calls_that_have_nothing_in_common_fill_as_many_frames_as_they_need(
     assert sent[0] == 0
 
 
-@pytest.mark.parametrize(("ranks", "frames"), [(4, 8), (64, 8), (65, 4), (513, 2)])
-def test_of_many_ranks_half_as_many_frames_come(publisher, recorder, source, link, ranks, frames):
+@pytest.mark.parametrize(
+    ("ranks", "young", "frames"), [(4, 16, 8), (32, 16, 8), (64, 8, 8), (65, 4, 4), (513, 2, 2)]
+)
+def test_of_young_runs_twice_and_of_many_ranks_half_as_many_frames_come(
+    publisher, recorder, source, link, ranks, young, frames
+):
     source.me = Identity(rank=2, world_size=ranks, local_rank=2)
-    for turn in range(16):  # two seconds
-        recorder.append(a_step(turn))
-        publisher.poll(turn * 125 * MS)
-    assert len(link.batches) == frames
+    for begins_ms, expected in (0, young), (20_000, frames):
+        link.frames.clear()
+        for turn in range(16):  # two seconds
+            recorder.append(a_step(turn))
+            publisher.poll((begins_ms + turn * 125) * MS)
+        assert len(link.batches) == expected
 
 
 def test_what_cannot_go_out_is_kept_and_the_oldest_counted(publisher, recorder, link):
