@@ -68,7 +68,8 @@ def a_run(seed):
                     timed = Duration(*astuple(call)[:6], rnd.randrange(MS), call.device)
                     durations[r].append(timed)
             for device in range(rnd.choice([1, 1, 2])):
-                loss = rnd.choice([None, 0.1 + rnd.random(), rnd.choice([2.5, math.inf])])
+                # In eighths, whose sums are exact in whatever order they come.
+                loss = rnd.choice([None, rnd.randint(1, 9) / 8, rnd.choice([2.5, math.inf])])
                 slow = rnd.choice([100, 100, 9_000])
                 forward = rnd.choice([None, rnd.randrange(9_000 * MS)])
                 more = {"forward_ns": forward, "loss": loss, "samples": rnd.choice([None, 4])}
