@@ -224,7 +224,7 @@ class Steps:
         """A GradScaler has scaled these: as backward's root they are so much more than the loss."""
         if not self._reads_loss or len(self._scaled) >= MOST_SCALED:
             return
-        scale = scaler._scale
+        scale = getattr(scaler, "_scale", None)  # private: without it the loss is unknown
         factor = None if scale is None else scalar_of(scale)
         for each in outputs if isinstance(outputs, list | tuple) else (outputs,):
             if isinstance(each, torch.Tensor):

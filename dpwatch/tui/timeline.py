@@ -92,7 +92,8 @@ def _cells(kinds: Sequence[Kind | Gap | None], starts: set[int], palette: Palett
 def _run(kind: Kind | Gap | None, length: int, begins: bool, palette: Palette) -> Text:
     if isinstance(kind, Gap):
         told = f" {kind.steps} step{'s' if kind.steps > 1 else ''} "
-        return Text(told.center(length, "─") if len(told) < length else "─" * length, palette.faint)
+        told = told.center(length, "─") if len(told) < length else "─" * length
+        return Text(told, palette.faint, end="")
     if kind is None:
         return Text("·" * length if palette.mono else " " * length, palette.faint, end="")
     if palette.mono:
