@@ -1,0 +1,100 @@
+"""Whose exception is it? What belongs to the script passes through the probe's own code unchanged.
+
+The probe catches whatever goes wrong in itself. But Python runs signal handlers between any two
+instructions, the probe's included, and an exception that a handler raises (a time limit, say) is
+meant for the script. So is one that is raised into a thread from outside
+(`PyThreadState_SetAsyncExc`). Every `except Exception` around the probe's work on a thread of the
+script's therefore asks first:
+
+    except Exception as error:
+        if is_foreign(error):
+            raise
+        ...
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sysconfig
+from types import CodeType, FrameType
+from typing import Any
+
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_STDLIB = sysconfig.get_path("stdlib") + os.sep
+_TORCH_PART = f"{os.sep}torch{os.sep}"
+
+_KNOWN_MAKERS = frozenset({"builtins", "dpwatch", "msgspec", "torch", "zmq"})
+"""Packages whose exceptions the probe's own code, or what it calls, may raise."""
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Whether an exception that came up inside the probe's code is meant for the script.
+
+    Three kinds are: what is no `Exception` (KeyboardInterrupt, SystemExit); what a signal handler
+    raised; what was raised into the thread from outside. Code of the script's that the probe itself
+    calls (an overridden `parameters()`, say) may raise as well: that is none of the three.
+
+    Args:
+        error: As caught, with its traceback.
+    """
+    if not isinstance(error, Exception):
+        return True
+    trace, caller = error.__traceback__, None
+    calls_script = False
+    while trace is not None:
+        frame = trace.tb_frame
+        if caller is not None and not _is_ours(frame.f_code):
+            if _handles_signal(frame, caller):
+                return True
+            calls_script = calls_script or not _is_library(frame.f_code)
+        trace, caller = trace.tb_next, frame
+    return not calls_script and _comes_from_outside(error)
+
+
+def _handles_signal(frame: FrameType, caller: FrameType) -> bool:
+    """Whether the frame is a signal handler's: only these are given the frame they interrupt."""
+    code = frame.f_code
+    count = code.co_argcount + bool(code.co_flags & 0x04)  # with *args, which follow keyword-only
+    names = code.co_varnames
+    variable = names[code.co_argcount + code.co_kwonlyargcount] if count > code.co_argcount else ""
+    values = frame.f_locals
+    for name in (*names[: code.co_argcount], variable):
+        value = values.get(name)
+        if value is caller or (type(value) is tuple and any(each is caller for each in value)):
+            return True
+    return code in _handlers()
+
+
+def _handlers() -> set[CodeType]:
+    """Code of the handlers in force: one may have let go of the frame it was given."""
+    found = set()
+    for number in signal.valid_signals():
+        code = _code_of(signal.getsignal(number))
+        if code is not None:
+            found.add(code)
+    return found
+
+
+def _code_of(handler: Any) -> CodeType | None:
+    handler = getattr(handler, "func", handler)  # a partial's
+    handler = getattr(handler, "__func__", handler)  # a method's
+    code = getattr(handler, "__code__", None)
+    if code is None and callable(handler):
+        code = getattr(type(handler).__call__, "__code__", None)
+    return code if isinstance(code, CodeType) else None
+
+
+def _comes_from_outside(error: Exception) -> bool:
+    """Whether nothing that the probe does could have raised it."""
+    maker = type(error).__module__.partition(".")[0]
+    return maker not in _KNOWN_MAKERS or isinstance(error, TimeoutError)
+
+
+def _is_ours(code: CodeType) -> bool:
+    return code.co_filename.startswith(_OURS)
+
+
+def _is_library(code: CodeType) -> bool:
+    path = code.co_filename
+    return _TORCH_PART in path or (path.startswith(_STDLIB) and "site-packages" not in path)
