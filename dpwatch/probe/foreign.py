@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import signal
 import sysconfig
+from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
@@ -50,6 +51,16 @@ def is_foreign(error: BaseException) -> bool:
             calls_script = calls_script or not _is_library(frame.f_code)
         trace, caller = trace.tb_next, frame
     return not calls_script and _comes_from_outside(error)
+
+
+def own_fault(error: Exception, fail: Callable[[BaseException], None]) -> None:
+    """Tells `fail` of a fault of the probe's own; raises again what is the script's.
+
+    To be called where the exception was caught.
+    """
+    if is_foreign(error):
+        raise error
+    fail(error)
 
 
 def _handles_signal(frame: FrameType, caller: FrameType) -> bool:

@@ -114,6 +114,12 @@ class Ledger:
                 self._guarded(lambda: self._look_around(optimizers, models))
         self.pace.close(sampled=sampled, prepared=due)
 
+    def before_forward(self) -> None:
+        """Nothing to do."""
+
+    def before_backward(self) -> None:
+        """Nothing to do."""
+
     def enter_lane(self, device: int) -> None:
         """The calling thread works for `device` until `exit_lane`."""
         self._tracker.enter_job(device)

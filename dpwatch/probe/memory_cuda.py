@@ -74,6 +74,12 @@ class CudaMemory:
                 self.note = f"{type(error).__name__}: {error}"
         self.pace.close(sampled=sampled, prepared=False)
 
+    def before_forward(self) -> None:
+        """Nothing to do."""
+
+    def before_backward(self) -> None:
+        """Nothing to do."""
+
     def enter_lane(self, device: int) -> None:
         """Nothing to do: the allocators know their devices."""
 

@@ -15,14 +15,33 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dpwatch.probe import device_times, flight, identity, output
+from dpwatch.probe import (
+    device_times,
+    dynamo,
+    elsewhere,
+    flight,
+    foreign,
+    identity,
+    jobs,
+    lanes,
+    losses,
+    models,
+    output,
+    recorder,
+    sampling,
+    steps,
+    tensors,
+    threads,
+    updates,
+)
 from dpwatch.probe.cpu import Clocks
 from dpwatch.probe.endings import Uncaught, describe, one_line
 from dpwatch.probe.flight import Flight
+from dpwatch.probe.foreign import own_fault
 from dpwatch.probe.hooks import Hooks
 from dpwatch.probe.identity import Identity
 from dpwatch.probe.jobs import LaneJob, PhaseSpan, TransferSpan, WaitSpan
-from dpwatch.probe.lanes import Lane, here
+from dpwatch.probe.lanes import Lane, MainLane, here
 from dpwatch.probe.link import HubLink
 from dpwatch.probe.memory_resident import resident_bytes
 from dpwatch.probe.publisher import Link, Publisher
@@ -30,6 +49,7 @@ from dpwatch.probe.recorder import Recorder
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
 from dpwatch.probe.stacks import stacks_of
 from dpwatch.probe.steps import Steps
+from dpwatch.probe.threads import Threads
 from dpwatch.probe.whereabouts import standing
 from dpwatch.wire.limits import cores
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks
@@ -38,10 +58,17 @@ from dpwatch.wire.paths import host_name
 STILL_NS = 2_000_000_000
 """Still for so long, a training thread's stack is told too."""
 
+NOTHING_SEEN_NS = 9_000_000_000
+"""After so long without a step it is said why."""
+
 COMPUTES = 0.2
 """On a core for this share of the time, a thread does not stand still."""
 
 _NOTHING = nullcontext()
+
+_OURS = (elsewhere, foreign, jobs, lanes, losses, models, recorder, sampling, steps, tensors,
+         threads, updates)  # fmt: skip
+"""What runs on the training thread, in its hooks."""
 
 _NAME_CHARS = 60
 """Of a strategy's name; what is longer is no name, and a hub would refuse it."""
@@ -81,28 +108,25 @@ class Probe:
         self._trouble: BaseException | None = None
         self._over = False
         self._entered = 0
-        self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._clocks = clocks or Clocks()
         self._cores = cores()
+        self._began_ns = time.monotonic_ns()
         self._backend_said = devices[0].kind if devices and devices[0].kind == "virtual" else ""
         self.recorder = Recorder()
         with contextlib.ExitStack() as undo:
             collectives = _collectives(self.recorder, self._step)
             undo.callback(collectives.close)
             self._collectives = collectives
-            self.steps = Steps(
-                self.recorder.append,
-                collectives,
-                devices=list(devices or ()),
-                clocks=self._clocks,
-                on_devices=self._start_ledger,
-            )
+            self.steps = self._steps(0, list(devices or ()))
+            self._threads = Threads(self.steps, self._steps, self._moved)
+            undo.callback(self._threads.close)
             collectives.main = self.steps.main
             undo.callback(lambda: self.steps.ledger.close())
             if devices:
                 self._start_ledger(devices)
-            self._hooks = Hooks(self.steps, self.fail)
+            dynamo.leave_modules_alone(*_OURS)
+            self._hooks = Hooks(self._threads.newcomer, self.fail)
             undo.callback(self._hooks.close)
             self._tap = output.Tap() if output.wanted() else None
             if self._tap is not None:
@@ -151,6 +175,26 @@ class Probe:
         self.steps.ledger = _ledger(self.recorder, devices)
         self.steps.main.on_device = device_times.start(self.recorder.append, devices)
 
+    def _steps(self, device: int, devices: list[DeviceInfo] | None = None) -> Steps:
+        """Steps of the calling thread."""
+        return Steps(
+            self.recorder.append,
+            self._collectives,
+            devices=self.steps.devices if devices is None else devices,
+            clocks=self._clocks,
+            on_devices=self._start_ledger,
+            device=device,
+        )
+
+    def _moved(self, lane: MainLane) -> None:
+        """Another thread than the one that the probe was started in is the one that trains."""
+        self._collectives.main = lane
+
+    @property
+    def thread(self) -> int:
+        """The training thread's `threading.get_ident()`."""
+        return self.steps.main.thread
+
     def _step(self) -> int:
         return self.steps.step
 
@@ -162,7 +206,8 @@ class Probe:
             return _NOTHING
         lane = self.steps.lanes.get(device)
         if lane is None:
-            lane = self.steps.lanes.setdefault(device, Lane(device, self._clocks))
+            fresh = Lane(device, self._clocks, self.steps)
+            lane = self.steps.lanes.setdefault(device, fresh)
         return LaneJob(lane, self.steps.main, self._clocks, self.steps.ledger, self.fail)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
@@ -170,7 +215,7 @@ class Probe:
         lane = here.lane
         if lane is None or lane.over or name not in PHASES:
             return _NOTHING
-        return PhaseSpan(self.steps, lane, PHASES.index(name), self.fail)
+        return PhaseSpan(lane, PHASES.index(name), self.fail)
 
     def transfer(self, kind: str, src: int, dst: int, nbytes: int) -> AbstractContextManager[None]:
         """See `ProbeLike`."""
@@ -193,7 +238,7 @@ class Probe:
         try:
             return self.steps.ledger.owner(device)
         except Exception as error:  # noqa: BLE001 - never into the user's code
-            self.fail(error)
+            own_fault(error, self.fail)
             return _NOTHING
 
     def holds(self, device: int, *things: Module | Optimizer) -> None:
@@ -203,21 +248,28 @@ class Probe:
 
     def step(self) -> None:
         """See `dpwatch.step`."""
+        lane = here.lane
         try:
-            self.steps.say_step()
+            (self.steps if lane is None else lane.steps).say_step()
         except Exception as error:  # noqa: BLE001 - never into the user's code
-            self.fail(error)
+            own_fault(error, self.fail)
 
     def samples(self, n: int) -> None:
         """See `ProbeLike`."""
         lane = here.lane
         if lane is not None and not lane.over:
-            self.steps.say_samples(lane, int(n))
+            lane.steps.say_samples(lane, int(n))
 
     def loss(self, value: float) -> None:
         """See `ProbeLike`."""
         if not self._over:
             self.steps.say_loss(float(value))
+
+    def note(self) -> str:
+        """Why no step has been seen so far, "" once one has or while it is too early to tell."""
+        steps = self.steps
+        early = not self._over and time.monotonic_ns() - self._began_ns < NOTHING_SEEN_NS
+        return "" if steps.step or early else steps.blindness()
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -232,7 +284,7 @@ class Probe:
             print(f"dpwatch: not watching this run: {said}", file=sys.stderr)  # noqa: T201
         # Only the training thread may take down what it holds, so others leave it a note.
         self.steps.stop = self._turn_off
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() == self.thread:
             self._turn_off()
 
     def _turn_off(self) -> None:
@@ -250,6 +302,11 @@ class Probe:
             if self._over:
                 return
             self._over = True
+        if threading.get_ident() == self.thread:
+            try:
+                self.steps.conclude()
+            except Exception as error:  # noqa: BLE001 - this is the end
+                own_fault(error, lambda _: None)
         self._take_down()
         self._publisher.close(Bye(state, one_line(reason)))
         if self.steps.main.clock is not None:
@@ -266,14 +323,15 @@ class Probe:
         self._take_down()
 
     def _take_down(self) -> None:
+        self._threads.close()
         for part in (self._uncaught, self._tap, self._hooks, self.steps.ledger, self._collectives):
             if part is not None:
                 with contextlib.suppress(Exception):
                     part.close()
         on_device = self.steps.main.on_device
         if on_device is not None:
-            on_device.close(ask=threading.get_ident() == self._thread)
-        for lane in list(self.steps.lanes.values()):
+            on_device.close(ask=threading.get_ident() == self.thread)
+        for lane in (*self.steps.lanes.values(), *self._threads.lanes()):
             lane.end()
         if here.lane is not None and here.lane.over:
             here.lane = None
@@ -313,23 +371,26 @@ class _Source:
         return Hello(
             world_size=me.world_size,
             local_rank=me.local_rank,
-            strategy=probe.strategy or steps.wrapper or ("single" if me.world_size == 1 else ""),
+            strategy=probe.strategy
+            or steps.models.wrapper
+            or ("single" if me.world_size == 1 else ""),
             backend=me.backend or probe._backend_said,
             devices=list(steps.devices) or [DeviceInfo("cpu", "cpu")],
-            params=steps.params,
-            param_bytes=steps.param_bytes,
+            params=steps.models.params,
+            param_bytes=steps.models.param_bytes,
             title=probe.title,
             total_steps=probe.total_steps,
             cores=probe._cores,
             torch_version=str(torch.__version__),
             capture=probe._collectives.capture,
             tells_output=probe._tap is not None,
+            note=probe.note(),
         )
 
     def beat(self) -> Beat:
         probe, steps = self._probe, self._probe.steps
         phase = steps.main.phase
-        at, stack, theirs = standing(probe._thread)
+        at, stack, theirs = standing(probe.thread)
         mark = (at, steps.step, phase, probe._collectives.issued)
         now = time.monotonic_ns()
         if mark != self._mark or self._computes(now):
@@ -360,7 +421,7 @@ class _Source:
 
     def stacks(self, asked: int) -> Stacks | None:
         try:
-            return stacks_of(self._probe._thread, asked)
+            return stacks_of(self._probe.thread, asked)
         except Exception:  # noqa: BLE001 - no answer is better than no probe
             return None
 

@@ -44,6 +44,12 @@ class LedgerLike(Protocol):
         Both are looked up when iterated, which costs: only do so where they are needed.
         """
 
+    def before_forward(self) -> None:
+        """The first forward of the step, or after a backward of it, begins (lane 0)."""
+
+    def before_backward(self) -> None:
+        """An outermost backward begins (lane 0)."""
+
     def enter_lane(self, device: int) -> None:
         """This thread begins a job for `device`."""
 
@@ -91,6 +97,12 @@ class NoLedger:
     def step_end(
         self, step: int, optimizers: Iterable[Optimizer], models: Iterable[Module]
     ) -> None:
+        """See `LedgerLike`."""
+
+    def before_forward(self) -> None:
+        """See `LedgerLike`."""
+
+    def before_backward(self) -> None:
         """See `LedgerLike`."""
 
     def enter_lane(self, device: int) -> None:

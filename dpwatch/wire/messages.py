@@ -101,6 +101,7 @@ class Hello(Record, frozen=True, tag="hello"):
         capture: How collectives are seen: `observer` (every one), `patch` (Python callers only),
             `none`.
         tells_output: What the process prints is told too (`Output`).
+        note: Why no step has been seen, "" once one has or while it is too early to tell.
     """
 
     world_size: r.Ranks
@@ -116,6 +117,7 @@ class Hello(Record, frozen=True, tag="hello"):
     torch_version: r.Word = ""
     capture: r.Word = "none"
     tells_output: bool = False
+    note: r.Line = ""
 
 
 class Memory(Record, frozen=True, gc=False, tag="memory"):

@@ -75,6 +75,9 @@ class HandThread:
     def read(self) -> tuple[int, int, int]:
         return self._clocks.now, self.cpu, self.queued
 
+    def ran_ns(self) -> int:
+        return self.cpu
+
     def close(self) -> None:
         pass
 

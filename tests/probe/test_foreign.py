@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from dpwatch.probe.foreign import is_foreign
-from dpwatch.probe.subjects import strategy_of
+from dpwatch.probe.models import strategy_of
 
 
 class TimeUp(Exception):
@@ -54,20 +54,19 @@ def handle():
     signal.signal(signal.SIGUSR1, before)
 
 
-class Module:
+class DataParallel:
     """A module of the script's, which is interrupted while the probe looks at it."""
 
     def __init__(self, act):
         self.act = act
 
+    def modules(self):
+        return iter([self])
+
     @property
     def device_ids(self):
         self.act()
         return ()
-
-
-class DataParallel(Module):
-    pass
 
 
 def interrupted_in_probe(act):
