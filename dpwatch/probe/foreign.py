@@ -10,6 +10,8 @@ script's therefore asks first:
         if is_foreign(error):
             raise
         ...
+
+or is `with suppress_own(...)`.
 """
 
 from __future__ import annotations
@@ -61,6 +63,24 @@ def own_fault(error: Exception, fail: Callable[[BaseException], None]) -> None:
     if is_foreign(error):
         raise error
     fail(error)
+
+
+class suppress_own:
+    """As `contextlib.suppress`, but what is the script's goes on to it.
+
+    A time limit is often an `OSError`: `TimeoutError` is one.
+    """
+
+    __slots__ = ("_kinds",)
+
+    def __init__(self, *kinds: type[Exception]) -> None:
+        self._kinds = kinds
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        return isinstance(error, self._kinds) and not is_foreign(error)
 
 
 def _handles_signal(frame: FrameType, caller: FrameType) -> bool:

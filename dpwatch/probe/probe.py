@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
@@ -37,7 +37,7 @@ from dpwatch.probe import (
 from dpwatch.probe.cpu import Clocks
 from dpwatch.probe.endings import Uncaught, describe, one_line
 from dpwatch.probe.flight import Flight
-from dpwatch.probe.foreign import own_fault
+from dpwatch.probe.foreign import own_fault, suppress_own
 from dpwatch.probe.hooks import Hooks
 from dpwatch.probe.identity import Identity
 from dpwatch.probe.jobs import LaneJob, PhaseSpan, TransferSpan, WaitSpan
@@ -280,7 +280,7 @@ class Probe:
                 return
             self._trouble = error
         said = one_line(str(error) or type(error).__name__)
-        with contextlib.suppress(Exception):  # stderr may be closed
+        with suppress_own(Exception):  # stderr may be closed
             print(f"dpwatch: not watching this run: {said}", file=sys.stderr)  # noqa: T201
         # Only the training thread may take down what it holds, so others leave it a note.
         self.steps.stop = self._turn_off
@@ -302,15 +302,13 @@ class Probe:
             if self._over:
                 return
             self._over = True
-        if threading.get_ident() == self.thread:
-            try:
-                self.steps.conclude()
-            except Exception as error:  # noqa: BLE001 - this is the end
-                own_fault(error, lambda _: None)
-        self._take_down()
-        self._publisher.close(Bye(state, one_line(reason)))
-        if self.steps.main.clock is not None:
-            self.steps.main.clock.close()
+        with contextlib.ExitStack() as ending:  # all of it, whatever a signal handler raises
+            if self.steps.main.clock is not None:
+                ending.callback(self.steps.main.clock.close)
+            ending.callback(self._publisher.close, Bye(state, one_line(reason)))
+            ending.callback(self._take_down)
+            if threading.get_ident() == self.thread:
+                ending.callback(_quietly, self.steps.conclude)
 
     def forked(self) -> None:
         """In a forked child: falls silent, and leaves the parent's thread and sockets alone."""
@@ -324,10 +322,11 @@ class Probe:
 
     def _take_down(self) -> None:
         self._threads.close()
-        for part in (self._uncaught, self._tap, self._hooks, self.steps.ledger, self._collectives):
-            if part is not None:
-                with contextlib.suppress(Exception):
-                    part.close()
+        parts = (self._collectives, self.steps.ledger, self._hooks, self._tap, self._uncaught)
+        with contextlib.ExitStack() as ending:
+            for part in parts:
+                if part is not None:
+                    ending.callback(_quietly, part.close)
         on_device = self.steps.main.on_device
         if on_device is not None:
             on_device.close(ask=threading.get_ident() == self.thread)
@@ -347,6 +346,11 @@ class Probe:
                 self.close()
             else:
                 self.failed_of(error)
+
+
+def _quietly(work: Callable[[], None]) -> None:
+    with suppress_own(Exception):
+        work()
 
 
 class _Source:

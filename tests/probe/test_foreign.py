@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from dpwatch.probe.foreign import is_foreign
+from dpwatch.probe.foreign import is_foreign, suppress_own
 from dpwatch.probe.models import strategy_of
 
 
@@ -125,3 +125,14 @@ def test_the_probes_own_mistakes_are_its_own():
     with pytest.raises(AttributeError) as raised:
         strategy_of(None).nothing  # noqa: B018
     assert not is_foreign(raised.value)
+
+
+def test_a_time_limit_passes_where_the_probes_own_errors_do_not(handle):
+    def time_limit(signum, frame):
+        raise TimeoutError("time is up")  # which is an OSError
+
+    handle(time_limit)
+    with pytest.raises(TimeoutError), suppress_own(OSError):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    with suppress_own(OSError):
+        os.stat("/nowhere")
