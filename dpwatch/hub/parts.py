@@ -50,6 +50,7 @@ class RankState(msgspec.Struct):
         missed: Its records that did not get here: lost on the way, or sent to a hub before this.
         taken: Those that did.
         cells: Kinds of collectives it has called, by device.
+        process: The state that the kernel has its process in, while it is silent; else "".
         good_loss: The last loss that was a number, and its step.
     """
 
@@ -72,6 +73,7 @@ class RankState(msgspec.Struct):
     missed: int = 0
     taken: int = 0
     cells: int = 0
+    process: str = ""
 
     @property
     def steps_done(self) -> int:

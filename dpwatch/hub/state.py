@@ -7,8 +7,6 @@ viewer that comes late. What people see is computed from it in `summarize`.
 from __future__ import annotations
 
 import math
-import re
-import signal
 from collections.abc import Iterable
 
 import msgspec
@@ -16,6 +14,7 @@ import msgspec
 from dpwatch.hub import booking, bounds
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.curves import Envelope, Thinned
+from dpwatch.hub.endings import ends
 from dpwatch.hub.output import RunOutput
 from dpwatch.hub.parts import OPEN_LOSSES, BadLoss, LaneState, OpenLoss, OpState, RankState, Route
 from dpwatch.hub.pending import MANY, Pending, settle, settler_of_many
@@ -50,14 +49,10 @@ from dpwatch.wire.messages import (
     Stacks,
     Step,
     Steps,
+    Tick,
     Transfer,
     Unanswered,
 )
-
-_PEER_GONE = re.compile(
-    r"connection|peer|broken pipe|socket|timed? ?out|gloo|nccl|DistBackend", re.I
-)
-"""What ranks say whose collective failed since another rank was gone."""
 
 
 class RunState(msgspec.Struct):
@@ -175,6 +170,11 @@ class RunState(msgspec.Struct):
                     self.joined = record
                 case Asked() | Unanswered():
                     hear(self, record, batch.mono_ns)
+                case Tick():
+                    for silent in record.silent:
+                        rank = self.ranks.get(silent.rank)
+                        if rank is not None and rank.pid == silent.pid:
+                            rank.process = silent.process
 
     def _rank(self, batch: Batch) -> RankState:
         rank = self.ranks.get(batch.rank)
@@ -188,6 +188,7 @@ class RunState(msgspec.Struct):
                 rank.missed = batch.sent - rank.taken
             rank.taken += counted(batch.records)
         rank.seen_ns = batch.mono_ns
+        rank.process = ""
         if batch.dropped > rank.dropped:
             rank.dropped = batch.dropped
         return rank
@@ -347,8 +348,7 @@ class RunState(msgspec.Struct):
     @property
     def gone(self) -> list[RankState]:
         """Ranks that have died, the one first that the others followed."""
-        dead = [r for r in self.ranks.values() if r.bye and r.bye.state in ("lost", "failed")]
-        return sorted(dead, key=lambda rank: (_consequence(rank), rank.ended_ns))
+        return [rank for rank, _ in ends(self.ranks.values())]
 
     @property
     def world_size(self) -> int:
@@ -373,15 +373,6 @@ def decode(data: bytes | memoryview) -> RunState:
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=packed)
 _decoder = msgspec.msgpack.Decoder(RunState, dec_hook=unpacked)
-
-
-def _consequence(rank: RankState) -> int:
-    """How likely it is that a rank died because another one had: 0 not, 3 surely."""
-    if rank.bye is None or rank.bye.exit == -signal.SIGTERM:
-        return 3  # launchers end the rest like that
-    if rank.bye.state == "failed":
-        return 2 if _PEER_GONE.search(rank.bye.reason) else 0
-    return int(rank.bye.exit == -signal.SIGABRT)  # as gloo's own threads do when a peer is gone
 
 
 def _memory(lane: LaneState, record: Memory) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from dpwatch.hub.endings import FINISHED, GAVE_UP, ending, ends
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.state import RunState
 from dpwatch.wire.messages import Position
@@ -26,6 +27,9 @@ CROWD_RANKS, CROWD_SILENT_NS = 512, 3_000_000_000
 
 ALL_TOLD = 16
 """A heartbeat that tells of so many groups may leave others out."""
+
+SURE_NS = 1_000_000_000
+"""Heard of so long after others had entered a call, a rank had its chance to enter it too."""
 
 WORLD = "default"
 
@@ -101,22 +105,62 @@ def standstill(state: RunState, patience_ns: float) -> Standstill | None:
     return Standstill(max(moved[r] for r in waiting), roots, waiting, circle)
 
 
+def given_up(state: RunState) -> Standstill | None:
+    """Whom the ranks waited for that gave up waiting, as far as that is beyond doubt.
+
+    Their last words tell what they had entered. Others are told of by heartbeats, which may be half
+    a second older: who had not the time to enter a call too is not said to have stayed away.
+
+    Returns:
+        None where no rank gave up, or nobody can be named.
+    """
+    ended = {r: rank for r, rank in state.ranks.items() if ending(rank) == GAVE_UP}
+    calls: dict[Place, Call] = {}
+    waiting = {r: call for r in ended if (call := _waits_in(state, r, calls)) is not None}
+    if not waiting:
+        return None
+    roots, circle = _ends(waiting)
+    if not circle:
+        last_ns = max(call.position.issued_ns for call in waiting.values())
+        roots = tuple(r for r in roots if _had_its_chance(state, r, last_ns))
+    since_ns = max(moved_ns(ended[r]) or 0 for r in waiting)
+    return Standstill(since_ns, roots, waiting, circle) if roots else None
+
+
+def _had_its_chance(state: RunState, r: int, issued_ns: int) -> bool:
+    rank = state.ranks.get(r)
+    if rank is None:
+        return (given_up_ns(state) or 0) - issued_ns >= SURE_NS
+    if ending(rank) == FINISHED:
+        return True
+    return (rank.ended_ns or rank.seen_ns) - issued_ns >= SURE_NS
+
+
+def given_up_ns(state: RunState) -> int | None:
+    """When the first rank gave up waiting, None while none has."""
+    gave_up = [rank for rank, how in ends(state.ranks.values()) if how == GAVE_UP]
+    return min((rank.ended_ns for rank in gave_up), default=None)
+
+
 def distinct(waiting: dict[int, Call]) -> list[Call]:
     """The calls that ranks wait in, each once."""
     return list({id(call): call for call in waiting.values()}.values())
 
 
 def _waits_in(state: RunState, rank: int, calls: dict[Place, Call]) -> Call | None:
-    """The latest call that this rank has entered and others have not, None if there is none."""
+    """The latest call that this rank has entered and others have not, None if there is none.
+
+    A call that has failed is over too, and the latest one of a rank that gave up is what failed.
+    """
     who = state.ranks[rank]
     if who.beat is None or is_silent(state, who):
         return None
-    for position in who.beat.positions:
-        if position.done:
+    for place, position in enumerate(who.beat.positions):
+        if position.done and (place or ending(who) != GAVE_UP):
             continue
-        place = (position.group, position.seq, position.ranks, tuple(position.members))
-        if (call := calls.get(place)) is None:
-            call = calls[place] = _call(state, position)
+        key = (position.group, position.seq, position.ranks, tuple(position.members))
+        if (call := calls.get(key)) is None:
+            call = calls[key] = _call(state, position)
         if call.missing:
             return call
     return None

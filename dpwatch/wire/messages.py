@@ -83,6 +83,18 @@ class ByCategory(msgspec.Struct, array_like=True, frozen=True, gc=False):
     gathered: r.Bytes | None = None
 
 
+class GroupMembers(msgspec.Struct, array_like=True, frozen=True):
+    """A process group as one of its ranks has it.
+
+    Attributes:
+        group: c10d's own name for it, which all its ranks have in common.
+        members: Its ranks in the world.
+    """
+
+    group: r.Word
+    members: Annotated[list[r.RankNumber], Meta(max_length=64)]
+
+
 class Hello(Record, frozen=True, tag="hello"):
     """Who a rank is. Sent first, on change, and every two seconds, so a late hub learns it.
 
@@ -101,6 +113,7 @@ class Hello(Record, frozen=True, tag="hello"):
         capture: How collectives are seen: `observer` (every one), `patch` (Python callers only),
             `none`.
         tells_output: What the process prints is told too (`Output`).
+        groups: The process groups that it is in besides the world, at most 64.
     """
 
     world_size: r.Ranks
@@ -116,6 +129,7 @@ class Hello(Record, frozen=True, tag="hello"):
     torch_version: r.Word = ""
     capture: r.Word = "none"
     tells_output: bool = False
+    groups: Annotated[list[GroupMembers], Meta(max_length=64)] = msgspec.field(default_factory=list)
 
 
 class Memory(Record, frozen=True, gc=False, tag="memory"):
@@ -156,6 +170,22 @@ class Transfer(Record, frozen=True, gc=False, tag="transfer"):
     duration_ns: r.Duration
 
 
+class Meeting(msgspec.Struct, array_like=True, frozen=True):
+    """Making a process group, which needs all its ranks to come: what one of them waits in.
+
+    Attributes:
+        call: `init_process_group` or `new_group`.
+        ranks: How many are expected.
+        group: c10d's own name of the group, "" before it has one.
+        members: Who, empty where that is every rank or there are over 64.
+    """
+
+    call: r.Word
+    ranks: r.Ranks
+    group: r.Word = ""
+    members: Annotated[list[r.RankNumber], Meta(max_length=64)] = []
+
+
 class Beat(Record, frozen=True, tag="beat"):
     """Sign of life from the probe's own thread, so it comes while the rank is stuck too.
 
@@ -170,6 +200,17 @@ class Beat(Record, frozen=True, tag="beat"):
         positions: How far it has come in its process groups, the latest first, at most 16.
         stack: The training thread's Python frames, outermost first, at most 16; only once it has
             been still for two seconds.
+        inside: The library's call that the script's line stands in, where that is one of a few that
+            may take long: `init_process_group`, `new_group`, `DataLoader`, `torch.save`, ….
+        waits_in: What the training thread waits in, as the kernel has it, once it has been still
+            for a second: `sleep`, `lock`, `disk`, `file`, `pipe`, `socket`, `poll`, `process`; ""
+            where it is on a core or that can't be told.
+        waits_on: Which file, process or peer, in words, "" where that can't be told.
+        meeting: The process group whose ranks it waits for, while it is being made.
+        abandoned: Forward and backward passes of a wrapped model (DDP, FSDP) that have raised and
+            after which the script went on: what they would have called was left out.
+        abandoned_step: Step of the first of them.
+        abandoned_why: Its exception, in one line.
     """
 
     step: r.Step
@@ -180,6 +221,13 @@ class Beat(Record, frozen=True, tag="beat"):
     still_ns: r.Duration | None = None
     positions: Annotated[list[Position], Meta(max_length=64)] = msgspec.field(default_factory=list)
     stack: Annotated[list[r.Line], Meta(max_length=64)] = msgspec.field(default_factory=list)
+    inside: r.Word = ""
+    waits_in: r.Word = ""
+    waits_on: r.Line = ""
+    meeting: Meeting | None = None
+    abandoned: r.Count = 0
+    abandoned_step: r.Step | None = None
+    abandoned_why: r.Line = ""
 
 
 class Gpu(Record, frozen=True, gc=False, tag="gpu"):
@@ -243,8 +291,28 @@ class Bye(Record, frozen=True, gc=False, tag="bye"):
     exit: r.Exit | None = None
 
 
-class Tick(Record, frozen=True, gc=False, tag="tick"):
-    """The hub's clock, once a second: lets a state notice that a rank has fallen silent."""
+class Silent(msgspec.Struct, array_like=True, frozen=True):
+    """A rank whose probe says nothing, as its hub sees the process.
+
+    Attributes:
+        pid: Its process.
+        process: That process's state as the kernel has it (`T` stopped, `t` traced, `D` in the
+            kernel, `R`, `S`), "" where it can't be told.
+    """
+
+    rank: r.RankNumber
+    pid: r.Pid
+    process: r.Word = ""
+
+
+class Tick(Record, frozen=True, tag="tick"):
+    """The hub's clock, once a second: lets a state notice that a rank has fallen silent.
+
+    Attributes:
+        silent: Ranks of the hub's own host that have, at most 64.
+    """
+
+    silent: Annotated[list[Silent], Meta(max_length=64)] = msgspec.field(default_factory=list)
 
 
 class Host(Record, frozen=True, tag="host"):
