@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import sys
 import threading
 import time
@@ -16,11 +18,13 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from dpwatch.probe import device_times, flight, identity, output
+from dpwatch.probe.blocked import NOTHING, Wait, wait_of, worker
 from dpwatch.probe.cpu import Clocks
 from dpwatch.probe.endings import Uncaught, describe, one_line
 from dpwatch.probe.flight import Flight
 from dpwatch.probe.hooks import Hooks
 from dpwatch.probe.identity import Identity
+from dpwatch.probe.inside import NOWHERE, Groups, Inside, inside, inside_of, rank_in
 from dpwatch.probe.jobs import LaneJob, PhaseSpan, TransferSpan, WaitSpan
 from dpwatch.probe.lanes import Lane, here
 from dpwatch.probe.link import HubLink
@@ -28,15 +32,18 @@ from dpwatch.probe.memory_resident import resident_bytes
 from dpwatch.probe.publisher import Link, Publisher
 from dpwatch.probe.recorder import Recorder
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
-from dpwatch.probe.stacks import stacks_of
+from dpwatch.probe.stacks import stacks_of, tid_of
 from dpwatch.probe.steps import Steps
-from dpwatch.probe.whereabouts import standing
+from dpwatch.probe.whereabouts import raised_at, standing
 from dpwatch.wire.limits import cores
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks
 from dpwatch.wire.paths import host_name
 
 STILL_NS = 2_000_000_000
 """Still for so long, a training thread's stack is told too."""
+
+LOOK_NS = 1_000_000_000
+"""Still for so long, it is told what it waits in."""
 
 COMPUTES = 0.2
 """On a core for this share of the time, a thread does not stand still."""
@@ -80,6 +87,8 @@ class Probe:
         self.unasked = False
         self._trouble: BaseException | None = None
         self._over = False
+        self._raised_at = ""
+        self._raised_in: Inside | None = None
         self._entered = 0
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
@@ -240,6 +249,8 @@ class Probe:
 
     def failed_of(self, error: BaseException) -> None:
         """Closes with the exception that ends the run; its traceback is yet to be printed."""
+        self._raised_at = raised_at(error.__traceback__)
+        self._raised_in = inside_of(error.__traceback__)
         if self._tap is not None and not self._over:
             self._tap.tell(error)
         self.close("failed", describe(error))
@@ -301,9 +312,27 @@ class _Source:
         self._mark: tuple[Any, ...] | None = None
         self._moved_ns = 0
         self._ran: tuple[int, int | None] = (0, None)
+        self._groups = Groups()
 
     def identify(self) -> Identity:
-        return identity.resolve()
+        me = identity.resolve()
+        if me.backend:
+            return me
+        # Before the process group is there, what the script gave to `init_process_group` counts.
+        given = rank_in(self._probe._thread)
+        if given is None:
+            return me
+        rank, size = given
+        env_rank = "RANK" in os.environ
+        if rank < 0:
+            return me if env_rank else dataclasses.replace(me, known=False)
+        return dataclasses.replace(
+            me,
+            rank=rank,
+            world_size=size if size > 0 else me.world_size,
+            local_rank=me.local_rank if env_rank else rank,
+            known=True,
+        )
 
     def has_stepped(self) -> bool:
         return self._probe.steps.step > 0
@@ -324,6 +353,7 @@ class _Source:
             torch_version=str(torch.__version__),
             capture=probe._collectives.capture,
             tells_output=probe._tap is not None,
+            groups=self._groups.now(),
         )
 
     def beat(self) -> Beat:
@@ -335,15 +365,32 @@ class _Source:
         if mark != self._mark or self._computes(now):
             self._mark, self._moved_ns = mark, now
         still_ns = now - self._moved_ns
+        within, wait = self._standing(still_ns)
         return Beat(
             step=steps.step,
             phase=PHASES[phase] if phase >= 0 else "",
             rss_bytes=resident_bytes(),
-            where=theirs,
+            where=probe._raised_at or theirs,
             still_ns=still_ns,
             positions=probe._collectives.positions(),
             stack=stack if still_ns >= STILL_NS else [],
+            inside=within.call,
+            waits_in=wait.kind,
+            waits_on=wait.on,
+            meeting=within.meeting,
         )
+
+    def _standing(self, still_ns: int) -> tuple[Inside, Wait]:
+        """Inside of which call a thread that does not move stands, and what it waits in there."""
+        probe = self._probe
+        if probe._raised_in is not None:
+            return probe._raised_in, NOTHING
+        if still_ns < LOOK_NS:
+            return NOWHERE, NOTHING
+        within, wait = inside(probe._thread), wait_of(tid_of(probe._thread))
+        if within.worker is not None:
+            wait = wait._replace(on=worker(*within.worker))
+        return within, wait
 
     def _computes(self, now: int) -> bool:
         """Whether the training thread has been on a core since the last beat.

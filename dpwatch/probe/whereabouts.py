@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
 
 import torch
 
@@ -92,6 +92,17 @@ def standing(thread: int) -> tuple[tuple[int, int] | None, list[str], str]:
             theirs = line
         frame = frame.f_back
     return mark, lines, theirs
+
+
+def raised_at(trace: TracebackType | None) -> str:
+    """The innermost of the user's lines that an exception came through, as `standing` spells it."""
+    theirs = ""
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if name := _name(code):
+            theirs = f"{name}:{trace.tb_lineno} {code.co_name}"
+        trace = trace.tb_next
+    return theirs
 
 
 def place(code: CodeType) -> tuple[str, bool]:
