@@ -51,6 +51,9 @@ class RankState(msgspec.Struct):
         taken: Those that did.
         cells: Kinds of collectives it has called, by device.
         good_loss: The last loss that was a number, and its step.
+        generations: By group, the last of that name it has called in, counted from 0 over the run.
+        left: The same of the processes that had this rank before; None of a run's first process.
+        shifts: By group, what its own count of generations has to be increased by.
     """
 
     rank: int
@@ -72,6 +75,9 @@ class RankState(msgspec.Struct):
     missed: int = 0
     taken: int = 0
     cells: int = 0
+    generations: dict[str, int] = {}
+    left: dict[str, int] | None = None
+    shifts: dict[str, int] = {}
 
     @property
     def steps_done(self) -> int:

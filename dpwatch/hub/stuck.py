@@ -29,8 +29,8 @@ ALL_TOLD = 16
 
 WORLD = "default"
 
-Place = tuple[str, int, int, tuple[int, ...]]
-"""A call: its group, number, ranks and members."""
+Place = tuple[str, int, int, int, tuple[int, ...]]
+"""A call: its group, that group's generation, its number, ranks and members."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -114,7 +114,8 @@ def _waits_in(state: RunState, rank: int, calls: dict[Place, Call]) -> Call | No
     for position in who.beat.positions:
         if position.done:
             continue
-        place = (position.group, position.seq, position.ranks, tuple(position.members))
+        place = (position.group, position.generation, position.seq, position.ranks,
+                 tuple(position.members))  # fmt: skip
         if (call := calls.get(place)) is None:
             call = calls[place] = _call(state, position)
         if call.missing:
@@ -145,7 +146,7 @@ def _entered(rank: RankState | None, position: Position) -> bool:
     place = _place(rank, position.group)
     if place is None:
         return len(rank.beat.positions) >= ALL_TOLD  # it may be in a group that is not told of
-    return place.seq >= position.seq
+    return (place.generation, place.seq) >= (position.generation, position.seq)
 
 
 def _place(rank: RankState, group: str) -> Position | None:
