@@ -26,7 +26,8 @@ def merge(state: RunState, part: RunState, host: str) -> None:
     ours = {r: rank for r, rank in part.ranks.items() if rank.host == host}
     news = {r for r in ours if not _is_same(state.ranks.get(r), ours[r])}
     for r in news & state.ranks.keys():
-        state.forget(r)
+        left = state.forget(r)
+        ours[r].left = left if ours[r].left is None else ours[r].left
     for r, rank in ours.items():
         known = state.ranks.get(r)
         if known is None:
@@ -76,6 +77,9 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     rank.dump = _newer(known.dump, rank.dump)
     if rank.good_loss is None:
         rank.good_loss = known.good_loss
+    rank.left = known.left if rank.left is None else rank.left
+    rank.shifts = rank.shifts | known.shifts
+    rank.generations = rank.generations | known.generations
     for device, lane in known.lanes.items():
         fresh = rank.lanes.get(device)
         if fresh is None:

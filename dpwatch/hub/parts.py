@@ -52,6 +52,9 @@ class RankState(msgspec.Struct):
         cells: Kinds of collectives it has called, by device.
         process: The state that the kernel has its process in, while it is silent; else "".
         good_loss: The last loss that was a number, and its step.
+        generations: By group, the last of that name it has called in, counted from 0 over the run.
+        left: The same of the processes that had this rank before; None of a run's first process.
+        shifts: By group, what its own count of generations has to be increased by.
     """
 
     rank: int
@@ -74,6 +77,9 @@ class RankState(msgspec.Struct):
     taken: int = 0
     cells: int = 0
     process: str = ""
+    generations: dict[str, int] = {}
+    left: dict[str, int] | None = None
+    shifts: dict[str, int] = {}
 
     @property
     def steps_done(self) -> int:

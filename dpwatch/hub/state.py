@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from dpwatch.hub import booking, bounds
+from dpwatch.hub import booking, bounds, generations
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.curves import Envelope, Thinned
 from dpwatch.hub.endings import ends
@@ -122,7 +122,8 @@ class RunState(msgspec.Struct):
         together = len(self.ranks) > MANY and settler_of_many() is not None
         if self.pending.is_due or not together:
             settle(self)
-        for record in batch.records:
+        for told in batch.records:
+            record = generations.in_run(self, rank, told)
             if not (together and self.pending.take(rank, record)):
                 self.take(rank, record, batch.mono_ns)
 
@@ -193,8 +194,12 @@ class RunState(msgspec.Struct):
             rank.dropped = batch.dropped
         return rank
 
-    def forget(self, r: int) -> None:
-        """Another process has this rank now: its steps and calls count from 0 again."""
+    def forget(self, r: int) -> dict[str, int] | None:
+        """Another process has this rank now: its steps and calls count from 0 again.
+
+        Returns:
+            The generations of groups that it has left, None if nothing was known of it.
+        """
         settle(self)
         self.arrivals.forget(r)
         before = self.ranks.pop(r, None)
@@ -206,6 +211,7 @@ class RunState(msgspec.Struct):
                 del self.hosts[before.host]
         for key in [key for key, route in self.routes.items() if route.rank == r]:
             del self.routes[key]
+        return None if before is None else generations.left(before)
 
     def admit(self, rank: RankState) -> None:
         """A rank that was not known, or whose process is another one now."""
@@ -227,7 +233,9 @@ class RunState(msgspec.Struct):
             raise bounds.Full
         rank = RankState(batch.rank, batch.host, batch.pid)
         if before is not None:
-            self.forget(batch.rank)
+            rank.left = self.forget(batch.rank)
+        elif batch.rank >= self.told_size:  # the run grows
+            rank.left = {}
         self.admit(rank)
         if before is not None and before.hello:
             self.measure()

@@ -33,8 +33,8 @@ SURE_NS = 1_000_000_000
 
 WORLD = "default"
 
-Place = tuple[str, int, int, tuple[int, ...]]
-"""A call: its group, number, ranks and members."""
+Place = tuple[str, int, int, int, tuple[int, ...]]
+"""A call: its group, that group's generation, its number, ranks and members."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -158,9 +158,13 @@ def _waits_in(state: RunState, rank: int, calls: dict[Place, Call]) -> Call | No
     for place, position in enumerate(who.beat.positions):
         if position.done and (place or ending(who) != GAVE_UP):
             continue
-        key = (position.group, position.seq, position.ranks, tuple(position.members))
-        if (call := calls.get(key)) is None:
-            call = calls[key] = _call(state, position)
+    for nth, position in enumerate(who.beat.positions):
+        if position.done and (nth or ending(who) != GAVE_UP):
+            continue
+        place = (position.group, position.generation, position.seq, position.ranks,
+                 tuple(position.members))  # fmt: skip
+        if (call := calls.get(place)) is None:
+            call = calls[place] = _call(state, position)
         if call.missing:
             return call
     return None
@@ -189,7 +193,7 @@ def _entered(rank: RankState | None, position: Position) -> bool:
     place = _place(rank, position.group)
     if place is None:
         return len(rank.beat.positions) >= ALL_TOLD  # it may be in a group that is not told of
-    return place.seq >= position.seq
+    return (place.generation, place.seq) >= (position.generation, position.seq)
 
 
 def _place(rank: RankState, group: str) -> Position | None:

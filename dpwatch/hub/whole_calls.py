@@ -8,12 +8,11 @@ import numpy as np
 
 from dpwatch.hub.arrivals import (
     PACKED,
-    Alike,
     Arrivals,
     PackedCalls,
-    call_of,
-    essence,
+    alike,
     most_open,
+    packed_call,
 )
 from dpwatch.hub.series import NONE, Ints, median
 
@@ -110,7 +109,7 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
         members = order[begins[i] : ends[i]]
         last = entries[:, members[-1]]
         kind = kinds[last[KIND]]
-        arrivals.agree(kind.group, Alike(int(last[SEQ]), int(last[STEP]), essence(kind)))
+        arrivals.agree(kind.group, alike(kind, int(last[SEQ]), int(last[STEP])))
         if counts[i] > 1 and timed.compare(state, i):
             is_booked[i] = True
             if timed.first_step[i] > 0:
@@ -122,8 +121,10 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
 
 
 def _segments(entries: Array, kinds: Sequence[Kind]) -> Segments:
-    names: dict[str, int] = {}
-    group = np.array([names.setdefault(kind.group, len(names)) for kind in kinds])
+    names: dict[tuple[str, int], int] = {}
+    group = np.array(
+        [names.setdefault((kind.group, kind.generation), len(names)) for kind in kinds]
+    )
     group, seq = group[entries[KIND]], entries[SEQ]
     order = np.argsort(seq, kind="stable") if len(names) == 1 else np.lexsort((seq, group))
     changes = np.ones(len(order), bool)
@@ -176,8 +177,8 @@ def _book_last(state: RunState, kinds: Sequence[Kind], timed: _Timed, i: int) ->
 
     def excess_ns() -> int | None:
         others = entries[:, ordered[:-1]]
-        alike = np.array([each.phase == kind.phase for each in kinds])[others[KIND]]
-        known = others[INTO, alike & (others[INTO] != NONE)]
+        same = np.array([each.phase == kind.phase for each in kinds])[others[KIND]]
+        known = others[INTO, same & (others[INTO] != NONE)]
         if latest[INTO] == NONE or not len(known):
             return None
         low, high = (len(known) - 1) // 2, len(known) // 2
@@ -195,7 +196,7 @@ def _book_last(state: RunState, kinds: Sequence[Kind], timed: _Timed, i: int) ->
 
 
 def _call(entry: Array, kinds: Sequence[Kind]) -> Collective:
-    return call_of(kinds[entry[KIND]], entry[STEP:].tolist())
+    return packed_call(kinds[entry[KIND]], entry[STEP:].tolist())
 
 
 def _keep_open(arrivals: Arrivals, entries: Array, kinds: Sequence[Kind], left: Segments) -> None:

@@ -21,6 +21,7 @@ from dpwatch.wire.calls import Calls as Calls
 from dpwatch.wire.collectives import Collective as Collective
 from dpwatch.wire.collectives import Duration as Duration
 from dpwatch.wire.collectives import Position as Position
+from dpwatch.wire.collectives import Unfinished as Unfinished
 from dpwatch.wire.record import Record as Record
 from dpwatch.wire.steps import Step as Step
 from dpwatch.wire.steps import Steps as Steps

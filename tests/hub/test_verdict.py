@@ -84,7 +84,7 @@ def test_what_held_when_the_first_rank_gave_up_stays_whatever_follows():
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (0, 2, 1)])
 def test_a_rank_that_finished_while_others_still_call_is_the_cause(order):
-    """Whatever comes first: its goodbye, or its peers', to whom the connection is closed at once."""
+    """Whatever comes first: its goodbye, or its peers', whose connections close at once."""
     script = Script()
     for r in range(3):
         script.beat(r, at(WORLD, 19, ranks=3, ms=0, done=True))

@@ -1,4 +1,4 @@
-"""Inside of which library call a thread stands; the calls are real, and their files a test's own."""
+"""Inside of which library call a thread stands; the calls are real."""
 
 import threading
 

@@ -16,6 +16,7 @@ from itertools import chain
 
 from dpwatch.hub.arrivals import essence
 from dpwatch.hub.diagnose.finding import Finding, mebibytes, ranks_of
+from dpwatch.hub.generations import is_current
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
 from dpwatch.hub.stuck import moved_ns
@@ -92,7 +93,8 @@ def _suspects(state: RunState) -> set[tuple[str, int]]:
 def _positions(state: RunState) -> Iterator[tuple[int, Position]]:
     for rank, who in state.ranks.items():
         for position in who.beat.positions if who.beat else ():
-            yield rank, position
+            if is_current(state, position):
+                yield rank, position
 
 
 def _stopped(state: RunState, calls: dict[int, Collective | Position]) -> bool:
