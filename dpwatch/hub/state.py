@@ -28,6 +28,7 @@ from dpwatch.hub.series import (
 )
 from dpwatch.hub.snapshot import Alert, Diagnosis
 from dpwatch.hub.stacks import hear
+from dpwatch.hub.step_offsets import StepOffsets
 from dpwatch.wire.gather import counted, one_by_one
 from dpwatch.wire.messages import (
     HUB_RANK,
@@ -75,6 +76,7 @@ class RunState(msgspec.Struct):
         refused: Records of ranks beyond those that there is room for.
         pending: Of many ranks, collectives that are to be booked together: call `settle` before
             sums or arrivals are read.
+        offsets: Which ranks are some steps ahead of the others or behind.
     """
 
     run_id: str
@@ -105,6 +107,7 @@ class RunState(msgspec.Struct):
     cells: int = 0
     refused: int = 0
     pending: Pending = msgspec.field(default_factory=Pending)
+    offsets: StepOffsets = msgspec.field(default_factory=StepOffsets)
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
@@ -202,6 +205,7 @@ class RunState(msgspec.Struct):
         """
         settle(self)
         self.arrivals.forget(r)
+        self.offsets.forget(r)
         before = self.ranks.pop(r, None)
         if before is not None:
             self.lanes -= len(before.lanes)

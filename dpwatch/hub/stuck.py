@@ -10,14 +10,14 @@ rank whose heart has stopped too is taken for the end of every way that leads to
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from dpwatch.hub.endings import FINISHED, GAVE_UP, ending, ends
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.state import RunState
-from dpwatch.wire.messages import Position
+from dpwatch.wire.messages import Position, Unfinished
 
 SILENT_NS = 2_000_000_000
 """Beats come twice a second: a rank that has not been heard of for so long is silent, …"""
@@ -147,27 +147,40 @@ def distinct(waiting: dict[int, Call]) -> list[Call]:
     return list({id(call): call for call in waiting.values()}.values())
 
 
-def _waits_in(state: RunState, rank: int, calls: dict[Place, Call]) -> Call | None:
-    """The latest call that this rank has entered and others have not, None if there is none.
-
-    A call that has failed is over too, and the latest one of a rank that gave up is what failed.
-    """
-    who = state.ranks[rank]
-    if who.beat is None or is_silent(state, who):
+def _waits_in(state: RunState, r: int, calls: dict[Place, Call]) -> Call | None:
+    """The first call that this rank waits in for others, None if there is none."""
+    rank = state.ranks[r]
+    if rank.beat is None or is_silent(state, rank):
         return None
-    for place, position in enumerate(who.beat.positions):
-        if position.done and (place or ending(who) != GAVE_UP):
-            continue
-    for nth, position in enumerate(who.beat.positions):
-        if position.done and (nth or ending(who) != GAVE_UP):
-            continue
-        place = (position.group, position.generation, position.seq, position.ranks,
-                 tuple(position.members))  # fmt: skip
-        if (call := calls.get(place)) is None:
-            call = calls[place] = _call(state, position)
-        if call.missing:
-            return call
+    gave_up = ending(rank) == GAVE_UP
+    for nth, place in enumerate(rank.beat.positions):
+        for position in under_way(place, failed=gave_up and not nth):
+            key = (position.group, position.generation, position.seq, position.ranks,
+                   tuple(position.members))  # fmt: skip
+            if (call := calls.get(key)) is None:
+                call = calls[key] = _call(state, position)
+            if call.missing:
+                return call
     return None
+
+
+def under_way(position: Position, *, failed: bool = False) -> Iterator[Position]:
+    """A group's calls that a rank is in as far as is known: the oldest, and the newest.
+
+    A call that has `failed` is over too, and still what the rank waited in.
+    """
+    if position.oldest is not None:
+        yield oldest_of(position, position.oldest)
+    if failed or not position.done:
+        yield position
+
+
+def oldest_of(position: Position, oldest: Unfinished) -> Position:
+    """The oldest call of a group that is under way, as the newest stands in its place."""
+    return Position(
+        position.group, position.ranks, oldest.seq, oldest.op, oldest.nbytes, oldest.dtype,
+        oldest.issued_ns, oldest.step, False, oldest.where, position.members, position.generation,
+    )  # fmt: skip
 
 
 def _call(state: RunState, position: Position) -> Call:

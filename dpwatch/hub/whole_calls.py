@@ -110,6 +110,8 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
         last = entries[:, members[-1]]
         kind = kinds[last[KIND]]
         arrivals.agree(kind.group, alike(kind, int(last[SEQ]), int(last[STEP])))
+        if counts[i] > 1:
+            _compare_steps(state, kind.group, entries[:, members])
         if counts[i] > 1 and timed.compare(state, i):
             is_booked[i] = True
             if timed.first_step[i] > 0:
@@ -118,6 +120,15 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
     wait_ns[order[mine]] = (np.repeat(timed.last_ns, counts) - entries[ISSUED, order])[mine]
     _keep_open(arrivals, entries, kinds, segments.only(counts < ranks))
     return wait_ns
+
+
+def _compare_steps(state: RunState, group: str, entered: Array) -> None:
+    """Whether the ranks entered a call in the same step, each of its own count."""
+    steps = entered[STEP]
+    first = int(steps[0])
+    if (steps == first).all() and state.offsets.take_equal(group, first):
+        return
+    state.offsets.take(group, dict(zip(entered[RANK].tolist(), steps.tolist(), strict=True)))
 
 
 def _segments(entries: Array, kinds: Sequence[Kind]) -> Segments:
