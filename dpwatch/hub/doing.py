@@ -173,4 +173,4 @@ def _waits_for_data(who: str, at: str, beat: Beat) -> Doing:
 def _busy(rank: RankState, beat: Beat) -> Doing:
     at = f" at {beat.where}" if beat.where else ""
     told = f"Rank {rank.rank} (pid {rank.pid}) is busy{at}."
-    return Doing("busy", told, "", BUSY_LIMIT_S, passes=True)
+    return Doing("busy", told, "", BUSY_LIMIT_S, passes=beat.still_ns is not None)

@@ -9,7 +9,7 @@ from dpwatch.hub.durations import Late
 from dpwatch.hub.received import Received
 from dpwatch.hub.series import ByStep, Window
 from dpwatch.hub.stacks import Dump
-from dpwatch.wire.messages import Beat, Bye, Gpu, Hello, Memory
+from dpwatch.wire.messages import Beat, Bye, Gpu, GroupMembers, Hello, Memory
 
 FADE_CALLS = 512
 OPEN_LOSSES = 64
@@ -50,6 +50,7 @@ class RankState(msgspec.Struct):
         missed: Its records that did not get here: lost on the way, or sent to a hub before this.
         taken: Those that did.
         cells: Kinds of collectives it has called, by device.
+        groups: Its process groups as it told of them last; in the end most are destroyed.
         process: The state that the kernel has its process in, while it is silent; else "".
         good_loss: The last loss that was a number, and its step.
         generations: By group, the last of that name it has called in, counted from 0 over the run.
@@ -77,6 +78,7 @@ class RankState(msgspec.Struct):
     taken: int = 0
     cells: int = 0
     process: str = ""
+    groups: list[GroupMembers] = []
     generations: dict[str, int] = {}
     left: dict[str, int] | None = None
     shifts: dict[str, int] = {}

@@ -247,6 +247,7 @@ class RunState(msgspec.Struct):
 
     def _hello(self, rank: RankState, record: Hello) -> None:
         before, rank.hello = rank.hello, record
+        rank.groups = record.groups or rank.groups
         if before is None or before.world_size != record.world_size:
             self.measure(record.world_size if before is None else None)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dpwatch.hub.doing import doing
 from dpwatch.hub.endings import BY_ITSELF, GAVE_UP, ends
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.snapshot import Diagnosis, Rank
@@ -30,12 +31,13 @@ def verdict(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
         return _broken(state, dead)
     if ended(state):
         return "finished", ""
-    held = next((d for d in state.diagnoses if d.kind == "hang" and d.severity == "critical"), None)
-    if held is not None:
-        return "hung", first_sentence(held.text)
     stalled = sorted({row.rank for row in rows if row.state == "stalled"})
-    if stalled:
-        return "hung", f"no step for long from {_ranks(stalled)}"
+    held = held_cause(state.diagnoses)
+    if held is not None and (held.kind == "hang" or stalled):
+        return "hung", first_sentence(held.text)
+    unexplained = [r for r in stalled if not doing(state, r).passes]
+    if unexplained:
+        return "hung", f"no step for long from {_ranks(unexplained)}"
     silent = sorted({row.host for row in rows if row.state == "stale"})
     why = f"not heard of: {', '.join(silent)}; its ranks are shown as last seen" if silent else ""
     if any(row.steps for row in rows):

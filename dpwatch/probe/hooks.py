@@ -88,13 +88,18 @@ def _forward(original: Callable[..., Any], steps: Steps, fail: Fail) -> Callable
             counts = steps.module_begins(lane, self, args, kwargs)
         except Exception as error:  # noqa: BLE001 - never into the user's code
             fail(error)
+        done = False
         try:
-            return original(self, *args, **kwargs)
+            result = original(self, *args, **kwargs)
+            done = True
+            return result
         finally:
             lane.in_module = lane.over or lane.asleep
             if counts and lane.depth:
                 try:
                     lane.exit()
+                    if not done:
+                        steps.pass_raised(lane)
                 except Exception as error:  # noqa: BLE001
                     fail(error)
 

@@ -261,6 +261,8 @@ class Probe:
             if self._over:
                 return
             self._over = True
+        if state == "finished":
+            self.steps.abandoned.goes_on()
         self._take_down()
         self._publisher.close(Bye(state, one_line(reason)))
         if self.steps.main.clock is not None:
@@ -378,6 +380,9 @@ class _Source:
             waits_in=wait.kind,
             waits_on=wait.on,
             meeting=within.meeting,
+            abandoned=steps.abandoned.count,
+            abandoned_step=steps.abandoned.step,
+            abandoned_why=steps.abandoned.why,
         )
 
     def _standing(self, still_ns: int) -> tuple[Inside, Wait]:

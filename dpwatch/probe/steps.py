@@ -34,6 +34,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from dpwatch.probe import sampling
+from dpwatch.probe.abandoned import Abandoned
 from dpwatch.probe.cpu import Clocks
 from dpwatch.probe.lanes import BACKWARD, DATA, FORWARD, OPTIMIZER, Lane, MainLane, here
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoLedger, RecordSink
@@ -86,6 +87,7 @@ class Steps:
         lanes: By device; 0 is the training thread's.
         devices: What this process drives. Learned from the model when nobody said.
         stop: Called at the next step's end, on the training thread.
+        abandoned: Passes that raised and that the script went on after.
         own_threads: Python threads that belong to the probe.
         params: Elements of the parameters of all models seen, None before the first.
         param_bytes: Their bytes.
@@ -115,6 +117,7 @@ class Steps:
         self._collectives = collectives
         self._clocks = clocks
         self.stop: Callable[[], None] | None = None
+        self.abandoned = Abandoned()
         self._blind = collectives.capture == "none"
         self._on_devices = on_devices
         self._trained: dict[int, bool] = {}
@@ -152,6 +155,7 @@ class Steps:
         if not torch.is_grad_enabled():
             return False
         if lane is self.main:
+            self.abandoned.goes_on()
             if self._start_ns is None:
                 self._first_event()
             trained = self._trained.get(id(module))
@@ -162,6 +166,11 @@ class Steps:
                 self._count_batch(args, kwargs)
         lane.enter(FORWARD)
         return True
+
+    def pass_raised(self, lane: Lane) -> None:
+        """A forward or backward has raised, and does so still."""
+        if lane is self.main and self.wrapper:
+            self.abandoned.raised(self.step, sys.exc_info()[1])
 
     def data_begins(self, lane: Lane) -> bool:
         """A data loader is asked for a batch. Returns: whether it counts."""
@@ -186,6 +195,8 @@ class Steps:
         if lane is not self.main:
             return
         self._nested -= 1
+        if not done:
+            self.pass_raised(lane)
         if self._nested or not done:  # checkpointing calls backward inside backward
             return
         self._backwards += 1

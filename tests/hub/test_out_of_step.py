@@ -193,7 +193,7 @@ def test_ranks_that_disagree_about_a_groups_members(how):
             run.say(r, Bye("failed", "RuntimeError: [gloo/x.cc] Connection reset by peer"))
     found = run.finding()
     assert (found.ranks, found.evidence["pattern"]) == ([0, 1, 2, 3], "members")
-    assert "ranks 0 and 3 have [0, 3]; ranks 1 and 2 have [1, 2]" in found.text
+    assert "ranks 0 and 3 have [0, 3], ranks 1 and 2 have [1, 2]" in found.text
     assert "made at train.py:22 <module>" in found.text
 
 

@@ -172,6 +172,8 @@ def _alone(
     first = state.ranks[found.roots[0]].beat
     position = first.positions[0] if first and first.positions else None
     entered = first is not None and len(running) > 1 and _stands_in(first, position)
+    if not entered and stuck_s < max(told.limit_s for told in each.values()):
+        return None  # nobody waits for them, and it may pass
     why = ""
     if entered and position is not None:
         why = (

@@ -100,7 +100,7 @@ def members(state: RunState) -> Finding | None:
     """Ranks that have or make one process group disagree about its members, and one is stuck."""
     told: dict[str, dict[int, tuple[int, ...]]] = {}
     for r, rank in state.ranks.items():
-        for group in rank.hello.groups if rank.hello else ():
+        for group in rank.groups if rank.bye else rank.hello.groups if rank.hello else ():
             told.setdefault(group.group, {})[r] = tuple(group.members)
         meeting = rank.beat.meeting if rank.beat else None
         if meeting is not None and meeting.group and meeting.members:
@@ -120,7 +120,7 @@ def _is_stuck(state: RunState, r: int) -> bool:
 
 def _disagree(state: RunState, name: str, by_rank: dict[int, tuple[int, ...]]) -> Finding:
     ranks = sorted(by_rank)
-    each = "; ".join(
+    each = ", ".join(
         f"{ranks_of([r for r in ranks if by_rank[r] == made], start=False)} "
         f"{'has' if sum(m == made for m in by_rank.values()) == 1 else 'have'} [{_listed(made)}]"
         for made in dict.fromkeys(by_rank[r] for r in ranks)
