@@ -101,8 +101,11 @@ def _meeting(frame: FrameType, call: str) -> Meeting | None:
         values = frame.f_locals
         if call == INIT:
             size = int(values.get("world_size") or -1)
-            size = size if size > 0 else int(os.environ.get("WORLD_SIZE", ""))
-            return Meeting(INIT, size)
+            started = os.environ.get("WORLD_SIZE", "")
+            launched = int(started) if started.isdecimal() and int(started) else None
+            if size < 1 and launched is None:
+                return None
+            return Meeting(INIT, size if size > 0 else launched or 1, launched=launched)
         members = values.get("ranks")
         if members is None:
             return None

@@ -179,12 +179,15 @@ class Meeting(msgspec.Struct, array_like=True, frozen=True):
         ranks: How many are expected.
         group: c10d's own name of the group, "" before it has one.
         members: Who, empty where that is every rank or there are over 64.
+        launched: Of the world: how many the launcher says it has started (WORLD_SIZE), None where
+            it says nothing.
     """
 
     call: r.Word
     ranks: r.Ranks
     group: r.Word = ""
     members: Annotated[list[r.RankNumber], Meta(max_length=64)] = []
+    launched: r.Ranks | None = None
 
 
 class Beat(Record, frozen=True, tag="beat"):

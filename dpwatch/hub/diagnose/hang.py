@@ -2,9 +2,10 @@
 
 Rule: a rank has entered no collective and ended no step for 3 s and 4 median steps (10 s before the
 first steps are done), and either it waits for a rank that has not entered the same call, or it
-stands still at one line of Python. Named are the ranks that wait for nobody. How bad it is goes by
-what they do and for how long (see `doing`), measured against pauses that the run has got over. Once
-a rank has given up waiting it is critical, and says whom that rank had waited for.
+stands still at one line of Python; or ranks have stood for 8 s in making a process group. Named are
+the ranks that wait for nobody, or have not come. How bad it is goes by what they do and for how
+long (see `doing`), measured against pauses that the run has got over. Once a rank has given up
+waiting it is critical, and says whom that rank had waited for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from dpwatch.hub.diagnose import desync
 from dpwatch.hub.diagnose.finding import Finding, ranks_of
+from dpwatch.hub.diagnose.meeting import meeting
 from dpwatch.hub.doing import Doing, doing, severity
 from dpwatch.hub.endings import BY_ITSELF, FINISHED, ending
 from dpwatch.hub.series import median
@@ -43,6 +45,8 @@ def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on heartbeats: who has entered which call, who has not, and where they stand."""
     if run.state == "finished" or not _compare(state):
         return None
+    if (meets := meeting(run, state)) is not None:
+        return None if desync.rule(run, state) is not None else meets
     broke_ns = given_up_ns(state)
     found = standstill(state, _patience_ns(run)) if broke_ns is None else given_up(state)
     if found is None or desync.rule(run, state) is not None:  # which then is why
