@@ -81,21 +81,23 @@ def ending(rank: RankState) -> str | None:
     return OWN
 
 
-def ends(ranks: Iterable[RankState]) -> list[tuple[RankState, str]]:
-    """Ranks that have ended without finishing, and how: first whom the others likely followed."""
+def ends(ranks: Iterable[RankState], grace_ns: int = LAUNCHER_NS) -> list[tuple[RankState, str]]:
+    """Ranks that have ended without finishing, and how: first whom the others likely followed.
+
+    Args:
+        ranks: All ranks.
+        grace_ns: See `LAUNCHER_NS`; 0 where it is known why the others gave up.
+    """
     found = [(rank, how) for rank in ranks if (how := ending(rank)) not in (None, FINISHED) and how]
     gave_up_ns = min((rank.ended_ns for rank, how in found if how == GAVE_UP), default=None)
-    told = [(r, STOPPED if how == KILLED and _late(r, gave_up_ns) else how) for r, how in found]
+    late = {
+        rank.rank for rank, how in found if how == KILLED and _is_late(rank, gave_up_ns, grace_ns)
+    }
+    told = [(rank, STOPPED if rank.rank in late else how) for rank, how in found]
     return sorted(told, key=lambda end: (_ORDER[end[1]], end[0].ended_ns))
 
 
-def cause(ranks: Iterable[RankState]) -> RankState | None:
-    """The rank that ended by itself first, None where all that ended gave up or were stopped."""
-    rank, how = next(iter(ends(ranks)), (None, ""))
-    return rank if how in BY_ITSELF else None
-
-
-def _late(rank: RankState, gave_up_ns: int | None) -> bool:
+def _is_late(rank: RankState, gave_up_ns: int | None, grace_ns: int) -> bool:
     """Whether it is gone, nobody knows how, well after another one gave up."""
     unknown = rank.bye is not None and rank.bye.exit is None
-    return unknown and gave_up_ns is not None and rank.ended_ns - gave_up_ns >= LAUNCHER_NS
+    return unknown and gave_up_ns is not None and rank.ended_ns - gave_up_ns >= grace_ns

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpwatch.hub.doing import doing
-from dpwatch.hub.endings import BY_ITSELF, GAVE_UP, ends
+from dpwatch.hub.endings import BY_ITSELF, GAVE_UP, LAUNCHER_NS, ends
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.snapshot import Diagnosis, Rank
 from dpwatch.hub.state import RunState
@@ -26,7 +26,7 @@ NAMED = 8
 
 def verdict(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
     """The run's state and, where it is a bad one, a line that says why."""
-    dead = ends(state.ranks.values())
+    dead = died(state)
     if dead:
         return _broken(state, dead)
     if ended(state):
@@ -55,6 +55,12 @@ def ended(state: RunState) -> bool:
         return False
     quiet_ns = state.now_ns - (state.end_ns or 0)
     return len(state.ranks) >= state.world_size or quiet_ns > ABSENT_S * 1e9
+
+
+def died(state: RunState) -> list[tuple[RankState, str]]:
+    """Ranks that have ended without finishing, and how, as `endings.ends` orders them."""
+    explained = held_cause(state.diagnoses) is not None
+    return ends(state.ranks.values(), 0 if explained else LAUNCHER_NS)
 
 
 def held_cause(diagnoses: Sequence[Diagnosis]) -> Diagnosis | None:

@@ -315,26 +315,29 @@ class _Source:
         self._moved_ns = 0
         self._ran: tuple[int, int | None] = (0, None)
         self._groups = Groups()
+        self._given: Identity | None = None
 
     def identify(self) -> Identity:
         me = identity.resolve()
         if me.backend:
             return me
-        # Before the process group is there, what the script gave to `init_process_group` counts.
+        # Before the process group is there, what the script gives to `init_process_group` counts,
+        # and what it gave where none came of it.
         given = rank_in(self._probe._thread)
         if given is None:
-            return me
+            return self._given or me
         rank, size = given
         env_rank = "RANK" in os.environ
         if rank < 0:
             return me if env_rank else dataclasses.replace(me, known=False)
-        return dataclasses.replace(
+        self._given = dataclasses.replace(
             me,
             rank=rank,
             world_size=size if size > 0 else me.world_size,
             local_rank=me.local_rank if env_rank else rank,
             known=True,
         )
+        return self._given
 
     def has_stepped(self) -> bool:
         return self._probe.steps.step > 0

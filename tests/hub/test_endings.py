@@ -11,7 +11,6 @@ from dpwatch.hub.endings import (
     KILLED,
     OWN,
     STOPPED,
-    cause,
     ending,
     ends,
 )
@@ -93,16 +92,21 @@ def test_of_a_rank_that_runs_there_is_no_end():
     assert ending(state.ranks[0]) is None
 
 
-def test_who_gave_up_or_was_stopped_is_never_the_cause():
+def order(*byes, **how):
+    return [(rank.rank, end) for rank, end in ends(ended(*byes).values(), **how)]
+
+
+def test_who_gave_up_or_was_stopped_comes_after_who_ended_by_itself():
     gave_up, stopped = Bye("failed", GIVEN_UP[0]), Bye("lost", "was killed by SIGTERM", -15)
-    ranks = ended(gave_up, stopped, gave_up)
-    assert cause(ranks.values()) is None
-    assert [rank.rank for rank, _ in ends(ranks.values())] == [0, 2, 1]
-    assert cause(ended(gave_up, Bye("failed", "ValueError: bad")).values()).rank == 1
+    assert order(gave_up, stopped, gave_up) == [(0, GAVE_UP), (2, GAVE_UP), (1, STOPPED)]
+    own = Bye("failed", "ValueError: bad")
+    assert order(gave_up, own, Bye("finished")) == [(1, OWN), (0, GAVE_UP)]
 
 
 def test_who_is_gone_nobody_knows_how_after_another_gave_up_was_stopped():
     """A launcher often fetches an exit before anybody can read it."""
     gone = Bye("lost", "process 1 is gone without a word")
-    assert cause(ended(gone, Bye("failed", GIVEN_UP[0])).values()).rank == 0
-    assert cause(ended(Bye("failed", GIVEN_UP[0]), gone).values()) is None
+    gave_up = Bye("failed", GIVEN_UP[0])
+    assert order(gone, gave_up) == [(0, KILLED), (1, GAVE_UP)]
+    assert order(gave_up, gone) == [(0, GAVE_UP), (1, STOPPED)]
+    assert order(gave_up, gone, grace_ns=2 * 10**9) == [(1, KILLED), (0, GAVE_UP)]

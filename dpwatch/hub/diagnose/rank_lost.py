@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 from dpwatch.hub.diagnose import desync, hang, oom
 from dpwatch.hub.diagnose.finding import Finding, ranks_of
-from dpwatch.hub.endings import FINISHED, GAVE_UP, cause, ending, ends
+from dpwatch.hub.endings import FINISHED, GAVE_UP, ending
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
-from dpwatch.hub.verdict import held_cause
+from dpwatch.hub.verdict import died, held_cause
 
 UNEXPLAINED_NS = 3_000_000_000
 """So long after the first rank gave up, what explains it would be here."""
@@ -38,13 +38,12 @@ def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on ranks that are gone."""
     if oom.rule(run) is not None:
         return None
-    dead = ends(state.ranks.values())
+    dead = died(state)
     if not dead:
         return None
-    first = cause(state.ranks.values())
-    if first is None and dead[0][1] == GAVE_UP:
+    first, how = dead[0]
+    if how == GAVE_UP:
         return _unexplained(run, state, dead)
-    first = first or dead[0][0]
     others = [rank for rank, _ in dead if rank is not first]
     return Finding(
         kind="rank_lost",
