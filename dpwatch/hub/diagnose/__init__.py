@@ -29,6 +29,7 @@ from dpwatch.hub.diagnose import (
     overlap_poor,
     rank_lost,
     straggler,
+    wait_in_turn,
 )
 from dpwatch.hub.diagnose.finding import Finding
 from dpwatch.hub.endings import ABORTED, GAVE_UP, ends
@@ -56,6 +57,7 @@ STATE_RULES: tuple[Callable[[Run, RunState], Finding | None], ...] = (
     desync.rule,
     hang.rule,
     straggler.rule,
+    wait_in_turn.rule,
     nan_loss.rule,
     comm_bound.rule,
     overlap_poor.rule,

@@ -66,7 +66,7 @@ QUEUE_STEPS = 32
 
 def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on who came last, how often, and by how much."""
-    steps = _widest_by_step(state)
+    steps = widest_by_step(state)
     step_ns = _step_ns(state)
     if not step_ns or len(steps) < LEAST_STEPS:
         return None
@@ -82,7 +82,7 @@ def _step_ns(state: RunState) -> float | None:
     )
 
 
-def _widest_by_step(state: RunState) -> list[Late]:
+def widest_by_step(state: RunState) -> list[Late]:
     """Each complete step's call with the widest gap, the oldest step first."""
     done = min((r.lanes[0].steps for r in state.ranks.values() if 0 in r.lanes), default=0)
     chosen = []
@@ -102,13 +102,13 @@ def _always(state: RunState, steps: Sequence[Late], step_ns: float) -> Finding |
             return None
         rank, count = Counter(late.latest for late in window).most_common(1)[0]
         signed = [late.gap_ns if late.latest == rank else -late.gap_ns for late in window]
-        least_ns = max(_least_ns(state), LEAST_SHARE * step_ns)
+        enough_ns = max(least_ns(state), LEAST_SHARE * step_ns)
         gap_ns = median(signed) or 0.0
         if (
             count >= CONSTANCY * size
             and sum(signed) >= LEAST_SUM_NS
-            and gap_ns >= least_ns
-            and (gap_ns := gap_ns - _queued_ns(state, rank)) >= least_ns
+            and gap_ns >= enough_ns
+            and (gap_ns := gap_ns - _queued_ns(state, rank)) >= enough_ns
             and (
                 _luck(size, count, len(state.ranks)) <= NO_CHANCE
                 or _stands_out(signed, _usual_ns(window, before, len(state.ranks)))
@@ -155,7 +155,7 @@ def _luck(size: int, count: int, ranks: int) -> float:
 
 def _now_and_then(state: RunState, steps: Sequence[Late], step_ns: float) -> Finding | None:
     usual_ns = median(late.gap_ns for late in steps) or 0.0
-    wide_ns = max(2 * _least_ns(state), OUTLIER * step_ns, OUTLYING * usual_ns)
+    wide_ns = max(2 * least_ns(state), OUTLIER * step_ns, OUTLYING * usual_ns)
     held_up = [late for late in steps if late.gap_ns >= wide_ns]
     if not held_up:
         return None
@@ -167,12 +167,12 @@ def _now_and_then(state: RunState, steps: Sequence[Late], step_ns: float) -> Fin
     if count < FEW or not rare or cost_ns < LEAST_SHARE * step_ns or count > len(steps) // 2:
         return None
     gap_ns = (median(late.gap_ns for late in own) or 0.0) - _queued_ns(state, rank)
-    if gap_ns < _least_ns(state):
+    if gap_ns < least_ns(state):
         return None
     return _finding(state, own, len(steps), step_ns, gap_ns)
 
 
-def _least_ns(state: RunState) -> float:
+def least_ns(state: RunState) -> float:
     """The least gap that says something: above what clocks of several hosts may be off by."""
     error_ns = state.clock_error_ns(rank.host for rank in state.ranks.values())
     return math.inf if error_ns is None else max(LEAST_NS, CLOCK_ERRORS * error_ns)
