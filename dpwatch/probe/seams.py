@@ -64,7 +64,7 @@ class CollectivesLike(Protocol):
     """Sees every collective and records `Collective`.
 
     Attributes:
-        issued: Collectives issued so far by any thread of this process; only grows.
+        issued: Calls issued so far by any thread of this process; only grows.
         capture: As in `Hello.capture`.
         main: The training thread's lane, for what autograd's own threads issue.
         calls: NCCL calls that have returned, kept while this is set.
@@ -76,7 +76,10 @@ class CollectivesLike(Protocol):
     calls: Calls | None
 
     def positions(self) -> list[Position]:
-        """The last collective entered in each group, the latest first. From any thread."""
+        """How far each group has come, the latest first. On the sender thread."""
+
+    def unseen(self) -> str:
+        """What this process may exchange that is not seen, "" where nothing is known of."""
 
     def close(self) -> None:
         """Removes the observer."""
@@ -121,6 +124,10 @@ class NoCollectives:
     def positions(self) -> list[Position]:
         """See `CollectivesLike`."""
         return []
+
+    def unseen(self) -> str:
+        """See `CollectivesLike`."""
+        return ""
 
     def close(self) -> None:
         """See `CollectivesLike`."""
