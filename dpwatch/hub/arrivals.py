@@ -84,6 +84,7 @@ class Late(msgspec.Struct, array_like=True, frozen=True):
         excess_ns: How much longer than the median of the others it had been in that phase.
         first: No other call of that step and group came before, so that what delayed it can lie
             as far back as the optimizer's step before.
+        waited_ns: How long a rank waited for it, the mean over all of them.
     """
 
     step: int
@@ -98,6 +99,7 @@ class Late(msgspec.Struct, array_like=True, frozen=True):
     excess_ns: int | None
     first: bool
     where: str
+    waited_ns: int = 0
 
 
 class Alike(msgspec.Struct, array_like=True, frozen=True, order=True):
@@ -256,7 +258,8 @@ class Arrivals(msgspec.Struct):
         def excess_ns() -> int | None:
             return _excess_ns(call, [each for r, each in entered.items() if r != latest])
 
-        self.keep_late(latest, call, gap_ns, lag_ns, excess_ns)
+        waited_ns = (len(issued_ns) * ordered_ns[-1] - sum(issued_ns)) // len(issued_ns)
+        self.keep_late(latest, call, gap_ns, lag_ns, waited_ns, excess_ns)
 
     def keep_late(
         self,
@@ -264,6 +267,7 @@ class Arrivals(msgspec.Struct):
         call: Collective,
         gap_ns: int,
         lag_ns: int,
+        waited_ns: int,
         excess_ns: Callable[[], int | None],
     ) -> None:
         """Keeps who came last to a call, if its step has not many wider ones; see `Late`."""
@@ -291,6 +295,7 @@ class Arrivals(msgspec.Struct):
             excess_ns=excess_ns(),
             first=first,
             where=call.where,
+            waited_ns=waited_ns,
         )
         kept.append(late)
         kept.sort(key=lambda each: -each.gap_ns)

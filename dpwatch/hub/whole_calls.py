@@ -202,6 +202,7 @@ def _book_last(state: RunState, kinds: Sequence[Kind], timed: _Timed, i: int) ->
         _call(latest, kinds),
         last_ns - int(issued_ns[-2]),
         last_ns - int(issued_ns[(len(ordered) - 1) // 2]),
+        waited_ns // len(ordered),
         excess_ns,
     )
 

@@ -1,10 +1,9 @@
 """`wait_in_turn`: ranks wait for whoever happens to be last, each time another one.
 
-Rule: of each step counts the call that `straggler` looks at too. Over the last steps (at least 20),
-the time from when the typical rank came to it until the last one did takes on average at least 15 %
-of the step (a warning from 25 % on) and 5 ms, twice the time without a core taken off; no rank has
-the most of it; and no rank is a `straggler`. The cost is by means: a pause every twelve steps is in
-no median.
+Rule: of each step counts the call that `straggler` looks at too. Over the last steps (at least 20)
+a rank waited there for the last one, on average over ranks and steps, at least 15 % of the step (a
+warning from 25 % on) and 5 ms, twice the time without a core taken off; no rank has the most of it;
+and no rank is a `straggler`. The cost is by means: a pause every twelve steps is in no median.
 
 What varies is the phase in which the ranks that came last had spent more time than the others.
 *pauses*: most of it is lost in less than half of the steps; *varying*: a little in each.
@@ -66,15 +65,15 @@ def rule(run: Run, state: RunState) -> Finding | None:
     step_ns = _mean_step_ns(state)
     if step_ns is None or len(steps) < LEAST_STEPS or len(state.ranks) < 2:
         return None
-    lag_ns = [late.lag_ns for late in steps]
-    mean_ns = sum(lag_ns) / len(steps)
+    waited_ns = [late.waited_ns for late in steps]
+    mean_ns = sum(waited_ns) / len(steps)
     queued = known(row.runqueue_wait for row in run.ranks)
     cost = mean_ns / step_ns
     net = cost - 2 * (sum(queued) / len(queued) if queued else 0.0)
     if net < WORTH_SAYING or mean_ns < max(LEAST_NS, straggler.least_ns(state)):
         return None
     shares = _shares(steps)
-    if sum(lag_ns) < LEAST_SUM_NS or max(shares.values()) > _most(len(state.ranks)):
+    if sum(waited_ns) < LEAST_SUM_NS or max(shares.values()) > _most(len(state.ranks)):
         return None
     if straggler.rule(run, state) is not None:
         return None
@@ -95,7 +94,7 @@ def _shares(steps: Sequence[Late]) -> dict[int, float]:
     """By rank, its share of what is waited for; the largest first."""
     lost: Counter[int] = Counter()
     for late in steps:
-        lost[late.latest] += late.lag_ns
+        lost[late.latest] += late.waited_ns
     return {r: ns / lost.total() for r, ns in lost.most_common()}
 
 
@@ -144,10 +143,10 @@ def _finding(
 
 def _pattern(steps: Sequence[Late]) -> tuple[str, float]:
     """Whether it is pauses that are waited for, and in what share of the steps."""
-    typical = median(late.lag_ns for late in steps) or 0.0
-    long = [late.lag_ns for late in steps if late.lag_ns > OUTLYING * typical]
+    typical = median(late.waited_ns for late in steps) or 0.0
+    long = [late.waited_ns for late in steps if late.waited_ns > OUTLYING * typical]
     share = len(long) / len(steps)
-    mostly = sum(long) >= MOSTLY * sum(late.lag_ns for late in steps)
+    mostly = sum(long) >= MOSTLY * sum(late.waited_ns for late in steps)
     return ("pauses" if mostly and share < 0.5 else "varying"), share
 
 
