@@ -84,6 +84,52 @@ def test_comm_bound_is_exposed_time_that_late_ranks_do_not_explain():
     assert comm_bound.rule(*exchanging(None)) is None
 
 
+def calling(calls, nbytes, *, exposed=45, queue=0, param_bytes=None):
+    """The rule's arguments: two ranks, each of whose steps has so many all-reduces of that size."""
+    state = RunState("run")
+    for r in range(2):
+        state.apply(batch(hello(2, cores=8, param_bytes=param_bytes), rank=r))
+    for index in range(20):
+        for r in range(2):
+            each = [
+                collective(index, index * calls + i, nbytes=nbytes, ranks=2, at_ms=index * 100 + 10)
+                for i in range(calls)
+            ]
+            told = step(index, exposed_ns=exposed * MS, runqueue_ns=queue * MS)
+            for at in range(0, calls, 32):
+                state.apply(batch(*each[at : at + 32], rank=r, now_ns=told.end_ns))
+            state.apply(batch(told, rank=r, now_ns=told.end_ns))
+    return summarize(state), state
+
+
+@pytest.mark.parametrize(
+    ("calls", "nbytes", "params", "pattern", "words"),
+    [
+        (64, 1024, 64 * 1024, "many_calls", "64.0 KiB a step in 64 calls"),
+        (16, MIB, 2 * MIB, "repeated", "7 of 8 exchanges can be saved"),
+        (1, 84, MIB, "few_bytes", "84 B a step in 1 call, most"),
+        (2, MIB, 2 * MIB, "bytes", "HSDP"),
+        (2, MIB, None, "bytes", "HSDP"),
+    ],
+)
+def test_comm_bound_knows_many_calls_from_many_bytes(calls, nbytes, params, pattern, words):
+    found = comm_bound.rule(*calling(calls, nbytes, param_bytes=params))
+    assert (found.severity, found.evidence["pattern"]) == ("warning", pattern)
+    assert found.evidence["calls_per_step"] == calls
+    assert words in found.text
+    assert ("HSDP" in found.text) == (pattern == "bytes")
+
+
+def test_what_is_counted_and_not_timed_is_told_although_cores_are_short():
+    for calls, nbytes, least in ((64, 1024, 25), (16, MIB, 10)):
+        found = comm_bound.rule(*calling(calls, nbytes, queue=30, param_bytes=2 * MIB))
+        assert found.severity == "info"
+        assert "waiting for a core" in found.text
+        quiet = calling(calls, nbytes, exposed=least - 1, queue=30, param_bytes=2 * MIB)
+        assert comm_bound.rule(*quiet) is None
+    assert comm_bound.rule(*calling(2, MIB, queue=30)) is None
+
+
 def test_overlap_poor_is_exposed_time_that_backward_could_hide():
     found = overlap_poor.rule(*exchanging(40, total=50, backward=100))
     assert (found.severity, found.evidence["exposed_share"]) == ("info", 0.8)
