@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.memory_account import account
+from dpwatch.probe.memory_aside import COMPILES, asked_to_compile
 from dpwatch.probe.memory_ddp import Buckets
 from dpwatch.probe.memory_mode import StorageTracker
 from dpwatch.probe.memory_pace import Pace
@@ -78,8 +79,8 @@ def start(
         if os.environ.get("LOCAL_RANK", "0") == "0":
             _say(_SAID)
         return Ledger(record, devices=len(devices))
-    first = before.seen() if isinstance(before, FirstStep) else None
-    return PassiveMemory(record, devices, first=first)
+    known = before if isinstance(before, FirstStep) else None
+    return PassiveMemory(record, devices, before=known)
 
 
 def choice(asked: str | None = None) -> str:
@@ -198,8 +199,8 @@ class Ledger:
 
     def _look_around(self, optimizers: list[Any], models: list[Module]) -> None:
         """Finds what is there before a sampled step; keeps weak references only."""
-        if _compiled():
-            self._stop("torch.compile is in use: its kernels allocate out of sight")
+        if asked_to_compile():
+            self._stop(COMPILES)
             return
         if not self._tracker.may_push():
             self._miss()
@@ -266,15 +267,6 @@ class Ledger:
         self._tracker.end()
         self._tracker.pop()
         self._tracker.forget()
-
-
-def _compiled() -> bool:
-    """Whether dynamo has compiled anything in this process, or has been asked to."""
-    convert = sys.modules.get("torch._dynamo.convert_frame")
-    frames = sys.modules.get("torch._dynamo.eval_frame")
-    backends = getattr(frames, "cached_backends", {})  # None among them disables compilation
-    asked = any(backend is not None for backend in list(backends.values()))
-    return asked or getattr(convert, "FRAME_COUNTER", 0) > 0
 
 
 def _say(line: str) -> None:

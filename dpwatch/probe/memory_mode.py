@@ -11,11 +11,9 @@ for scripts that ask for it. Modes are per thread: each thread that works for a 
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from torch.utils import _python_dispatch as dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpwatch.probe.foreign import is_foreign
+from dpwatch.probe.memory_aside import Entries
 from dpwatch.probe.memory_events import (
     OUT,
     BackwardMark,
@@ -37,8 +36,6 @@ from dpwatch.probe.memory_events import (
 )
 
 _RESIZE = "resize_"
-_INIT = "__init__"
-_COMPILES = "torch.compile is in use: its kernels allocate out of sight"
 
 _DDP_FILE = os.path.join("nn", "parallel", "distributed.py")
 
@@ -63,7 +60,7 @@ class StorageTracker:
         self._plans: dict[Any, Plan] = {}
         self._own_resize: Any = None
         self._watches = False
-        self._dynamo: tuple[Any, Any] | None = None
+        self._aside = Entries(self._leave)
         _TRACKERS.add(self)
 
     # -- a sampled step ---------------------------------------------------------------------
@@ -75,14 +72,14 @@ class StorageTracker:
             entry.carried = True
             events.append((entry, entry.nbytes))
         self._watch_resize()
-        self._watch_compile()
+        self._aside.open()
         self.active = True
 
     def end(self) -> list[Event]:
         """Stops following (entries alive stay known) and hands over the events."""
         self.active = False
         self._unwatch_resize()
-        self._unwatch_compile()
+        self._aside.close()
         events, self.events = self.events, []
         return events
 
@@ -144,6 +141,11 @@ class StorageTracker:
         """Stops following; the mode leaves the stack at the next chance."""
         self.failure = self.failure or why
         self.active = False
+
+    def _leave(self, why: str) -> None:
+        self._aside.close()  # dynamo knows these functions by what they are
+        self.stand_aside(why)
+        self.leave_if_failed()
 
     def leave_if_failed(self) -> None:
         """Between operations, on any thread that follows: takes the mode off if it is done for."""
@@ -298,31 +300,6 @@ class StorageTracker:
             entry.category = "gathered"
         self._resized(entry, storage.nbytes())
 
-    # -- a first torch.compile in a sampled step ------------------------------------------------
-
-    def _watch_compile(self) -> None:
-        """Leaves the stack where somebody asks for compilation: dynamo fails below a mode."""
-        owner = getattr(sys.modules.get("torch._dynamo.eval_frame"), "_TorchDynamoContext", None)
-        original = vars(owner).get(_INIT) if owner is not None else None
-        if original is None:
-            return
-        tracker = self
-
-        @functools.wraps(original)
-        def __init__(context: Any, *args: Any, **kwargs: Any) -> None:
-            if (args[0] if args else kwargs.get("callback")) is not None:  # None: it disables
-                tracker.stand_aside(_COMPILES)
-                tracker.leave_if_failed()
-            original(context, *args, **kwargs)
-
-        setattr(owner, _INIT, __init__)
-        self._dynamo = owner, original
-
-    def _unwatch_compile(self) -> None:
-        if self._dynamo is not None:
-            (owner, original), self._dynamo = self._dynamo, None
-            setattr(owner, _INIT, original)
-
     # -- FSDP frees by resizing storages to nothing ---------------------------------------------
 
     def _watch_resize(self) -> None:
@@ -370,9 +347,6 @@ def _is_distributed(kind: type) -> bool:
     return plain or kind.__module__.startswith("torch.distributed.")
 
 
-_transforms: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
-
-
 def _called_by_ddp() -> bool:
     """Whether the op now dispatched comes from DDP's own code: its reducer makes buckets."""
     # This function, see, __torch_dispatch__, then whoever called into C++.
@@ -411,8 +385,6 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 tracker.stand_aside("tensor subclasses are in use")
             return NotImplemented
         out = func(*args, **kwargs)
-        if tracker.active and _transforms() is not None:
-            tracker.stand_aside("functorch transforms are in use")
         if tracker.active:
             try:
                 tracker.see(tracker.plan_of(func), args, kwargs, out)

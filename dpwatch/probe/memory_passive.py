@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +43,7 @@ class PassiveMemory(NoLedger):
         record: RecordSink,
         devices: Sequence[DeviceInfo],
         *,
-        first: Mapping[torch.device, int] | None = None,
+        before: FirstStep | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """Prepares.
@@ -51,7 +51,7 @@ class PassiveMemory(NoLedger):
         Args:
             record: Takes `(Memory, device, step, …)`.
             devices: What this process drives.
-            first: What `FirstStep` saw.
+            before: What stood here in the first step.
             clock_ns: Monotonic clock.
         """
         self.note = ""
@@ -59,9 +59,9 @@ class PassiveMemory(NoLedger):
         self._record = record
         self._clock_ns = clock_ns
         self._gauges = gauges_of(devices)
-        self._rise = Rise(self._gauges, first)
+        self._rise = Rise(self._gauges, None if before is None else before.seen())
         self._buckets = BucketSizes()
-        self._optimizers: list[weakref.ref[Any]] = []
+        self._optimizers: list[weakref.ref[Any]] = [] if before is None else before.optimizers
         self._sampling = False
         self._cost_ns = 0
 
@@ -134,9 +134,14 @@ class PassiveMemory(NoLedger):
 
 
 class FirstStep(NoLedger):
-    """Stands in until the devices are known, at the first step's end: only sees its rise."""
+    """Stands in until the devices are known, at the first step's end: only sees its rise.
+
+    Attributes:
+        optimizers: Those that it ended with.
+    """
 
     def __init__(self) -> None:
+        self.optimizers: list[weakref.ref[Any]] = []
         self._rise: Rise | None = None
         self._failed = False
 
@@ -148,6 +153,10 @@ class FirstStep(NoLedger):
         """See `LedgerLike`."""
         if self._rise is not None:
             self._guarded(self._rise.before_backward)
+
+    def step_end(self, step: int, optimizers: Iterable[Any], models: Iterable[Module]) -> None:
+        """See `LedgerLike`."""
+        self.optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
 
     def seen(self) -> dict[torch.device, int]:
         """The rise by device; none where it could not be told."""
