@@ -104,10 +104,15 @@ def _keep_lane(known: LaneState, lane: LaneState) -> None:
     lane.recent = _later(known.recent, lane.recent, lane.device)
     lane.step_ms = _longer(known.step_ms, lane.step_ms)
     lane.peak_bytes = _longer(known.peak_bytes, lane.peak_bytes)
-    lane.held_bytes = _longer(known.held_bytes, lane.held_bytes)
+    if lane.held_from in ("", known.held_from):
+        lane.held_from = known.held_from
+        lane.held_bytes = _longer(known.held_bytes, lane.held_bytes)
     lane.memory = lane.memory or known.memory
     lane.gpu = lane.gpu or known.gpu
-    highest = [each for each in (known.highest, lane.highest) if each is not None]
+    source = lane.memory.source if lane.memory else ""
+    highest = [
+        each for each in (known.highest, lane.highest) if each is not None and each.source == source
+    ]
     lane.highest = max(highest, key=lambda each: each.peak_bytes, default=None)
     for key, by_step in known.calls.items():
         lane.calls[key] = _joined(by_step, lane.calls.get(key, ByStep()))

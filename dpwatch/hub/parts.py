@@ -16,7 +16,13 @@ OPEN_LOSSES = 64
 
 
 class LaneState(msgspec.Struct):
-    """One device of one rank; `calls` are the collectives it issued, by `op/group`."""
+    """One device of one rank.
+
+    Attributes:
+        held_bytes: Held at steps' ends …
+        held_from: … by what account: `heap` (malloc's), else a source of `Memory`.
+        calls: The collectives it issued, by `op/group`.
+    """
 
     rank: int
     device: int
@@ -25,6 +31,7 @@ class LaneState(msgspec.Struct):
     step_ms: Envelope = msgspec.field(default_factory=Envelope)
     peak_bytes: Envelope = msgspec.field(default_factory=Envelope)
     held_bytes: Thinned = msgspec.field(default_factory=Thinned)
+    held_from: str = ""
     memory: Memory | None = None
     highest: Memory | None = None
     gpu: Gpu | None = None

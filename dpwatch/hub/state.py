@@ -389,8 +389,16 @@ _decoder = msgspec.msgpack.Decoder(RunState, dec_hook=unpacked)
 
 
 def _memory(lane: LaneState, record: Memory) -> None:
+    if lane.memory is not None and lane.memory.source != record.source:
+        lane.peak_bytes, lane.highest = Envelope(), None  # of something else
     lane.memory = record
     lane.peak_bytes.push(record.step, record.peak_bytes)
-    lane.held_bytes.push(record.step, record.current_bytes)
+    # Resident size hardly falls when memory is freed, and says little of what is held.
+    by_heap = record.source == "rss" and record.heap_bytes is not None
+    account = "heap" if by_heap else record.source
+    if lane.held_from != account:
+        lane.held_bytes, lane.held_from = Thinned(), account
+    held = record.heap_bytes if by_heap else record.current_bytes
+    lane.held_bytes.push(record.step, held or 0)
     if lane.highest is None or record.peak_bytes >= lane.highest.peak_bytes:
         lane.highest = record

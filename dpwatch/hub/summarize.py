@@ -301,6 +301,10 @@ def _memory_use(memory: Memory, highest: Memory, capacity: int | None) -> Memory
         source=highest.source,
         **_by_name(highest.peak),
         at_step_end=Categories(**_by_name(memory.current)),
+        peak_of="step" if highest.source == "ledger" else "process",
+        heap_bytes=memory.heap_bytes,
+        activations_estimate=memory.activations_estimate,
+        activations_error=memory.activations_error,
     )
 
 
@@ -313,7 +317,8 @@ def _gpu(gpu: Gpu | None) -> GpuUse:
 
 
 def _balance(rows: Sequence[Rank]) -> Balance:
-    peaks = [row.memory.peak_bytes for row in rows]
+    # A process's resident size holds its libraries: as a ratio it would look more even than it is.
+    peaks = [None if row.memory.source == "rss" else row.memory.peak_bytes for row in rows]
     traffic = [
         None
         if row.sent_bytes_per_step is None or row.received_bytes_per_step is None

@@ -62,6 +62,7 @@ class Probe:
         title: What a person would call the run; the script's name by default.
         devices: What this process drives; by default the one that the model lies on.
         total_steps: Steps the run intends to do.
+        memory: How it is measured, `passive` or `exact`; None: as the environment says.
         incarnation: How many probes this process has had before.
         clocks: Other clocks, for tests.
         link: Another link, for tests.
@@ -77,6 +78,7 @@ class Probe:
         title: str = "",
         devices: Sequence[DeviceInfo] | None = None,
         total_steps: int | None = None,
+        memory: str | None = None,
         incarnation: int = 0,
         clocks: Clocks | None = None,
         link: Link | None = None,
@@ -85,6 +87,7 @@ class Probe:
         self.title = one_line(title or identity.script_name())
         self.total_steps = total_steps
         self.unasked = False
+        self._memory = memory
         self._trouble: BaseException | None = None
         self._over = False
         self._raised_at = ""
@@ -109,8 +112,7 @@ class Probe:
             )
             collectives.main = self.steps.main
             undo.callback(lambda: self.steps.ledger.close())
-            if devices:
-                self._start_ledger(devices)
+            self._start_ledger(devices or ())
             self._hooks = Hooks(self.steps, self.fail)
             undo.callback(self._hooks.close)
             self._tap = output.Tap() if output.wanted() else None
@@ -138,6 +140,7 @@ class Probe:
         title: str,
         devices: Sequence[DeviceInfo] | None,
         total_steps: int | None,
+        memory: str | None = None,
     ) -> None:
         """Takes what the script itself says of the run, where the probe came unasked."""
         if not self.unasked or self.steps.step:
@@ -146,6 +149,7 @@ class Probe:
         self.strategy = one_line(strategy, _NAME_CHARS) or self.strategy
         self.title = one_line(title) or self.title
         self.total_steps = self.total_steps if total_steps is None else total_steps
+        self._memory = self._memory if memory is None else memory
         if devices and not self.steps.devices:
             self._backend_said = "virtual" if devices[0].kind == "virtual" else ""
             self.steps.devices = list(devices)
@@ -157,8 +161,10 @@ class Probe:
         return self._over
 
     def _start_ledger(self, devices: Sequence[DeviceInfo]) -> None:
-        self.steps.ledger = _ledger(self.recorder, devices)
-        self.steps.main.on_device = device_times.start(self.recorder.append, devices)
+        before = self.steps.ledger
+        self.steps.ledger = _ledger(self.recorder, devices, self._memory, before)
+        if devices:
+            self.steps.main.on_device = device_times.start(self.recorder.append, devices)
 
     def _step(self) -> int:
         return self.steps.step
@@ -466,10 +472,13 @@ def _instrument(name: str) -> ModuleType | None:
         return None
 
 
-def _ledger(recorder: Recorder, devices: Sequence[DeviceInfo]) -> LedgerLike:
+def _ledger(
+    recorder: Recorder, devices: Sequence[DeviceInfo], memory: str | None, before: LedgerLike
+) -> LedgerLike:
     module: Any = _instrument("ledger")
     try:
-        started: LedgerLike = module.start(recorder.append, devices)
+        chosen = module.choice(memory) if devices else ""
+        started: LedgerLike = module.start(recorder.append, devices, chosen, before)
     except Exception:  # noqa: BLE001
         return NoLedger()
     return started

@@ -4,7 +4,7 @@ The core starts each instrument with plain callables and keeps the handle. An in
 can't start raises; the core then goes on without it. All are called on the training thread
 unless said otherwise, so none may block.
 
-    ledger.start(record: RecordSink, devices: Sequence[DeviceInfo]) -> LedgerLike
+    ledger.start(record: RecordSink, devices: Sequence[DeviceInfo], …) -> LedgerLike
     collectives.start(record: RecordSink, step_of: Callable[[], int]) -> CollectivesLike
     gpu.poll() -> list[Gpu]                                # on the sender thread
 """
@@ -31,7 +31,7 @@ One bounded append, from any thread; the sender thread makes the Struct.
 
 
 class LedgerLike(Protocol):
-    """Follows storages by device and category, and records `Memory` on the steps it samples."""
+    """Tells memory by device and category: records `Memory` on the steps it samples."""
 
     def step_begin(self, step: int) -> None:
         """Step `step` begins (lane 0; for step 0 at its first event)."""
@@ -43,6 +43,12 @@ class LedgerLike(Protocol):
 
         Both are looked up when iterated, which costs: only do so where they are needed.
         """
+
+    def before_forward(self) -> None:
+        """An outermost module is about to be called (lane 0, in steps that are looked at)."""
+
+    def before_backward(self) -> None:
+        """The outermost backward is about to begin (the same)."""
 
     def enter_lane(self, device: int) -> None:
         """This thread begins a job for `device`."""
@@ -94,6 +100,12 @@ class NoLedger:
     def step_end(
         self, step: int, optimizers: Iterable[Optimizer], models: Iterable[Module]
     ) -> None:
+        """See `LedgerLike`."""
+
+    def before_forward(self) -> None:
+        """See `LedgerLike`."""
+
+    def before_backward(self) -> None:
         """See `LedgerLike`."""
 
     def enter_lane(self, device: int) -> None:

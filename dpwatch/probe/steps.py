@@ -164,6 +164,8 @@ class Steps:
             if self._batch_due and trained:
                 self._batch_due = False
                 self._count_batch(args, kwargs)
+            if not self._nested:
+                self.ledger.before_forward()
         lane.enter(FORWARD)
         return True
 
@@ -186,6 +188,8 @@ class Steps:
         if lane is self.main:
             if self._start_ns is None:
                 self._first_event()
+            if not self._nested:
+                self.ledger.before_backward()
             self._nested += 1
         lane.enter(BACKWARD)
 

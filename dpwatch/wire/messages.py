@@ -138,8 +138,14 @@ class Memory(Record, frozen=True, gc=False, tag="memory"):
 
     Attributes:
         current: Held at the end of the step.
-        peak: Held at the step's highest moment; its categories sum to `peak_bytes`.
-        source: `ledger` (every storage followed), `cuda` (caching allocator), `nvml`, `rss`.
+        peak: By `ledger`, held at the step's highest moment; its categories sum to `peak_bytes`.
+            By the other sources `peak_bytes` is the highest since the process began, and of its
+            categories only what is there throughout is known.
+        source: `ledger` (every storage followed), `cuda` (caching allocator), `rss` (resident size
+            of the whole process).
+        activations_estimate: How much memory in use grew by from forward's start to backward's.
+        activations_error: How far that may be off, None where no bound is known.
+        heap_bytes: What malloc has handed out to the process, at the step's end.
     """
 
     device: r.Index
@@ -149,6 +155,9 @@ class Memory(Record, frozen=True, gc=False, tag="memory"):
     current: ByCategory
     peak: ByCategory
     source: r.Word
+    activations_estimate: r.Bytes | None = None
+    activations_error: r.Bytes | None = None
+    heap_bytes: r.Bytes | None = None
 
 
 class Transfer(Record, frozen=True, gc=False, tag="transfer"):

@@ -1,6 +1,7 @@
 """`memory_imbalance`: one rank holds much more memory than the others, and it is not device 0.
 
 Rule: the fullest device peaks at 1.25 × the median of the others or more, and by 1 MiB at least.
+Peaks of whole processes (`rss`) are not compared: a rank may have read the data set once.
 Device 0 is `master_imbalance`'s; devices that hold different parts of a model by design
 (`ddp-mp`) and hosts that serve parameters are not compared.
 """
@@ -24,6 +25,8 @@ def rule(run: Run) -> Finding | None:
     rows = [row for row in run.ranks if row.device_kind != "host"]
     peaks = [row.memory.peak_bytes for row in rows]
     if len(rows) < 2 or run.strategy in _DIFFERENT_PARTS or None in peaks:
+        return None
+    if any(row.memory.source == "rss" for row in rows):  # whole processes, whatever they did before
         return None
     top = max(range(len(rows)), key=lambda i: peaks[i] or 0)
     others = median(peaks[:top] + peaks[top + 1 :]) or 0.0
