@@ -107,6 +107,7 @@ def _keep_lane(known: LaneState, lane: LaneState) -> None:
     if lane.held_from in ("", known.held_from):
         lane.held_from = known.held_from
         lane.held_bytes = _longer(known.held_bytes, lane.held_bytes)
+        lane.held_samples = _longer(known.held_samples, lane.held_samples)
     lane.memory = lane.memory or known.memory
     lane.gpu = lane.gpu or known.gpu
     source = lane.memory.source if lane.memory else ""

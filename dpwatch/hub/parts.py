@@ -20,7 +20,8 @@ class LaneState(msgspec.Struct):
 
     Attributes:
         held_bytes: Held at steps' ends …
-        held_from: … by what account: `heap` (malloc's), else a source of `Memory`.
+        held_from: … by what account: `heap` (malloc's), else a source of `Memory`, …
+        held_samples: … and the batch elements of those steps, 0 where that is not known.
         calls: The collectives it issued, by `op/group`.
     """
 
@@ -32,6 +33,7 @@ class LaneState(msgspec.Struct):
     peak_bytes: Envelope = msgspec.field(default_factory=Envelope)
     held_bytes: Thinned = msgspec.field(default_factory=Thinned)
     held_from: str = ""
+    held_samples: Thinned = msgspec.field(default_factory=Thinned)
     memory: Memory | None = None
     highest: Memory | None = None
     gpu: Gpu | None = None

@@ -21,6 +21,7 @@ from dpwatch.hub.pending import MANY, Pending, settle, settler_of_many
 from dpwatch.hub.series import (
     CALLS,
     NBYTES,
+    SAMPLES,
     TIMED_CALLS,
     TIMED_NS,
     packed,
@@ -397,8 +398,10 @@ def _memory(lane: LaneState, record: Memory) -> None:
     by_heap = record.source == "rss" and record.heap_bytes is not None
     account = "heap" if by_heap else record.source
     if lane.held_from != account:
-        lane.held_bytes, lane.held_from = Thinned(), account
+        lane.held_bytes, lane.held_samples, lane.held_from = Thinned(), Thinned(), account
     held = record.heap_bytes if by_heap else record.current_bytes
     lane.held_bytes.push(record.step, held or 0)
+    newest = lane.recent.column(SAMPLES, 1)  # of this step, or of one shortly before
+    lane.held_samples.push(record.step, max(0, newest[0]) if newest else 0)
     if lane.highest is None or record.peak_bytes >= lane.highest.peak_bytes:
         lane.highest = record
