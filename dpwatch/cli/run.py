@@ -139,9 +139,15 @@ def _follow(command: Command, watcher: Watcher, alerts: Alerts) -> list[Run]:
     deadline = time.monotonic() + SETTLE_S
     while time.monotonic() < deadline:
         runs = _look(watcher, alerts)
-        if watcher.complete and all(run.state in ("finished", "failed", "lost") for run in runs):
+        if watcher.complete and all(_is_over(run) for run in runs):
             break
     return _look(watcher, alerts)
+
+
+def _is_over(run: Run) -> bool:
+    """Whether all its ranks have ended: one that failed is not all there is to say."""
+    ends = ("finished", "failed", "lost")
+    return run.state in ends and all(rank.state in ends for rank in run.ranks)
 
 
 def _look(watcher: Watcher, alerts: Alerts) -> list[Run]:
