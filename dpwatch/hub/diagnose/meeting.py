@@ -12,8 +12,14 @@ from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
 from dpwatch.wire.messages import Meeting
 
-PATIENCE_NS = 8_000_000_000
-"""Ranks come as their start-up lets them: standing there for less says nothing."""
+SURE_NS = 8_000_000_000
+"""Standing there for so long is told where ranks can't meet, since they ask for different worlds."""
+
+PATIENCE_S = 12.0
+"""Else it is told from here on as a note: ranks come as their start-up lets them, …"""
+
+WARNING_S = 30.0
+"""… and from here on as a warning."""
 
 WORLD = "init_process_group"
 TOLD = 3
@@ -46,7 +52,7 @@ def _meets(rank: RankState) -> Meeting | None:
 
 def _is_stuck(rank: RankState) -> bool:
     still_ns = rank.beat.still_ns if rank.beat else None
-    return ending(rank) == GAVE_UP or (still_ns or 0) >= PATIENCE_NS
+    return ending(rank) == GAVE_UP or (still_ns or 0) >= SURE_NS
 
 
 def _is_same(one: Meeting, other: Meeting) -> bool:
@@ -75,13 +81,16 @@ def _finding(
     stuck: dict[int, Meeting],
     absent: Sequence[int],
     expected: int,
-) -> Finding:
+) -> Finding | None:
     first = next(iter(stuck))
     where = stuck[first]
     waited_s = max(_still_s(state.ranks[r]) for r in stuck)
     gave_up = any(ending(state.ranks[r]) == GAVE_UP for r in stuck)
     disagreed = len({found.ranks for found in together.values()}) > 1
     misled = any(m.launched not in (None, m.ranks) for m in together.values())
+    sure = gave_up or disagreed or misled or waited_s >= STARTING_LIMIT_S
+    if not sure and waited_s < PATIENCE_S:
+        return None
     at = next((beat.where for r in stuck if (beat := state.ranks[r].beat) and beat.where), "")
     came = sorted(together)
     what = f"{where.call}{f' at {at}' if at else ''}"
@@ -96,10 +105,9 @@ def _finding(
         said = f"{ranks_of(absent)} {have} not come to {what}; {waiting}, {came_of}."
     else:
         said = f"All {expected} ranks are in {what}; {waiting}."
-    sure = gave_up or disagreed or misled or waited_s >= STARTING_LIMIT_S
     return Finding(
         kind="hang",
-        severity="critical" if sure else "warning",
+        severity="critical" if sure else "warning" if waited_s >= WARNING_S else "info",
         ranks=list(absent) or came,
         text=f"{said} {_why(state, together, absent, expected)}",
         evidence={
@@ -147,8 +155,8 @@ def _why(
         )
     elif unseen:
         told.append(
-            "Look whether these processes were started, and on the right hosts (MASTER_ADDR, "
-            "MASTER_PORT and RANK of each)."
+            "Unless they are still starting, look whether these processes were started, and on the "
+            "right hosts (MASTER_ADDR, MASTER_PORT and RANK of each)."
         )
     elif not absent:
         told.append(

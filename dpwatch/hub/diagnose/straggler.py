@@ -11,7 +11,8 @@ one (the earliest such, since whom a straggler delays is late to the next group'
   rank's.
 
 What delays it is the phase in which it spent more time than the others before it called; host code
-between phases is `other`. Time for which its thread had no core is not held against it.
+between phases is `other`. Time for which its thread had no core is not held against it, nor what
+ranks of this host wait for one on average: so much one of them may lag behind.
 
 Over several hosts the gap must also be four times what their clocks may be off by.
 """
@@ -102,7 +103,7 @@ def _always(state: RunState, steps: Sequence[Late], step_ns: float) -> Finding |
             return None
         rank, count = Counter(late.latest for late in window).most_common(1)[0]
         signed = [late.gap_ns if late.latest == rank else -late.gap_ns for late in window]
-        enough_ns = max(least_ns(state), LEAST_SHARE * step_ns)
+        enough_ns = max(least_ns(state), LEAST_SHARE * step_ns, crowding_ns(state))
         gap_ns = median(signed) or 0.0
         if (
             count >= CONSTANCY * size
@@ -164,10 +165,12 @@ def _now_and_then(state: RunState, steps: Sequence[Late], step_ns: float) -> Fin
     cost_ns = sum(late.gap_ns for late in own) / len(steps)
     rare = _luck(len(held_up), count, len(state.ranks)) <= UNLIKELY
     # Once more than half of the steps are held up, the median step knows of it and this is silent.
-    if count < FEW or not rare or cost_ns < LEAST_SHARE * step_ns or count > len(steps) // 2:
+    crowd_ns = crowding_ns(state)
+    least_cost_ns = max(LEAST_SHARE * step_ns, crowd_ns)
+    if count < FEW or not rare or cost_ns < least_cost_ns or count > len(steps) // 2:
         return None
     gap_ns = (median(late.gap_ns for late in own) or 0.0) - _queued_ns(state, rank)
-    if gap_ns < least_ns(state):
+    if gap_ns < max(least_ns(state), crowd_ns):
         return None
     return _finding(state, own, len(steps), step_ns, gap_ns)
 
@@ -176,6 +179,16 @@ def least_ns(state: RunState) -> float:
     """The least gap that says something: above what clocks of several hosts may be off by."""
     error_ns = state.clock_error_ns(rank.host for rank in state.ranks.values())
     return math.inf if error_ns is None else max(LEAST_NS, CLOCK_ERRORS * error_ns)
+
+
+def crowding_ns(state: RunState) -> float:
+    """How long in a step ranks wait for a core, on average: so much one may lag behind for that."""
+    waits = [
+        fmean(found)
+        for rank in some_of(list(state.ranks.values()))
+        if 0 in rank.lanes and (found := rank.lanes[0].recent.known("runqueue_ns", QUEUE_STEPS))
+    ]
+    return fmean(waits) if waits else 0.0
 
 
 def _queued_ns(state: RunState, rank: int) -> float:
