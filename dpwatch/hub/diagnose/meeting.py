@@ -13,7 +13,7 @@ from dpwatch.hub.state import RunState
 from dpwatch.wire.messages import Meeting
 
 SURE_NS = 8_000_000_000
-"""Standing there for so long is told where ranks can't meet, since they ask for different worlds."""
+"""Standing there for so long is told where ranks ask for different worlds, and so can't meet."""
 
 PATIENCE_S = 12.0
 """Else it is told from here on as a note: ranks come as their start-up lets them, …"""

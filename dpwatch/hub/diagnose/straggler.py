@@ -64,6 +64,13 @@ ALIKE = 0.7
 LEAST_STEPS = 5
 QUEUE_STEPS = 32
 
+CROWDS = 1.5
+"""Times the mean wait for a core that a gap has to be, …"""
+
+CROWDED, CROWDED_SIZE = 0.15, 20
+"""… and where that is such a share of the step, steps that are needed: who gets no core does not
+get any for some steps."""
+
 
 def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on who came last, how often, and by how much."""
@@ -97,13 +104,15 @@ def widest_by_step(state: RunState) -> list[Late]:
 
 
 def _always(state: RunState, steps: Sequence[Late], step_ns: float) -> Finding | None:
-    for size in SIZES:
+    crowd_ns = CROWDS * crowding_ns(state)
+    is_crowded = crowd_ns >= CROWDED * step_ns
+    for size in SIZES[SIZES.index(CROWDED_SIZE) :] if is_crowded else SIZES:
         window, before = steps[-size:], steps[:-size]
         if len(window) < size:
             return None
         rank, count = Counter(late.latest for late in window).most_common(1)[0]
         signed = [late.gap_ns if late.latest == rank else -late.gap_ns for late in window]
-        enough_ns = max(least_ns(state), LEAST_SHARE * step_ns, crowding_ns(state))
+        enough_ns = max(least_ns(state), LEAST_SHARE * step_ns, crowd_ns)
         gap_ns = median(signed) or 0.0
         if (
             count >= CONSTANCY * size
@@ -165,7 +174,7 @@ def _now_and_then(state: RunState, steps: Sequence[Late], step_ns: float) -> Fin
     cost_ns = sum(late.gap_ns for late in own) / len(steps)
     rare = _luck(len(held_up), count, len(state.ranks)) <= UNLIKELY
     # Once more than half of the steps are held up, the median step knows of it and this is silent.
-    crowd_ns = crowding_ns(state)
+    crowd_ns = CROWDS * crowding_ns(state)
     least_cost_ns = max(LEAST_SHARE * step_ns, crowd_ns)
     if count < FEW or not rare or cost_ns < least_cost_ns or count > len(steps) // 2:
         return None
