@@ -1,4 +1,4 @@
-"""What the profiler's allocator events say of memory: the oracle of the ledger's peaks."""
+"""What the profiler's allocator events say of memory: the truth that figures are tested by."""
 
 import itertools
 
@@ -33,6 +33,31 @@ def rises(profiler):
     return found
 
 
+def made_and_kept(profiler, begins, ends):
+    """Bytes allocated after one moment that were still held at another.
+
+    Args:
+        profiler: With `profile_memory`, stopped.
+        begins: Name of a `record_function` that stands at the first moment.
+        ends: At the second.
+    """
+    results = profiler.profiler.kineto_results
+    at = {event.name(): event.start_ns() for event in results.events()}
+    alive = {}
+    for event in sorted(_memory_events(results.experimental_event_tree()), key=_time):
+        if at[begins] <= event.start_time_ns <= at[ends]:
+            address, delta = event.extra_fields.ptr, event.extra_fields.alloc_size
+            if delta > 0:
+                alive[address] = delta
+            else:
+                alive.pop(address, None)
+    return sum(alive.values())
+
+
+def _time(event):
+    return event.start_time_ns
+
+
 def _rise(deltas):
     return max(0, *itertools.accumulate(deltas))
 
@@ -41,7 +66,7 @@ def _own(tree, last_ns):
     """Of allocations and frees, but for gloo's and the kernels': time, bytes, was no free seen."""
     alive = {}  # by address: the event and its place in `found`
     found = []
-    for event in sorted(_memory_events(tree), key=lambda event: event.start_time_ns):
+    for event in sorted(_memory_events(tree), key=_time):
         address, delta = event.extra_fields.ptr, event.extra_fields.alloc_size
         maker, place = alive.pop(address, (None, None))
         if delta > 0:

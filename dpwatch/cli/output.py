@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from dpwatch.cli.plain import escaped, printable
+from dpwatch.hub.comparison import peaks_of_processes
 from dpwatch.hub.snapshot import Alert, HostGpu, HostView, Rank, Run
 from dpwatch.hub.summarize import summary
 
@@ -131,6 +132,8 @@ def _block(run: Run) -> str:
         " ".join(name.rjust(width) for name, width in _COLUMNS),
         *(_row(rank) for rank in run.ranks),
     ]
+    if peaks_of_processes(run):
+        lines.append("peak: resident size of the whole process since it began, not a step's")
     lines += [told for told in (run.reason, run.note) if told]
     lines += [_clock(host) for host in run.other_hosts]
     lines += [f"{d.severity}: {d.kind}: {d.text}" for d in run.diagnoses]

@@ -37,6 +37,8 @@ SETTLE_S = 3.0
 
 FAILED = 1
 
+MEMORY = ("passive", "exact")
+
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describes the command."""
@@ -51,6 +53,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--quiet", action="store_true", help="no summary on stderr")
     parser.add_argument(
         "--no-output", action="store_true", help="what the command prints is not shown by `dpwatch`"
+    )
+    parser.add_argument(
+        "--memory",
+        choices=MEMORY,
+        help="exact: follow every tensor on sampled steps, which may change last bits of some "
+        "results; passive (the default): never (environment: DPWATCH_MEMORY)",
     )
     parser.add_argument(
         "--fail-on",
@@ -80,9 +88,11 @@ def run(options: argparse.Namespace) -> int:
 
     alerts = Alerts(options.fail_on, options.on_alert)
     target = _writable(options.json)
+    _check_memory(options.memory or os.environ.get("DPWATCH_MEMORY"))
     runtime_dir()  # before anything is started: whether runs can be seen at all
     session = secrets.token_hex(3)
-    with Command(words, environment(session, output=not options.no_output)) as command:
+    env = environment(session, output=not options.no_output, memory=options.memory)
+    with Command(words, env) as command:
         # Only now: ZeroMQ's threads must not be there when the command is forked off.
         # A run over several hosts has an id that all of these share, and not this session's.
         watcher = Watcher(wanted=lambda run_id: run_id.startswith(f"{session}-"), session=session)
@@ -96,12 +106,13 @@ def run(options: argparse.Namespace) -> int:
     return FAILED if failed else command.code
 
 
-def environment(session: str, *, output: bool = True) -> dict[str, str]:
+def environment(session: str, *, output: bool = True, memory: str | None = None) -> dict[str, str]:
     """The command's environment: this one, with the start-up hook before PYTHONPATH.
 
     Args:
         session: Begins the run ids of what is started.
         output: What it prints is to be shown too.
+        memory: How it is measured; None: as this environment says.
     """
     import dpwatch
 
@@ -113,7 +124,13 @@ def environment(session: str, *, output: bool = True) -> dict[str, str]:
         "PYTHONPATH": hook if path is None else f"{hook}{os.pathsep}{path}",
         "DPWATCH_SESSION": session,
         **({} if output else {"DPWATCH_OUTPUT": "0"}),
+        **({} if memory is None else {"DPWATCH_MEMORY": memory}),
     }
+
+
+def _check_memory(asked: str | None) -> None:
+    if asked and asked not in MEMORY:
+        raise CommandError(f"DPWATCH_MEMORY is {asked!r}: set it to passive or exact")
 
 
 def _follow(command: Command, watcher: Watcher, alerts: Alerts) -> list[Run]:
@@ -122,9 +139,15 @@ def _follow(command: Command, watcher: Watcher, alerts: Alerts) -> list[Run]:
     deadline = time.monotonic() + SETTLE_S
     while time.monotonic() < deadline:
         runs = _look(watcher, alerts)
-        if watcher.complete and all(run.state in ("finished", "failed", "lost") for run in runs):
+        if watcher.complete and all(_is_over(run) for run in runs):
             break
     return _look(watcher, alerts)
+
+
+def _is_over(run: Run) -> bool:
+    """Whether all its ranks have ended: one that failed is not all there is to say."""
+    ends = ("finished", "failed", "lost")
+    return run.state in ends and all(rank.state in ends for rank in run.ranks)
 
 
 def _look(watcher: Watcher, alerts: Alerts) -> list[Run]:

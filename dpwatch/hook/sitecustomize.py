@@ -74,9 +74,8 @@ def _mark_groups(module: Any) -> None:
 
     @functools.wraps(original)
     def init_process_group(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        _start()
-        return result
+        _start()  # before: whoever stands in it for ever has not come out of it
+        return original(*args, **kwargs)
 
     module.init_process_group = init_process_group
 

@@ -12,6 +12,7 @@ from dpwatch.hub.diagnose import review
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import MANY, summarize
+from dpwatch.hub.verdict import verdict
 from dpwatch.wire.messages import HUB_RANK, Batch, Bye, Tick
 
 PACE_ROWS = 340
@@ -40,7 +41,10 @@ def advance(state: RunState, batch: Batch) -> Run | None:
     run = summarize(state)
     state.diagnoses, state.silent_ns = review(run, state.diagnoses, state.silent_ns, state)
     state.alerts = kept(state.alerts, state.diagnoses, state.wall_s)
-    return msgspec.structs.replace(run, diagnoses=state.diagnoses, alerts=list(state.alerts))
+    told, why = verdict(state, run.ranks)  # which goes by the diagnoses
+    return msgspec.structs.replace(
+        run, state=told, reason=why, diagnoses=state.diagnoses, alerts=list(state.alerts)
+    )
 
 
 def _is_due(state: RunState) -> bool:

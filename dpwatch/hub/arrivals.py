@@ -15,7 +15,7 @@ from typing import cast
 import msgspec
 
 from dpwatch.hub.series import NONE, Ints, keep_last, median
-from dpwatch.wire.calls import Kind
+from dpwatch.wire.calls import Kind, call_of
 from dpwatch.wire.messages import Collective, Position
 
 OPEN_CALLS = 1024
@@ -54,25 +54,21 @@ class PackedCalls(msgspec.Struct):
         """Each entry's rank, and what it called; in the order in which they came."""
         for at in range(0, len(self.rows), PACKED):
             rank, kind, *numbers = self.rows[at : at + PACKED]
-            yield rank, call_of(self.kinds[kind], numbers)
+            yield rank, packed_call(self.kinds[kind], numbers)
 
-    def standing(self) -> Iterator[tuple[str, int, int, tuple[str, int, str]]]:
-        """Each group, seq, step and essence that there is, once."""
+    def standing(self) -> Iterator[tuple[Kind, int, int]]:
+        """Each kind, seq and step that there is, once."""
         rows, kinds = self.rows, self.kinds
         for kind, step, seq in set(
             zip(rows[1::PACKED], rows[2::PACKED], rows[3::PACKED], strict=True)
         ):
-            yield kinds[kind].group, seq, step, essence(kinds[kind])
+            yield kinds[kind], seq, step
 
 
-def call_of(kind: Kind, numbers: Sequence[int]) -> Collective:
+def packed_call(kind: Kind, numbers: Sequence[int]) -> Collective:
     """A packed entry's call, from what follows its kind."""
-    step, seq, issued_ns, done, blocked, into = numbers
-    done_ns, blocked_ns, into_ns = (None if n == NONE else n for n in (done, blocked, into))
-    return Collective(
-        step, kind.op, kind.group, kind.ranks, seq, kind.nbytes, issued_ns, done_ns, blocked_ns,
-        kind.dtype, kind.device, kind.phase, into_ns, kind.where, kind.is_async, kind.nbytes_out,
-    )  # fmt: skip
+    step, seq, issued_ns, *others = numbers
+    return call_of(kind, step, seq, issued_ns, *(None if n == NONE else n for n in others))
 
 
 class Late(msgspec.Struct, array_like=True, frozen=True):
@@ -88,6 +84,7 @@ class Late(msgspec.Struct, array_like=True, frozen=True):
         excess_ns: How much longer than the median of the others it had been in that phase.
         first: No other call of that step and group came before, so that what delayed it can lie
             as far back as the optimizer's step before.
+        waited_ns: How long a rank waited for it, the mean over all of them.
     """
 
     step: int
@@ -102,6 +99,7 @@ class Late(msgspec.Struct, array_like=True, frozen=True):
     excess_ns: int | None
     first: bool
     where: str
+    waited_ns: int = 0
 
 
 class Alike(msgspec.Struct, array_like=True, frozen=True, order=True):
@@ -110,6 +108,7 @@ class Alike(msgspec.Struct, array_like=True, frozen=True, order=True):
     seq: int
     step: int
     essence: tuple[str, int, str]
+    generation: int = 0
 
 
 class Mismatch(msgspec.Struct, array_like=True, frozen=True):
@@ -119,15 +118,21 @@ class Mismatch(msgspec.Struct, array_like=True, frozen=True):
     seq: int
     calls: dict[int, Collective]
 
+    def is_past(self, call: Alike) -> bool:
+        """Whether a call that the group's ranks entered alike came so long after that it is."""
+        generation = next(iter(self.calls.values())).generation
+        return (call.generation, call.seq) > (generation, self.seq + ALIKE_CALLS)
+
 
 class Arrivals(msgspec.Struct):
     """All that is known of arrivals.
 
     Attributes:
-        calls: Not whole yet, by `group/seq`; of many ranks they are `packed`.
+        calls: Not whole yet, by `place`; of many ranks they are `packed`.
         alike: By group, the latest calls that all its ranks entered alike, oldest first.
         late: By step, the calls with the widest gaps.
         mismatch: The first place where ranks called different things, None as long as none did.
+        generations: By group, the newest of that name; of those before it nothing matters any more.
     """
 
     calls: dict[str, OpenCall] = {}
@@ -136,33 +141,48 @@ class Arrivals(msgspec.Struct):
     mismatch: Mismatch | None = None
     newest: dict[str, int] = {}
     packed: PackedCalls = msgspec.field(default_factory=PackedCalls)
+    generations: dict[str, int] = {}
 
     def opened(self) -> dict[str, OpenCall]:
-        """Calls that are not whole yet, the packed ones too."""
+        """Calls that are not whole yet, the packed ones too, in groups that are still there."""
+        if not self.generations:
+            return self._all()
+        return {
+            key: call
+            for key, call in self._all().items()
+            if self._is_current(next(iter(call.entered.values())))
+        }
+
+    def _all(self) -> dict[str, OpenCall]:
         if not self.packed.rows:
             return self.calls
         found = {key: OpenCall(dict(call.entered)) for key, call in self.calls.items()}
         for rank, record in self.packed.each():
-            key = f"{record.group}/{record.seq}"
-            found.setdefault(key, OpenCall()).entered[rank] = record
+            found.setdefault(place(record), OpenCall()).entered[rank] = record
         return found
 
     def standing(self) -> Iterator[tuple[str, int, int, tuple[str, int, str]]]:
         """What has been called in calls that are not whole: group, seq, step and essence."""
         for call in self.calls.values():
             for record in call.entered.values():
-                yield record.group, record.seq, record.step, essence(record)
-        yield from self.packed.standing()
+                if self._is_current(record):
+                    yield record.group, record.seq, record.step, essence(record)
+        for kind, seq, step in self.packed.standing():
+            if self._is_current(kind):
+                yield kind.group, seq, step, essence(kind)
+
+    def _is_current(self, call: Collective | Kind) -> bool:
+        return call.generation >= self.generations.get(call.group, 0)
 
     def unpack(self) -> None:
         """From now on each call is to be found in `calls`."""
         if self.packed.rows:
-            self.calls, self.packed = self.opened(), PackedCalls()
+            self.calls, self.packed = self._all(), PackedCalls()
 
     def enter(self, rank: int, record: Collective) -> dict[int, Collective] | None:
         """A rank has entered a call. Returns: what each rank called, once all have."""
         self.unpack()
-        key = f"{record.group}/{record.seq}"
+        key = place(record)
         call = self.calls.get(key)
         if call is None:
             call = self.calls[key] = OpenCall()
@@ -191,15 +211,18 @@ class Arrivals(msgspec.Struct):
         if len(called) > 1 and len({essence(call) for call in entered.values()}) > 1:
             self.mismatch = self.mismatch or Mismatch(record.group, record.seq, entered)
             return
-        self.agree(record.group, Alike(record.seq, record.step, essence(record)))
+        self.agree(record.group, alike(record, record.seq, record.step))
 
     def agree(self, group: str, call: Alike) -> None:
         """All ranks of a group have entered a call, and called the same."""
-        seq, found = call.seq, self.mismatch
+        found = self.mismatch
         kept = self.alike.setdefault(group, [])
-        kept.append(call)
+        if kept and kept[-1].generation < call.generation:
+            kept.clear()
+        if not kept or kept[-1].generation == call.generation:
+            kept.append(call)
         keep_last(cast("list[object]", kept), ALIKE_CALLS)
-        if found is not None and found.group == group and seq > found.seq + ALIKE_CALLS:
+        if found is not None and found.group == group and found.is_past(call):
             self.mismatch = None  # they have found together again
 
     def expected(self, group: str, seq: int, step: int) -> tuple[str, int, str] | None:
@@ -208,7 +231,7 @@ class Arrivals(msgspec.Struct):
         for open_call in self.opened().values():
             for call in open_call.entered.values():  # the calls of the last moments lack ranks
                 if call.group == group and call.seq not in known:
-                    known[call.seq] = Alike(call.seq, call.step, essence(call))
+                    known[call.seq] = alike(call, call.seq, call.step)
         first = min((call.seq for call in known.values() if call.step == step), default=seq)
         sizes = Counter(call.step for call in known.values() if call.step < step)
         if not sizes:
@@ -235,7 +258,8 @@ class Arrivals(msgspec.Struct):
         def excess_ns() -> int | None:
             return _excess_ns(call, [each for r, each in entered.items() if r != latest])
 
-        self.keep_late(latest, call, gap_ns, lag_ns, excess_ns)
+        waited_ns = (len(issued_ns) * ordered_ns[-1] - sum(issued_ns)) // len(issued_ns)
+        self.keep_late(latest, call, gap_ns, lag_ns, waited_ns, excess_ns)
 
     def keep_late(
         self,
@@ -243,6 +267,7 @@ class Arrivals(msgspec.Struct):
         call: Collective,
         gap_ns: int,
         lag_ns: int,
+        waited_ns: int,
         excess_ns: Callable[[], int | None],
     ) -> None:
         """Keeps who came last to a call, if its step has not many wider ones; see `Late`."""
@@ -270,10 +295,21 @@ class Arrivals(msgspec.Struct):
             excess_ns=excess_ns(),
             first=first,
             where=call.where,
+            waited_ns=waited_ns,
         )
         kept.append(late)
         kept.sort(key=lambda each: -each.gap_ns)
         del kept[LATE_CALLS:]
+
+
+def place(call: Collective) -> str:
+    """What calls have in common that belong together."""
+    return f"{call.group}/{call.generation}/{call.seq}"
+
+
+def alike(call: Collective | Kind, seq: int, step: int) -> Alike:
+    """A call that all ranks entered like this one."""
+    return Alike(seq, step, essence(call), call.generation)
 
 
 def most_open(ranks: int) -> int:

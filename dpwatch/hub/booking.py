@@ -92,6 +92,7 @@ def arrive(state: RunState, r: int, record: Collective, op: OpState) -> None:
     """A rank has entered a call."""
     entered = state.arrivals.enter(r, record)
     if entered is not None and len(entered) > 1:
+        state.offsets.take(record.group, {r: call.step for r, call in entered.items()})
         _whole(state, f"{record.op}/{record.group}", op, entered)
 
 

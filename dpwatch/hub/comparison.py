@@ -143,6 +143,11 @@ def peak_bytes(rank: Rank) -> int | None:
     return rank.memory.peak_bytes
 
 
+def peaks_of_processes(run: Run) -> bool:
+    """Whether peaks are resident sizes: of whole processes, libraries and all, and of no step."""
+    return any(rank.memory.source == "rss" for rank in devices(run))
+
+
 def on_core_share(rank: Rank) -> float | None:
     """Share of a step in which the device's thread ran, None unless its waits are all known."""
     if rank.gil_wait is None or rank.idle is None or rank.runqueue_wait is None:

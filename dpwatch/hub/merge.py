@@ -26,7 +26,8 @@ def merge(state: RunState, part: RunState, host: str) -> None:
     ours = {r: rank for r, rank in part.ranks.items() if rank.host == host}
     news = {r for r in ours if not _is_same(state.ranks.get(r), ours[r])}
     for r in news & state.ranks.keys():
-        state.forget(r)
+        left = state.forget(r)
+        ours[r].left = left if ours[r].left is None else ours[r].left
     for r, rank in ours.items():
         known = state.ranks.get(r)
         if known is None:
@@ -76,6 +77,9 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     rank.dump = _newer(known.dump, rank.dump)
     if rank.good_loss is None:
         rank.good_loss = known.good_loss
+    rank.left = known.left if rank.left is None else rank.left
+    rank.shifts = rank.shifts | known.shifts
+    rank.generations = rank.generations | known.generations
     for device, lane in known.lanes.items():
         fresh = rank.lanes.get(device)
         if fresh is None:
@@ -100,10 +104,16 @@ def _keep_lane(known: LaneState, lane: LaneState) -> None:
     lane.recent = _later(known.recent, lane.recent, lane.device)
     lane.step_ms = _longer(known.step_ms, lane.step_ms)
     lane.peak_bytes = _longer(known.peak_bytes, lane.peak_bytes)
-    lane.held_bytes = _longer(known.held_bytes, lane.held_bytes)
+    if lane.held_from in ("", known.held_from):
+        lane.held_from = known.held_from
+        lane.held_bytes = _longer(known.held_bytes, lane.held_bytes)
+        lane.held_samples = _longer(known.held_samples, lane.held_samples)
     lane.memory = lane.memory or known.memory
     lane.gpu = lane.gpu or known.gpu
-    highest = [each for each in (known.highest, lane.highest) if each is not None]
+    source = lane.memory.source if lane.memory else ""
+    highest = [
+        each for each in (known.highest, lane.highest) if each is not None and each.source == source
+    ]
     lane.highest = max(highest, key=lambda each: each.peak_bytes, default=None)
     for key, by_step in known.calls.items():
         lane.calls[key] = _joined(by_step, lane.calls.get(key, ByStep()))

@@ -9,14 +9,21 @@ from dpwatch.hub.durations import Late
 from dpwatch.hub.received import Received
 from dpwatch.hub.series import ByStep, Window
 from dpwatch.hub.stacks import Dump
-from dpwatch.wire.messages import Beat, Bye, Gpu, Hello, Memory
+from dpwatch.wire.messages import Beat, Bye, Gpu, GroupMembers, Hello, Memory
 
 FADE_CALLS = 512
 OPEN_LOSSES = 64
 
 
 class LaneState(msgspec.Struct):
-    """One device of one rank; `calls` are the collectives it issued, by `op/group`."""
+    """One device of one rank.
+
+    Attributes:
+        held_bytes: Held at steps' ends …
+        held_from: … by what account: `heap` (malloc's), else a source of `Memory`, …
+        held_samples: … and the batch elements of those steps, 0 where that is not known.
+        calls: The collectives it issued, by `op/group`.
+    """
 
     rank: int
     device: int
@@ -25,6 +32,8 @@ class LaneState(msgspec.Struct):
     step_ms: Envelope = msgspec.field(default_factory=Envelope)
     peak_bytes: Envelope = msgspec.field(default_factory=Envelope)
     held_bytes: Thinned = msgspec.field(default_factory=Thinned)
+    held_from: str = ""
+    held_samples: Thinned = msgspec.field(default_factory=Thinned)
     memory: Memory | None = None
     highest: Memory | None = None
     gpu: Gpu | None = None
@@ -50,7 +59,12 @@ class RankState(msgspec.Struct):
         missed: Its records that did not get here: lost on the way, or sent to a hub before this.
         taken: Those that did.
         cells: Kinds of collectives it has called, by device.
+        groups: Its process groups as it told of them last; in the end most are destroyed.
+        process: The state that the kernel has its process in, while it is silent; else "".
         good_loss: The last loss that was a number, and its step.
+        generations: By group, the last of that name it has called in, counted from 0 over the run.
+        left: The same of the processes that had this rank before; None of a run's first process.
+        shifts: By group, what its own count of generations has to be increased by.
     """
 
     rank: int
@@ -72,6 +86,11 @@ class RankState(msgspec.Struct):
     missed: int = 0
     taken: int = 0
     cells: int = 0
+    process: str = ""
+    groups: list[GroupMembers] = []
+    generations: dict[str, int] = {}
+    left: dict[str, int] | None = None
+    shifts: dict[str, int] = {}
 
     @property
     def steps_done(self) -> int:

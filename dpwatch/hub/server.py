@@ -14,6 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 import zmq
@@ -27,9 +28,10 @@ from dpwatch.hub.joining import Joining
 from dpwatch.hub.keeping import Keeper
 from dpwatch.hub.merge import merge
 from dpwatch.hub.parts import RankState
-from dpwatch.hub.processes import Processes, exit_of, runs, told
+from dpwatch.hub.processes import Processes, exit_of, runs, state_of, told
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState, encode
+from dpwatch.hub.stuck import is_silent
 from dpwatch.hub.summarize import MANY, summarize
 from dpwatch.hub.viewing import (
     EVERY_FRAME,
@@ -50,6 +52,7 @@ from dpwatch.wire.messages import (
     Batch,
     Bye,
     Refused,
+    Silent,
     Tick,
 )
 from dpwatch.wire.paths import HUB_FILES, RunDir, RunInfo, clean_run_id, host_name
@@ -69,6 +72,9 @@ OWES_S = 180.0
 TICK_S = 1.0
 SILENT_S = 1.5
 """A rank beats twice a second; silent for longer *and* without a process, it is lost."""
+
+SILENT = 64
+"""Silent ranks that a tick tells of."""
 
 GONE_NS = 60_000_000_000
 """A host that is not heard of for so long, when the rest of its run has ended, is gone too."""
@@ -390,7 +396,7 @@ class Hub:
 
     def _tick(self) -> None:
         self._hold_the_place()
-        records = [Tick(), *self._joining.tick()]
+        records = [Tick(self._silent()), *self._joining.tick()]
         for at in range(0, len(records), codec.MAX_RECORDS):
             self._say(HUB_RANK, os.getpid(), *records[at : at + codec.MAX_RECORDS])
         for rank in self.state.ranks.values():
@@ -411,6 +417,12 @@ class Hub:
             patience_s = max(patience_s, OWES_S)
         if idle_s > MOST_S or (idle_s > patience_s and not self._topics):
             self.stop()
+
+    def _silent(self) -> list[Silent]:
+        """This host's ranks that say nothing, with what the kernel says of them."""
+        ranks = self.state.ranks.values()
+        found = (rank for rank in ranks if rank.host == self.host and is_silent(self.state, rank))
+        return [Silent(each.rank, each.pid, state_of(each.pid)) for each in islice(found, SILENT)]
 
     def _give_up_silent_hosts(self) -> None:
         """Ranks that nothing is heard of are stale, until all others have ended: then lost."""

@@ -33,7 +33,7 @@ from dpwatch.hub.series import (
 from dpwatch.hub.settling_steps import settle_steps
 from dpwatch.hub.whole_calls import are_odd, waits_of
 from dpwatch.plan.traffic import wire_bytes
-from dpwatch.wire.calls import ROW, UNKNOWN, Calls, Kind, kinds_of, spread
+from dpwatch.wire.calls import ROW, UNKNOWN, Calls, Kind, kind_of, kinds_of, spread
 from dpwatch.wire.messages import Collective
 
 if TYPE_CHECKING:
@@ -184,13 +184,9 @@ def _table(calls: Sequence[tuple[int, Calls]], kinds: Kinds) -> Array:
 
 
 def _column(rank: int, call: Collective, kinds: Kinds) -> list[int]:
-    kind = Kind(
-        call.op, call.group, call.ranks, call.nbytes, call.dtype, call.device, call.phase,
-        call.where, call.is_async, call.nbytes_out,
-    )  # fmt: skip
     known = (call.completed_ns, call.blocked_ns, call.into_ns)
     return [
-        rank, kinds.number(kind), call.step, call.seq, call.issued_ns,
+        rank, kinds.number(kind_of(call)), call.step, call.seq, call.issued_ns,
         *(NONE if each is None else each for each in known),
     ]  # fmt: skip
 

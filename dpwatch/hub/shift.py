@@ -21,18 +21,22 @@ from dpwatch.wire.messages import (
     Beat,
     Calls,
     Collective,
+    Duration,
     Position,
     Stacks,
     Step,
     Steps,
+    Unfinished,
 )
 
 MOMENTS: dict[type[msgspec.Struct], tuple[str, ...]] = {
     Step: ("start_ns", "end_ns"),
     Collective: ("issued_ns", "completed_ns"),
     Calls: ("latest_ns",),
+    Duration: ("completed_ns",),
     Steps: ("latest_ns",),
     Position: ("issued_ns",),
+    Unfinished: ("issued_ns",),
     Stacks: ("taken_ns",),
 }
 """The moments in each record; a test holds that no `*_ns` field was forgotten."""
@@ -60,9 +64,16 @@ def shifted(record: AnyRecord, offset_ns: int) -> AnyRecord:
     if isinstance(record, Beat):
         if not record.positions:
             return record
-        positions = [_moved(place, offset_ns) for place in record.positions]
+        positions = [_shifted_place(place, offset_ns) for place in record.positions]
         return msgspec.structs.replace(record, positions=positions)
     return _moved(record, offset_ns)
+
+
+def _shifted_place(place: Position, offset_ns: int) -> Position:
+    moved = _moved(place, offset_ns)
+    if place.oldest is None:
+        return moved
+    return msgspec.structs.replace(moved, oldest=_moved(place.oldest, offset_ns))
 
 
 def _moved(struct: _Struct, offset_ns: int) -> _Struct:

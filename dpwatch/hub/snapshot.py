@@ -65,10 +65,17 @@ class Categories(msgspec.Struct, frozen=True):
 
 
 class MemoryUse(msgspec.Struct, frozen=True):
-    """A device's memory; the categories here are bytes at the moment of the step's peak.
+    """A device's memory; the categories here are bytes at the moment of the peak.
 
-    `at_step_end` has them as they are between steps: there gradients are whole and activations
-    gone.
+    Attributes:
+        peak_of: Whose peak it is: `step` (the highest of the sampled steps, each category as it was
+            at that moment) or `process` (the highest since the process began; of the categories
+            only those are known that are there throughout).
+        at_step_end: The categories as they are between steps: there gradients are whole and
+            activations gone.
+        heap_bytes: What malloc has handed out to the process, at a step's end.
+        activations_estimate: How much memory in use grows by from forward's start to backward's.
+        activations_error: How far that may be off, None where no bound is known.
     """
 
     current_bytes: int | None = None
@@ -83,6 +90,10 @@ class MemoryUse(msgspec.Struct, frozen=True):
     temp: int | None = None
     gathered: int | None = None
     at_step_end: Categories = Categories()
+    peak_of: str | None = None
+    heap_bytes: int | None = None
+    activations_estimate: int | None = None
+    activations_error: int | None = None
 
 
 class GpuUse(msgspec.Struct, frozen=True):

@@ -7,21 +7,21 @@ viewer that comes late. What people see is computed from it in `summarize`.
 from __future__ import annotations
 
 import math
-import re
-import signal
 from collections.abc import Iterable
 
 import msgspec
 
-from dpwatch.hub import booking, bounds
+from dpwatch.hub import booking, bounds, generations
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.curves import Envelope, Thinned
+from dpwatch.hub.endings import ends
 from dpwatch.hub.output import RunOutput
 from dpwatch.hub.parts import OPEN_LOSSES, BadLoss, LaneState, OpenLoss, OpState, RankState, Route
 from dpwatch.hub.pending import MANY, Pending, settle, settler_of_many
 from dpwatch.hub.series import (
     CALLS,
     NBYTES,
+    SAMPLES,
     TIMED_CALLS,
     TIMED_NS,
     packed,
@@ -29,6 +29,7 @@ from dpwatch.hub.series import (
 )
 from dpwatch.hub.snapshot import Alert, Diagnosis
 from dpwatch.hub.stacks import hear
+from dpwatch.hub.step_offsets import StepOffsets
 from dpwatch.wire.gather import counted, one_by_one
 from dpwatch.wire.messages import (
     HUB_RANK,
@@ -50,14 +51,10 @@ from dpwatch.wire.messages import (
     Stacks,
     Step,
     Steps,
+    Tick,
     Transfer,
     Unanswered,
 )
-
-_PEER_GONE = re.compile(
-    r"connection|peer|broken pipe|socket|timed? ?out|gloo|nccl|DistBackend", re.I
-)
-"""What ranks say whose collective failed since another rank was gone."""
 
 
 class RunState(msgspec.Struct):
@@ -80,6 +77,7 @@ class RunState(msgspec.Struct):
         refused: Records of ranks beyond those that there is room for.
         pending: Of many ranks, collectives that are to be booked together: call `settle` before
             sums or arrivals are read.
+        offsets: Which ranks are some steps ahead of the others or behind.
     """
 
     run_id: str
@@ -110,6 +108,7 @@ class RunState(msgspec.Struct):
     cells: int = 0
     refused: int = 0
     pending: Pending = msgspec.field(default_factory=Pending)
+    offsets: StepOffsets = msgspec.field(default_factory=StepOffsets)
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
@@ -127,7 +126,8 @@ class RunState(msgspec.Struct):
         together = len(self.ranks) > MANY and settler_of_many() is not None
         if self.pending.is_due or not together:
             settle(self)
-        for record in batch.records:
+        for told in batch.records:
+            record = generations.in_run(self, rank, told)
             if not (together and self.pending.take(rank, record)):
                 self.take(rank, record, batch.mono_ns)
 
@@ -175,6 +175,11 @@ class RunState(msgspec.Struct):
                     self.joined = record
                 case Asked() | Unanswered():
                     hear(self, record, batch.mono_ns)
+                case Tick():
+                    for silent in record.silent:
+                        rank = self.ranks.get(silent.rank)
+                        if rank is not None and rank.pid == silent.pid:
+                            rank.process = silent.process
 
     def _rank(self, batch: Batch) -> RankState:
         rank = self.ranks.get(batch.rank)
@@ -188,14 +193,20 @@ class RunState(msgspec.Struct):
                 rank.missed = batch.sent - rank.taken
             rank.taken += counted(batch.records)
         rank.seen_ns = batch.mono_ns
+        rank.process = ""
         if batch.dropped > rank.dropped:
             rank.dropped = batch.dropped
         return rank
 
-    def forget(self, r: int) -> None:
-        """Another process has this rank now: its steps and calls count from 0 again."""
+    def forget(self, r: int) -> dict[str, int] | None:
+        """Another process has this rank now: its steps and calls count from 0 again.
+
+        Returns:
+            The generations of groups that it has left, None if nothing was known of it.
+        """
         settle(self)
         self.arrivals.forget(r)
+        self.offsets.forget(r)
         before = self.ranks.pop(r, None)
         if before is not None:
             self.lanes -= len(before.lanes)
@@ -205,6 +216,7 @@ class RunState(msgspec.Struct):
                 del self.hosts[before.host]
         for key in [key for key, route in self.routes.items() if route.rank == r]:
             del self.routes[key]
+        return None if before is None else generations.left(before)
 
     def admit(self, rank: RankState) -> None:
         """A rank that was not known, or whose process is another one now."""
@@ -226,7 +238,9 @@ class RunState(msgspec.Struct):
             raise bounds.Full
         rank = RankState(batch.rank, batch.host, batch.pid)
         if before is not None:
-            self.forget(batch.rank)
+            rank.left = self.forget(batch.rank)
+        elif batch.rank >= self.told_size:  # the run grows
+            rank.left = {}
         self.admit(rank)
         if before is not None and before.hello:
             self.measure()
@@ -234,6 +248,7 @@ class RunState(msgspec.Struct):
 
     def _hello(self, rank: RankState, record: Hello) -> None:
         before, rank.hello = rank.hello, record
+        rank.groups = record.groups or rank.groups
         if before is None or before.world_size != record.world_size:
             self.measure(record.world_size if before is None else None)
 
@@ -347,8 +362,7 @@ class RunState(msgspec.Struct):
     @property
     def gone(self) -> list[RankState]:
         """Ranks that have died, the one first that the others followed."""
-        dead = [r for r in self.ranks.values() if r.bye and r.bye.state in ("lost", "failed")]
-        return sorted(dead, key=lambda rank: (_consequence(rank), rank.ended_ns))
+        return [rank for rank, _ in ends(self.ranks.values())]
 
     @property
     def world_size(self) -> int:
@@ -375,18 +389,19 @@ _encoder = msgspec.msgpack.Encoder(enc_hook=packed)
 _decoder = msgspec.msgpack.Decoder(RunState, dec_hook=unpacked)
 
 
-def _consequence(rank: RankState) -> int:
-    """How likely it is that a rank died because another one had: 0 not, 3 surely."""
-    if rank.bye is None or rank.bye.exit == -signal.SIGTERM:
-        return 3  # launchers end the rest like that
-    if rank.bye.state == "failed":
-        return 2 if _PEER_GONE.search(rank.bye.reason) else 0
-    return int(rank.bye.exit == -signal.SIGABRT)  # as gloo's own threads do when a peer is gone
-
-
 def _memory(lane: LaneState, record: Memory) -> None:
+    if lane.memory is not None and lane.memory.source != record.source:
+        lane.peak_bytes, lane.highest = Envelope(), None  # of something else
     lane.memory = record
     lane.peak_bytes.push(record.step, record.peak_bytes)
-    lane.held_bytes.push(record.step, record.current_bytes)
+    # Resident size hardly falls when memory is freed, and says little of what is held.
+    by_heap = record.source == "rss" and record.heap_bytes is not None
+    account = "heap" if by_heap else record.source
+    if lane.held_from != account:
+        lane.held_bytes, lane.held_samples, lane.held_from = Thinned(), Thinned(), account
+    held = record.heap_bytes if by_heap else record.current_bytes
+    lane.held_bytes.push(record.step, held or 0)
+    newest = lane.recent.column(SAMPLES, 1)  # of this step, or of one shortly before
+    lane.held_samples.push(record.step, max(0, newest[0]) if newest else 0)
     if lane.highest is None or record.peak_bytes >= lane.highest.peak_bytes:
         lane.highest = record

@@ -10,13 +10,14 @@ rank whose heart has stopped too is taken for the end of every way that leads to
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from dpwatch.hub.endings import FINISHED, GAVE_UP, ending, ends
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.state import RunState
-from dpwatch.wire.messages import Position
+from dpwatch.wire.messages import Position, Unfinished
 
 SILENT_NS = 2_000_000_000
 """Beats come twice a second: a rank that has not been heard of for so long is silent, …"""
@@ -27,10 +28,13 @@ CROWD_RANKS, CROWD_SILENT_NS = 512, 3_000_000_000
 ALL_TOLD = 16
 """A heartbeat that tells of so many groups may leave others out."""
 
+SURE_NS = 1_000_000_000
+"""Heard of so long after others had entered a call, a rank had its chance to enter it too."""
+
 WORLD = "default"
 
-Place = tuple[str, int, int, tuple[int, ...]]
-"""A call: its group, number, ranks and members."""
+Place = tuple[str, int, int, int, tuple[int, ...]]
+"""A call: its group, that group's generation, its number, ranks and members."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -101,25 +105,82 @@ def standstill(state: RunState, patience_ns: float) -> Standstill | None:
     return Standstill(max(moved[r] for r in waiting), roots, waiting, circle)
 
 
+def given_up(state: RunState) -> Standstill | None:
+    """Whom the ranks waited for that gave up waiting, as far as that is beyond doubt.
+
+    Their last words tell what they had entered. Others are told of by heartbeats, which may be half
+    a second older: who had not the time to enter a call too is not said to have stayed away.
+
+    Returns:
+        None where no rank gave up, or nobody can be named.
+    """
+    ended = {r: rank for r, rank in state.ranks.items() if ending(rank) == GAVE_UP}
+    calls: dict[Place, Call] = {}
+    waiting = {r: call for r in ended if (call := _waits_in(state, r, calls)) is not None}
+    if not waiting:
+        return None
+    roots, circle = _ends(waiting)
+    if not circle:
+        last_ns = max(call.position.issued_ns for call in waiting.values())
+        roots = tuple(r for r in roots if _had_its_chance(state, r, last_ns))
+    since_ns = max(moved_ns(ended[r]) or 0 for r in waiting)
+    return Standstill(since_ns, roots, waiting, circle) if roots else None
+
+
+def _had_its_chance(state: RunState, r: int, issued_ns: int) -> bool:
+    rank = state.ranks.get(r)
+    if rank is None:
+        return (given_up_ns(state) or 0) - issued_ns >= SURE_NS
+    if ending(rank) == FINISHED:
+        return True
+    return (rank.ended_ns or rank.seen_ns) - issued_ns >= SURE_NS
+
+
+def given_up_ns(state: RunState) -> int | None:
+    """When the first rank gave up waiting, None while none has."""
+    gave_up = [rank for rank, how in ends(state.ranks.values()) if how == GAVE_UP]
+    return min((rank.ended_ns for rank in gave_up), default=None)
+
+
 def distinct(waiting: dict[int, Call]) -> list[Call]:
     """The calls that ranks wait in, each once."""
     return list({id(call): call for call in waiting.values()}.values())
 
 
-def _waits_in(state: RunState, rank: int, calls: dict[Place, Call]) -> Call | None:
-    """The latest call that this rank has entered and others have not, None if there is none."""
-    who = state.ranks[rank]
-    if who.beat is None or is_silent(state, who):
+def _waits_in(state: RunState, r: int, calls: dict[Place, Call]) -> Call | None:
+    """The first call that this rank waits in for others, None if there is none."""
+    rank = state.ranks[r]
+    if rank.beat is None or is_silent(state, rank):
         return None
-    for position in who.beat.positions:
-        if position.done:
-            continue
-        place = (position.group, position.seq, position.ranks, tuple(position.members))
-        if (call := calls.get(place)) is None:
-            call = calls[place] = _call(state, position)
-        if call.missing:
-            return call
+    gave_up = ending(rank) == GAVE_UP
+    for nth, place in enumerate(rank.beat.positions):
+        for position in under_way(place, failed=gave_up and not nth):
+            key = (position.group, position.generation, position.seq, position.ranks,
+                   tuple(position.members))  # fmt: skip
+            if (call := calls.get(key)) is None:
+                call = calls[key] = _call(state, position)
+            if call.missing:
+                return call
     return None
+
+
+def under_way(position: Position, *, failed: bool = False) -> Iterator[Position]:
+    """A group's calls that a rank is in as far as is known: the oldest, and the newest.
+
+    A call that has `failed` is over too, and still what the rank waited in.
+    """
+    if position.oldest is not None:
+        yield oldest_of(position, position.oldest)
+    if failed or not position.done:
+        yield position
+
+
+def oldest_of(position: Position, oldest: Unfinished) -> Position:
+    """The oldest call of a group that is under way, as the newest stands in its place."""
+    return Position(
+        position.group, position.ranks, oldest.seq, oldest.op, oldest.nbytes, oldest.dtype,
+        oldest.issued_ns, oldest.step, False, oldest.where, position.members, position.generation,
+    )  # fmt: skip
 
 
 def _call(state: RunState, position: Position) -> Call:
@@ -145,7 +206,7 @@ def _entered(rank: RankState | None, position: Position) -> bool:
     place = _place(rank, position.group)
     if place is None:
         return len(rank.beat.positions) >= ALL_TOLD  # it may be in a group that is not told of
-    return place.seq >= position.seq
+    return (place.generation, place.seq) >= (position.generation, position.seq)
 
 
 def _place(rank: RankState, group: str) -> Position | None:

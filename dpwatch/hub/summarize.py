@@ -51,6 +51,7 @@ from dpwatch.hub.stacks import seen
 from dpwatch.hub.state import RunState
 from dpwatch.hub.stuck import is_stale
 from dpwatch.hub.timeline import LANES, STEPS
+from dpwatch.hub.verdict import ended, verdict
 from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Gpu, Host, Memory
 
 STALL_S = 5.0
@@ -60,9 +61,6 @@ STALL_STEPS = 5
 
 MEMORIES = 8192
 """Lanes whose memory, which is sampled now and then only, need not be laid out anew each time."""
-
-ABSENT_S = 2.0
-"""How long an ended run waits for ranks that have not been heard of."""
 
 
 def summary(runs: Sequence[Run], gpus: Sequence[HostGpu] = ()) -> Summary:
@@ -88,7 +86,7 @@ def view(
         history: The curves of a moment ago, where they will do.
     """
     lanes = rows_of(state)
-    end_ns = state.end_ns if _ended(state) and state.end_ns else state.now_ns
+    end_ns = state.end_ns if ended(state) and state.end_ns else state.now_ns
     return RunView(
         run=summarize(state) if run is None else run,
         history=_history(state, lanes if curves else []) if history is None else history,
@@ -140,7 +138,7 @@ def summarize(state: RunState) -> Run:
     figures = _figures(state, lanes, common)
     rows = _rows(state, lanes, figures, common)
     devices = [device for hello in hellos for device in hello.devices if device.kind != "host"]
-    told, why = _run_state(state, rows)
+    told, why = verdict(state, rows)
     return Run(
         run_id=state.run_id,
         title=first.title if first else "",
@@ -303,6 +301,10 @@ def _memory_use(memory: Memory, highest: Memory, capacity: int | None) -> Memory
         source=highest.source,
         **_by_name(highest.peak),
         at_step_end=Categories(**_by_name(memory.current)),
+        peak_of="step" if highest.source == "ledger" else "process",
+        heap_bytes=memory.heap_bytes,
+        activations_estimate=memory.activations_estimate,
+        activations_error=memory.activations_error,
     )
 
 
@@ -315,7 +317,8 @@ def _gpu(gpu: Gpu | None) -> GpuUse:
 
 
 def _balance(rows: Sequence[Rank]) -> Balance:
-    peaks = [row.memory.peak_bytes for row in rows]
+    # A process's resident size holds its libraries: as a ratio it would look more even than it is.
+    peaks = [None if row.memory.source == "rss" else row.memory.peak_bytes for row in rows]
     traffic = [
         None
         if row.sent_bytes_per_step is None or row.received_bytes_per_step is None
@@ -345,18 +348,6 @@ def _samples_per_s(steps: Sequence[StepFigures]) -> float | None:
     return sum(rates) if rates else None
 
 
-def _ended(state: RunState) -> bool:
-    """Whether every rank has said goodbye.
-
-    Of a small run one rank may be done before another is heard of for the first time; after a
-    while without, those known here are all (the others are on other hosts, or never came).
-    """
-    if not state.ranks or any(rank.bye is None for rank in state.ranks.values()):
-        return False
-    quiet_ns = state.now_ns - (state.end_ns or 0)
-    return len(state.ranks) >= state.world_size or quiet_ns > ABSENT_S * 1e9
-
-
 def _rank_state(state: RunState, rank: RankState, lane: LaneState, p50_ms: float | None) -> str:
     if rank.bye:
         return rank.bye.state
@@ -367,21 +358,3 @@ def _rank_state(state: RunState, rank: RankState, lane: LaneState, p50_ms: float
     patience_s = max(STALL_S, STALL_STEPS * (p50_ms or 0) / 1e3)
     stalled = state.now_ns - rank.progress_ns > patience_s * 1e9
     return "stalled" if stalled else "running"
-
-
-def _run_state(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
-    """The run's state and, where it is a bad one, a line that says why."""
-    for rank in state.gone[:1]:
-        if rank.bye:
-            return rank.bye.state, f"rank {rank.rank}: {rank.bye.reason}"
-    if _ended(state):
-        return "finished", ""
-    stalled = sorted({row.rank for row in rows if row.state == "stalled"})
-    if stalled:
-        names = ", ".join(str(rank) for rank in stalled)
-        return "hung", f"no step for long from rank{'s' * (len(stalled) > 1)} {names}"
-    silent = sorted({row.host for row in rows if row.state == "stale"})
-    why = f"not heard of: {', '.join(silent)}; its ranks are shown as last seen" if silent else ""
-    if any(row.steps for row in rows):
-        return "running", why
-    return "starting", ""

@@ -8,12 +8,11 @@ import numpy as np
 
 from dpwatch.hub.arrivals import (
     PACKED,
-    Alike,
     Arrivals,
     PackedCalls,
-    call_of,
-    essence,
+    alike,
     most_open,
+    packed_call,
 )
 from dpwatch.hub.series import NONE, Ints, median
 
@@ -110,7 +109,9 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
         members = order[begins[i] : ends[i]]
         last = entries[:, members[-1]]
         kind = kinds[last[KIND]]
-        arrivals.agree(kind.group, Alike(int(last[SEQ]), int(last[STEP]), essence(kind)))
+        arrivals.agree(kind.group, alike(kind, int(last[SEQ]), int(last[STEP])))
+        if counts[i] > 1:
+            _compare_steps(state, kind.group, entries[:, members])
         if counts[i] > 1 and timed.compare(state, i):
             is_booked[i] = True
             if timed.first_step[i] > 0:
@@ -121,9 +122,20 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
     return wait_ns
 
 
+def _compare_steps(state: RunState, group: str, entered: Array) -> None:
+    """Whether the ranks entered a call in the same step, each of its own count."""
+    steps = entered[STEP]
+    first = int(steps[0])
+    if (steps == first).all() and state.offsets.take_equal(group, first):
+        return
+    state.offsets.take(group, dict(zip(entered[RANK].tolist(), steps.tolist(), strict=True)))
+
+
 def _segments(entries: Array, kinds: Sequence[Kind]) -> Segments:
-    names: dict[str, int] = {}
-    group = np.array([names.setdefault(kind.group, len(names)) for kind in kinds])
+    names: dict[tuple[str, int], int] = {}
+    group = np.array(
+        [names.setdefault((kind.group, kind.generation), len(names)) for kind in kinds]
+    )
     group, seq = group[entries[KIND]], entries[SEQ]
     order = np.argsort(seq, kind="stable") if len(names) == 1 else np.lexsort((seq, group))
     changes = np.ones(len(order), bool)
@@ -176,8 +188,8 @@ def _book_last(state: RunState, kinds: Sequence[Kind], timed: _Timed, i: int) ->
 
     def excess_ns() -> int | None:
         others = entries[:, ordered[:-1]]
-        alike = np.array([each.phase == kind.phase for each in kinds])[others[KIND]]
-        known = others[INTO, alike & (others[INTO] != NONE)]
+        same = np.array([each.phase == kind.phase for each in kinds])[others[KIND]]
+        known = others[INTO, same & (others[INTO] != NONE)]
         if latest[INTO] == NONE or not len(known):
             return None
         low, high = (len(known) - 1) // 2, len(known) // 2
@@ -190,12 +202,13 @@ def _book_last(state: RunState, kinds: Sequence[Kind], timed: _Timed, i: int) ->
         _call(latest, kinds),
         last_ns - int(issued_ns[-2]),
         last_ns - int(issued_ns[(len(ordered) - 1) // 2]),
+        waited_ns // len(ordered),
         excess_ns,
     )
 
 
 def _call(entry: Array, kinds: Sequence[Kind]) -> Collective:
-    return call_of(kinds[entry[KIND]], entry[STEP:].tolist())
+    return packed_call(kinds[entry[KIND]], entry[STEP:].tolist())
 
 
 def _keep_open(arrivals: Arrivals, entries: Array, kinds: Sequence[Kind], left: Segments) -> None:

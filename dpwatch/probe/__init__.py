@@ -27,6 +27,7 @@ def watch(
     title: str = "",
     devices: Sequence[DeviceInfo] | None = None,
     total_steps: int | None = None,
+    memory: str | None = None,
 ) -> ProbeLike:
     """Streams what this process's training does, from now until the end or `close`.
 
@@ -40,13 +41,16 @@ def watch(
         title: What a person would call the run; the script's name by default.
         devices: What this process drives; by default the device that the model lies on.
         total_steps: Steps the run intends to do, if known.
+        memory: `passive` or `exact` (docs/memory.md says what the latter may change); by default
+            what `DPWATCH_MEMORY` says, else `passive`.
     """
     global _current, _started
     if os.environ.get("DPWATCH") == "0":
         return NullProbe()
     with _lock:
         if _current is not None and not _current.over:
-            _current.told(strategy=strategy, title=title, devices=devices, total_steps=total_steps)
+            _current.told(strategy=strategy, title=title, devices=devices,
+                          total_steps=total_steps, memory=memory)  # fmt: skip
             return _current
         try:
             from dpwatch.probe.endings import prepare
@@ -58,6 +62,7 @@ def watch(
                 title=title,
                 devices=devices,
                 total_steps=total_steps,
+                memory=memory,
                 incarnation=_started,
             )
         except Exception as error:  # noqa: BLE001 - training goes on, whatever it was

@@ -1,15 +1,15 @@
-"""Sees every collective this process issues, from Python and from C++ (DDP's reducer), as it is.
+"""Sees every collective and point-to-point call this process issues, from Python and from C++.
 
 An observer at the dispatcher's BackendSelect key is called for each `c10d` op, takes note, and
 passes the call on with `redispatch_boxed`, which gives up the GIL. (The documented way, calling the
 kernel boxed, holds it, and deadlocks with gloo's worker.) It changes neither arguments nor results.
 
-When a collective is done is known in two ways:
+When a call is done is known in two ways:
 
-- Python callers get a `Work` and wait for it: the patched `Work.wait` tells when, and for how long
-  they were blocked. Nothing keeps a `Work` alive.
+- Python callers get a `Work`, or a future of it, and wait for it: see `collectives_waits`. Nothing
+  keeps either alive.
 - From C++ nobody passes by again, so on sampled steps a callback on the work's future tells. It
-  needs the GIL on the backend's thread (≈50 µs), hence only as often as costs under 1 % of a step.
+  needs the GIL on the backend's thread, hence only as often as costs under 1 % of a step.
 
 On CUDA neither tells the truth (both come when the kernel is queued): `completed_ns` is None there.
 Durations may follow from torch's flight recorder (see `flight`), which is told of returned calls.
@@ -19,53 +19,44 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from itertools import starmap
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from dpwatch.probe.collectives_calls import Call, CallbackPace, completion_of
+from dpwatch.probe.collectives_groups import Groups, Unknown
 from dpwatch.probe.collectives_ops import (
     DISPATCHER_OPS,
     GROUP_METHODS,
-    POINT_TO_POINT_OPS,
-    WORLD,
-    Group,
-    Groups,
     Op,
+    first_of,
     is_fake,
-    payload_of,
 )
+from dpwatch.probe.collectives_reports import Reports
+from dpwatch.probe.collectives_waits import Waits
 from dpwatch.probe.flight import calls_to_keep
-from dpwatch.probe.lanes import NO_PHASE, Lane, here
-from dpwatch.probe.whereabouts import issuer, spelled
-from dpwatch.wire.messages import PHASES, Collective, Position
+from dpwatch.probe.foreign import is_foreign
+from dpwatch.probe.lanes import Lane, here
+from dpwatch.probe.sums import MOVED
+from dpwatch.probe.uninterrupted import raise_on_return, theirs, uninterrupted
+from dpwatch.wire.messages import Position
 
 if TYPE_CHECKING:
     from dpwatch.probe.seams import RecordSink
-
-CALLBACK_NS = 50_000
-"""What a completion callback costs, generously."""
-
-COST_SHARE = 0.008
-"""Of a step, that callbacks may cost on average."""
-
-MOST_GROUPS = 16
-MOST_TOLD = 64
-"""Groups, and members of one, that a heartbeat tells of."""
-
-PROMPT_NS = 50_000
-"""A wait that starts this soon after the call, or blocks this long, ends when the work ends."""
 
 
 def start(record: RecordSink, step_of: Callable[[], int]) -> Collectives:
     """Begins to observe.
 
     Args:
-        record: Takes `(Collective, step, op, …)`, from any thread.
+        record: Takes `(function, call)`, where the function makes the call's record, and
+            `(Duration, step, op, …)`; from any thread.
         step_of: The step under way.
 
     Returns:
@@ -74,99 +65,11 @@ def start(record: RecordSink, step_of: Callable[[], int]) -> Collectives:
     return Collectives(record, step_of)
 
 
-class Call:
-    """One collective under way. `emit` records it, once."""
-
-    __slots__ = ("blocked_ns", "completed_ns", "device", "dtype", "group", "into_ns", "is_async",
-                 "issued_ns", "nbytes", "nbytes_out", "on_host", "op", "phase", "place",
-                 "returned_ns", "sent", "seq", "step")  # fmt: skip
-
-    def __init__(
-        self, op: Op, group: Group, payload: Any, output: Any, step: int, lane: Lane | None
-    ) -> None:
-        self.op = op.name
-        self.group = group
-        self.seq = next(group.sequence)
-        self.step = step
-        self.nbytes, first = (0, None) if op.payload is None else payload_of(payload)
-        self.dtype = "" if first is None else _dtype_name(first.dtype)
-        self.on_host = first is None or first.is_cpu
-        self.completed_ns: int | None = None
-        self.blocked_ns: int | None = None
-        self.nbytes_out = self.nbytes if output is None else payload_of(output)[0]
-        self.sent = False
-        self.is_async: bool | None = None
-        self.place = issuer()
-        self.device = 0 if lane is None else lane.device
-        self.issued_ns = self.returned_ns = time.monotonic_ns()
-        self.phase, self.into_ns = NO_PHASE, None
-        if lane is not None and lane.phase >= 0:
-            self.phase, self.into_ns = lane.phase, self.issued_ns - lane.phase_start
-
-    def waited(self, began_ns: int, ended_ns: int) -> None:
-        """The caller waited for it and went on."""
-        waited_ns = ended_ns - began_ns
-        self.blocked_ns = self.returned_ns - self.issued_ns + waited_ns
-        prompt = began_ns - self.returned_ns < PROMPT_NS or waited_ns > PROMPT_NS
-        if self.completed_ns is None and self.on_host and prompt:
-            self.completed_ns = ended_ns
-
-    def emit(self, record: RecordSink) -> None:
-        """Records what is known now."""
-        if self.sent:
-            return
-        self.sent = True
-        # On CUDA a wait only queues, so that it says nothing of what compute waited for.
-        blocked_ns = self.blocked_ns if self.on_host else None
-        record(
-            (collective_record, self.step, self.op, self.group.name, self.group.size, self.seq,
-             self.nbytes, self.issued_ns, self.completed_ns, blocked_ns, self.dtype,
-             self.device, self.phase, self.into_ns, self.place, self.is_async, self.nbytes_out)
-        )  # fmt: skip
-
-    def kept(self) -> tuple[Any, ...]:
-        """What `flight_entries.Call` has of it, now that it has returned."""
-        group = self.group
-        return (self.issued_ns, time.monotonic_ns(), group.uid, self.op, self.nbytes, self.step,
-                group.name, group.size, self.seq, self.device)  # fmt: skip
-
-    def position(self) -> Position:
-        """This call as the place its group has come to; from any thread."""
-        members = self.group.members
-        return Position(
-            group=self.group.name,
-            ranks=self.group.size,
-            seq=self.seq,
-            op=self.op,
-            nbytes=self.nbytes,
-            dtype=self.dtype,
-            issued_ns=self.issued_ns,
-            step=self.step,
-            done=self.completed_ns is not None or self.blocked_ns is not None,
-            where=spelled(self.place),
-            members=[] if self.group.name == WORLD or len(members) > MOST_TOLD else members,
-        )
-
-
-def collective_record(*fields: Any) -> Collective:
-    """The record of a call; on the sender thread, which has the time to spell its place."""
-    *known, phase, into_ns, place, is_async, nbytes_out = fields
-    told: tuple[Any, ...] = (
-        *known,
-        PHASES[phase] if phase >= 0 else "",
-        into_ns,
-        spelled(place),
-        is_async,
-        nbytes_out,
-    )
-    return Collective(*told)
-
-
 class Collectives:
     """Observes collectives until closed.
 
     Attributes:
-        issued: Collectives issued so far; only grows.
+        issued: Calls issued so far, point-to-point ones too; only grows.
         capture: `observer` (every one), `patch` (Python callers only), `none`.
         main: The training thread's lane, once there is one.
         calls: NCCL calls that have returned, None unless somebody is to look at them.
@@ -183,86 +86,135 @@ class Collectives:
         self._groups = Groups()
         self._pace = CallbackPace()
         self._thread = _Thread()
-        self._last: dict[str, Call] = {}
-        self._waits: dict[int, tuple[weakref.ref[Any], Call]] = {}
+        self._waits = Waits(self._pace)
+        self._reports = Reports(record, step_of, self._groups, self._waits)
+        self._tell = self._reports.tell
+        self._has_unknown_groups = False
+        self._future_of: Callable[[Any], Any] = _itself
         self._restore: list[Callable[[], None]] = []
         if not dist.is_available():
             return
+        self._future_of = dist.Work.get_future
         self._patch_groups()
-        self._patch_wait()
+        self._waits.install(self._replace)
         self.capture = "observer" if self._observe() else "patch"
         if self.capture != "observer":
             self.calls = None  # without C++ callers it is not known what is captured
 
     def positions(self) -> list[Position]:
-        """How far each group has come, the latest first, for whoever looks for a hang."""
-        calls = sorted(self._last.copy().values(), key=lambda call: -call.issued_ns)
-        return [call.position() for call in calls[:MOST_GROUPS]]
+        """How far each group has come, the latest first. On the sender thread."""
+        return self._reports.positions()
+
+    def unseen(self) -> str:
+        """What this process may exchange that is not seen here, "" where nothing is known of."""
+        rpc: Any = sys.modules.get("torch.distributed.rpc.api")
+        found = {
+            "calls from C++": self.capture == "patch",
+            "process groups that torch.distributed did not make": self._has_unknown_groups,
+            "torch.distributed.rpc": rpc is not None and rpc._is_current_rpc_agent_set(),
+            "torchft": "torchft" in sys.modules,
+            "horovod": "horovod.torch" in sys.modules,
+        }
+        return ", ".join(name for name, is_there in found.items() if is_there)
 
     def close(self) -> None:
-        """Removes the observer and all patches, and records what is still under way."""
+        """Removes the observer and all patches."""
         while self._restore:
             self._restore.pop()()
-        for _, call in list(self._waits.values()):
-            call.emit(self._record)
         self._waits.clear()
 
     # -- what happens to one call ------------------------------------------------------------
 
-    def _enter(
-        self, op: Op, process_group: Any, args: tuple[Any, ...], unbox: Any = None
-    ) -> Call | None:
-        """Takes note that a collective is being issued; never raises."""
-        try:
-            payload = None if op.payload is None else args[op.payload]
-            if payload is not None and is_fake(payload):
-                return None
-            self.issued += 1
-            output = args[0] if op.payload else None
-            lane = here.lane
-            if lane is None and _in_backward():  # autograd's own thread works for the main one
-                lane = self.main
-            group = self._groups.of(unbox(process_group) if unbox else process_group)
-            call = Call(op, group, payload, output, self._step_of(), lane)
-            self._last[call.group.name] = call
-        except Exception:  # noqa: BLE001  (never into training)
+    def _enter(self, form: Form, args: tuple[Any, ...], seen: list[Call]) -> None:
+        """Takes note of a call that is about to be issued. Done again, it goes on from there.
+
+        Args:
+            form: How it is called.
+            args: With what.
+            seen: Has the call, if it is one.
+
+        Raises:
+            BaseException: What a signal handler raised, and nothing else.
+        """
+        if not seen:
+            try:
+                call = self._call(form, args)
+            except Exception as error:
+                if theirs(error):
+                    raise
+                return
+            if call is None:
+                return
+            seen.append(call)
+        (call,) = seen
+        if call.seq >= 0:
+            return
+        row = self._tell, call
+        group, name = call.group, call.op.name
+        # From here to the record nothing is called, so no signal handler and no other thread runs.
+        if call.op.peer is not None:
+            call.seq = group.messages[name]
+            group.messages[name] = call.seq + 1
+        else:
+            call.seq = group.issued
+            group.issued = call.seq + 1
+            group.newest = call
+        self._record(row)
+
+    def _call(self, form: Form, args: tuple[Any, ...]) -> Call | None:
+        op = form.op
+        first = None if op.payload is None else first_of(args[op.payload])
+        if first is not None and is_fake(first):
             return None
+        self.issued += 1
+        lane = here.lane
+        if lane is None and _in_backward():  # autograd's own thread works for the main one
+            lane = self.main
+        try:
+            group = self._groups.of(form.unbox(args[form.group]))
+        except Unknown:
+            self._has_unknown_groups = True
+            return None
+        call = Call(op, group, args, first, self._step_of(), lane)
+        if form.peer is not None:
+            call.peer = group.members[args[form.peer]]
+        if form.is_async is not None:
+            # The dispatcher leaves out what equals its default, which is True.
+            call.is_async = args[form.is_async] if len(args) > form.is_async else True
+        inside = self._thread.inside
+        if inside is not None:
+            inside.append(call)
+            call.from_python = True
+        if call.on_host:
+            call.watched = call.from_python or self._pace.due(call.step, call.issued_ns)
         return call
 
     def _leave(self, call: Call, work: Any) -> None:
-        """A Python caller has its `Work`: its wait, or its end unwaited, completes the record."""
-        call.returned_ns = time.monotonic_ns()
-        if work is None:  # it blocked inside, as monitored_barrier does
-            call.waited(call.returned_ns, call.returned_ns)
-            call.emit(self._record)
+        """A Python caller has its `Work`, or has been blocked in the call itself."""
+        call.returned_ns = now = time.monotonic_ns()
+        lane = here.lane
+        if lane is not None:
+            lane.sums[MOVED] += now - call.issued_ns
+        if work is None:  # as monitored_barrier does
+            call.waited(now, now)
+        else:
+            self._waits.watch(work, call)
+
+    def _issued(self, call: Call, result: Any) -> None:
+        """The backend has it. Of C++ no one comes back here, but perhaps the future does."""
+        if self.calls is not None and not (call.on_host or call.op.peer is not None):
+            self.calls.returned.append(call.kept())
+        if call.from_python or not call.watched:
             return
-        key = id(work)
-
-        def dropped(_: object) -> None:
-            self._waits.pop(key, None)
-            call.emit(self._record)
-
-        try:
-            self._waits[key] = (weakref.ref(work, dropped), call)
-        except TypeError:  # a backend's own kind of work
-            call.emit(self._record)
-
-    def _leave_native(self, call: Call, result: Any) -> None:
-        """C++ has it: no one comes back here, but perhaps the future does; never raises."""
-
-        def done(_: object) -> None:
-            call.completed_ns = time.monotonic_ns()
-            call.emit(self._record)
-
         try:
             boxed = _work_in(result)
-            due = self._pace.due(call.step, call.issued_ns)
-            if boxed is not None and due and call.on_host:
-                dist.Work.unbox(boxed).get_future().add_done_callback(done)
+            if boxed is not None:
+                call.ended = completion_of(self._future_of(dist.Work.unbox(boxed)))
                 return
-        except Exception:  # noqa: BLE001  (gloo's reduce_scatter has no future)
-            pass
-        call.emit(self._record)
+        except Exception as error:  # gloo's reduce_scatter has no future
+            if theirs(error):
+                raise
+        call.closed = True
 
     # -- where calls are seen ----------------------------------------------------------------
 
@@ -275,9 +227,11 @@ class Collectives:
             library = torch.library.Library("c10d", "IMPL")  # type: ignore[no-untyped-call]
             for name, kernel in self._kernels(unbox, below):
                 library.impl(name, kernel, "BackendSelect", with_keyset=True)  # type: ignore[no-untyped-call]
-        except Exception:  # noqa: BLE001  (private names: another torch may lack them)
+        except Exception as error:  # private names: another torch may lack them
             if library is not None:
                 library._destroy()  # type: ignore[no-untyped-call]
+            if is_foreign(error):
+                raise
             return False
         self._restore.append(library._destroy)
         return True
@@ -286,48 +240,46 @@ class Collectives:
         """An op's name and what is put before it, for each that this torch has."""
         for name, op in DISPATCHER_OPS.items():
             packet = getattr(torch.ops.c10d, name, None)
-            if packet is not None:
-                yield name, self._kernel(op, unbox, packet.default, below)
-        for name in POINT_TO_POINT_OPS if self.calls is not None else ():
-            packet = getattr(torch.ops.c10d, name, None)
-            if packet is not None:
-                yield name, self._lookout(packet.default, below)
+            if packet is None:
+                continue
+            overload = packet.default
+            form = _form(op, unbox, overload)
+            if form is not None:
+                yield name, self._kernel(form, overload._handle.redispatch_boxed, below)
 
-    def _kernel(self, op: Op, unbox: Any, overload: Any, below: Any) -> Callable[..., Any]:
-        redispatch = overload._handle.redispatch_boxed
-        told_async = _place_of("async_op", overload)
-        group_place = _place_of("process_group", overload)
+    def _kernel(self, form: Form, redispatch: Any, below: Any) -> Callable[..., Any]:
+        enter, leave = self._enter, self._issued
 
+        # C++ calls it, so nothing may come out of it that `redispatch` did not raise.
+        @uninterrupted
         def kernel(keys: Any, *args: Any) -> Any:
-            call = None
-            if group_place is not None:
-                call = self._enter(op, args[group_place], args, unbox)
-            if call is not None and told_async is not None:
-                # The dispatcher leaves out what equals its default, which is True.
-                call.is_async = args[told_async] if len(args) > told_async else True
-            calls = self.calls
-            if calls is not None:
-                calls.look()
-            result = redispatch(keys & below, *args)
-            if call is not None:
-                if calls is not None and not call.on_host:
-                    calls.returned.append(call.kept())
-                if self._thread.from_python:
-                    self._thread.call = call
-                else:
-                    self._leave_native(call, result)
+            try:
+                held: BaseException | None = None
+                issue: Any = None
+                seen: list[Call] = []
+                issue = starmap(redispatch, [(keys & below, *args)])
+                if self.calls is not None:
+                    self.calls.look()
+                enter(form, args, seen)
+            except BaseException as error:  # noqa: BLE001
+                held = theirs(error)
+                issue = issue or starmap(redispatch, [(keys & below, *args)])
+                enter(form, args, seen)  # it is issued all the same, and has to have its number
+            try:
+                (result,) = issue
+            except BaseException:
+                if seen:
+                    seen[0].cancel()
+                raise
+            try:
+                if seen:
+                    leave(seen[0], result)
+            except BaseException as error:  # noqa: BLE001
+                held = theirs(error)
+                seen[0].closed = True
+            if held is not None:
+                (_,) = raise_on_return(held)
             return result
-
-        return kernel
-
-    def _lookout(self, overload: Any, below: Any) -> Callable[..., Any]:
-        """For point-to-point calls, of which nothing is recorded: are they being captured?"""
-        redispatch = overload._handle.redispatch_boxed
-
-        def kernel(keys: Any, *args: Any) -> Any:
-            if self.calls is not None:
-                self.calls.look()
-            return redispatch(keys & below, *args)
 
         return kernel
 
@@ -335,108 +287,89 @@ class Collectives:
         for name, op in GROUP_METHODS.items():
             original = getattr(dist.ProcessGroup, name, None)
             if original is not None:
-                self._patch(dist.ProcessGroup, name, self._method(op, original))
+                self._replace(dist.ProcessGroup, name, self._method(op, original))
 
     def _method(self, op: Op, original: Any) -> Callable[..., Any]:
         thread = self._thread
+        compiling = torch.compiler.is_dynamo_compiling
+        form = Form(op, -1, 1 if op.peer else None, None, _itself)
 
         @functools.wraps(original)
         def method(group: Any, *args: Any, **kwargs: Any) -> Any:
-            if thread.from_python:  # a method that calls another one: the inner is the collective
+            # A method that calls another one: the inner is the collective.
+            if compiling() or thread.inside is not None:
                 return original(group, *args, **kwargs)
-            thread.from_python, thread.call = True, None
+            inside: list[Call] = []
+            thread.inside = inside
             try:
                 if self.capture == "patch":
-                    thread.call = self._enter(op, group, args)
+                    self._enter(form, (*args, group), [])
                 work = original(group, *args, **kwargs)
+            except BaseException:
+                for call in inside:  # whoever waits for it does so elsewhere
+                    call.closed = True
+                raise
             finally:
-                thread.from_python = False
-                call, thread.call = thread.call, None
-            if call is not None:
-                self._leave(call, work)
+                thread.inside = None
+            if inside:
+                self._leave(inside[-1], work)
             return work
 
         return method
 
-    def _patch_wait(self) -> None:
-        original = dist.Work.wait
-        waits = self._waits
-
-        @functools.wraps(original)
-        def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
-            _, call = waits.pop(id(work), (None, None))
-            if call is None:
-                return original(work, *args, **kwargs)
-            began_ns = time.monotonic_ns()
-            try:
-                result = original(work, *args, **kwargs)
-                call.waited(began_ns, time.monotonic_ns())
-            finally:
-                call.emit(self._record)
-            return result
-
-        self._patch(dist.Work, "wait", wait)
-
-    def _patch(self, owner: Any, name: str, replacement: Any) -> None:
+    def _replace(self, owner: Any, name: str, ours: Callable[..., Any]) -> None:
         own = vars(owner).get(name)  # None: inherited
-        setattr(owner, name, replacement)
-        if own is None:
-            self._restore.append(lambda: delattr(owner, name))
-        else:
-            self._restore.append(lambda: setattr(owner, name, own))
+
+        def put_back() -> None:
+            if vars(owner).get(name) is not ours:  # somebody has since put theirs on top
+                return
+            if own is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, own)
+
+        setattr(owner, name, ours)
+        self._restore.append(put_back)
 
 
-class CallbackPace:
-    """Decides on which steps completion callbacks are affordable.
+class Form(NamedTuple):
+    """How a call is spelled: positions of arguments, None where there is none of that kind.
 
-    Steps are chosen by number, and only every 2ⁿ-th, so ranks choose the same ones.
+    Attributes:
+        group: The process group's position, …
+        unbox: … and what makes it the Python object.
     """
 
-    def __init__(self) -> None:
-        self.every = 1
-        self._step = -1
-        self._began_ns = 0
-        self._calls = 0
+    op: Op
+    group: int
+    peer: int | None
+    is_async: int | None
+    unbox: Callable[[Any], Any]
 
-    def due(self, step: int, now_ns: int) -> bool:
-        """Whether this native collective, issued now, gets a callback."""
-        if step != self._step:
-            if self._step >= 0 and step > self._step:
-                self._adapt((now_ns - self._began_ns) / (step - self._step))
-            self._step, self._began_ns, self._calls = step, now_ns, 0
-        self._calls += 1
-        return step % self.every == 0
 
-    def _adapt(self, step_ns: float) -> None:
-        needed = self._calls * CALLBACK_NS / (COST_SHARE * max(step_ns, 1.0))
-        if needed > self.every:
-            self.every *= 2
-        elif needed < self.every / 4:
-            self.every = max(1, self.every // 2)
+def _form(op: Op, unbox: Any, overload: Any) -> Form | None:
+    """An op's by its schema, None where this torch's is another than is known here."""
+    places = {argument.name: i for i, argument in enumerate(overload._schema.arguments)}
+    if "process_group" not in places:
+        return None
+    peer = places.get(op.peer) if op.peer else None
+    return Form(op, places["process_group"], peer, places.get("async_op"), unbox)
 
 
 class _Thread(threading.local):
-    """Whether a Python caller is inside a group's method on this thread, and what it issued."""
+    """Of a thread that is inside of a group's method, the call that it has issued there."""
 
-    from_python = False
-    call: Call | None = None
+    inside: list[Call] | None = None
 
 
-@functools.cache
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _itself(thing: Any) -> Any:
+    return thing
 
 
 def _in_backward() -> bool:
     """Whether autograd is at work on this thread: on CUDA it has threads of its own."""
     running: bool = torch._C._current_graph_task_id() != -1
     return running
-
-
-def _place_of(name: str, overload: Any) -> int | None:
-    """An argument's position in an op's schema, None if this torch's has none of that name."""
-    names = [argument.name for argument in overload._schema.arguments]
-    return names.index(name) if name in names else None
 
 
 def _work_in(result: Any) -> Any:

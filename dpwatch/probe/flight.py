@@ -31,6 +31,7 @@ import torch.distributed as dist
 
 from dpwatch.probe import capture_mode
 from dpwatch.probe.flight_entries import Call, Joiner, decode
+from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.seams import RecordSink
 from dpwatch.wire.messages import Duration
 
@@ -78,14 +79,20 @@ class Calls:
         self.returned: deque[tuple[Any, ...]] = deque(maxlen=MOST_CALLS)
 
     def look(self) -> None:
-        """A collective is about to be issued by this thread. Never raises."""
+        """A collective is about to be issued by this thread.
+
+        Raises:
+            Exception: What a signal handler of the script's raised meanwhile.
+        """
         if self.captured:
             return
         cuda: Any = torch.cuda
         try:
             self.captured = cuda.is_initialized() and cuda.is_current_stream_capturing()
-        except Exception:  # noqa: BLE001 - into nobody's training; what is unknown may be so
-            self.captured = True
+        except Exception as error:
+            if is_foreign(error):
+                raise
+            self.captured = True  # what is unknown may be so
 
 
 class Recorder(Protocol):

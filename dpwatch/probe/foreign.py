@@ -47,7 +47,7 @@ def is_foreign(error: BaseException) -> bool:
     calls_script = False
     while trace is not None:
         frame = trace.tb_frame
-        if caller is not None and not _is_ours(frame.f_code):
+        if caller is not None and not is_ours(frame.f_code):
             if _handles_signal(frame, caller):
                 return True
             calls_script = calls_script or not _is_library(frame.f_code)
@@ -122,7 +122,8 @@ def _comes_from_outside(error: Exception) -> bool:
     return maker not in _KNOWN_MAKERS or isinstance(error, TimeoutError)
 
 
-def _is_ours(code: CodeType) -> bool:
+def is_ours(code: CodeType) -> bool:
+    """Whether it is code of the probe's."""
     return code.co_filename.startswith(_OURS)
 
 

@@ -139,7 +139,7 @@ def _forward(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
             if self._compiled_call_impl is not None:
                 return self._compiled_call_impl(*args, **kwargs)
             return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
-        before = KEPT
+        before, done = KEPT, False
         try:
             lane.in_module = True
             try:
@@ -147,12 +147,15 @@ def _forward(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
             except Exception as error:  # noqa: BLE001 - never into the user's code
                 own_fault(error, fail)
             if self._compiled_call_impl is not None:
-                return self._compiled_call_impl(*args, **kwargs)
-            return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+                result = self._compiled_call_impl(*args, **kwargs)
+            else:
+                result = self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+            done = True
+            return result
         finally:
             lane.in_module = lane.over or lane.asleep
             if before != KEPT:
-                _leave(lane, before, fail)
+                _leave(lane, before, done, fail)
 
     return __call__
 
@@ -165,18 +168,20 @@ def _forward_over(original: Callable[..., Any], fail: Fail) -> Callable[..., Any
     def __call__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         if _compiling() or (lane := local.lane) is None or lane.in_module:
             return original(self, *args, **kwargs)
-        before = KEPT
+        before, done = KEPT, False
         try:
             lane.in_module = True
             try:
                 before = lane.steps.module_begins(lane, self, args, kwargs)
             except Exception as error:  # noqa: BLE001
                 own_fault(error, fail)
-            return original(self, *args, **kwargs)
+            result = original(self, *args, **kwargs)
+            done = True
+            return result
         finally:
             lane.in_module = lane.over or lane.asleep
             if before != KEPT:
-                _leave(lane, before, fail)
+                _leave(lane, before, done, fail)
 
     return __call__
 
@@ -188,9 +193,11 @@ def _heed(steps: Steps, fail: Fail) -> None:
         own_fault(error, fail)
 
 
-def _leave(lane: Lane, before: int, fail: Fail) -> None:
+def _leave(lane: Lane, before: int, done: bool, fail: Fail) -> None:
     try:
         lane.leave(before)
+        if not done:
+            lane.steps.pass_raised(lane)
     except Exception as error:  # noqa: BLE001
         own_fault(error, fail)
 
@@ -299,7 +306,7 @@ def _next_batch(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
         finally:
             lane.in_module = inside or lane.over or lane.asleep
             if before != KEPT:
-                _leave(lane, before, fail)
+                _leave(lane, before, True, fail)
 
     return __next__
 

@@ -1,18 +1,25 @@
-"""Memory ledger: what CPU ranks and virtual devices hold, by device and category, on sampled steps.
+"""Which instrument measures memory, and the exact one: a ledger of every storage.
 
-CPU torch keeps no allocator statistics, so on a sampled step every storage is followed through the
-dispatcher (`memory_mode`), and what was there before is found by walking models and optimizers
-(`memory_walk`). A sampled step costs a few to twenty percent, so steps are sampled so seldom that
-the mean stays below one (`memory_pace`); next to nothing happens on the others.
+`start` chooses. A script's own devices are measured passively (`memory_passive`): nothing of the
+probe stands in the dispatcher's way. The exact ledger is for virtual devices, whose bytes lie
+beside each other in one process's host memory, and for whoever asks for it
+(`watch(memory="exact")`, `dpwatch run --memory exact`, `DPWATCH_MEMORY=exact`).
 
-Where following is impossible (a compiled model, an exotic tensor) the ledger stops following for
-good, says why in `note`, and from then on reports the process's resident memory: source `rss`,
-with parameters, gradients and optimizer state still exact by walking. A process that drives
-several virtual devices then reports nothing: its resident memory is no one device's.
+On a sampled step it follows every storage through the dispatcher (`memory_mode`), and finds what
+was there before by walking models and optimizers (`memory_walk`). A sampled step costs a few to
+twenty percent, so steps are sampled so seldom that the mean stays below one (`memory_pace`).
+
+Any dispatch mode makes ATen choose other ways through some operations, so results may differ in
+the last bits there. So the ledger stands aside for good as soon as it meets what modes are known
+to harm: torch.compile, functorch transforms, complex tensors, tensor subclasses other than
+DTensor; and where following fails or a mode of the script's own never goes away. It says why in
+`note`, and memory is passive from then on. A process that drives several virtual devices then
+reports nothing: its memory is no one device's.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import weakref
@@ -20,36 +27,74 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.memory_account import account
-from dpwatch.probe.memory_cuda import CudaMemory
+from dpwatch.probe.memory_aside import COMPILES, asked_to_compile
 from dpwatch.probe.memory_ddp import Buckets
 from dpwatch.probe.memory_mode import StorageTracker
 from dpwatch.probe.memory_pace import Pace
-from dpwatch.probe.memory_resident import peak_resident_bytes, resident_bytes
-from dpwatch.probe.memory_walk import kept_by_category, persistent_tensors
-from dpwatch.wire.messages import ByCategory, DeviceInfo, Memory
+from dpwatch.probe.memory_passive import FirstStep, PassiveMemory
+from dpwatch.probe.memory_walk import persistent_tensors, unseen
+from dpwatch.wire.messages import DeviceInfo, Memory
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
     from dpwatch.probe.seams import LedgerLike, RecordSink
 
+PASSIVE, EXACT = CHOICES = ("passive", "exact")
 
-def start(record: RecordSink, devices: Sequence[DeviceInfo]) -> LedgerLike:
+VARIABLE = "DPWATCH_MEMORY"
+
+MOST_MISSED = 20
+"""Steps in a row that a mode of the script's own keeps from being followed."""
+
+_SAID = (
+    "dpwatch: memory=exact follows every tensor of sampled steps through a dispatch mode, under "
+    "which torch computes some operations otherwise: last bits of prod, of masked_fill's backward "
+    "and of complex eigvalsh and pinv may change there. See docs/memory.md\n"
+)
+
+
+def start(
+    record: RecordSink,
+    devices: Sequence[DeviceInfo],
+    memory: str = PASSIVE,
+    before: LedgerLike | None = None,
+) -> LedgerLike:
     """Starts the instrument that fits the devices.
 
     Args:
         record: Takes `(Memory, device, step, …)`.
-        devices: What this process drives.
-
-    Returns:
-        The caching allocator's figures for CUDA devices, else a `Ledger`.
+        devices: What this process drives; none as long as nobody knows.
+        memory: One of `CHOICES`.
+        before: What stood here until the devices were known.
     """
-    if any(device.kind == "cuda" for device in devices):
-        return CudaMemory(record, devices)
-    return Ledger(record, devices=max(1, len(devices)))
+    if not devices:
+        return FirstStep()
+    kinds = {device.kind for device in devices}
+    if "virtual" in kinds:
+        return Ledger(record, devices=len(devices))
+    if memory == EXACT and "cuda" not in kinds:  # CUDA's allocator keeps its own account
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            _say(_SAID)
+        return Ledger(record, devices=len(devices))
+    known = before if isinstance(before, FirstStep) else None
+    return PassiveMemory(record, devices, before=known)
+
+
+def choice(asked: str | None = None) -> str:
+    """How memory is to be measured; a word that is neither is told of once, on stderr.
+
+    Args:
+        asked: By the script itself; the environment's word counts where that is None.
+    """
+    name, word = ("memory", asked) if asked is not None else (VARIABLE, os.environ.get(VARIABLE))
+    if word in CHOICES:
+        return word
+    if word:
+        _say(f"dpwatch: {name}={word!r}: it is passive or exact; taking passive\n")
+    return PASSIVE
 
 
 class Ledger:
@@ -85,13 +130,31 @@ class Ledger:
         self._told: list[tuple[int, weakref.ref[Any]]] = []
         self._ready = False
         self._sampling = False
+        self._missed = 0
+        alike = [DeviceInfo("cpu", "cpu")] * devices
+        self._passive = PassiveMemory(record, alike, clock_ns=clock_ns)
 
     def step_begin(self, step: int) -> None:
         """A step begins: starts following if it is to be sampled."""
+        if self.note:
+            self._passive.step_begin(step)
+            return
         if self._ready:
             self._ready = False
             self._guarded(self._start)
         self.pace.begin()
+
+    def before_forward(self) -> None:
+        """See `LedgerLike`."""
+        self._tracker.leave_if_failed()
+        if self.note:
+            self._passive.before_forward()
+
+    def before_backward(self) -> None:
+        """See `LedgerLike`."""
+        self._tracker.leave_if_failed()
+        if self.note:
+            self._passive.before_backward()
 
     def step_end(self, step: int, optimizers: Iterable[Any], models: Iterable[Module]) -> None:
         """A step has ended: adds up if it was sampled, and looks around if the next is to be.
@@ -101,24 +164,17 @@ class Ledger:
             optimizers: All optimizers seen.
             models: The outermost modules seen.
         """
+        if self.note:
+            self._passive.step_end(step, optimizers, models)
+            return
         self.pace.end()
         sampled, self._sampling = self._sampling, False
         due = self.pace.due(step + 1)
-        if sampled or due:
-            optimizers, models = list(optimizers), list(models)
-            if sampled:
-                self._guarded(lambda: self._finish(step, optimizers, models))
-            if due and self.note:
-                self._guarded(lambda: self._report_resident(step, optimizers, models))
-            elif due:
-                self._guarded(lambda: self._look_around(optimizers, models))
+        if sampled:
+            self._guarded(lambda: self._finish(step, list(optimizers), list(models)))
+        if due and not self.note:
+            self._guarded(lambda: self._look_around(list(optimizers), list(models)))
         self.pace.close(sampled=sampled, prepared=due)
-
-    def before_forward(self) -> None:
-        """Nothing to do."""
-
-    def before_backward(self) -> None:
-        """Nothing to do."""
 
     def enter_lane(self, device: int) -> None:
         """The calling thread works for `device` until `exit_lane`."""
@@ -139,28 +195,40 @@ class Ledger:
     def close(self) -> None:
         """Stops following; to be called on lane 0's thread."""
         self._stop(self.note or "closed")
+        self._passive.close()
 
     def _look_around(self, optimizers: list[Any], models: list[Module]) -> None:
         """Finds what is there before a sampled step; keeps weak references only."""
-        if _compiled():
-            self._stop("torch.compile is in use: its kernels allocate out of sight")
+        if asked_to_compile():
+            self._stop(COMPILES)
+            return
+        if not self._tracker.may_push():
+            self._miss()
             return
         self._adopt(optimizers, models)
         self._buckets.look(models)
         self._ready = True
 
     def _start(self) -> None:
-        self.pace.missed = not self._tracker.push()
-        if self.pace.missed:
+        if not self._tracker.push():
+            self._miss()
             return
+        self.pace.missed, self._missed = False, 0
         self._tracker.begin()
         self._buckets.begin()
         self._sampling = True
 
+    def _miss(self) -> None:
+        self.pace.missed = True
+        self._missed += 1
+        if self._missed >= MOST_MISSED:
+            self._stop("a dispatch mode of the script's own is on")
+
     def _finish(self, step: int, optimizers: list[Any], models: list[Module]) -> None:
-        self._tracker.settle_backward()
-        self._adopt(optimizers, models)
-        self._buckets.settle()
+        if not self._tracker.failure:
+            self._tracker.settle_backward()
+            self._adopt(optimizers, models)
+            self._buckets.settle()
         events = self._tracker.end()
         self._tracker.pop()
         if self._tracker.failure:
@@ -168,45 +236,29 @@ class Ledger:
             return
         for device, usage in sorted(account(events).items()):
             if device < self._devices:
-                self._emit(device, step, usage.current_bytes, usage.peak_bytes,
-                           usage.current, usage.peak, "ledger")  # fmt: skip
+                self._record((Memory, device, step, usage.current_bytes, usage.peak_bytes,
+                              usage.current, usage.peak, "ledger"))  # fmt: skip
 
     def _adopt(self, optimizers: list[Any], models: list[Module]) -> None:
         """Counts what is kept: first where the trainer said it lies, then all else."""
         known: set[int] = set()
-        for device, ref in self._told:
-            thing = ref()
-            if thing is not None:
-                alone = ([thing], []) if hasattr(thing, "param_groups") else ([], [thing])
-                for category, tensor, _ in persistent_tensors(*alone):
-                    self._tracker.adopt(tensor, category, known, device=device)
-        for category, tensor, of in persistent_tensors(optimizers, models):
-            where = self._tracker.device_of(of)
-            self._tracker.adopt(tensor, category, known, device=where)
-
-    def _report_resident(self, step: int, optimizers: list[Any], models: list[Module]) -> None:
-        now = resident_bytes()
-        if now is None or self._devices > 1:
-            return
-        current, peak = kept_by_category(optimizers, models, torch.device("cpu"))
-        self._emit(0, step, now, max(now, peak_resident_bytes()), current, peak, "rss")
-
-    def _emit(
-        self,
-        device: int,
-        step: int,
-        current_bytes: int,
-        peak_bytes: int,
-        current: ByCategory,
-        peak: ByCategory,
-        source: str,
-    ) -> None:
-        self._record((Memory, device, step, current_bytes, peak_bytes, current, peak, source))
+        tracker = self._tracker
+        with unseen():
+            for device, ref in self._told:
+                thing = ref()
+                if thing is not None:
+                    alone = ([thing], []) if hasattr(thing, "param_groups") else ([], [thing])
+                    for category, tensor, _ in persistent_tensors(*alone):
+                        tracker.adopt(tensor, category, known, device=device)
+            for category, tensor, of in persistent_tensors(optimizers, models):
+                tracker.adopt(tensor, category, known, device=tracker.device_of(of))
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception as error:  # noqa: BLE001  (never into training)
+        except Exception as error:
+            if is_foreign(error):
+                raise
             self._stop(f"{type(error).__name__}: {error}")
 
     def _stop(self, note: str) -> None:
@@ -217,7 +269,9 @@ class Ledger:
         self._tracker.forget()
 
 
-def _compiled() -> bool:
-    """Whether dynamo has compiled any frame in this process."""
-    convert = sys.modules.get("torch._dynamo.convert_frame")
-    return getattr(convert, "FRAME_COUNTER", 0) > 0
+def _say(line: str) -> None:
+    try:
+        sys.stderr.write(line)
+    except Exception as error:
+        if is_foreign(error):
+            raise  # else it is closed, or there is none

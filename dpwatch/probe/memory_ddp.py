@@ -1,20 +1,45 @@
 """DDP's gradient buckets: a second copy of the gradients that no Python object holds.
 
 The reducer allocates its buckets in C++, first when DDP is built, mostly before the probe looks,
-and anew in its second iteration. Those made during a sampled step are seen like any storage; of
-the others DDP's own logging tells the sizes.
+and anew in its second iteration. Those made while the ledger follows a step are seen like any
+storage; of the others DDP's own logging tells the sizes.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
 from dpwatch.probe.memory_events import Entry
 from dpwatch.probe.memory_mode import StorageTracker
+from dpwatch.probe.memory_walk import attributes_of, modules_of, parameters_in, parts_of
+
+
+class BucketSizes:
+    """Asks each DDP instance once: asking gives up the GIL, and the sum never changes."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Any], torch.device | None, int | None]] = {}
+
+    def on(self, device: torch.device, modules: Iterable[torch.nn.Module]) -> int | None:
+        """Bytes of all buckets beside `.grad` on a device; None where one does not tell."""
+        total = 0
+        for ddp in _instances(modules):
+            known = self._known.get(id(ddp))
+            if known is None or known[0]() is not ddp:
+                first = first_trained(ddp)
+                where = None if first is None else first.device
+                known = self._known[id(ddp)] = (weakref.ref(ddp), where, logged_bytes_of(ddp))
+            _, where, nbytes = known
+            if where == device:
+                if nbytes is None:
+                    return None
+                total += nbytes
+        return total
 
 
 class Buckets:
@@ -28,10 +53,9 @@ class Buckets:
     def look(self, models: Iterable[torch.nn.Module]) -> None:
         """Before a sampled step: works out what there is beyond the buckets seen."""
         logged: dict[int, int] = {}
-        for ddp in _instances(models):
-            first = next((p for p in ddp.parameters() if p.requires_grad), None)
-            device = self._tracker.device_of(first)
-            logged[device] = logged.get(device, 0) + _logged_bytes_of(ddp)
+        for ddp in _instances(modules_of(models)):
+            device = self._tracker.device_of(first_trained(ddp))
+            logged[device] = logged.get(device, 0) + (logged_bytes_of(ddp) or 0)
         self._unseen_bytes = {
             device: nbytes - self.seen_bytes(device) for device, nbytes in logged.items()
         }
@@ -68,34 +92,42 @@ class Buckets:
 def logged_bytes(models: Iterable[torch.nn.Module]) -> int:
     """What DDP's logging says its buckets hold beside `.grad`.
 
-    With `gradient_as_bucket_view=True` the gradients lie in the buckets, and nothing is beside
-    them.
-
     Args:
         models: The outermost modules; `DistributedDataParallel` is looked for inside them too.
 
     Returns:
         Bytes, over all instances found; 0 without any.
     """
-    return sum(_logged_bytes_of(ddp) for ddp in _instances(models))
+    return sum(logged_bytes_of(ddp) or 0 for ddp in _instances(modules_of(models)))
 
 
-def _instances(models: Iterable[torch.nn.Module]) -> list[Any]:
-    parallel = sys.modules.get("torch.nn.parallel.distributed")
-    if parallel is None:
-        return []
-    return [
-        module
-        for model in models
-        for module in model.modules()
-        if isinstance(module, parallel.DistributedDataParallel)
-    ]
+def logged_bytes_of(ddp: Any) -> int | None:
+    """The same of one instance, None where it does not tell.
 
-
-def _logged_bytes_of(ddp: Any) -> int:
-    if ddp.gradient_as_bucket_view:
+    With `gradient_as_bucket_view=True` the gradients lie in the buckets, and nothing is beside
+    them.
+    """
+    attributes = attributes_of(ddp)
+    if attributes.get("gradient_as_bucket_view"):
         return 0
-    logged = ddp._get_ddp_logging_data()
+    ask = getattr(attributes.get("logger"), "_get_ddp_logging_data", None)
+    if ask is None:
+        return None
+    logged = ask().strs_map
     # Up to one step late about a rebuild, but the buckets' sum stays the same.
-    sizes = logged.get("rebuilt_bucket_sizes") or logged.get("bucket_sizes") or ""
-    return sum(int(size) for size in str(sizes).split(",") if size.strip())
+    sizes = logged.get("rebuilt_bucket_sizes") or logged.get("bucket_sizes")
+    return None if sizes is None else sum(int(s) for s in str(sizes).split(",") if s.strip())
+
+
+def first_trained(ddp: torch.nn.Module) -> torch.Tensor | None:
+    """The first parameter that has a gradient to reduce."""
+    trained = (p for p in parameters_in([ddp]) if p.requires_grad)
+    first = next(trained, None)
+    return None if first is None else next(iter(parts_of(first)), None)
+
+
+def _instances(modules: Iterable[torch.nn.Module]) -> Iterator[Any]:
+    parallel = sys.modules.get("torch.nn.parallel.distributed")
+    if parallel is not None:
+        kind = parallel.DistributedDataParallel
+        yield from (module for module in modules if kind in type(module).__mro__)

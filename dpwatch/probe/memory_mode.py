@@ -4,8 +4,9 @@ A `TorchDispatchMode` sees what each op returns; a weak reference on the untyped
 it is gone, wherever that happens, in C++ autograd on another thread too. What comes out is a list
 of events in time order that `memory_account` adds up after the step.
 
-The mode is on only in sampled steps. It runs the very op it was handed and changes nothing, so
-numbers stay bit-identical. Modes are per thread: each thread that works for a device pushes it.
+The mode is on only in sampled steps, and runs the very op it was handed. That it is there at all
+makes ATen choose other ways through some composite operations: so it is for virtual devices, and
+for scripts that ask for it. Modes are per thread: each thread that works for a device pushes it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import torch
 from torch.utils import _python_dispatch as dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dpwatch.probe.foreign import is_foreign
+from dpwatch.probe.memory_aside import Entries
 from dpwatch.probe.memory_events import (
     OUT,
     BackwardMark,
@@ -33,7 +36,6 @@ from dpwatch.probe.memory_events import (
 )
 
 _RESIZE = "resize_"
-
 
 _DDP_FILE = os.path.join("nn", "parallel", "distributed.py")
 
@@ -58,6 +60,7 @@ class StorageTracker:
         self._plans: dict[Any, Plan] = {}
         self._own_resize: Any = None
         self._watches = False
+        self._aside = Entries(self._leave)
         _TRACKERS.add(self)
 
     # -- a sampled step ---------------------------------------------------------------------
@@ -69,22 +72,28 @@ class StorageTracker:
             entry.carried = True
             events.append((entry, entry.nbytes))
         self._watch_resize()
+        self._aside.open()
         self.active = True
 
     def end(self) -> list[Event]:
         """Stops following (entries alive stay known) and hands over the events."""
         self.active = False
         self._unwatch_resize()
+        self._aside.close()
         events, self.events = self.events, []
         return events
 
-    def push(self) -> bool:
-        """Puts the mode on this thread's stack, unless someone else's mode is there."""
+    def may_push(self) -> bool:
+        """Whether the mode may go on this thread's stack: not above or below someone else's."""
         if self.lane.pushed:  # left over from a boundary inside a user's own mode
             return self._on_top()
         stack = dispatch._get_current_dispatch_mode_stack()
-        if not all(getattr(mode, "stays_beneath", False) for mode in stack):
-            return False
+        return all(getattr(mode, "stays_beneath", False) for mode in stack)
+
+    def push(self) -> bool:
+        """Puts the mode on this thread's stack, if it may go there."""
+        if self.lane.pushed or not self.may_push():
+            return self.lane.pushed and self._on_top()
         # Not `__enter__`: it also sets process-wide flags, which threads would leave in disorder.
         dispatch._push_mode(self._mode)
         self.lane.pushed = True
@@ -126,29 +135,47 @@ class StorageTracker:
 
     def fail(self, error: Exception) -> None:
         """Stops following: what comes now could not be trusted."""
-        self.failure = f"{type(error).__name__}: {error}"
+        self.stand_aside(f"{type(error).__name__}: {error}")
+
+    def stand_aside(self, why: str) -> None:
+        """Stops following; the mode leaves the stack at the next chance."""
+        self.failure = self.failure or why
         self.active = False
+
+    def _leave(self, why: str) -> None:
+        self._aside.close()  # dynamo knows these functions by what they are
+        self.stand_aside(why)
+        self.leave_if_failed()
+
+    def leave_if_failed(self) -> None:
+        """Between operations, on any thread that follows: takes the mode off if it is done for."""
+        if self.failure and self.lane.pushed:
+            self.pop()
 
     # -- storages ---------------------------------------------------------------------------
 
     def adopt(
-        self, tensor: torch.Tensor, category: str, known: set[int], *, device: int = 0
+        self, tensor: torch.Tensor | None, category: str, known: set[int], *, device: int = 0
     ) -> None:
         """Counts a tensor found by walking.
 
         Args:
-            tensor: A plain tensor.
+            tensor: A plain tensor, None for one that can't be counted.
             category: What it is.
             known: Storages this walk has met already, added to: the first category stands.
             device: Whose it is, if nobody saw it being made.
         """
-        if not tensor.is_cpu:
+        if tensor is None or not tensor.is_cpu:
             return
+        if tensor.is_complex():
+            self.stand_aside("complex tensors are in use")
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in known:
             return
         known.add(key)
+        if category == "params" and tensor.numel() and not storage.nbytes():
+            category = "gathered"  # its memory is given back until it is gathered again
         entry = self._entries.get(key)
         if entry is None:
             entry = self._follow(storage, device, in_backward=False)
@@ -202,6 +229,8 @@ class StorageTracker:
 
     def _see_new(self, out: Any, device: int, in_backward: bool) -> None:
         if isinstance(out, torch.Tensor):
+            if out.is_complex():
+                self.stand_aside("complex tensors are in use")
             if out.is_cpu:
                 storage = out.untyped_storage()
                 if storage._cdata not in self._entries:
@@ -283,7 +312,9 @@ class StorageTracker:
             if tracker.active and storage.device.type == "cpu":
                 try:
                     tracker._see_storage_resized(storage, before)
-                except Exception as error:  # noqa: BLE001  (never into FSDP)
+                except Exception as error:
+                    if is_foreign(error):
+                        raise
                     tracker.fail(error)
             return result
 
@@ -309,6 +340,11 @@ def any_unwraps(types: Any) -> bool:
     """Whether one of the tensor classes has a dispatch of its own."""
     disabled = torch._C._disabled_torch_dispatch_impl
     return any(getattr(kind, "__torch_dispatch__", disabled) is not disabled for kind in types)
+
+
+def _is_distributed(kind: type) -> bool:
+    plain = getattr(kind, "__torch_dispatch__", None) is torch._C._disabled_torch_dispatch_impl
+    return plain or kind.__module__.startswith("torch.distributed.")
 
 
 def _called_by_ddp() -> bool:
@@ -342,15 +378,19 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if only_shapes():
             return func(*args, **kwargs)
+        tracker = self._tracker
         if types and any_unwraps(types):
             # A subclass (such as DTensor) takes itself apart first; its parts come back here.
+            if not all(map(_is_distributed, types)):
+                tracker.stand_aside("tensor subclasses are in use")
             return NotImplemented
         out = func(*args, **kwargs)
-        tracker = self._tracker
         if tracker.active:
             try:
                 tracker.see(tracker.plan_of(func), args, kwargs, out)
-            except Exception as error:  # noqa: BLE001  (never into the user's op)
+            except Exception as error:
+                if is_foreign(error):
+                    raise
                 tracker.fail(error)
         return out
 

@@ -3,12 +3,19 @@
 Parameters, gradients, optimizer state and module buffers are reachable from the models and
 optimizers, so their bytes are exact without following a single allocation. Everything is counted
 by untyped storage: views and tied weights count once.
+
+The walk runs no code of the script's: it reads instance dictionaries instead of calling
+`parameters()` or properties, uses torch's own accessors instead of a subclass's, and hides from
+`__torch_function__` modes (`unseen`). None of what it reads goes through the dispatcher, copies
+lazily cloned memory or warns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from types import MemberDescriptorType
+from typing import Any
 
 import torch
 
@@ -17,13 +24,66 @@ from dpwatch.wire.messages import ByCategory
 Category = str
 """One of `wire.messages.CATEGORIES`."""
 
+Kept = tuple[Category, "torch.Tensor | None", "torch.Tensor | None"]
+"""A category, a tensor with a storage of its own (None: one that can't be counted), and the
+parameter it belongs to."""
 
-class Kept(NamedTuple):
-    """A local tensor (a DTensor's own shard), its category, and the parameter it belongs to."""
+DEEPEST = 6
+"""Nesting of lists, dictionaries and wrapper tensors that is followed."""
 
-    category: Category
-    tensor: torch.Tensor
-    of: torch.Tensor | None = None
+_Base: Any = torch.Tensor.__mro__[1]
+_grad = _Base.grad.__get__
+_is_leaf = _Base.is_leaf.__get__
+_retains_grad = _Base.retains_grad.__get__
+_storage = _Base.untyped_storage
+_nbytes = _Base.nbytes.__get__
+_no_dispatch = torch._C._disabled_torch_dispatch_impl
+_address = getattr(torch._C, "_data_address", None)
+
+
+def unseen() -> AbstractContextManager[None]:
+    """While it is held, what this thread reads of tensors is not shown to function modes."""
+    return torch._C.DisableTorchFunction()
+
+
+class Walk:
+    """What models and optimizers keep, in bytes by device and category.
+
+    Attributes:
+        modules: How many modules there are.
+        inside: Their list, outermost first.
+    """
+
+    def __init__(self, optimizers: Iterable[Any], models: Iterable[torch.nn.Module]) -> None:
+        self.inside = list(modules_of(models))
+        self._bytes: dict[tuple[torch.device, Category], int] = {}
+        self._unknown: set[Category] = set()
+        with unseen():
+            self._count(_persistent(list(optimizers), self.inside))
+
+    def _count(self, tensors: Iterable[Kept]) -> None:
+        found, seen = self._bytes, set()
+        for category, tensor, _ in tensors:
+            try:
+                storage = _storage(tensor)
+            except (NotImplementedError, RuntimeError, TypeError):  # sparse, opaque, or none
+                self._unknown.add(category)
+                continue
+            if (key := storage._cdata) not in seen:
+                seen.add(key)
+                place = (storage.device, category)
+                found[place] = found.get(place, 0) + storage.nbytes()
+
+    def on(self, device: torch.device) -> ByCategory:
+        """What lies on a device; all unknown where no parameter does."""
+        if (device, "params") not in self._bytes:
+            return ByCategory()
+        known = {
+            category: self._bytes.get((device, category), 0)
+            for category in ("params", "grads", "optimizer", "buffers")
+            if category not in self._unknown
+        }
+        return ByCategory(**known)
 
 
 def persistent_tensors(
@@ -32,99 +92,171 @@ def persistent_tensors(
     """Yields every tensor that training keeps, with its category; parameters come first.
 
     A storage may come more than once (tied weights, two optimizers over one model); the first
-    category it comes with is its own.
+    category it comes with is its own. To be consumed while `unseen` is held.
 
     Args:
         optimizers: Anything with `param_groups` and `state`; a wrapper such as
             `ZeroRedundancyOptimizer` (own `state` empty) is read through its `.optim`.
         models: The outermost modules.
     """
-    optimizers, models = list(optimizers), list(models)
-    parameters = list(_parameters(optimizers, models))
+    return _persistent(list(optimizers), list(modules_of(models)))
+
+
+def _persistent(optimizers: list[Any], modules: list[torch.nn.Module]) -> Iterator[Kept]:
+    parts = _Parts()
+    parameters = _parameters(optimizers, modules)
     for parameter in parameters:
-        held = local(parameter)
-        yield Kept("gathered" if _dropped(held) else "params", held)
+        for part in parts.of(parameter):
+            yield "params", part, None
     for parameter in parameters:
-        if parameter.grad is not None:
-            yield Kept("grads", local(parameter.grad), local(parameter))
+        grad = gradient_of(parameter)
+        if grad is not None:
+            for part in parts.of(grad):
+                yield "grads", part, parts.of(parameter)[0]
     for optimizer in optimizers:
-        state = getattr(optimizer, "optim", optimizer).state
-        for parameter, kept in list(state.items()):
-            of = local(parameter) if isinstance(parameter, torch.Tensor) else None
-            for tensor in _tensors_in(kept):
-                yield Kept("optimizer", local(tensor), of)
-    for model in models:
-        for buffer in model.buffers():
-            yield Kept("buffers", local(buffer))
+        yield from _state_of(optimizer, parts)
+    for module in modules:
+        for buffer in _fields_of(module, "_buffers"):
+            for part in parts.of(buffer):
+                yield "buffers", part, None
 
 
-def bytes_by_category(tensors: Iterable[Kept], device: torch.device) -> dict[Category, int]:
-    """Sums bytes of distinct storages on one device."""
-    totals: dict[Category, int] = {}
-    seen: set[int] = set()
-    for category, tensor, _ in tensors:
-        if tensor.device != device:
-            continue
-        storage = tensor.untyped_storage()
-        if storage._cdata not in seen:
-            seen.add(storage._cdata)
-            totals[category] = totals.get(category, 0) + storage.nbytes()
-    return totals
+def own_gradient_bytes(optimizers: Iterable[Any]) -> dict[torch.device, int]:
+    """Bytes of the gradients that lie in a storage of their own, by device.
 
-
-def kept_by_category(
-    optimizers: Iterable[Any], models: Iterable[torch.nn.Module], device: torch.device
-) -> tuple[ByCategory, ByCategory]:
-    """What walking tells of a device whose other bytes nobody followed.
-
-    Returns:
-        Categories now, and at the peak: parameters and optimizer state are there at any moment,
-        which gradients were is unknown. All None for a device on which no parameter lies.
+    Letting go of one of these frees it. Views of a bucket do not count.
     """
-    walked = bytes_by_category(persistent_tensors(optimizers, models), device)
-    if "params" not in walked:
-        return ByCategory(), ByCategory()
-    params, optimizer = walked["params"], walked.get("optimizer", 0)
-    now = ByCategory(params=params, grads=walked.get("grads", 0), optimizer=optimizer)
-    return now, ByCategory(params=params, optimizer=optimizer)
+    parts, found, seen = _Parts(), dict[torch.device, int](), set()
+    with unseen():
+        for parameter in _parameters(list(optimizers), []):
+            grad = gradient_of(parameter)
+            for part in () if grad is None else parts.of(grad):
+                if part is None or not torch._C._has_storage(part):
+                    continue
+                storage = _storage(part)
+                if storage.nbytes() == _nbytes(part) and storage._cdata not in seen:
+                    seen.add(storage._cdata)
+                    found[storage.device] = found.get(storage.device, 0) + storage.nbytes()
+    return found
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """The plain tensor this rank holds: a DTensor's shard, else the tensor itself."""
-    shard: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
-    return shard
+def gradient_of(parameter: torch.Tensor) -> torch.Tensor | None:
+    """Its gradient, without the warning that other tensors than leaves answer with."""
+    if _is_leaf(parameter) or _retains_grad(parameter):
+        grad: torch.Tensor | None = _grad(parameter)
+        return grad
+    return None
 
 
-def _dropped(tensor: torch.Tensor) -> bool:
-    """Whether its memory is given back: a sharded parameter that is gathered when it is needed."""
-    return tensor.is_cpu and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
-
-
-def _parameters(
-    optimizers: Sequence[Any], models: Sequence[torch.nn.Module]
-) -> Iterator[torch.Tensor]:
-    """Parameters of all models, then what only an optimizer knows of, each once."""
+def modules_of(models: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
+    """All modules in these, each once; by torch's own registry, whatever a subclass overrides."""
     seen: set[int] = set()
-    in_models = (parameter for model in models for parameter in model.parameters())
-    in_groups = (
-        parameter
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    )
-    for source in (in_models, in_groups):
-        for parameter in source:
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield parameter
+    ahead = list(models)[::-1]
+    while ahead:
+        module = ahead.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield module
+            ahead.extend(_fields_of(module, "_modules")[::-1])
 
 
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
+def parameters_in(models: Iterable[torch.nn.Module]) -> Iterator[torch.Tensor]:
+    """Parameters of these and of the modules in them, in order; tied ones come again."""
+    for module in modules_of(models):
+        yield from _fields_of(module, "_parameters")
+
+
+def attributes_of(thing: Any) -> Mapping[str, Any]:
+    """Instance attributes as they are stored, past any `__getattr__` or property."""
+    try:
+        found: Mapping[str, Any] = object.__getattribute__(thing, "__dict__")
+    except AttributeError:
+        return {}
+    return found
+
+
+def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that hold its memory: itself, or those inside of a wrapper (DTensor's shard)."""
+    return [part for part in _Parts().of(tensor) if part is not None]
+
+
+class _Parts:
+    """Takes wrapper tensors apart, without asking their class."""
+
+    def __init__(self) -> None:
+        self._wraps: dict[type, bool] = {}
+
+    def of(self, tensor: torch.Tensor, depth: int = 0) -> list[torch.Tensor | None]:
+        """Tensors with storages of their own; `[None]` where none is found."""
+        kind = type(tensor)
+        wraps = self._wraps.get(kind)
+        if wraps is None:
+            dispatch = getattr(kind, "__torch_dispatch__", _no_dispatch)
+            wraps = self._wraps[kind] = dispatch is not _no_dispatch
+        if not wraps or (_address is not None and _address(tensor)):
+            return [tensor]
+        if depth >= DEEPEST:
+            return [None]
+        inner = _tensors_in([*attributes_of(tensor).values(), *_slots_of(tensor)])
+        return [part for each in inner for part in self.of(each, depth + 1)] or [None]
+
+
+def _slots_of(thing: Any) -> Iterator[Any]:
+    for kind in type(thing).__mro__:
+        for member in vars(kind).values():
+            if type(member) is MemberDescriptorType:
+                try:
+                    yield member.__get__(thing)
+                except AttributeError:  # not set
+                    continue
+
+
+def _parameters(optimizers: list[Any], modules: list[torch.nn.Module]) -> list[torch.Tensor]:
+    """Parameters of all models, then what only an optimizer knows of, each once."""
+    found = {id(p): p for module in modules for p in _fields_of(module, "_parameters")}
+    for optimizer in optimizers:
+        for group in attributes_of(optimizer).get("param_groups", ()):
+            found.update((id(p), p) for p in group["params"] if id(p) not in found)
+    return list(found.values())
+
+
+def _fields_of(module: torch.nn.Module, name: str) -> list[Any]:
+    """Values of one of a module's registries; None among them are left out."""
+    registry = attributes_of(module).get(name)
+    if not registry:
+        return []
+    if issubclass(type(registry), dict):
+        values = list(dict.values(registry))
+    elif type(registry).__module__.startswith("torch."):  # TorchScript's
+        values = list(registry.values())
+    else:
+        return []
+    return [value for value in values if value is not None]
+
+
+def _state_of(optimizer: Any, parts: _Parts) -> Iterator[Kept]:
+    attributes = attributes_of(optimizer)
+    wrapped = attributes.get("optim")
+    inner = None if wrapped is None else attributes_of(wrapped).get("state")
+    state: Any = attributes.get("state") if inner is None else inner
+    if not issubclass(type(state), dict):
+        yield "optimizer", None, None
+        return
+    for parameter, kept in list(dict.items(state)):
+        is_tensor = issubclass(type(parameter), torch.Tensor)
+        of = parts.of(parameter)[0] if is_tensor else None
+        for tensor in _tensors_in(kept):
+            for part in parts.of(tensor):
+                yield "optimizer", part, of
+
+
+def _tensors_in(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
+    kind = type(value)
+    if issubclass(kind, torch.Tensor):
         yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _tensors_in(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _tensors_in(inner)
+    elif depth < DEEPEST and issubclass(kind, dict):
+        for inner in list(dict.values(value)):
+            yield from _tensors_in(inner, depth + 1)
+    elif depth < DEEPEST and issubclass(kind, list | tuple):
+        for inner in (list if issubclass(kind, list) else tuple).__iter__(value):
+            yield from _tensors_in(inner, depth + 1)

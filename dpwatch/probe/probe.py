@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import sys
 import threading
 import time
@@ -16,6 +18,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from dpwatch.probe import (
+    abandoned,
     device_times,
     dynamo,
     elsewhere,
@@ -34,12 +37,14 @@ from dpwatch.probe import (
     threads,
     updates,
 )
+from dpwatch.probe.blocked import NOTHING, Wait, wait_of, worker
 from dpwatch.probe.cpu import Clocks
 from dpwatch.probe.endings import Uncaught, describe, one_line
 from dpwatch.probe.flight import Flight
 from dpwatch.probe.foreign import own_fault, suppress_own
 from dpwatch.probe.hooks import Hooks
 from dpwatch.probe.identity import Identity
+from dpwatch.probe.inside import NOWHERE, Groups, Inside, inside, inside_of, rank_in
 from dpwatch.probe.jobs import LaneJob, PhaseSpan, TransferSpan, WaitSpan
 from dpwatch.probe.lanes import Lane, MainLane, here
 from dpwatch.probe.link import HubLink
@@ -47,10 +52,10 @@ from dpwatch.probe.memory_resident import resident_bytes
 from dpwatch.probe.publisher import Link, Publisher
 from dpwatch.probe.recorder import Recorder
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
-from dpwatch.probe.stacks import stacks_of
+from dpwatch.probe.stacks import stacks_of, tid_of
 from dpwatch.probe.steps import Steps
 from dpwatch.probe.threads import Threads
-from dpwatch.probe.whereabouts import standing
+from dpwatch.probe.whereabouts import raised_at, standing
 from dpwatch.wire.limits import cores
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks
 from dpwatch.wire.paths import host_name
@@ -61,13 +66,16 @@ STILL_NS = 2_000_000_000
 NOTHING_SEEN_NS = 9_000_000_000
 """After so long without a step it is said why."""
 
+LOOK_NS = 1_000_000_000
+"""Still for so long, it is told what it waits in."""
+
 COMPUTES = 0.2
 """On a core for this share of the time, a thread does not stand still."""
 
 _NOTHING = nullcontext()
 
-_OURS = (elsewhere, foreign, jobs, lanes, losses, models, recorder, sampling, steps, tensors,
-         threads, updates)  # fmt: skip
+_OURS = (abandoned, elsewhere, foreign, jobs, lanes, losses, models, recorder, sampling, steps,
+         tensors, threads, updates)  # fmt: skip
 """What runs on the training thread, in its hooks."""
 
 _NAME_CHARS = 60
@@ -82,6 +90,7 @@ class Probe:
         title: What a person would call the run; the script's name by default.
         devices: What this process drives; by default the one that the model lies on.
         total_steps: Steps the run intends to do.
+        memory: How it is measured, `passive` or `exact`; None: as the environment says.
         incarnation: How many probes this process has had before.
         clocks: Other clocks, for tests.
         link: Another link, for tests.
@@ -97,6 +106,7 @@ class Probe:
         title: str = "",
         devices: Sequence[DeviceInfo] | None = None,
         total_steps: int | None = None,
+        memory: str | None = None,
         incarnation: int = 0,
         clocks: Clocks | None = None,
         link: Link | None = None,
@@ -105,8 +115,11 @@ class Probe:
         self.title = one_line(title or identity.script_name())
         self.total_steps = total_steps
         self.unasked = False
+        self._memory = memory
         self._trouble: BaseException | None = None
         self._over = False
+        self._raised_at = ""
+        self._raised_in: Inside | None = None
         self._entered = 0
         self._lock = threading.Lock()
         self._clocks = clocks or Clocks()
@@ -123,8 +136,7 @@ class Probe:
             undo.callback(self._threads.close)
             collectives.main = self.steps.main
             undo.callback(lambda: self.steps.ledger.close())
-            if devices:
-                self._start_ledger(devices)
+            self._start_ledger(devices or ())
             dynamo.leave_modules_alone(*_OURS)
             self._hooks = Hooks(self._threads.newcomer, self.fail)
             undo.callback(self._hooks.close)
@@ -153,6 +165,7 @@ class Probe:
         title: str,
         devices: Sequence[DeviceInfo] | None,
         total_steps: int | None,
+        memory: str | None = None,
     ) -> None:
         """Takes what the script itself says of the run, where the probe came unasked."""
         if not self.unasked or self.steps.step:
@@ -161,6 +174,7 @@ class Probe:
         self.strategy = one_line(strategy, _NAME_CHARS) or self.strategy
         self.title = one_line(title) or self.title
         self.total_steps = self.total_steps if total_steps is None else total_steps
+        self._memory = self._memory if memory is None else memory
         if devices and not self.steps.devices:
             self._backend_said = "virtual" if devices[0].kind == "virtual" else ""
             self.steps.devices = list(devices)
@@ -172,8 +186,10 @@ class Probe:
         return self._over
 
     def _start_ledger(self, devices: Sequence[DeviceInfo]) -> None:
-        self.steps.ledger = _ledger(self.recorder, devices)
-        self.steps.main.on_device = device_times.start(self.recorder.append, devices)
+        before = self.steps.ledger
+        self.steps.ledger = _ledger(self.recorder, devices, self._memory, before)
+        if devices:
+            self.steps.main.on_device = device_times.start(self.recorder.append, devices)
 
     def _steps(self, device: int, devices: list[DeviceInfo] | None = None) -> Steps:
         """Steps of the calling thread."""
@@ -292,6 +308,8 @@ class Probe:
 
     def failed_of(self, error: BaseException) -> None:
         """Closes with the exception that ends the run; its traceback is yet to be printed."""
+        self._raised_at = raised_at(error.__traceback__)
+        self._raised_in = inside_of(error.__traceback__)
         if self._tap is not None and not self._over:
             self._tap.tell(error)
         self.close("failed", describe(error))
@@ -302,6 +320,8 @@ class Probe:
             if self._over:
                 return
             self._over = True
+        if state == "finished":
+            self.steps.abandoned.goes_on()
         with contextlib.ExitStack() as ending:  # all of it, whatever a signal handler raises
             if self.steps.main.clock is not None:
                 ending.callback(self.steps.main.clock.close)
@@ -363,9 +383,30 @@ class _Source:
         self._mark: tuple[Any, ...] | None = None
         self._moved_ns = 0
         self._ran: tuple[int, int | None] = (0, None)
+        self._groups = Groups()
+        self._given: Identity | None = None
 
     def identify(self) -> Identity:
-        return identity.resolve()
+        me = identity.resolve()
+        if me.backend:
+            return me
+        # Before the process group is there, what the script gives to `init_process_group` counts,
+        # and what it gave where none came of it.
+        given = rank_in(self._probe.thread)
+        if given is None:
+            return self._given or me
+        rank, size = given
+        env_rank = "RANK" in os.environ
+        if rank < 0:
+            return me if env_rank else dataclasses.replace(me, known=False)
+        self._given = dataclasses.replace(
+            me,
+            rank=rank,
+            world_size=size if size > 0 else me.world_size,
+            local_rank=me.local_rank if env_rank else rank,
+            known=True,
+        )
+        return self._given
 
     def has_stepped(self) -> bool:
         return self._probe.steps.step > 0
@@ -389,6 +430,7 @@ class _Source:
             capture=probe._collectives.capture,
             tells_output=probe._tap is not None,
             note=probe.note(),
+            groups=self._groups.now(),
         )
 
     def beat(self) -> Beat:
@@ -400,15 +442,35 @@ class _Source:
         if mark != self._mark or self._computes(now):
             self._mark, self._moved_ns = mark, now
         still_ns = now - self._moved_ns
+        within, wait = self._standing(still_ns)
         return Beat(
             step=steps.step,
             phase=PHASES[phase] if phase >= 0 else "",
             rss_bytes=resident_bytes(),
-            where=theirs,
+            where=probe._raised_at or theirs,
             still_ns=still_ns,
             positions=probe._collectives.positions(),
             stack=stack if still_ns >= STILL_NS else [],
+            inside=within.call,
+            waits_in=wait.kind,
+            waits_on=wait.on,
+            meeting=within.meeting,
+            abandoned=steps.abandoned.count,
+            abandoned_step=steps.abandoned.step,
+            abandoned_why=steps.abandoned.why,
         )
+
+    def _standing(self, still_ns: int) -> tuple[Inside, Wait]:
+        """Inside of which call a thread that does not move stands, and what it waits in there."""
+        probe = self._probe
+        if probe._raised_in is not None:
+            return probe._raised_in, NOTHING
+        if still_ns < LOOK_NS:
+            return NOWHERE, NOTHING
+        within, wait = inside(probe.thread), wait_of(tid_of(probe.thread))
+        if within.worker is not None:
+            wait = wait._replace(on=worker(*within.worker))
+        return within, wait
 
     def _computes(self, now: int) -> bool:
         """Whether the training thread has been on a core since the last beat.
@@ -476,10 +538,13 @@ def _instrument(name: str) -> ModuleType | None:
         return None
 
 
-def _ledger(recorder: Recorder, devices: Sequence[DeviceInfo]) -> LedgerLike:
+def _ledger(
+    recorder: Recorder, devices: Sequence[DeviceInfo], memory: str | None, before: LedgerLike
+) -> LedgerLike:
     module: Any = _instrument("ledger")
     try:
-        started: LedgerLike = module.start(recorder.append, devices)
+        chosen = module.choice(memory) if devices else ""
+        started: LedgerLike = module.start(recorder.append, devices, chosen, before)
     except Exception:  # noqa: BLE001
         return NoLedger()
     return started

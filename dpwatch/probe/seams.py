@@ -4,7 +4,7 @@ The core starts each instrument with plain callables and keeps the handle. An in
 can't start raises; the core then goes on without it. All are called on the training thread
 unless said otherwise, so none may block.
 
-    ledger.start(record: RecordSink, devices: Sequence[DeviceInfo]) -> LedgerLike
+    ledger.start(record: RecordSink, devices: Sequence[DeviceInfo], …) -> LedgerLike
     collectives.start(record: RecordSink, step_of: Callable[[], int]) -> CollectivesLike
     gpu.poll() -> list[Gpu]                                # on the sender thread
 """
@@ -31,7 +31,7 @@ One bounded append, from any thread; the sender thread makes the Struct.
 
 
 class LedgerLike(Protocol):
-    """Follows storages by device and category, and records `Memory` on the steps it samples."""
+    """Tells memory by device and category: records `Memory` on the steps it samples."""
 
     def step_begin(self, step: int) -> None:
         """Step `step` begins (lane 0; for step 0 at its first event)."""
@@ -70,7 +70,7 @@ class CollectivesLike(Protocol):
     """Sees every collective and records `Collective`.
 
     Attributes:
-        issued: Collectives issued so far by any thread of this process; only grows.
+        issued: Calls issued so far by any thread of this process; only grows.
         capture: As in `Hello.capture`.
         main: The training thread's lane, for what autograd's own threads issue.
         calls: NCCL calls that have returned, kept while this is set.
@@ -82,7 +82,10 @@ class CollectivesLike(Protocol):
     calls: Calls | None
 
     def positions(self) -> list[Position]:
-        """The last collective entered in each group, the latest first. From any thread."""
+        """How far each group has come, the latest first. On the sender thread."""
+
+    def unseen(self) -> str:
+        """What this process may exchange that is not seen, "" where nothing is known of."""
 
     def close(self) -> None:
         """Removes the observer."""
@@ -133,6 +136,10 @@ class NoCollectives:
     def positions(self) -> list[Position]:
         """See `CollectivesLike`."""
         return []
+
+    def unseen(self) -> str:
+        """See `CollectivesLike`."""
+        return ""
 
     def close(self) -> None:
         """See `CollectivesLike`."""

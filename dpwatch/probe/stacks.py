@@ -58,6 +58,11 @@ def stacks_of(training: int, asked: int) -> Stacks:
     )
 
 
+def tid_of(ident: int) -> int | None:
+    """The kernel's number of the thread with that `get_ident()`, None where Python has none."""
+    return _tid(getattr(threading, "_active", {}).get(ident))
+
+
 def _walked() -> dict[int, _Walk]:
     """In a function of its own, so that no frame of the user's is held for longer than it takes."""
     frames = sys._current_frames()

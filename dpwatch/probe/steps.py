@@ -35,6 +35,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from dpwatch.probe import sampling
+from dpwatch.probe.abandoned import Abandoned
 from dpwatch.probe.cpu import Clocks
 from dpwatch.probe.elsewhere import Elsewhere
 from dpwatch.probe.lanes import (
@@ -124,6 +125,7 @@ class Steps:
         lanes: By device; the first is the training thread's.
         devices: What this process drives. Learned from the model when nobody said.
         stop: Called at the next step's end, on the training thread.
+        abandoned: Passes that raised and that the script went on after.
         own_threads: Python threads that belong to the probe.
         models: The models and optimizers that take part.
     """
@@ -153,6 +155,7 @@ class Steps:
         self.main.most_events = FIRST_EVENTS
         self.lanes: dict[int, Lane] = {device: self.main}
         self.stop: Callable[[], None] | None = None
+        self.abandoned = Abandoned()
         self._blind = collectives.capture == "none"
         self._on_devices = on_devices
         self._watched = Watched()
@@ -204,6 +207,7 @@ class Steps:
         if not torch.is_grad_enabled():
             return KEPT
         if lane is self.main:
+            self.abandoned.goes_on()
             self._comes()
             if lane.events >= lane.most_events and self._is_tired(lane):
                 return KEPT
@@ -213,6 +217,11 @@ class Steps:
                 self._forward_due = False
                 self.ledger.before_forward()
         return lane.enter(FORWARD)
+
+    def pass_raised(self, lane: Lane) -> None:
+        """A forward or backward has raised, and does so still."""
+        if lane is self.main and self.models.wrapper:
+            self.abandoned.raised(self.step, sys.exc_info()[1])
 
     def data_begins(self, lane: Lane) -> int:
         """A data loader is asked for a batch. Returns: as `module_begins`."""
@@ -252,6 +261,8 @@ class Steps:
         if before == KEPT:
             return
         now = lane.leave(before)
+        if not done:
+            self.pass_raised(lane)
         if lane is not self.main or not done:
             return
         self.backwards += 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
 
 import torch
 
@@ -32,7 +32,10 @@ _TYPED = ("<stdin>", "<ipython-", *(["<string>"] if sys.argv[:1] == ["-c"] else 
 """What the user's code is named that is in no file; other names in <> are of generated code."""
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_OURS = tuple(
+    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), folder, "")
+    for folder in ("probe", "hook")
+)
 _HERE = os.path.abspath(os.curdir) + os.sep if os.path.isdir(os.curdir) else os.sep
 
 _names: dict[int, tuple[str, CodeType]] = {}
@@ -94,6 +97,17 @@ def standing(thread: int) -> tuple[tuple[int, int] | None, list[str], str]:
     return mark, lines, theirs
 
 
+def raised_at(trace: TracebackType | None) -> str:
+    """The innermost of the user's lines that an exception came through, as `standing` spells it."""
+    theirs = ""
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if name := _name(code):
+            theirs = f"{name}:{trace.tb_lineno} {code.co_name}"
+        trace = trace.tb_next
+    return theirs
+
+
 def place(code: CodeType) -> tuple[str, bool]:
     """A code's file as told, and whether it is the user's."""
     name = _name(code)
@@ -103,7 +117,7 @@ def place(code: CodeType) -> tuple[str, bool]:
 def _name(code: CodeType) -> str:
     """The code's file as told, "" where it is not the user's."""
     path = code.co_filename
-    if path.startswith((_TORCH, _OURS)) or (path.startswith("<") and not path.startswith(_TYPED)):
+    if path.startswith((_TORCH, *_OURS)) or (path.startswith("<") and not path.startswith(_TYPED)):
         return ""
     told = _path(code)
     if _SITE in path:  # which some installations keep inside of the standard library's folder

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from rich.text import Text
 
-from dpwatch.hub.comparison import others_median, peak_bytes
+from dpwatch.hub.comparison import others_median, peak_bytes, peaks_of_processes
 from dpwatch.hub.elsewhere import elsewhere
-from dpwatch.hub.snapshot import Curve, Rank, Run, RunView
+from dpwatch.hub.snapshot import Curve, MemoryUse, Rank, Run, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import segment_style, stacked
 from dpwatch.tui.blocks import heading
@@ -113,8 +113,10 @@ class Memory(DeviceRows):
         if part == 2:
             return Text(end="")
         room = width - _LABEL
+        guess = estimated_activations(rank.memory)
+        room -= len(guess)
         told = figures(memory_parts(rank.memory), MEMORY_KINDS, fmt.size, room, colors)
-        return line((" " * _LABEL, colors.text), told)
+        return line((" " * _LABEL, colors.text), told, (guess, colors.muted))
 
 
 def memory_line(rank: Rank, scale: Scale, several: bool, width: int, palette: Palette) -> Text:
@@ -158,6 +160,8 @@ def balance_line(run: Run, width: int, palette: Palette) -> Text:
     if not run.ranks or peak_bytes(run.ranks[0]) is None:
         return fitted(line(("device 0's memory is not known yet", palette.muted)), width)
     first = run.ranks[0]
+    if peaks_of_processes(run):
+        return _process_line(run, width, palette)
     told = line(
         (f"device 0 peaks at {fmt.size(peak_bytes(first))}", palette.strong),
         (f", the others' median {fmt.size(others_median(run, peak_bytes))}", palette.text),
@@ -168,6 +172,25 @@ def balance_line(run: Run, width: int, palette: Palette) -> Text:
     if first.memory.source:
         told.append(f" · by {clean(first.memory.source, 12)}", palette.muted)
     return fitted(told, width)
+
+
+def _process_line(run: Run, width: int, palette: Palette) -> Text:
+    """The same of resident sizes, which say little of how device 0's tensors compare."""
+    peak, others = fmt.size(peak_bytes(run.ranks[0])), fmt.size(others_median(run, peak_bytes))
+    return fitted(
+        line(
+            (f"the first process has peaked at {peak}", palette.strong),
+            (f", the others' median {others}", palette.text),
+            (" · by rss: whole processes, since they began", palette.muted),
+        ),
+        width,
+    )
+
+
+def estimated_activations(memory: MemoryUse) -> str:
+    """What is not measured, marked as such; "" where there is no estimate."""
+    guess = memory.activations_estimate
+    return "" if guess is None else f"  ~{MEMORY_KINDS['activations'].letter} {fmt.size(guess)}"
 
 
 def legend(width: int, palette: Palette) -> Text:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from rich.text import Text
 
 from dpwatch.hub.comparison import peak_bytes, traffic_bytes
-from dpwatch.hub.snapshot import Curve, Rank, RunView
+from dpwatch.hub.snapshot import Curve, MemoryUse, Rank, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import stacked
 from dpwatch.tui.blocks import Block, beside, boxed, facts
@@ -30,7 +30,7 @@ def rank_lines(view: RunView, index: int, width: int, palette: Palette) -> Block
     pairs = [
         (
             _box("Time of a step", _time(rank, cell - 4, palette), cell, palette),
-            _box("Memory at the step's peak", _memory(rank, cell - 4, palette), cell, palette),
+            _box(_memory_title(rank), _memory(rank, cell - 4, palette), cell, palette),
         ),
         (
             _box("Thread and communication", _thread(rank, palette), cell, palette),
@@ -127,7 +127,30 @@ def _memory(rank: Rank, width: int, palette: Palette) -> Block:
             (f"   by {clean(memory.source, 12)}" if memory.source else "", palette.muted),
         ),
         *_parts(parts, MEMORY_KINDS, fmt.size, memory.peak_bytes, width, palette),
+        *_apart(memory, palette),
     ]
+
+
+def _memory_title(rank: Rank) -> str:
+    whole = rank.memory.peak_of == "process"
+    return "Memory at the process's peak" if whole else "Memory at the step's peak"
+
+
+def _apart(memory: MemoryUse, palette: Palette) -> Block:
+    """What is known beside the peak where that is the process's, not a step's."""
+    if memory.peak_of != "process":
+        return []
+    guess, error = memory.activations_estimate, memory.activations_error
+    told = "" if guess is None else f"~{fmt.size(guess)}"
+    told += f", off by up to {fmt.size(error)}" if told and error is not None else ""
+    return facts(
+        [
+            ("grads at a step's end", fmt.size(memory.at_step_end.grads)),
+            ("malloc'ed at its end", fmt.size(memory.heap_bytes)),
+            ("activations, estimated", told or fmt.UNKNOWN),
+        ],
+        palette,
+    )
 
 
 def _parts(

@@ -172,8 +172,9 @@ def _memory_pair(first: MemoryUse, middle: MemoryUse, width: int, palette: Palet
         stacked(memory_parts(use), MEMORY_KINDS, width - 22, palette, total=full)
         for use in (first, middle)
     ]
+    of = "memory peak" if first.source != "rss" else "the process's peak"
     return [
-        line(("memory peak (others: their median)", palette.muted)),
+        line((f"{of} (others: their median)", palette.muted)),
         _bar_line("device 0", bars[0], fmt.size(own), palette),
         _bar_line("others", bars[1], fmt.size(rest), palette),
     ]

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from dpwatch.hub.comparison import largest, peak_bytes
+from dpwatch.hub.comparison import largest, peak_bytes, peaks_of_processes
 from dpwatch.hub.largest_batch import LargestBatch
 from dpwatch.hub.snapshot import Balance, Run, RunView
 from dpwatch.tui import format as fmt
@@ -162,7 +162,7 @@ def _known_even(balance: Balance) -> bool:
 
 def _on_peak(runs: Sequence[Run]) -> str:
     peaks = [(peak, run) for run in runs if (peak := largest(run, peak_bytes)) is not None]
-    if len(peaks) < 2:
+    if len(peaks) < 2 or any(peaks_of_processes(run) for run in runs):
         return ""
     peaks.sort(key=lambda pair: pair[0])
     (low, least), (high, most) = peaks[0], peaks[-1]

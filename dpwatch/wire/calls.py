@@ -8,6 +8,7 @@ does not fit, since it took longer than four seconds, say, goes as a `Collective
 from __future__ import annotations
 
 import functools
+import operator
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -46,6 +47,39 @@ class Kind(msgspec.Struct, array_like=True, frozen=True):
     where: r.Line
     is_async: bool | None
     nbytes_out: r.Bytes | None
+    generation: r.Seq = 0
+    peer: r.RankNumber | None = None
+
+
+COMMON = Kind.__struct_fields__
+"""The fields of `Collective` that make a call's kind."""
+
+NUMBERS = ("step", "seq", "issued_ns", "completed_ns", "blocked_ns", "into_ns")
+"""The others, which make its row."""
+
+_common = operator.attrgetter(*COMMON)
+
+
+def kind_of(call: Collective) -> Kind:
+    """What a call has in common with others."""
+    return Kind(*_common(call))
+
+
+def call_of(
+    kind: Kind,
+    step: int,
+    seq: int,
+    issued_ns: int,
+    done_ns: int | None,
+    blocked_ns: int | None,
+    into_ns: int | None,
+) -> Collective:
+    """A call of that kind."""
+    return Collective(
+        step, kind.op, kind.group, kind.ranks, seq, kind.nbytes, issued_ns, done_ns, blocked_ns,
+        kind.dtype, kind.device, kind.phase, into_ns, kind.where, kind.is_async, kind.nbytes_out,
+        kind.generation, kind.peer,
+    )  # fmt: skip
 
 
 class Calls(Record, frozen=True, gc=False, tag="calls"):
@@ -98,6 +132,11 @@ def kinds_of(kinds: bytes) -> tuple[Kind, ...]:
     return decoded
 
 
+def encoded(kinds: Sequence[Kind]) -> bytes:
+    """Kinds as in `Calls.kinds`, however many bytes they take."""
+    return _encoder.encode(kinds)
+
+
 def fault(calls: Calls, latest_ns: int) -> str:
     """What is wrong with a record, "" if nothing is."""
     if len(calls.rows) != ROW.size * len(calls.which):
@@ -127,23 +166,14 @@ def _one(calls: Calls, kind: Kind, row: tuple[int, ...]) -> Collective:
     step, seq, ago, took, blocked, into = row
     ended_ns = calls.latest_ns - ago
     done = took != UNKNOWN
-    return Collective(
+    return call_of(
+        kind,
         calls.step + step,
-        kind.op,
-        kind.group,
-        kind.ranks,
         calls.seq + seq,
-        kind.nbytes,
         ended_ns - took if done else ended_ns,
         ended_ns if done else None,
         None if blocked == UNKNOWN else blocked,
-        kind.dtype,
-        kind.device,
-        kind.phase,
         None if into == UNKNOWN else into,
-        kind.where,
-        kind.is_async,
-        kind.nbytes_out,
     )
 
 
@@ -173,12 +203,15 @@ def _at_once(calls: Sequence[Collective]) -> Calls | None:
     Returns:
         None if some do not fit, or not in one record.
     """
-    (
-        step, op, group, ranks, seq, nbytes, issued, done, blocked, dtype, device, phase, into,
-        where, is_async, nbytes_out,
-    ) = zip(*map(msgspec.structs.astuple, calls), strict=True)  # fmt: skip
-    each = list(zip(op, group, ranks, nbytes, dtype, device, phase, where, is_async, nbytes_out,
-                    strict=True))  # fmt: skip
+    columns = dict(
+        zip(
+            Collective.__struct_fields__,
+            zip(*map(msgspec.structs.astuple, calls), strict=True),
+            strict=True,
+        )
+    )
+    step, seq, issued, done, blocked, into = (columns[name] for name in NUMBERS)
+    each = list(zip(*(columns[name] for name in COMMON), strict=True))
     places = {kind: place for place, kind in enumerate(dict.fromkeys(each))}
     kinds = _encoded(tuple(places)) if len(places) <= MOST_KINDS else None
     latest_ns = max(max(issued), max(filter(None, done), default=0))
@@ -243,10 +276,7 @@ class _Table:
             return False
         if len(self._which) == MOST_CALLS:
             self.end()
-        key = (
-            call.op, call.group, call.ranks, call.nbytes, call.dtype, call.device, call.phase,
-            call.where, call.is_async, call.nbytes_out,
-        )  # fmt: skip
+        key = _common(call)
         place = self._places.get(key)
         if place is None and (place := self._new(key)) is None:
             return False

@@ -21,6 +21,7 @@ from dpwatch.wire.calls import Calls as Calls
 from dpwatch.wire.collectives import Collective as Collective
 from dpwatch.wire.collectives import Duration as Duration
 from dpwatch.wire.collectives import Position as Position
+from dpwatch.wire.collectives import Unfinished as Unfinished
 from dpwatch.wire.record import Record as Record
 from dpwatch.wire.steps import Step as Step
 from dpwatch.wire.steps import Steps as Steps
@@ -83,6 +84,18 @@ class ByCategory(msgspec.Struct, array_like=True, frozen=True, gc=False):
     gathered: r.Bytes | None = None
 
 
+class GroupMembers(msgspec.Struct, array_like=True, frozen=True):
+    """A process group as one of its ranks has it.
+
+    Attributes:
+        group: c10d's own name for it, which all its ranks have in common.
+        members: Its ranks in the world.
+    """
+
+    group: r.Word
+    members: Annotated[list[r.RankNumber], Meta(max_length=64)]
+
+
 class Hello(Record, frozen=True, tag="hello"):
     """Who a rank is. Sent first, on change, and every two seconds, so a late hub learns it.
 
@@ -102,6 +115,7 @@ class Hello(Record, frozen=True, tag="hello"):
             `none`.
         tells_output: What the process prints is told too (`Output`).
         note: Why no step has been seen, "" once one has or while it is too early to tell.
+        groups: The process groups that it is in besides the world, at most 64.
     """
 
     world_size: r.Ranks
@@ -118,6 +132,7 @@ class Hello(Record, frozen=True, tag="hello"):
     capture: r.Word = "none"
     tells_output: bool = False
     note: r.Line = ""
+    groups: Annotated[list[GroupMembers], Meta(max_length=64)] = msgspec.field(default_factory=list)
 
 
 class Memory(Record, frozen=True, gc=False, tag="memory"):
@@ -125,8 +140,14 @@ class Memory(Record, frozen=True, gc=False, tag="memory"):
 
     Attributes:
         current: Held at the end of the step.
-        peak: Held at the step's highest moment; its categories sum to `peak_bytes`.
-        source: `ledger` (every storage followed), `cuda` (caching allocator), `nvml`, `rss`.
+        peak: By `ledger`, held at the step's highest moment; its categories sum to `peak_bytes`.
+            By the other sources `peak_bytes` is the highest since the process began, and of its
+            categories only what is there throughout is known.
+        source: `ledger` (every storage followed), `cuda` (caching allocator), `rss` (resident size
+            of the whole process).
+        activations_estimate: How much memory in use grew by from forward's start to backward's.
+        activations_error: How far that may be off, None where no bound is known.
+        heap_bytes: What malloc has handed out to the process, at the step's end.
     """
 
     device: r.Index
@@ -136,6 +157,9 @@ class Memory(Record, frozen=True, gc=False, tag="memory"):
     current: ByCategory
     peak: ByCategory
     source: r.Word
+    activations_estimate: r.Bytes | None = None
+    activations_error: r.Bytes | None = None
+    heap_bytes: r.Bytes | None = None
 
 
 class Transfer(Record, frozen=True, gc=False, tag="transfer"):
@@ -158,6 +182,25 @@ class Transfer(Record, frozen=True, gc=False, tag="transfer"):
     duration_ns: r.Duration
 
 
+class Meeting(msgspec.Struct, array_like=True, frozen=True):
+    """Making a process group, which needs all its ranks to come: what one of them waits in.
+
+    Attributes:
+        call: `init_process_group` or `new_group`.
+        ranks: How many are expected.
+        group: c10d's own name of the group, "" before it has one.
+        members: Who, empty where that is every rank or there are over 64.
+        launched: Of the world: how many the launcher says it has started (WORLD_SIZE), None where
+            it says nothing.
+    """
+
+    call: r.Word
+    ranks: r.Ranks
+    group: r.Word = ""
+    members: Annotated[list[r.RankNumber], Meta(max_length=64)] = []
+    launched: r.Ranks | None = None
+
+
 class Beat(Record, frozen=True, tag="beat"):
     """Sign of life from the probe's own thread, so it comes while the rank is stuck too.
 
@@ -172,6 +215,17 @@ class Beat(Record, frozen=True, tag="beat"):
         positions: How far it has come in its process groups, the latest first, at most 16.
         stack: The training thread's Python frames, outermost first, at most 16; only once it has
             been still for two seconds.
+        inside: The library's call that the script's line stands in, where that is one of a few that
+            may take long: `init_process_group`, `new_group`, `DataLoader`, `torch.save`, ….
+        waits_in: What the training thread waits in, as the kernel has it, once it has been still
+            for a second: `sleep`, `lock`, `disk`, `file`, `pipe`, `socket`, `poll`, `process`; ""
+            where it is on a core or that can't be told.
+        waits_on: Which file, process or peer, in words, "" where that can't be told.
+        meeting: The process group whose ranks it waits for, while it is being made.
+        abandoned: Forward and backward passes of a wrapped model (DDP, FSDP) that have raised and
+            after which the script went on: what they would have called was left out.
+        abandoned_step: Step of the first of them.
+        abandoned_why: Its exception, in one line.
     """
 
     step: r.Step
@@ -182,6 +236,13 @@ class Beat(Record, frozen=True, tag="beat"):
     still_ns: r.Duration | None = None
     positions: Annotated[list[Position], Meta(max_length=64)] = msgspec.field(default_factory=list)
     stack: Annotated[list[r.Line], Meta(max_length=64)] = msgspec.field(default_factory=list)
+    inside: r.Word = ""
+    waits_in: r.Word = ""
+    waits_on: r.Line = ""
+    meeting: Meeting | None = None
+    abandoned: r.Count = 0
+    abandoned_step: r.Step | None = None
+    abandoned_why: r.Line = ""
 
 
 class Gpu(Record, frozen=True, gc=False, tag="gpu"):
@@ -245,8 +306,28 @@ class Bye(Record, frozen=True, gc=False, tag="bye"):
     exit: r.Exit | None = None
 
 
-class Tick(Record, frozen=True, gc=False, tag="tick"):
-    """The hub's clock, once a second: lets a state notice that a rank has fallen silent."""
+class Silent(msgspec.Struct, array_like=True, frozen=True):
+    """A rank whose probe says nothing, as its hub sees the process.
+
+    Attributes:
+        pid: Its process.
+        process: That process's state as the kernel has it (`T` stopped, `t` traced, `D` in the
+            kernel, `R`, `S`), "" where it can't be told.
+    """
+
+    rank: r.RankNumber
+    pid: r.Pid
+    process: r.Word = ""
+
+
+class Tick(Record, frozen=True, tag="tick"):
+    """The hub's clock, once a second: lets a state notice that a rank has fallen silent.
+
+    Attributes:
+        silent: Ranks of the hub's own host that have, at most 64.
+    """
+
+    silent: Annotated[list[Silent], Meta(max_length=64)] = msgspec.field(default_factory=list)
 
 
 class Host(Record, frozen=True, tag="host"):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dpwatch.wire import calls, steps
-from dpwatch.wire.messages import Batch, Bye, Calls, Collective, Record, Step, Steps
+from dpwatch.wire.messages import Batch, Bye, Calls, Collective, Duration, Record, Step, Steps
 
 AHEAD_NS = 1_000_000_000
 """How far a record's times may lie after its frame's."""
@@ -31,6 +31,10 @@ def _collective(call: Collective, latest_ns: int) -> str:
     return "is done in the future" if done_ns > latest_ns else ""
 
 
+def _duration(duration: Duration, latest_ns: int) -> str:
+    return "is done in the future" if (duration.completed_ns or 0) > latest_ns else ""
+
+
 def _bye(bye: Bye, latest_ns: int) -> str:
     return "" if bye.state in ("finished", "failed", "lost") else "has a state of its own"
 
@@ -39,6 +43,7 @@ _RULES: dict[type[Record], Callable[[Any, int], str]] = {
     Step: _step,
     Collective: _collective,
     Calls: calls.fault,
+    Duration: _duration,
     Steps: steps.fault,
     Bye: _bye,
 }

@@ -291,7 +291,6 @@ RESET = Bye("failed", "RuntimeError: Connection closed by peer [127.0.0.1]:1234"
         ([(3, Bye("failed", "ValueError: bad")), (0, TERM), (1, TERM)], 3),
         ([(0, RESET), (2, Bye("lost", "process 1 was killed by SIGKILL", -9)), (1, TERM)], 2),
         ([(1, TERM), (2, Bye("lost", "process 1 ended with exit code 3", 3))], 2),
-        ([(0, RESET), (1, RESET)], 0),
     ],
 )
 def test_the_one_that_went_first_is_named(ends, first):
@@ -299,6 +298,17 @@ def test_the_one_that_went_first_is_named(ends, first):
     assert found.ranks == [first]
     assert found.evidence["also"] == [r.rank for r in state.gone[1:]]
     assert summarize(state).reason.startswith(f"rank {first}:")
+
+
+def test_ranks_that_all_gave_up_waiting_are_named_together():
+    state, found = died((1, RESET), (0, RESET))
+    assert found is None  # what explains it may be on its way
+    assert summarize(state).reason.startswith("ranks 0, 1 gave up waiting: RuntimeError")
+    state.apply(batch(Tick(), rank=HUB_RANK, now_ns=START_NS + 4 * SECOND))
+    found = rank_lost.rule(summarize(state), state)
+    assert (found.ranks, found.evidence["pattern"]) == ([0, 1], "gave_up")
+    assert "Ranks 0 and 1 gave up waiting" in found.text
+    assert "Ranks 2 and 3 still run" in found.text
 
 
 def test_nobody_is_lost_who_finished_or_ran_out_of_memory():

@@ -9,13 +9,14 @@ from dpwatch.hub.alerts import KEPT, kept
 from dpwatch.hub.diagnose import (
     comm_bound,
     input_bound,
+    master_imbalance,
     memory_growth,
     memory_imbalance,
     nan_loss,
     overlap_poor,
     review,
 )
-from dpwatch.hub.snapshot import Diagnosis, MemoryUse, PhaseTimes, StepTime
+from dpwatch.hub.snapshot import Categories, Diagnosis, MemoryUse, PhaseTimes, StepTime
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import summarize
 from dpwatch.wire.messages import ByCategory, Memory
@@ -84,6 +85,52 @@ def test_comm_bound_is_exposed_time_that_late_ranks_do_not_explain():
     assert comm_bound.rule(*exchanging(None)) is None
 
 
+def calling(calls, nbytes, *, exposed=45, queue=0, param_bytes=None):
+    """The rule's arguments: two ranks, each of whose steps has so many all-reduces of that size."""
+    state = RunState("run")
+    for r in range(2):
+        state.apply(batch(hello(2, cores=8, param_bytes=param_bytes), rank=r))
+    for index in range(20):
+        for r in range(2):
+            each = [
+                collective(index, index * calls + i, nbytes=nbytes, ranks=2, at_ms=index * 100 + 10)
+                for i in range(calls)
+            ]
+            told = step(index, exposed_ns=exposed * MS, runqueue_ns=queue * MS)
+            for at in range(0, calls, 32):
+                state.apply(batch(*each[at : at + 32], rank=r, now_ns=told.end_ns))
+            state.apply(batch(told, rank=r, now_ns=told.end_ns))
+    return summarize(state), state
+
+
+@pytest.mark.parametrize(
+    ("calls", "nbytes", "params", "pattern", "words"),
+    [
+        (64, 1024, 64 * 1024, "many_calls", "64.0 KiB a step in 64 calls"),
+        (16, MIB, 2 * MIB, "repeated", "7 of 8 exchanges can be saved"),
+        (1, 84, MIB, "few_bytes", "84 B a step in 1 call, most"),
+        (2, MIB, 2 * MIB, "bytes", "HSDP"),
+        (2, MIB, None, "bytes", "HSDP"),
+    ],
+)
+def test_comm_bound_knows_many_calls_from_many_bytes(calls, nbytes, params, pattern, words):
+    found = comm_bound.rule(*calling(calls, nbytes, param_bytes=params))
+    assert (found.severity, found.evidence["pattern"]) == ("warning", pattern)
+    assert found.evidence["calls_per_step"] == calls
+    assert words in found.text
+    assert ("HSDP" in found.text) == (pattern == "bytes")
+
+
+def test_what_is_counted_and_not_timed_is_told_although_cores_are_short():
+    for calls, nbytes, least in ((64, 1024, 25), (16, MIB, 10)):
+        found = comm_bound.rule(*calling(calls, nbytes, queue=30, param_bytes=2 * MIB))
+        assert found.severity == "info"
+        assert "waiting for a core" in found.text
+        quiet = calling(calls, nbytes, exposed=least - 1, queue=30, param_bytes=2 * MIB)
+        assert comm_bound.rule(*quiet) is None
+    assert comm_bound.rule(*calling(2, MIB, queue=30)) is None
+
+
 def test_overlap_poor_is_exposed_time_that_backward_could_hide():
     found = overlap_poor.rule(*exchanging(40, total=50, backward=100))
     assert (found.severity, found.evidence["exposed_share"]) == ("info", 0.8)
@@ -113,6 +160,50 @@ def test_memory_imbalance_names_the_fullest_rank_and_what_it_has_more_of():
     assert tight.severity == "warning"
 
 
+def keeping(*mib, source="rss", at_end="", strategy="ddp", heap=True, **more):
+    """Ranks that hold so much between steps, most of the excess `at_end`."""
+    each = []
+    for m in mib:
+        end = Categories(**{at_end: m * MIB}) if at_end else Categories()
+        memory = MemoryUse(
+            current_bytes=m * MIB, peak_bytes=900 * MIB, source=source,
+            heap_bytes=m * MIB if source == "rss" and heap else None,
+            at_step_end=end, **more,
+        )  # fmt: skip
+        each.append({"memory": memory, "pid": 1000 + len(each)})
+    return rows(*each, strategy=strategy)
+
+
+def test_what_one_rank_keeps_is_said_as_that_and_not_as_a_master():
+    found = master_imbalance.rule(keeping(740, 140, 150, 140))
+    assert (found.kind, found.severity, found.ranks) == ("master_imbalance", "info", [0])
+    assert found.evidence["device0_held_bytes"] == 740 * MIB
+    assert "holds 740.0 MiB, 600.0 MiB more than the others (140.0 MiB)" in found.text
+    assert "only this rank keeps it" in found.text
+    assert "DistributedDataParallel" not in found.text
+    assert master_imbalance.rule(keeping(180, 140, 150, 140)) is None  # processes differ
+    assert master_imbalance.rule(keeping(740, 140, 150, 140, heap=False)).ranks == [0]
+    other = memory_imbalance.rule(keeping(140, 140, 740, 140))
+    assert (other.ranks, other.evidence["held_bytes"]) == ([2], 740 * MIB)
+    assert "only this rank keeps it" in other.text
+
+
+def test_what_a_sharding_gives_a_rank_by_design_is_said_as_that():
+    held = keeping(80, 40, 40, 40, source="ledger", at_end="optimizer", strategy="zero1")
+    found = master_imbalance.rule(held)
+    assert (found.severity, found.evidence["category"]) == ("info", "optimizer")
+    assert "by design" in found.text
+    assert "DistributedDataParallel" not in found.text
+    assert "by design" in memory_imbalance.rule(
+        keeping(40, 80, 40, 40, source="ledger", at_end="optimizer", strategy="zero1")
+    ).text  # fmt: skip
+
+
+def test_a_full_device_that_keeps_more_is_critical():
+    full = keeping(95, 40, 40, 40, source="cuda", capacity_bytes=100 * MIB)
+    assert master_imbalance.rule(full).severity == "critical"
+
+
 def test_memory_imbalance_is_silent_when_nearly_even_or_of_device_0():
     assert memory_imbalance.rule(rows(*peaks(40, 40, 49, 40))) is None
     assert memory_imbalance.rule(rows(*peaks(90, 40, 40, 40))) is None
@@ -121,14 +212,16 @@ def test_memory_imbalance_is_silent_when_nearly_even_or_of_device_0():
     assert memory_imbalance.rule(rows(*unknown)) is None
 
 
-def holding(held, *, source="ledger", capacity=None):
+def holding(held, *, source="ledger", steps=100, every=1, samples=lambda i: 8):
     """A lone rank that holds `held(step)` bytes at the steps' ends."""
     state = RunState("run")
     state.apply(batch(hello(1)))
-    for i in range(100):
+    for i in range(steps):
         size = int(held(i))
         by = ByCategory(params=size)
-        records = [step(i), Memory(0, i, size, size + 5, by, by, source)]
+        records = [step(i, samples=samples(i))]
+        if i % every == 0:
+            records.append(Memory(0, i, size, size + 5, by, by, source))
         state.apply(batch(*records, seq=i))
     return memory_growth.rule(summarize(state), state)
 
@@ -157,6 +250,31 @@ def test_memory_growth_is_a_steady_slope_with_its_pace():
 )
 def test_memory_growth_is_silent_on_what_does_not_go_on_and_on(held):
     assert holding(held) is None
+
+
+@pytest.mark.parametrize("pace", [1 << 18, MIB, 20 * MIB])
+def test_a_leak_shows_within_a_hundred_steps_with_its_true_rate(pace):
+    """One step in ten is looked at, and what is held wobbles a little."""
+    found = holding(lambda i: 60 * MIB + i * pace + (i * 7 % 10) * pace / 10, steps=91, every=10)
+    assert found.evidence["bytes_per_step"] == pytest.approx(pace, rel=0.2)
+
+
+def test_batches_that_grow_by_plan_are_no_leak():
+    def ramp(i):
+        return 32 * (1 + i // 8)
+
+    held = lambda i: 8 * MIB + ramp(i) * 64 * 4 * 40  # noqa: E731
+    assert holding(held, steps=200) is not None
+    assert holding(held, steps=200, samples=ramp) is None
+    leak = lambda i: held(i) + i * MIB  # noqa: E731
+    found = holding(leak, steps=100, samples=lambda i: 32 + i // 8)
+    assert found.evidence["bytes_per_step"] == pytest.approx(MIB, rel=0.2)
+
+
+def test_a_buffer_that_fills_is_told_until_it_is_full():
+    fill = lambda i: 20 * MIB + min(i, 90) * MIB  # noqa: E731
+    assert "replay buffer" in holding(fill, steps=90).text
+    assert holding(fill, steps=300) is None
 
 
 def test_memory_growth_of_a_whole_process_takes_more():

@@ -121,6 +121,9 @@ class HandCollectives:
     def positions(self) -> list[Position]:
         return []
 
+    def unseen(self) -> str:
+        return ""
+
     def close(self) -> None:
         pass
 

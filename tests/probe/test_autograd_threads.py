@@ -43,7 +43,7 @@ def test_a_collective_of_autograds_thread_is_in_the_main_threads_backward(world)
         on_a_thread_of_its_own(lambda: dist.all_reduce(torch.ones(2)))
     finally:
         observer.close()
-    inside, outside = (collectives.collective_record(*record[1:]) for record in records)
+    inside, outside = (tell(call) for tell, call in records)
     assert (inside.phase, outside.phase) == ("backward", "")
     assert inside.into_ns >= 5_000_000
     assert outside.into_ns is None

@@ -9,6 +9,7 @@ from threading import Barrier
 import pytest
 import torch
 from torch import nn
+from torch._dynamo import eval_frame
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
@@ -448,7 +449,7 @@ def test_the_users_own_mode_is_left_alone(ledger, records):
     assert records == []  # not above it …
     assert mine.seen
     train(ledger, model, optimizer, steps=2, first=3)
-    assert [record.step for record in records] == [3]  # … but at the first boundary after it
+    assert [record.step for record in records] == [4]  # … but soon after it
 
 
 def test_a_boundary_inside_a_users_mode_leaves_ours_below(ledger, records):
@@ -466,7 +467,21 @@ def test_a_boundary_inside_a_users_mode_leaves_ours_below(ledger, records):
         train(ledger, model, optimizer, steps=1, first=2)
     assert [record.step for record in records] == [1]
     train(ledger, model, optimizer, steps=2, first=3)
-    assert [record.step for record in records] == [1, 3]
+    assert [record.step for record in records] == [1, 4]
+
+
+def test_below_a_mode_that_never_goes_away_nothing_is_walked_and_memory_is_passive(records):
+    class Mine(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    ledger, walks = Ledger(lambda record: records.append(Memory(*record[1:]))), []
+    ledger._adopt = lambda *args: walks.append(args)
+    with Mine():
+        train(ledger, *build(), steps=ledger_module.MOST_MISSED + 10)
+    ledger.close()
+    assert walks == []
+    assert {record.source for record in records} == {"rss"}
 
 
 def test_an_error_of_the_users_passes_through_and_changes_nothing(ledger, records):
@@ -502,11 +517,12 @@ def test_a_tensor_it_cannot_follow_turns_it_off(ledger, records):
 
     train(ledger, model, optimizer, steps=11, step=step)
     assert ledger.note
-    assert [(record.step, record.source) for record in records] == [(1, "rss"), (9, "rss")]
+    assert records
+    assert {record.source for record in records} == {"rss"}
 
 
 def test_compiled_code_turns_it_off(ledger, records, monkeypatch):
-    monkeypatch.setattr(ledger_module, "_compiled", lambda: True)
+    monkeypatch.setattr(ledger_module, "asked_to_compile", lambda: True)
     model, optimizer = build()
     train(ledger, model, optimizer, steps=11)
     assert "torch.compile" in ledger.note
@@ -519,40 +535,120 @@ def test_compiled_code_turns_it_off(ledger, records, monkeypatch):
 
 
 def test_resident_memory_is_no_virtual_devices(records, monkeypatch):
-    monkeypatch.setattr(ledger_module, "_compiled", lambda: True)
+    monkeypatch.setattr(ledger_module, "asked_to_compile", lambda: True)
     devices = [DeviceInfo(f"vgpu:{index}", "virtual") for index in range(2)]
     ledger = ledger_module.start(records.append, devices)
     train(ledger, *build(), steps=11)
     assert records == []
 
 
-def test_tensor_subclasses_take_themselves_apart(ledger, records):
-    """What a DTensor does: our mode passes on it and sees the plain tensors inside."""
-    seen = []
+class Wrapper(torch.Tensor):
+    """What a DTensor is: it takes itself apart, and the plain tensors inside come back."""
 
-    class Wrapper(torch.Tensor):
-        @staticmethod
-        def __new__(cls, inner):
-            return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
 
-        def __init__(self, inner):
-            self.inner = inner
+    def __init__(self, inner):
+        self.inner = inner
 
-        @classmethod
-        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-            seen.append(func)
-            return cls(func(*(arg.inner if isinstance(arg, cls) else arg for arg in args)))
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return cls(func(*(arg.inner if isinstance(arg, cls) else arg for arg in args)))
+
+
+def with_wrapper():
+    wrapped = Wrapper(torch.ones(1 << 20)) * 2
+    assert wrapped.inner[0] == 2
+
+
+def test_distributed_tensors_take_themselves_apart(ledger, records, monkeypatch):
+    monkeypatch.setattr(Wrapper, "__module__", "torch.distributed.tensor._api")
 
     def step(model, optimizer):
-        wrapped = Wrapper(torch.ones(1 << 20)) * 2
-        assert wrapped.inner[0] == 2
-        del wrapped
+        with_wrapper()
         return one_step(model, optimizer)
 
     train(ledger, *build(), steps=2, step=step)
-    assert seen
     assert ledger.note == ""
     assert records[0].peak_bytes >= 8 << 20
+
+
+# -- standing aside ------------------------------------------------------------------------------
+
+
+def with_complex():
+    torch.linalg.pinv(torch.randn(6, 4, dtype=torch.complex64))
+
+
+def with_transform():
+    torch.func.grad(lambda x: x.square().sum())(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("meets", "why"),
+    [(with_wrapper, "subclasses"), (with_complex, "complex"), (with_transform, "functorch")],
+)
+def test_it_stands_aside_for_what_modes_are_known_to_harm(meets, why, records):
+    """From the next forward or backward on, and for good."""
+    ledger = Ledger(lambda record: records.append(Memory(*record[1:])))
+    model, optimizer = build()
+    stacks = []
+
+    def step(model, optimizer):
+        meets()
+        ledger.before_forward()
+        stacks.append(_get_current_dispatch_mode_stack())
+        return one_step(model, optimizer)
+
+    train(ledger, model, optimizer, steps=12, step=step)
+    ledger.close()
+    assert stacks == [[]] * 12
+    assert why in ledger.note
+    assert records
+    assert {record.source for record in records} == {"rss"}
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_first_compile_in_a_sampled_step_is_as_without_it(at, records):
+    """Step 1 is sampled, 2 too: the mode has to be gone before dynamo looks."""
+    ledger = Ledger(lambda record: records.append(Memory(*record[1:])))
+    model, optimizer = build()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def step(model, optimizer):
+        steps.append(None)
+        if len(steps) > at:
+            double = torch.compile(lambda x: x * 2 + 1, backend=count, fullgraph=True)
+            assert torch.equal(double(torch.ones(3)), torch.full((3,), 3.0))
+        return one_step(model, optimizer)
+
+    steps, own = [], vars(eval_frame._TorchDynamoContext)["__init__"]
+    try:
+        train(ledger, model, optimizer, steps=5, step=step)
+        assert "torch.compile" in ledger.note
+        assert len(graphs) == 1
+        assert vars(eval_frame._TorchDynamoContext)["__init__"] is own
+    finally:
+        ledger.close()
+        torch._dynamo.reset()
+
+
+def test_a_callable_that_is_yet_to_compile_is_known_of(records):
+    ledger = Ledger(lambda record: records.append(Memory(*record[1:])))
+    model, optimizer = build()
+    later = torch.compile(lambda x: x + 1, backend="eager")
+    try:
+        train(ledger, model, optimizer, steps=3)
+        assert "torch.compile" in ledger.note
+        assert torch.equal(later(torch.ones(2)), torch.full((2,), 2.0))
+    finally:
+        ledger.close()
+        torch._dynamo.reset()
 
 
 def test_models_and_optimizers_are_not_kept_alive(ledger):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dpwatch.probe.memory_pace import MIN_INTERVAL, Pace
+from dpwatch.probe import sampling
+from dpwatch.probe.memory_pace import MIN_INTERVAL, DirectPace, Pace
 
 MS = 1_000_000
 
@@ -85,3 +86,49 @@ def test_a_cost_that_falls_brings_sampling_back(pace, clock):
     train(pace, clock, steps=40 * slow, extra_ms=0.1)
     assert slow > MIN_INTERVAL
     assert pace.interval == MIN_INTERVAL
+
+
+# -- measured directly -------------------------------------------------------------------------
+
+
+def walk(clock, *, steps, step_ms=20.0, walk_ms=0.1, first=0):
+    """Runs steps under a `DirectPace`; returns the sampled ones."""
+    pace, sampled = DirectPace(clock), []
+    for step in range(first, first + steps):
+        due = pace.due(step)
+        clock.now_ns += int(step_ms * MS)
+        if due:
+            clock.now_ns += int(walk_ms * MS)
+            pace.spent(step, int(walk_ms * MS))
+            sampled.append(step)
+    return sampled
+
+
+def test_cheap_walks_are_made_in_every_block_of_ten(clock):
+    sampled = walk(clock, steps=100)
+    assert sampled[:2] == [1, 2]
+    assert all(sampling.is_second(step) for step in sampled[2:])
+    assert len(sampled) >= 10
+
+
+@pytest.mark.parametrize("step_ms", [0.5, 5, 100])
+@pytest.mark.parametrize("walk_ms", [0.05, 1, 60])
+def test_walks_never_take_more_than_their_share(clock, step_ms, walk_ms):
+    """Whatever a walk costs: with the first, which is the only one it can't be known of."""
+    steps = 20_000
+    sampled = walk(clock, steps=steps, step_ms=step_ms, walk_ms=walk_ms)
+    assert sampled[0] == 1
+    assert walk_ms * (len(sampled) - 1) <= 0.005 * steps * step_ms
+    if walk_ms < 0.0005 * steps * step_ms:
+        assert len(sampled) > 2
+
+
+def test_ranks_of_different_cost_walk_in_the_same_steps():
+    cheap, dear, dearest = (
+        set(walk(Clock(), steps=5000, walk_ms=walk_ms)) - {2} for walk_ms in (0.5, 2, 9)
+    )
+    assert dearest < dear < cheap
+
+
+def test_what_starts_late_walks_at_once(clock):
+    assert walk(clock, steps=30, first=1000)[0] == 1000

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from dpwatch.hub.diagnose import (
     comm_bound,
     cpu_oversubscribed,
@@ -28,9 +30,12 @@ from dpwatch.hub.diagnose import (
     overlap_poor,
     rank_lost,
     straggler,
+    wait_in_turn,
 )
 from dpwatch.hub.diagnose.finding import Finding
+from dpwatch.hub.endings import ABORTED, GAVE_UP, ends
 from dpwatch.hub.snapshot import SEVERITIES, Diagnosis, Run
+from dpwatch.hub.verdict import CAUSES
 
 if TYPE_CHECKING:
     from dpwatch.hub.state import RunState
@@ -53,6 +58,7 @@ STATE_RULES: tuple[Callable[[Run, RunState], Finding | None], ...] = (
     desync.rule,
     hang.rule,
     straggler.rule,
+    wait_in_turn.rule,
     nan_loss.rule,
     no_steps.rule,
     comm_bound.rule,
@@ -68,6 +74,9 @@ EARLY: frozenset[Callable[..., Any]] = frozenset(
 
 KINDS = tuple(rule.__module__.rpartition(".")[2] for rule in (*RULES, *STATE_RULES))
 """What a diagnosis may be, each named like the file of its rule."""
+
+ENDS = frozenset({"oom", "rank_lost"})
+"""Kinds that say how ranks ended."""
 
 PATIENCE_NS = 3_000_000_000
 """How long a rule must be silent before its diagnosis goes."""
@@ -95,19 +104,46 @@ def review(
     """
     early = run.steps < MIN_STEPS
     held = {diagnosis.kind: diagnosis for diagnosis in before}
-    now, silent = [], {}
+    lasting = _lasting(before, silent_ns, state)
+    now, silent = list(lasting.values()), {}
     for finding in _findings(run, state, early=early):
         earlier = held.pop(finding.kind, None)
-        began = run.steps if finding.began is None else finding.began
-        # One rank's records may be here before another's that say that it began earlier.
-        now.append(finding.since(min(began, earlier.since_step) if earlier else began))
-    patience_ns = 0 if run.state == "finished" else PATIENCE_NS  # nothing will flap any more
+        if finding.kind not in lasting:
+            began = run.steps if finding.began is None else finding.began
+            # One rank's records may be here before another's that say that it began earlier.
+            now.append(finding.since(min(began, earlier.since_step) if earlier else began))
     for kind, diagnosis in held.items():
         since_ns = silent_ns.get(kind, state.now_ns)
-        if state.now_ns - since_ns < patience_ns:
+        if kind not in lasting and state.now_ns - since_ns < _patience_ns(run, kind):
             now.append(diagnosis)
             silent[kind] = since_ns
-    return sorted(now, key=lambda d: -SEVERITIES.index(d.severity)), silent
+    return sorted(now, key=_worst_first), silent
+
+
+def _lasting(
+    before: Sequence[Diagnosis], silent_ns: dict[str, int], state: RunState
+) -> dict[str, Diagnosis]:
+    """What held when the first rank gave up waiting: it says why, and stays as it was then."""
+    broken = ends(state.ranks.values())
+    gave_up = any(how in (GAVE_UP, ABORTED) for _, how in broken)
+    return {
+        each.kind: msgspec.structs.replace(each, severity="critical") if gave_up else each
+        for each in before
+        if broken
+        and each.kind in CAUSES
+        and each.kind not in silent_ns
+        and (gave_up or each.severity == "critical")
+    }
+
+
+def _patience_ns(run: Run, kind: str) -> int:
+    """How long a rule must be silent: of a run that is over, or a rank's end, nothing flaps."""
+    return 0 if run.state == "finished" or kind in ENDS else PATIENCE_NS
+
+
+def _worst_first(diagnosis: Diagnosis) -> tuple[int, bool]:
+    """The order of diagnoses: by severity, and among equals the causes first."""
+    return -SEVERITIES.index(diagnosis.severity), diagnosis.kind not in CAUSES
 
 
 def _findings(run: Run, state: RunState, *, early: bool) -> Iterator[Finding]:

@@ -2,8 +2,17 @@
 
 Rule: for more than half of the ranks, exposed communication less what they waited in the same step
 for others to come to a call takes at least 25 % of the step; from 40 % on it is a warning. Ranks
-that wait for a late one are a `straggler`'s victims. Where ranks share too few cores, their
-collectives wait for a core as all else does, and `cpu_oversubscribed` says so.
+that wait for a late one are a `straggler`'s victims. What it is that takes the time:
+
+- *repeated*: all-reduces of at least 1.9 times the model's bytes a step, as when gradients are
+  exchanged for each micro-batch and not once a step;
+- *many_calls*: at least 32 calls a step of 64 KiB or less on average;
+- *few_bytes*: less than 64 KiB a step in fewer calls;
+- *bytes*: else.
+
+Where ranks share too few cores, their collectives wait for a core as all else does, and
+`cpu_oversubscribed` says so; *repeated* and *many_calls* are then told as a hint, from a tenth of
+the step and from a quarter on: they are counted and not timed.
 """
 
 from __future__ import annotations
@@ -12,40 +21,43 @@ from dpwatch.hub.diagnose import cpu_oversubscribed
 from dpwatch.hub.diagnose.finding import SETTLED_STEPS, Finding, mebibytes, shared_by_most, some_of
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.series import NONE, WAIT_NS, median
-from dpwatch.hub.snapshot import Run
+from dpwatch.hub.snapshot import Rank, Run
 from dpwatch.hub.state import RunState
 
 WORTH_SAYING = 0.25
 WARNING = 0.40
 STEPS = 32
 
+TIMES_THE_MODEL = 1.9
+MANY_CALLS = 32
+SMALL_BYTES = 64 << 10
+
+HINTS = {"repeated": 0.10, "many_calls": 0.25}
+"""Patterns that are certain whatever the times, and from which share of the step they matter."""
+
+_CURES = {
+    "bytes": "Send less: accumulate gradients over more batches (with no_sync), a larger batch, "
+    "bf16 gradients, or shard within a host only (HSDP).",
+    "many_calls": "It is their number that costs, not their bytes: put them together into few "
+    "calls (DDP's buckets, one flat tensor, a coalescing manager).",
+    "few_bytes": "So few bytes take no time: what does is that all ranks meet in each call. Call "
+    "less often, or asynchronously and wait later.",
+}
+
 
 def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on exposed communication's share of the step."""
+    if not run.collectives or run.steps < SETTLED_STEPS:
+        return None
     shares = net_shares(run, state)
     share = shared_by_most(shares.values())
-    if share is None or share < WORTH_SAYING or not run.collectives:
-        return None
-    heaviest = run.collectives[0]
-    moved = sum(each.bytes_per_step for each in run.collectives)
-    return Finding(
-        kind="comm_bound",
-        severity="warning" if share >= WARNING else "info",
-        ranks=sorted(state.ranks),
-        text=f"Compute waits for communication {share:.0%} of each step; a rank hands in "
-        f"{mebibytes(moved)} a step, most of it to {heaviest.op} (group {heaviest.group}). Send "
-        "less: accumulate gradients over more batches (with no_sync), a larger batch, bf16 "
-        "gradients, or shard within a host only (HSDP).",
-        evidence={
-            "cost": share,
-            "cost_max": max(shares.values()),
-            "bytes_per_step": moved,
-            "op": heaviest.op,
-            "group": heaviest.group,
-            "exposed_ms": median(row.comm_ms.exposed for row in run.ranks),
-            "wait_ms": median(row.comm_ms.wait for row in run.ranks),
-        },
-    )
+    pattern = _pattern(run)
+    if share is None or share < WORTH_SAYING:
+        share = _gross_share(run)
+        if pattern not in HINTS or share is None or share < HINTS[pattern]:
+            return None
+        return _finding(run, state, pattern, share, share, crowded=not shares)
+    return _finding(run, state, pattern, share, max(shares.values()), crowded=False)
 
 
 def net_shares(run: Run, state: RunState) -> dict[int, float]:
@@ -75,4 +87,78 @@ def _net_share(rank: RankState) -> float | None:
     return median(
         max(0, exposed_ns - wait_ns) / max(1, took_ns)
         for (_, exposed_ns, took_ns), wait_ns in zip(measured, waits_ns, strict=False)
+    )
+
+
+def _gross_share(run: Run) -> float | None:
+    """What compute waits for communication, whatever the reason: a share of the step."""
+    return shared_by_most(share for row in run.ranks if (share := _gross(row)) is not None)
+
+
+def _gross(row: Rank) -> float | None:
+    if row.comm_ms.exposed is None or not row.step_ms.p50:
+        return None
+    return min(1.0, row.comm_ms.exposed / row.step_ms.p50)
+
+
+def _pattern(run: Run) -> str:
+    calls = sum(each.count_per_step for each in run.collectives)
+    moved = sum(each.bytes_per_step for each in run.collectives)
+    if (times := _times_the_model(run)) is not None and times >= TIMES_THE_MODEL:
+        return "repeated"
+    if calls >= MANY_CALLS and moved <= SMALL_BYTES * calls:
+        return "many_calls"
+    return "few_bytes" if moved < SMALL_BYTES else "bytes"
+
+
+def _times_the_model(run: Run) -> float | None:
+    """How many times the model's bytes are all-reduced in a step; None where that is unknown."""
+    if not run.model.param_bytes:
+        return None
+    reduced = sum(each.bytes_per_step for each in run.collectives if each.op == "all_reduce")
+    return reduced / run.model.param_bytes
+
+
+def _finding(
+    run: Run, state: RunState, pattern: str, share: float, most: float, *, crowded: bool
+) -> Finding:
+    heaviest = run.collectives[0]
+    moved = sum(each.bytes_per_step for each in run.collectives)
+    calls = sum(each.count_per_step for each in run.collectives)
+    times = _times_the_model(run)
+    crowd = " (part of that is waiting for a core)" if crowded else ""
+    size = f"{moved} B" if moved < 1 << 10 else mebibytes(moved)
+    text = (
+        f"Compute waits for communication {share:.0%} of each step{crowd}; a rank hands in {size} "
+        f"a step in {calls:.0f} call{'s' * (round(calls) != 1)}, most of it to {heaviest.op} "
+        f"(group {heaviest.group}). {_cure(pattern, times)}"
+    )
+    return Finding(
+        kind="comm_bound",
+        severity="warning" if share >= WARNING and not crowded else "info",
+        ranks=sorted(state.ranks),
+        text=text,
+        evidence={
+            "pattern": pattern,
+            "cost": share,
+            "cost_max": most,
+            "bytes_per_step": moved,
+            "calls_per_step": calls,
+            "bytes_over_model": times,
+            "op": heaviest.op,
+            "group": heaviest.group,
+            "exposed_ms": median(row.comm_ms.exposed for row in run.ranks),
+            "wait_ms": median(row.comm_ms.wait for row in run.ranks),
+        },
+    )
+
+
+def _cure(pattern: str, times: float | None) -> str:
+    if pattern != "repeated" or times is None:
+        return _CURES[pattern]
+    count = round(times)
+    return (
+        f"That is {times:.1f} times the model's own bytes: gradients are exchanged {count} times a "
+        f"step. If they are accumulated over micro-batches, {count - 1} of {count} exchanges can "
+        "be saved: wrap all backwards but a step's last in the model's no_sync()."
     )

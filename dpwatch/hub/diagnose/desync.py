@@ -1,11 +1,20 @@
 """`desync`: ranks of one group call different collectives at the same place of its sequence.
 
-Rule: two ranks' calls with the same number in the same group differ in op, or, for ops that need
-equal shares, in bytes or type. Looked at are calls that are over, calls that some have entered, and
-how far heartbeats say that each has come. A group whose numbers have never matched, in one call of
-all its ranks or in several of some, is not judged: the probe may have joined its ranks at different
-places. Where they agree but the ranks are in different steps and nothing moves, one has left out a
-call.
+Rule, the first of these that holds:
+
+- *calls*: two ranks' calls with the same number in the same group differ in op, or, for ops that
+  need equal shares, in bytes or type. Looked at are calls that are over, calls that some have
+  entered, and the newest and the oldest call under way that heartbeats tell of each. A group whose
+  numbers have never matched, in one call of all its ranks or in several of some, is not judged: the
+  probe may have joined its ranks at different places.
+- *members*: ranks that make or have one process group disagree about who is in it, and one of them
+  stands still or gave up.
+- *skipped*: a rank gave up a pass that the others went through, and went on with the next one.
+- *shift*: calls are alike, but a rank that was in step with the others has been some steps ahead or
+  behind since a certain step, steadily; or it is in a call that does not end.
+
+Ranks whose steps simply don't go on (parameter servers, ranks that have joined early in DDP's
+`join`) are in step as long as their calls are.
 """
 
 from __future__ import annotations
@@ -16,9 +25,12 @@ from itertools import chain
 
 from dpwatch.hub.arrivals import essence
 from dpwatch.hub.diagnose.finding import Finding, mebibytes, ranks_of
+from dpwatch.hub.diagnose.out_of_step import members, shifted, skipped
+from dpwatch.hub.generations import is_current
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
-from dpwatch.hub.stuck import moved_ns
+from dpwatch.hub.step_offsets import usual
+from dpwatch.hub.stuck import moved_ns, oldest_of
 from dpwatch.wire.messages import Collective, Position
 
 MATCHED_CALLS = 8
@@ -27,19 +39,44 @@ MATCHED_CALLS = 8
 STOPPED_NS = 3_000_000_000
 """Ranks that have not moved for so long may be judged by their steps too."""
 
+Called = Collective | Position
+
 
 def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on the first place where calls differ."""
+    standing: list[tuple[str, int, dict[int, Called]]] = []
     for group, seq, calls in _places(state):
         alike = {rank: essence(call) for rank, call in calls.items()}
-        if len(set(alike.values())) > 1:
-            if _have_matched(state, group):
-                return _finding(state, group, seq, calls, alike)
-            continue
-        steps = {rank: (str(call.step), 0, "") for rank, call in calls.items()}
-        if len(set(steps.values())) > 1 and _stopped(state, calls) and _have_matched(state, group):
+        if len(set(alike.values())) == 1:
+            standing.append((group, seq, calls))
+        elif _have_matched(state, group):
+            return _finding(state, group, seq, calls, alike)
+    found = members(state) or skipped(state) or shifted(state)
+    if found is not None:
+        return found
+    for group, seq, calls in standing:
+        if _strays(state, group, calls):
+            steps = {rank: (str(call.step), 0, "") for rank, call in calls.items()}
             return _finding(state, group, seq, calls, steps)
     return None
+
+
+def _strays(state: RunState, group: str, calls: dict[int, Called]) -> bool:
+    """Whether ranks that stand in one call, which does not end, got there in different steps."""
+    if not _under_way(calls) or not _stopped(state, calls) or not _have_matched(state, group):
+        return False
+    steps = {rank: call.step for rank, call in calls.items()}
+    most = usual(steps)
+    return any(state.offsets.has_left(group, r, step - most) for r, step in steps.items())
+
+
+def _under_way(calls: dict[int, Called]) -> bool:
+    """Whether a call is not known to be over in any rank."""
+    done = (
+        call.done if isinstance(call, Position) else call.completed_ns is not None
+        for call in calls.values()
+    )
+    return not any(done)
 
 
 def _have_matched(state: RunState, group: str) -> bool:
@@ -57,7 +94,7 @@ def _have_matched(state: RunState, group: str) -> bool:
     return matched >= MATCHED_CALLS
 
 
-def _places(state: RunState) -> Iterator[tuple[str, int, dict[int, Collective | Position]]]:
+def _places(state: RunState) -> Iterator[tuple[str, int, dict[int, Called]]]:
     """Places in groups' sequences, and what each rank is known to have called there."""
     found = state.arrivals.mismatch
     if found is not None:
@@ -65,14 +102,14 @@ def _places(state: RunState) -> Iterator[tuple[str, int, dict[int, Collective | 
     suspect = _suspects(state)
     if not suspect:
         return
-    standing: dict[tuple[str, int], dict[int, Collective | Position]] = {}
+    standing: dict[tuple[str, int], dict[int, Called]] = {}
     for rank, position in _positions(state):
         if (position.group, position.seq) in suspect:
             standing.setdefault((position.group, position.seq), {})[rank] = position
     for call in state.arrivals.opened().values():
         for rank, record in call.entered.items():
             if (record.group, record.seq) in suspect:
-                standing.setdefault((record.group, record.seq), {})[rank] = record
+                standing.setdefault((record.group, record.seq), {}).setdefault(rank, record)
     for (group, seq), calls in sorted(standing.items(), key=lambda item: item[0][1]):
         if len(calls) > 1:
             yield group, seq, calls
@@ -90,12 +127,16 @@ def _suspects(state: RunState) -> set[tuple[str, int]]:
 
 
 def _positions(state: RunState) -> Iterator[tuple[int, Position]]:
+    """The newest and the oldest call that each rank is known to be in, in each of its groups."""
     for rank, who in state.ranks.items():
         for position in who.beat.positions if who.beat else ():
-            yield rank, position
+            if is_current(state, position):
+                yield rank, position
+                if position.oldest is not None:
+                    yield rank, oldest_of(position, position.oldest)
 
 
-def _stopped(state: RunState, calls: dict[int, Collective | Position]) -> bool:
+def _stopped(state: RunState, calls: dict[int, Called]) -> bool:
     moved = [moved_ns(state.ranks[rank]) for rank in calls if rank in state.ranks]
     return all(at is not None and state.now_ns - at >= STOPPED_NS for at in moved)
 
@@ -104,22 +145,22 @@ def _finding(
     state: RunState,
     group: str,
     seq: int,
-    calls: dict[int, Collective | Position],
+    calls: dict[int, Called],
     alike: dict[int, tuple[str, int, str]],
 ) -> Finding:
-    usual = _usual(state, group, seq, calls, alike)
-    astray = sorted(rank for rank in calls if alike[rank] != usual)
+    expected = _usual(state, group, seq, calls, alike)
+    astray = sorted(rank for rank in calls if alike[rank] != expected)
     ranks = astray
-    if usual is None:  # as many call the one as the other, and nothing tells who is right
-        ranks, usual = sorted(calls), alike[max(calls)]
-        astray = [rank for rank in ranks if alike[rank] != usual]
-    odd, norm = calls[astray[0]], next(calls[r] for r in calls if alike[r] == usual)
+    if expected is None:  # as many call the one as the other, and nothing tells who is right
+        ranks, expected = sorted(calls), alike[max(calls)]
+        astray = [rank for rank in ranks if alike[rank] != expected]
+    odd, norm = calls[astray[0]], next(calls[r] for r in calls if alike[r] == expected)
     told = ranks == astray
     who = ranks_of(astray, start=False) if told else f"rank {astray[0]}"
     them = "the others" if told else f"rank {ranks[-1]}"
     said = (
-        f"At call {seq} of group {group} {who} called {_spelled(odd)}, {them} {_spelled(norm)}: "
-        "they are out of step, and what they exchange is garbage or never ends. Look for a branch "
+        f"At call {seq} of group {group} {who} called {_spelled(odd)}, {them} {_spelled(norm)}. "
+        "They are out of step: what they exchange is garbage or never ends. Look for a branch "
         "that only some ranks take, a call left out after an exception, or uneven batches."
     )
     return Finding(
@@ -128,6 +169,7 @@ def _finding(
         ranks=ranks,
         text=said,
         evidence={
+            "pattern": "calls",
             "group": group,
             "seq": seq,
             "op": norm.op,
@@ -143,19 +185,19 @@ def _usual(
     state: RunState,
     group: str,
     seq: int,
-    calls: dict[int, Collective | Position],
+    calls: dict[int, Called],
     alike: dict[int, tuple[str, int, str]],
 ) -> tuple[str, int, str] | None:
     """What was to be called: what most ranks did, or what the step before had there."""
-    (usual, most), *_ = Counter(alike.values()).most_common(1)
+    (common, most), *_ = Counter(alike.values()).most_common(1)
     if 2 * most > len(calls):
-        return usual
+        return common
     step = min(call.step for call in calls.values())
     expected = state.arrivals.expected(group, seq, step)
     return expected if expected in alike.values() else None
 
 
-def _spelled(call: Collective | Position) -> str:
+def _spelled(call: Called) -> str:
     size = f"{call.nbytes} B" if call.nbytes < 1 << 10 else mebibytes(call.nbytes)
     what = f"{call.op} of {size} {call.dtype}".rstrip()
     return f"{what} in step {call.step}{f' at {call.where}' if call.where else ''}"

@@ -2,29 +2,33 @@
 
 Rule: a rank has entered no collective and ended no step for 3 s and 4 median steps (10 s before the
 first steps are done), and either it waits for a rank that has not entered the same call, or it
-stands still at one line of Python. Named are the ranks that wait for nobody. While such a rank
-runs Python (a checkpoint, an endless loop) it is a warning; still, stopped or silent, critical.
-So it is where the ranks waited for are on a host that is not heard of any more.
+stands still at one line of Python; or ranks have stood for 8 s in making a process group. Named are
+the ranks that wait for nobody, or have not come. How bad it is goes by what they do and for how
+long (see `doing`), measured against pauses that the run has got over. Once a rank has given up
+waiting it is critical, and says whom that rank had waited for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dpwatch.hub.diagnose import desync
 from dpwatch.hub.diagnose.finding import Finding, ranks_of
+from dpwatch.hub.diagnose.meeting import meeting
+from dpwatch.hub.doing import Doing, doing, severity
+from dpwatch.hub.endings import BY_ITSELF, FINISHED, ending
 from dpwatch.hub.series import median
-from dpwatch.hub.snapshot import Run
+from dpwatch.hub.snapshot import SEVERITIES, Run
 from dpwatch.hub.state import RunState
-from dpwatch.hub.stuck import Call, Standstill, distinct, is_silent, is_stale, standstill
+from dpwatch.hub.stuck import Call, Standstill, distinct, given_up, given_up_ns, standstill
+from dpwatch.wire.messages import Beat, Position
 
 LEAST_NS = 3_000_000_000
 LEAST_STEPS = 4
 STARTING_NS = 10_000_000_000
-STILL_NS = 2_000_000_000
-"""A thread at the same line for so long stands still."""
 
-ALONE_CRITICAL_NS = 15_000_000_000
+ALONE_CRITICAL_S = 15.0
 """Standing still where nobody waits is critical only after so long: it may be one long call."""
 
 LARGEST_ERROR_NS = 500_000_000
@@ -33,22 +37,30 @@ LARGEST_ERROR_NS = 500_000_000
 STARTED = 3
 """Steps from which on the median step says what is long."""
 
+TOLD = 4
+"""Of more ranks than these not each gets a sentence."""
+
 
 def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on heartbeats: who has entered which call, who has not, and where they stand."""
-    if run.state in ("finished", "failed") or not _compare(state):
+    if run.state == "finished" or not _compare(state):
         return None
-    found = standstill(state, _patience_ns(run))
+    if (meets := meeting(run, state)) is not None:
+        return None if desync.rule(run, state) is not None else meets
+    broke_ns = given_up_ns(state)
+    found = standstill(state, _patience_ns(run)) if broke_ns is None else given_up(state)
     if found is None or desync.rule(run, state) is not None:  # which then is why
         return None
-    doing = {rank: _doing(state, rank) for rank in found.roots}
-    if found.waiting:
-        if set(doing.values()) <= {"failed", "lost"}:
-            return None  # `rank_lost` says it
-        if state.joined and state.joined.role != "head" and "unseen" in doing.values():
-            return None  # they are on other hosts, and only the head knows how they do
-        return _waited_for(state, found, doing)
-    return _alone(run, state, found, doing)
+    each = {rank: doing(state, rank) for rank in found.roots}
+    stuck_s = ((broke_ns or state.now_ns) - found.since_ns) / 1e9
+    if not found.waiting:
+        return _alone(run, state, found, each, stuck_s)
+    if all(_ended_by_itself(state, rank) for rank in found.roots):
+        return None  # `rank_lost` says it
+    unseen = any(told.what == "unseen" for told in each.values())
+    if state.joined and state.joined.role != "head" and unseen:
+        return None  # they are on other hosts, and only the head knows how they do
+    return _waited_for(state, found, each, stuck_s, broken=broke_ns is not None)
 
 
 def _compare(state: RunState) -> bool:
@@ -64,46 +76,29 @@ def _patience_ns(run: Run) -> float:
     return max(LEAST_NS, LEAST_STEPS * step_ms * 1e6)
 
 
-def _doing(state: RunState, rank: int) -> str:
-    """What a rank is seen to do: `silent`, `still`, `busy`, `unseen`, `stale`, or how it ended."""
-    who = state.ranks.get(rank)
-    if who is None or (who.beat is None and who.bye is None):
-        return "unseen"
-    if who.bye is not None:
-        return who.bye.state
-    if is_stale(state, who):
-        return "stale"
-    if is_silent(state, who):
-        return "silent"
-    return "still" if who.beat and (who.beat.still_ns or 0) >= STILL_NS else "busy"
+def _ended_by_itself(state: RunState, r: int) -> bool:
+    rank = state.ranks.get(r)
+    return rank is not None and ending(rank) in BY_ITSELF
 
 
-def _waited_for(state: RunState, found: Standstill, doing: dict[int, str]) -> Finding:
+def _waited_for(
+    state: RunState, found: Standstill, each: dict[int, Doing], stuck_s: float, *, broken: bool
+) -> Finding:
     call = _crowded(found)
     position = call.position
-    stuck_ns = state.now_ns - found.since_ns
-    waiters = sorted(found.waiting)
-    where = f" at {position.where}" if position.where else ""
-    what = f"{position.op}{where} (group {position.group}, call {position.seq})"
     if found.circle:
         said = (
             f"{ranks_of(found.roots)} wait for each other in different collectives, "
-            f"{_each_waits(found)}: a deadlock. Let all ranks call them in the same order"
+            f"{_each_waits(found)}: a deadlock. Let all ranks call them in the same order."
         )
     else:
-        one = len(found.roots) == 1
-        told = " ".join(_told(state, rank, doing[rank]) for rank in found.roots[:4])
-        said = (
-            f"{ranks_of(found.roots)} {'has' if one else 'have'} not entered {what}; "
-            f"{ranks_of(waiters, start=False)} {'has' if len(waiters) == 1 else 'have'} waited "
-            f"there for {stuck_ns / 1e9:.0f} s. {told}"
-        )
-    calm = set(doing.values()) == {"busy"} and not found.circle
+        said = f"{_named(state, found, each, call, stuck_s)} {_sentences(each)}"
+    worst = max((severity(state, told, stuck_s) for told in each.values()), key=SEVERITIES.index)
     return Finding(
         kind="hang",
-        severity="warning" if calm else "critical",
+        severity="critical" if broken or found.circle else worst,
         ranks=list(found.roots),
-        text=f"{said.rstrip('.')}.",
+        text=said.strip(),
         evidence={
             "pattern": "deadlock" if found.circle else "missing",
             "group": position.group,
@@ -111,12 +106,50 @@ def _waited_for(state: RunState, found: Standstill, doing: dict[int, str]) -> Fi
             "op": position.op,
             "missing": list(call.missing),
             "entered": list(call.entered),
-            "stuck_s": stuck_ns / 1e9,
-            "doing": {str(rank): told for rank, told in doing.items()},
+            "stuck_s": stuck_s,
+            "doing": {str(rank): told.what for rank, told in each.items()},
             **_places(state),
         },
         began=position.step,
     )
+
+
+def _named(
+    state: RunState, found: Standstill, each: dict[int, Doing], call: Call, stuck_s: float
+) -> str:
+    """Who has not come, to what, and how long others have waited there."""
+    position = call.position
+    where = f" at {position.where}" if position.where else ""
+    what = f"{position.op}{where} (group {position.group}, call {position.seq})"
+    waiters = sorted(found.waiting)
+    one = len(found.roots) == 1
+    it, itself, have = ("it", "itself", "has") if one else ("they", "themselves", "have")
+    if {told.what for told in each.values()} == {FINISHED}:
+        return (
+            f"{ranks_of(found.roots)} {have} finished: {it} ended{_after(state, found.roots)} by "
+            f"{itself}, the others go on. {ranks_of(call.entered)} called {what}, which {it} never "
+            "entered."
+        )
+    waited = f"{'has' if len(waiters) == 1 else 'have'} waited there for {stuck_s:.0f} s"
+    return (
+        f"{ranks_of(found.roots)} {'has' if one else 'have'} not entered {what}; "
+        f"{ranks_of(waiters, start=False)} {waited}."
+    )
+
+
+def _after(state: RunState, ranks: Sequence[int]) -> str:
+    """After how many steps ranks have ended, where these are the same of all."""
+    done = {state.ranks[r].steps_done for r in ranks}
+    steps = max(done) if len(done) == 1 else 0
+    return f" after {steps} step{'s' * (steps > 1)}" if steps else ""
+
+
+def _sentences(each: dict[int, Doing]) -> str:
+    """What the first ranks do, and what to do about it, each advice once."""
+    some = list(each.values())[:TOLD]
+    told = [one.told for one in some if one.what != FINISHED]
+    advice = list(dict.fromkeys(one.advice for one in some if one.advice))
+    return " ".join((*told, *advice))
 
 
 def _crowded(found: Standstill) -> Call:
@@ -128,62 +161,37 @@ def _crowded(found: Standstill) -> Call:
 
 
 def _each_waits(found: Standstill) -> str:
-    calls = {r: found.waiting[r].position for r in found.roots[:4]}
+    calls = {r: found.waiting[r].position for r in found.roots[:TOLD]}
     return ", ".join(f"rank {r} in {p.op} of {p.group}" for r, p in calls.items())
 
 
-def _told(state: RunState, rank: int, doing: str) -> str:
-    """A sentence on what a root does and what to do about it."""
-    who = state.ranks.get(rank)
-    if who is None:
-        return f"Nothing has been heard of rank {rank}."
-    place = f" at {who.beat.where}" if who.beat and who.beat.where else ""
-    quiet_s = (state.now_ns - who.seen_ns) / 1e9
-    match doing:
-        case "stale":
-            return (
-                f"Rank {rank} is on {who.host}, of which nothing has been heard for "
-                f"{quiet_s:.0f} s: the host is down, or the network between."
-            )
-        case "silent":
-            return (
-                f"Rank {rank} (pid {who.pid}) has been silent for {quiet_s:.0f} s: stopped, "
-                f"swapped out, or a call that holds its interpreter; last seen{place or ' alive'}."
-            )
-        case "still":
-            return f"Rank {rank} (pid {who.pid}) stands still{place}."
-        case "busy":
-            return f"Rank {rank} (pid {who.pid}) is busy{place}."
-    return f"Rank {rank} has {doing}: it has done fewer steps or calls than the others."
-
-
-def _alone(run: Run, state: RunState, found: Standstill, doing: dict[int, str]) -> Finding | None:
+def _alone(
+    run: Run, state: RunState, found: Standstill, each: dict[int, Doing], stuck_s: float
+) -> Finding | None:
     """Ranks that have not moved though no collective holds them."""
-    moved = [rank for rank, told in doing.items() if told not in ("still", "silent")]
+    moved = [rank for rank, told in each.items() if told.what not in ("still", "silent")]
     running = [rank for rank, who in state.ranks.items() if who.bye is None]
     if moved or run.steps < STARTED or len(found.roots) < len(running):
         return None
-    stuck_ns = state.now_ns - found.since_ns
-    first = state.ranks[found.roots[0]]
-    position = first.beat.positions[0] if first.beat and first.beat.positions else None
-    entered = position is not None and not position.done and len(running) > 1
-    phase = first.beat.phase if first.beat else ""
-    if entered and position is not None and phase != "data":
+    first = state.ranks[found.roots[0]].beat
+    position = first.positions[0] if first and first.positions else None
+    entered = first is not None and len(running) > 1 and _stands_in(first, position)
+    if not entered and stuck_s < max(told.limit_s for told in each.values()):
+        return None  # nobody waits for them, and it may pass
+    why = ""
+    if entered and position is not None:
         why = (
-            f"All ranks have entered {position.op} (group {position.group}, call {position.seq}) "
+            f" All ranks have entered {position.op} (group {position.group}, call {position.seq}) "
             "and none goes on, so either it does not complete (network, or ranks called it with "
             "different shapes) or they wait elsewhere."
         )
-    elif phase == "data":
-        why = "They wait for data: look at the data loader's workers and its storage."
-    else:
-        why = ""
-    told = " ".join(_told(state, rank, doing[rank]) for rank in found.roots[:2])
+    some = dict(list(each.items())[:2])
+    worst = max((severity(state, told, stuck_s) for told in each.values()), key=SEVERITIES.index)
     return Finding(
         kind="hang",
-        severity="critical" if stuck_ns >= ALONE_CRITICAL_NS else "warning",
+        severity=worst if stuck_s >= ALONE_CRITICAL_S else min(worst, "warning", key=_rank),
         ranks=list(found.roots),
-        text=f"Nothing has moved for {stuck_ns / 1e9:.0f} s. {told} {why}".strip(),
+        text=f"Nothing has moved for {stuck_s:.0f} s. {_sentences(some)}{why}".strip(),
         evidence={
             "pattern": "all_entered" if entered else "still",
             "group": position.group if position else None,
@@ -191,17 +199,34 @@ def _alone(run: Run, state: RunState, found: Standstill, doing: dict[int, str]) 
             "op": position.op if position else None,
             "missing": [],
             "entered": list(found.roots) if entered else [],
-            "stuck_s": stuck_ns / 1e9,
-            "doing": {str(rank): what for rank, what in doing.items()},
+            "stuck_s": stuck_s,
+            "doing": {str(rank): told.what for rank, told in each.items()},
             **_places(state),
         },
     )
 
 
+def _rank(name: str) -> int:
+    return SEVERITIES.index(name)
+
+
+def _stands_in(beat: Beat, position: Position | None) -> bool:
+    """Whether a rank's thread is in the call that it entered last, rather than somewhere else.
+
+    Of a call that C++ issued it may be unknown that it is over.
+    """
+    if position is None or position.done or beat.phase == "data" or beat.inside:
+        return False
+    line = beat.where.partition(" ")[0]
+    return bool(beat.phase) or not (line and position.where) or line == position.where
+
+
 def _places(state: RunState) -> dict[str, Any]:
-    """Each rank's line of Python, and the stacks of those that stand still."""
-    beats = {r: rank.beat for r, rank in state.ranks.items() if rank.beat and not rank.bye}
+    """Each rank's line of Python, what it waits in there, and stacks of those that stand still."""
+    beats = {r: rank.beat for r, rank in state.ranks.items() if rank.beat}
+    waits = {str(r): beat.waits_on or beat.waits_in for r, beat in beats.items() if beat.waits_in}
     return {
+        "waits": waits,
         "where": {str(r): beat.where or None for r, beat in beats.items()},
         "stacks": {str(r): beat.stack for r, beat in list(beats.items())[:8] if beat.stack},
     }

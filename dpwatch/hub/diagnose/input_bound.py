@@ -1,7 +1,8 @@
 """`input_bound`: the ranks wait for data.
 
-Rule: for more than half of the ranks, waiting for the next batch takes at least 10 % of the step;
-from 25 % on it is a warning. One rank that alone waits is a `straggler`.
+Rule: for more than half of the ranks, waiting for the next batch takes at least 10 % of the step,
+their wait for a core taken off, as their loaders wait for one too; from 25 % on it is a warning.
+One rank that alone waits is a `straggler`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ def rule(run: Run) -> Finding | None:
     }
     share = shared_by_most(shares.values())
     data_ms = median(row.phases_ms.data for row in run.ranks) or 0.0
-    if run.steps < SETTLED_STEPS or share is None or share < WORTH_SAYING or data_ms < LEAST_MS:
+    waits = known(row.runqueue_wait for row in run.ranks)
+    queued = sum(waits) / len(waits) if waits else 0.0
+    if run.steps < SETTLED_STEPS or share is None or data_ms < LEAST_MS:
+        return None
+    if share - queued < WORTH_SAYING:
         return None
     return Finding(
         kind="input_bound",

@@ -43,16 +43,24 @@ class Cause(msgspec.Struct, frozen=True):
 
 def cause_of(state: RunState, late: Sequence[Late]) -> Cause | None:
     """What typically delayed the rank of these calls; None if no step can tell."""
-    rank = late[0].latest
-    steps = {call.step for call in late} | {call.step - 1 for call in late}
-    others = [r for r in some_of(list(state.ranks)) if r != rank]
-    records = {r: _records(state, r, steps) for r in (*others, rank)}
-    by_call = [found for call in late if (found := _excesses(call, rank, records))]
+    by_call = excesses_of(state, late)
     if not by_call:
         return None
     typical = {p: median(found.get(p) for found in by_call) or 0.0 for p in PHASE_WORDS}
     phase = max(typical, key=lambda p: typical[p])
     return Cause(phase, typical[phase])
+
+
+def excesses_of(state: RunState, late: Sequence[Late]) -> list[dict[str, float]]:
+    """Of each of these calls, all of which one rank was late to, how much longer it took by phase.
+
+    Left out are those whose step can't tell.
+    """
+    rank = late[0].latest
+    steps = {call.step for call in late} | {call.step - 1 for call in late}
+    others = [r for r in some_of(list(state.ranks)) if r != rank]
+    records = {r: _records(state, r, steps) for r in (*others, rank)}
+    return [found for call in late if (found := _excesses(call, rank, records))]
 
 
 def _records(state: RunState, rank: int, steps: set[int]) -> dict[int, Step]:

@@ -4,6 +4,9 @@ Rule: device 0's peak is at least 1.25 × the median of the other devices, or it
 1.5 ×. nn.DataParallel and a parameter server on device 0 do this by design; at N = 2 the traffic
 is even (each copy has two ends) and memory alone tells. A model split over devices (`ddp-mp`) has
 no master: they hold different parts by design, device 0 the same as the first of every rank.
+
+In any other scheme no device is a master, and what one rank keeps, or a sharding gives it, is said
+as that; it is compared as in `memory_imbalance`.
 """
 
 from __future__ import annotations
@@ -11,14 +14,13 @@ from __future__ import annotations
 from typing import Any
 
 from dpwatch.hub.diagnose.finding import Finding, mebibytes
+from dpwatch.hub.diagnose.uneven import CRITICAL_SHARE, RATIO, SHARED_OUT, Uneven, uneven, why
 from dpwatch.hub.series import median
-from dpwatch.hub.snapshot import Run
+from dpwatch.hub.snapshot import Rank, Run
 
-PEAK_RATIO = 1.25
 TRAFFIC_RATIO = 1.5
-NEARLY_FULL = 0.9
 
-_WHY = {
+_MASTERS = {
     "dp": "DataParallel gathers outputs and gradients on device 0 and updates there",
     "ps-gpu0": "the parameter server lives on device 0",
 }
@@ -27,16 +29,26 @@ _NO_MASTER = frozenset({"ddp-mp"})
 
 
 def rule(run: Run) -> Finding | None:
-    """Fires on the ratios that `Run.balance` holds."""
-    if run.strategy in _NO_MASTER:
+    """Fires on the ratios that `Run.balance` holds, and on what is held between steps."""
+    devices = [row for row in run.ranks if row.device_kind != "host"]
+    if run.strategy in _NO_MASTER or len(devices) < 2:
         return None
+    traffic_ratio = run.balance.traffic_device0_over_median
+    busy = traffic_ratio is not None and traffic_ratio >= TRAFFIC_RATIO
+    if run.strategy in _MASTERS or len({row.pid for row in devices}) == 1:
+        return _of_a_master(run, devices, busy=busy)
+    found = uneven(devices, 0)
+    if found is None and not busy:
+        return None
+    return _of_a_rank(run, devices, found, busy=busy)
+
+
+def _of_a_master(run: Run, devices: list[Rank], *, busy: bool) -> Finding | None:
     peak_ratio = run.balance.peak_device0_over_median
     traffic_ratio = run.balance.traffic_device0_over_median
-    heavy = peak_ratio is not None and peak_ratio >= PEAK_RATIO
-    busy = traffic_ratio is not None and traffic_ratio >= TRAFFIC_RATIO
+    heavy = peak_ratio is not None and peak_ratio >= RATIO
     if not heavy and not busy:
         return None
-    devices = [row for row in run.ranks if row.device_kind != "host"]
     first = devices[0]
     evidence: dict[str, Any] = {"device": first.device}
     said = []
@@ -55,15 +67,59 @@ def rule(run: Run) -> Finding | None:
         evidence["traffic_device0_over_median"] = traffic_ratio
     if busy:
         said.append(f"carries {traffic_ratio:.1f}× their traffic")
-    capacity = first.memory.capacity_bytes
-    full = capacity and first.memory.peak_bytes and first.memory.peak_bytes > NEARLY_FULL * capacity
-    why = _WHY.get(run.strategy, "one device does work for all")
+    why_so = _MASTERS.get(run.strategy, "one device does work for all")
     return Finding(
         kind="master_imbalance",
-        severity="critical" if full else "warning",
+        severity="critical" if _is_full(first) else "warning",
         ranks=[first.rank],
-        text=f"{first.device} {' and '.join(said)}: {why}. It runs out of memory first and the "
+        text=f"{first.device} {' and '.join(said)}: {why_so}. It runs out of memory first and the "
         "others wait for it. Use DistributedDataParallel (one process a device), or shard with "
         "ZeRO or FSDP.",
         evidence=evidence,
     )
+
+
+def _of_a_rank(run: Run, devices: list[Rank], found: Uneven | None, *, busy: bool) -> Finding:
+    """Rank 0 of a scheme without a master."""
+    first = devices[0]
+    traffic_ratio = run.balance.traffic_device0_over_median
+    evidence: dict[str, Any] = {
+        "device": first.device,
+        "device0_peak_bytes": first.memory.peak_bytes,
+        "traffic_device0_over_median": traffic_ratio,
+    }
+    said, advice = [], []
+    if found is not None:
+        verb = "peaks at" if found.at_peak else "holds"
+        mostly = f", {mebibytes(found.more)} of it {found.category}" if found.category else ""
+        said.append(
+            f"{verb} {mebibytes(found.own)}, {mebibytes(found.own - found.others)} more than the "
+            f"others ({mebibytes(found.others)}){mostly}"
+        )
+        advice.append(why(found))
+        evidence |= {
+            "device0_held_bytes": None if found.at_peak else found.own,
+            "others_median_bytes": found.others,
+            "category": found.category or None,
+            "category_more_bytes": found.more if found.category else None,
+        }
+    if busy:
+        said.append(f"carries {traffic_ratio:.1f}× the others' traffic")
+        advice.append("It takes part in more exchanges: more groups, or gathers to rank 0 alone.")
+    full = found is not None and found.share >= CRITICAL_SHARE
+    by_design = found is not None and found.category in SHARED_OUT
+    in_host_memory = first.memory.source == "rss"
+    calm = "info" if (by_design or in_host_memory) and not busy else "warning"
+    return Finding(
+        kind="master_imbalance",
+        severity="critical" if full else calm,
+        ranks=[first.rank],
+        text=f"Rank {first.rank} ({first.device}) {' and '.join(said)}. {' '.join(advice)}",
+        evidence=evidence,
+    )
+
+
+def _is_full(row: Rank) -> bool:
+    memory = row.memory
+    peak, capacity = memory.peak_bytes, memory.capacity_bytes
+    return bool(capacity and peak and peak > CRITICAL_SHARE * capacity)

@@ -1,67 +1,48 @@
 """`memory_imbalance`: one rank holds much more memory than the others, and it is not device 0.
 
-Rule: the fullest device peaks at 1.25 × the median of the others or more, and by 1 MiB at least.
-Device 0 is `master_imbalance`'s; devices that hold different parts of a model by design
-(`ddp-mp`) and hosts that serve parameters are not compared.
+Rule: the fullest device holds 1.25 × the median of the others or more, at the peak or between
+steps, and 1 MiB more at least. Of whole processes (`rss`) what malloc has handed out is compared,
+between steps, and 64 MiB at least. Device 0 is `master_imbalance`'s; devices that hold different
+parts of a model by design (`ddp-mp`) and hosts that serve parameters are not compared.
 """
 
 from __future__ import annotations
 
 from dpwatch.hub.diagnose.finding import Finding, mebibytes
-from dpwatch.hub.series import median
-from dpwatch.hub.snapshot import Rank, Run
-from dpwatch.wire.messages import CATEGORIES
-
-RATIO = 1.25
-LEAST_BYTES = 1 << 20
-WARNING_SHARE = 0.8
+from dpwatch.hub.diagnose.uneven import WARNING_SHARE, fullest, uneven, why
+from dpwatch.hub.snapshot import Run
 
 _DIFFERENT_PARTS = frozenset({"ddp-mp"})
 
 
 def rule(run: Run) -> Finding | None:
-    """Fires on peaks, all of which have to be known."""
+    """Fires on what devices hold, which has to be known of all."""
     rows = [row for row in run.ranks if row.device_kind != "host"]
-    peaks = [row.memory.peak_bytes for row in rows]
-    if len(rows) < 2 or run.strategy in _DIFFERENT_PARTS or None in peaks:
+    if run.strategy in _DIFFERENT_PARTS:
         return None
-    top = max(range(len(rows)), key=lambda i: peaks[i] or 0)
-    others = median(peaks[:top] + peaks[top + 1 :]) or 0.0
-    fullest, peak = rows[top], peaks[top] or 0
-    if top == 0 or peak < RATIO * others or peak - others < LEAST_BYTES:
+    each = (uneven(rows, place) for place in fullest(rows) if place)
+    found = next((one for one in each if one is not None), None)
+    if found is None:
         return None
-    where, more = _difference(fullest, [row for row in rows if row is not fullest])
-    capacity = fullest.memory.capacity_bytes
-    tight = capacity is not None and peak >= WARNING_SHARE * capacity
-    mostly = f", {mebibytes(more)} of it {where}" if where else ""
+    row = found.row
+    mostly = f", {mebibytes(found.more)} of it {found.category}" if found.category else ""
+    verb = "peaks at" if found.at_peak else "holds"
+    times = f"{found.own / found.others:.1f}× " if found.others else ""
     return Finding(
         kind="memory_imbalance",
-        severity="warning" if tight else "info",
-        ranks=[fullest.rank],
-        text=f"Rank {fullest.rank} ({fullest.device}) peaks at {mebibytes(peak)}, "
-        f"{peak / others:.1f}× what the others do ({mebibytes(others)}){mostly}: it runs out of "
-        "memory first, and limits the batch of all. Give it the same work (longest sequences, an "
-        "uneven shard), or free what only it keeps.",
+        severity="warning" if found.share >= WARNING_SHARE else "info",
+        ranks=[row.rank],
+        text=f"Rank {row.rank} ({row.device}) {verb} {mebibytes(found.own)}, {times}what the "
+        f"others do ({mebibytes(found.others)}){mostly}: it runs out of memory first, and limits "
+        f"the batch of all. {why(found)}",
         evidence={
-            "device": fullest.device,
-            "peak_bytes": peak,
-            "others_median_peak_bytes": int(others),
-            "peak_over_median": peak / others if others else None,
-            "category": where,
-            "category_more_bytes": more if where else None,
+            "device": row.device,
+            "peak_bytes": row.memory.peak_bytes,
+            "held_bytes": None if found.at_peak else found.own,
+            "others_median_peak_bytes": found.others if found.at_peak else None,
+            "others_median_held_bytes": None if found.at_peak else found.others,
+            "peak_over_median": found.own / found.others if found.others else None,
+            "category": found.category or None,
+            "category_more_bytes": found.more if found.category else None,
         },
     )
-
-
-def _difference(row: Rank, others: list[Rank]) -> tuple[str | None, int]:
-    """The category in which it holds most more than the others' median."""
-    more: dict[str, int] = {}
-    for name in CATEGORIES:
-        own = getattr(row.memory, name)
-        typical = median(getattr(other.memory, name) for other in others)
-        if own is not None and typical is not None:
-            more[name] = int(own - typical)
-    if not more or max(more.values()) <= 0:
-        return None, 0
-    where = max(more, key=lambda name: more[name])
-    return where, more[where]

@@ -6,16 +6,19 @@ virtual devices). It is looked at from the first step on: what does not fit fail
 
 from __future__ import annotations
 
+import re
+
 from dpwatch.hub.diagnose import oom_risk
 from dpwatch.hub.diagnose.finding import Finding
 from dpwatch.hub.snapshot import Rank, Run
 
 MARK = "OutOfMemoryError"
+_OWN = re.compile(rf"rank \d+: .*{MARK}")
 
 
 def rule(run: Run) -> Finding | None:
     """Fires on the reason of a failed run."""
-    if run.state != "failed" or MARK not in run.reason:
+    if run.state != "failed" or not _OWN.match(run.reason):
         return None
     row = _device(run)
     category = oom_risk.largest(row.memory) if row else None

@@ -1,71 +1,138 @@
 """`rank_lost`: a rank has died, and the run with it.
 
 Rule: a rank's process has ended without a goodbye, or its training raised (unless for want of
-memory, which is `oom`). Named is the one that went first: its peers fail because it is gone.
+memory, which is `oom`). Named is the one that ended by itself first. Its peers fail because it is
+gone: a rank that gave up waiting is never named alone. Where all did and neither a `hang` nor a
+`desync` says for whom, all are named, once every rank has ended or a while has passed.
 """
 
 from __future__ import annotations
 
+import re
 import signal
+from collections.abc import Sequence
 
-from dpwatch.hub.diagnose import oom
+from dpwatch.hub.diagnose import desync, hang, oom
 from dpwatch.hub.diagnose.finding import Finding, ranks_of
+from dpwatch.hub.endings import FINISHED, GAVE_UP, ending
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
+from dpwatch.hub.verdict import died, held_cause
+
+UNEXPLAINED_NS = 3_000_000_000
+"""So long after the first rank gave up, what explains it would be here."""
 
 _ADVICE = {
     -signal.SIGKILL: "Often it is the kernel, out of memory: see dmesg and the container's limit.",
     -signal.SIGSEGV: "A native library crashed: run it with -X faulthandler.",
+    -signal.SIGBUS: "Often shared memory is full (/dev/shm): give the container more of it.",
     -signal.SIGABRT: "A native library gave up: its last words are in that rank's stderr.",
     -signal.SIGTERM: "Somebody ended it: a scheduler's time limit, or a launcher.",
 }
+
+_LOADER_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\)")
 
 
 def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on ranks that are gone."""
     if oom.rule(run) is not None:
         return None
-    gone = state.gone
-    if not gone:
+    dead = died(state)
+    if not dead:
         return None
-    first = gone[0]
+    first, how = dead[0]
+    if how == GAVE_UP:
+        return _unexplained(run, state, dead)
+    others = [rank for rank, _ in dead if rank is not first]
     return Finding(
         kind="rank_lost",
         severity="critical",
         ranks=[first.rank],
-        text=f"{_said(first)} {_advice(first)}{_others(gone[1:])}".strip(),
-        evidence={
-            "exit": first.bye.exit if first.bye else None,
-            "reason": first.bye.reason if first.bye else "",
-            "host": first.host,
-            "pid": first.pid,
-            "step": first.beat.step if first.beat else None,
-            "where": first.beat.where or None if first.beat else None,
-            "also": [rank.rank for rank in gone[1:]],
-        },
+        text=f"{_said(first)} {_advice(first)}{_went_after(others)}".strip(),
+        evidence={"pattern": "ended", **_facts(first), "also": [rank.rank for rank in others]},
     )
+
+
+def _unexplained(
+    run: Run, state: RunState, dead: Sequence[tuple[RankState, str]]
+) -> Finding | None:
+    """All that ended gave up waiting, and nobody is known that they waited for."""
+    gave_up = [rank for rank, how in dead if how == GAVE_UP]
+    first = gave_up[0]
+    waits = any(rank.bye is None for rank in state.ranks.values())
+    if waits and state.now_ns - first.ended_ns < UNEXPLAINED_NS:
+        return None
+    if held_cause(state.diagnoses) or desync.rule(run, state) or hang.rule(run, state):
+        return None  # which says whom they waited for
+    ranks = sorted(rank.rank for rank in gave_up)
+    reason = first.bye.reason.rstrip(".") if first.bye else ""
+    return Finding(
+        kind="rank_lost",
+        severity="critical",
+        ranks=ranks,
+        text=f"{ranks_of(ranks)} gave up waiting for other ranks{_step(first)}: {reason}. "
+        f"{_who_else(state, gave_up)}",
+        evidence={"pattern": "gave_up", **_facts(first), "also": ranks[1:]},
+    )
+
+
+def _who_else(state: RunState, gave_up: Sequence[RankState]) -> str:
+    """What is known of the others, none of which is known to have been waited for."""
+    finished = sorted(r for r, rank in state.ranks.items() if ending(rank) == FINISHED)
+    running = sorted(r for r, rank in state.ranks.items() if rank.bye is None)
+    told = []
+    if finished:
+        told.append(f"{ranks_of(finished)} had finished before.")
+    if running:
+        told.append(f"{ranks_of(running)} still {'runs' if len(running) == 1 else 'run'}.")
+    if len(gave_up) == len(state.ranks):
+        told.append("No rank ended by itself first.")
+    told.append("Look at the network between them, and at what each printed last.")
+    return " ".join(told)
+
+
+def _facts(rank: RankState) -> dict[str, object]:
+    return {
+        "exit": rank.bye.exit if rank.bye else None,
+        "reason": rank.bye.reason if rank.bye else "",
+        "host": rank.host,
+        "pid": rank.pid,
+        "step": rank.beat.step if rank.beat else None,
+        "where": rank.beat.where or None if rank.beat else None,
+    }
+
+
+def _step(rank: RankState) -> str:
+    return f" in step {rank.beat.step}" if rank.beat else ""
 
 
 def _said(rank: RankState) -> str:
     bye = rank.bye
-    step = f" in step {rank.beat.step}" if rank.beat else ""
-    place = f", last seen at {rank.beat.where}" if rank.beat and rank.beat.where else ""
+    at = f" at {rank.beat.where}" if rank.beat and rank.beat.where else ""
     if bye is not None and bye.state == "failed":
-        return f"Rank {rank.rank} failed{step}: {bye.reason.rstrip('.')}."
+        return f"Rank {rank.rank} failed{_step(rank)}{at}: {bye.reason.rstrip('.')}."
     reason = bye.reason if bye else ""
-    return f"Rank {rank.rank} is lost{step}: {reason}{place}."
+    return f"Rank {rank.rank} is lost{_step(rank)}: {reason}{f', last seen{at}' if at else ''}."
 
 
 def _advice(rank: RankState) -> str:
-    if rank.bye is None or rank.bye.state == "failed":
+    bye = rank.bye
+    if bye is None:
         return ""
-    if rank.bye.exit is None:
+    if _LOADER_WORKER.search(bye.reason):
+        return (
+            "A worker process of its DataLoader died: see dmesg (out of memory, or /dev/shm full), "
+            "and try num_workers=0 for its own error."
+        )
+    if bye.state == "failed":
+        return ""
+    if bye.exit is None:
         return "Look for its last words in its stderr, and for the kernel's in dmesg."
-    return _ADVICE.get(rank.bye.exit, "")
+    return _ADVICE.get(bye.exit, "")
 
 
-def _others(gone: list[RankState]) -> str:
-    if not gone:
+def _went_after(others: Sequence[RankState]) -> str:
+    if not others:
         return ""
-    return f" {ranks_of(sorted(rank.rank for rank in gone))} went after it."
+    return f" {ranks_of(sorted(rank.rank for rank in others))} went after it."

@@ -11,7 +11,8 @@ one (the earliest such, since whom a straggler delays is late to the next group'
   rank's.
 
 What delays it is the phase in which it spent more time than the others before it called; host code
-between phases is `other`. Time for which its thread had no core is not held against it.
+between phases is `other`. Time for which its thread had no core is not held against it, nor what
+ranks of this host wait for one on average: so much one of them may lag behind.
 
 Over several hosts the gap must also be four times what their clocks may be off by.
 """
@@ -63,10 +64,17 @@ ALIKE = 0.7
 LEAST_STEPS = 5
 QUEUE_STEPS = 32
 
+CROWDS = 1.5
+"""Times the mean wait for a core that a gap has to be, …"""
+
+CROWDED, CROWDED_SIZE = 0.15, 20
+"""… and where that is such a share of the step, steps that are needed: who gets no core does not
+get any for some steps."""
+
 
 def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on who came last, how often, and by how much."""
-    steps = _widest_by_step(state)
+    steps = widest_by_step(state)
     step_ns = _step_ns(state)
     if not step_ns or len(steps) < LEAST_STEPS:
         return None
@@ -82,7 +90,7 @@ def _step_ns(state: RunState) -> float | None:
     )
 
 
-def _widest_by_step(state: RunState) -> list[Late]:
+def widest_by_step(state: RunState) -> list[Late]:
     """Each complete step's call with the widest gap, the oldest step first."""
     done = min((r.lanes[0].steps for r in state.ranks.values() if 0 in r.lanes), default=0)
     chosen = []
@@ -96,19 +104,21 @@ def _widest_by_step(state: RunState) -> list[Late]:
 
 
 def _always(state: RunState, steps: Sequence[Late], step_ns: float) -> Finding | None:
-    for size in SIZES:
+    crowd_ns = CROWDS * crowding_ns(state)
+    is_crowded = crowd_ns >= CROWDED * step_ns
+    for size in SIZES[SIZES.index(CROWDED_SIZE) :] if is_crowded else SIZES:
         window, before = steps[-size:], steps[:-size]
         if len(window) < size:
             return None
         rank, count = Counter(late.latest for late in window).most_common(1)[0]
         signed = [late.gap_ns if late.latest == rank else -late.gap_ns for late in window]
-        least_ns = max(_least_ns(state), LEAST_SHARE * step_ns)
+        enough_ns = max(least_ns(state), LEAST_SHARE * step_ns, crowd_ns)
         gap_ns = median(signed) or 0.0
         if (
             count >= CONSTANCY * size
             and sum(signed) >= LEAST_SUM_NS
-            and gap_ns >= least_ns
-            and (gap_ns := gap_ns - _queued_ns(state, rank)) >= least_ns
+            and gap_ns >= enough_ns
+            and (gap_ns := gap_ns - _queued_ns(state, rank)) >= enough_ns
             and (
                 _luck(size, count, len(state.ranks)) <= NO_CHANCE
                 or _stands_out(signed, _usual_ns(window, before, len(state.ranks)))
@@ -155,7 +165,7 @@ def _luck(size: int, count: int, ranks: int) -> float:
 
 def _now_and_then(state: RunState, steps: Sequence[Late], step_ns: float) -> Finding | None:
     usual_ns = median(late.gap_ns for late in steps) or 0.0
-    wide_ns = max(2 * _least_ns(state), OUTLIER * step_ns, OUTLYING * usual_ns)
+    wide_ns = max(2 * least_ns(state), OUTLIER * step_ns, OUTLYING * usual_ns)
     held_up = [late for late in steps if late.gap_ns >= wide_ns]
     if not held_up:
         return None
@@ -164,18 +174,30 @@ def _now_and_then(state: RunState, steps: Sequence[Late], step_ns: float) -> Fin
     cost_ns = sum(late.gap_ns for late in own) / len(steps)
     rare = _luck(len(held_up), count, len(state.ranks)) <= UNLIKELY
     # Once more than half of the steps are held up, the median step knows of it and this is silent.
-    if count < FEW or not rare or cost_ns < LEAST_SHARE * step_ns or count > len(steps) // 2:
+    crowd_ns = CROWDS * crowding_ns(state)
+    least_cost_ns = max(LEAST_SHARE * step_ns, crowd_ns)
+    if count < FEW or not rare or cost_ns < least_cost_ns or count > len(steps) // 2:
         return None
     gap_ns = (median(late.gap_ns for late in own) or 0.0) - _queued_ns(state, rank)
-    if gap_ns < _least_ns(state):
+    if gap_ns < max(least_ns(state), crowd_ns):
         return None
     return _finding(state, own, len(steps), step_ns, gap_ns)
 
 
-def _least_ns(state: RunState) -> float:
+def least_ns(state: RunState) -> float:
     """The least gap that says something: above what clocks of several hosts may be off by."""
     error_ns = state.clock_error_ns(rank.host for rank in state.ranks.values())
     return math.inf if error_ns is None else max(LEAST_NS, CLOCK_ERRORS * error_ns)
+
+
+def crowding_ns(state: RunState) -> float:
+    """How long in a step ranks wait for a core, on average: so much one may lag behind for that."""
+    waits = [
+        fmean(found)
+        for rank in some_of(list(state.ranks.values()))
+        if 0 in rank.lanes and (found := rank.lanes[0].recent.known("runqueue_ns", QUEUE_STEPS))
+    ]
+    return fmean(waits) if waits else 0.0
 
 
 def _queued_ns(state: RunState, rank: int) -> float:

@@ -9,11 +9,12 @@ import torch.distributed as dist
 from msgspec.structs import asdict
 from torch import nn
 from torch.distributed import _functional_collectives as functional
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from dpwatch.probe import collectives
-from dpwatch.wire.messages import Collective
+from dpwatch.wire.collectives import MESSAGES
 
 WIDTH, LAYERS, STEPS = 256, 4, 6
 
@@ -25,23 +26,22 @@ class Observed:
         self.records, self.step = [], 0
 
     def __enter__(self):
-        self.observer = collectives.start(
-            lambda record: self.records.append(record[0](*record[1:])), lambda: self.step
-        )
+        self.rows = []
+        self.observer = collectives.start(self.rows.append, lambda: self.step)
         return self
 
     def __exit__(self, *_):
         self.observer.close()
+        self.records = [made for row in self.rows if (made := row[0](*row[1:])) is not None]
 
-    def table(self):
-        names = Collective.__struct_fields__
-        rows = [{name: getattr(record, name) for name in names} for record in self.records]
-        return sorted(rows, key=lambda row: (row["group"], row["seq"]))
+    def table(self, messages=False):
+        rows = [asdict(each) for each in self.records if (each.op in MESSAGES) is messages]
+        return sorted(rows, key=lambda row: (row["group"], row["op"] * messages, row["seq"]))
 
 
 def patched_state():
-    state = {name: value for name, value in vars(dist.ProcessGroup).items() if "__" not in name}
-    return state | {"Work.wait": dist.Work.wait}
+    owners = dist.ProcessGroup, dist.Work, torch._C.Future
+    return [dict(vars(owner)) for owner in owners]
 
 
 def single_ops(rank):
@@ -57,7 +57,7 @@ def single_ops(rank):
     dist.reduce(tensor, 0)
     dist.gather(tensor, parts if rank == 0 else None, 0)
     dist.scatter(tensor, parts if rank == 0 else None, 0)
-    dist.send(tensor, 1) if rank == 0 else dist.recv(tensor, 0)
+    dist.send(tensor, 1) if rank == 0 else dist.recv(tensor, 0)  # stands in no group's sequence
     dist.barrier()
     dist.monitored_barrier()
     functional.wait_tensor(functional.all_reduce(tensor.double(), "sum", dist.group.WORLD))
@@ -69,6 +69,34 @@ def asynchronous(rank):
     work.wait()
     dist.all_reduce(torch.ones(2), group=twin, async_op=True)  # nobody waits for it
     dist.barrier(group=twin)
+
+
+def messages(rank):
+    """Every way to send and to receive, in a group in which ranks have other numbers, too."""
+    other, swapped = 1 - rank, dist.new_group([1, 0])
+    one, four = torch.ones(1), torch.ones(4)
+    dist.send(one, 1) if rank == 0 else dist.recv(torch.zeros(1), 0)
+    dist.send(one, 0) if rank == 1 else dist.recv(torch.zeros(1))  # from whoever comes
+    work = dist.isend(four, other), dist.irecv(torch.zeros(4), other)
+    for each in work:
+        each.wait()
+    ops = [dist.P2POp(dist.isend, four, other, swapped),
+           dist.P2POp(dist.irecv, torch.zeros(4), other, swapped)]  # fmt: skip
+    for each in dist.batch_isend_irecv(ops):
+        each.wait()
+    dist.barrier()
+
+
+def futures():
+    """Waited for by a future, by one that follows it, and by nobody in Python."""
+    group = dist.group.WORLD
+    gathered = torch.zeros(8)
+    dist.all_gather_into_tensor(gathered, torch.ones(4), async_op=True).get_future().wait()
+    future = dist.all_reduce(torch.ones(4), async_op=True).get_future()
+    future.then(lambda done: done.value()[0] * 2).wait()
+    model = DistributedDataParallel(network())
+    model.register_comm_hook(group, default_hooks.fp16_compress_hook)
+    model(torch.ones(2, WIDTH)).sum().backward()
 
 
 def network():
@@ -126,7 +154,8 @@ def without_observer():
         with Observed() as observed:
             dist.all_reduce(torch.ones(4))
             dist.all_gather([torch.zeros(4), torch.zeros(4)], torch.ones(4))
-            return {"capture": observed.observer.capture, "records": observed.table()}
+            unseen = observed.observer.unseen()
+        return {"capture": observed.observer.capture, "records": observed.table(), "unseen": unseen}
     finally:
         torch.library.Library = original
 
@@ -137,13 +166,16 @@ def main():
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     before, report = patched_state(), {}
-    for name, case in {"single": single_ops, "asynchronous": asynchronous}.items():
+    cases = {"single": single_ops, "asynchronous": asynchronous, "messages": messages}
+    for name, case in (cases | {"futures": lambda _: futures()}).items():
         with Observed() as observed:
             case(rank)
             report[name] = {"issued": observed.observer.issued,
                             "positions": [asdict(each) for each in observed.observer.positions()],
+                            "unseen": observed.observer.unseen(),
                             "capture": observed.observer.capture}  # fmt: skip
         report[name]["records"] = observed.table()
+        report[name]["messages"] = observed.table(messages=True)
     for name, build in {"ddp": ddp, "fsdp": sharded}.items():
         plain = train(build(), rank)
         with Observed() as observed:

@@ -36,7 +36,7 @@ def test_every_op_has_its_plain_name_and_its_bytes(reports):
             ("reduce", 16, "float32"),
             ("gather", 16, "float32"),
             ("scatter", 0, "") if rank else ("scatter", 32, "float32"),
-            ("barrier", 0, ""),  # and no send or recv before it
+            ("barrier", 0, ""),
             ("monitored_barrier", 0, ""),
             ("all_reduce", 32, "float64"),
         ]
@@ -46,8 +46,9 @@ def test_sequence_numbers_and_groups(report):
     records = report["single"]["records"]
     assert [record["seq"] for record in records] == list(range(len(records)))
     assert {(record["group"], record["ranks"]) for record in records} == {("default", 2)}
-    assert report["single"]["issued"] == len(records)
+    assert report["single"]["issued"] == len(records) + 1  # and a message
     assert report["single"]["capture"] == "observer"
+    assert report["single"]["unseen"] == ""
     (position,) = report["single"]["positions"]
     assert (position["group"], position["seq"]) == ("default", len(records) - 1)
     assert (position["op"], position["nbytes"], position["members"]) == ("all_reduce", 32, [])
@@ -84,6 +85,36 @@ def test_groups_of_the_same_ranks_count_apart(report):
     assert unwaited["op"] == "all_reduce"
     assert unwaited["blocked_ns"] is None
     assert (barrier["op"], barrier["seq"]) == ("barrier", 1)
+
+
+def test_messages_have_their_peer_and_stand_in_no_sequence(reports):
+    for rank, report in enumerate(reports):
+        records = report["messages"]["messages"]
+        told = [
+            (r["group"], r["op"], r["seq"], r["nbytes"], r["peer"], r["ranks"]) for r in records
+        ]
+        other = 1 - rank
+        sent = [("default", "send", 0, 4, other, 1), ("default", "send", 1, 16, other, 1)]
+        first = ("default", "recv", 0, 4, 0 if rank else None, 1)  # rank 0 takes from whoever comes
+        assert told == [
+            first, ("default", "recv", 1, 16, other, 1), *sent,
+            ("ranks 0,1", "recv", 0, 16, other, 1), ("ranks 0,1", "send", 0, 16, other, 1),
+        ]  # fmt: skip
+        assert all(record["blocked_ns"] is not None for record in records)
+        (barrier,) = report["messages"]["records"]
+        assert (barrier["op"], barrier["seq"]) == ("barrier", 0)
+
+
+def test_what_is_waited_for_by_its_future_has_an_end_and_a_wait(report):
+    gather, reduced, *of_ddp = report["futures"]["records"]
+    for record in (gather, reduced):
+        assert record["completed_ns"] >= record["issued_ns"]
+        assert record["blocked_ns"] > 0
+    hooked = [record for record in of_ddp if record["op"] == "all_reduce"]
+    assert hooked
+    assert {record["dtype"] for record in hooked} == {"float16"}
+    assert all(record["completed_ns"] > record["issued_ns"] for record in hooked)
+    assert {record["blocked_ns"] for record in hooked} == {None}  # C++ waits for the hook's
 
 
 def test_ddp_reduces_exactly_the_gradients(report):
@@ -133,6 +164,7 @@ def test_python_callers_are_seen_where_the_observer_cannot_be(report):
     seen = [(record["op"], record["nbytes"]) for record in report["without"]["records"]]
     assert seen == [("all_reduce", 16), ("all_gather", 16)]
     assert all(record["blocked_ns"] is not None for record in report["without"]["records"])
+    assert report["without"]["unseen"] == "calls from C++"
 
 
 def test_both_ranks_tell_the_same_story(reports):

@@ -1,0 +1,231 @@
+"""One collective or point-to-point call as its caller's thread sees it, and what is told of it."""
+
+from __future__ import annotations
+
+import functools
+import time
+from functools import partial
+from typing import Any
+
+import torch
+
+from dpwatch.probe.collectives_groups import WORLD, Group
+from dpwatch.probe.collectives_ops import Op, nbytes_of
+from dpwatch.probe.lanes import NO_PHASE, Lane
+from dpwatch.probe.whereabouts import issuer, spelled
+from dpwatch.wire.messages import PHASES, Collective, Duration, Position, Unfinished
+
+CALLBACK_NS = 50_000
+"""What a completion callback costs, generously."""
+
+COST_SHARE = 0.008
+"""Of a step, that callbacks may cost on average."""
+
+MOST_TOLD = 64
+"""Members of a group that a heartbeat tells of."""
+
+PROMPT_NS = 50_000
+"""A wait that starts this soon after the call, or blocks this long, ends when the work ends."""
+
+
+class Call:
+    """A call under way, or over.
+
+    Its caller's thread writes it and the sender thread reads it: `closed` comes last.
+
+    Attributes:
+        seq: Its number, -1 before it has one.
+        watched: Somebody will tell its end: a Python caller's wait, or a callback.
+        ended: When it was done, in a list that its completion callback fills. None without one.
+        from_python: Its caller is Python, and gets something to wait for.
+        handles: `Work` and `Future` objects that a Python caller has got to wait for it.
+        dropped: How many of them are gone. Of the sender thread.
+        closed: Nothing more will be known of it.
+        cancelled: It could not be issued.
+    """
+
+    __slots__ = ("blocked_ns", "cancelled", "closed", "completed_ns", "device", "dropped", "dtype",
+                 "ended", "from_python", "group", "handles", "into_ns", "is_async", "issued_ns",
+                 "nbytes", "nbytes_out", "on_host", "op", "peer", "phase", "place", "returned_ns",
+                 "seq", "step", "watched")  # fmt: skip
+
+    def __init__(
+        self,
+        op: Op,
+        group: Group,
+        args: tuple[Any, ...],
+        first: torch.Tensor | None,
+        step: int,
+        lane: Lane | None,
+    ) -> None:
+        self.op = op
+        self.group = group
+        self.step = step
+        place = op.payload
+        self.nbytes = 0 if place is None else nbytes_of(args[place])
+        self.nbytes_out = nbytes_of(args[0]) if place else self.nbytes
+        self.dtype = None if first is None else first.dtype
+        self.on_host = first is None or first.is_cpu
+        self.seq = -1
+        self.peer: int | None = None
+        self.is_async: bool | None = None
+        self.from_python = self.watched = self.closed = self.cancelled = False
+        self.ended: list[int] | None = None
+        self.handles = self.dropped = 0
+        self.completed_ns: int | None = None
+        self.blocked_ns: int | None = None
+        self.place = issuer()
+        self.device = 0 if lane is None else lane.device
+        self.issued_ns = self.returned_ns = time.monotonic_ns()
+        self.phase, self.into_ns = NO_PHASE, None
+        if lane is not None and lane.phase >= 0:
+            self.phase, self.into_ns = lane.phase, self.issued_ns - lane.phase_start
+
+    def cancel(self) -> None:
+        """It could not be issued: the next one has its number, and nothing is told of it."""
+        self.closed = True
+        if self.op.name == "monitored_barrier":  # that was entered, and waited in
+            return
+        self.cancelled, group = True, self.group
+        if self.op.peer is None and group.newest is self:
+            group.issued, group.newest = self.seq, None
+
+    def waited(self, began_ns: int, ended_ns: int) -> None:
+        """The caller waited for it and went on."""
+        waited_ns = ended_ns - began_ns
+        self.blocked_ns = self.returned_ns - self.issued_ns + waited_ns
+        prompt = began_ns - self.returned_ns < PROMPT_NS or waited_ns > PROMPT_NS
+        if self.on_host and prompt:
+            self.completed_ns = ended_ns
+        self.closed = True
+
+    def is_settled(self) -> bool:
+        """Whether all is known of it that will be."""
+        return self.closed or not self.watched or bool(self.ended and not self.handles)
+
+    def is_over(self) -> bool:
+        """Whether it is known to be over. On CUDA a wait only queues, and says nothing."""
+        return self.done_ns() is not None or (self.on_host and self.blocked_ns is not None)
+
+    def done_ns(self) -> int | None:
+        """When it was done, None if that is not known."""
+        return self.ended[0] if self.ended else self.completed_ns
+
+    def kept(self) -> tuple[Any, ...]:
+        """What `flight_entries.Call` has of it, now that it has returned."""
+        group = self.group
+        return (self.issued_ns, time.monotonic_ns(), group.uid, self.op.name, self.nbytes,
+                self.step, group.name, group.size, self.seq, self.device)  # fmt: skip
+
+    # -- what is told, on the sender thread ---------------------------------------------------
+
+    def record(self, *, settled: bool) -> Collective:
+        """The call's record, with how it ended if that is `settled`."""
+        group = self.group
+        return Collective(
+            step=self.step,
+            op=self.op.name,
+            group=group.name,
+            ranks=group.size if self.op.peer is None else 1,
+            seq=self.seq,
+            nbytes=self.nbytes,
+            issued_ns=self.issued_ns,
+            completed_ns=self.done_ns() if settled else None,
+            # On CUDA a wait only queues, so that it says nothing of what compute waited for.
+            blocked_ns=self.blocked_ns if settled and self.on_host else None,
+            dtype=_dtype_name(self.dtype),
+            device=self.device,
+            phase=PHASES[self.phase] if self.phase >= 0 else "",
+            into_ns=self.into_ns,
+            where=spelled(self.place),
+            is_async=self.is_async,
+            nbytes_out=self.nbytes_out,
+            generation=group.generation if self.op.peer is None else 0,
+            peer=self.peer,
+        )
+
+    def end(self) -> tuple[Any, ...] | None:
+        """What is recorded of its end once its record has left, None if that is not known."""
+        done_ns = self.done_ns()
+        if done_ns is None:
+            return None
+        group = self.group
+        return (Duration, self.step, self.op.name, group.name,
+                group.size if self.op.peer is None else 1, self.seq, self.nbytes,
+                done_ns - self.issued_ns, self.device, done_ns, self.blocked_ns)  # fmt: skip
+
+    def position(self, oldest: Call | None) -> Position:
+        """This call as the place its group has come to; `oldest` is one before it."""
+        group = self.group
+        return Position(
+            group=group.name,
+            ranks=group.size,
+            seq=self.seq,
+            op=self.op.name,
+            nbytes=self.nbytes,
+            dtype=_dtype_name(self.dtype),
+            issued_ns=self.issued_ns,
+            step=self.step,
+            done=self.is_over(),
+            where=spelled(self.place),
+            members=[] if group.name == WORLD or group.size > MOST_TOLD else group.members,
+            generation=group.generation,
+            oldest=None if oldest is None else oldest.unfinished(),
+        )
+
+    def unfinished(self) -> Unfinished:
+        """This call as one that is not known to be over."""
+        return Unfinished(
+            self.seq, self.op.name, self.nbytes, _dtype_name(self.dtype), self.issued_ns,
+            self.step, spelled(self.place),
+        )  # fmt: skip
+
+
+def completion_of(future: Any) -> list[int]:
+    """A list that will have the time at which a future is done.
+
+    What is called then is all written in C: on the thread that completes the future it takes the
+    GIL for a moment only, and on the caller's nothing can interrupt it.
+    """
+    ended: list[int] = []
+    clock = iter(time.monotonic_ns, None)
+    future.add_done_callback(partial(next, map(ended.append, clock)))
+    return ended
+
+
+class CallbackPace:
+    """Decides on which steps completion callbacks are affordable.
+
+    Steps are chosen by number alone, so ranks choose the same ones: of each 2ⁿ steps one, at places
+    that differ, so that what comes every so many steps is seen as often as it is.
+    """
+
+    def __init__(self) -> None:
+        self.every = 1
+        self._step = -1
+        self._began_ns = 0
+        self._calls = 0
+        self._is_due = True
+
+    def due(self, step: int, now_ns: int) -> bool:
+        """Whether a call, issued now, gets a callback."""
+        if step != self._step:
+            if self._step >= 0 and step > self._step:
+                self._adapt((now_ns - self._began_ns) / (step - self._step))
+            self._step, self._began_ns, self._calls = step, now_ns, 0
+            stretch, place = divmod(step, self.every)
+            self._is_due = place == stretch * 0x9E3779B1 >> 7 & (self.every - 1)
+        self._calls += 1
+        return self._is_due
+
+    def _adapt(self, step_ns: float) -> None:
+        needed = self._calls * CALLBACK_NS / (COST_SHARE * max(step_ns, 1.0))
+        if needed > self.every:
+            self.every *= 2
+        elif needed < self.every / 4:
+            self.every = max(1, self.every // 2)
+
+
+@functools.cache
+def _dtype_name(dtype: torch.dtype | None) -> str:
+    return "" if dtype is None else str(dtype).removeprefix("torch.")

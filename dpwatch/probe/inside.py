@@ -1,0 +1,185 @@
+"""Inside of which library call a thread stands, and what process group it is making there.
+
+Only calls are named that may take long and that a person would look for: a group being made, a data
+loader, a checkpoint. They are known by file and function; what a torch of another version calls
+differently is not named.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
+
+from dpwatch.wire.messages import GroupMembers, Meeting
+
+MOST_MEMBERS = 64
+_FAR = 80
+"""Frames looked through."""
+
+INIT, NEW_GROUP, LOADER = "init_process_group", "new_group", "DataLoader"
+
+_GROUPS = os.path.join("torch", "distributed", "distributed_c10d.py")
+_HOOK = os.path.join("hook", "sitecustomize.py")
+_NAMED = {
+    (_GROUPS, "init_process_group"): INIT,
+    (_HOOK, "init_process_group"): INIT,
+    (_GROUPS, "_new_group_with_tag"): NEW_GROUP,
+    (_GROUPS, "destroy_process_group"): "destroy_process_group",
+    (os.path.join("torch", "serialization.py"), "save"): "torch.save",
+    (os.path.join("torch", "serialization.py"), "load"): "torch.load",
+    (os.path.join("checkpoint", "state_dict_saver.py"), "save"): "checkpoint.save",
+    (os.path.join("checkpoint", "state_dict_loader.py"), "load"): "checkpoint.load",
+    (os.path.join("torch", "hub.py"), "load_state_dict_from_url"): "torch.hub",
+    (os.path.join("_inductor", "async_compile.py"), "wait"): "torch.compile",
+    (os.path.join("_dynamo", "convert_frame.py"), "_compile"): "torch.compile",
+}
+_NAMES = frozenset(name for _, name in _NAMED)
+_LOADER_FILE = os.path.join("torch", "utils", "data", "dataloader.py")
+
+
+class Inside(NamedTuple):
+    """A library call, "" for none, and the group that it makes.
+
+    Attributes:
+        worker: Of a data loader that waits for a worker process, that worker's number and pid.
+    """
+
+    call: str = ""
+    meeting: Meeting | None = None
+    worker: tuple[int, int] | None = None
+
+
+NOWHERE = Inside()
+
+
+def inside(thread: int) -> Inside:
+    """The innermost of these calls that another thread is in.
+
+    Args:
+        thread: Its `threading.get_ident()`.
+    """
+    return _first(_outwards(sys._current_frames().get(thread)))
+
+
+def inside_of(trace: TracebackType | None) -> Inside:
+    """The innermost of these calls that an exception came out of."""
+    frames: list[FrameType] = []
+    while trace is not None:
+        frames.insert(0, trace.tb_frame)
+        trace = trace.tb_next
+    return _first(iter(frames))
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    for _ in range(_FAR):
+        if frame is None:
+            return
+        yield frame
+        frame = frame.f_back
+
+
+def _first(frames: Iterator[FrameType]) -> Inside:
+    for frame in frames:
+        name, path = frame.f_code.co_name, frame.f_code.co_filename
+        if path.endswith(_LOADER_FILE):
+            return Inside(LOADER, worker=_awaited(frame))
+        if name in _NAMES:
+            for (file, function), call in _NAMED.items():
+                if name == function and path.endswith(file):
+                    return Inside(call, _meeting(frame, call) if file == _GROUPS else None)
+    return NOWHERE
+
+
+def _meeting(frame: FrameType, call: str) -> Meeting | None:
+    """What the call was given, or has found out since; None where that is not to be had yet."""
+    if call not in (INIT, NEW_GROUP):
+        return None
+    try:
+        values = frame.f_locals
+        if call == INIT:
+            size = int(values.get("world_size") or -1)
+            started = os.environ.get("WORLD_SIZE", "")
+            launched = int(started) if started.isdecimal() and int(started) else None
+            if size < 1 and launched is None:
+                return None
+            return Meeting(INIT, size if size > 0 else launched or 1, launched=launched)
+        members = values.get("ranks")
+        if members is None:
+            return None
+        local = bool(values.get("use_local_synchronization"))
+        told = sorted(int(each) for each in members)
+        group = "" if local else str(values.get("group_name") or "")
+        return Meeting(NEW_GROUP, len(told), group, told if len(told) <= MOST_MEMBERS else [])
+    except (TypeError, ValueError):
+        return None
+
+
+def _awaited(frame: FrameType | None) -> tuple[int, int] | None:
+    """The worker whose batch a data loader's iterator waits for; these names are torch's own."""
+    while frame is not None and frame.f_code.co_filename.endswith(_LOADER_FILE):
+        if frame.f_code.co_name == "_next_data":
+            try:
+                loader = frame.f_locals["self"]
+                number = loader._task_info[loader._rcvd_idx][0]
+                return number, loader._workers[number].pid
+            except (AttributeError, KeyError, IndexError, TypeError):  # of another torch
+                return None
+        frame = frame.f_back
+    return None
+
+
+def rank_in(thread: int) -> tuple[int, int] | None:
+    """Rank and world size that a thread that is in `init_process_group` was given there.
+
+    Returns:
+        None where it is not in it; (-1, -1) for what it has not been told.
+    """
+    found = None
+    for frame in _outwards(sys._current_frames().get(thread)):
+        code = frame.f_code
+        if code.co_name != INIT or not code.co_filename.endswith((_GROUPS, _HOOK)):
+            continue
+        found = found or (-1, -1)
+        if code.co_filename.endswith(_GROUPS):
+            rank, size = frame.f_locals.get("rank"), frame.f_locals.get("world_size")
+            if isinstance(rank, int) and isinstance(size, int):
+                return rank, size
+    return found
+
+
+class Groups:
+    """The process groups this process is in besides the world.
+
+    Left out are those of over 64 ranks, and all where some may have been split off the world:
+    those of different ranks had one name then in earlier versions of torch.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._told: list[GroupMembers] = []
+
+    def now(self) -> list[GroupMembers]:
+        """Those there are now, c10d's names and their ranks."""
+        world = getattr(sys.modules.get("torch.distributed.distributed_c10d"), "_world", None)
+        try:
+            count = 0 if world is None else len(world.pg_names)
+            if count != self._count:  # only then, as to hold a group, however shortly, may end it
+                self._told, self._count = _groups(world), count
+        except (AttributeError, RuntimeError, TypeError):  # private, or changed meanwhile
+            self._told = []
+        return self._told
+
+
+def _groups(world: Any) -> list[GroupMembers]:
+    default = world.default_pg
+    if default is None or getattr(default, "bound_device_id", None) is not None:
+        return []
+    found: list[GroupMembers] = []
+    for group, name in list(world.pg_names.items()):
+        members = sorted(world.pg_group_ranks.get(group, ()))
+        if group is not default and 0 < len(members) <= MOST_MEMBERS and len(found) < MOST_MEMBERS:
+            found.append(GroupMembers(str(name), members))
+    return found

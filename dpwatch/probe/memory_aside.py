@@ -1,0 +1,78 @@
+"""Where a script begins what the exact ledger must not be in the way of: compilation, functorch.
+
+Both go wrong or another way below a dispatch mode, so the mode has to be gone before they begin.
+In sampled steps, and only in these, the few private functions of torch's that all of it goes
+through are wrapped. Where a version of torch lacks one, the ledger notices afterwards.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+COMPILES = "torch.compile is in use: its kernels allocate out of sight"
+TRANSFORMS = "functorch transforms are in use"
+
+_INIT = "__init__"
+_NESTING = (
+    ("torch._functorch.eager_transforms", "grad_increment_nesting"),
+    ("torch._functorch.eager_transforms", "jvp_increment_nesting"),
+    ("torch._functorch.vmap", "vmap_increment_nesting"),
+)
+
+
+class Entries:
+    """Tells of the beginnings while it is `open`.
+
+    Args:
+        begins: Called with the reason, on the thread that begins, before it does.
+    """
+
+    def __init__(self, begins: Callable[[str], None]) -> None:
+        self._begins = begins
+        self._replaced: list[tuple[Any, str, Any]] = []
+
+    def open(self) -> None:
+        """Wraps them."""
+        context = getattr(sys.modules.get("torch._dynamo.eval_frame"), "_TorchDynamoContext", None)
+        if context is not None:
+            self._wrap(context, _INIT, COMPILES)
+        for module, name in _NESTING:
+            if module in sys.modules:
+                self._wrap(sys.modules[module], name, TRANSFORMS)
+
+    def close(self) -> None:
+        """Puts them back."""
+        while self._replaced:
+            owner, name, original = self._replaced.pop()
+            setattr(owner, name, original)
+
+    def _wrap(self, owner: Any, name: str, why: str) -> None:
+        original = vars(owner).get(name)
+        if original is None:
+            return
+
+        @functools.wraps(original)
+        def entry(*args: Any, **kwargs: Any) -> Any:
+            if name != _INIT or _compiles(*args[1:], **kwargs):
+                self._begins(why)
+            return original(*args, **kwargs)
+
+        setattr(owner, name, entry)
+        self._replaced.append((owner, name, original))
+
+
+def asked_to_compile() -> bool:
+    """Whether dynamo has compiled anything in this process, or has been asked to."""
+    convert = sys.modules.get("torch._dynamo.convert_frame")
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    backends = getattr(frames, "cached_backends", {})
+    asked = any(map(_compiles, list(backends.values())))
+    return asked or getattr(convert, "FRAME_COUNTER", 0) > 0
+
+
+def _compiles(callback: Any = None, *_: Any, **__: Any) -> bool:
+    """Whether a dynamo context compiles; one without a callback keeps it from doing so."""
+    return callback is not None

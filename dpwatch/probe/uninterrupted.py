@@ -1,0 +1,94 @@
+"""Functions that C++ calls, through which no exception of a signal handler's may pass.
+
+Python runs signal handlers between any two instructions, on the main thread. Where torch's C++
+calls into the probe (DDP's reducer issues a collective, say) that is in the midst of C++ code which
+runs no Python of its own. An exception that a handler raises there would tear it apart: DDP would
+miss a bucket for good. So such an exception is held back and raised where it would have been
+without the probe: by the first Python instruction after the C++ code has returned.
+
+A function can do so if
+
+- its entry does not look at signals (`uninterrupted`),
+- all that calls anything stands in a `try`, and
+- what C++ wants is called by unpacking an iterator, `(result,) = starmap(function, [arguments])`,
+  around which Python does not look at signals, so that a result is never lost.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dis
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import repeat
+from types import TracebackType
+from typing import Any, TypeVar
+
+from dpwatch.probe.foreign import is_foreign, is_ours
+
+
+class _Here(threading.local):
+    """Of the exception that this thread was given last: its id and class."""
+
+    held: tuple[int, type[BaseException]] | None = None
+
+
+_here = _Here()
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_RESUME: int | None = dis.opmap.get("RESUME")
+_AFTER_YIELD_FROM = 2
+"""The argument of RESUME, with which an entry does not look at signals: as after `yield from`."""
+
+
+def uninterrupted(function: _Function) -> _Function:
+    """Lets no signal handler run at a function's entry. Its first statement has to be a `try`.
+
+    Since Python 3.11 the instruction RESUME looks at signals. Before, an entry did not if a `try`
+    followed.
+    """
+    code = function.__code__
+    instructions = bytearray(code.co_code)
+    for at in range(0, len(instructions), 2):
+        if instructions[at] == _RESUME:
+            instructions[at + 1] |= _AFTER_YIELD_FROM
+            function.__code__ = code.replace(co_code=bytes(instructions))
+            break
+    return function
+
+
+def raise_on_return(error: BaseException) -> Iterator[Any]:
+    """What raises an exception in this thread once C++ has returned: unpack it and return.
+
+        (_,) = raise_on_return(error)
+        return result
+
+    Made of what is written in C only, so that nothing looks in between. Its traceback then begins
+    anew where it is raised; since Python 3.12 it goes on to the handler's frame, as it should.
+    """
+    error.__traceback__ = _without_ours(error.__traceback__)
+    kind = type(error)
+    _here.held = id(error), kind
+    # What is raised by its class is made by calling that, and here that gives the error itself.
+    make = staticmethod(partial(next, repeat(error)))
+    stand_in = type(kind.__name__, (kind,), {"__new__": make, "__module__": kind.__module__})
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    thread = ctypes.c_ulong(threading.get_ident())
+    return map(raise_in, [thread], [ctypes.py_object(stand_in)])
+
+
+def theirs(error: BaseException) -> BaseException | None:
+    """An exception that came up in the probe if it is the script's, None if it is the probe's own.
+
+    It may have been held back before, and have come up again on its way to the script.
+    """
+    was_held = _here.held == (id(error), type(error))
+    return error if was_held or is_foreign(error) else None
+
+
+def _without_ours(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without the probe's own frames, which are where it went through by chance."""
+    while trace is not None and is_ours(trace.tb_frame.f_code):
+        trace = trace.tb_next
+    return trace

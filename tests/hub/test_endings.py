@@ -1,0 +1,112 @@
+"""Whose end was the cause: reasons as torch 2.13, gloo, NCCL and others word them."""
+
+import signal
+
+import pytest
+
+from dpwatch.hub.endings import (
+    ABORTED,
+    FINISHED,
+    GAVE_UP,
+    KILLED,
+    OWN,
+    STOPPED,
+    ending,
+    ends,
+)
+from dpwatch.hub.state import RunState
+from dpwatch.wire.messages import Bye
+from tests.frames import START_NS, batch, hello
+
+PAIR = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553]"
+GIVEN_UP = [
+    f"RuntimeError: {PAIR} Connection closed by peer [127.0.0.1]:5540. This is typically caused by "
+    "a remote worker crashing.",
+    f"RuntimeError: {PAIR} Timed out waiting 25000ms for recv operation to complete",
+    "RuntimeError: [..] Application timeout caused pair closure",
+    "RuntimeError: Rank 0 successfully reached monitoredBarrier, but received errors while waiting "
+    "for send/recv from rank 1.",
+    "DistStoreError: wait timeout after 30000ms, keys: /default_pg/0//cpu//0/2",
+    "DistNetworkError: The client socket has timed out after 30000ms while trying to connect to "
+    "(10.0.0.1, 29500).",
+    "DistBackendError: [1] is setting up NCCL communicator and retrieving ncclUniqueId from [0] "
+    "via c10d key-value store by key '0', but store->get('0') got error: Connection reset by peer",
+    "RuntimeError: NCCL communicator was aborted on rank 3.",
+    "RuntimeError: [Rank 2] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=80, "
+    "OpType=ALLREDUCE) ran for 600013 milliseconds before timing out.",
+]
+OWN_ERRORS = [
+    "ValueError: a bad sample",
+    "RuntimeError: DataLoader worker (pid 4242) is killed by signal: Killed.",
+    "RuntimeError: DataLoader timed out after 30 seconds",
+    "ConnectionResetError: [Errno 104] Connection reset by peer",
+    "ReadTimeoutError: HTTPSConnectionPool(host='hub', port=443): Read timed out.",
+    "TimeoutError: no batch for 60 s",
+    "DistNetworkError: The server socket has failed to listen on any local network address. port: "
+    "29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use",
+    "DistBackendError: NCCL error in: init.cpp:93, invalid usage (run with NCCL_DEBUG=WARN), "
+    "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000",
+    "OutOfMemoryError: CUDA out of memory.",
+]
+
+
+def ended(*byes):
+    """Ranks that ended like that, each a second after the one before."""
+    state = RunState("run")
+    for r in range(len(byes)):
+        state.apply(batch(hello(len(byes)), rank=r))
+    for r, bye in enumerate(byes):
+        state.apply(batch(bye, rank=r, now_ns=START_NS + r * 10**9))
+    return state.ranks
+
+
+@pytest.mark.parametrize("reason", GIVEN_UP)
+def test_a_rank_whose_collective_failed_gave_up(reason):
+    assert ending(ended(Bye("failed", reason))[0]) == GAVE_UP
+
+
+@pytest.mark.parametrize("reason", OWN_ERRORS)
+def test_an_error_of_its_own_is_none_of_its_peers(reason):
+    assert ending(ended(Bye("failed", reason))[0]) == OWN
+
+
+@pytest.mark.parametrize(
+    ("bye", "how"),
+    [
+        (Bye("lost", "process 1 was killed by SIGKILL", -signal.SIGKILL), KILLED),
+        (Bye("lost", "process 1 is gone without a word"), KILLED),
+        (Bye("lost", "process 1 ended with exit code 3", 3), OWN),
+        (Bye("lost", "process 1 was killed by SIGABRT", -signal.SIGABRT), ABORTED),
+        (Bye("lost", "process 1 was killed by SIGTERM", -signal.SIGTERM), STOPPED),
+        (Bye("failed", "interrupted (KeyboardInterrupt)"), STOPPED),
+        (Bye("finished"), FINISHED),
+    ],
+)
+def test_other_ends(bye, how):
+    assert ending(ended(bye)[0]) == how
+
+
+def test_of_a_rank_that_runs_there_is_no_end():
+    state = RunState("run")
+    state.apply(batch(hello()))
+    assert ending(state.ranks[0]) is None
+
+
+def order(*byes, **how):
+    return [(rank.rank, end) for rank, end in ends(ended(*byes).values(), **how)]
+
+
+def test_who_gave_up_or_was_stopped_comes_after_who_ended_by_itself():
+    gave_up, stopped = Bye("failed", GIVEN_UP[0]), Bye("lost", "was killed by SIGTERM", -15)
+    assert order(gave_up, stopped, gave_up) == [(0, GAVE_UP), (2, GAVE_UP), (1, STOPPED)]
+    own = Bye("failed", "ValueError: bad")
+    assert order(gave_up, own, Bye("finished")) == [(1, OWN), (0, GAVE_UP)]
+
+
+def test_who_is_gone_nobody_knows_how_after_another_gave_up_was_stopped():
+    """A launcher often fetches an exit before anybody can read it."""
+    gone = Bye("lost", "process 1 is gone without a word")
+    gave_up = Bye("failed", GIVEN_UP[0])
+    assert order(gone, gave_up) == [(0, KILLED), (1, GAVE_UP)]
+    assert order(gave_up, gone) == [(0, GAVE_UP), (1, STOPPED)]
+    assert order(gave_up, gone, grace_ns=2 * 10**9) == [(1, KILLED), (0, GAVE_UP)]

@@ -1,0 +1,138 @@
+"""Groups that are destroyed and made anew: calls match within a generation only."""
+
+import pytest
+
+from dpwatch.hub import state as state_module
+from dpwatch.hub.diagnose import desync
+from dpwatch.hub.pending import settle
+from dpwatch.hub.state import RunState, decode, encode
+from dpwatch.hub.summarize import summarize
+from dpwatch.wire.gather import gathered
+from dpwatch.wire.messages import Beat, Collective, Position
+from tests.frames import MS, START_NS, batch, hello
+
+OTHER_PID = 77
+
+
+@pytest.fixture(params=["one by one", "together"])
+def run(request, monkeypatch):
+    """A run of two ranks; of few ranks each call is booked as it comes, of many all together."""
+    if request.param == "together":
+        monkeypatch.setattr(state_module, "MANY", 0)
+    return RunState("run")
+
+
+def call(seq, generation=0, *, op="all_reduce", ms=0, group="default", nbytes=8):
+    issued = START_NS + ms * MS
+    return Collective(
+        seq, op, group, 2, seq, nbytes, issued, issued + MS, dtype="f32", generation=generation
+    )
+
+
+def say(run, rank, *records, pid=None):
+    run.apply(batch(*gathered(records), rank=rank, pid=pid))
+
+
+def whole(run):
+    """How many calls both ranks are known to have entered."""
+    settle(run)
+    return sum(sum(op.last_calls.values()) for op in run.ops.values())
+
+
+def life(generation, calls=5, **more):
+    """Calls of one group; the first stands for start-up and is in nobody's statistics."""
+    return [call(seq, generation, **more) for seq in range(calls + 1)]
+
+
+def test_ranks_that_make_a_group_anew_together_match_in_each(run):
+    for rank in range(2):
+        say(run, rank, hello(2))
+    for generation in range(3):
+        for rank in range(2):
+            say(run, rank, *life(generation))
+    assert whole(run) == 15
+    assert not run.arrivals.opened()
+
+
+def test_many_generations_in_a_frame_match_each_its_own(run):
+    frame = [each for generation in range(20) for each in life(generation, ms=generation)]
+    for rank in range(2):
+        say(run, rank, hello(2), *frame)
+    assert whole(run) == 20 * 5
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_process_in_anothers_place_is_in_the_next_generation(run, first):
+    for rank in range(2):
+        say(run, rank, hello(2), *life(0, calls=9))
+    says = {
+        0: lambda: say(run, 0, *life(1, op="broadcast")),
+        1: lambda: say(run, 1, hello(2), *life(0, op="broadcast"), pid=OTHER_PID),
+    }
+    says[first]()
+    says[1 - first]()
+    assert whole(run) == 9 + 5
+    assert not run.arrivals.opened()
+    assert run.arrivals.mismatch is None
+    # Both count on from there.
+    say(run, 0, *life(2))
+    say(run, 1, *life(1), pid=OTHER_PID)
+    assert whole(run) == 9 + 5 + 5
+
+
+def test_what_was_left_open_in_a_group_that_is_no_more_is_compared_with_nothing(run):
+    for rank in range(2):
+        say(run, rank, hello(2), *life(0))
+    say(run, 0, call(6, nbytes=99))  # nobody else comes, and the group is given up
+    for rank in range(2):
+        say(run, rank, *life(1, calls=7))
+    assert whole(run) == 5 + 7
+    assert not run.arrivals.opened()
+    assert not list(run.arrivals.standing())
+    assert desync.rule(summarize(run), run) is None
+
+
+def test_a_rank_that_joins_later_is_in_the_newest_generation(run):
+    for rank in range(2):
+        say(run, rank, hello(2), *life(0))
+    say(run, 0, *life(1))
+    say(run, 1, *life(1))
+    say(run, 2, hello(3), *life(0))
+    settle(run)
+    assert run.ranks[2].shifts == {"default": 1}
+
+
+def test_places_of_a_group_that_is_no_more_are_not_compared(run):
+    def beat(seq, generation, nbytes):
+        place = Position("default", 2, seq, "all_reduce", nbytes, "f32", START_NS, 3, False, "a:1",
+                         [], generation)  # fmt: skip
+        return Beat(3, "", positions=[place])
+
+    for rank in range(2):
+        say(run, rank, hello(2), *life(0, calls=9))
+    say(run, 0, beat(9, 0, 8))
+    say(run, 1, *life(1, calls=3), beat(9, 1, 99))
+    assert desync.rule(summarize(run), run) is None
+    say(run, 0, *life(1, calls=3), beat(9, 1, 8))
+    assert desync.rule(summarize(run), run).evidence["seq"] == 9
+
+
+def test_the_count_travels_with_the_state(run):
+    for rank in range(2):
+        say(run, rank, hello(2), *life(0))
+    say(run, 1, hello(2), pid=OTHER_PID)
+    late = decode(encode(run))
+    for state in (run, late):
+        say(state, 1, *life(0), pid=OTHER_PID)
+        say(state, 0, *life(1))
+        assert whole(state) == 10
+
+
+def test_strangers_do_not_make_the_count_grow_without_end(run):
+    say(run, 0, hello(1))
+    say(run, 0, hello(1), pid=OTHER_PID)
+    for place in range(600):
+        say(run, 0, call(0, 3, group=f"g{place}"), pid=OTHER_PID)
+    settle(run)
+    assert len(run.ranks[0].shifts) <= 512
+    assert len(run.ranks[0].generations) <= 512

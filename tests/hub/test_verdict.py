@@ -1,0 +1,140 @@
+"""After the end: the cause and not the first victim, and the same before it and after."""
+
+import pytest
+
+from dpwatch.hub.advance import advance
+from dpwatch.hub.state import RunState, decode, encode
+from dpwatch.hub.summarize import summarize
+from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Step, Tick
+from tests.frames import MS, START_NS, batch, hello
+from tests.hub.test_hang import SECOND, WORLD, at
+
+TIMED_OUT = Bye("failed", "RuntimeError: [gloo/transport/tcp/pair.cc] Timed out waiting 25000ms")
+RESET = Bye("failed", "RuntimeError: [gloo/transport/tcp/pair.cc] Connection closed by peer")
+STOPPED = Bye("lost", "process 1 was killed by SIGTERM", -15)
+
+
+class Script:
+    """A run of which a test says, second by second, what its ranks say."""
+
+    def __init__(self, ranks=3, steps=10):
+        self.state = RunState("run")
+        self.now_ns = START_NS + steps * 100 * MS
+        self.moved_ns = {}
+        self.run = None
+        for r in range(ranks):
+            done = [Step(0, i, START_NS + i * 100 * MS, START_NS + (i + 1) * 100 * MS)
+                    for i in range(steps)]  # fmt: skip
+            self.say(r, hello(ranks), *done)
+
+    def say(self, r, *records):
+        advanced = advance(self.state, batch(*records, rank=r, now_ns=self.now_ns))
+        self.run = advanced or self.run
+        return self
+
+    def beat(self, r, *positions, still_s=0.0, where="", **told):
+        """A heartbeat of a rank that has come so far in its groups."""
+        still_ns = int(still_s * SECOND)
+        where = where or f"train.py:{r} main"
+        beat = Beat(10, "", None, None, where, still_ns, list(positions), **told)
+        return self.say(r, beat)
+
+    def tick(self, seconds=1.0):
+        self.now_ns += int(seconds * SECOND)
+        return self.say(HUB_RANK, Tick())
+
+    def end(self, r, bye):
+        return self.say(r, bye)
+
+    def said(self):
+        """What holds: severity, kind and ranks of each; and it survives being sent on."""
+        again = summarize(decode(encode(self.state)))
+        assert (again.state, again.reason) == (self.run.state, self.run.reason)
+        return [(d.severity, d.kind, d.ranks) for d in self.run.diagnoses]
+
+
+def stuck(script, missing=1, seconds=6, **told):
+    """All have entered call 20 but one, which stands still."""
+    for second in range(seconds):
+        for r in script.state.ranks:
+            place = at(WORLD, 20 - (r == missing), ranks=3, ms=0, done=r == missing)
+            script.beat(r, place, still_s=second, **(told if r == missing else {}))
+        script.tick()
+
+
+def test_what_held_when_the_first_rank_gave_up_stays_whatever_follows():
+    script = Script()
+    stuck(script)
+    assert script.said() == [("critical", "hang", [1])]
+    assert (script.run.state, script.run.reason) == (
+        "hung", "Rank 1 has not entered all_reduce at train.py:20 (group default, call 20)"
+    )  # fmt: skip
+    before = script.run.diagnoses[0]
+    script.end(0, TIMED_OUT)
+    script.beat(1, at(WORLD, 20, ranks=3), where="train.py:99 main")  # it has got free, too late
+    script.end(2, RESET).end(1, STOPPED).tick(10)
+    assert script.said() == [("critical", "hang", [1])]
+    assert script.run.diagnoses[0].text == before.text
+    assert script.run.state == "failed"
+    assert script.run.reason == (
+        "Rank 1 has not entered all_reduce at train.py:20 (group default, call 20); "
+        "ranks 0, 2 gave up waiting"
+    )
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (0, 2, 1)])
+def test_a_rank_that_finished_while_others_still_call_is_the_cause(order):
+    """Whatever comes first: its goodbye, or its peers', whose connections close at once."""
+    script = Script()
+    for r in range(3):
+        script.beat(r, at(WORLD, 19, ranks=3, ms=0, done=True))
+    for r in order:
+        if r == 1:
+            script.end(1, Bye("finished"))
+        else:
+            script.beat(r, at(WORLD, 20, ranks=3, ms=900, done=r == 0)).end(r, RESET)
+    assert script.said() == [("critical", "hang", [1])]
+    found = script.run.diagnoses[0]
+    assert found.text.startswith("Rank 1 has finished: it ended after 10 steps by itself, ")
+    assert found.evidence["doing"] == {"1": "finished"}
+    assert "rank 1 " in script.run.reason.lower()
+    assert {a.kind for a in script.run.alerts} == {"hang"}  # nobody was blamed meanwhile
+
+
+def test_who_had_no_time_to_enter_the_call_is_not_said_to_have_stayed_away():
+    script = Script()
+    for r in range(3):
+        script.beat(r, at(WORLD, 19, ranks=3, ms=0, done=True))
+    script.now_ns += 400 * MS
+    script.beat(0, at(WORLD, 20, ranks=3, ms=300)).end(0, RESET)
+    assert script.said() == []
+    assert script.run.reason.startswith("rank 0 gave up waiting: RuntimeError")
+    script.tick(4)
+    # Two others have been silent since: nobody knows what they did.
+    assert [d[1] for d in script.said()] in (["rank_lost"], ["hang"])
+
+
+def test_an_own_error_is_named_and_the_ranks_that_gave_up_are_not():
+    script = Script()
+    script.end(0, RESET).end(2, Bye("failed", "ValueError: a bad sample")).end(1, RESET)
+    assert script.said() == [("critical", "rank_lost", [2])]
+    assert script.run.reason == "rank 2: ValueError: a bad sample"
+    assert script.run.diagnoses[0].evidence["also"] == [0, 1]
+
+
+def test_a_stuck_rank_that_somebody_kills_was_stuck_all_the_same():
+    script = Script()
+    stuck(script)
+    script.end(1, Bye("lost", "process 1 was killed by SIGKILL", -9)).end(0, RESET).end(2, RESET)
+    assert script.said() == [("critical", "hang", [1]), ("critical", "rank_lost", [1])]
+
+
+def test_a_hang_that_is_over_is_not_the_cause_of_what_comes_later():
+    script = Script()
+    stuck(script)
+    for second in range(5):
+        for r in range(3):
+            script.beat(r, at(WORLD, 30 + second, ranks=3, ms=6000 + 1000 * second, done=True))
+        script.tick()
+    script.end(2, Bye("failed", "ValueError: a bad sample")).end(0, RESET).end(1, RESET)
+    assert script.said() == [("critical", "rank_lost", [2])]

@@ -1,0 +1,107 @@
+"""Inside of which library call a thread stands; the calls are real."""
+
+import threading
+
+import pytest
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+from torch.utils.data import DataLoader, Dataset
+
+from dpwatch.probe.inside import NOWHERE, Groups, inside, inside_of, rank_in
+from dpwatch.wire.messages import GroupMembers, Meeting
+
+DEADLINE_S = 60
+
+
+class Blocked:
+    """A thread that stays where it is until it is let go."""
+
+    def __init__(self, call):
+        self.entered, self.go_on = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=call, args=(self.wait,), daemon=True)
+        self.thread.start()
+        assert self.entered.wait(DEADLINE_S)
+
+    def wait(self, *_, **__):
+        self.entered.set()
+        self.go_on.wait(DEADLINE_S)
+
+    @property
+    def ident(self):
+        return self.thread.ident
+
+    def close(self):
+        self.go_on.set()
+        self.thread.join(DEADLINE_S)
+
+
+@pytest.fixture
+def blocked():
+    made = []
+
+    def start(call):
+        made.append(Blocked(call))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
+
+
+def test_a_thread_that_makes_the_world_is_in_it_with_rank_and_size(blocked, monkeypatch):
+    def joins(wait):
+        def rendezvous(*args, **kwargs):
+            wait()
+            raise RuntimeError("nobody came")
+
+        monkeypatch.setattr(distributed_c10d, "rendezvous", rendezvous)
+        with pytest.raises(RuntimeError, match="nobody came"):
+            dist.init_process_group("gloo", init_method="tcp://x:1", rank=1, world_size=3)
+
+    it = blocked(joins)
+    assert inside(it.ident) == ("init_process_group", Meeting("init_process_group", 3), None)
+    assert rank_in(it.ident) == (1, 3)
+    it.close()
+    assert (inside(it.ident), rank_in(it.ident)) == (NOWHERE, None)
+
+
+def test_an_exception_tells_which_group_was_being_made(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("Connection reset by peer")
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        assert Groups().now() == []
+        dist.new_group([0])
+        assert [(g.members, bool(g.group)) for g in Groups().now()] == [([0], True)]
+        monkeypatch.setattr(distributed_c10d, "_new_process_group_helper", broken)
+        with pytest.raises(RuntimeError) as caught:
+            dist.new_group([0])
+        found = inside_of(caught.value.__traceback__)
+        assert found.call == "new_group"
+        assert (found.meeting.ranks, found.meeting.members) == (1, [0])
+        assert found.meeting.group  # c10d's own name, which tells it from the one before
+        told = GroupMembers("1", [0])
+        assert found.meeting.group != told.group
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_thread_that_waits_for_its_data_loader(blocked):
+    def loads(wait):
+        class Slow(Dataset):
+            def __len__(self):
+                return 1
+
+            def __getitem__(self, index):
+                wait()
+                return index
+
+        next(iter(DataLoader(Slow())))
+
+    assert inside(blocked(loads).ident).call == "DataLoader"
+
+
+def test_elsewhere_it_is_nowhere(blocked):
+    it = blocked(lambda wait: wait())
+    assert (inside(it.ident), rank_in(it.ident)) == (NOWHERE, None)
