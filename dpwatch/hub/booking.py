@@ -21,6 +21,7 @@ from dpwatch.hub.series import (
 )
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.wire.calls import Kind
+from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import Collective, Duration
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ def collective(state: RunState, rank: RankState, record: Collective) -> None:
             cells[at + TIMED_NS] += record.completed_ns - record.issued_ns
     if record.completed_ns is not None:
         keep_latency(op.latency_ms, record.completed_ns - record.issued_ns)
-    arrive(state, rank.rank, record, op)
+    if record.op not in MESSAGES:
+        arrive(state, rank.rank, record, op)
+    elif record.peer is not None:
+        exchanged(state, rank, f"{record.op}/{record.peer}", record.step, 1, nbytes)
 
 
 def called(
@@ -77,6 +81,23 @@ def called(
     return op, tallies
 
 
+def exchanged(
+    state: RunState, rank: RankState, key: str, step: int, calls: int, nbytes: int
+) -> None:
+    """Messages of a rank to or from another one; `key` is `op/peer`."""
+    by_step = rank.peers.get(key)
+    if by_step is None:
+        if rank.cells >= bounds.CELLS_A_RANK or state.cells >= bounds.CELLS:
+            return  # what it sends is counted all the same
+        rank.cells += 1
+        state.cells += 1
+        by_step = rank.peers[key] = ByStep()
+    at = by_step.at(step)
+    if at is not None:
+        by_step.cells[at + CALLS] += calls
+        by_step.cells[at + NBYTES] += nbytes
+
+
 def duration(state: RunState, rank: RankState, record: Duration) -> None:
     """How long a call took that was told of before."""
     key = f"{record.op}/{record.group}"
@@ -84,7 +105,7 @@ def duration(state: RunState, rank: RankState, record: Duration) -> None:
     if op is None or lane is None:
         return
     if book(record, key, lane.calls, lane.late_calls, lane.late):
-        op.timed_late = True
+        op.timed_late |= record.completed_ns is None
         keep_latency(op.latency_ms, record.duration_ns)
 
 
@@ -98,7 +119,7 @@ def arrive(state: RunState, r: int, record: Collective, op: OpState) -> None:
 def _whole(state: RunState, key: str, op: OpState, entered: dict[int, Collective]) -> None:
     """Books who came last to a call that all have entered.
 
-    `wait(r) = last arrival - arrival(r)`.
+    `wait(r) = last arrival - arrival(r)`; a moment of waiting in several calls at once counts once.
     """
     if len(state.hosts) > 1:
         hosts = {state.ranks[r].host for r in entered if r in state.ranks}
@@ -110,12 +131,15 @@ def _whole(state: RunState, key: str, op: OpState, entered: dict[int, Collective
         return  # no clocks that compare
     for r, call in entered.items():
         rank = state.ranks.get(r)
-        lane = None if rank is None else rank.lanes.get(call.device)
+        if rank is None or call.issued_ns == last_ns:
+            continue
+        wait_ns = rank.waits.add(call.issued_ns, last_ns)
+        lane = rank.lanes.get(call.device)
         tallies = None if lane is None else lane.calls.get(key)
-        if tallies is not None:  # else another op, where ranks are out of step
+        if tallies is not None and wait_ns:  # else another op, where ranks are out of step
             at = tallies.at(call.step)
             if at is not None:
-                tallies.cells[at + WAIT_NS] += last_ns - call.issued_ns
+                tallies.cells[at + WAIT_NS] += wait_ns
     # In the first step ranks come as their start-up lets them.
     if min([call.step for call in entered.values()]) > 0:
         waited_ns = len(issued_ns) * last_ns - sum(issued_ns)

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from dpwatch.hub.series import TIMED_CALLS, TIMED_NS, ByStep, Tally, summed
+from dpwatch.hub.series import (
+    TIMED_CALLS,
+    TIMED_NS,
+    WAITED_CALLS,
+    WAITED_NS,
+    ByStep,
+    Tally,
+    summed,
+)
 
 if TYPE_CHECKING:
     from dpwatch.wire.messages import Duration
@@ -60,6 +68,11 @@ def book(
         return False
     by_step.cells[at + TIMED_CALLS] += 1
     by_step.cells[at + TIMED_NS] += record.duration_ns
+    if record.blocked_ns is not None:
+        by_step.cells[at + WAITED_CALLS] += 1
+        by_step.cells[at + WAITED_NS] += record.blocked_ns
+    if record.completed_ns is not None:  # on the host, only a moment later than the others
+        return True
     late_calls.setdefault(key, Late()).keep(record.step, by_step.over([record.step])[0])
     late.keep(record.step, summed([each.over([record.step])[0] for each in calls.values()]))
     return True

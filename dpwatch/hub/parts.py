@@ -41,6 +41,28 @@ class BadLoss(msgspec.Struct, array_like=True):
     before: tuple[int, float] | None
 
 
+class Covered(msgspec.Struct, array_like=True):
+    """Time that intervals have covered so far, so that what overlaps counts once.
+
+    Intervals come nearly in order. Known is the last stretch without a gap, from `low` to `high`,
+    and `before`: where the one before it ends.
+    """
+
+    before: int = 0
+    low: int = 0
+    high: int = 0
+
+    def add(self, start: int, end: int) -> int:
+        """Returns: how much of the interval nothing has covered before."""
+        if start > self.high:
+            self.before, self.low, self.high = self.high, start, end
+            return end - start
+        start = max(start, self.before)
+        found = max(0, min(end, self.low) - start) + max(0, end - self.high)
+        self.low, self.high = min(self.low, start), max(self.high, end)
+        return found
+
+
 class RankState(msgspec.Struct):
     """One process: who it is, when it last spoke, its devices.
 
@@ -51,6 +73,9 @@ class RankState(msgspec.Struct):
         taken: Those that did.
         cells: Kinds of collectives it has called, by device.
         good_loss: The last loss that was a number, and its step.
+        whole_steps: Steps of which all calls have come.
+        peers: What it sends to other ranks and receives from them, by `send/rank` and `recv/rank`.
+        waits: When it has waited for other ranks to come to a call.
         generations: By group, the last of that name it has called in, counted from 0 over the run.
         left: The same of the processes that had this rank before; None of a run's first process.
         shifts: By group, what its own count of generations has to be increased by.
@@ -75,6 +100,9 @@ class RankState(msgspec.Struct):
     missed: int = 0
     taken: int = 0
     cells: int = 0
+    whole_steps: int = 0
+    peers: dict[str, ByStep] = {}
+    waits: Covered = msgspec.field(default_factory=Covered)
     generations: dict[str, int] = {}
     left: dict[str, int] | None = None
     shifts: dict[str, int] = {}

@@ -39,13 +39,13 @@ from dpwatch.probe.collectives_ops import (
     is_fake,
 )
 from dpwatch.probe.collectives_reports import Reports
-from dpwatch.probe.collectives_waits import Waits
+from dpwatch.probe.collectives_waits import Waits, now
 from dpwatch.probe.flight import calls_to_keep
 from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.lanes import Lane, here
-from dpwatch.probe.sums import MOVED
+from dpwatch.probe.sums import IDLE, MOVED
 from dpwatch.probe.uninterrupted import raise_on_return, theirs, uninterrupted
-from dpwatch.wire.messages import Position
+from dpwatch.wire.messages import Position, Step
 
 if TYPE_CHECKING:
     from dpwatch.probe.seams import RecordSink
@@ -104,6 +104,10 @@ class Collectives:
     def positions(self) -> list[Position]:
         """How far each group has come, the latest first. On the sender thread."""
         return self._reports.positions()
+
+    def complete(self, step: Step) -> Step:
+        """A step's record with what is known of its communication. On the sender thread."""
+        return self._reports.complete(step) if self.capture == "observer" else step
 
     def unseen(self) -> str:
         """What this process may exchange that is not seen here, "" where nothing is known of."""
@@ -185,20 +189,38 @@ class Collectives:
         if inside is not None:
             inside.append(call)
             call.from_python = True
-        if call.on_host:
-            call.watched = call.from_python or self._pace.due(call.step, call.issued_ns)
+        call.watched = call.on_host and (call.from_python or self._is_due(call))
         return call
 
-    def _leave(self, call: Call, work: Any) -> None:
+    def _is_due(self, call: Call) -> bool:
+        """Whether a callback is to tell when it is done: not in steps that are only counted."""
+        if self.main is not None and self.main.asleep:
+            return False
+        return self._pace.due(call.step, call.issued_ns)
+
+    def _leave(self, call: Call, work: Any, lane: Lane | None) -> None:
         """A Python caller has its `Work`, or has been blocked in the call itself."""
-        call.returned_ns = now = time.monotonic_ns()
-        lane = here.lane
-        if lane is not None:
-            lane.sums[MOVED] += now - call.issued_ns
-        if work is None:  # as monitored_barrier does
-            call.waited(now, now)
+        if lane is None:
+            call.returned_ns = time.monotonic_ns()
         else:
-            self._waits.watch(work, call)
+            call.returned_ns = now(lane, blocked_as=IDLE)
+            lane.sums[MOVED] += call.returned_ns - call.issued_ns
+        if work is None:  # as monitored_barrier does
+            call.waited(call.returned_ns, call.returned_ns)
+            return
+        self._waits.watch(work, call)
+        if call.is_async and call.on_host and self._is_due(call):
+            self._watch_end(call, work)  # it may be over long before it is waited for
+
+    def _watch_end(self, call: Call, work: Any) -> bool:
+        """Has a callback tell when the call is done. Returns: whether one can."""
+        try:
+            call.ended = completion_of(self._future_of(work))
+        except Exception as error:  # gloo's reduce_scatter has no future, nor have its messages
+            if theirs(error):
+                raise
+            return False
+        return True
 
     def _issued(self, call: Call, result: Any) -> None:
         """The backend has it. Of C++ no one comes back here, but perhaps the future does."""
@@ -206,15 +228,9 @@ class Collectives:
             self.calls.returned.append(call.kept())
         if call.from_python or not call.watched:
             return
-        try:
-            boxed = _work_in(result)
-            if boxed is not None:
-                call.ended = completion_of(self._future_of(dist.Work.unbox(boxed)))
-                return
-        except Exception as error:  # gloo's reduce_scatter has no future
-            if theirs(error):
-                raise
-        call.closed = True
+        boxed = _work_in(result)
+        if boxed is None or not self._watch_end(call, dist.Work.unbox(boxed)):
+            call.closed = True
 
     # -- where calls are seen ----------------------------------------------------------------
 
@@ -299,6 +315,9 @@ class Collectives:
             # A method that calls another one: the inner is the collective.
             if compiling() or thread.inside is not None:
                 return original(group, *args, **kwargs)
+            lane = here.lane
+            if lane is not None and lane.measuring:
+                now(lane)
             inside: list[Call] = []
             thread.inside = inside
             try:
@@ -312,7 +331,7 @@ class Collectives:
             finally:
                 thread.inside = None
             if inside:
-                self._leave(inside[-1], work)
+                self._leave(inside[-1], work, lane)
             return work
 
         return method

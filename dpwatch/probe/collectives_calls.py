@@ -38,6 +38,7 @@ class Call:
         watched: Somebody will tell its end: a Python caller's wait, or a callback.
         ended: When it was done, in a list that its completion callback fills. None without one.
         from_python: Its caller is Python, and gets something to wait for.
+        latest_ns: When it was done at the latest, None if not even that is known.
         handles: `Work` and `Future` objects that a Python caller has got to wait for it.
         dropped: How many of them are gone. Of the sender thread.
         closed: Nothing more will be known of it.
@@ -46,8 +47,8 @@ class Call:
 
     __slots__ = ("blocked_ns", "cancelled", "closed", "completed_ns", "device", "dropped", "dtype",
                  "ended", "from_python", "group", "handles", "into_ns", "is_async", "issued_ns",
-                 "nbytes", "nbytes_out", "on_host", "op", "peer", "phase", "place", "returned_ns",
-                 "seq", "step", "watched")  # fmt: skip
+                 "latest_ns", "nbytes", "nbytes_out", "on_host", "op", "peer", "phase", "place",
+                 "returned_ns", "seq", "step", "watched")  # fmt: skip
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class Call:
         self.ended: list[int] | None = None
         self.handles = self.dropped = 0
         self.completed_ns: int | None = None
+        self.latest_ns: int | None = None
         self.blocked_ns: int | None = None
         self.place = issuer()
         self.device = 0 if lane is None else lane.device
@@ -95,8 +97,11 @@ class Call:
         waited_ns = ended_ns - began_ns
         self.blocked_ns = self.returned_ns - self.issued_ns + waited_ns
         prompt = began_ns - self.returned_ns < PROMPT_NS or waited_ns > PROMPT_NS
-        if self.on_host and prompt:
-            self.completed_ns = ended_ns
+        if self.on_host:
+            if prompt:
+                self.completed_ns = ended_ns
+            else:
+                self.latest_ns = began_ns
         self.closed = True
 
     def is_settled(self) -> bool:
@@ -204,6 +209,7 @@ class CallbackPace:
         self.every = 1
         self._step = -1
         self._began_ns = 0
+        self._mean_ns = 0.0
         self._calls = 0
         self._is_due = True
 
@@ -211,15 +217,17 @@ class CallbackPace:
         """Whether a call, issued now, gets a callback."""
         if step != self._step:
             if self._step >= 0 and step > self._step:
-                self._adapt((now_ns - self._began_ns) / (step - self._step))
+                self._adapt(now_ns - self._began_ns)
             self._step, self._began_ns, self._calls = step, now_ns, 0
             stretch, place = divmod(step, self.every)
             self._is_due = place == stretch * 0x9E3779B1 >> 7 & (self.every - 1)
         self._calls += 1
         return self._is_due
 
-    def _adapt(self, step_ns: float) -> None:
-        needed = self._calls * CALLBACK_NS / (COST_SHARE * max(step_ns, 1.0))
+    def _adapt(self, since_ns: int) -> None:
+        """A step that is looked at comes so long after the last one, those only counted between."""
+        self._mean_ns += (since_ns - self._mean_ns) / (8 if self._mean_ns else 1)
+        needed = self._calls * CALLBACK_NS / (COST_SHARE * max(self._mean_ns, 1.0))
         if needed > self.every:
             self.every *= 2
         elif needed < self.every / 4:

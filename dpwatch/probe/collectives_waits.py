@@ -76,14 +76,14 @@ class Waits:
             if call is None or call.closed:
                 return original(handle, *args, **kwargs)
             lane = here.lane
-            began_ns = clock() if lane is None else _now(lane)
+            began_ns = clock() if lane is None else now(lane)
             try:
                 result = original(handle, *args, **kwargs)
                 call.waited(began_ns, clock())
             finally:
                 call.closed = True
                 if lane is not None:
-                    lane.sums[MOVED] += _now(lane, blocked_as=IDLE) - began_ns
+                    lane.sums[MOVED] += now(lane, blocked_as=IDLE) - began_ns
             return result
 
         return wait
@@ -126,7 +126,7 @@ class Waits:
                 raise
 
 
-def _now(lane: Lane, *, blocked_as: int | None = None) -> int:
+def now(lane: Lane, *, blocked_as: int | None = None) -> int:
     """Nanoseconds. In a step that is measured, books what the lane's thread was blocked for so far.
 
     Args:

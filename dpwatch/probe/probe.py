@@ -32,7 +32,7 @@ from dpwatch.probe.stacks import stacks_of
 from dpwatch.probe.steps import Steps
 from dpwatch.probe.whereabouts import standing
 from dpwatch.wire.limits import cores
-from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks
+from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks, Step
 from dpwatch.wire.paths import host_name
 
 STILL_NS = 2_000_000_000
@@ -324,7 +324,11 @@ class _Source:
             torch_version=str(torch.__version__),
             capture=probe._collectives.capture,
             tells_output=probe._tap is not None,
+            unseen=probe._collectives.unseen(),
         )
+
+    def complete(self, step: Step) -> Step:
+        return self._probe._collectives.complete(step)
 
     def beat(self) -> Beat:
         probe, steps = self._probe, self._probe.steps

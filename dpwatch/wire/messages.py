@@ -102,6 +102,8 @@ class Hello(Record, frozen=True, tag="hello"):
         capture: How collectives are seen: `observer` (every one), `patch` (Python callers only),
             `none`.
         tells_output: What the process prints is told too (`Output`).
+        unseen: What it may exchange that its probe can't see, for people; "" where nothing is known
+            of. How much it sends and receives is unknown then.
     """
 
     world_size: r.Ranks
@@ -117,6 +119,7 @@ class Hello(Record, frozen=True, tag="hello"):
     torch_version: r.Word = ""
     capture: r.Word = "none"
     tells_output: bool = False
+    unseen: r.Line = ""
 
 
 class Memory(Record, frozen=True, gc=False, tag="memory"):

@@ -27,7 +27,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
     if share is None or share < WORTH_SAYING or not run.collectives:
         return None
     heaviest = run.collectives[0]
-    moved = sum(each.bytes_per_step for each in run.collectives)
+    moved = sum(each.bytes_per_step or 0 for each in run.collectives)
     return Finding(
         kind="comm_bound",
         severity="warning" if share >= WARNING else "info",
