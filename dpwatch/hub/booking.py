@@ -104,7 +104,8 @@ def duration(state: RunState, rank: RankState, record: Duration) -> None:
     op, lane = state.ops.get(key), rank.lanes.get(record.device)
     if op is None or lane is None:
         return
-    if book(record, key, lane.calls, lane.late_calls, lane.late):
+    took = book(record, key, lane.calls, lane.late_calls, lane.late)
+    if took and record.duration_ns is not None:
         op.timed_late |= record.completed_ns is None
         keep_latency(op.latency_ms, record.duration_ns)
 

@@ -78,6 +78,7 @@ class RankState(msgspec.Struct):
         waits: When it has waited for other ranks to come to a call.
         generations: By group, the last of that name it has called in, counted from 0 over the run.
         left: The same of the processes that had this rank before; None of a run's first process.
+        first_steps: By group that was made anew, the rank's first step in it.
         shifts: By group, what its own count of generations has to be increased by.
     """
 
@@ -106,6 +107,7 @@ class RankState(msgspec.Struct):
     generations: dict[str, int] = {}
     left: dict[str, int] | None = None
     shifts: dict[str, int] = {}
+    first_steps: dict[str, int] = {}
 
     @property
     def steps_done(self) -> int:

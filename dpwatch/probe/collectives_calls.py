@@ -150,14 +150,14 @@ class Call:
         )
 
     def end(self) -> tuple[Any, ...] | None:
-        """What is recorded of its end once its record has left, None if that is not known."""
-        done_ns = self.done_ns()
-        if done_ns is None:
+        """What is recorded of its end once its record has left, None if nothing is known of it."""
+        done_ns, group = self.done_ns(), self.group
+        if done_ns is None and self.blocked_ns is None:
             return None
-        group = self.group
+        took_ns = None if done_ns is None else done_ns - self.issued_ns
         return (Duration, self.step, self.op.name, group.name,
-                group.size if self.op.peer is None else 1, self.seq, self.nbytes,
-                done_ns - self.issued_ns, self.device, done_ns, self.blocked_ns)  # fmt: skip
+                group.size if self.op.peer is None else 1, self.seq, self.nbytes, took_ns,
+                self.device, done_ns, self.blocked_ns)  # fmt: skip
 
     def position(self, oldest: Call | None) -> Position:
         """This call as the place its group has come to; `oldest` is one before it."""

@@ -16,7 +16,7 @@ from itertools import chain
 
 from dpwatch.hub.arrivals import essence
 from dpwatch.hub.diagnose.finding import Finding, mebibytes, ranks_of
-from dpwatch.hub.generations import is_current
+from dpwatch.hub.generations import is_current, step_in_group
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
 from dpwatch.hub.stuck import moved_ns
@@ -37,7 +37,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
             if _have_matched(state, group):
                 return _finding(state, group, seq, calls, alike)
             continue
-        steps = {rank: (str(call.step), 0, "") for rank, call in calls.items()}
+        steps = {r: (str(step_in_group(state, r, call)), 0, "") for r, call in calls.items()}
         if len(set(steps.values())) > 1 and _stopped(state, calls) and _have_matched(state, group):
             return _finding(state, group, seq, calls, steps)
     return None
