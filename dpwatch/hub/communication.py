@@ -93,6 +93,7 @@ def comm_times(
     if calls.waited_ms is not None and not routes and steps.mean_ms:
         exposed = min(calls.waited_ms, steps.mean_ms)
         share = exposed / steps.mean_ms
+        total = None if total is None else max(total, exposed)  # which few steps may not show
     if total is None or routes:
         added = _added_up_ms(rank, lane, routes)
         total = added if added is None or steps.mean_ms is None else min(added, steps.mean_ms)

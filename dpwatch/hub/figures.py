@@ -19,7 +19,7 @@ from dpwatch.wire.messages import PHASES
 DEVICE_TIMES = tuple(map(PHASES.index, ("forward", "backward", "optimizer")))
 """Phases that a CUDA device has times of its own of."""
 
-NEARLY_ALL = 0.9
+NEARLY_ALL = 0.8
 """Of the steps with calls: in so many of them it is known how long their callers waited."""
 
 _WIDTH = len(Tally.__struct_fields__)

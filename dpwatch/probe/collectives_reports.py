@@ -7,6 +7,7 @@ thread. Of the others the end follows in a record of its own (`Duration`).
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +27,9 @@ MOST_GROUPS = 16
 
 MOST_UNDER_WAY = 8192
 """Calls whose end is still awaited; of more than these the oldest are given up."""
+
+FOLLOW_UP_NS = 50_000_000
+"""Calls that were under way are looked at again after so long."""
 
 UNSURE_NS = 100_000
 UNSURE_SHARE = 0.05
@@ -47,11 +51,14 @@ class Reports:
         self._step_of = step_of
         self._groups = groups
         self._waits = waits
+        self._followed_ns = 0
         self._under_way: list[Call] = []
         self._over: deque[Span] = deque(maxlen=MOST_UNDER_WAY)
 
     def tell(self, call: Call) -> Collective | None:
         """The call's record as it leaves, None of one that could not be issued."""
+        if self._under_way and time.monotonic_ns() - self._followed_ns > FOLLOW_UP_NS:
+            self.follow_up()
         if call.cancelled:
             return None
         settled = call.is_settled()
@@ -87,6 +94,7 @@ class Reports:
 
     def follow_up(self) -> None:
         """Records the end of calls that were under way when their record left."""
+        self._followed_ns = time.monotonic_ns()
         self._waits.forget()
         self._groups.forget()
         waiting, self._under_way = self._under_way[-MOST_UNDER_WAY:], []
