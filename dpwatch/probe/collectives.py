@@ -17,6 +17,7 @@ Durations may follow from torch's flight recorder (see `flight`), which is told 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import sys
@@ -29,15 +30,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from dpwatch.probe import dynamo
 from dpwatch.probe.collectives_calls import Call, CallbackPace, completion_of
 from dpwatch.probe.collectives_groups import Groups, Unknown
-from dpwatch.probe.collectives_ops import (
-    DISPATCHER_OPS,
-    GROUP_METHODS,
-    Op,
-    first_of,
-    is_fake,
-)
+from dpwatch.probe.collectives_ops import DISPATCHER_OPS, GROUP_METHODS, Op, is_fake
 from dpwatch.probe.collectives_reports import Reports
 from dpwatch.probe.collectives_waits import Waits, now
 from dpwatch.probe.flight import calls_to_keep
@@ -49,6 +45,16 @@ from dpwatch.wire.messages import Position, Step
 
 if TYPE_CHECKING:
     from dpwatch.probe.seams import RecordSink
+
+_ON_CALLERS_THREADS = tuple(
+    f"dpwatch.probe.{name}"
+    for name in (
+        "collectives", "collectives_calls", "collectives_groups", "collectives_ops",
+        "collectives_waits", "cpu", "flight", "foreign", "lanes", "probe", "recorder",
+        "uninterrupted", "whereabouts",
+    )
+)  # fmt: skip
+"""Modules whose functions callers' threads run: dynamo would compile what runs while it is on."""
 
 
 def start(record: RecordSink, step_of: Callable[[], int]) -> Collectives:
@@ -95,6 +101,8 @@ class Collectives:
         if not dist.is_available():
             return
         self._future_of = dist.Work.get_future
+        ours = (sys.modules.get(name) for name in _ON_CALLERS_THREADS)
+        dynamo.leave_modules_alone(*(module for module in ours if module is not None))
         self._patch_groups()
         self._waits.install(self._replace)
         self.capture = "observer" if self._observe() else "patch"
@@ -142,34 +150,32 @@ class Collectives:
         """
         if not seen:
             try:
-                call = self._call(form, args)
+                self._see(form, args, seen)
             except Exception as error:
                 if theirs(error):
                     raise
-                return
-            if call is None:
-                return
-            seen.append(call)
-        (call,) = seen
-        if call.seq >= 0:
-            return
-        row = self._tell, call
-        group, name = call.group, call.op.name
-        # From here to the record nothing is called, so no signal handler and no other thread runs.
-        if call.op.peer is not None:
-            call.seq = group.messages[name]
-            group.messages[name] = call.seq + 1
-        else:
-            call.seq = group.issued
-            group.issued = call.seq + 1
-            group.newest = call
-        self._record(row)
+        for call in seen:
+            if call.seq >= 0:
+                continue
+            row, group = (self._tell, call), call.group
+            # From here to the record nothing is called: no signal handler and no thread runs.
+            if call.op.peer is None:
+                call.seq = group.issued
+                group.issued = call.seq + 1
+                group.newest = call
+            else:
+                name = call.op.name
+                call.seq = group.messages[name]
+                group.messages[name] = call.seq + 1
+            self._record(row)
 
-    def _call(self, form: Form, args: tuple[Any, ...]) -> Call | None:
+    def _see(self, form: Form, args: tuple[Any, ...], seen: list[Call]) -> None:
         op = form.op
-        first = None if op.payload is None else first_of(args[op.payload])
+        first = None if op.payload is None else args[op.payload]
+        while type(first) is list or type(first) is tuple:
+            first = first[0] if first else None
         if first is not None and is_fake(first):
-            return None
+            return
         self.issued += 1
         lane = here.lane
         if lane is None and _in_backward():  # autograd's own thread works for the main one
@@ -178,7 +184,7 @@ class Collectives:
             group = self._groups.of(form.unbox(args[form.group]))
         except Unknown:
             self._has_unknown_groups = True
-            return None
+            return
         call = Call(op, group, args, first, self._step_of(), lane)
         if form.peer is not None:
             call.peer = group.members[args[form.peer]]
@@ -190,7 +196,7 @@ class Collectives:
             inside.append(call)
             call.from_python = True
         call.watched = call.on_host and (call.from_python or self._is_due(call))
-        return call
+        seen.append(call)
 
     def _is_due(self, call: Call) -> bool:
         """Whether a callback is to tell when it is done: not in steps that are only counted."""
@@ -297,6 +303,7 @@ class Collectives:
                 (_,) = raise_on_return(held)
             return result
 
+        dynamo.leave_alone(kernel)
         return kernel
 
     def _patch_groups(self) -> None:
@@ -307,13 +314,12 @@ class Collectives:
 
     def _method(self, op: Op, original: Any) -> Callable[..., Any]:
         thread = self._thread
-        compiling = torch.compiler.is_dynamo_compiling
         form = Form(op, -1, 1 if op.peer else None, None, _itself)
 
         @functools.wraps(original)
         def method(group: Any, *args: Any, **kwargs: Any) -> Any:
             # A method that calls another one: the inner is the collective.
-            if compiling() or thread.inside is not None:
+            if thread.inside is not None:
                 return original(group, *args, **kwargs)
             lane = here.lane
             if lane is not None and lane.measuring:
@@ -336,8 +342,9 @@ class Collectives:
 
         return method
 
-    def _replace(self, owner: Any, name: str, ours: Callable[..., Any]) -> None:
+    def _replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
         own = vars(owner).get(name)  # None: inherited
+        ours = _method_of_c(function)
 
         def put_back() -> None:
             if vars(owner).get(name) is not ours:  # somebody has since put theirs on top
@@ -383,6 +390,16 @@ class _Thread(threading.local):
 
 def _itself(thing: Any) -> Any:
     return thing
+
+
+def _method_of_c(function: Callable[..., Any]) -> Any:
+    """A function in the guise that pybind's methods have.
+
+    So torch.compile stops at it as it does at theirs; a Python function it would trace.
+    """
+    guise = ctypes.pythonapi.PyInstanceMethod_New
+    guise.restype, guise.argtypes = ctypes.py_object, [ctypes.py_object]
+    return guise(function)
 
 
 def _in_backward() -> bool:

@@ -66,12 +66,9 @@ class Waits:
 
     def _wait(self, original: Any) -> Callable[..., Any]:
         calls, reference, clock = self._calls, weakref.ref, time.monotonic_ns
-        compiling = torch.compiler.is_dynamo_compiling
 
         @functools.wraps(original)
         def wait(handle: Any, *args: Any, **kwargs: Any) -> Any:
-            if compiling():
-                return original(handle, *args, **kwargs)
             call = calls.get(reference(handle))
             if call is None or call.closed:
                 return original(handle, *args, **kwargs)
@@ -89,25 +86,21 @@ class Waits:
         return wait
 
     def _get_future(self, original: Any) -> Callable[..., Any]:
-        compiling = torch.compiler.is_dynamo_compiling
 
         @functools.wraps(original)
         def get_future(work: Any) -> Any:
             future = original(work)
-            if not compiling():
-                self._follow(work, future)
+            self._follow(work, future)
             return future
 
         return get_future
 
     def _then(self, original: Any) -> Callable[..., Any]:
-        compiling = torch.compiler.is_dynamo_compiling
 
         @functools.wraps(original)
         def then(future: Any, *args: Any, **kwargs: Any) -> Any:
             after = original(future, *args, **kwargs)
-            if not compiling():
-                self._follow(future, after)
+            self._follow(future, after)
             return after
 
         return then
