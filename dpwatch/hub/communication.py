@@ -101,12 +101,16 @@ def comm_times(
 
 
 def _added_up_ms(rank: RankState, lane: LaneState, routes: Sequence[Route]) -> float | None:
-    moved = [route.by_step for route in routes if lane.device in (route.src, route.dst)]
-    if not moved:  # the last steps that were timed
-        return mean(timed_ms([tally]) for tally in lane.late.tallies.values())
     done = settled(rank.whole_steps)
-    per_step = zip(*(each.over(done) for each in moved), tallies(lane, done), strict=True)
-    return mean(timed_ms(each) for each in per_step)
+    calls = tallies(lane, done)
+    moved = [route.by_step.over(done) for route in routes if lane.device in (route.src, route.dst)]
+    if moved:
+        return mean(timed_ms(each) for each in zip(*moved, calls, strict=True))
+    busy = [tally for tally in calls if tally.calls]
+    timed = mean(timed_ms([tally]) for tally in busy)
+    if timed is None:  # the last steps that were timed
+        timed = mean(timed_ms([tally]) for tally in lane.late.tallies.values())
+    return None if timed is None or not done else timed * len(busy) / len(done)
 
 
 def collectives(

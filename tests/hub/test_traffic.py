@@ -260,6 +260,21 @@ def test_no_sum_of_what_overlaps_exceeds_the_step(run):
     assert {row.comm_ms.total for row in summarize(run).ranks} == {100.0}
 
 
+def test_durations_of_rare_calls_are_a_mean_over_all_steps(run):
+    greet(run)
+    for index in range(101):
+        for rank in range(2):
+            calls = [call(index, index, took_ms=None)] if index % 4 == 0 else []
+            say(run, rank, *calls, step(index))
+    for rank in range(2):
+        late = [
+            Duration(index, "all_reduce", "default", 2, index, 1000, 20 * MS)
+            for index in range(4, 101, 4)
+        ]
+        say(run, rank, *late)
+    assert {row.comm_ms.total for row in summarize(run).ranks} == {5.0}
+
+
 def test_an_end_that_comes_late_is_the_calls_own(run):
     greet(run)
     for index in range(10):
