@@ -96,6 +96,7 @@ class Collectives:
         self._reports = Reports(record, step_of, self._groups, self._waits)
         self._tell = self._reports.tell
         self._has_unknown_groups = False
+        self._unseen: set[str] = set()
         self._future_of: Callable[[Any], Any] = _itself
         self._restore: list[Callable[[], None]] = []
         if not dist.is_available():
@@ -118,16 +119,18 @@ class Collectives:
         return self._reports.complete(step) if self.capture == "observer" else step
 
     def unseen(self) -> str:
-        """What this process may exchange that is not seen here, "" where nothing is known of."""
+        """What this process may exchange, or has, that is not seen; "" where nothing is known of."""
         rpc: Any = sys.modules.get("torch.distributed.rpc.api")
+        has_agent = getattr(rpc, "_is_current_rpc_agent_set", None)
         found = {
             "calls from C++": self.capture == "patch",
             "process groups that torch.distributed did not make": self._has_unknown_groups,
-            "torch.distributed.rpc": rpc is not None and rpc._is_current_rpc_agent_set(),
+            "torch.distributed.rpc": has_agent is not None and has_agent(),
             "torchft": "torchft" in sys.modules,
             "horovod": "horovod.torch" in sys.modules,
         }
-        return ", ".join(name for name, is_there in found.items() if is_there)
+        self._unseen |= {name for name, is_there in found.items() if is_there}
+        return ", ".join(name for name in found if name in self._unseen)
 
     def close(self) -> None:
         """Removes the observer and all patches."""
