@@ -119,7 +119,7 @@ class Collectives:
         return self._reports.complete(step) if self.capture == "observer" else step
 
     def unseen(self) -> str:
-        """What this process may exchange, or has, that is not seen; "" where nothing is known of."""
+        """What this process may exchange or has, and is not seen; "" where nothing is known of."""
         rpc: Any = sys.modules.get("torch.distributed.rpc.api")
         has_agent = getattr(rpc, "_is_current_rpc_agent_set", None)
         found = {
