@@ -71,6 +71,8 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     # What one of them missed the other may have; only what both did is lost.
     rank.missed = min(known.missed, rank.missed) if rank.received.missing else 0
     rank.taken = sent - rank.missed
+    rank.whole_steps = max(rank.whole_steps, known.whole_steps)
+    rank.waits = max(rank.waits, known.waits, key=lambda each: each.high)
     rank.seen_ns = max(rank.seen_ns, known.seen_ns)
     rank.progress_ns = max(rank.progress_ns, known.progress_ns)
     rank.ended_ns = rank.ended_ns or known.ended_ns
@@ -80,6 +82,9 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     rank.left = known.left if rank.left is None else rank.left
     rank.shifts = rank.shifts | known.shifts
     rank.generations = rank.generations | known.generations
+    rank.first_steps = rank.first_steps | known.first_steps
+    for key, by_step in known.peers.items():
+        rank.peers[key] = _joined(by_step, rank.peers.get(key, ByStep()))
     for device, lane in known.lanes.items():
         fresh = rank.lanes.get(device)
         if fresh is None:

@@ -26,11 +26,12 @@ class Quantiles(msgspec.Struct, frozen=True):
 
 
 class StepTime(msgspec.Struct, frozen=True):
-    """Step time: quantiles over the recent window, and the last step's."""
+    """Step time: quantiles and mean over the recent window, and the last step's."""
 
     p50: float | None = None
     p95: float | None = None
     last: float | None = None
+    mean: float | None = None
 
 
 class PhaseTimes(msgspec.Struct, frozen=True):
@@ -45,11 +46,16 @@ class PhaseTimes(msgspec.Struct, frozen=True):
 
 
 class CommTimes(msgspec.Struct, frozen=True):
-    """Communication per step: all of it, what compute waited for, what waited for peers."""
+    """Communication per step, means in which what overlaps counts once.
+
+    `total` is while any was under way, `exposed` what compute waited for (`exposed_share` of the
+    step), `wait` what later ranks were waited for.
+    """
 
     total: float | None = None
     exposed: float | None = None
     wait: float | None = None
+    exposed_share: float | None = None
 
 
 class Categories(msgspec.Struct, frozen=True):
@@ -112,6 +118,9 @@ class Rank(msgspec.Struct, frozen=True):
 
     `state` is one of starting, running, finished, failed, stalled (no step for long), lost, stale
     (its host is not heard of: what is shown is the last that was). `missed_frames` never came.
+
+    `unseen` names what it may exchange that is not seen, so that what it sends and receives is
+    unknown; "" where nothing is known of.
     """
 
     rank: int
@@ -133,6 +142,7 @@ class Rank(msgspec.Struct, frozen=True):
     gpu: GpuUse = GpuUse()
     device_kind: str = ""
     missed_frames: int = 0
+    unseen: str = ""
 
 
 class LastArrival(msgspec.Struct, frozen=True):
@@ -144,18 +154,34 @@ class LastArrival(msgspec.Struct, frozen=True):
 
 
 class CollectiveStats(msgspec.Struct, frozen=True):
-    """All calls of one op in one group; bandwidths in 10⁹ bytes a second (nccl-tests' terms)."""
+    """All calls of one op in one group; bandwidths in 10⁹ bytes a second (nccl-tests' terms).
+
+    Of messages (`send`, `recv`) `ranks` is 2. `count_per_step` and `bytes_per_step` are means over
+    the last steps, None before the first is over.
+    """
 
     op: str
     group: str
     ranks: int
-    count_per_step: float
-    bytes_per_step: int
+    count_per_step: float | None
+    bytes_per_step: int | None
     latency_ms: Quantiles = Quantiles()
     algbw_gbps: float | None = None
     busbw_gbps: float | None = None
     exposed_ms_per_step: float | None = None
     last_arrival: LastArrival | None = None
+
+
+class MessageStats(msgspec.Struct, frozen=True):
+    """What one rank sends another point to point, means per step of the sender.
+
+    Of a sender that tells nothing, as the receiver has it.
+    """
+
+    src: int
+    dst: int
+    count_per_step: float
+    bytes_per_step: int
 
 
 class TransferStats(msgspec.Struct, frozen=True):
@@ -273,6 +299,7 @@ class Run(msgspec.Struct, frozen=True):
     alerts: list[Alert] = []
     other_hosts: list[HostView] = []
     note: str = ""
+    messages: list[MessageStats] = []
 
 
 class GpuProcess(msgspec.Struct, frozen=True):

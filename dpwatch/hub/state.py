@@ -160,6 +160,8 @@ class RunState(msgspec.Struct):
                     rank.dump.take(record, max(self.world_size, len(self.ranks)))
                 case Bye():
                     rank.bye = record
+                    if record.state != "lost":  # it has said all it had to say
+                        rank.whole_steps = max(rank.whole_steps, rank.steps_done)
                     rank.ended_ns = self.end_ns = now_ns
                 case Refused():
                     rank.refused += 1
@@ -229,7 +231,7 @@ class RunState(msgspec.Struct):
     def count_room(self) -> None:
         """Counts lanes and kinds of collectives anew, once another state has been taken in."""
         for rank in self.ranks.values():
-            rank.cells = sum(len(lane.calls) for lane in rank.lanes.values())
+            rank.cells = len(rank.peers) + sum(len(lane.calls) for lane in rank.lanes.values())
         self.lanes = sum(len(rank.lanes) for rank in self.ranks.values())
         self.cells = sum(rank.cells for rank in self.ranks.values())
 
@@ -265,6 +267,8 @@ class RunState(msgspec.Struct):
         lane.recent.push(record)
         if record.step >= lane.steps:
             lane.steps = record.step + 1
+        if record.step >= rank.whole_steps:  # a step's calls come before it
+            rank.whole_steps = record.step + 1
         took_ms = (record.end_ns - record.start_ns) / 1e6
         lane.step_ms.push(record.step, took_ms)
         rank.progress_ns = max(rank.progress_ns, record.end_ns)
@@ -278,7 +282,13 @@ class RunState(msgspec.Struct):
                 self.step_ms.push(record.step, took_ms)
 
     def _beat(self, rank: RankState, record: Beat) -> None:
-        """A beat counts the steps done; of short ones not every one has a record."""
+        """A beat counts the steps done; of short ones not every one has a record.
+
+        It goes first in its frame, so calls that were made before it may come after it, but not
+        after the next.
+        """
+        if rank.beat is not None:
+            rank.whole_steps = max(rank.whole_steps, rank.beat.step)
         rank.beat = record
         if 0 in rank.lanes:
             lane = rank.lanes[0]

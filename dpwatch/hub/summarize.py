@@ -10,6 +10,7 @@ from dpwatch.hub.communication import (
     collectives,
     comm_times,
     device_of,
+    messages,
     steps_in_common,
     traffic,
     transfers,
@@ -166,6 +167,7 @@ def summarize(state: RunState) -> Run:
         alerts=list(state.alerts),
         other_hosts=[_host(state, state.others[name]) for name in sorted(state.others)],
         note=_note(state),
+        messages=messages(state),
     )
 
 
@@ -200,7 +202,7 @@ def _figures(state: RunState, lanes: Sequence[LaneState], common: int) -> Figure
 
 
 def _calls(rank: RankState, lane: LaneState, common: int) -> CallFigures:
-    return of_calls(rank, lane, settled(rank.steps_done), common)
+    return of_calls(rank, lane, settled(rank.whole_steps), common)
 
 
 def _of_many(state: RunState, lanes: Sequence[LaneState], common: int) -> Figures | None:
@@ -246,9 +248,9 @@ def _row(
         state=_rank_state(state, rank, lane, steps.p50_ms),
         steps=lane.steps,
         dropped=rank.dropped + rank.refused + rank.missed,
-        step_ms=StepTime(steps.p50_ms, steps.p95_ms, steps.last_ms),
+        step_ms=StepTime(steps.p50_ms, steps.p95_ms, steps.last_ms, steps.mean_ms),
         phases_ms=_phases(steps, device),
-        comm_ms=comm_times(rank, lane, routes, calls, steps.exposed_ms),
+        comm_ms=comm_times(rank, lane, routes, calls, steps),
         memory=_memory(lane, device),
         sent_bytes_per_step=sent,
         received_bytes_per_step=received,
@@ -257,6 +259,7 @@ def _row(
         runqueue_wait=runqueue_wait,
         gpu=_gpu(lane.gpu),
         missed_frames=rank.received.missing,
+        unseen=rank.hello.unseen if rank.hello else "",
     )
 
 

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpwatch.probe.backends import backend_of_world
 from dpwatch.wire.nodes import over_hosts
 from dpwatch.wire.paths import clean_run_id
 
@@ -128,8 +129,8 @@ def _process_group() -> tuple[int, int, str] | None:
     if dist is None or not dist.is_available() or not dist.is_initialized():
         return None
     try:
-        return dist.get_rank(), dist.get_world_size(), str(dist.get_backend())
-    except (RuntimeError, ValueError):  # being destroyed just now
+        return dist.get_rank(), dist.get_world_size(), backend_of_world(dist)
+    except (RuntimeError, ValueError, TypeError):  # being destroyed just now
         return None
 
 

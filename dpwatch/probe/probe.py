@@ -57,7 +57,7 @@ from dpwatch.probe.steps import Steps
 from dpwatch.probe.threads import Threads
 from dpwatch.probe.whereabouts import raised_at, standing
 from dpwatch.wire.limits import cores
-from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks
+from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks, Step
 from dpwatch.wire.paths import host_name
 
 STILL_NS = 2_000_000_000
@@ -431,7 +431,11 @@ class _Source:
             tells_output=probe._tap is not None,
             note=probe.note(),
             groups=self._groups.now(),
+            unseen=probe._collectives.unseen(),
         )
+
+    def complete(self, step: Step) -> Step:
+        return self._probe._collectives.complete(step)
 
     def beat(self) -> Beat:
         probe, steps = self._probe, self._probe.steps

@@ -96,6 +96,9 @@ class Source(Protocol):
     def hello(self, me: Identity) -> Hello:
         """Who this rank is, for the hub."""
 
+    def complete(self, step: Step) -> Step:
+        """A step's record as it leaves, with what is known by then."""
+
     def beat(self) -> Beat:
         """What it does right now."""
 
@@ -311,7 +314,7 @@ class Publisher:
         except TypeError:  # a record its maker got wrong must not cost the others
             self._lost += 1
             return None
-        return record
+        return self._source.complete(record) if isinstance(record, Step) else record
 
     # -- sending ------------------------------------------------------------------------------
 

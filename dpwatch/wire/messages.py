@@ -116,6 +116,8 @@ class Hello(Record, frozen=True, tag="hello"):
         tells_output: What the process prints is told too (`Output`).
         note: Why no step has been seen, "" once one has or while it is too early to tell.
         groups: The process groups that it is in besides the world, at most 64.
+        unseen: What it may exchange that its probe can't see, for people; "" where nothing is known
+            of. How much it sends and receives is unknown then.
     """
 
     world_size: r.Ranks
@@ -133,6 +135,7 @@ class Hello(Record, frozen=True, tag="hello"):
     tells_output: bool = False
     note: r.Line = ""
     groups: Annotated[list[GroupMembers], Meta(max_length=64)] = msgspec.field(default_factory=list)
+    unseen: r.Line = ""
 
 
 class Memory(Record, frozen=True, gc=False, tag="memory"):

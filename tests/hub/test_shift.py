@@ -18,7 +18,7 @@ AHEAD_NS = 7_000_000_000_000
 LENGTHS = {
     "data_ns", "h2d_ns", "forward_ns", "backward_ns", "optimizer_ns", "on_cpu_ns", "runqueue_ns",
     "gil_wait_ns", "idle_ns", "exposed_ns", "blocked_ns", "into_ns", "duration_ns", "still_ns",
-    "heard_ns", "offset_ns", "error_ns",
+    "heard_ns", "offset_ns", "error_ns", "comm_ns",
 }  # fmt: skip
 
 

@@ -121,6 +121,9 @@ class HandCollectives:
     def positions(self) -> list[Position]:
         return []
 
+    def complete(self, step: Step) -> Step:
+        return step
+
     def unseen(self) -> str:
         return ""
 

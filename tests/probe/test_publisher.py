@@ -50,6 +50,9 @@ class Source:
     def has_stepped(self) -> bool:
         return self.stepped
 
+    def complete(self, step: Step) -> Step:
+        return step
+
     def hello(self, me: Identity) -> Hello:
         devices = [DeviceInfo("cpu", "cpu")]
         return Hello(me.world_size, me.local_rank, "ddp", me.backend, devices, self.params)
