@@ -24,7 +24,7 @@ from dpwatch.probe.identity import Identity
 from dpwatch.probe.jobs import LaneJob, PhaseSpan, TransferSpan, WaitSpan
 from dpwatch.probe.lanes import Lane, here
 from dpwatch.probe.link import HubLink
-from dpwatch.probe.memory_resident import resident_bytes
+from dpwatch.probe.memory_resident import resident
 from dpwatch.probe.publisher import Link, Publisher
 from dpwatch.probe.recorder import Recorder
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
@@ -341,14 +341,16 @@ class _Source:
         if mark != self._mark or self._computes(now):
             self._mark, self._moved_ns = mark, now
         still_ns = now - self._moved_ns
+        held, peak = resident()
         return Beat(
             step=steps.step,
             phase=PHASES[phase] if phase >= 0 else "",
-            rss_bytes=resident_bytes(),
+            rss_bytes=held,
             where=theirs,
             still_ns=still_ns,
             positions=probe._collectives.positions(),
             stack=stack if still_ns >= STILL_NS else [],
+            peak_rss_bytes=peak,
         )
 
     def _computes(self, now: int) -> bool:

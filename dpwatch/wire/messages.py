@@ -179,6 +179,7 @@ class Beat(Record, frozen=True, tag="beat"):
         positions: How far it has come in its process groups, the latest first, at most 16.
         stack: The training thread's Python frames, outermost first, at most 16; only once it has
             been still for two seconds.
+        peak_rss_bytes: The highest resident memory since the process began.
     """
 
     step: r.Step
@@ -189,6 +190,7 @@ class Beat(Record, frozen=True, tag="beat"):
     still_ns: r.Duration | None = None
     positions: Annotated[list[Position], Meta(max_length=64)] = msgspec.field(default_factory=list)
     stack: Annotated[list[r.Line], Meta(max_length=64)] = msgspec.field(default_factory=list)
+    peak_rss_bytes: r.Bytes | None = None
 
 
 class Gpu(Record, frozen=True, gc=False, tag="gpu"):
