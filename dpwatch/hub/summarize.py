@@ -251,7 +251,7 @@ def _row(
         step_ms=StepTime(steps.p50_ms, steps.p95_ms, steps.last_ms, steps.mean_ms),
         phases_ms=_phases(steps, device),
         comm_ms=comm_times(rank, lane, routes, calls, steps),
-        memory=_memory(lane, device),
+        memory=_memory(rank, lane, device),
         sent_bytes_per_step=sent,
         received_bytes_per_step=received,
         gil_wait=gil_wait,
@@ -284,7 +284,7 @@ def _exposed(lanes: Sequence[LaneState], steps: Sequence[StepFigures]) -> list[f
     return [s.exposed_ms for lane, s in zip(lanes, steps, strict=True) if lane.device == 0]
 
 
-def _memory(lane: LaneState, device: DeviceInfo) -> MemoryUse:
+def _memory(rank: RankState, lane: LaneState, device: DeviceInfo) -> MemoryUse:
     capacity = device.capacity_bytes
     if capacity is None and lane.gpu:
         capacity = lane.gpu.capacity_bytes
@@ -292,14 +292,17 @@ def _memory(lane: LaneState, device: DeviceInfo) -> MemoryUse:
         if lane.gpu and lane.gpu.used_bytes is not None:
             return MemoryUse(lane.gpu.used_bytes, None, capacity, "nvml")
         return MemoryUse(capacity_bytes=capacity)
-    return _memory_use(lane.memory, lane.highest, capacity)
+    peak = lane.highest.peak_bytes
+    if lane.highest.source == "rss" and rank.beat is not None:  # and later than the last sample
+        peak = max(peak, rank.beat.peak_rss_bytes or 0)
+    return _memory_use(lane.memory, lane.highest, peak, capacity)
 
 
 @functools.lru_cache(MEMORIES)
-def _memory_use(memory: Memory, highest: Memory, capacity: int | None) -> MemoryUse:
+def _memory_use(memory: Memory, highest: Memory, peak: int, capacity: int | None) -> MemoryUse:
     return MemoryUse(
         current_bytes=memory.current_bytes,
-        peak_bytes=highest.peak_bytes,
+        peak_bytes=peak,
         capacity_bytes=capacity,
         source=highest.source,
         **_by_name(highest.peak),

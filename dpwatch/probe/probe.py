@@ -48,7 +48,7 @@ from dpwatch.probe.inside import NOWHERE, Groups, Inside, inside, inside_of, ran
 from dpwatch.probe.jobs import LaneJob, PhaseSpan, TransferSpan, WaitSpan
 from dpwatch.probe.lanes import Lane, MainLane, here
 from dpwatch.probe.link import HubLink
-from dpwatch.probe.memory_resident import resident_bytes
+from dpwatch.probe.memory_resident import resident
 from dpwatch.probe.publisher import Link, Publisher
 from dpwatch.probe.recorder import Recorder
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
@@ -447,10 +447,11 @@ class _Source:
             self._mark, self._moved_ns = mark, now
         still_ns = now - self._moved_ns
         within, wait = self._standing(still_ns)
+        held, peak = resident()
         return Beat(
             step=steps.step,
             phase=PHASES[phase] if phase >= 0 else "",
-            rss_bytes=resident_bytes(),
+            rss_bytes=held,
             where=probe._raised_at or theirs,
             still_ns=still_ns,
             positions=probe._collectives.positions(),
@@ -462,6 +463,7 @@ class _Source:
             abandoned=steps.abandoned.count,
             abandoned_step=steps.abandoned.step,
             abandoned_why=steps.abandoned.why,
+            peak_rss_bytes=peak,
         )
 
     def _standing(self, still_ns: int) -> tuple[Inside, Wait]:

@@ -229,6 +229,7 @@ class Beat(Record, frozen=True, tag="beat"):
             after which the script went on: what they would have called was left out.
         abandoned_step: Step of the first of them.
         abandoned_why: Its exception, in one line.
+        peak_rss_bytes: The highest resident memory since the process began.
     """
 
     step: r.Step
@@ -246,6 +247,7 @@ class Beat(Record, frozen=True, tag="beat"):
     abandoned: r.Count = 0
     abandoned_step: r.Step | None = None
     abandoned_why: r.Line = ""
+    peak_rss_bytes: r.Bytes | None = None
 
 
 class Gpu(Record, frozen=True, gc=False, tag="gpu"):
