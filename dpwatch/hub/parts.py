@@ -51,6 +51,11 @@ class RankState(msgspec.Struct):
         taken: Those that did.
         cells: Kinds of collectives it has called, by device.
         good_loss: The last loss that was a number, and its step.
+        bye: How it ended, None while it goes on: what `own` and `seen` come to (`hub.ends`).
+        ended_ns: When it said goodbye, or was found to have ended without.
+        own: Its own goodbye.
+        seen: What its hub saw of its process's end.
+        exited_ns: When that was, 0 while the process runs or where its end was not seen.
     """
 
     rank: int
@@ -72,6 +77,14 @@ class RankState(msgspec.Struct):
     missed: int = 0
     taken: int = 0
     cells: int = 0
+    own: Bye | None = None
+    seen: Bye | None = None
+    exited_ns: int = 0
+
+    @property
+    def worker(self) -> str:
+        """See `Hello.worker`."""
+        return self.hello.worker if self.hello else ""
 
     @property
     def steps_done(self) -> int:

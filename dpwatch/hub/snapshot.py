@@ -101,6 +101,8 @@ class Rank(msgspec.Struct, frozen=True):
 
     `state` is one of starting, running, finished, failed, stalled (no step for long), lost, stale
     (its host is not heard of: what is shown is the last that was). `missed_frames` never came.
+    `reason` says how it ended, where not well; `exit` is its process's exit code, or minus the
+    signal that killed it, None while it runs or where that is not known.
     """
 
     rank: int
@@ -122,6 +124,8 @@ class Rank(msgspec.Struct, frozen=True):
     gpu: GpuUse = GpuUse()
     device_kind: str = ""
     missed_frames: int = 0
+    reason: str = ""
+    exit: int | None = None
 
 
 class LastArrival(msgspec.Struct, frozen=True):
@@ -236,7 +240,9 @@ class Run(msgspec.Struct, frozen=True):
     """One run. `state` is starting, running, finished, failed, hung or lost.
 
     `other_hosts` are all but the head's own, as the head has them. `note` says what is missing of a
-    run over several hosts and what to do, "" where nothing is.
+    run over several hosts and what to do, or that its command failed though the run did not; ""
+    where nothing is. `began_s` is the wall clock when it was first heard of, `command_exit` the
+    exit code of the `dpwatch run` command that started it, or minus the signal that killed that.
     """
 
     run_id: str
@@ -262,6 +268,8 @@ class Run(msgspec.Struct, frozen=True):
     alerts: list[Alert] = []
     other_hosts: list[HostView] = []
     note: str = ""
+    began_s: float = 0.0
+    command_exit: int | None = None
 
 
 class GpuProcess(msgspec.Struct, frozen=True):
@@ -401,6 +409,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         search: Of the search for the largest batches that follows them, where there is one.
         gpus: This host's GPUs, where NVML answers, used by a run or not; over ssh those of the
             hosts that no run is on.
+        places: The directories that runs of this host are looked for in.
     """
 
     runs: tuple[RunView, ...]
@@ -409,3 +418,4 @@ class Snapshot(msgspec.Struct, frozen=True):
     progress: Progress | None = None
     search: Progress | None = None
     gpus: tuple[HostGpu, ...] = ()
+    places: tuple[str, ...] = ()

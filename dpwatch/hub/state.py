@@ -7,8 +7,6 @@ viewer that comes late. What people see is computed from it in `summarize`.
 from __future__ import annotations
 
 import math
-import re
-import signal
 from collections.abc import Iterable
 
 import msgspec
@@ -16,6 +14,7 @@ import msgspec
 from dpwatch.hub import booking, bounds
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.curves import Envelope, Thinned
+from dpwatch.hub.ends import consequence, joined, was_stopped
 from dpwatch.hub.output import RunOutput
 from dpwatch.hub.parts import OPEN_LOSSES, BadLoss, LaneState, OpenLoss, OpState, RankState, Route
 from dpwatch.hub.pending import MANY, Pending, settle, settler_of_many
@@ -27,7 +26,7 @@ from dpwatch.hub.series import (
     packed,
     unpacked,
 )
-from dpwatch.hub.snapshot import Alert, Diagnosis
+from dpwatch.hub.snapshot import Alert, Diagnosis, Run
 from dpwatch.hub.stacks import hear
 from dpwatch.wire.gather import counted, one_by_one
 from dpwatch.wire.messages import (
@@ -39,6 +38,7 @@ from dpwatch.wire.messages import (
     Bye,
     Calls,
     Collective,
+    Command,
     Duration,
     Gpu,
     Hello,
@@ -53,11 +53,6 @@ from dpwatch.wire.messages import (
     Transfer,
     Unanswered,
 )
-
-_PEER_GONE = re.compile(
-    r"connection|peer|broken pipe|socket|timed? ?out|gloo|nccl|DistBackend", re.I
-)
-"""What ranks say whose collective failed since another rank was gone."""
 
 
 class RunState(msgspec.Struct):
@@ -78,6 +73,11 @@ class RunState(msgspec.Struct):
         reviewed_ns: When diagnoses were last looked at.
         lanes: Devices of all ranks, `cells` their kinds of collectives: bounded (see `bounds`).
         refused: Records of ranks beyond those that there is room for.
+        began_s: The wall clock when it was first heard of.
+        command: What `dpwatch run` says of its command, None without one.
+        interrupted_ns: When that was told of Ctrl-C.
+        claims: What is wrong with two processes that both say they are one rank, "" if none do.
+        earlier: Runs of this name that were over before it began, the oldest first.
         pending: Of many ranks, collectives that are to be booked together: call `settle` before
             sums or arrivals are read.
     """
@@ -110,12 +110,18 @@ class RunState(msgspec.Struct):
     cells: int = 0
     refused: int = 0
     pending: Pending = msgspec.field(default_factory=Pending)
+    began_s: float = 0.0
+    command: Command | None = None
+    interrupted_ns: int | None = None
+    claims: str = ""
+    earlier: list[Run] = []
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
         self.frames += 1
         if batch.mono_ns >= self.now_ns:
             self.now_ns, self.wall_s = batch.mono_ns, batch.wall_ns / 1e9
+        self.began_s = self.began_s or self.wall_s
         if batch.rank == HUB_RANK:
             self._hub(batch)
             return
@@ -128,7 +134,9 @@ class RunState(msgspec.Struct):
         if self.pending.is_due or not together:
             settle(self)
         for record in batch.records:
-            if not (together and self.pending.take(rank, record)):
+            if isinstance(record, Bye):
+                self._bye(rank, record, batch)
+            elif not (together and self.pending.take(rank, record)):
                 self.take(rank, record, batch.mono_ns)
 
     def take(self, rank: RankState, record: AnyRecord, now_ns: int = 0) -> None:
@@ -158,9 +166,6 @@ class RunState(msgspec.Struct):
                     self._hello(rank, record)
                 case Stacks():
                     rank.dump.take(record, max(self.world_size, len(self.ranks)))
-                case Bye():
-                    rank.bye = record
-                    rank.ended_ns = self.end_ns = now_ns
                 case Refused():
                     rank.refused += 1
         except (bounds.Full, OverflowError):  # no room, or numbers that no run has
@@ -173,6 +178,10 @@ class RunState(msgspec.Struct):
                     self.others[record.host] = record
                 case Joined():
                     self.joined = record
+                case Command():
+                    self.command = record
+                    if record.interrupted and self.interrupted_ns is None:
+                        self.interrupted_ns = batch.mono_ns
                 case Asked() | Unanswered():
                     hear(self, record, batch.mono_ns)
 
@@ -181,8 +190,11 @@ class RunState(msgspec.Struct):
         if rank is None or rank.pid != batch.pid:
             rank = self._newcomer(batch, rank)
         if batch.seq >= 0:
-            if rank.bye is not None and rank.bye.state == "lost":
-                rank.bye = None  # It was only silent: here it speaks again.
+            if rank.seen is not None and rank.seen.exit is None:
+                rank.seen = None  # It was only silent: here it speaks again.
+                rank.bye = rank.own
+            if rank.own is not None and rank.own.then == "idle":
+                rank.own, rank.bye = None, rank.seen  # It has turned to this run again.
             rank.received.add(batch.seq)
             if batch.sent is not None and batch.sent - rank.taken > rank.missed:
                 rank.missed = batch.sent - rank.taken
@@ -191,6 +203,16 @@ class RunState(msgspec.Struct):
         if batch.dropped > rank.dropped:
             rank.dropped = batch.dropped
         return rank
+
+    def _bye(self, rank: RankState, record: Bye, batch: Batch) -> None:
+        if batch.seq >= 0:
+            rank.own = record
+        else:
+            rank.seen = record
+            rank.exited_ns = 0 if record.exit is None else batch.mono_ns
+        if rank.bye is None:
+            rank.ended_ns = self.end_ns = batch.mono_ns
+        rank.bye = joined(rank.own, rank.seen, rank.worker)
 
     def forget(self, r: int) -> None:
         """Another process has this rank now: its steps and calls count from 0 again."""
@@ -346,14 +368,38 @@ class RunState(msgspec.Struct):
 
     @property
     def gone(self) -> list[RankState]:
-        """Ranks that have died, the one first that the others followed."""
-        dead = [r for r in self.ranks.values() if r.bye and r.bye.state in ("lost", "failed")]
-        return sorted(dead, key=lambda rank: (_consequence(rank), rank.ended_ns))
+        """Ranks that have died, the one first that the others followed. None that Ctrl-C ended."""
+        if self.stopped:
+            return []
+        dead = [r for r in self._dead if not was_stopped(r, self.interrupted_ns)]
+        return sorted(dead, key=lambda rank: (consequence(rank), rank.ended_ns))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether Ctrl-C ended the run: some ranks, and the others because these were gone."""
+        others = [rank for rank in self._dead if not was_stopped(rank, self.interrupted_ns)]
+        return len(others) < len(self._dead) and all(consequence(rank) for rank in others)
+
+    @property
+    def _dead(self) -> list[RankState]:
+        return [r for r in self.ranks.values() if r.bye and r.bye.state in ("lost", "failed")]
 
     @property
     def world_size(self) -> int:
         """Processes in the run, as its ranks say."""
         return self.told_size
+
+
+def kept_earlier(runs: list[Run]) -> list[Run]:
+    """The latest of them, as many as there is room for."""
+    kept: list[Run] = []
+    rows = 0
+    for run in reversed(runs[-bounds.EARLIER :]):
+        rows += len(run.ranks)
+        if rows > bounds.EARLIER_ROWS:
+            break
+        kept.insert(0, run)
+    return kept
 
 
 def encode(state: RunState) -> bytes:
@@ -373,15 +419,6 @@ def decode(data: bytes | memoryview) -> RunState:
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=packed)
 _decoder = msgspec.msgpack.Decoder(RunState, dec_hook=unpacked)
-
-
-def _consequence(rank: RankState) -> int:
-    """How likely it is that a rank died because another one had: 0 not, 3 surely."""
-    if rank.bye is None or rank.bye.exit == -signal.SIGTERM:
-        return 3  # launchers end the rest like that
-    if rank.bye.state == "failed":
-        return 2 if _PEER_GONE.search(rank.bye.reason) else 0
-    return int(rank.bye.exit == -signal.SIGABRT)  # as gloo's own threads do when a peer is gone
 
 
 def _memory(lane: LaneState, record: Memory) -> None:

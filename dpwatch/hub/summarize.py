@@ -14,6 +14,7 @@ from dpwatch.hub.communication import (
     traffic,
     transfers,
 )
+from dpwatch.hub.ends import may_have_failed
 from dpwatch.hub.figures import (
     CallFigures,
     Figures,
@@ -27,6 +28,7 @@ from dpwatch.hub.figures import (
 from dpwatch.hub.parts import LaneState, RankState, Route
 from dpwatch.hub.pending import MANY as MANY
 from dpwatch.hub.pending import settle
+from dpwatch.hub.processes import signal_name
 from dpwatch.hub.series import known, median
 from dpwatch.hub.snapshot import (
     SCHEMA,
@@ -51,7 +53,16 @@ from dpwatch.hub.stacks import seen
 from dpwatch.hub.state import RunState
 from dpwatch.hub.stuck import is_stale
 from dpwatch.hub.timeline import LANES, STEPS
-from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Gpu, Host, Memory
+from dpwatch.wire.messages import (
+    CATEGORIES,
+    INTERRUPTED,
+    PHASES,
+    ByCategory,
+    DeviceInfo,
+    Gpu,
+    Host,
+    Memory,
+)
 
 STALL_S = 5.0
 """A rank has stalled after this long, or five typical steps, without a step."""
@@ -60,6 +71,9 @@ STALL_STEPS = 5
 
 MEMORIES = 8192
 """Lanes whose memory, which is sampled now and then only, need not be laid out anew each time."""
+
+UNSEEN = "its process went on to other work, and did not show whether this one raised"
+"""Of a pool's task, until the command has ended."""
 
 ABSENT_S = 2.0
 """How long an ended run waits for ranks that have not been heard of."""
@@ -88,7 +102,7 @@ def view(
         history: The curves of a moment ago, where they will do.
     """
     lanes = rows_of(state)
-    end_ns = state.end_ns if _ended(state) and state.end_ns else state.now_ns
+    end_ns = state.end_ns if ended(state) and state.end_ns else state.now_ns
     return RunView(
         run=summarize(state) if run is None else run,
         history=_history(state, lanes if curves else []) if history is None else history,
@@ -167,16 +181,38 @@ def summarize(state: RunState) -> Run:
         diagnoses=state.diagnoses,
         alerts=list(state.alerts),
         other_hosts=[_host(state, state.others[name]) for name in sorted(state.others)],
-        note=_note(state),
+        note=_note(state, told),
+        began_s=state.began_s,
+        command_exit=state.command.exit if state.command else None,
     )
 
 
-def _note(state: RunState) -> str:
-    """What is missing of other hosts; nothing is where every rank is on this one after all."""
+def _note(state: RunState, told: str) -> str:
+    """What a person should know besides.
+
+    Of other hosts nothing is missing where every rank is on this one after all.
+    """
+    if state.claims:
+        return state.claims
+    code = None if state.command is None else state.command.exit
+    if told == "finished" and code:
+        return f"this run finished; {_command_end(code)} afterwards"
+    if told == "finished" and code is None and any(_has_idled(r) for r in state.ranks.values()):
+        return UNSEEN
     if state.joined is None:
         return ""
     alone = state.joined.role == "alone"
     return "" if alone and len(state.ranks) >= state.world_size else state.joined.note
+
+
+def _has_idled(rank: RankState) -> bool:
+    return rank.bye is not None and rank.bye.then == "idle"
+
+
+def _command_end(code: int) -> str:
+    if code < 0:
+        return f"the command was killed by {signal_name(-code)}"
+    return f"the command ended with exit code {code}"
 
 
 def rows_of(state: RunState) -> list[LaneState]:
@@ -259,6 +295,8 @@ def _row(
         runqueue_wait=runqueue_wait,
         gpu=_gpu(lane.gpu),
         missed_frames=rank.received.missing,
+        reason=rank.bye.reason if rank.bye else "",
+        exit=rank.bye.exit if rank.bye else None,
     )
 
 
@@ -345,7 +383,7 @@ def _samples_per_s(steps: Sequence[StepFigures]) -> float | None:
     return sum(rates) if rates else None
 
 
-def _ended(state: RunState) -> bool:
+def ended(state: RunState) -> bool:
     """Whether every rank has said goodbye.
 
     Of a small run one rank may be done before another is heard of for the first time; after a
@@ -374,7 +412,12 @@ def _run_state(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
     for rank in state.gone[:1]:
         if rank.bye:
             return rank.bye.state, f"rank {rank.rank}: {rank.bye.reason}"
-    if _ended(state):
+    if state.stopped:
+        return "failed", INTERRUPTED
+    if ended(state):
+        code = state.command.exit if state.command else None
+        if code and any(r.bye and may_have_failed(r.bye) for r in state.ranks.values()):
+            return "failed", f"{_command_end(code)}, and no rank said why"
         return "finished", ""
     stalled = sorted({row.rank for row in rows if row.state == "stalled"})
     if stalled:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 
 from dpwatch.probe import device_times, flight, identity, output
 from dpwatch.probe.cpu import Clocks
-from dpwatch.probe.endings import Uncaught, describe, one_line
+from dpwatch.probe.endings import REASON_CHARS, describe, failed, one_line, uncaught
 from dpwatch.probe.flight import Flight
 from dpwatch.probe.hooks import Hooks
 from dpwatch.probe.identity import Identity
@@ -30,7 +31,7 @@ from dpwatch.probe.recorder import Recorder
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
 from dpwatch.probe.stacks import stacks_of
 from dpwatch.probe.steps import Steps
-from dpwatch.probe.whereabouts import standing
+from dpwatch.probe.whereabouts import in_script, standing
 from dpwatch.wire.limits import cores
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks
 from dpwatch.wire.paths import host_name
@@ -50,6 +51,12 @@ _NAME_CHARS = 60
 class Probe:
     """Measures this process's training and streams it; see `ProbeLike` for its methods.
 
+    Attributes:
+        task: The task of a pool that its process is at, None outside of pools.
+        unasked: The script has not called `watch` itself, or not yet.
+        when_idle: Called, on the sender thread, when its training function is over and the process
+            waits for more to do.
+
     Args:
         strategy: `dp`, `ddp`, …, or "" if it isn't known.
         title: What a person would call the run; the script's name by default.
@@ -58,6 +65,7 @@ class Probe:
         incarnation: How many probes this process has had before.
         clocks: Other clocks, for tests.
         link: Another link, for tests.
+        before: The probe that this process had before, now closed.
 
     Raises:
         Exception: Whatever kept it from starting; nothing is left behind then.
@@ -73,15 +81,18 @@ class Probe:
         incarnation: int = 0,
         clocks: Clocks | None = None,
         link: Link | None = None,
+        before: Probe | None = None,
     ) -> None:
         self.strategy = one_line(strategy, _NAME_CHARS)
-        self.title = one_line(title or identity.script_name())
+        self.title = one_line(title)
         self.total_steps = total_steps
         self.unasked = False
+        self.when_idle: Callable[[], None] | None = None
         self._trouble: BaseException | None = None
         self._over = False
         self._entered = 0
         self._thread = threading.get_ident()
+        self.task = identity.task()
         self._lock = threading.Lock()
         self._clocks = clocks or Clocks()
         self._cores = cores()
@@ -107,15 +118,14 @@ class Probe:
             self._tap = output.Tap() if output.wanted() else None
             if self._tap is not None:
                 undo.callback(self._tap.close)
-            self._uncaught = Uncaught(self.failed_of)
-            undo.callback(self._uncaught.close)
-            self._publisher = Publisher(
+            self._publisher: Publisher = Publisher(
                 self.recorder,
                 _Source(self),
                 link or HubLink(),
-                run_id=identity.run_id(incarnation),
+                run_id=lambda me: identity.run_id(me, incarnation, self._thread),
                 host=host_name(),
                 trouble=self.fail,
+                before=None if before is None else before._publisher,
             )
             self._publisher.start()
             self.steps.own_threads = 1
@@ -141,6 +151,11 @@ class Probe:
             self._backend_said = "virtual" if devices[0].kind == "virtual" else ""
             self.steps.devices = list(devices)
             self._start_ledger(devices)
+
+    @property
+    def idle(self) -> bool:
+        """Whether what it watched has come to its end, and the process waits for more to do."""
+        return self._publisher.resting
 
     @property
     def over(self) -> bool:
@@ -238,20 +253,18 @@ class Probe:
     def _turn_off(self) -> None:
         self.close("lost", f"the probe turned itself off: {self._trouble}")
 
-    def failed_of(self, error: BaseException) -> None:
-        """Closes with the exception that ends the run; its traceback is yet to be printed."""
-        if self._tap is not None and not self._over:
-            self._tap.tell(error)
-        self.close("failed", describe(error))
+    def failed_of(self, error: BaseException, *, then: str = "") -> None:
+        """Closes with the exception that ends the run."""
+        self.close("failed", describe(error), then=then)
 
-    def close(self, state: str = "finished", reason: str = "") -> None:
-        """See `ProbeLike`."""
+    def close(self, state: str = "finished", reason: str = "", *, then: str = "") -> None:
+        """See `ProbeLike`. `then`: what the process does next (`Bye.then`)."""
         with self._lock:
             if self._over:
                 return
             self._over = True
         self._take_down()
-        self._publisher.close(Bye(state, one_line(reason)))
+        self._publisher.close(Bye(state, one_line(reason, REASON_CHARS), None, then))
         if self.steps.main.clock is not None:
             self.steps.main.clock.close()
 
@@ -266,7 +279,7 @@ class Probe:
         self._take_down()
 
     def _take_down(self) -> None:
-        for part in (self._uncaught, self._tap, self._hooks, self.steps.ledger, self._collectives):
+        for part in (self._tap, self._hooks, self.steps.ledger, self._collectives):
             if part is not None:
                 with contextlib.suppress(Exception):
                     part.close()
@@ -285,9 +298,11 @@ class Probe:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._entered -= 1
         if self._entered <= 0:
-            if error is None:
+            if error is None or not failed(error):
                 self.close()
             else:
+                if self._tap is not None and not self._over:
+                    self._tap.tell(error)  # Python prints its traceback when this is over
                 self.failed_of(error)
 
 
@@ -303,10 +318,25 @@ class _Source:
         self._ran: tuple[int, int | None] = (0, None)
 
     def identify(self) -> Identity:
-        return identity.resolve()
+        return identity.resolve(self._probe._thread)
 
     def has_stepped(self) -> bool:
         return self._probe.steps.step > 0
+
+    def is_idle(self) -> bool:
+        thread = self._probe._thread
+        is_main = thread == threading.main_thread().ident
+        if is_main and multiprocessing.parent_process() is None:
+            return False  # a script's own end is its process's
+        return not in_script(thread)
+
+    def rests(self) -> None:
+        if self._probe.when_idle is not None:
+            self._probe.when_idle()
+
+    def failure(self) -> Bye | None:
+        error = uncaught()
+        return None if error is None else Bye("failed", describe(error))
 
     def hello(self, me: Identity) -> Hello:
         probe, steps = self._probe, self._probe.steps
@@ -318,12 +348,13 @@ class _Source:
             devices=list(steps.devices) or [DeviceInfo("cpu", "cpu")],
             params=steps.params,
             param_bytes=steps.param_bytes,
-            title=probe.title,
+            title=probe.title or identity.title(me),
             total_steps=probe.total_steps,
             cores=probe._cores,
             torch_version=str(torch.__version__),
             capture=probe._collectives.capture,
             tells_output=probe._tap is not None,
+            worker=identity.worker(me),
         )
 
     def beat(self) -> Beat:

@@ -9,6 +9,7 @@ packages' by theirs in site-packages, others by the last two parts.
 
 from __future__ import annotations
 
+import multiprocessing.process
 import os
 import sys
 import sysconfig
@@ -32,7 +33,11 @@ _TYPED = ("<stdin>", "<ipython-", *(["<string>"] if sys.argv[:1] == ["-c"] else 
 """What the user's code is named that is in no file; other names in <> are of generated code."""
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_OURS = tuple(os.path.join(_PACKAGE, part) for part in ("probe/", "wire/", "hook/", "__init__.py"))
+"""Of dpwatch what runs in other people's processes; its trainer is a script like theirs."""
+
+_BOOTSTRAP = multiprocessing.process.BaseProcess._bootstrap.__code__  # type: ignore[attr-defined]
 _HERE = os.path.abspath(os.curdir) + os.sep if os.path.isdir(os.curdir) else os.sep
 
 _names: dict[int, tuple[str, CodeType]] = {}
@@ -94,6 +99,23 @@ def standing(thread: int) -> tuple[tuple[int, int] | None, list[str], str]:
     return mark, lines, theirs
 
 
+def in_script(thread: int) -> bool:
+    """Whether a thread is in code of the user's, however far down; a pool's idle worker isn't.
+
+    Of a multiprocessing child only what it has been told to do counts: below that a forked one has
+    the frames of who forked it.
+
+    Args:
+        thread: Its `threading.get_ident()`.
+    """
+    frame = sys._current_frames().get(thread)
+    while frame is not None and frame.f_code is not _BOOTSTRAP:
+        if _name(frame.f_code):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def place(code: CodeType) -> tuple[str, bool]:
     """A code's file as told, and whether it is the user's."""
     name = _name(code)
@@ -103,7 +125,7 @@ def place(code: CodeType) -> tuple[str, bool]:
 def _name(code: CodeType) -> str:
     """The code's file as told, "" where it is not the user's."""
     path = code.co_filename
-    if path.startswith((_TORCH, _OURS)) or (path.startswith("<") and not path.startswith(_TYPED)):
+    if path.startswith((_TORCH, *_OURS)) or (path.startswith("<") and not path.startswith(_TYPED)):
         return ""
     told = _path(code)
     if _SITE in path:  # which some installations keep inside of the standard library's folder

@@ -307,6 +307,7 @@ from dpwatch.wire import codec
 import dpwatch
 
 class Link:
+    there, patience_s = True, 0.0
     def open(self, *a): pass
     def tend(self, now): pass
     def asked(self): pass
