@@ -168,15 +168,17 @@ class Watching:
         # Only now: ZeroMQ's threads must not be there when the command is forked off.
         from dpwatch.hub.follow import Watcher
         from dpwatch.hub.local_runs import LocalRuns
+        from dpwatch.hub.nursery import Nursery
         from dpwatch.wire.requests import Session
 
-        with closing(Session(place, self.session)):
+        with closing(Session(place, self.session)), closing(Nursery()) as nursery:
             # A run over several hosts has an id that all of these share, and not this session's.
             watcher = Watcher(
                 wanted=lambda run_id: run_id.startswith(f"{self.session}-"),
                 session=self.session,
-                places=LocalRuns(self.session),
+                places=LocalRuns(self.session, nursery.start),
                 lets_go=True,
+                scan_s=TURN_S,
             )
             with closing(watcher):
                 _follow(command, watcher, alerts)
@@ -188,10 +190,10 @@ def _follow(command: Command, watcher: Watcher, alerts: Alerts) -> None:
     from dpwatch.wire.messages import Command as Told
 
     while command.turn(TURN_S):
-        if command.interrupted:
-            watcher.command = Told(interrupted=True)
+        if command.interrupted_ns is not None:
+            watcher.command = Told(None, command.interrupted_ns)
         _look(watcher, alerts)
-    watcher.command = Told(command.status, command.interrupted)
+    watcher.command = Told(command.status, command.interrupted_ns)
     watcher.scan()
     deadline = time.monotonic() + SETTLE_S
     while time.monotonic() < deadline:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dpwatch.hub.processes import signal_name
-from dpwatch.wire.messages import INTERRUPTED, Bye
+from dpwatch.wire.messages import INTERRUPTED, Bye, Command
 
 if TYPE_CHECKING:
     from dpwatch.hub.parts import RankState
@@ -21,6 +22,9 @@ _PEER_GONE = re.compile(
 )
 """What ranks say whose collective failed since another rank was gone."""
 
+
+SIGNAL_NS = 500_000_000
+"""How long before Ctrl-C is noticed a rank may have ended of it."""
 
 APART = ("next", "idle")
 """What a process may have turned to, so that its exit says nothing of the run (`Bye.then`)."""
@@ -72,18 +76,21 @@ def may_have_failed(bye: Bye) -> bool:
     return bye.then == "idle" or (bye.exit is None and bye.then != "next")
 
 
-def was_stopped(rank: RankState, interrupted_ns: int | None) -> bool:
-    """Whether Ctrl-C ended a rank that has ended badly.
-
-    Args:
-        rank: The rank.
-        interrupted_ns: When Ctrl-C reached the command, None if nobody said.
-    """
+def was_stopped(rank: RankState, command: Command | None) -> bool:
+    """Whether Ctrl-C ended a rank: its own signal, or what the launcher made of that."""
     if rank.bye is None:
         return False
     if rank.bye.reason == INTERRUPTED or rank.bye.exit == -signal.SIGINT:
         return True
-    return interrupted_ns is not None and rank.ended_ns >= interrupted_ns
+    at = None if command is None else command.interrupted_ns
+    return at is not None and rank.ended_ns >= at - SIGNAL_NS
+
+
+def gave_way(ranks: Iterable[RankState], command: Command | None) -> bool:
+    """Whether all ranks have ended well since Ctrl-C, and the command hasn't: as mp.spawn's do."""
+    if command is None or command.exit in (None, 0) or command.interrupted_ns is None:
+        return False
+    return all(was_stopped(rank, command) for rank in ranks)
 
 
 def consequence(rank: RankState) -> int:

@@ -54,7 +54,7 @@ TURN_FRAMES = 1024
 NAP_S = 0.25
 """How long frames may lie in their sockets, which hold a thousand each."""
 
-LOOK_S = 0.5
+SCAN_S = 0.5
 NOTICES = 64
 """Lines that a notice has at most."""
 
@@ -308,6 +308,7 @@ class Watcher:
         gpus: This host's GPUs.
         lets_go: Runs of one process that is over need not be followed any more, so that their hubs
             can end; they stay in the snapshots.
+        scan_s: How often runs are looked for.
 
     Attributes:
         interval_s: Seconds from one snapshot to the next; may be set from any thread.
@@ -322,11 +323,13 @@ class Watcher:
         said: Callable[[], str] = lambda: "",
         gpus: Callable[[], tuple[HostGpu, ...]] = tuple,
         lets_go: bool = False,
+        scan_s: float = SCAN_S,
     ) -> None:
         self._wanted = wanted
         self._session = session
         self._places = places or LocalRuns()
         self._lets_go = lets_go
+        self._scan_s = scan_s
         self._said = said
         self._gpus = gpus
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -412,7 +415,7 @@ class Watcher:
 
     def _look(self) -> None:
         """Looks for new runs, and lets go of hubs that have ended."""
-        self._look_at = time.monotonic() + LOOK_S
+        self._look_at = time.monotonic() + self._scan_s
         living: dict[str, tuple[RunDir, int]] = {}
         notices = [self._said()]
         for place in self._places():

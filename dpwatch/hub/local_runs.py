@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 
 from dpwatch.wire import requests, spawn
 from dpwatch.wire.listing import list_runs
@@ -15,16 +16,21 @@ COMES_S = 3.0
 """How long a hub that was started is waited for."""
 
 
+Start = Callable[[RunDir, Mapping[str, str]], None]
+
+
 class LocalRuns:
     """Lists runs with a living hub, and starts hubs where ranks want them.
 
     Args:
         session: The number of the `dpwatch run` that this is, whose ranks' requests are met at
             once, and no others; "" for a viewer.
+        start: Starts a hub.
     """
 
-    def __init__(self, session: str = "") -> None:
+    def __init__(self, session: str = "", start: Start | None = None) -> None:
         self._session = session
+        self._start = start or spawn.ensure_hub
         self._started: dict[str, float] = {}
 
     def __call__(self) -> list[RunDir]:
@@ -56,7 +62,7 @@ class LocalRuns:
             return
         if requests.is_dead(wanted):
             place.remove_if_idle()
-        elif self._is_ours(place, wanted) and spawn.meet(place, wanted):
+        elif self._is_ours(place, wanted) and spawn.meet(place, wanted, self._start):
             self._started[str(place.path)] = time.monotonic()
 
     def _is_ours(self, place: RunDir, wanted: requests.Wanted) -> bool:

@@ -75,7 +75,6 @@ class RunState(msgspec.Struct):
         refused: Records of ranks beyond those that there is room for.
         began_s: The wall clock when it was first heard of.
         command: What `dpwatch run` says of its command, None without one.
-        interrupted_ns: When that was told of Ctrl-C.
         claims: What is wrong with two processes that both say they are one rank, "" if none do.
         earlier: Runs of this name that were over before it began, the oldest first.
         pending: Of many ranks, collectives that are to be booked together: call `settle` before
@@ -112,7 +111,6 @@ class RunState(msgspec.Struct):
     pending: Pending = msgspec.field(default_factory=Pending)
     began_s: float = 0.0
     command: Command | None = None
-    interrupted_ns: int | None = None
     claims: str = ""
     earlier: list[Run] = []
 
@@ -121,10 +119,10 @@ class RunState(msgspec.Struct):
         self.frames += 1
         if batch.mono_ns >= self.now_ns:
             self.now_ns, self.wall_s = batch.mono_ns, batch.wall_ns / 1e9
-        self.began_s = self.began_s or self.wall_s
         if batch.rank == HUB_RANK:
             self._hub(batch)
             return
+        self.began_s = self.began_s or batch.wall_ns / 1e9
         try:
             rank = self._rank(batch)
         except bounds.Full:
@@ -180,8 +178,6 @@ class RunState(msgspec.Struct):
                     self.joined = record
                 case Command():
                     self.command = record
-                    if record.interrupted and self.interrupted_ns is None:
-                        self.interrupted_ns = batch.mono_ns
                 case Asked() | Unanswered():
                     hear(self, record, batch.mono_ns)
 
@@ -371,13 +367,13 @@ class RunState(msgspec.Struct):
         """Ranks that have died, the one first that the others followed. None that Ctrl-C ended."""
         if self.stopped:
             return []
-        dead = [r for r in self._dead if not was_stopped(r, self.interrupted_ns)]
+        dead = [r for r in self._dead if not was_stopped(r, self.command)]
         return sorted(dead, key=lambda rank: (consequence(rank), rank.ended_ns))
 
     @property
     def stopped(self) -> bool:
         """Whether Ctrl-C ended the run: some ranks, and the others because these were gone."""
-        others = [rank for rank in self._dead if not was_stopped(rank, self.interrupted_ns)]
+        others = [rank for rank in self._dead if not was_stopped(rank, self.command)]
         return len(others) < len(self._dead) and all(consequence(rank) for rank in others)
 
     @property

@@ -14,7 +14,7 @@ from dpwatch.hub.communication import (
     traffic,
     transfers,
 )
-from dpwatch.hub.ends import may_have_failed
+from dpwatch.hub.ends import gave_way, may_have_failed
 from dpwatch.hub.figures import (
     CallFigures,
     Figures,
@@ -415,6 +415,8 @@ def _run_state(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
     if state.stopped:
         return "failed", INTERRUPTED
     if ended(state):
+        if gave_way(state.ranks.values(), state.command):
+            return "failed", INTERRUPTED
         code = state.command.exit if state.command else None
         if code and any(r.bye and may_have_failed(r.bye) for r in state.ranks.values()):
             return "failed", f"{_command_end(code)}, and no rank said why"

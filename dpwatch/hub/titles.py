@@ -14,12 +14,17 @@ from dpwatch.hub.snapshot import Run
 def told_apart(runs: Sequence[Run]) -> list[Run]:
     """The runs, with pid and time in the titles of those that would look the same."""
     titles = Counter((run.title, run.strategy) for run in runs)
-    return [
-        replace(run, title=f"{run.title} ({_mark(run)})")
-        if titles[run.title, run.strategy] > 1
-        else run
-        for run in runs
-    ]
+    marks: Counter[tuple[str, str]] = Counter()
+    told = []
+    for run in runs:
+        if titles[run.title, run.strategy] > 1:
+            mark = _mark(run)
+            marks[run.title, mark] += 1
+            number = marks[run.title, mark]
+            again = f", {number}" if number > 1 else ""
+            run = replace(run, title=f"{run.title} ({mark}{again})")
+        told.append(run)
+    return told
 
 
 def _mark(run: Run) -> str:

@@ -263,11 +263,11 @@ class Command(Record, frozen=True, gc=False, tag="command"):
 
     Attributes:
         exit: The command's exit code, or minus the signal that killed it; None while it runs.
-        interrupted: Ctrl-C was pressed.
+        interrupted_ns: When Ctrl-C was pressed, None if it wasn't.
     """
 
     exit: r.Exit | None = None
-    interrupted: bool = False
+    interrupted_ns: r.Instant | None = None
 
 
 class Tick(Record, frozen=True, gc=False, tag="tick"):

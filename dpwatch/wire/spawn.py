@@ -53,7 +53,11 @@ def ensure_hub(place: RunDir, more: Mapping[str, str] | None = None) -> None:
     starter.wait()
 
 
-def meet(place: RunDir, wanted: requests.Wanted) -> bool:
+def meet(
+    place: RunDir,
+    wanted: requests.Wanted,
+    start: Callable[[RunDir, Mapping[str, str]], None] = ensure_hub,
+) -> bool:
     """Starts the hub that a rank wants, where that can be done from here.
 
     Returns:
@@ -62,7 +66,7 @@ def meet(place: RunDir, wanted: requests.Wanted) -> bool:
     if not requests.can_be_met(wanted) or place.has_hub():
         return False
     try:
-        ensure_hub(place, wanted.environment)
+        start(place, wanted.environment)
     except OSError:
         return False
     return True

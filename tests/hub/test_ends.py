@@ -114,6 +114,20 @@ def test_ctrl_c_without_dpwatch_run():
     assert rank_lost.rule(run, state) is None
 
 
+@pytest.mark.parametrize(("exit_code", "state"), [(130, "failed"), (0, "finished")])
+def test_ranks_that_end_well_of_ctrl_c_have_been_stopped_all_the_same(exit_code, state):
+    """mp.spawn's catch it and return; a script that saves its state and leaves has finished."""
+    command = Command(exit_code, START_NS + 1000 * MS)
+    run = summarize(run_of((0, Bye("finished", then="exit"), 0), command=command))
+    assert run.state == state
+    assert run.reason == ("stopped by Ctrl-C" if exit_code else "")
+
+
+def test_a_run_that_was_over_before_ctrl_c_stays_finished():
+    command = Command(130, START_NS + 60_000 * MS)
+    assert summarize(run_of((0, Bye("finished"), 0), command=command)).state == "finished"
+
+
 def test_a_failure_before_ctrl_c_stays_the_cause():
     state = run_of((0, Bye("failed", "ValueError: x"), 1), (1, Bye("failed", INTERRUPTED), -2))
     assert summarize(state).reason == "rank 0: ValueError: x"
