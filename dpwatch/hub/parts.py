@@ -91,6 +91,11 @@ class RankState(msgspec.Struct):
         left: The same of the processes that had this rank before; None of a run's first process.
         first_steps: By group that was made anew, the rank's first step in it.
         shifts: By group, what its own count of generations has to be increased by.
+        bye: How it ended, None while it goes on: what `own` and `seen` come to (`hub.exits`).
+        ended_ns: When it said goodbye, or was found to have ended without.
+        own: Its own goodbye.
+        seen: What its hub saw of its process's end.
+        exited_ns: When that was, 0 while the process runs or where its end was not seen.
     """
 
     rank: int
@@ -121,6 +126,14 @@ class RankState(msgspec.Struct):
     left: dict[str, int] | None = None
     shifts: dict[str, int] = {}
     first_steps: dict[str, int] = {}
+    own: Bye | None = None
+    seen: Bye | None = None
+    exited_ns: int = 0
+
+    @property
+    def worker(self) -> str:
+        """See `Hello.worker`."""
+        return self.hello.worker if self.hello else ""
 
     @property
     def steps_done(self) -> int:

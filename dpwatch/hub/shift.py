@@ -110,6 +110,7 @@ def _shift_rank(rank: RankState, offset_ns: int) -> None:
     rank.progress_ns += offset_ns if rank.progress_ns else 0
     rank.ended_ns += offset_ns if rank.ended_ns else 0
     rank.waits = Covered(*(ns + offset_ns if ns else 0 for ns in astuple(rank.waits)))
+    rank.exited_ns += offset_ns if rank.exited_ns else 0
     rank.dump.asked_ns += offset_ns if rank.dump.asked_ns else 0
     if rank.dump.stacks is not None:
         rank.dump.stacks = _moved(rank.dump.stacks, offset_ns)

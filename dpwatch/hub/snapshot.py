@@ -118,9 +118,10 @@ class Rank(msgspec.Struct, frozen=True):
 
     `state` is one of starting, running, finished, failed, stalled (no step for long), lost, stale
     (its host is not heard of: what is shown is the last that was). `missed_frames` never came.
-
     `unseen` names what it may exchange that is not seen, so that what it sends and receives is
     unknown; "" where nothing is known of.
+    `reason` says how it ended, where not well; `exit` is its process's exit code, or minus the
+    signal that killed it, None while it runs or where that is not known.
     """
 
     rank: int
@@ -143,6 +144,8 @@ class Rank(msgspec.Struct, frozen=True):
     device_kind: str = ""
     missed_frames: int = 0
     unseen: str = ""
+    reason: str = ""
+    exit: int | None = None
 
 
 class LastArrival(msgspec.Struct, frozen=True):
@@ -273,7 +276,9 @@ class Run(msgspec.Struct, frozen=True):
     """One run. `state` is starting, running, finished, failed, hung or lost.
 
     `other_hosts` are all but the head's own, as the head has them. `note` says what is missing of a
-    run over several hosts and what to do, "" where nothing is.
+    run over several hosts and what to do, or that its command failed though the run did not; ""
+    where nothing is. `began_s` is the wall clock when it was first heard of, `command_exit` the
+    exit code of the `dpwatch run` command that started it, or minus the signal that killed that.
     """
 
     run_id: str
@@ -300,6 +305,8 @@ class Run(msgspec.Struct, frozen=True):
     other_hosts: list[HostView] = []
     note: str = ""
     messages: list[MessageStats] = []
+    began_s: float = 0.0
+    command_exit: int | None = None
 
 
 class GpuProcess(msgspec.Struct, frozen=True):
@@ -439,6 +446,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         search: Of the search for the largest batches that follows them, where there is one.
         gpus: This host's GPUs, where NVML answers, used by a run or not; over ssh those of the
             hosts that no run is on.
+        places: The directories that runs of this host are looked for in.
     """
 
     runs: tuple[RunView, ...]
@@ -447,3 +455,4 @@ class Snapshot(msgspec.Struct, frozen=True):
     progress: Progress | None = None
     search: Progress | None = None
     gpus: tuple[HostGpu, ...] = ()
+    places: tuple[str, ...] = ()

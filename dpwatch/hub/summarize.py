@@ -52,7 +52,7 @@ from dpwatch.hub.stacks import seen
 from dpwatch.hub.state import RunState
 from dpwatch.hub.stuck import is_stale
 from dpwatch.hub.timeline import LANES, STEPS
-from dpwatch.hub.verdict import ended, verdict
+from dpwatch.hub.verdict import command_end, ended, verdict
 from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Gpu, Host, Memory
 
 STALL_S = 5.0
@@ -62,6 +62,9 @@ STALL_STEPS = 5
 
 MEMORIES = 8192
 """Lanes whose memory, which is sampled now and then only, need not be laid out anew each time."""
+
+UNSEEN = "its process went on to other work, and did not show whether this one raised"
+"""Of a pool's task, until the command has ended."""
 
 
 def summary(runs: Sequence[Run], gpus: Sequence[HostGpu] = ()) -> Summary:
@@ -166,17 +169,33 @@ def summarize(state: RunState) -> Run:
         diagnoses=state.diagnoses,
         alerts=list(state.alerts),
         other_hosts=[_host(state, state.others[name]) for name in sorted(state.others)],
-        note=_note(state),
+        note=_note(state, told),
         messages=messages(state),
+        began_s=state.began_s,
+        command_exit=state.command.exit if state.command else None,
     )
 
 
-def _note(state: RunState) -> str:
-    """What is missing of other hosts; nothing is where every rank is on this one after all."""
+def _note(state: RunState, told: str) -> str:
+    """What a person should know besides.
+
+    Of other hosts nothing is missing where every rank is on this one after all.
+    """
+    if state.claims:
+        return state.claims
+    code = None if state.command is None else state.command.exit
+    if told == "finished" and code:
+        return f"this run finished; {command_end(code)} afterwards"
+    if told == "finished" and code is None and any(_has_idled(r) for r in state.ranks.values()):
+        return UNSEEN
     if state.joined is None:
         return ""
     alone = state.joined.role == "alone"
     return "" if alone and len(state.ranks) >= state.world_size else state.joined.note
+
+
+def _has_idled(rank: RankState) -> bool:
+    return rank.bye is not None and rank.bye.then == "idle"
 
 
 def rows_of(state: RunState) -> list[LaneState]:
@@ -260,6 +279,8 @@ def _row(
         gpu=_gpu(lane.gpu),
         missed_frames=rank.received.missing,
         unseen=rank.hello.unseen if rank.hello else "",
+        reason=rank.bye.reason if rank.bye else "",
+        exit=rank.bye.exit if rank.bye else None,
     )
 
 

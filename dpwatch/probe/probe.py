@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 import sys
 import threading
@@ -39,7 +40,7 @@ from dpwatch.probe import (
 )
 from dpwatch.probe.blocked import NOTHING, Wait, wait_of, worker
 from dpwatch.probe.cpu import Clocks
-from dpwatch.probe.endings import Uncaught, describe, one_line
+from dpwatch.probe.endings import REASON_CHARS, describe, failed, one_line, uncaught
 from dpwatch.probe.flight import Flight
 from dpwatch.probe.foreign import own_fault, suppress_own
 from dpwatch.probe.hooks import Hooks
@@ -55,7 +56,7 @@ from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLe
 from dpwatch.probe.stacks import stacks_of, tid_of
 from dpwatch.probe.steps import Steps
 from dpwatch.probe.threads import Threads
-from dpwatch.probe.whereabouts import raised_at, standing
+from dpwatch.probe.whereabouts import in_script, raised_at, standing
 from dpwatch.wire.limits import cores
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks, Step
 from dpwatch.wire.paths import host_name
@@ -85,6 +86,12 @@ _NAME_CHARS = 60
 class Probe:
     """Measures this process's training and streams it; see `ProbeLike` for its methods.
 
+    Attributes:
+        task: The task of a pool that its process is at, None outside of pools.
+        unasked: The script has not called `watch` itself, or not yet.
+        when_idle: Called, on the sender thread, when its training function is over and the process
+            waits for more to do.
+
     Args:
         strategy: `dp`, `ddp`, …, or "" if it isn't known.
         title: What a person would call the run; the script's name by default.
@@ -94,6 +101,7 @@ class Probe:
         incarnation: How many probes this process has had before.
         clocks: Other clocks, for tests.
         link: Another link, for tests.
+        before: The probe that this process had before, now closed.
 
     Raises:
         Exception: Whatever kept it from starting; nothing is left behind then.
@@ -110,17 +118,20 @@ class Probe:
         incarnation: int = 0,
         clocks: Clocks | None = None,
         link: Link | None = None,
+        before: Probe | None = None,
     ) -> None:
         self.strategy = one_line(strategy, _NAME_CHARS)
-        self.title = one_line(title or identity.script_name())
+        self.title = one_line(title)
         self.total_steps = total_steps
         self.unasked = False
         self._memory = memory
+        self.when_idle: Callable[[], None] | None = None
         self._trouble: BaseException | None = None
         self._over = False
         self._raised_at = ""
         self._raised_in: Inside | None = None
         self._entered = 0
+        self.task = identity.task()
         self._lock = threading.Lock()
         self._clocks = clocks or Clocks()
         self._cores = cores()
@@ -143,15 +154,14 @@ class Probe:
             self._tap = output.Tap() if output.wanted() else None
             if self._tap is not None:
                 undo.callback(self._tap.close)
-            self._uncaught = Uncaught(self.failed_of)
-            undo.callback(self._uncaught.close)
-            self._publisher = Publisher(
+            self._publisher: Publisher = Publisher(
                 self.recorder,
                 _Source(self),
                 link or HubLink(),
-                run_id=identity.run_id(incarnation),
+                run_id=lambda me: identity.run_id(me, incarnation, self.thread),
                 host=host_name(),
                 trouble=self.fail,
+                before=None if before is None else before._publisher,
             )
             self._publisher.start()
             self.steps.own_threads = 1
@@ -179,6 +189,11 @@ class Probe:
             self._backend_said = "virtual" if devices[0].kind == "virtual" else ""
             self.steps.devices = list(devices)
             self._start_ledger(devices)
+
+    @property
+    def idle(self) -> bool:
+        """Whether what it watched has come to its end, and the process waits for more to do."""
+        return self._publisher.resting
 
     @property
     def over(self) -> bool:
@@ -306,26 +321,25 @@ class Probe:
     def _turn_off(self) -> None:
         self.close("lost", f"the probe turned itself off: {self._trouble}")
 
-    def failed_of(self, error: BaseException) -> None:
-        """Closes with the exception that ends the run; its traceback is yet to be printed."""
+    def failed_of(self, error: BaseException, *, then: str = "") -> None:
+        """Closes with the exception that ends the run."""
         self._raised_at = raised_at(error.__traceback__)
         self._raised_in = inside_of(error.__traceback__)
-        if self._tap is not None and not self._over:
-            self._tap.tell(error)
-        self.close("failed", describe(error))
+        self.close("failed", describe(error), then=then)
 
-    def close(self, state: str = "finished", reason: str = "") -> None:
-        """See `ProbeLike`."""
+    def close(self, state: str = "finished", reason: str = "", *, then: str = "") -> None:
+        """See `ProbeLike`. `then`: what the process does next (`Bye.then`)."""
         with self._lock:
             if self._over:
                 return
             self._over = True
         if state == "finished":
             self.steps.abandoned.goes_on()
+        bye = Bye(state, one_line(reason, REASON_CHARS), None, then)
         with contextlib.ExitStack() as ending:  # all of it, whatever a signal handler raises
             if self.steps.main.clock is not None:
                 ending.callback(self.steps.main.clock.close)
-            ending.callback(self._publisher.close, Bye(state, one_line(reason)))
+            ending.callback(self._publisher.close, bye)
             ending.callback(self._take_down)
             if threading.get_ident() == self.thread:
                 ending.callback(_quietly, self.steps.conclude)
@@ -342,7 +356,7 @@ class Probe:
 
     def _take_down(self) -> None:
         self._threads.close()
-        parts = (self._collectives, self.steps.ledger, self._hooks, self._tap, self._uncaught)
+        parts = (self._collectives, self.steps.ledger, self._hooks, self._tap)
         with contextlib.ExitStack() as ending:
             for part in parts:
                 if part is not None:
@@ -362,9 +376,11 @@ class Probe:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._entered -= 1
         if self._entered <= 0:
-            if error is None:
+            if error is None or not failed(error):
                 self.close()
             else:
+                if self._tap is not None and not self._over:
+                    self._tap.tell(error)  # Python prints its traceback when this is over
                 self.failed_of(error)
 
 
@@ -387,7 +403,7 @@ class _Source:
         self._given: Identity | None = None
 
     def identify(self) -> Identity:
-        me = identity.resolve()
+        me = identity.resolve(self._probe.thread)
         if me.backend:
             return me
         # Before the process group is there, what the script gives to `init_process_group` counts,
@@ -411,6 +427,21 @@ class _Source:
     def has_stepped(self) -> bool:
         return self._probe.steps.step > 0
 
+    def is_idle(self) -> bool:
+        thread = self._probe.thread
+        is_main = thread == threading.main_thread().ident
+        if is_main and multiprocessing.parent_process() is None:
+            return False  # a script's own end is its process's
+        return not in_script(thread)
+
+    def rests(self) -> None:
+        if self._probe.when_idle is not None:
+            self._probe.when_idle()
+
+    def failure(self) -> Bye | None:
+        error = uncaught()
+        return None if error is None else Bye("failed", describe(error))
+
     def hello(self, me: Identity) -> Hello:
         probe, steps = self._probe, self._probe.steps
         return Hello(
@@ -423,7 +454,7 @@ class _Source:
             devices=list(steps.devices) or [DeviceInfo("cpu", "cpu")],
             params=steps.models.params,
             param_bytes=steps.models.param_bytes,
-            title=probe.title,
+            title=probe.title or identity.title(me),
             total_steps=probe.total_steps,
             cores=probe._cores,
             torch_version=str(torch.__version__),
@@ -432,6 +463,7 @@ class _Source:
             note=probe.note(),
             groups=self._groups.now(),
             unseen=probe._collectives.unseen(),
+            worker=identity.worker(me),
         )
 
     def complete(self, step: Step) -> Step:

@@ -118,6 +118,8 @@ class Hello(Record, frozen=True, tag="hello"):
         groups: The process groups that it is in besides the world, at most 64.
         unseen: What it may exchange that its probe can't see, for people; "" where nothing is known
             of. How much it sends and receives is unknown then.
+        worker: Of a multiprocessing child that trains alone, its name: its parent ends it, often by
+            SIGTERM, when there is nothing more to do. "" for all others.
     """
 
     world_size: r.Ranks
@@ -136,6 +138,7 @@ class Hello(Record, frozen=True, tag="hello"):
     note: r.Line = ""
     groups: Annotated[list[GroupMembers], Meta(max_length=64)] = msgspec.field(default_factory=list)
     unseen: r.Line = ""
+    worker: r.Word = ""
 
 
 class Memory(Record, frozen=True, gc=False, tag="memory"):
@@ -296,19 +299,43 @@ class Output(Record, frozen=True, tag="output"):
     open: Line | None = None
 
 
+INTERRUPTED = "stopped by Ctrl-C"
+"""`Bye.reason` of a rank that a KeyboardInterrupt ended."""
+
+
 class Bye(Record, frozen=True, gc=False, tag="bye"):
-    """A rank's end, as itself or its hub saw it.
+    """A rank's end: its own goodbye, or what its hub saw of the process.
+
+    A hub sends one when the process has ended, also after the rank's own goodbye: `exit` is then
+    set, and `state` and `reason` are what the two come to.
 
     Attributes:
-        state: `finished`, `failed` (it raised) or `lost` (the hub found the process gone).
+        state: `finished`, `failed` (it raised, or exited with another code than 0) or `lost` (it
+            was killed, or the hub found the process gone).
         reason: One line for a person, "" when finished.
         exit: Exit code of the process, or minus the signal that killed it, where the hub could
             tell.
+        then: What the process did next: `exit`; `next`, it began another run; `idle`, its training
+            function is over or its parent has ended it, and nobody knows whether it raised; ""
+            where it goes on. After `next` and `idle` its exit says nothing of this run.
     """
 
     state: r.Word
     reason: r.Line = ""
     exit: r.Exit | None = None
+    then: r.Word = ""
+
+
+class Command(Record, frozen=True, gc=False, tag="command"):
+    """What `dpwatch run` says of the command that started this run. From hubs only.
+
+    Attributes:
+        exit: The command's exit code, or minus the signal that killed it; None while it runs.
+        interrupted_ns: When Ctrl-C was pressed, None if it wasn't.
+    """
+
+    exit: r.Exit | None = None
+    interrupted_ns: r.Instant | None = None
 
 
 class Silent(msgspec.Struct, array_like=True, frozen=True):
@@ -460,6 +487,7 @@ AnyRecord = (
     | Gpu
     | Output
     | Bye
+    | Command
     | Tick
     | Stacks
     | Asked

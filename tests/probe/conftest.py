@@ -21,6 +21,9 @@ from dpwatch.wire.messages import Asked, Batch, Position, Step
 class MemoryLink:
     """A link that keeps its frames; `full` makes it refuse them."""
 
+    there = True
+    patience_s = 0.0
+
     def __init__(self) -> None:
         self.frames: list[bytes] = []
         self.full = False
@@ -49,6 +52,9 @@ class MemoryLink:
 
     def close(self) -> None:
         self.closed.set()
+
+    def last_word(self, frame: bytes) -> None:
+        self.frames.append(frame)
 
     @property
     def batches(self) -> list[Batch]:
