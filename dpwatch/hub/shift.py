@@ -22,6 +22,7 @@ from dpwatch.wire.messages import (
     Beat,
     Calls,
     Collective,
+    Command,
     Duration,
     Position,
     Stacks,
@@ -39,6 +40,7 @@ MOMENTS: dict[type[msgspec.Struct], tuple[str, ...]] = {
     Position: ("issued_ns",),
     Unfinished: ("issued_ns",),
     Stacks: ("taken_ns",),
+    Command: ("interrupted_ns",),
 }
 """The moments in each record; a test holds that no `*_ns` field was forgotten."""
 

@@ -396,23 +396,26 @@ class RunState(msgspec.Struct):
     @property
     def gone(self) -> list[RankState]:
         """Ranks that have died, the one first that the others followed. None that Ctrl-C ended."""
-        return [] if self.stopped else [rank for rank, _ in self.died()]
+        return [rank for rank, _ in self.died()]
 
     def died(self, grace_ns: int = LAUNCHER_NS) -> list[tuple[RankState, str]]:
-        """Ranks that have ended without finishing, but for those that Ctrl-C ended, and how.
+        """Ranks that have ended without finishing, and how; none that Ctrl-C ended.
 
         Args:
             grace_ns: See `endings.ends`.
         """
-        found = ends(self.ranks.values(), grace_ns)
-        return [(rank, how) for rank, how in found if not was_stopped(rank, self.command)]
+        return [] if self.stopped else self._unstopped(grace_ns)
 
     @property
     def stopped(self) -> bool:
         """Whether Ctrl-C ended the run: some ranks, and the others because these were gone."""
-        others = self.died()
+        others = self._unstopped()
         some = len(others) < len(ends(self.ranks.values()))
         return some and not any(how in BY_ITSELF for _, how in others)
+
+    def _unstopped(self, grace_ns: int = LAUNCHER_NS) -> list[tuple[RankState, str]]:
+        found = ends(self.ranks.values(), grace_ns)
+        return [(rank, how) for rank, how in found if not was_stopped(rank, self.command)]
 
     @property
     def world_size(self) -> int:

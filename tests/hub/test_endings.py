@@ -15,7 +15,7 @@ from dpwatch.hub.endings import (
     ends,
 )
 from dpwatch.hub.state import RunState
-from dpwatch.wire.messages import Bye
+from dpwatch.wire.messages import INTERRUPTED, Bye
 from tests.frames import START_NS, batch, hello
 
 PAIR = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553]"
@@ -78,7 +78,7 @@ def test_an_error_of_its_own_is_none_of_its_peers(reason):
         (Bye("lost", "process 1 ended with exit code 3", 3), OWN),
         (Bye("lost", "process 1 was killed by SIGABRT", -signal.SIGABRT), ABORTED),
         (Bye("lost", "process 1 was killed by SIGTERM", -signal.SIGTERM), STOPPED),
-        (Bye("failed", "interrupted (KeyboardInterrupt)"), STOPPED),
+        (Bye("failed", INTERRUPTED), STOPPED),
         (Bye("finished"), FINISHED),
     ],
 )

@@ -3,7 +3,6 @@
 import pytest
 
 from dpwatch.cli.output import table
-from dpwatch.hub.diagnose import master_imbalance, memory_imbalance
 from dpwatch.hub.elsewhere import elsewhere
 from dpwatch.hub.merge import _keep_lane
 from dpwatch.hub.parts import LaneState
@@ -94,11 +93,9 @@ def test_hosts_states_are_joined_by_account(known):
 
 @pytest.mark.parametrize("peaks", [(900, 400, 400, 400), (400, 900, 400, 400), (400, 400, 400)])
 def test_no_balance_is_told_of_whole_processes(peaks):
-    """They hold libraries, and what a rank did before it trained."""
+    """They hold libraries, and what a rank did before it trained: only differences say something."""
     run = summarize(run_of(*peaks))
     assert run.balance.peak_max_over_min is run.balance.peak_device0_over_median is None
-    assert master_imbalance.rule(run) is None
-    assert memory_imbalance.rule(run) is None
     assert "whole process" in table([run])
     measured = summarize(run_of(*peaks, record=memory))
     assert measured.balance.peak_max_over_min == max(peaks) / 400
