@@ -93,7 +93,7 @@ def test_hosts_states_are_joined_by_account(known):
 
 @pytest.mark.parametrize("peaks", [(900, 400, 400, 400), (400, 900, 400, 400), (400, 400, 400)])
 def test_no_balance_is_told_of_whole_processes(peaks):
-    """They hold libraries, and what a rank did before it trained: only differences say something."""
+    """They hold libraries, and what a rank did before: only differences say something."""
     run = summarize(run_of(*peaks))
     assert run.balance.peak_max_over_min is run.balance.peak_device0_over_median is None
     assert "whole process" in table([run])
