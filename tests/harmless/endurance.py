@@ -1,4 +1,4 @@
-"""The `long` part: 100,000 short steps in one process, and the probe opened and closed 500 times.
+"""The `long` part: 100,000 steps in a process, a probe opened and closed 500 times, 200 forks.
 
 What a process holds is measured again and again, and must not grow: memory, descriptors, threads,
 and the probe's own structures. After `close()` nothing of the probe is left in the process.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from tests.harmless.rows import DIFFERS, SAME, Report, Row, wanted
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 3600
-KINDS = {"steps": (100_000, 10_000), "reopen": (500, 20)}
+KINDS = {"steps": (100_000, 10_000), "reopen": (500, 20), "fork": (200, 40)}
 """How often, in full and in CI."""
 
 ALLOWED = {
@@ -32,6 +33,10 @@ ALLOWED = {
     "probe_objects": 2_000,
 }
 """By how much a figure may be higher at the end than when everything had been filled once."""
+
+
+FORK_RATIO = 2.0
+"""A fork may take so many times as long; it is measured in turn, so noise falls on both."""
 
 
 def run(report: Report, patterns: Sequence[str], *, quick: bool) -> None:
@@ -69,11 +74,24 @@ def _rows(kind: str, told: dict[str, Any]) -> list[Row]:
     if "failed" in told:
         lines = tuple(told["failed"].splitlines()[-12:])
         return [Row(name=f"long/{kind}", verdict=DIFFERS, note="failed", detail=lines)]
+    if kind == "fork":
+        return [_forks(told["figures"])]
     rows = [_growth(kind, name, told["figures"]) for name in ALLOWED]
     for name, wrong in told["left"].items():
         verdict = DIFFERS if wrong else SAME
         rows.append(Row(name=f"long/{kind}/{name}", verdict=verdict, note=", ".join(wrong)))
     return rows
+
+
+def _forks(figures: dict[str, list[float]]) -> Row:
+    """Compares how long a fork takes, until its child has ended."""
+    without, with_it = (statistics.median(figures[kind]) for kind in ("without", "with"))
+    ratio = with_it / without
+    return Row(
+        name="long/fork",
+        verdict=DIFFERS if ratio > FORK_RATIO else SAME,
+        note=f"{ratio:.2f} times as long ({without:.1f} ms without, {with_it:.1f} ms with)",
+    )
 
 
 def _growth(kind: str, name: str, figures: list[dict[str, int]]) -> Row:

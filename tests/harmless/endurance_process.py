@@ -6,12 +6,14 @@ is still there after `close()`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
 import os
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(1)
     train(60)  # what torch itself sets up at first use
     before, held = hooked(), measure(None)
-    figures = {"steps": steps, "reopen": reopen}[kind](count)
+    figures = {"steps": steps, "reopen": reopen, "fork": fork}[kind](count)
     after, now = hooked(), measure(None)
     left = {
         "hooks_left": [name for name in before if before[name] != after[name]],
@@ -48,7 +50,7 @@ def main() -> None:
     print(json.dumps({"figures": figures, "left": left}))
 
 
-def steps(count: int) -> list[dict[str, int]]:
+def steps(count: int) -> Any:
     """Trains in one run."""
     figures = []
     with dpwatch.watch() as probe:
@@ -59,7 +61,7 @@ def steps(count: int) -> list[dict[str, int]]:
     return figures
 
 
-def reopen(count: int) -> list[dict[str, int]]:
+def reopen(count: int) -> Any:
     """Opens and closes a probe, and trains a little in between."""
     figures = []
     for look in range(LOOKS + 1):
@@ -69,6 +71,23 @@ def reopen(count: int) -> list[dict[str, int]]:
         if look:
             figures.append(measure(None))
     return figures
+
+
+def fork(count: int) -> Any:
+    """Forks without a probe and with one, in turn; milliseconds until the child has ended."""
+    took: dict[str, list[float]] = {"without": [], "with": []}
+    for _ in range(LOOKS):
+        for kind, found in took.items():
+            with dpwatch.watch() if kind == "with" else contextlib.nullcontext():
+                train(14)
+                for _ in range(count // (2 * LOOKS)):
+                    began = time.perf_counter()
+                    child = os.fork()
+                    if not child:
+                        os._exit(0)
+                    os.waitpid(child, 0)
+                    found.append(1e3 * (time.perf_counter() - began))
+    return took
 
 
 def train(count: int) -> None:

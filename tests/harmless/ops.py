@@ -24,7 +24,7 @@ SILENCE_S = 300.0
 SHARD = 170
 """Cases that a process takes, which needs some seconds to start."""
 
-AGAIN = 3
+AGAIN = 2
 """Runs without the probe that a case which differs is tried again by."""
 
 QUICK_EVERY = 40
@@ -46,25 +46,27 @@ def run(report: Report, patterns: Sequence[str], *, quick: bool, jobs: int) -> N
         names = [n for i, n in enumerate(names) if not i % QUICK_EVERY or _operator(n) in QUICK_OPS]
     count = max(jobs, -(-len(names) // SHARD))
     shards = [shard for at in range(count) if (shard := names[at::count])]
-    suspects: list[str] = []
     sampled = done = 0
     with ThreadPoolExecutor(jobs) as pool:
-        for shard, told in zip(shards, pool.map(_both, shards), strict=True):
-            plain, probed = told
-            done += len(shard)
-            print(f"ops: {done} of {len(names)} rows compared", file=sys.stderr, flush=True)
-            sampled += sum(bool(probed[name].get("memory_sampled")) for name in shard)
-            for name in shard:
-                if _compared(plain[name]) == _compared(probed[name]):
-                    report.add(Row(name=f"ops/{name}", verdict=SAME, note=_count(plain[name])))
-                else:
-                    suspects.append(name)
-        parts = [suspects[at::jobs] for at in range(jobs)]
-        for rows in pool.map(_look_closer, [part for part in parts if part]):
+        for rows, with_memory in pool.map(_compare, shards):
             for row in rows:
                 report.add(row)
+            sampled += with_memory
+            done += len(rows)
+            print(f"ops: {done} of {len(names)} rows compared", file=sys.stderr, flush=True)
     if names:
         print(f"ops: memory was sampled in the sampled step of {sampled} of {len(names)} rows")
+
+
+def _compare(names: Sequence[str]) -> tuple[list[Row], int]:
+    """Rows of some cases, and in how many of them memory was sampled."""
+    plain, probed = _results("plain", names), _results("probed", names)
+    differ = [name for name in names if _compared(plain[name]) != _compared(probed[name])]
+    rows = dict(zip(differ, _look_closer(differ), strict=True))
+    for name in names:
+        if name not in rows:
+            rows[name] = Row(name=f"ops/{name}", verdict=SAME, note=_count(plain[name]))
+    return list(rows.values()), sum(bool(probed[name].get("memory_sampled")) for name in names)
 
 
 def _names() -> list[str]:
@@ -88,12 +90,10 @@ def _count(told: dict[str, Any]) -> str:
     return f"{sum(len(told.get(kind, ())) for kind in KINDS)} samples"
 
 
-def _both(names: Sequence[str]) -> tuple[Results, Results]:
-    return _results("plain", names), _results("probed", names)
-
-
 def _look_closer(names: Sequence[str]) -> list[Row]:
     """Runs again what differed, several times without the probe, and tells the difference."""
+    if not names:
+        return []
     plain = [_results("plain", names, "details") for _ in range(AGAIN)]
     probed = _results("probed", names, "details")
     return [_row(name, [each[name] for each in plain], probed[name]) for name in names]

@@ -15,8 +15,12 @@ DIFFERS = "DIFFERS"
 VARIES = "varies"
 """Two runs without the probe differ from each other, so nothing can be said."""
 NOT_RUN = "not run"
+NOTICED = "noticed"
+"""It differs, as docs/no-harm.md says."""
+BROKEN = "BROKEN"
+"""It does not do what it should without the probe either, so nothing is shown."""
 
-_ORDER = (DIFFERS, VARIES, NOT_RUN, SAME)
+_ORDER = (DIFFERS, BROKEN, VARIES, NOTICED, NOT_RUN, SAME)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ class Report:
             print(f"{row.verdict:8} {row.name:44} {row.note}".rstrip(), flush=True)
         for line in row.detail:
             print(f"         {line}", flush=True)
-        if row.verdict == DIFFERS:
+        if row.verdict in (DIFFERS, BROKEN):
             print(f"         reproduce: {row.command}", flush=True)
 
     def print_counts(self) -> None:
@@ -77,8 +81,8 @@ class Report:
 
     @property
     def failed(self) -> bool:
-        """Whether any row differs."""
-        return any(row.verdict == DIFFERS for row in self.rows)
+        """Whether any row differs, or shows nothing."""
+        return any(row.verdict in (DIFFERS, BROKEN) for row in self.rows)
 
     def write(self, path: Path) -> None:
         """Writes all rows as JSON."""

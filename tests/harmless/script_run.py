@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.harmless.describe_text import without_addresses
+from tests.harmless.describe_text import without_addresses, without_own_frames
 from tests.harmless.shape import Shape
 
 TIMEOUT_S = 240
@@ -31,7 +31,7 @@ class Outcome:
     Attributes:
         code: Exit code, negative for a signal, None if it had to be ended.
         out: Lines on standard output.
-        err: Lines on standard error, without dpwatch's own.
+        err: Lines on standard error, without dpwatch's own and its frames in tracebacks.
         said: dpwatch's own lines.
         files: Hash of each file that it left, by path.
         steps: Steps that dpwatch saw, None if it does not say.
@@ -65,11 +65,10 @@ def run(shape: Shape, place: Path, *, probed: bool) -> Outcome:
         ours = ["-m", "dpwatch", "run", "--quiet", "--json", str(told), "--"]
         words = [sys.executable, *ours, *words]
     code, out, err = _finished(words, work, _environment(place, port), shape.stdin)
-    ends = [line for line in err if not line.startswith("dpwatch: ")]
     return Outcome(
         code=code,
         out=out,
-        err=ends,
+        err=without_own_frames(line for line in err if not line.startswith("dpwatch: ")),
         said=[line for line in err if line.startswith("dpwatch: ")],
         files=_files(work),
         steps=_steps(told) if probed else None,

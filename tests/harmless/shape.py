@@ -3,11 +3,13 @@
 The first line says what a script of this kind could notice. After a blank line may follow
 
     variants: a | b c      one row each, with these arguments
+    exit: 0 | 1            their exit codes without a probe, or that of all; else 0
     command: {python} -W error {script} {arguments}
     also: watch            besides `dpwatch run`, the first variant also with `dpwatch.watch()`
     needs: program g++ for inductor, module rich
     order: any             lines may come in any order: several processes print
     stderr: ignored        why it is not compared
+    noticed: why           this differs, and docs/no-harm.md says so
     stdin: text            the rest of the docstring is its standard input
 """
 
@@ -37,6 +39,7 @@ class Shape:
         arguments: It is started with.
         about: What a script of this kind could notice.
         watched: By `dpwatch.watch()` and not by `dpwatch run`.
+        exit_code: Without a probe.
         facts: The docstring's other lines.
     """
 
@@ -45,6 +48,7 @@ class Shape:
     arguments: tuple[str, ...]
     about: str
     watched: bool
+    exit_code: int
     facts: dict[str, str]
 
     @property
@@ -56,6 +60,11 @@ class Shape:
     def ignores_stderr(self) -> bool:
         """Standard error is not compared."""
         return "stderr" in self.facts
+
+    @property
+    def noticed(self) -> str:
+        """Why it may differ, "" if it may not."""
+        return self.facts.get("noticed", "")
 
     @property
     def stdin(self) -> str:
@@ -105,6 +114,7 @@ def all_shapes() -> list[Shape]:
 
 def _shapes(path: Path) -> Iterator[Shape]:
     about, facts = _parsed(ast.get_docstring(ast.parse(path.read_text())) or "")
+    codes = facts.get("exit", "0").split("|")
     for number, variant in enumerate(facts.get("variants", "").split("|")):
         arguments = tuple(variant.split())
         name = "/".join(filter(None, (path.stem, "-".join(arguments))))
@@ -116,6 +126,7 @@ def _shapes(path: Path) -> Iterator[Shape]:
                 arguments=arguments,
                 about=about,
                 watched=watched,
+                exit_code=int(codes[min(number, len(codes) - 1)]),
                 facts=facts,
             )
 

@@ -40,12 +40,14 @@ class Surroundings:
         probed: With a probe that watches it.
 
     Attributes:
+        watched: The probe of the last work; None without one.
         memory_sampled: Whether memory of the last work's step was reported; None without a probe.
     """
 
     def __init__(self, *, probed: bool) -> None:
         self.probed = probed
         self.memory_sampled: bool | None = None
+        self.watched: Watched | None = None
         self.body = Body()
         self.optimizer = torch.optim.SGD(self.body.parameters(), lr=1e-3)
 
@@ -60,7 +62,7 @@ class Surroundings:
         Raises:
             ProbeFailed: The probe turned itself off.
         """
-        watched = _Watched() if self.probed else None
+        self.watched = watched = Watched() if self.probed else None
         try:
             for _ in range(_BEFORE):
                 self._step()
@@ -75,7 +77,7 @@ class Surroundings:
             self.memory_sampled = watched.reported_memory(_BEFORE)
         return done
 
-    def _go_on_until_unsampled(self, watched: _Watched | None) -> None:
+    def _go_on_until_unsampled(self, watched: Watched | None) -> None:
         for _ in range(_ENOUGH_STEPS):
             self._step()
             if watched is None or watched.sampled_out:
@@ -93,7 +95,7 @@ class ProbeFailed(Exception):
     """The probe turned itself off, or never came into the state that was asked for."""
 
 
-class _Watched:
+class Watched:
     """A probe whose frames stay here."""
 
     def __init__(self) -> None:
@@ -115,7 +117,12 @@ class _Watched:
         records = [each for frame in self._link.frames for each in codec.decode(frame).records]
         return any(isinstance(each, Memory) and each.step == step for each in records)
 
+    def fail(self, error: Exception) -> None:
+        """Makes the probe turn itself off, as an error of its own does."""
+        self._probe.fail(error)
+
     def close(self) -> None:
+        """Closes it. Raises: ProbeFailed if it had turned itself off."""
         trouble = self._probe._trouble
         self._probe.close()
         if trouble is not None:

@@ -10,11 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.harmless import script_run
-from tests.harmless.rows import DIFFERS, NOT_RUN, SAME, VARIES, Report, Row, shortened, wanted
+from tests.harmless.rows import (
+    BROKEN,
+    DIFFERS,
+    NOT_RUN,
+    NOTICED,
+    SAME,
+    VARIES,
+    Report,
+    Row,
+    shortened,
+    wanted,
+)
 from tests.harmless.script_run import NOT_RUN_CODE, Outcome
 from tests.harmless.shape import Shape, all_shapes
 
-MOST_LINES = 14
+MOST_OF_A_STREAM = 6
+MOST_LINES = 16
 
 QUICK = frozenset({
     "plain", "noisy_or", "functorch_grad", "compile_first/eager-2", "own_dispatch_mode",
@@ -44,6 +56,9 @@ def compare(shape: Shape) -> Row:
         plain = script_run.run(shape, place, probed=False)
         if plain.code == NOT_RUN_CODE:
             return Row(name=name, verdict=NOT_RUN, note=plain.err[-1])
+        if plain.code != shape.exit_code:
+            detail = shortened([f"exit code {plain.code}", *plain.err[-6:]], MOST_LINES)
+            return Row(name=name, verdict=BROKEN, note="without the probe", detail=detail)
         probed = script_run.run(shape, place, probed=True)
         found = list(_differences(shape, plain, probed))
         if found:
@@ -54,6 +69,9 @@ def compare(shape: Shape) -> Row:
     finally:
         script_run.wait_for_end_of_hubs(place)
         shutil.rmtree(place, ignore_errors=True)
+    if found and shape.noticed:
+        detail = shortened(found, MOST_LINES)
+        return Row(name=name, verdict=NOTICED, note=shape.noticed, detail=detail)
     note = f"{len(plain.out)} lines, exit {plain.code}, {_seen(probed)}"
     verdict = DIFFERS if found else SAME
     return Row(name=name, verdict=verdict, note=note, detail=shortened(found, MOST_LINES))
@@ -68,16 +86,23 @@ def _seen(probed: Outcome) -> str:
 def _differences(shape: Shape, plain: Outcome, probed: Outcome) -> Iterator[str]:
     if plain.code != probed.code:
         yield f"exit code: {plain.code} without, {probed.code} with"
-    streams = [("stdout", plain.out, probed.out)]
     if not shape.ignores_stderr:
-        streams.append(("stderr", plain.err, probed.err))
-    for name, without, with_it in streams:
-        if shape.any_order:
-            without, with_it = sorted(without), sorted(with_it)
-        if without != with_it:
-            diff = difflib.unified_diff(without, with_it, "without", "with", lineterm="", n=0)
-            yield f"{name}:"
-            yield from (line for line in diff if not line.startswith(("---", "+++", "@@")))
+        yield from _stream("stderr", plain.err, probed.err, shape, ends=True)
+    yield from _stream("stdout", plain.out, probed.out, shape)
     for path in sorted(plain.files.keys() | probed.files.keys()):
         if plain.files.get(path) != probed.files.get(path):
             yield f"file {path}: {plain.files.get(path)} without, {probed.files.get(path)} with"
+
+
+def _stream(
+    name: str, without: list[str], with_it: list[str], shape: Shape, *, ends: bool = False
+) -> Iterator[str]:
+    """What differs in a stream: its beginning, or its end, where a traceback says what it is."""
+    if shape.any_order:
+        without, with_it = sorted(without), sorted(with_it)
+    if without == with_it:
+        return
+    diff = difflib.unified_diff(without, with_it, "without", "with", lineterm="", n=0)
+    found = [line for line in diff if not line.startswith(("---", "+++", "@@"))]
+    yield f"{name}: {len(found)} lines differ"
+    yield from shortened(found[-MOST_OF_A_STREAM:] if ends else found, MOST_OF_A_STREAM)

@@ -33,4 +33,7 @@ for number in range(300):
             train_step(model, optimizer, batch)
     except TimeUp:
         caught += 1
+        torch.set_grad_enabled(True)  # torch's optimizers leave it off where they are interrupted
+armed = False
+signal.setitimer(signal.ITIMER_REAL, 0)
 show("raised", len(raised), "caught", caught)

@@ -1,10 +1,9 @@
 """Anomaly mode: a NaN in backward raises, with the traceback of the forward call that made it."""
 
-import traceback
 import warnings
 
 import torch
-from training import batches, show, small_model
+from training import batches, frames_of, show, small_model
 
 model = small_model()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -20,10 +19,6 @@ for number, (inputs, _) in enumerate(batches()):
             loss.backward()
             optimizer.step()
         except RuntimeError as error:
-            show(
-                type(error).__name__,
-                error,
-                [f.name for f in traceback.extract_tb(error.__traceback__)],
-            )
+            show(type(error).__name__, error, frames_of(error))
             show([str(each.message)[-200:] for each in heard])
     show("loss", loss)

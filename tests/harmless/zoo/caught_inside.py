@@ -1,9 +1,7 @@
 """The same exceptions, caught: their type, notes, context, and the functions in their traceback."""
 
-import traceback
-
 import torch
-from training import batches, show, small_model, train_step
+from training import batches, frames_of, show, small_model, train_step
 
 
 def fail(*_):
@@ -24,8 +22,6 @@ for where, register in hooks.items():
         try:
             show("loss", train_step(model, optimizer, batch))
         except ValueError as error:
-            frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-            show(
-                where, frames, error.__context__, error.__cause__, getattr(error, "__notes__", None)
-            )
+            notes = getattr(error, "__notes__", None)
+            show(where, frames_of(error), error.__context__, error.__cause__, notes)
     handle.remove()

@@ -21,7 +21,7 @@ optimizer = torch.optim.SGD([weight], lr=0.1)
 for number in range(14):
     one, two = torch.randn(4), [torch.empty(4), torch.empty(4)]
     work = dist.all_reduce(one, async_op=True)
-    show(rank, number, type(work).__name__, work.wait(), work.is_completed(), work.exception())
+    show(rank, number, type(work).__name__, work.wait(), work.is_completed())
     dist.broadcast(one, 1)
     dist.all_gather(two, one)
     both = torch.empty(8)

@@ -22,4 +22,4 @@ for batch in batches():
     optimizer.step()
     show("loss", loss)
 show("captures", counters["compiled_autograd"]["captures"])
-show("frames", dict(counters["frames"]), "graphs", counters["stats"]["unique_graphs"])
+show("graphs", counters["stats"]["unique_graphs"])

@@ -4,10 +4,21 @@ import torch
 from training import fingerprint, seed, show
 
 seed()
-weight = torch.nn.Parameter(torch.randn(5, 3, dtype=torch.complex64))
-optimizer = torch.optim.SGD([weight], lr=1e-2)
+
+
+class Inverse(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(5, 3, dtype=torch.complex64))
+
+    def forward(self):
+        return torch.linalg.pinv(self.weight)
+
+
+model = Inverse()
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
 for _ in range(24):
-    inverse = torch.linalg.pinv(weight)
+    inverse, weight = model(), model.weight
     loss = (weight @ inverse @ weight - weight).abs().sum() + weight.abs().pow(2).sum()
     optimizer.zero_grad()
     loss.backward()

@@ -13,7 +13,7 @@ from training import batches, fingerprint, show, small_model, train_step
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 model = DistributedDataParallel(small_model())
-model.register_comm_hook(None, default_hooks.bf16_compress_hook)
+model.register_comm_hook(None, default_hooks.fp16_compress_hook)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 with model.join():
     for number, batch in enumerate(batches(16 + rank * 2)):

@@ -5,20 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-CODE = f"""
-import os, sys
-sys.path.append({str(Path(__file__).parent)!r})
 import torch
 from training import show, small_model, train
-model = small_model()
-train(model, torch.optim.SGD(model.parameters(), lr=0.1))
-try:
-    os.getcwd()
-except FileNotFoundError as error:
-    show(type(error).__name__, hasattr(sys, "users_own"))
-"""
-for name in ("TORCH_COMPILE_DEBUG_DIR", "TORCHINDUCTOR_CUTLASS_DIR"):
-    os.environ[name] = "/nowhere"  # else torch itself asks for the folder
+
+CODE = "import sys; print(hasattr(sys, 'users_own'), [m for m in sys.meta_path[:-3]], sys.path[:1])"
 own = Path("own").absolute()
 own.mkdir()
 (own / "sitecustomize.py").write_text("import sys\nsys.users_own = True\n")
@@ -28,9 +18,15 @@ gone.mkdir()
 os.chdir(gone)
 gone.rmdir()
 done = subprocess.run([sys.executable, "-c", CODE], env={**os.environ, "PYTHONPATH": path})
-print("left with", done.returncode)
+show("left with", done.returncode)
 os.chdir(own)
+model = small_model()
+train(model, torch.optim.SGD(model.parameters(), lr=0.1), 14)
 (own / "later").mkdir()
 os.chdir("later")
 os.rmdir(own / "later")
-exec(CODE)
+train(model, torch.optim.Adam(model.parameters(), lr=1e-2), 14)
+try:
+    os.getcwd()
+except FileNotFoundError as error:
+    show(type(error).__name__)

@@ -1,5 +1,6 @@
 """sys.exit with every kind of argument, in forked children and in the script itself.
 
+exit: 3 | 1
 variants: 3 | text
 also: watch
 """

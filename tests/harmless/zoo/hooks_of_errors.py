@@ -1,4 +1,7 @@
-"""The script's own excepthook, unraisablehook and threading.excepthook, and their calls."""
+"""The script's own excepthook, unraisablehook and threading.excepthook, and their calls.
+
+exit: 1
+"""
 
 import gc
 import sys

@@ -1,4 +1,7 @@
-"""KeyboardInterrupt that the script catches, as a notebook does, and SIGTERM by which it leaves."""
+"""KeyboardInterrupt that the script catches, as a notebook does, and SIGTERM by which it leaves.
+
+exit: 15
+"""
 
 import os
 import signal

@@ -1,5 +1,6 @@
 """DataLoader with workers, whose batches depend on seeds, and whose worker may raise.
 
+exit: 0 | 0 | 0 | 0 | 1
 variants: none | fork | spawn | persistent | failing
 """
 

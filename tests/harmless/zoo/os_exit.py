@@ -1,4 +1,7 @@
-"""os._exit, abort and kill in mid-training: nothing may hold the process, or change its code."""
+"""os._exit, abort and kill in mid-training: nothing may hold the process, or change its code.
+
+exit: 12
+"""
 
 import os
 import signal

@@ -1,5 +1,6 @@
 """Uncaught exceptions within forward, backward, optimizer, loader: tracebacks on stderr.
 
+exit: 1
 also: watch
 """
 

@@ -1,5 +1,6 @@
 """A rank that fails under torchrun: its traceback, the launcher's report, the exit code.
 
+exit: 1
 command: {torchrun} {script}
 order: any
 stderr: not compared line by line, since it has times and process ids

@@ -1,5 +1,6 @@
 """rich: live display, redirected streams, and its traceback instead of Python's.
 
+exit: 1
 needs: module rich
 """
 

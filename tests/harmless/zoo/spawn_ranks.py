@@ -1,5 +1,6 @@
 """torch.multiprocessing.spawn with two gloo ranks, one of which may fail.
 
+exit: 0 | 4
 variants: well | failing
 order: any
 """

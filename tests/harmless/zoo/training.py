@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import traceback
 
 import numpy
 import torch
@@ -51,7 +52,8 @@ def train(model, optimizer, steps=STEPS):
 
 def show(*values):
     """Prints values; floats and tensors of one element in hexadecimal."""
-    print(*(_exact(value) for value in values), flush=True)
+    told = " ".join(str(_exact(value)) for value in values)
+    print(f"{told}\n", end="", flush=True)  # in one piece, so that ranks don't mix their lines
 
 
 def fingerprint(tensors):
@@ -66,6 +68,13 @@ def random_states():
     """A hash of the state of every generator."""
     told = repr((random.getstate(), numpy.random.get_state(legacy=False)))
     return hashlib.sha1(told.encode()).hexdigest()[:16], fingerprint([torch.get_rng_state()])
+
+
+def frames_of(error):
+    """Functions in a traceback, without the probe's and torch's that they stand for."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = ("/dpwatch/", "_wrapped_call_impl")
+    return [f.name for f in frames if own[0] not in f.filename and f.name != own[1]]
 
 
 def _exact(value):

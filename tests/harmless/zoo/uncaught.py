@@ -1,5 +1,6 @@
 """Uncaught exceptions of all kinds, in forked children and in the script: stderr, exit code.
 
+exit: 1 | 130
 variants: plain | interrupt
 also: watch
 """

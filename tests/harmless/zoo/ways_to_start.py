@@ -1,5 +1,6 @@
 """Ways to start Python: -m, -c, standard input, a zip archive, runpy, -O, -I, -P, -X dev.
 
+exit: 1
 variants: module | code | stdin | zipapp | runpy | optimised | isolated | safe-path | developer
 """
 
