@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ def main() -> int:
     unknown = [row for row in options.rows if row.partition("/")[0] not in PARTS]
     if unknown:
         parser.error(f"no such row: {unknown[0]}; they begin with {', '.join(PARTS)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
     began = time.monotonic()
     report = Report(verbose=options.verbose)
     for part in PARTS:
@@ -53,4 +55,7 @@ def _run(part: str, report: Report, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tests.harmless.differences import explain
+from tests.harmless.parallel import in_order
 from tests.harmless.rows import DIFFERS, SAME, VARIES, Report, Row, wanted
 from tests.harmless.step_kinds import KINDS
 
@@ -47,13 +47,12 @@ def run(report: Report, patterns: Sequence[str], *, quick: bool, jobs: int) -> N
     count = max(jobs, -(-len(names) // SHARD))
     shards = [shard for at in range(count) if (shard := names[at::count])]
     sampled = done = 0
-    with ThreadPoolExecutor(jobs) as pool:
-        for rows, with_memory in pool.map(_compare, shards):
-            for row in rows:
-                report.add(row)
-            sampled += with_memory
-            done += len(rows)
-            print(f"ops: {done} of {len(names)} rows compared", file=sys.stderr, flush=True)
+    for rows, with_memory in in_order(_compare, shards, jobs):
+        for row in rows:
+            report.add(row)
+        sampled += with_memory
+        done += len(rows)
+        print(f"ops: {done} of {len(names)} rows compared", file=sys.stderr, flush=True)
     if names:
         print(f"ops: memory was sampled in the sampled step of {sampled} of {len(names)} rows")
 

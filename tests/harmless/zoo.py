@@ -6,10 +6,10 @@ import difflib
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.harmless import script_run
+from tests.harmless.parallel import in_order
 from tests.harmless.rows import (
     BROKEN,
     DIFFERS,
@@ -41,9 +41,8 @@ def run(report: Report, patterns: Sequence[str], *, quick: bool, jobs: int) -> N
     shapes = [shape for shape in all_shapes() if wanted(f"zoo/{shape.name}", patterns)]
     if quick:
         shapes = [shape for shape in shapes if shape.name in QUICK]
-    with ThreadPoolExecutor(jobs) as pool:
-        for row in pool.map(compare, shapes):
-            report.add(row)
+    for row in in_order(compare, shapes, jobs):
+        report.add(row)
 
 
 def compare(shape: Shape) -> Row:

@@ -9,4 +9,6 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 for batch in batches():
     with FlopCounterMode(model, display=False) as counter:
         loss = train_step(model, optimizer, batch)
-    show("loss", loss, counter.get_total_flops(), counter.get_flop_counts())
+    counts = counter.get_flop_counts()
+    told = sorted((where, str(op), n) for where, ops in counts.items() for op, n in ops.items())
+    show("loss", loss, counter.get_total_flops(), told)

@@ -13,7 +13,7 @@ for number, batch in enumerate(batches()):
     if number in (0, 1, 2, 10):
         scripted, traced = torch.jit.script(model), torch.jit.trace(model, batch[0])
         show(scripted.code, traced.code, scripted(batch[0]).sum(), traced(batch[0]).sum())
-        torch.jit.save(traced, f"traced{number}.pt")
+        torch.jit.save(scripted, f"scripted{number}.pt")
 optimizer = torch.optim.SGD(scripted.parameters(), lr=0.1)
 for batch in batches(4):
     show("loss", train_step(scripted, optimizer, batch))

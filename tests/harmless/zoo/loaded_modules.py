@@ -8,7 +8,7 @@ from training import show, small_model, train
 
 model = small_model()
 train(model, torch.optim.SGD(model.parameters(), lr=0.1))
-ours = ("dpwatch", "msgspec", "zmq", "sitecustomize", "pynvml", "_zmq")
+ours = ("dpwatch", "msgspec", "zmq", "pynvml")
 found = sorted(name for name in set(sys.modules) - before if name.split(".")[0] == "torch")
 show(len(found), found)
 show(sys.path, [name for name in before if name.split(".")[0] in ours])

@@ -30,8 +30,9 @@ if __name__ == "__main__":
         "spawn": {"multiprocessing_context": "spawn"},
         "persistent": {"persistent_workers": True},
     }
+    workers = {"none": 0, "failing": 1}.get(how, 2)  # of two, either may be first to tell
     loader = DataLoader(
-        Noise(), batch_size=8, shuffle=True, num_workers=0 if how == "none" else 2,
+        Noise(), batch_size=8, shuffle=True, num_workers=workers,
         generator=torch.Generator().manual_seed(3), **options.get(how, {}),
     )  # fmt: skip
     for epoch in range(2):
