@@ -78,7 +78,11 @@ def passed_on(options: argparse.Namespace) -> list[str]:
         if getattr(options, name):
             flag = name.replace("_", "-")
             raise CommandError(f"--{flag} can't be used together with --compare-without")
-    return ["--no-output"] if options.no_output else []
+    memory = getattr(options, "memory", None)
+    return [
+        *(["--no-output"] if options.no_output else []),
+        *(["--memory", memory] if memory else []),
+    ]
 
 
 def _outcomes(words: Sequence[str], options: Sequence[str], folder: Path) -> Iterator[Outcome]:

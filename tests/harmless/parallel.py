@@ -11,7 +11,7 @@ R = TypeVar("R")
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], jobs: int) -> Iterator[R]:
-    """Calls a function with each item, `jobs` at a time; what has not begun is left when it ends."""
+    """Calls a function with each item, `jobs` at a time; on the way out those left are dropped."""
     pool = ThreadPoolExecutor(jobs)
     try:
         yield from pool.map(function, items)
