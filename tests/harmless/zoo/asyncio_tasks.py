@@ -26,7 +26,8 @@ async def ticking(ticks):
 async def main():
     ticks = []
     asyncio.get_running_loop().slow_callback_duration = 60
-    await asyncio.gather(training(), ticking(ticks), asyncio.to_thread(show, "in a thread"))
+    told = await asyncio.gather(training(), ticking(ticks), asyncio.to_thread(sum, [1, 2]))
+    show(told)
     process = await asyncio.create_subprocess_exec("sh", "-c", "exit 6")
     show(len(ticks), await process.wait(), len(asyncio.all_tasks()))
 
