@@ -12,7 +12,7 @@ TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test scripts lint types check bench bench-tui bench-ssh bench-mishaps bench-scale soak fuzz stress screenshots figures clean
+.PHONY: help demo test scripts harmless harmless-quick lint types check bench bench-tui bench-ssh bench-mishaps bench-scale soak fuzz stress screenshots figures clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,12 @@ test: $(VENV)/.dev ## set up and run the tests
 scripts: $(VENV)/.scripts ## run other people's kinds of scripts under `dpwatch run`
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m scripts
 
+harmless: $(VENV)/.scripts ## the proof that the probe changes nothing; half an hour on two cores, or ROWS="zoo/ddp ops/prod"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.harmless $(ROWS)
+
+harmless-quick: $(VENV)/.dev ## the part of it that CI runs, within three minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.harmless --quick
+
 lint: $(VENV)/.dev ## style and import walls
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,7 +40,7 @@ lint: $(VENV)/.dev ## style and import walls
 types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
 
-check: lint types test scripts ## all of the above, as CI runs it
+check: lint types test scripts harmless-quick ## all of the above, as CI runs it
 
 bench: $(VENV)/.dev ## what the probe costs a training step, measured in pairs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.overhead

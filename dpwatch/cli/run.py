@@ -27,6 +27,7 @@ examples:
   dpwatch run -- python train.py
   dpwatch run -- torchrun --nproc-per-node 4 train.py
   dpwatch run --json summary.json --fail-on critical -- accelerate launch train.py
+  dpwatch run --compare-without -- python train.py
   dpwatch run --on-alert 'notify-send "$DPWATCH_ALERT_TEXT"' -- torchrun train.py
 
 Watch it live with `dpwatch` in another terminal. The command's output, signals and exit code pass
@@ -74,6 +75,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="run this shell command at each new diagnosis; DPWATCH_ALERT_KIND, _SEVERITY, _TEXT, "
         "_RANKS and _RUN tell which, its standard input has it as JSON",
     )
+    parser.add_argument(
+        "--compare-without",
+        action="store_true",
+        help="run the command three times, twice without dpwatch and once with it, and say whether "
+        "output, exit code and losses agree (exit 1 if not)",
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND…")
     parser.set_defaults(run=run)
 
@@ -83,6 +90,10 @@ def run(options: argparse.Namespace) -> int:
     words = options.command[options.command[:1] == ["--"] :]
     if not words:
         raise CommandError("say what to run: dpwatch run -- torchrun --nproc-per-node 4 train.py")
+    if options.compare_without:
+        from dpwatch.cli import compare_without
+
+        return compare_without.run(words, compare_without.passed_on(options))
     from dpwatch.cli.alerts import Alerts
     from dpwatch.cli.command import Command
 
