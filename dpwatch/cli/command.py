@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
@@ -35,6 +36,8 @@ class Command:
 
     Attributes:
         code: Its exit code once it has ended, 128 + n if signal n ended it, as in a shell.
+        status: The same, but −n for signal n; None while it runs.
+        interrupted_ns: When Ctrl-C was pressed first, or its signal sent; None if it wasn't.
 
     Raises:
         CommandError: It can't be started.
@@ -42,6 +45,8 @@ class Command:
 
     def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
         self.code = 0
+        self.status: int | None = None
+        self.interrupted_ns: int | None = None
         self._awaited = _PASSED_ON | {signal.SIGCHLD}
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._awaited)
         try:
@@ -62,12 +67,15 @@ class Command:
     def turn(self, timeout_s: float) -> bool:
         """Waits a while for a signal and passes it on. Returns: whether the command still runs."""
         told = signal.sigtimedwait(self._awaited, timeout_s)
+        if told is not None and told.si_signo == signal.SIGINT:
+            self.interrupted_ns = self.interrupted_ns or time.monotonic_ns()
         if told is not None and told.si_signo in _PASSED_ON and told.si_code != _FROM_KERNEL:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(told.si_signo)
         ended = self._process.poll()
         if ended is None:
             return True
+        self.status = ended
         self.code = 128 - ended if ended < 0 else ended
         return False
 
@@ -80,7 +88,7 @@ class Command:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._process.poll() is None:  # we failed, which is no reason to end theirs
+        if self.status is None:  # nobody has followed it to its end, which is no reason to end it
             while self.turn(1.0):
                 pass
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)

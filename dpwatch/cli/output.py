@@ -107,8 +107,8 @@ def _collectives(run: Run) -> list[str]:
             each.op,
             each.group,
             str(each.ranks),
-            f"{each.count_per_step:.1f}",
-            str(each.bytes_per_step),
+            _number(each.count_per_step, 1 if (each.count_per_step or 0) >= 1 else 2),
+            UNKNOWN if each.bytes_per_step is None else str(each.bytes_per_step),
             _number(each.latency_ms.p50, 2),
             UNKNOWN
             if each.last_arrival is None

@@ -7,10 +7,12 @@ import os
 import secrets
 import sys
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpwatch.cli.errors import CommandError
+from dpwatch.cli.plain import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,38 +85,35 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError("say what to run: dpwatch run -- torchrun --nproc-per-node 4 train.py")
     from dpwatch.cli.alerts import Alerts
     from dpwatch.cli.command import Command
-    from dpwatch.hub.follow import Watcher
-    from dpwatch.wire.paths import runtime_dir
 
     alerts = Alerts(options.fail_on, options.on_alert)
     target = _writable(options.json)
     _check_memory(options.memory or os.environ.get("DPWATCH_MEMORY"))
-    runtime_dir()  # before anything is started: whether runs can be seen at all
-    session = secrets.token_hex(3)
-    env = environment(session, output=not options.no_output, memory=options.memory)
+    watching = Watching.prepared()
+    env = watching.environment(output=not options.no_output, memory=options.memory)
     with Command(words, env) as command:
-        # Only now: ZeroMQ's threads must not be there when the command is forked off.
-        # A run over several hosts has an id that all of these share, and not this session's.
-        watcher = Watcher(wanted=lambda run_id: run_id.startswith(f"{session}-"), session=session)
         try:
-            runs = _follow(command, watcher, alerts)
+            runs = watching.follow(command, alerts)
         finally:
-            watcher.close()
             alerts.close()
-    _tell(runs, target, quiet=options.quiet)
+    _tell(runs, target, quiet=options.quiet, watched=watching.place is not None)
     failed = alerts.failing and not command.code
     return FAILED if failed else command.code
 
 
-def environment(session: str, *, output: bool = True, memory: str | None = None) -> dict[str, str]:
+def environment(
+    session: str, place: Path | None = None, *, output: bool = True, memory: str | None = None
+) -> dict[str, str]:
     """The command's environment: this one, with the start-up hook before PYTHONPATH.
 
     Args:
         session: Begins the run ids of what is started.
+        place: The runtime directory, where this host's ranks are to find it.
         output: What it prints is to be shown too.
         memory: How it is measured; None: as this environment says.
     """
     import dpwatch
+    from dpwatch.wire.requests import SESSION, SESSION_DIR
 
     hook = str(Path(dpwatch.__file__).parent / "hook")
     path = os.environ.get("PYTHONPATH")
@@ -122,7 +121,8 @@ def environment(session: str, *, output: bool = True, memory: str | None = None)
     return {
         **os.environ,
         "PYTHONPATH": hook if path is None else f"{hook}{os.pathsep}{path}",
-        "DPWATCH_SESSION": session,
+        SESSION: session,
+        **({} if place is None else {SESSION_DIR: str(place)}),
         **({} if output else {"DPWATCH_OUTPUT": "0"}),
         **({} if memory is None else {"DPWATCH_MEMORY": memory}),
     }
@@ -133,21 +133,112 @@ def _check_memory(asked: str | None) -> None:
         raise CommandError(f"DPWATCH_MEMORY is {asked!r}: set it to passive or exact")
 
 
-def _follow(command: Command, watcher: Watcher, alerts: Alerts) -> list[Run]:
+class Watching:
+    """What `dpwatch run` does beside the command, none of which keeps that from running.
+
+    Attributes:
+        place: The runtime directory of its runs, None where there is none to be had.
+    """
+
+    def __init__(self, place: Path | None) -> None:
+        self.place = place
+        self.session = secrets.token_hex(3)
+
+    @classmethod
+    def prepared(cls) -> Watching:
+        """Finds a place for the runs; says what is amiss with the usual one."""
+        from dpwatch.wire.paths import RuntimeDirError, private_dir, runtime_dir
+
+        try:
+            return cls(runtime_dir(for_runs=True))
+        except RuntimeDirError as error:
+            why = str(error).partition("; ")[0]
+        try:
+            place = private_dir()
+        except OSError:
+            advice = "set DPWATCH_RUNTIME_DIR to a directory of yours"
+            _say(f"{why}: the command runs unwatched; {advice}")
+            return cls(None)
+        os.environ["DPWATCH_RUNTIME_DIR"] = str(place)  # for whatever is started from here
+        _say(f"{why}: `DPWATCH_RUNTIME_DIR={place} dpwatch` shows this command's runs meanwhile")
+        return cls(place)
+
+    def environment(self, *, output: bool, memory: str | None) -> dict[str, str]:
+        """The command's."""
+        if self.place is None:
+            return dict(os.environ)
+        return environment(self.session, self.place, output=output, memory=memory)
+
+    def follow(self, command: Command, alerts: Alerts) -> list[Run]:
+        """Follows the command's runs to its end. Returns: all of them, in the order they began."""
+        from dpwatch.wire.paths import FALLBACK
+
+        try:
+            return [] if self.place is None else self._followed(self.place, command, alerts)
+        except Exception as error:  # noqa: BLE001 - such as no files left: the command goes on
+            _say(f"not watching any more: {error}")
+            return []
+        finally:
+            if self.place is not None and self.place.name.startswith(FALLBACK):
+                with suppress(OSError):  # a hub is in it, and takes it away
+                    self.place.rmdir()
+
+    def _followed(self, place: Path, command: Command, alerts: Alerts) -> list[Run]:
+        # Only now: ZeroMQ's threads must not be there when the command is forked off.
+        from dpwatch.hub.follow import Watcher
+        from dpwatch.hub.local_runs import LocalRuns
+        from dpwatch.hub.nursery import Nursery
+        from dpwatch.wire.requests import Session
+
+        with closing(Session(place, self.session)), closing(Nursery()) as nursery:
+            # A run over several hosts has an id that all of these share, and not this session's.
+            watcher = Watcher(
+                wanted=lambda run_id: run_id.startswith(f"{self.session}-"),
+                session=self.session,
+                places=LocalRuns(self.session, nursery.start),
+                lets_go=True,
+                scan_s=TURN_S,
+            )
+            with closing(watcher):
+                _follow(command, watcher, alerts)
+                runs = [*_earlier(watcher, command), *_look(watcher, alerts)]
+        return sorted(runs, key=lambda run: run.began_s)
+
+
+def _follow(command: Command, watcher: Watcher, alerts: Alerts) -> None:
+    from dpwatch.wire.messages import Command as Told
+
     while command.turn(TURN_S):
+        if command.interrupted_ns is not None:
+            watcher.command = Told(None, command.interrupted_ns)
         _look(watcher, alerts)
+    watcher.command = Told(command.status, command.interrupted_ns)
+    watcher.scan()
     deadline = time.monotonic() + SETTLE_S
     while time.monotonic() < deadline:
         runs = _look(watcher, alerts)
-        if watcher.complete and all(_is_over(run) for run in runs):
+        if watcher.complete and all(_is_settled(run) for run in runs):
             break
-    return _look(watcher, alerts)
 
 
-def _is_over(run: Run) -> bool:
-    """Whether all its ranks have ended: one that failed is not all there is to say."""
+def _earlier(watcher: Watcher, command: Command) -> list[Run]:
+    """Runs whose hubs have begun anew with others since, by how the command has ended."""
+    from msgspec.structs import replace
+
+    code = command.status
+    return [
+        replace(run, command_exit=code, note=run.note if code else "") for run in watcher.earlier
+    ]
+
+
+def _is_settled(run: Run) -> bool:
+    """Whether all its ranks have ended, and its hub has looked how since the command did.
+
+    One that failed is not all there is to say.
+    """
     ends = ("finished", "failed", "lost")
-    return run.state in ends and all(rank.state in ends for rank in run.ranks)
+    over = run.state in ends and all(rank.state in ends for rank in run.ranks)
+    return over and run.command_exit is not None
 
 
 def _look(watcher: Watcher, alerts: Alerts) -> list[Run]:
@@ -168,19 +259,23 @@ def _writable(name: str | None) -> Path | None:
     return path
 
 
-def _tell(runs: Sequence[Run], target: Path | None, *, quiet: bool) -> None:
+def _tell(runs: Sequence[Run], target: Path | None, *, quiet: bool, watched: bool) -> None:
     from dpwatch.cli.output import json_text, report
+    from dpwatch.hub.titles import told_apart
 
-    runs = runs[::-1]  # in the order they began
+    runs = told_apart(runs)
     if target is not None:
         target.write_text(json_text(runs) + "\n")
-    if quiet:
+    if quiet or not watched:
         return
     if runs:
         print(report(runs), file=sys.stderr)
     else:
-        print(
-            "dpwatch: no process of this command trained: none made an optimizer or a process "
-            "group (or their Python has no dpwatch, or was started with -I, -E or -S)",
-            file=sys.stderr,
+        _say(
+            "no process of this command trained: none made an optimizer or a process "
+            "group (or their Python has no dpwatch, or was started with -I, -E or -S)"
         )
+
+
+def _say(text: str) -> None:
+    print(f"dpwatch: {printable(text)}", file=sys.stderr)

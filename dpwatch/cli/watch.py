@@ -113,9 +113,10 @@ def _flags(found: Mapping[str, settings.Told]) -> list[str]:
 def _once(watcher: Watcher, as_json: bool) -> int:
     if tell(watcher, as_json=as_json):
         return FINE
+    looked = ", ".join(watcher.snapshot().places)
     print(
-        "dpwatch: no run on this host; start one with `dpwatch demo --gpus 4`, or add "
-        "`dpwatch.watch()` to a training script",
+        f"dpwatch: no run on this host (looked in {looked}); start one with "
+        "`dpwatch demo --gpus 4`, or add `dpwatch.watch()` to a training script",
         file=sys.stderr,
     )
     return NOTHING_TO_SHOW

@@ -3,14 +3,19 @@
 `dpwatch run` puts this folder first on PYTHONPATH, which launchers (torchrun, accelerate, mp.spawn)
 hand on. Python then finds this `sitecustomize` before the user's own. It
 
-1. takes its folder off `sys.path` again and goes on with the user's own `sitecustomize`, if any;
-2. waits for two of torch's modules to be imported, and marks a function in each;
-3. starts the probe when either is called: `init_process_group` (a rank) or an optimizer's
-   constructor (whoever trains). Launchers and DataLoader workers call neither, and stay as they
-   are.
+1. takes every trace of its folder out of `sys.path` again;
+2. waits for torch to be imported, and marks what is called first of all by whoever trains: by
+   `init_process_group` (a rank) and by an optimizer's constructor. Launchers and DataLoader workers
+   call neither, and stay as they are;
+3. starts the probe at the first such call, and takes the marks away;
+4. goes on with the `sitecustomize` that would have run without this one, or fails as Python does
+   where there is none.
 
 A process that does not import torch is not touched, and pays well under a millisecond: until 3,
 neither dpwatch nor anything that Python itself has not loaded yet is imported.
+
+The marks lie in places that no script holds, compares, pickles or looks at, so that public names
+stay the objects they are, and no frame of this file stands in a traceback.
 """
 
 from __future__ import annotations
@@ -21,118 +26,159 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from importlib.machinery import ModuleSpec
     from types import ModuleType
     from typing import Any
 
-_FOLDER = os.path.dirname(os.path.abspath(__file__))
+_FOLDER = os.path.dirname(__file__)
+_GROUPS, _OPTIMIZERS = "torch.distributed.distributed_c10d", "torch.optim.optimizer"
 
 
-class _Marker:
-    """A finder that finds nothing itself: it adds one call to how a module is executed."""
+class _Lookout:
+    """A finder that finds nothing: at each import it sees whether torch is there by now.
+
+    To stand around the execution of torch's modules instead would put a frame under them, which
+    warnings and tracebacks show.
+    """
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        _MARKS.look()
+
+
+class _Marks:
+    """What is in place of torch's own meanwhile, and how to put that back."""
 
     def __init__(self) -> None:
-        self.marks: dict[str, Callable[[Any], None]] = {
-            "torch.distributed.distributed_c10d": _mark_groups,
-            "torch.optim.optimizer": _mark_optimizers,
-        }
+        self._lookout: _Lookout | None = None
+        self._wanted: dict[str, Callable[[ModuleType], bool]] = {}
+        self._undo: list[Callable[[], None]] = []
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        mark = self.marks.get(name)
-        if mark is None:
-            return None
-        for finder in sys.meta_path:
-            if finder is not self:
-                spec = finder.find_spec(name, path, target)
-                if spec is not None:
-                    self._add(spec.loader, name, mark)
-                    return spec
-        return None
+    def set(self) -> None:
+        """Waits for the first call from now on. In this process, and in those forked from it."""
+        self.clear()
+        self._wanted = {_GROUPS: self._mark_groups, _OPTIMIZERS: self._mark_optimizers}
+        self._lookout = _Lookout()
+        sys.meta_path.insert(0, self._lookout)
+        self.look()
 
-    def _add(self, loader: Any, name: str, mark: Callable[[Any], None]) -> None:
-        def exec_module(module: ModuleType) -> None:
-            del loader.exec_module  # from here on, the loader is as it was
-            loader.exec_module(module)
-            self.marks.pop(name, None)
-            if not self.marks and self in sys.meta_path:
-                sys.meta_path.remove(self)
+    def look(self) -> None:
+        """Marks what has been imported, as soon as what is to be marked is defined."""
+        for name in [name for name in self._wanted if name in sys.modules]:
             try:
-                mark(module)
+                marked = self._wanted[name](sys.modules[name])
             except Exception:
-                pass
+                marked = True
+            if marked:
+                self._wanted.pop(name, None)
+        torch = sys.modules.get("torch")
+        if self._wanted and getattr(torch, "__version__", None) and not _is_coming(torch):
+            self._wanted.clear()  # a torch without torch.distributed
+        if not self._wanted:
+            self._stop_looking()
 
-        try:
-            loader.exec_module = exec_module
-        except AttributeError:
-            pass
+    def clear(self) -> bool:
+        """Puts everything back. Returns: whether anything was marked."""
+        self._wanted.clear()
+        self._stop_looking()
+        undo, self._undo = self._undo, []
+        for each in undo:
+            each()
+        return bool(undo)
+
+    def _stop_looking(self) -> None:
+        lookout, self._lookout = self._lookout, None
+        if lookout in sys.meta_path:
+            sys.meta_path.remove(lookout)
+
+    def _mark_groups(self, module: Any) -> bool:
+        names = ["rendezvous", "_update_default_pg"]
+        if not hasattr(module, "destroy_process_group"):
+            return False  # not all of it has been executed
+        if not all(hasattr(module, name) for name in names):  # private: another torch
+            names = ["init_process_group"]
+        for name in names:
+            self._replace(module, name, _calling(getattr(module, name)))
+        return True
+
+    def _mark_optimizers(self, module: Any) -> bool:
+        optimizer = getattr(module, "Optimizer", None)
+        if optimizer is None:
+            return False
+        known = "_patch_step_function" in vars(optimizer)  # private
+        name = "_patch_step_function" if known else "__init__"
+        self._replace(optimizer, name, _Notice(vars(optimizer)[name]))
+        return True
+
+    def _replace(self, owner: Any, name: str, ours: Any) -> None:
+        original = vars(owner)[name]
+
+        def undo() -> None:
+            if vars(owner).get(name) is ours:
+                setattr(owner, name, original)
+
+        setattr(owner, name, ours)
+        self._undo.append(undo)
 
 
-def _mark_groups(module: Any) -> None:
-    import functools
+class _Notice:
+    """A method that is looked up for the first time: nothing of ours is there when it runs."""
 
-    original = module.init_process_group
+    def __init__(self, method: Any) -> None:
+        self._method = method
 
-    @functools.wraps(original)
-    def init_process_group(*args: Any, **kwargs: Any) -> Any:
-        _start()  # before: whoever stands in it for ever has not come out of it
-        return original(*args, **kwargs)
-
-    module.init_process_group = init_process_group
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        if instance is not None:
+            _start()
+        return self._method.__get__(instance, owner)
 
 
-def _mark_optimizers(module: Any) -> None:
-    import functools
-
-    optimizer = module.Optimizer
-    original = optimizer.__init__
-
-    @functools.wraps(original)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        if optimizer.__init__ is __init__:  # once: later ones are as they always were
-            optimizer.__init__ = original
+def _calling(function: Callable[..., Any]) -> Callable[..., Any]:
+    def notice(*args: Any, **kwargs: Any) -> Any:
         _start()
-        original(self, *args, **kwargs)
+        return function(*args, **kwargs)
 
-    optimizer.__init__ = __init__
+    notice.__dict__.update(vars(function), __wrapped__=function)
+    for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+        setattr(notice, name, getattr(function, name, None))
+    return notice
 
 
-_started_in = 0
+def _is_coming(module: Any) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
+_MARKS = _Marks()
 
 
 def _start() -> None:
-    """Starts the probe, once in a process; whatever is wrong with it, the script goes on."""
-    global _started_in
-    if _started_in == os.getpid() or "DPWATCH_SESSION" not in os.environ:
+    """Starts the probe, once the marks are set; whatever is wrong with it, the script goes on."""
+    if not _MARKS.clear() or "DPWATCH_SESSION" not in os.environ:
         return
-    _started_in = os.getpid()
     try:
         from dpwatch.probe import watch_unasked
-
-        watch_unasked()
     except Exception as error:  # such as no dpwatch in this Python
-        try:
+        if _is_foreign(error):
+            raise
+        if sys.stderr is not None:
             sys.stderr.write(
                 f"dpwatch: not watching this process of {sys.executable} ({error}); "
                 "dpwatch must be installed beside torch\n"
             )
-        except Exception:
-            pass
+        return
+    watch_unasked(_MARKS.set)
 
 
-def _go_on() -> None:
-    """Runs the `sitecustomize` that would have run without this one."""
-    from importlib.machinery import PathFinder
+def _is_foreign(error: Exception) -> bool:
+    """See `dpwatch.probe.foreign`, whose package may be what can't be imported."""
+    from runpy import run_path
 
-    spec = PathFinder.find_spec("sitecustomize", sys.path)
-    if spec is not None and spec.loader is not None:
-        from importlib.util import module_from_spec
-
-        module = module_from_spec(spec)
-        sys.modules["sitecustomize"] = module
-        spec.loader.exec_module(module)
+    path = os.path.join(os.path.dirname(_FOLDER), "probe", "foreign.py")
+    return os.path.exists(path) and bool(run_path(path)["is_foreign"](error))
 
 
-sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _FOLDER]
+sys.path[:] = [entry for entry in sys.path if os.path.normpath(entry or ".") != _FOLDER]
+sys.path_importer_cache.pop(_FOLDER, None)
 if os.environ.get("DPWATCH") != "0" and "DPWATCH_SESSION" in os.environ:
-    sys.meta_path.insert(0, _Marker())
-_go_on()
+    _MARKS.set()
+sys.modules.pop("sitecustomize", None)
+# Another one, or Python's own error that there is none.
+import sitecustomize  # noqa: E402, F401

@@ -13,7 +13,7 @@ from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import MANY, summarize
 from dpwatch.hub.verdict import verdict
-from dpwatch.wire.messages import HUB_RANK, Batch, Bye, Tick
+from dpwatch.wire.messages import HUB_RANK, Batch, Bye, Command, Tick
 
 PACE_ROWS = 340
 """Rows that are looked at in a second: of more ranks a review comes that much more seldom, …"""
@@ -56,8 +56,8 @@ def _is_due(state: RunState) -> bool:
 
 def _calls_for_review(state: RunState, batch: Batch) -> bool:
     """A review costs as much as thousands of records, so no rank may call for one as it likes."""
-    if batch.rank == HUB_RANK:
-        return any(isinstance(record, Tick) for record in batch.records)
+    if batch.seq < 0:  # the hub's own: its clock, and ends of processes
+        return any(isinstance(record, Tick | Bye | Command) for record in batch.records)
     rank = state.ranks.get(batch.rank)
     is_over = rank is not None and rank.pid == batch.pid and rank.bye is not None
     return not is_over and any(isinstance(record, Bye) for record in batch.records)

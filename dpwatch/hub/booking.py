@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dpwatch.hub import bounds
 from dpwatch.hub.durations import book, keep_latency
+from dpwatch.hub.generations import step_in_group
 from dpwatch.hub.parts import LaneState, OpState, RankState
 from dpwatch.hub.series import (
     CALLS,
@@ -21,6 +22,7 @@ from dpwatch.hub.series import (
 )
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.wire.calls import Kind
+from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import Collective, Duration
 
 if TYPE_CHECKING:
@@ -57,7 +59,10 @@ def collective(state: RunState, rank: RankState, record: Collective) -> None:
             cells[at + TIMED_NS] += record.completed_ns - record.issued_ns
     if record.completed_ns is not None:
         keep_latency(op.latency_ms, record.completed_ns - record.issued_ns)
-    arrive(state, rank.rank, record, op)
+    if record.op not in MESSAGES:
+        arrive(state, rank.rank, record, op)
+    elif record.peer is not None:
+        exchanged(state, rank, f"{record.op}/{record.peer}", record.step, 1, nbytes)
 
 
 def called(
@@ -77,14 +82,32 @@ def called(
     return op, tallies
 
 
+def exchanged(
+    state: RunState, rank: RankState, key: str, step: int, calls: int, nbytes: int
+) -> None:
+    """Messages of a rank to or from another one; `key` is `op/peer`."""
+    by_step = rank.peers.get(key)
+    if by_step is None:
+        if rank.cells >= bounds.CELLS_A_RANK or state.cells >= bounds.CELLS:
+            return  # what it sends is counted all the same
+        rank.cells += 1
+        state.cells += 1
+        by_step = rank.peers[key] = ByStep()
+    at = by_step.at(step)
+    if at is not None:
+        by_step.cells[at + CALLS] += calls
+        by_step.cells[at + NBYTES] += nbytes
+
+
 def duration(state: RunState, rank: RankState, record: Duration) -> None:
     """How long a call took that was told of before."""
     key = f"{record.op}/{record.group}"
     op, lane = state.ops.get(key), rank.lanes.get(record.device)
     if op is None or lane is None:
         return
-    if book(record, key, lane.calls, lane.late_calls, lane.late):
-        op.timed_late = True
+    took = book(record, key, lane.calls, lane.late_calls, lane.late)
+    if took and record.duration_ns is not None:
+        op.timed_late |= record.completed_ns is None
         keep_latency(op.latency_ms, record.duration_ns)
 
 
@@ -92,14 +115,16 @@ def arrive(state: RunState, r: int, record: Collective, op: OpState) -> None:
     """A rank has entered a call."""
     entered = state.arrivals.enter(r, record)
     if entered is not None and len(entered) > 1:
-        state.offsets.take(record.group, {r: call.step for r, call in entered.items()})
+        state.offsets.take(
+            record.group, {r: step_in_group(state, r, call) for r, call in entered.items()}
+        )
         _whole(state, f"{record.op}/{record.group}", op, entered)
 
 
 def _whole(state: RunState, key: str, op: OpState, entered: dict[int, Collective]) -> None:
     """Books who came last to a call that all have entered.
 
-    `wait(r) = last arrival - arrival(r)`.
+    `wait(r) = last arrival - arrival(r)`; a moment of waiting in several calls at once counts once.
     """
     if len(state.hosts) > 1:
         hosts = {state.ranks[r].host for r in entered if r in state.ranks}
@@ -111,12 +136,15 @@ def _whole(state: RunState, key: str, op: OpState, entered: dict[int, Collective
         return  # no clocks that compare
     for r, call in entered.items():
         rank = state.ranks.get(r)
-        lane = None if rank is None else rank.lanes.get(call.device)
+        if rank is None or call.issued_ns == last_ns:
+            continue
+        wait_ns = rank.waits.add(call.issued_ns, last_ns)
+        lane = rank.lanes.get(call.device)
         tallies = None if lane is None else lane.calls.get(key)
-        if tallies is not None:  # else another op, where ranks are out of step
+        if tallies is not None and wait_ns:  # else another op, where ranks are out of step
             at = tallies.at(call.step)
             if at is not None:
-                tallies.cells[at + WAIT_NS] += last_ns - call.issued_ns
+                tallies.cells[at + WAIT_NS] += wait_ns
     # In the first step ranks come as their start-up lets them.
     if min([call.step for call in entered.values()]) > 0:
         waited_ns = len(issued_ns) * last_ns - sum(issued_ns)

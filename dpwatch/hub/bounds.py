@@ -25,6 +25,12 @@ CELLS_A_RANK = 512
 ROUTES = 16_384
 """Pairs of devices, by kind of copy."""
 
+EARLIER = 256
+"""Runs that are kept of those that a hub has served before, …"""
+
+EARLIER_ROWS = 1024
+"""… and rows of all of them."""
+
 CALLS_A_STEP = 1 << 19
 """Calls of one kind that one rank makes in one step, …"""
 

@@ -21,10 +21,13 @@ from dpwatch.hub.figures import (
     StepFigures,
     cells_of_rank,
     of_calls,
+    op_of,
+    per_step_ms,
     settled,
     traffic_steps,
+    waited_ms,
 )
-from dpwatch.hub.ordered import PHASE_FIELDS, SHARES
+from dpwatch.hub.ordered import MEANS, PHASE_FIELDS, SHARES
 from dpwatch.hub.parts import LaneState
 from dpwatch.hub.series import (
     CALLS,
@@ -83,7 +86,7 @@ def figures(state: RunState, lanes: Sequence[LaneState], common: int) -> Figures
 
 def _lone(state: RunState, lane: LaneState, common: int) -> CallFigures:
     rank = state.ranks[lane.rank]
-    return of_calls(rank, lane, settled(rank.steps_done), common)
+    return of_calls(rank, lane, settled(rank.whole_steps), common)
 
 
 # -- steps ------------------------------------------------------------------------------------
@@ -103,6 +106,7 @@ def _of_steps(lanes: Sequence[LaneState]) -> list[StepFigures]:
     of = {name: column[i] for i, name in enumerate(STEP_COLUMNS)}
     phases = [_quantiles_ms(*_ordered(of[name], known[name]), 0.5) for name in PHASE_FIELDS]
     shares = [_shares(of[name], took_ns, known[name]) for name in SHARES]
+    exposed_ms, comm_ms = (_means_ms(of[name], known[name], of["step"]) for name in MEANS)
     return [
         StepFigures(*each)
         for each in zip(
@@ -110,8 +114,11 @@ def _of_steps(lanes: Sequence[LaneState]) -> list[StepFigures]:
             _quantiles_ms(*ordered, 0.95),
             [ms if n else None for ms, n in zip((last_ns / 1e6).tolist(), pushed, strict=True)],
             zip(*phases, strict=True),
-            np.any([known[name].any(axis=1) for name in DEVICE_TIMES], axis=0).tolist(),
-            _quantiles_ms(*_ordered(of["exposed_ns"], known["exposed_ns"]), 0.5),
+            np.any([known[PHASE_FIELDS[i]].any(axis=1) for i in DEVICE_TIMES], axis=0).tolist(),
+            exposed_ms,
+            comm_ms,
+            _means_ms(took_ns, there, of["step"]),
+            _shares(of["exposed_ns"], took_ns, _without_first(known["exposed_ns"], of["step"])),
             zip(*shares, strict=True),
             _rates(column[SAMPLES], took_ns, of["step"]),
             strict=True,
@@ -147,10 +154,21 @@ def _shares(ns: Array, took_ns: Array, known: Array) -> list[float | None]:
     return [part / wall if wall else None for part, wall in zip(sums, walls, strict=True)]
 
 
-def _rates(samples: Array, took_ns: Array, step: Array) -> list[float | None]:
-    known = samples != NONE
+def _without_first(known: Array, step: Array) -> Array:
+    """Which values count: those of later steps than the first, where there are any."""
     later = known & (step != 0)
-    known = np.where(later.any(axis=1)[:, None], later, known)
+    return np.where(later.any(axis=1)[:, None], later, known)
+
+
+def _means_ms(ns: Array, known: Array, step: Array) -> list[float | None]:
+    known = _without_first(known, step)
+    sums = np.where(known, ns, 0).sum(axis=1).tolist()
+    counts = known.sum(axis=1).tolist()
+    return [total / n / 1e6 if n else None for total, n in zip(sums, counts, strict=True)]
+
+
+def _rates(samples: Array, took_ns: Array, step: Array) -> list[float | None]:
+    known = _without_first(samples != NONE, step)
     sums = np.where(known, samples, 0).sum(axis=1).tolist()
     walls = np.where(known, took_ns, 0).sum(axis=1).tolist()
     return [n * 1e9 / wall if wall else None for n, wall in zip(sums, walls, strict=True)]
@@ -165,10 +183,10 @@ def _of_calls(
     """Figures of those lanes that are their rank's only one; their cells go to `cells`, by op."""
     ranks = [state.ranks[lane.rank] for lane in lanes]
     lone = np.array([len(rank.lanes) == 1 for rank in ranks])
-    done = _indices([settled(rank.steps_done) for rank in ranks])
+    done = _indices([settled(rank.whole_steps) for rank in ranks])
     shared = _indices([traffic_steps(rank, common) for rank in ranks])
     sums = np.zeros((len(lanes), SETTLED, TALLY_WIDTH), np.int64)
-    wire = np.zeros((len(lanes), SETTLED), np.int64)
+    sent, received = np.zeros(len(lanes), np.int64), np.zeros(len(lanes), np.int64)
     for key in state.ops:
         has = np.array([key in lane.calls for lane in lanes]) & lone
         if not has.any():
@@ -178,26 +196,48 @@ def _of_calls(
         )
         found = _at(held, done[has])
         sums[has] += found
-        wire[has] += _at(held, shared[has])[:, :, WIRE]
+        wire = _at(held, shared[has])[:, :, WIRE].sum(axis=1)
+        for moved, other in ((sent, "recv"), (received, "send")):
+            if op_of(key) != other:
+                moved[has] += wire
         cells[key].append(found[done[has] >= 0])
-    there, busy = done >= 0, sums[:, :, CALLS] > 0
-    called = np.array([bool(lane.calls) for lane in lanes])
-    timed = busy & (sums[:, :, TIMED_CALLS] >= sums[:, :, CALLS])
+    busy = sums[:, :, CALLS] > 0
     told = busy & (sums[:, :, WAITED_CALLS] >= sums[:, :, CALLS])
-    waits = there & called[:, None]
-    found_ms = zip(
-        _quantiles(*_ordered(wire, shared >= 0), 0.5),
-        _quantiles_ms(*_ordered(sums[:, :, TIMED_NS], there & timed), 0.5),
-        _quantiles_ms(*_ordered(sums[:, :, WAITED_NS], there & told), 0.5),
-        _quantiles_ms(*_ordered(sums[:, :, WAIT_NS], waits), 0.5),
+    each = zip(
+        lanes,
+        lone.tolist(),
+        sent.tolist(),
+        received.tolist(),
+        (shared >= 0).sum(axis=1).tolist(),
+        sums[:, :, WAIT_NS].sum(axis=1).tolist(),
+        np.where(told, sums[:, :, WAITED_NS], 0).sum(axis=1).tolist(),
+        told.sum(axis=1).tolist(),
+        busy.sum(axis=1).tolist(),
+        (done >= 0).sum(axis=1).tolist(),
         strict=True,
     )
-    return [
-        CallFigures(int(sent or 0), total, waited, wait if lane.device == 0 else None)
-        if only
-        else None
-        for lane, only, (sent, total, waited, wait) in zip(lanes, lone, found_ms, strict=True)
-    ]
+    return [_call_figures(lane, *of_lane) if only else None for lane, only, *of_lane in each]
+
+
+def _call_figures(
+    lane: LaneState,
+    sent: int,
+    received: int,
+    shared: int,
+    wait_ns: int,
+    known_ns: int,
+    known: int,
+    busy: int,
+    steps: int,
+) -> CallFigures:
+    if not lane.calls:
+        return CallFigures(None, None, None, None)
+    return CallFigures(
+        sent_bytes=sent / shared if shared else None,
+        received_bytes=received / shared if shared else None,
+        wait_ms=wait_ns / steps / 1e6 if steps and lane.device == 0 else None,
+        waited_ms=waited_ms(known_ns, known, busy, steps),
+    )
 
 
 def _indices(ranges: Sequence[range]) -> Array:
@@ -239,25 +279,15 @@ def _of_op(cells: Sequence[Array]) -> OpFigures:
     if not cells:
         return OpFigures(0, 0, 0, 0, 0.0, None)
     each = np.concatenate(cells)
+    busy = each[:, CALLS] > 0
     timed = each[each[:, TIMED_CALLS] > 0]
-    told = each[(each[:, CALLS] > 0) & (each[:, WAITED_CALLS] >= each[:, CALLS])]
+    told = each[busy & (each[:, WAITED_CALLS] >= each[:, CALLS])]
     moved = timed[:, NBYTES] * timed[:, TIMED_CALLS] / timed[:, CALLS]
-    waited = _median(told[:, WAITED_NS], 1e6)
     return OpFigures(
         cells=len(each),
         calls=int(each[:, CALLS].sum()),
-        nbytes=int(_median(each[:, NBYTES]) or 0),
+        nbytes=int(each[:, NBYTES].sum()),
         timed_ns=int(timed[:, TIMED_NS].sum()),
         moved=math.fsum(moved.tolist()),
-        waited_ms=waited,
+        waited_ms=per_step_ms(int(told[:, WAITED_NS].sum()), len(told), int(busy.sum()), len(each)),
     )
-
-
-def _median(values: Array, unit: float = 1.0) -> float | None:
-    """`series.median` of all, looking at no more of their order than that takes."""
-    if not len(values):
-        return None
-    low, high = (len(values) - 1) // 2, len(values) // 2
-    ordered = np.partition(values, (low, high))
-    below, above = ordered[low] / unit, ordered[high] / unit
-    return float(below + (above - below) * (0.5 if high > low else 0.0))

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import compress
 
 from dpwatch.hub.figures import (
     CallFigures,
     OpFigures,
+    StepFigures,
     settled,
     tallies,
     timed_ms,
     traffic_steps,
 )
 from dpwatch.hub.parts import LaneState, OpState, RankState, Route
-from dpwatch.hub.series import Tally, median, quantile
+from dpwatch.hub.series import CALLS, NBYTES, TIMED_NS, mean, quantile
 from dpwatch.hub.snapshot import (
     CollectiveStats,
     CommTimes,
     LastArrival,
+    MessageStats,
     Quantiles,
     TransferStats,
 )
 from dpwatch.hub.state import RunState
 from dpwatch.plan.traffic import bus_factor
+from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import DeviceInfo, Step
 
 BUSY_STEPS = 2
+
+MOST_MESSAGES = 512
+"""Pairs of ranks that are told of: the heaviest."""
 
 
 def traffic(
@@ -39,16 +46,31 @@ def traffic(
 ) -> tuple[int | None, int | None]:
     """Bytes a step this device sends and receives: its copies, and its collectives' algorithm's.
 
-    They are taken over steps that all ranks have done (`common`, see `steps_in_common`).
+    Means over steps that all ranks have done (`common`, see `steps_in_common`). Unknown where the
+    rank exchanges what its probe can't see, and of one of several ranks of which nothing was seen.
     """
     steps = traffic_steps(rank, common)
-    if not steps:
+    was_seen = routes or len(state.ranks) == 1 or any(each.calls for each in rank.lanes.values())
+    if not steps or not was_seen or (rank.hello is not None and rank.hello.unseen):
         return None, None
-    sent = sum(_typical_bytes(r.by_step.over(steps)) for r in routes if r.src == lane.device)
-    received = sum(_typical_bytes(r.by_step.over(steps)) for r in routes if r.dst == lane.device)
-    sent, received = sent + calls.wire_bytes, received + calls.wire_bytes
-    seen = routes or state.ops or len(state.ranks) == 1 or _captured(rank)
-    return (sent, received) if seen else (None, None)
+    sent = _copied(routes, steps, [route.src == lane.device for route in routes])
+    received = _copied(routes, steps, [route.dst == lane.device for route in routes])
+    sent, received = sent + (calls.sent_bytes or 0), received + (calls.received_bytes or 0)
+    return whole_bytes(sent), whole_bytes(received)
+
+
+def whole_bytes(mean: float) -> int:
+    """A mean of bytes as an integer, which is 0 for none at all only."""
+    return max(1, round(mean)) if mean > 0 else 0
+
+
+def _copied(routes: Sequence[Route], steps: range, wanted: Sequence[bool]) -> float:
+    """Bytes a step over these routes."""
+    return sum(_mean_bytes(route, steps) for route in compress(routes, wanted))
+
+
+def _mean_bytes(route: Route, steps: range) -> float:
+    return sum(route.by_step.column(NBYTES, steps)) / len(steps)
 
 
 def comm_times(
@@ -56,30 +78,45 @@ def comm_times(
     lane: LaneState,
     routes: Sequence[Route],
     calls: CallFigures,
-    exposed_ms: float | None,
+    steps: StepFigures,
 ) -> CommTimes:
     """A device's time in communication per step: its copies, and what it issued of collectives.
 
-    What of it compute waited for is known exactly where Python waited for each call (FSDP, ZeRO);
-    where C++ did (DDP's reducer), or copies were made, the probe's own estimate of it counts.
+    Of collectives the probe tells in each step that it looks at for how long some was under way,
+    and for how long its thread was held up. Where Python waits for all of them (FSDP, ZeRO) the
+    latter is known of the other steps too, and the mean is taken over all.
+
+    What is only known call by call (copies, NCCL's durations) is added up, and can't be told apart
+    where it overlaps: then it is the step's own length at most.
     """
-    moved = [route.by_step for route in routes if lane.device in (route.src, route.dst)]
-    if not moved:
-        exposed = exposed_ms if calls.waited_ms is None else calls.waited_ms
-        total = calls.total_ms
-        if total is None:  # the last steps that were timed
-            total = median(timed_ms([tally]) for tally in lane.late.tallies.values())
-        return CommTimes(total=total, exposed=exposed, wait=calls.wait_ms)
-    done = settled(rank.steps_done)
-    per_step = zip(*(each.over(done) for each in moved), tallies(lane, done), strict=True)
-    total = median(timed_ms(each) for each in per_step)
-    return CommTimes(total=total, exposed=exposed_ms, wait=calls.wait_ms)
+    total, exposed, share = steps.comm_ms, steps.exposed_ms, steps.exposed_share
+    if calls.waited_ms is not None and not routes and steps.mean_ms:
+        exposed = min(calls.waited_ms, steps.mean_ms)
+        share = exposed / steps.mean_ms
+        total = None if total is None else max(total, exposed)  # which few steps may not show
+    if total is None or routes:
+        added = _added_up_ms(rank, lane, routes)
+        total = added if added is None or steps.mean_ms is None else min(added, steps.mean_ms)
+    return CommTimes(total, exposed, calls.wait_ms, share)
+
+
+def _added_up_ms(rank: RankState, lane: LaneState, routes: Sequence[Route]) -> float | None:
+    done = settled(rank.whole_steps)
+    calls = tallies(lane, done)
+    moved = [route.by_step.over(done) for route in routes if lane.device in (route.src, route.dst)]
+    if moved:
+        return mean(timed_ms(each) for each in zip(*moved, calls, strict=True))
+    busy = [tally for tally in calls if tally.calls]
+    timed = mean(timed_ms([tally]) for tally in busy)
+    if timed is None:  # the last steps that were timed
+        timed = mean(timed_ms([tally]) for tally in lane.late.tallies.values())
+    return None if timed is None or not done else timed * len(busy) / len(done)
 
 
 def collectives(
     state: RunState, figures: Callable[[str], OpFigures], exposed_ms: Sequence[float | None]
 ) -> list[CollectiveStats]:
-    """The heaviest first; once steps are done, without what only start-up called.
+    """The heaviest first; once steps are done, without what none of the last ones called.
 
     Args:
         state: The run's.
@@ -87,9 +124,8 @@ def collectives(
         exposed_ms: Exposed communication of each rank's first device.
     """
     found = [_collective(state, key, figures(key), exposed_ms) for key in state.ops]
-    started = any(settled(rank.steps_done) for rank in state.ranks.values())
-    called = [each for each in found if each.count_per_step or not started]
-    return sorted(called, key=lambda each: -each.bytes_per_step)
+    called = [each for each in found if each.count_per_step != 0]
+    return sorted(called, key=lambda each: -(each.bytes_per_step or 0))
 
 
 def _collective(
@@ -107,13 +143,14 @@ def _collective(
     factor = bus_factor(op.op, op.ranks)
     exposed = figures.waited_ms
     if exposed is None and _only_busy(state, key):
-        exposed = median(exposed_ms)
+        exposed = mean(exposed_ms)
+    cells = figures.cells
     return CollectiveStats(
         op=op.op,
         group=op.group,
-        ranks=op.ranks,
-        count_per_step=figures.calls / figures.cells if figures.cells else 0.0,
-        bytes_per_step=figures.nbytes,
+        ranks=2 if op.op in MESSAGES else op.ranks,
+        count_per_step=figures.calls / cells if cells else None,
+        bytes_per_step=whole_bytes(figures.nbytes / cells) if cells else None,
         latency_ms=Quantiles(quantile(op.latency_ms, 0.5), quantile(op.latency_ms, 0.95)),
         algbw_gbps=algbw,
         busbw_gbps=None if algbw is None or factor is None else algbw * factor,
@@ -169,31 +206,40 @@ def transfers(state: RunState) -> list[TransferStats]:
         rank = state.ranks.get(route.rank)
         if rank is None:
             continue
-        moved = route.by_step.over(settled(rank.steps_done))
-        if moved:
+        steps = settled(rank.whole_steps)
+        if steps:
             found.append(
                 TransferStats(
                     kind=route.kind,
                     src=device_of(rank, route.src).name,
                     dst=device_of(rank, route.dst).name,
-                    bytes_per_step=_typical_bytes(moved),
-                    ms_per_step=median(t.timed_ns / 1e6 for t in moved) or 0.0,
+                    bytes_per_step=whole_bytes(_mean_bytes(route, steps)),
+                    ms_per_step=sum(route.by_step.column(TIMED_NS, steps)) / len(steps) / 1e6,
                 )
             )
     return found
 
 
+def messages(state: RunState) -> list[MessageStats]:
+    """Who sends to whom point to point, the heaviest first."""
+    found: dict[tuple[int, int], MessageStats] = {}
+    for op in ("recv", "send"):  # what the sender says counts more
+        for rank in state.ranks.values():
+            steps = settled(rank.whole_steps)
+            for key, by_step in rank.peers.items() if steps else ():
+                direction, _, peer = key.partition("/")
+                ends = (rank.rank, int(peer)) if op == "send" else (int(peer), rank.rank)
+                calls = sum(by_step.column(CALLS, steps))
+                if direction == op and calls:
+                    nbytes = sum(by_step.column(NBYTES, steps))
+                    told = calls / len(steps), whole_bytes(nbytes / len(steps))
+                    found[ends] = MessageStats(*ends, *told)
+    return sorted(found.values(), key=lambda each: -each.bytes_per_step)[:MOST_MESSAGES]
+
+
 def steps_in_common(state: RunState) -> int:
-    """Steps that all ranks have done."""
-    return min((rank.steps_done for rank in state.ranks.values() if rank.lanes), default=0)
-
-
-def _captured(rank: RankState) -> bool:
-    return rank.hello is not None and rank.hello.capture != "none"
-
-
-def _typical_bytes(each: Sequence[Tally]) -> int:
-    return int(median(tally.nbytes for tally in each) or 0)
+    """Steps that all ranks have done, and told all of."""
+    return min((rank.whole_steps for rank in state.ranks.values() if rank.lanes), default=0)
 
 
 def device_of(rank: RankState, index: int) -> DeviceInfo:

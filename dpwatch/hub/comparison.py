@@ -157,8 +157,7 @@ def on_core_share(rank: Rank) -> float | None:
 
 def exposed_share(rank: Rank) -> float | None:
     """Share of a step in which compute waited for communication."""
-    exposed, step = rank.comm_ms.exposed, rank.step_ms.p50
-    return None if exposed is None or not step else min(exposed / step, 1.0)
+    return rank.comm_ms.exposed_share
 
 
 def others_median(run: Run, value: Callable[[Rank], float | None]) -> float | None:

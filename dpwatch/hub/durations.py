@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from dpwatch.hub.series import TIMED_CALLS, TIMED_NS, ByStep, Tally, summed
+from dpwatch.hub.series import (
+    TIMED_CALLS,
+    TIMED_NS,
+    WAITED_CALLS,
+    WAITED_NS,
+    ByStep,
+    Tally,
+    summed,
+)
 
 if TYPE_CHECKING:
     from dpwatch.wire.messages import Duration
@@ -47,7 +55,8 @@ def book(
         late: … those of all of them together.
 
     Returns:
-        False if it belongs to no call: its own record never came, or all are timed already.
+        False if it times no call: its own record never came, all are timed already, or it only
+        says how long its caller waited.
     """
     by_step = calls.get(key)
     if by_step is None:
@@ -56,10 +65,16 @@ def book(
     (tally,) = by_step.over([record.step])
     if at is None:  # of a step too long ago to have a tally?
         return record.step < by_step.oldest
-    if tally.timed_calls >= tally.calls:
+    cells = by_step.cells
+    if record.blocked_ns is not None and tally.waited_calls < tally.calls:
+        cells[at + WAITED_CALLS] += 1
+        cells[at + WAITED_NS] += record.blocked_ns
+    if record.duration_ns is None or tally.timed_calls >= tally.calls:
         return False
-    by_step.cells[at + TIMED_CALLS] += 1
-    by_step.cells[at + TIMED_NS] += record.duration_ns
+    cells[at + TIMED_CALLS] += 1
+    cells[at + TIMED_NS] += record.duration_ns
+    if record.completed_ns is not None:  # on the host, only a moment later than the others
+        return True
     late_calls.setdefault(key, Late()).keep(record.step, by_step.over([record.step])[0])
     late.keep(record.step, summed([each.over([record.step])[0] for each in calls.values()]))
     return True

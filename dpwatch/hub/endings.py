@@ -19,6 +19,8 @@ import signal
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from dpwatch.wire.messages import INTERRUPTED
+
 if TYPE_CHECKING:
     from dpwatch.hub.parts import RankState
 
@@ -38,8 +40,6 @@ _ORDER = {OWN: 0, KILLED: 0, ABORTED: 1, GAVE_UP: 2, STOPPED: 3}
 """The less, the likelier it is that the others followed this one."""
 
 _STOPS = frozenset((-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP))
-
-_INTERRUPTED = "interrupted (KeyboardInterrupt)"
 
 LAUNCHER_NS = 1_000_000_000
 """A process that is gone so long after another rank had given up was probably stopped: its launcher
@@ -71,7 +71,7 @@ def ending(rank: RankState) -> str | None:
         return None
     if bye.state == "finished":
         return FINISHED
-    if bye.exit in _STOPS or bye.reason == _INTERRUPTED:
+    if bye.exit in _STOPS or bye.reason == INTERRUPTED:
         return STOPPED
     if bye.state == "failed":
         blames_peers = _LIBRARYS.search(bye.reason) and not _MISTAKES.search(bye.reason)

@@ -41,6 +41,7 @@ _PLACES = (
     '"$XDG_RUNTIME_DIR/dpwatch"',
     '"/run/user/$u/dpwatch"',
     '"${TMPDIR:-/tmp}/dpwatch-$u"',
+    '"/tmp/dpwatch-$u"',
 )
 # One line, since csh takes no line breaks within quotes; and without "!", which it would replace.
 # A lock that can be taken is nobody's: that hub is dead, and its run.json only what it left.

@@ -10,20 +10,17 @@ from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import NamedTuple
 
-from dpwatch.hub.ordered import PHASE_FIELDS, SORTED, Ordered
+from dpwatch.hub.ordered import Ordered
 from dpwatch.hub.parts import LaneState, RankState
-from dpwatch.hub.series import (
-    WINDOW,
-    Columns,
-    Tally,
-    Window,
-    quantile,
-    quantile_ms,
-    summed,
-)
+from dpwatch.hub.series import WINDOW, WIRE, Columns, Tally, Window, quantile_ms, summed
 from dpwatch.hub.state import RunState
+from dpwatch.wire.messages import PHASES
 
-DEVICE_TIMES = ("forward_ns", "backward_ns", "optimizer_ns")
+DEVICE_TIMES = tuple(map(PHASES.index, ("forward", "backward", "optimizer")))
+"""Phases that a CUDA device has times of its own of."""
+
+NEARLY_ALL = 0.8
+"""Of the steps with calls: in so many of them it is known how long their callers waited."""
 
 _WIDTH = len(Tally.__struct_fields__)
 _CALLS, _NBYTES, _WIRE, _TIMED_CALLS, _TIMED_NS, _WAIT_NS, _WAITED_CALLS, _WAITED_NS = range(_WIDTH)
@@ -35,6 +32,11 @@ class StepFigures(NamedTuple):
     Attributes:
         phases_ms: Median of each of `PHASES`, and whether …
         timed: … any of the device's own is known.
+        exposed_ms: Communication that compute waited for, the mean of the steps in which that is
+            known, …
+        exposed_share: … and of those steps' time.
+        comm_ms: While any communication was under way, likewise.
+        mean_ms: Of the steps themselves.
         shares: Of `SHARES`, over the steps in which each was measured.
         samples_per_s: Of this lane.
     """
@@ -45,28 +47,39 @@ class StepFigures(NamedTuple):
     phases_ms: tuple[float | None, ...]
     timed: bool
     exposed_ms: float | None
+    comm_ms: float | None
+    mean_ms: float | None
+    exposed_share: float | None
     shares: tuple[float | None, ...]
     samples_per_s: float | None
 
 
 class CallFigures(NamedTuple):
-    """What a lane's collectives come to per step, over settled steps (see `settled`).
+    """What a lane's collectives come to per step: means over settled steps (see `settled`).
 
     Attributes:
-        wire_bytes: What it sends, over the steps asked for.
-        total_ms: From issue to completion, where each call was timed.
-        waited_ms: For which their caller waited, where that is known of each.
+        sent_bytes: By the algorithm, over the steps asked for; None without any, …
+        received_bytes: … and what it receives.
         wait_ms: For which this rank waited for others to come.
+        waited_ms: For which callers waited, where that is known of nearly all calls.
     """
 
-    wire_bytes: int
-    total_ms: float | None
-    waited_ms: float | None
+    sent_bytes: float | None
+    received_bytes: float | None
     wait_ms: float | None
+    waited_ms: float | None
 
 
 class OpFigures(NamedTuple):
-    """All ranks' calls of one op in one group, over `cells` steps of ranks."""
+    """All ranks' calls of one op in one group, over `cells` steps of ranks.
+
+    Attributes:
+        calls: In all of them, …
+        nbytes: … and the bytes handed in.
+        timed_ns: How long those took whose end is known, and …
+        moved: … the bytes handed in to these.
+        waited_ms: For which their caller waited, the mean of a step, as far as that is known.
+    """
 
     cells: int
     calls: int
@@ -90,14 +103,18 @@ def of_steps(window: Window) -> StepFigures:
     if kept is None:
         kept = window.ordered = Ordered()  # type: ignore[attr-defined]
     kept.follow(window)
-    last_ns, fields = kept.last_ns, dict(zip(SORTED, kept.fields, strict=True))
+    last_ns = kept.last_ns
+    exposed_ms, comm_ms, mean_ms = kept.means_ms
     return StepFigures(
         p50_ms=quantile_ms(kept.took_ns, 0.5),
         p95_ms=quantile_ms(kept.took_ns, 0.95),
         last_ms=None if last_ns is None else last_ns / 1e6,
-        phases_ms=tuple(quantile_ms(fields[name], 0.5) for name in PHASE_FIELDS),
-        timed=any(fields[name] for name in DEVICE_TIMES),
-        exposed_ms=quantile_ms(fields["exposed_ns"], 0.5),
+        phases_ms=tuple(quantile_ms(field, 0.5) for field in kept.fields),
+        timed=any(kept.fields[place] for place in DEVICE_TIMES),
+        exposed_ms=exposed_ms,
+        comm_ms=comm_ms,
+        mean_ms=mean_ms,
+        exposed_share=kept.exposed_share,
         shares=kept.shares,
         samples_per_s=kept.samples_per_s,
     )
@@ -105,21 +122,31 @@ def of_steps(window: Window) -> StepFigures:
 
 def of_calls(rank: RankState, lane: LaneState, steps: range, common: int) -> CallFigures:
     """Figures of a lane's collectives; see `traffic_steps` for `common`."""
-    each = _columns(lane, steps)
     # Waits for other ranks are a rank's; they stand in the row of its first device.
     lanes = [other for other in rank.lanes.values() if other.calls and lane.device == 0]
     if not lane.calls and not lanes:
-        return CallFigures(0, None, None, None)
-    waits = [each if other is lane else _columns(other, steps) for other in lanes]
-    wait_ns = list(map(sum, zip(*(of[_WAIT_NS] for of in waits), strict=True)))
+        return CallFigures(None, None, None, None)
+    waits_ns = [sum(_columns(other, steps)[_WAIT_NS]) for other in lanes]
     shared = traffic_steps(rank, common)
-    sent = each if shared == steps else _columns(lane, shared)
     return CallFigures(
-        wire_bytes=int(quantile(sent[_WIRE], 0.5) or 0),
-        total_ms=quantile_ms(_whole_ns(each, _TIMED_CALLS, _TIMED_NS), 0.5),
-        waited_ms=quantile_ms(_whole_ns(each, _WAITED_CALLS, _WAITED_NS), 0.5),
-        wait_ms=quantile_ms(wait_ns, 0.5),
+        sent_bytes=_wire_bytes(lane, shared, "recv"),
+        received_bytes=_wire_bytes(lane, shared, "send"),
+        wait_ms=sum(waits_ns) / len(steps) / 1e6 if waits_ns and steps else None,
+        waited_ms=waited_ms(*_waited(_columns(lane, steps)), len(steps)) if lane.calls else None,
     )
+
+
+def _wire_bytes(lane: LaneState, steps: range, other: str) -> float | None:
+    """What a lane's calls put on the wire per step, without those of the other direction."""
+    if not steps:
+        return None
+    some = [by_step for key, by_step in lane.calls.items() if op_of(key) != other]
+    return sum(sum(by_step.column(WIRE, steps)) for by_step in some) / len(steps)
+
+
+def op_of(key: str) -> str:
+    """The op of a key of `LaneState.calls`."""
+    return key.partition("/")[0]
 
 
 def of_op(cells: Columns) -> OpFigures:
@@ -133,22 +160,45 @@ def of_op(cells: Columns) -> OpFigures:
     return OpFigures(
         cells=len(calls),
         calls=sum(calls),
-        nbytes=int(quantile(nbytes, 0.5) or 0),
+        nbytes=sum(nbytes),
         timed_ns=sum(compress(cells[_TIMED_NS], timed_calls)),
         moved=moved,
-        waited_ms=quantile_ms(_whole_ns(cells, _WAITED_CALLS, _WAITED_NS), 0.5),
+        waited_ms=per_step_ms(*_waited(cells), len(calls)),
     )
 
 
-def _whole_ns(cells: Columns, known: int, ns: int) -> list[int]:
-    """Nanoseconds of the steps in which that is known of each of their calls."""
-    calls, some = cells[_CALLS], cells[known]
-    if some == calls and 0 not in calls:
-        return cells[ns]
-    if not any(some):
-        return []
-    rows = zip(calls, some, cells[ns], strict=True)
-    return [took_ns for of, known_of, took_ns in rows if of and known_of >= of]
+def _waited(cells: Columns) -> tuple[int, int, int]:
+    """For how long callers waited in steps in which that is known of each call.
+
+    Returns:
+        Nanoseconds, how many such steps there are, and how many in which there are calls.
+    """
+    calls = cells[_CALLS]
+    known = [
+        ns
+        for of, some, ns in zip(calls, cells[_WAITED_CALLS], cells[_WAITED_NS], strict=True)
+        if of and some >= of
+    ]
+    return sum(known), len(known), len(calls) - calls.count(0)
+
+
+def waited_ms(known_ns: int, known: int, busy: int, steps: int) -> float | None:
+    """`per_step_ms` of what callers waited, unless C++ waits for some of the calls."""
+    return per_step_ms(known_ns, known, busy, steps) if known >= NEARLY_ALL * busy else None
+
+
+def per_step_ms(known_ns: int, known: int, busy: int, steps: int) -> float | None:
+    """The mean over steps of a time that is known in some of those in which it is not 0.
+
+    Args:
+        known_ns: Its sum, …
+        known: … over so many steps.
+        busy: Steps in which there is such a time.
+        steps: All of them.
+    """
+    if not busy:
+        return 0.0 if steps else None
+    return known_ns / known * busy / steps / 1e6 if known else None
 
 
 def _columns(lane: LaneState, steps: range) -> Columns:
@@ -183,19 +233,20 @@ def cells_of(state: RunState, key: str) -> Columns:
 
 def cells_of_rank(rank: RankState, key: str) -> Columns:
     """A rank's tally for each settled step of an op, over its devices; none if it never called."""
-    steps = settled(rank.steps_done)
+    steps = settled(rank.whole_steps)
     lanes = [lane.calls[key] for lane in rank.lanes.values() if key in lane.calls]
     return _summed([by_step.columns(steps) for by_step in lanes], 0)
 
 
-def settled(steps_done: int) -> range:
+def settled(whole_steps: int) -> range:
     """Steps that per-step figures are taken over: complete, recent, and not the first.
 
     The first step is unlike the rest: it makes optimizer state, and DDP its first buckets.
-    The newest may still miss a record that comes from another thread.
+
+    Args:
+        whole_steps: Steps of which all calls have come.
     """
-    end = steps_done - 1 if steps_done > 2 else steps_done
-    return range(max(int(end > 1), end - WINDOW // 2), end)
+    return range(max(int(whole_steps > 1), whole_steps - WINDOW // 2), whole_steps)
 
 
 def traffic_steps(rank: RankState, common: int) -> range:
@@ -207,7 +258,7 @@ def traffic_steps(rank: RankState, common: int) -> range:
         rank: The rank.
         common: Steps that all ranks have done.
     """
-    done = rank.steps_done
+    done = rank.whole_steps
     return settled(common if done - common < WINDOW // 4 else done)
 
 

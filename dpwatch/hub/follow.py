@@ -18,10 +18,14 @@ import zmq
 
 from dpwatch.hub import looks
 from dpwatch.hub.advance import advance
+from dpwatch.hub.local_runs import LocalRuns
 from dpwatch.hub.snapshot import History, HostGpu, Run, RunView, Snapshot
 from dpwatch.hub.state import RunState, decode
 from dpwatch.hub.summarize import MANY, summarize, view
+from dpwatch.hub.titles import told_apart
+from dpwatch.hub.verdict import ended
 from dpwatch.hub.viewing import (
+    COMMAND_REQUEST,
     EVERY_FRAME,
     FRAME_NUMBER,
     LOOK,
@@ -32,8 +36,8 @@ from dpwatch.hub.viewing import (
 )
 from dpwatch.wire import codec, transport
 from dpwatch.wire.asking import STACKS_REQUEST, encode_request
-from dpwatch.wire.messages import PROTOCOL_VERSION
-from dpwatch.wire.paths import RunDir, list_runs
+from dpwatch.wire.messages import PROTOCOL_VERSION, Command
+from dpwatch.wire.paths import RunDir
 
 STALE_S = 3.0
 """A hub ticks every second; silent for this long, it is shown as stale."""
@@ -51,7 +55,7 @@ TURN_FRAMES = 1024
 NAP_S = 0.25
 """How long frames may lie in their sockets, which hold a thousand each."""
 
-LOOK_S = 0.5
+SCAN_S = 0.5
 NOTICES = 64
 """Lines that a notice has at most."""
 
@@ -74,12 +78,13 @@ class Follower:
         self.place = place
         self.hub_pid = hub_pid
         self.state: RunState | None = None
-        self.closed = False
+        self.closed = self.done = False
         self.nonsense = ""
         self.protocol = PROTOCOL_VERSION
         self._clock = clock
         self._heard = clock()
         self._asked: float | None = None
+        self._told: Command | None = None
         self._view: RunView | None = None
         self._look: looks.Look | None = None
         self._view_ends = math.inf  # when it is to be made anew, though nothing has come
@@ -101,6 +106,20 @@ class Follower:
             with contextlib.suppress(zmq.Again):  # too much has been asked already
                 request = [STACKS_REQUEST, encode_request(list(ranks))]
                 self.answers.send_multipart(request, zmq.NOBLOCK)
+
+    def tell(self, command: Command) -> None:
+        """Says what has become of the command that started the run, once."""
+        if command == self._told:
+            return
+        if self.closed:
+            if self.state is not None:
+                self.state.command, self._view = command, None
+            self._told = command
+            return
+        with contextlib.suppress(zmq.Again):
+            request = [COMMAND_REQUEST, msgspec.msgpack.encode(command)]
+            self.answers.send_multipart(request, zmq.NOBLOCK)
+            self._told = command
 
     def poll(self) -> None:
         """Takes in all that has come."""
@@ -258,6 +277,19 @@ class Follower:
         """Whether the hub has handed over what it knows."""
         return self.state is not None or self._look is not None
 
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more can come: it was a single process's run, whose exit is known."""
+        state = self.state
+        if state is None or state.world_size > 1 or not ended(state):
+            return False
+        return all(rank.bye and rank.bye.exit is not None for rank in state.ranks.values())
+
+    @property
+    def is_to_be_replaced(self) -> bool:
+        """Whether a hub that is there now is another one."""
+        return self.closed and not self.done
+
     def close(self) -> None:
         """Lets go of the hub; the last state stays."""
         if not self.closed:
@@ -275,22 +307,30 @@ class Watcher:
         places: Where runs are; this host's by default.
         said: What else the viewer's person is to be told, "" when all is well.
         gpus: This host's GPUs.
+        lets_go: Runs of one process that is over need not be followed any more, so that their hubs
+            can end; they stay in the snapshots.
+        scan_s: How often runs are looked for.
 
     Attributes:
         interval_s: Seconds from one snapshot to the next; may be set from any thread.
+        command: What all hubs are to be told of the command that started their runs.
     """
 
     def __init__(
         self,
         wanted: Callable[[str], bool] = lambda run_id: True,
         session: str | None = None,
-        places: Callable[[], Iterable[RunDir]] = list_runs,
+        places: Callable[[], Iterable[RunDir]] | None = None,
         said: Callable[[], str] = lambda: "",
         gpus: Callable[[], tuple[HostGpu, ...]] = tuple,
+        lets_go: bool = False,
+        scan_s: float = SCAN_S,
     ) -> None:
         self._wanted = wanted
         self._session = session
-        self._places = places
+        self._places = places or LocalRuns()
+        self._lets_go = lets_go
+        self._scan_s = scan_s
         self._said = said
         self._gpus = gpus
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -301,6 +341,7 @@ class Watcher:
         self._shown: set[str] = set()
         self.interval_s = INTERVAL_S
         self.notice = ""
+        self.command: Command | None = None
         self._look()
 
     def next(self, timeout_s: float) -> Snapshot | None:
@@ -341,11 +382,21 @@ class Watcher:
             if f.protocol != PROTOCOL_VERSION and not f.closed
         ][:1]
         notice = "\n".join([*([self.notice] if self.notice else []), *told])
-        return Snapshot(tuple(_whole_ones(runs)), time.time(), notice, gpus=self._gpus())
+        shown = _told_apart(_whole_ones(runs))
+        places = self._places.places if isinstance(self._places, LocalRuns) else ()
+        return Snapshot(tuple(shown), time.time(), notice, gpus=self._gpus(), places=places)
+
+    @property
+    def earlier(self) -> list[Run]:
+        """Runs that are over and whose hubs have begun anew with others since."""
+        states = [follower.state for follower in self._followers.values()]
+        return [run for state in states if state is not None for run in state.earlier]
 
     @property
     def complete(self) -> bool:
         """Whether every run found has handed over its state."""
+        if isinstance(self._places, LocalRuns) and self._places.awaits:
+            return False
         return all(
             f.complete or f.nonsense or f.closed or f.protocol != PROTOCOL_VERSION
             for f in self._followers.values()
@@ -359,9 +410,13 @@ class Watcher:
             self._drop(follower)
         self._context.term()
 
+    def scan(self) -> None:
+        """Looks for runs with the next call of `next`, and not only when it is time to."""
+        self._look_at = 0.0
+
     def _look(self) -> None:
         """Looks for new runs, and lets go of hubs that have ended."""
-        self._look_at = time.monotonic() + LOOK_S
+        self._look_at = time.monotonic() + self._scan_s
         living: dict[str, tuple[RunDir, int]] = {}
         notices = [self._said()]
         for place in self._places():
@@ -376,13 +431,16 @@ class Watcher:
             living[str(place.path)] = (place, info.hub_pid)
         self.notice = "\n".join([each for each in notices if each][:NOTICES])
         for path, follower in self._followers.items():
+            if self._lets_go and follower.is_done:
+                follower.done = True
+                self._drop(follower)
             # Gone, or another hub in its place: a killed one's successor counts frames anew.
             if path not in living or living[path][1] != follower.hub_pid:
                 self._drop(follower)
         new = {
             path: self._follow(place, hub_pid)
             for path, (place, hub_pid) in living.items()
-            if path not in self._followers or self._followers[path].closed
+            if path not in self._followers or self._followers[path].is_to_be_replaced
         }
         kept = {path: f for path, f in self._followers.items() if path not in new}
         self._followers = new | kept
@@ -413,6 +471,8 @@ class Watcher:
             wait_s = min(wait_s, self._look_at - time.monotonic())
             self._poller.poll(max(0, int(wait_s * 1e3)))
         for follower in self._followers.values():
+            if self.command is not None:
+                follower.tell(self.command)
             follower.poll()
 
 
@@ -427,6 +487,14 @@ def other_protocol(place: RunDir, protocol: int) -> str:
         f"{'newer' if newer else 'older'} than this dpwatch's {PROTOCOL_VERSION}: "
         f"upgrade dpwatch {where}"
     )
+
+
+def _told_apart(views: list[RunView]) -> list[RunView]:
+    runs = told_apart([view.run for view in views])
+    return [
+        view if run is view.run else msgspec.structs.replace(view, run=run)
+        for view, run in zip(views, runs, strict=True)
+    ]
 
 
 def _whole_ones(views: list[RunView]) -> list[RunView]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from dpwatch.hub.booking import arrive
 from dpwatch.hub.curves import Thinned
+from dpwatch.hub.exits import joined
 from dpwatch.hub.parts import LaneState, OpState, RankState
 from dpwatch.hub.pending import settle
 from dpwatch.hub.series import CALLS, TALLY_WIDTH, WAIT_NS, ByStep, Window
@@ -61,8 +62,10 @@ def _is_same(known: RankState | None, rank: RankState) -> bool:
 def _keep_known(known: RankState, rank: RankState) -> None:
     """What is known of the same process and its hub has not told (again)."""
     rank.hello = rank.hello or known.hello
-    if known.bye is not None and known.bye.state != "lost":
-        rank.bye = known.bye  # its own word; that it was lost is its hub's, and may be taken back
+    rank.own = rank.own or known.own
+    if rank.seen is None and known.seen is not None and known.seen.exit is not None:
+        rank.seen = known.seen  # an exit code is final; that a rank was silent may be taken back
+    rank.bye = joined(rank.own, rank.seen, rank.worker)
     rank.beat = rank.beat or known.beat
     rank.dropped = max(rank.dropped, known.dropped)
     rank.received.join(known.received)
@@ -71,15 +74,21 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     # What one of them missed the other may have; only what both did is lost.
     rank.missed = min(known.missed, rank.missed) if rank.received.missing else 0
     rank.taken = sent - rank.missed
+    rank.whole_steps = max(rank.whole_steps, known.whole_steps)
+    rank.waits = max(rank.waits, known.waits, key=lambda each: each.high)
     rank.seen_ns = max(rank.seen_ns, known.seen_ns)
     rank.progress_ns = max(rank.progress_ns, known.progress_ns)
     rank.ended_ns = rank.ended_ns or known.ended_ns
+    rank.exited_ns = rank.exited_ns or known.exited_ns
     rank.dump = _newer(known.dump, rank.dump)
     if rank.good_loss is None:
         rank.good_loss = known.good_loss
     rank.left = known.left if rank.left is None else rank.left
     rank.shifts = rank.shifts | known.shifts
     rank.generations = rank.generations | known.generations
+    rank.first_steps = rank.first_steps | known.first_steps
+    for key, by_step in known.peers.items():
+        rank.peers[key] = _joined(by_step, rank.peers.get(key, ByStep()))
     for device, lane in known.lanes.items():
         fresh = rank.lanes.get(device)
         if fresh is None:

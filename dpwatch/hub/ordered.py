@@ -16,9 +16,12 @@ from dpwatch.wire.messages import PHASES
 PHASE_FIELDS = tuple(f"{phase}_ns" for phase in PHASES)
 SHARES = ("gil_wait_ns", "idle_ns", "runqueue_ns")
 
-SORTED = (*PHASE_FIELDS, "exposed_ns")
-_sorted_ones = itemgetter(*map(STEP_COLUMNS.index, SORTED))
+MEANS = ("exposed_ns", "comm_ns")
+"""What is a mean over steps and not a typical one, so that what comes every few steps counts."""
+
+_sorted_ones = itemgetter(*map(STEP_COLUMNS.index, PHASE_FIELDS))
 _in_shares = itemgetter(*map(STEP_COLUMNS.index, SHARES))
+_in_means = itemgetter(*map(STEP_COLUMNS.index, MEANS))
 
 FEW = 16
 """Up to so many new steps are sorted in; with more it is begun anew."""
@@ -31,7 +34,7 @@ class Ordered:
 
     Attributes:
         took_ns: How long the steps took, in order of size.
-        fields: The known values of each of `SORTED`, in order of size.
+        fields: The known values of each of `PHASE_FIELDS`, in order of size.
     """
 
     def __init__(self) -> None:
@@ -41,11 +44,12 @@ class Ordered:
         self._pushed = 0
         self._rows: deque[Row] = deque()
         self.took_ns: list[int] = []
-        self.fields: list[list[int]] = [[] for _ in SORTED]
+        self.fields: list[list[int]] = [[] for _ in PHASE_FIELDS]
         # Of each share its nanoseconds, and how long the steps took in which it is known; …
         self._shares = [[0, 0] for _ in SHARES]
-        # … of later steps and of the first, how many tell samples, these, and how long they took.
-        self._later, self._first = [0, 0, 0], [0, 0, 0]
+        # … of later steps and of the first, in how many a number is known, its sum, and how long
+        # they took: of `MEANS`, of samples, and of the steps themselves.
+        self._later, self._first = ([[0, 0, 0] for _ in range(len(MEANS) + 2)] for _ in range(2))
 
     def follow(self, window: Window) -> None:
         """Takes in what is new of the window."""
@@ -80,10 +84,12 @@ class Ordered:
             if ns != NONE:
                 held[0] += sign * ns
                 held[1] += sign * took_ns
-        if row[-1] != NONE:
-            told = self._later if row[0] else self._first
-            for place, value in enumerate((1, row[-1], took_ns)):
-                told[place] += sign * value
+        sums = self._later if row[0] else self._first
+        for held, value in zip(sums, (*_in_means(row), row[-1], took_ns), strict=True):
+            if value != NONE:
+                held[0] += sign
+                held[1] += sign * value
+                held[2] += sign * took_ns
 
     @property
     def last_ns(self) -> int | None:
@@ -98,7 +104,22 @@ class Ordered:
     @property
     def samples_per_s(self) -> float | None:
         """The lane's. A first step also holds what start-up costs: it counts only by itself."""
-        steps, samples, took_ns = self._later
-        if not steps:
-            _, samples, took_ns = self._first
+        _, samples, took_ns = self._sums(len(MEANS))
         return samples * 1e9 / took_ns if took_ns else None
+
+    @property
+    def means_ms(self) -> tuple[float | None, ...]:
+        """`MEANS` per step, and the steps' own length; without the first step as above."""
+        return tuple(
+            ns / steps / 1e6 if steps else None
+            for steps, ns, _ in (self._sums(i) for i in (*range(len(MEANS)), -1))
+        )
+
+    @property
+    def exposed_share(self) -> float | None:
+        """Of the wall time of the steps in which exposed time is known, without the first."""
+        _, ns, took_ns = self._sums(0)
+        return ns / took_ns if took_ns else None
+
+    def _sums(self, i: int) -> list[int]:
+        return self._later[i] if self._later[i][0] else self._first[i]

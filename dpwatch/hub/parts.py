@@ -50,6 +50,28 @@ class BadLoss(msgspec.Struct, array_like=True):
     before: tuple[int, float] | None
 
 
+class Covered(msgspec.Struct, array_like=True):
+    """Time that intervals have covered so far, so that what overlaps counts once.
+
+    Intervals come nearly in order. Known is the last stretch without a gap, from `low` to `high`,
+    and `before`: where the one before it ends.
+    """
+
+    before: int = 0
+    low: int = 0
+    high: int = 0
+
+    def add(self, start: int, end: int) -> int:
+        """Returns: how much of the interval nothing has covered before."""
+        if start > self.high:
+            self.before, self.low, self.high = self.high, start, end
+            return end - start
+        start = max(start, self.before)
+        found = max(0, min(end, self.low) - start) + max(0, end - self.high)
+        self.low, self.high = min(self.low, start), max(self.high, end)
+        return found
+
+
 class RankState(msgspec.Struct):
     """One process: who it is, when it last spoke, its devices.
 
@@ -62,9 +84,18 @@ class RankState(msgspec.Struct):
         groups: Its process groups as it told of them last; in the end most are destroyed.
         process: The state that the kernel has its process in, while it is silent; else "".
         good_loss: The last loss that was a number, and its step.
+        whole_steps: Steps of which all calls have come.
+        peers: What it sends to other ranks and receives from them, by `send/rank` and `recv/rank`.
+        waits: When it has waited for other ranks to come to a call.
         generations: By group, the last of that name it has called in, counted from 0 over the run.
         left: The same of the processes that had this rank before; None of a run's first process.
+        first_steps: By group that was made anew, the rank's first step in it.
         shifts: By group, what its own count of generations has to be increased by.
+        bye: How it ended, None while it goes on: what `own` and `seen` come to (`hub.exits`).
+        ended_ns: When it said goodbye, or was found to have ended without.
+        own: Its own goodbye.
+        seen: What its hub saw of its process's end.
+        exited_ns: When that was, 0 while the process runs or where its end was not seen.
     """
 
     rank: int
@@ -88,9 +119,21 @@ class RankState(msgspec.Struct):
     cells: int = 0
     process: str = ""
     groups: list[GroupMembers] = []
+    whole_steps: int = 0
+    peers: dict[str, ByStep] = {}
+    waits: Covered = msgspec.field(default_factory=Covered)
     generations: dict[str, int] = {}
     left: dict[str, int] | None = None
     shifts: dict[str, int] = {}
+    first_steps: dict[str, int] = {}
+    own: Bye | None = None
+    seen: Bye | None = None
+    exited_ns: int = 0
+
+    @property
+    def worker(self) -> str:
+        """See `Hello.worker`."""
+        return self.hello.worker if self.hello else ""
 
     @property
     def steps_done(self) -> int:

@@ -50,10 +50,14 @@ def per_rank(run: Run) -> list[PerRank]:
                 ranks=ranks,
                 groups=len(some),
                 name=some[0].group,
-                count=sum(each.count_per_step for each in some) * weight,
-                hands_in=sum(each.bytes_per_step for each in some) * weight,
-                sends=sum(wire_bytes(op, each.bytes_per_step, ranks) for each in some) * weight,
+                count=sum(each.count_per_step or 0 for each in some) * weight,
+                hands_in=sum(each.bytes_per_step or 0 for each in some) * weight,
+                sends=sum(_sent(op, each.bytes_per_step or 0, ranks) for each in some) * weight,
                 p50_ms=max(latencies, default=None),
             )
         )
     return result
+
+
+def _sent(op: str, nbytes: int, ranks: int) -> int:
+    return 0 if op == "recv" else wire_bytes(op, nbytes, ranks)

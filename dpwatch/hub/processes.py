@@ -1,13 +1,17 @@
-"""The ranks' processes on this host: that one has ended is known at once, and mostly how.
+"""The ranks' processes on this host: when one ends, and its exit code.
 
-A pidfd becomes readable when its process ends (Linux 5.3); where there is none, `runs` has to be
-asked. How a process ended stands in `/proc/PID/stat` until its parent has fetched it.
+A pidfd becomes readable when its process ends (Linux 5.3); without pidfds `runs` has to be asked.
+The exit code is in `/proc/PID/stat` until the parent has reaped the process. From Linux 6.15 on the
+pidfd still gives it afterwards.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 import signal
+import struct
 from pathlib import Path
 
 _EXIT_CODE = -1
@@ -16,6 +20,14 @@ _EXIT_CODE = -1
 
 MOST = 4096
 """Processes watched for their end; of more, and where files run short, `runs` is asked."""
+
+_INFO = struct.Struct("=QQ11Ii")
+"""`struct pidfd_info` of linux/pidfd.h: first what is asked for, last the wait status."""
+
+_GET_INFO = 0xC000FF0B | _INFO.size << 16
+"""`PIDFD_GET_INFO`, as the ioctl numbers of x86 and arm go; elsewhere the call just fails."""
+
+_INFO_EXIT = 1 << 3
 
 
 class Processes:
@@ -45,10 +57,22 @@ class Processes:
         """Whose descriptor it is."""
         return self._fds[fd]
 
+    def exit_of(self, fd: int) -> int | None:
+        """How the process of a descriptor ended, also once it has been reaped where Linux tells."""
+        code = exit_of(self._fds[fd])
+        return _exit_by(fd) if code is None else code
+
     @property
     def fds(self) -> list[int]:
         """All descriptors that are polled."""
         return list(self._fds)
+
+    def ended(self) -> list[int]:
+        """Descriptors of processes that have ended, without waiting."""
+        poller = select.poll()
+        for fd in self._fds:
+            poller.register(fd, select.POLLIN)
+        return [fd for fd, _ in poller.poll(0)]
 
     def forget(self, fd: int) -> None:
         """Closes a descriptor."""
@@ -87,23 +111,34 @@ def exit_of(pid: int) -> int | None:
     stat = _stat(pid)
     if not stat or stat[0] not in ("Z", "X"):
         return None
+    return _exit_code(int(stat[_EXIT_CODE]))
+
+
+def signal_name(number: int) -> str:
+    """A signal as people write it: `SIGKILL`."""
     try:
-        return os.waitstatus_to_exitcode(int(stat[_EXIT_CODE]))
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _exit_by(pidfd: int) -> int | None:
+    """How a process ended that may have been reaped, None while it runs or before Linux 6.15."""
+    info = bytearray(_INFO.size)
+    _INFO.pack_into(info, 0, _INFO_EXIT, *[0] * 13)
+    try:
+        fcntl.ioctl(pidfd, _GET_INFO, info)
+    except OSError:
+        return None
+    known, *_, status = _INFO.unpack(info)
+    return _exit_code(status) if known & _INFO_EXIT else None
+
+
+def _exit_code(status: int) -> int | None:
+    try:
+        return os.waitstatus_to_exitcode(status)
     except ValueError:
         return None
-
-
-def told(code: int | None) -> str:
-    """An exit for a sentence: `was killed by SIGKILL`, `ended with exit code 3`."""
-    if code is None:
-        return "is gone without a word"
-    if code >= 0:
-        return f"ended with exit code {code} and without a word"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return f"was killed by {name}"
 
 
 def _stat(pid: int) -> list[str]:

@@ -45,7 +45,7 @@ class Floats(array):  # type: ignore[type-arg]
         return super().__new__(cls, "d", values)  # type: ignore[return-value]
 
 
-STEP_COLUMNS = Step.__struct_fields__[1:14]
+STEP_COLUMNS = (*Step.__struct_fields__[1:14], "comm_ns")
 """What is kept of a step: all but its device (which the lane knows), loss and samples, …"""
 
 STEP_WIDTH = len(STEP_COLUMNS) + 1
@@ -151,13 +151,15 @@ class Window(msgspec.Struct, dict=True):  # with room for what is derived of it,
 
 def _step(device: int, row: tuple[int, ...]) -> Step:
     known = [None if each == NONE else each for each in row] if NONE in row else row
-    return Step(device, *known[:-1], None, known[-1])  # type: ignore[call-arg]
+    *told, comm, samples = known
+    return Step(device, *told, None, samples, comm)  # type: ignore[call-arg]
 
 
 class Tally(msgspec.Struct, array_like=True, gc=False):
     """Sums over one step: calls, payload bytes, bytes on the wire, and their times.
 
     Of `timed_calls` is known how long they took, of `waited_calls` how long their caller waited.
+    `wait_ns` was spent waiting for other ranks to come, in no other call at the same time.
     """
 
     calls: int = 0
@@ -321,3 +323,9 @@ def quantile_ms(values_ns: Sequence[int], q: float) -> float | None:
 def median(values: Iterable[float | None]) -> float | None:
     """Median of the measured ones among the values, None when there are none."""
     return quantile(known(values), 0.5)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the measured ones among the values, None when there are none."""
+    found = known(values)
+    return sum(found) / len(found) if found else None

@@ -17,23 +17,27 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 import zmq
 
 from dpwatch.hub import looks
 from dpwatch.hub.advance import advance
 from dpwatch.hub.asking import Asking
 from dpwatch.hub.doors import Doors
+from dpwatch.hub.exits import joined, seen
 from dpwatch.hub.guard import LOOK_S, Guard, Seldom, allow_files
 from dpwatch.hub.joining import Joining
 from dpwatch.hub.keeping import Keeper
 from dpwatch.hub.merge import merge
 from dpwatch.hub.parts import RankState
-from dpwatch.hub.processes import Processes, exit_of, runs, state_of, told
+from dpwatch.hub.processes import Processes, exit_of, runs, state_of
 from dpwatch.hub.snapshot import Run
-from dpwatch.hub.state import RunState, encode
+from dpwatch.hub.state import RunState, encode, kept_earlier
 from dpwatch.hub.stuck import is_silent
 from dpwatch.hub.summarize import MANY, summarize
+from dpwatch.hub.verdict import ended
 from dpwatch.hub.viewing import (
+    COMMAND_REQUEST,
     EVERY_FRAME,
     FRAME_NUMBER,
     LOOK,
@@ -45,17 +49,22 @@ from dpwatch.hub.viewing import (
 )
 from dpwatch.wire import codec, transport
 from dpwatch.wire.asking import STACKS_REQUEST, encode_request
+from dpwatch.wire.listing import clear_all
 from dpwatch.wire.messages import (
     HUB_RANK,
     PROTOCOL_VERSION,
     AnyRecord,
     Batch,
     Bye,
+    Command,
     Refused,
     Silent,
     Tick,
 )
 from dpwatch.wire.paths import HUB_FILES, RunDir, RunInfo, clean_run_id, host_name
+
+CLEAR_S = 5.0
+"""How long it may clear away what others have left, once its own run is over."""
 
 LINGER_S = 20.0
 """How long a hub stays after its last rank and its last viewer have gone."""
@@ -96,6 +105,7 @@ REST_S = 0.02
 """After frames have come others may gather for so long: one turn for each would cost more."""
 
 _log = logging.getLogger("dpwatch.hub")
+_command = msgspec.msgpack.Decoder(Command)
 
 
 class Hub:
@@ -216,6 +226,7 @@ class Hub:
         self._context.term()
         if not self.displaced:
             self._doors.remove()
+            clear_all(self.place.path.parent, CLEAR_S)
 
     def _mind_the_doors(self) -> None:
         """Hangs up where there are too many connections; ends before memory does."""
@@ -260,7 +271,9 @@ class Hub:
                 frame = codec.encode(batch)
             if self._joining.over_hosts:
                 self._joining.hear(batch)
-                self._begin_anew(batch)
+            if self._is_impostor(batch):
+                continue
+            self._begin_anew(batch)
             self._publish(batch, frame)
             is_new = batch.host == self.host and not self._processes.watches(batch.pid)
             if is_new and batch.rank in self.state.ranks:
@@ -275,7 +288,7 @@ class Hub:
         if parts > 1:
             raise codec.WireError(f"message of {parts} parts")
         batch = codec.decode(frame)
-        if batch.rank == HUB_RANK or not self._is_mine(batch.run_id):
+        if batch.rank == HUB_RANK or batch.seq < 0 or not self._is_mine(batch.run_id):
             raise codec.WireError(f"frame of run {batch.run_id!r}, rank {batch.rank}")
         if batch.host == self.host and batch.mono_ns > time.monotonic_ns() + FUTURE_NS:
             raise codec.WireError(f"frame of rank {batch.rank} from the future")
@@ -291,12 +304,33 @@ class Hub:
         # A number that no viewer is sent: each sees the gap, and asks for the state.
         self.state.frames += 1
 
+    def _is_impostor(self, batch: Batch) -> bool:
+        """Whether another process has this rank, and lives: two can't take turns in one row."""
+        rank = self.state.ranks.get(batch.rank)
+        if rank is None or rank.pid == batch.pid or rank.bye is not None:
+            return False
+        if not rank.host == batch.host == self.host or not self._processes.watches(rank.pid):
+            return False
+        claims = f"processes {rank.pid} and {batch.pid} both say that they are rank {rank.rank}"
+        self._frames.again(claims)
+        if not self.state.claims:
+            # A number that no viewer is sent: each sees the gap, and asks for the state.
+            self.state.frames += 1
+            self.state.claims = f"{claims}: the second is not shown; give each a run of its own"
+        return True
+
     def _begin_anew(self, batch: Batch) -> None:
-        """A run over several hosts keeps its id when it is restarted: then it is another run."""
-        ranks = self.state.ranks
-        known = batch.rank in ranks and ranks[batch.rank].pid == batch.pid
-        if ranks and not known and all(rank.bye is not None for rank in ranks.values()):
-            self.state = RunState(self.place.run_id, frames=self.state.frames + 1)
+        """A run that was over and begins again under its name is another run.
+
+        As one over several hosts that is restarted, the next job at the same port, and the next
+        training of a pool's worker, whose frames are numbered from 0 again.
+        """
+        rank = self.state.ranks.get(batch.rank)
+        known = rank is not None and rank.pid == batch.pid and batch.seq > 0
+        if not known and ended(self.state):
+            earlier = kept_earlier([*self.state.earlier, summarize(self.state)])
+            frames = self.state.frames + 1
+            self.state = RunState(self.place.run_id, frames=frames, earlier=earlier)
             self._joining.forget_states()
 
     def _is_mine(self, run_id: str) -> bool:
@@ -309,18 +343,22 @@ class Hub:
 
     def _ended(self, fd: int) -> None:
         """A process has ended; what it said last may still be on its way here."""
+        if fd not in self._processes.fds:
+            return
         pid = self._processes.pid_of(fd)
-        code = exit_of(pid)
+        code = self._processes.exit_of(fd)
         self._poller.unregister(fd)
         self._processes.forget(fd)
         self._take_in()
         for rank in self.state.ranks.values():
-            if rank.pid == pid and rank.host == self.host and rank.bye is None:
-                self._say_lost(rank, code)
+            if rank.pid == pid and rank.host == self.host:
+                self._say_ended(rank, code)
 
-    def _say_lost(self, rank: RankState, code: int | None) -> None:
-        reason = f"process {rank.pid} {told(code)}"
-        self._say(rank.rank, rank.pid, Bye("lost", reason, code))
+    def _say_ended(self, rank: RankState, code: int | None) -> None:
+        """What has become of a rank's process, where that is news."""
+        told = joined(rank.own, seen(rank.pid, code), rank.worker)
+        if told is not None and told != rank.bye:
+            self._say(rank.rank, rank.pid, told)
 
     def _publish(self, batch: Batch, frame: bytes) -> None:
         try:
@@ -339,6 +377,8 @@ class Hub:
         viewer, *request = self._answers.recv_multipart()
         if len(request) == 2 and request[0] == STACKS_REQUEST and self._asking.take(request[1]):
             self._ask_ranks()
+        if len(request) == 2 and request[0] == COMMAND_REQUEST:
+            self._take_command(request[1])
         try:
             answer = self._answer_to(request)
         except Exception as error:  # noqa: BLE001 - a state that can't be told
@@ -348,6 +388,17 @@ class Hub:
                 self._answers.send_multipart([viewer, answer])
         now = time.monotonic()
         self._answer_at = now + ANSWERING * (now - began)
+
+    def _take_command(self, payload: bytes) -> None:
+        """Hears of the command's end, after all ends of processes that came before it."""
+        try:
+            told = _command.decode(payload)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return
+        if told != self.state.command:
+            for fd in self._processes.ended():
+                self._ended(fd)
+            self._say(HUB_RANK, os.getpid(), told)
 
     def _answer_to(self, request: list[bytes]) -> bytes:
         """What a viewer gets; nothing where it asked for nothing that there is."""
@@ -401,7 +452,7 @@ class Hub:
             self._say(HUB_RANK, os.getpid(), *records[at : at + codec.MAX_RECORDS])
         for rank in self.state.ranks.values():
             if rank.bye is None and self._is_lost(rank):
-                self._say_lost(rank, exit_of(rank.pid))
+                self._say_ended(rank, exit_of(rank.pid))
         self._give_up_silent_hosts()
         self._keeper.keep(self.state)
         self._ask_ranks()

@@ -34,6 +34,7 @@ from dpwatch.hub.settling_steps import settle_steps
 from dpwatch.hub.whole_calls import are_odd, waits_of
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.wire.calls import ROW, UNKNOWN, Calls, Kind, kind_of, kinds_of, spread
+from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import Collective
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def settled(state: RunState, pending: Pending) -> None:
     each = [held, _columns(entered), _entries(pending.calls, kinds)]
     entries = np.concatenate(each, axis=1)
     del each
-    if are_odd(entries, kinds.all):
+    if are_odd(entries[:, ~_messages(entries, kinds.all)], kinds.all):
         _one_by_one(state, pending)
     else:
         _together(state, entries, old, kinds.all)
@@ -132,8 +133,27 @@ def _together(state: RunState, entries: Array, old: int, kinds: Sequence[Kind]) 
     if refused.any():
         entries = entries[:, ~np.concatenate([np.zeros(old, bool), refused])]
     _latencies(state, entries[:, old:], kinds)
-    wait_ns = waits_of(state, entries, kinds)
+    messages = _messages(entries, kinds)
+    wait_ns = np.zeros(entries.shape[1], np.int64)
+    wait_ns[~messages] = waits_of(state, entries[:, ~messages], kinds)
+    _exchange(state, entries[:, messages], kinds)
     _tally(state, entries, old, wait_ns, ops)
+
+
+def _messages(entries: Array, kinds: Sequence[Kind]) -> Array:
+    """Which entries are messages from rank to rank."""
+    found: Array = np.array([kind.op in MESSAGES for kind in kinds], bool)[entries[KIND]]
+    return found
+
+
+def _exchange(state: RunState, entries: Array, kinds: Sequence[Kind]) -> None:
+    """Books who sends how much to whom."""
+    alike, counts = np.unique(entries[[RANK, KIND, STEP]], axis=1, return_counts=True)
+    for (r, k, step), calls in zip(alike.T.tolist(), counts.tolist(), strict=True):
+        rank, kind = state.ranks.get(r), kinds[k]
+        if rank is not None and kind.peer is not None:
+            key = f"{kind.op}/{kind.peer}"
+            booking.exchanged(state, rank, key, step, calls, calls * kind.nbytes)
 
 
 # -- entries ----------------------------------------------------------------------------------

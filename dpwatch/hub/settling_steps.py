@@ -64,6 +64,7 @@ def _book(state: RunState, rows: Array, ranks: Array, devices: Array) -> None:
         lane = rank.lanes[number & (1 << DEVICE_BITS) - 1]
         rank.progress_ns = max(rank.progress_ns, last_ns[i])
         lane.steps = max(lane.steps, last_steps[i] + 1)
+        rank.whole_steps = max(rank.whole_steps, last_steps[i] + 1)
         lane.recent.extend(held[begin * STEP_BYTES : end * STEP_BYTES])
         lane.step_ms.extend(steps[begin:end], took_ms[begin:end])
         if lane.device == 0 and rank.rank == leader:

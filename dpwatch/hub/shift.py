@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TypeVar, cast
 
 import msgspec
+from msgspec.structs import astuple
 
-from dpwatch.hub.parts import RankState
+from dpwatch.hub.parts import Covered, RankState
 from dpwatch.hub.pending import settle
 from dpwatch.hub.series import STEP_COLUMNS, STEP_WIDTH
 from dpwatch.hub.state import RunState
@@ -108,6 +109,8 @@ def _shift_rank(rank: RankState, offset_ns: int) -> None:
     # 0 is "not yet", and not a moment.
     rank.progress_ns += offset_ns if rank.progress_ns else 0
     rank.ended_ns += offset_ns if rank.ended_ns else 0
+    rank.waits = Covered(*(ns + offset_ns if ns else 0 for ns in astuple(rank.waits)))
+    rank.exited_ns += offset_ns if rank.exited_ns else 0
     rank.dump.asked_ns += offset_ns if rank.dump.asked_ns else 0
     if rank.dump.stacks is not None:
         rank.dump.stacks = _moved(rank.dump.stacks, offset_ns)

@@ -26,11 +26,12 @@ class Quantiles(msgspec.Struct, frozen=True):
 
 
 class StepTime(msgspec.Struct, frozen=True):
-    """Step time: quantiles over the recent window, and the last step's."""
+    """Step time: quantiles and mean over the recent window, and the last step's."""
 
     p50: float | None = None
     p95: float | None = None
     last: float | None = None
+    mean: float | None = None
 
 
 class PhaseTimes(msgspec.Struct, frozen=True):
@@ -45,11 +46,16 @@ class PhaseTimes(msgspec.Struct, frozen=True):
 
 
 class CommTimes(msgspec.Struct, frozen=True):
-    """Communication per step: all of it, what compute waited for, what waited for peers."""
+    """Communication per step, means in which what overlaps counts once.
+
+    `total` is while any was under way, `exposed` what compute waited for (`exposed_share` of the
+    step), `wait` what later ranks were waited for.
+    """
 
     total: float | None = None
     exposed: float | None = None
     wait: float | None = None
+    exposed_share: float | None = None
 
 
 class Categories(msgspec.Struct, frozen=True):
@@ -112,6 +118,10 @@ class Rank(msgspec.Struct, frozen=True):
 
     `state` is one of starting, running, finished, failed, stalled (no step for long), lost, stale
     (its host is not heard of: what is shown is the last that was). `missed_frames` never came.
+    `unseen` names what it may exchange that is not seen, so that what it sends and receives is
+    unknown; "" where nothing is known of.
+    `reason` says how it ended, where not well; `exit` is its process's exit code, or minus the
+    signal that killed it, None while it runs or where that is not known.
     """
 
     rank: int
@@ -133,6 +143,9 @@ class Rank(msgspec.Struct, frozen=True):
     gpu: GpuUse = GpuUse()
     device_kind: str = ""
     missed_frames: int = 0
+    unseen: str = ""
+    reason: str = ""
+    exit: int | None = None
 
 
 class LastArrival(msgspec.Struct, frozen=True):
@@ -144,18 +157,34 @@ class LastArrival(msgspec.Struct, frozen=True):
 
 
 class CollectiveStats(msgspec.Struct, frozen=True):
-    """All calls of one op in one group; bandwidths in 10⁹ bytes a second (nccl-tests' terms)."""
+    """All calls of one op in one group; bandwidths in 10⁹ bytes a second (nccl-tests' terms).
+
+    Of messages (`send`, `recv`) `ranks` is 2. `count_per_step` and `bytes_per_step` are means over
+    the last steps, None before the first is over.
+    """
 
     op: str
     group: str
     ranks: int
-    count_per_step: float
-    bytes_per_step: int
+    count_per_step: float | None
+    bytes_per_step: int | None
     latency_ms: Quantiles = Quantiles()
     algbw_gbps: float | None = None
     busbw_gbps: float | None = None
     exposed_ms_per_step: float | None = None
     last_arrival: LastArrival | None = None
+
+
+class MessageStats(msgspec.Struct, frozen=True):
+    """What one rank sends another point to point, means per step of the sender.
+
+    Of a sender that tells nothing, as the receiver has it.
+    """
+
+    src: int
+    dst: int
+    count_per_step: float
+    bytes_per_step: int
 
 
 class TransferStats(msgspec.Struct, frozen=True):
@@ -247,7 +276,9 @@ class Run(msgspec.Struct, frozen=True):
     """One run. `state` is starting, running, finished, failed, hung or lost.
 
     `other_hosts` are all but the head's own, as the head has them. `note` says what is missing of a
-    run over several hosts and what to do, "" where nothing is.
+    run over several hosts and what to do, or that its command failed though the run did not; ""
+    where nothing is. `began_s` is the wall clock when it was first heard of, `command_exit` the
+    exit code of the `dpwatch run` command that started it, or minus the signal that killed that.
     """
 
     run_id: str
@@ -273,6 +304,9 @@ class Run(msgspec.Struct, frozen=True):
     alerts: list[Alert] = []
     other_hosts: list[HostView] = []
     note: str = ""
+    messages: list[MessageStats] = []
+    began_s: float = 0.0
+    command_exit: int | None = None
 
 
 class GpuProcess(msgspec.Struct, frozen=True):
@@ -412,6 +446,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         search: Of the search for the largest batches that follows them, where there is one.
         gpus: This host's GPUs, where NVML answers, used by a run or not; over ssh those of the
             hosts that no run is on.
+        places: The directories that runs of this host are looked for in.
     """
 
     runs: tuple[RunView, ...]
@@ -420,3 +455,4 @@ class Snapshot(msgspec.Struct, frozen=True):
     progress: Progress | None = None
     search: Progress | None = None
     gpus: tuple[HostGpu, ...] = ()
+    places: tuple[str, ...] = ()

@@ -14,7 +14,8 @@ import msgspec
 from dpwatch.hub import booking, bounds, generations
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.curves import Envelope, Thinned
-from dpwatch.hub.endings import ends
+from dpwatch.hub.endings import BY_ITSELF, LAUNCHER_NS, ends
+from dpwatch.hub.exits import joined, was_stopped
 from dpwatch.hub.output import RunOutput
 from dpwatch.hub.parts import OPEN_LOSSES, BadLoss, LaneState, OpenLoss, OpState, RankState, Route
 from dpwatch.hub.pending import MANY, Pending, settle, settler_of_many
@@ -27,7 +28,7 @@ from dpwatch.hub.series import (
     packed,
     unpacked,
 )
-from dpwatch.hub.snapshot import Alert, Diagnosis
+from dpwatch.hub.snapshot import Alert, Diagnosis, Run
 from dpwatch.hub.stacks import hear
 from dpwatch.hub.step_offsets import StepOffsets
 from dpwatch.wire.gather import counted, one_by_one
@@ -40,6 +41,7 @@ from dpwatch.wire.messages import (
     Bye,
     Calls,
     Collective,
+    Command,
     Duration,
     Gpu,
     Hello,
@@ -75,6 +77,10 @@ class RunState(msgspec.Struct):
         reviewed_ns: When diagnoses were last looked at.
         lanes: Devices of all ranks, `cells` their kinds of collectives: bounded (see `bounds`).
         refused: Records of ranks beyond those that there is room for.
+        began_s: The wall clock when it was first heard of.
+        command: What `dpwatch run` says of its command, None without one.
+        claims: What is wrong with two processes that both say they are one rank, "" if none do.
+        earlier: Runs of this name that were over before it began, the oldest first.
         pending: Of many ranks, collectives that are to be booked together: call `settle` before
             sums or arrivals are read.
         offsets: Which ranks are some steps ahead of the others or behind.
@@ -109,6 +115,10 @@ class RunState(msgspec.Struct):
     refused: int = 0
     pending: Pending = msgspec.field(default_factory=Pending)
     offsets: StepOffsets = msgspec.field(default_factory=StepOffsets)
+    began_s: float = 0.0
+    command: Command | None = None
+    claims: str = ""
+    earlier: list[Run] = []
 
     def apply(self, batch: Batch) -> None:
         """Takes in one frame."""
@@ -118,6 +128,7 @@ class RunState(msgspec.Struct):
         if batch.rank == HUB_RANK:
             self._hub(batch)
             return
+        self.began_s = self.began_s or batch.wall_ns / 1e9
         try:
             rank = self._rank(batch)
         except bounds.Full:
@@ -128,7 +139,9 @@ class RunState(msgspec.Struct):
             settle(self)
         for told in batch.records:
             record = generations.in_run(self, rank, told)
-            if not (together and self.pending.take(rank, record)):
+            if isinstance(record, Bye):
+                self._bye(rank, record, batch)
+            elif not (together and self.pending.take(rank, record)):
                 self.take(rank, record, batch.mono_ns)
 
     def take(self, rank: RankState, record: AnyRecord, now_ns: int = 0) -> None:
@@ -158,9 +171,6 @@ class RunState(msgspec.Struct):
                     self._hello(rank, record)
                 case Stacks():
                     rank.dump.take(record, max(self.world_size, len(self.ranks)))
-                case Bye():
-                    rank.bye = record
-                    rank.ended_ns = self.end_ns = now_ns
                 case Refused():
                     rank.refused += 1
         except (bounds.Full, OverflowError):  # no room, or numbers that no run has
@@ -173,6 +183,8 @@ class RunState(msgspec.Struct):
                     self.others[record.host] = record
                 case Joined():
                     self.joined = record
+                case Command():
+                    self.command = record
                 case Asked() | Unanswered():
                     hear(self, record, batch.mono_ns)
                 case Tick():
@@ -186,8 +198,11 @@ class RunState(msgspec.Struct):
         if rank is None or rank.pid != batch.pid:
             rank = self._newcomer(batch, rank)
         if batch.seq >= 0:
-            if rank.bye is not None and rank.bye.state == "lost":
-                rank.bye = None  # It was only silent: here it speaks again.
+            if rank.seen is not None and rank.seen.exit is None:
+                rank.seen = None  # It was only silent: here it speaks again.
+                rank.bye = rank.own
+            if rank.own is not None and rank.own.then == "idle":
+                rank.own, rank.bye = None, rank.seen  # It has turned to this run again.
             rank.received.add(batch.seq)
             if batch.sent is not None and batch.sent - rank.taken > rank.missed:
                 rank.missed = batch.sent - rank.taken
@@ -197,6 +212,17 @@ class RunState(msgspec.Struct):
         if batch.dropped > rank.dropped:
             rank.dropped = batch.dropped
         return rank
+
+    def _bye(self, rank: RankState, record: Bye, batch: Batch) -> None:
+        if batch.seq >= 0:
+            rank.own = record
+            rank.whole_steps = max(rank.whole_steps, rank.steps_done)  # all it had to say
+        else:
+            rank.seen = record
+            rank.exited_ns = 0 if record.exit is None else batch.mono_ns
+        if rank.bye is None:
+            rank.ended_ns = self.end_ns = batch.mono_ns
+        rank.bye = joined(rank.own, rank.seen, rank.worker)
 
     def forget(self, r: int) -> dict[str, int] | None:
         """Another process has this rank now: its steps and calls count from 0 again.
@@ -229,7 +255,7 @@ class RunState(msgspec.Struct):
     def count_room(self) -> None:
         """Counts lanes and kinds of collectives anew, once another state has been taken in."""
         for rank in self.ranks.values():
-            rank.cells = sum(len(lane.calls) for lane in rank.lanes.values())
+            rank.cells = len(rank.peers) + sum(len(lane.calls) for lane in rank.lanes.values())
         self.lanes = sum(len(rank.lanes) for rank in self.ranks.values())
         self.cells = sum(rank.cells for rank in self.ranks.values())
 
@@ -265,6 +291,8 @@ class RunState(msgspec.Struct):
         lane.recent.push(record)
         if record.step >= lane.steps:
             lane.steps = record.step + 1
+        if record.step >= rank.whole_steps:  # a step's calls come before it
+            rank.whole_steps = record.step + 1
         took_ms = (record.end_ns - record.start_ns) / 1e6
         lane.step_ms.push(record.step, took_ms)
         rank.progress_ns = max(rank.progress_ns, record.end_ns)
@@ -278,7 +306,13 @@ class RunState(msgspec.Struct):
                 self.step_ms.push(record.step, took_ms)
 
     def _beat(self, rank: RankState, record: Beat) -> None:
-        """A beat counts the steps done; of short ones not every one has a record."""
+        """A beat counts the steps done; of short ones not every one has a record.
+
+        It goes first in its frame, so calls that were made before it may come after it, but not
+        after the next.
+        """
+        if rank.beat is not None:
+            rank.whole_steps = max(rank.whole_steps, rank.beat.step)
         rank.beat = record
         if 0 in rank.lanes:
             lane = rank.lanes[0]
@@ -361,13 +395,41 @@ class RunState(msgspec.Struct):
 
     @property
     def gone(self) -> list[RankState]:
-        """Ranks that have died, the one first that the others followed."""
-        return [rank for rank, _ in ends(self.ranks.values())]
+        """Ranks that have died, the one first that the others followed. None that Ctrl-C ended."""
+        return [] if self.stopped else [rank for rank, _ in self.died()]
+
+    def died(self, grace_ns: int = LAUNCHER_NS) -> list[tuple[RankState, str]]:
+        """Ranks that have ended without finishing, but for those that Ctrl-C ended, and how.
+
+        Args:
+            grace_ns: See `endings.ends`.
+        """
+        found = ends(self.ranks.values(), grace_ns)
+        return [(rank, how) for rank, how in found if not was_stopped(rank, self.command)]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether Ctrl-C ended the run: some ranks, and the others because these were gone."""
+        others = self.died()
+        some = len(others) < len(ends(self.ranks.values()))
+        return some and not any(how in BY_ITSELF for _, how in others)
 
     @property
     def world_size(self) -> int:
         """Processes in the run, as its ranks say."""
         return self.told_size
+
+
+def kept_earlier(runs: list[Run]) -> list[Run]:
+    """The latest of them, as many as there is room for."""
+    kept: list[Run] = []
+    rows = 0
+    for run in reversed(runs[-bounds.EARLIER :]):
+        rows += len(run.ranks)
+        if rows > bounds.EARLIER_ROWS:
+            break
+        kept.insert(0, run)
+    return kept
 
 
 def encode(state: RunState) -> bytes:

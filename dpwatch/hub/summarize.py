@@ -10,6 +10,7 @@ from dpwatch.hub.communication import (
     collectives,
     comm_times,
     device_of,
+    messages,
     steps_in_common,
     traffic,
     transfers,
@@ -51,7 +52,7 @@ from dpwatch.hub.stacks import seen
 from dpwatch.hub.state import RunState
 from dpwatch.hub.stuck import is_stale
 from dpwatch.hub.timeline import LANES, STEPS
-from dpwatch.hub.verdict import ended, verdict
+from dpwatch.hub.verdict import command_end, ended, verdict
 from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Gpu, Host, Memory
 
 STALL_S = 5.0
@@ -61,6 +62,9 @@ STALL_STEPS = 5
 
 MEMORIES = 8192
 """Lanes whose memory, which is sampled now and then only, need not be laid out anew each time."""
+
+UNSEEN = "its process went on to other work, and did not show whether this one raised"
+"""Of a pool's task, until the command has ended."""
 
 
 def summary(runs: Sequence[Run], gpus: Sequence[HostGpu] = ()) -> Summary:
@@ -165,16 +169,33 @@ def summarize(state: RunState) -> Run:
         diagnoses=state.diagnoses,
         alerts=list(state.alerts),
         other_hosts=[_host(state, state.others[name]) for name in sorted(state.others)],
-        note=_note(state),
+        note=_note(state, told),
+        messages=messages(state),
+        began_s=state.began_s,
+        command_exit=state.command.exit if state.command else None,
     )
 
 
-def _note(state: RunState) -> str:
-    """What is missing of other hosts; nothing is where every rank is on this one after all."""
+def _note(state: RunState, told: str) -> str:
+    """What a person should know besides.
+
+    Of other hosts nothing is missing where every rank is on this one after all.
+    """
+    if state.claims:
+        return state.claims
+    code = None if state.command is None else state.command.exit
+    if told == "finished" and code:
+        return f"this run finished; {command_end(code)} afterwards"
+    if told == "finished" and code is None and any(_has_idled(r) for r in state.ranks.values()):
+        return UNSEEN
     if state.joined is None:
         return ""
     alone = state.joined.role == "alone"
     return "" if alone and len(state.ranks) >= state.world_size else state.joined.note
+
+
+def _has_idled(rank: RankState) -> bool:
+    return rank.bye is not None and rank.bye.then == "idle"
 
 
 def rows_of(state: RunState) -> list[LaneState]:
@@ -200,7 +221,7 @@ def _figures(state: RunState, lanes: Sequence[LaneState], common: int) -> Figure
 
 
 def _calls(rank: RankState, lane: LaneState, common: int) -> CallFigures:
-    return of_calls(rank, lane, settled(rank.steps_done), common)
+    return of_calls(rank, lane, settled(rank.whole_steps), common)
 
 
 def _of_many(state: RunState, lanes: Sequence[LaneState], common: int) -> Figures | None:
@@ -246,10 +267,10 @@ def _row(
         state=_rank_state(state, rank, lane, steps.p50_ms),
         steps=lane.steps,
         dropped=rank.dropped + rank.refused + rank.missed,
-        step_ms=StepTime(steps.p50_ms, steps.p95_ms, steps.last_ms),
+        step_ms=StepTime(steps.p50_ms, steps.p95_ms, steps.last_ms, steps.mean_ms),
         phases_ms=_phases(steps, device),
-        comm_ms=comm_times(rank, lane, routes, calls, steps.exposed_ms),
-        memory=_memory(lane, device),
+        comm_ms=comm_times(rank, lane, routes, calls, steps),
+        memory=_memory(rank, lane, device),
         sent_bytes_per_step=sent,
         received_bytes_per_step=received,
         gil_wait=gil_wait,
@@ -257,6 +278,9 @@ def _row(
         runqueue_wait=runqueue_wait,
         gpu=_gpu(lane.gpu),
         missed_frames=rank.received.missing,
+        unseen=rank.hello.unseen if rank.hello else "",
+        reason=rank.bye.reason if rank.bye else "",
+        exit=rank.bye.exit if rank.bye else None,
     )
 
 
@@ -281,7 +305,7 @@ def _exposed(lanes: Sequence[LaneState], steps: Sequence[StepFigures]) -> list[f
     return [s.exposed_ms for lane, s in zip(lanes, steps, strict=True) if lane.device == 0]
 
 
-def _memory(lane: LaneState, device: DeviceInfo) -> MemoryUse:
+def _memory(rank: RankState, lane: LaneState, device: DeviceInfo) -> MemoryUse:
     capacity = device.capacity_bytes
     if capacity is None and lane.gpu:
         capacity = lane.gpu.capacity_bytes
@@ -289,14 +313,17 @@ def _memory(lane: LaneState, device: DeviceInfo) -> MemoryUse:
         if lane.gpu and lane.gpu.used_bytes is not None:
             return MemoryUse(lane.gpu.used_bytes, None, capacity, "nvml")
         return MemoryUse(capacity_bytes=capacity)
-    return _memory_use(lane.memory, lane.highest, capacity)
+    peak = lane.highest.peak_bytes
+    if lane.highest.source == "rss" and rank.beat is not None:  # and later than the last sample
+        peak = max(peak, rank.beat.peak_rss_bytes or 0)
+    return _memory_use(lane.memory, lane.highest, peak, capacity)
 
 
 @functools.lru_cache(MEMORIES)
-def _memory_use(memory: Memory, highest: Memory, capacity: int | None) -> MemoryUse:
+def _memory_use(memory: Memory, highest: Memory, peak: int, capacity: int | None) -> MemoryUse:
     return MemoryUse(
         current_bytes=memory.current_bytes,
-        peak_bytes=highest.peak_bytes,
+        peak_bytes=peak,
         capacity_bytes=capacity,
         source=highest.source,
         **_by_name(highest.peak),

@@ -125,7 +125,12 @@ def extent(lanes: Sequence[LaneSteps], shifts: dict[str, int]) -> tuple[int, int
 
 
 def exposed_share(steps: Iterable[Step]) -> float | None:
-    """Share of these steps that compute waited for communication, None where nobody measured."""
+    """Share of these steps that compute waited for communication, None where nobody measured.
+
+    As `Ordered.exposed_share` over all recent steps: without the first, which also holds what
+    start-up costs, where there are others.
+    """
     measured = [step for step in steps if step.exposed_ns is not None]
-    wall_ns = sum(step.end_ns - step.start_ns for step in measured)
-    return sum(step.exposed_ns or 0 for step in measured) / wall_ns if wall_ns else None
+    counted = [step for step in measured if step.step] or measured
+    wall_ns = sum(step.end_ns - step.start_ns for step in counted)
+    return sum(step.exposed_ns or 0 for step in counted) / wall_ns if wall_ns else None

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpwatch.hub.doing import doing
-from dpwatch.hub.endings import BY_ITSELF, GAVE_UP, LAUNCHER_NS, ends
+from dpwatch.hub.endings import BY_ITSELF, GAVE_UP, LAUNCHER_NS
+from dpwatch.hub.exits import gave_way, may_have_failed
 from dpwatch.hub.parts import RankState
+from dpwatch.hub.processes import signal_name
 from dpwatch.hub.snapshot import Diagnosis, Rank
 from dpwatch.hub.state import RunState
+from dpwatch.wire.messages import INTERRUPTED
 
 CAUSES = ("hang", "desync")
 """Kinds that say why ranks gave up waiting."""
@@ -26,11 +29,13 @@ NAMED = 8
 
 def verdict(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
     """The run's state and, where it is a bad one, a line that says why."""
+    if state.stopped:
+        return "failed", INTERRUPTED
     dead = died(state)
     if dead:
         return _broken(state, dead)
     if ended(state):
-        return "finished", ""
+        return _over(state)
     stalled = sorted({row.rank for row in rows if row.state == "stalled"})
     held = held_cause(state.diagnoses)
     if held is not None and (held.kind == "hang" or stalled):
@@ -60,7 +65,7 @@ def ended(state: RunState) -> bool:
 def died(state: RunState) -> list[tuple[RankState, str]]:
     """Ranks that have ended without finishing, and how, as `endings.ends` orders them."""
     explained = held_cause(state.diagnoses) is not None
-    return ends(state.ranks.values(), 0 if explained else LAUNCHER_NS)
+    return state.died(0 if explained else LAUNCHER_NS)
 
 
 def held_cause(diagnoses: Sequence[Diagnosis]) -> Diagnosis | None:
@@ -72,6 +77,23 @@ def held_cause(diagnoses: Sequence[Diagnosis]) -> Diagnosis | None:
 def first_sentence(text: str) -> str:
     """What stands before the first stop that ends a sentence, or a part of one."""
     return text.partition(". ")[0].partition("; ")[0].rstrip(".")
+
+
+def command_end(code: int) -> str:
+    """How the command of `dpwatch run` ended, for a sentence."""
+    if code < 0:
+        return f"the command was killed by {signal_name(-code)}"
+    return f"the command ended with exit code {code}"
+
+
+def _over(state: RunState) -> tuple[str, str]:
+    """Of a run all of whose ranks say that they have finished."""
+    if gave_way(state.ranks.values(), state.command):
+        return "failed", INTERRUPTED
+    code = state.command.exit if state.command else None
+    if code and any(rank.bye and may_have_failed(rank.bye) for rank in state.ranks.values()):
+        return "failed", f"{command_end(code)}, and no rank said why"
+    return "finished", ""
 
 
 def _broken(state: RunState, dead: Sequence[tuple[RankState, str]]) -> tuple[str, str]:

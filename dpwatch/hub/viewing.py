@@ -12,5 +12,8 @@ EVERY_FRAME, NO_FRAME = b"", b"\xff"
 
 STATE_REQUEST = b"state"
 LOOK_REQUEST = b"look"
+COMMAND_REQUEST = b"command"
+"""What a viewer's request begins with. After the last comes a `Command`, and no answer."""
+
 STATE, LOOK, SAME = b"s", b"l", b"="
 """What an answer begins with: a state follows, a look follows, or the viewer has it already."""

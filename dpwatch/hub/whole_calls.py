@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import astuple
 
 from dpwatch.hub.arrivals import (
     PACKED,
@@ -14,6 +15,8 @@ from dpwatch.hub.arrivals import (
     most_open,
     packed_call,
 )
+from dpwatch.hub.generations import first_step
+from dpwatch.hub.parts import Covered
 from dpwatch.hub.series import NONE, Ints, median
 
 if TYPE_CHECKING:
@@ -91,12 +94,14 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
         kinds: Those of the entries.
 
     Returns:
-        How long each entry's rank waited for the last one, 0 where that is not known.
+        How long each entry's rank waited for the last one, and in no other call meanwhile; 0 where
+        that is not known.
     """
     arrivals = state.arrivals
     wait_ns = np.zeros(entries.shape[1], np.int64)
     if not len(wait_ns):
         return wait_ns
+    waits = _Waits(state, entries[RANK])
     segments = _segments(entries, kinds)
     order, begins, ends = segments
     counts = ends - begins
@@ -104,7 +109,6 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
     arrivals.calls, arrivals.packed = {}, PackedCalls()
     timed = _Timed(entries, segments)
     whole = np.flatnonzero(counts >= ranks)
-    is_booked = np.zeros(len(begins), bool)
     for i in whole[np.argsort(order[ends[whole] - 1])].tolist():  # as their last entries came
         members = order[begins[i] : ends[i]]
         last = entries[:, members[-1]]
@@ -113,22 +117,23 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
         if counts[i] > 1:
             _compare_steps(state, kind.group, entries[:, members])
         if counts[i] > 1 and timed.compare(state, i):
-            is_booked[i] = True
+            wait_ns[members] = waits.add(members, entries[ISSUED, members], timed.last_ns[i])
             if timed.first_step[i] > 0:
                 _book_last(state, kinds, timed, i)
-    mine = np.repeat(is_booked, counts)
-    wait_ns[order[mine]] = (np.repeat(timed.last_ns, counts) - entries[ISSUED, order])[mine]
+    waits.end()
     _keep_open(arrivals, entries, kinds, segments.only(counts < ranks))
     return wait_ns
 
 
 def _compare_steps(state: RunState, group: str, entered: Array) -> None:
     """Whether the ranks entered a call in the same step, each of its own count."""
-    steps = entered[STEP]
+    steps, ranks = entered[STEP], entered[RANK].tolist()
+    if state.arrivals.generations.get(group):
+        steps = steps - np.array([first_step(state, r, group) for r in ranks])
     first = int(steps[0])
     if (steps == first).all() and state.offsets.take_equal(group, first):
         return
-    state.offsets.take(group, dict(zip(entered[RANK].tolist(), steps.tolist(), strict=True)))
+    state.offsets.take(group, dict(zip(ranks, steps.tolist(), strict=True)))
 
 
 def _segments(entries: Array, kinds: Sequence[Kind]) -> Segments:
@@ -143,6 +148,44 @@ def _segments(entries: Array, kinds: Sequence[Kind]) -> Segments:
     changes[1:] = (seq[1:] != seq[:-1]) | (group[1:] != group[:-1])
     begins = np.flatnonzero(changes)
     return Segments(order, begins, np.append(begins[1:], len(order)))
+
+
+class _Waits:
+    """`RankState.waits` of many ranks, while calls are booked one after the other.
+
+    Args:
+        ranks: Of each entry, whose it is.
+    """
+
+    def __init__(self, state: RunState, ranks: Array) -> None:
+        numbers, self._of = np.unique(ranks, return_inverse=True)
+        self._of = self._of.reshape(-1)
+        self._ranks = [state.ranks.get(r) for r in numbers.tolist()]
+        none = (0, 0, 0)
+        each = [none if rank is None else astuple(rank.waits) for rank in self._ranks]
+        self._held = np.array(each, np.int64).T.copy()
+
+    def add(self, entries: Array, start: Array, end: int) -> Array:
+        """`Covered.add` for each entry's rank. Returns: the same."""
+        waited = start < end
+        place = self._of[entries[waited]]
+        before, low, high = self._held[:, place]
+        start = start[waited]
+        later = start > high
+        begins = np.where(later, start, np.maximum(start, before))
+        found = np.zeros(len(entries), np.int64)
+        left = np.maximum(0, np.minimum(end, low) - begins)
+        found[waited] = np.where(later, end - start, left + np.maximum(0, end - high))
+        self._held[0, place] = np.where(later, high, before)
+        self._held[1, place] = np.where(later, start, np.minimum(low, begins))
+        self._held[2, place] = np.maximum(high, end)
+        return found
+
+    def end(self) -> None:
+        """Back into the state."""
+        for rank, held in zip(self._ranks, self._held.T.tolist(), strict=True):
+            if rank is not None:
+                rank.waits = Covered(*held)
 
 
 class _Timed:

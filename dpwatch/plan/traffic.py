@@ -14,6 +14,7 @@ _ALL_GATHER = frozenset({"all_gather", "all_gather_coalesced"})
 _SPLIT = frozenset({"reduce_scatter", "reduce_scatter_coalesced", "all_to_all"})
 _ROOTED = frozenset({"broadcast", "reduce", "gather", "scatter"})
 _BUS_ONE = frozenset({"broadcast", "reduce"})
+_MESSAGES = frozenset({"send", "recv"})
 _SILENT = frozenset({"barrier", "monitored_barrier"})
 
 
@@ -25,8 +26,8 @@ def wire_bytes(op: str, nbytes: int, ranks: int) -> int:
     all_reduce 2(n−1)/n S; all_gather (n−1) S, S being the rank's own part; reduce_scatter and
     all_to_all (n−1)/n S, S being the full input; broadcast and reduce travel a chain in which every
     rank but one sends S; gather and scatter likewise move (n−1)/n of what is handed in; a barrier
-    moves nothing. An op this table does not know counts as its payload once (`bus_factor` is None
-    for it, which tells).
+    moves nothing. A message (`send`, `recv`) is its payload, once, in the one direction. An op this
+    table does not know counts as its payload once (`bus_factor` is None for it, which tells).
 
     Args:
         op: c10d's plain name.
@@ -40,6 +41,8 @@ def wire_bytes(op: str, nbytes: int, ranks: int) -> int:
         ValueError: Fewer than one rank or negative bytes.
     """
     _check(nbytes, ranks)
+    if op in _MESSAGES:
+        return nbytes
     if ranks == 1 or op in _SILENT:
         return 0
     if op in _ALL_REDUCE:
@@ -72,7 +75,7 @@ def bus_factor(op: str, ranks: int) -> float | None:
         return 2 * (ranks - 1) / ranks
     if op in _ALL_GATHER or op in _SPLIT:
         return (ranks - 1) / ranks
-    return 1.0 if op in _BUS_ONE else None
+    return 1.0 if op in _BUS_ONE or op in _MESSAGES else None
 
 
 def _check(nbytes: int, ranks: int) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from dpwatch.probe.api import NullProbe, ProbeLike
+from dpwatch.probe.foreign import is_foreign
+from dpwatch.probe.identity import task
 from dpwatch.wire.messages import DeviceInfo
 
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ __all__ = ["NullProbe", "ProbeLike", "current", "step", "watch", "watch_unasked"
 _lock = threading.Lock()
 _current: Probe | None = None
 _started = 0
+_again: Callable[[], None] | None = None
+"""Sets `dpwatch run`'s marks once more."""
 
 
 def watch(
@@ -44,39 +49,91 @@ def watch(
         memory: `passive` or `exact` (docs/memory.md says what the latter may change); by default
             what `DPWATCH_MEMORY` says, else `passive`.
     """
-    global _current, _started
-    if os.environ.get("DPWATCH") == "0":
+    if os.environ.get("DPWATCH") == "0" or sys.is_finalizing():
         return NullProbe()
     with _lock:
-        if _current is not None and not _current.over:
+        goes_on = _goes_on()
+        if _current is not None and goes_on:
             _current.told(strategy=strategy, title=title, devices=devices,
                           total_steps=total_steps, memory=memory)  # fmt: skip
             return _current
+        return _begun(
+            strategy=strategy, title=title, devices=devices, total_steps=total_steps, memory=memory
+        )
+
+
+def watch_unasked(again: Callable[[], None]) -> None:
+    """What `dpwatch run` starts in a script that does not call `watch` itself, or not yet.
+
+    Args:
+        again: Called where the next training is to be heard of as this one was: in a forked child,
+            and in a worker whose task is over.
+    """
+    global _again
+    if os.environ.get("DPWATCH") == "0":
+        return
+    _again = again
+    with _lock:
+        if not _goes_on() and not isinstance(_begun(), NullProbe) and _current is not None:
+            _current.unasked = True
+            _current.when_idle = again
+            if _current.task is not None:  # the next one constructs an optimizer of its own
+                again()
+
+
+def _goes_on() -> bool:
+    """Whether there is a probe at work.
+
+    A pool's worker trains task after task. The probe of one that is over makes room for the next,
+    which sends to the same place: the hub that is there begins anew.
+    """
+    global _started
+    if _current is None or _current.over:
+        return False
+    if not _current.idle and _current.task == task():
+        return True
+    _current.close(then="idle")
+    _started = 0
+    return False
+
+
+def _begun(**told: Any) -> ProbeLike:
+    global _current, _started
+    try:
+        if "torch" not in sys.modules and _is_subinterpreter():
+            raise RuntimeError("torch cannot be imported in a subinterpreter")
+        from dpwatch.probe.endings import prepare
+        from dpwatch.probe.probe import Probe
+
+        prepare(_ended, _forked)
+        _current = Probe(incarnation=_started, before=_current, **told)
+    except Exception as error:
+        if is_foreign(error):
+            raise
+        _say(error)
+        return NullProbe()
+    _started += 1
+    return _current
+
+
+def _is_subinterpreter() -> bool:
+    """Whether this is not the process's main interpreter: in others torch's import hangs."""
+    for name in ("_interpreters", "_xxsubinterpreters"):  # of 3.13 and later, and before
         try:
-            from dpwatch.probe.endings import prepare
-            from dpwatch.probe.probe import Probe
+            module = import_module(name)
+        except ImportError:
+            continue
+        return bool(module.get_current() != module.get_main())
+    return False
 
-            prepare(_ended, _forked)
-            _current = Probe(
-                strategy=strategy,
-                title=title,
-                devices=devices,
-                total_steps=total_steps,
-                memory=memory,
-                incarnation=_started,
-            )
-        except Exception as error:  # noqa: BLE001 - training goes on, whatever it was
+
+def _say(error: Exception) -> None:
+    if sys.stderr is not None:
+        try:
             print(f"dpwatch: not watching this run: {error}", file=sys.stderr)  # noqa: T201
-            return NullProbe()
-        _started += 1
-        return _current
-
-
-def watch_unasked() -> None:
-    """What `dpwatch run` starts in a script that does not call `watch` itself, or not yet."""
-    probe = watch()
-    if not isinstance(probe, NullProbe) and _current is not None:
-        _current.unasked = True
+        except Exception as failed:  # a closed stream
+            if is_foreign(failed):
+                raise
 
 
 def step() -> None:
@@ -100,12 +157,14 @@ def _forked() -> None:
     parents, _current, _started = _current, None, 0
     if parents is not None:
         parents.forked()
+    if _again is not None:
+        _again()
 
 
 def _ended(error: BaseException | None) -> None:
     if _current is None or _current.over:
         return
     if error is None:
-        _current.close()
+        _current.close(then="exit")
     else:
-        _current.failed_of(error)
+        _current.failed_of(error, then="exit")

@@ -17,6 +17,7 @@ Durations may follow from torch's flight recorder (see `flight`), which is told 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import sys
@@ -29,26 +30,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from dpwatch.probe import dynamo
 from dpwatch.probe.collectives_calls import Call, CallbackPace, completion_of
 from dpwatch.probe.collectives_groups import Groups, Unknown
-from dpwatch.probe.collectives_ops import (
-    DISPATCHER_OPS,
-    GROUP_METHODS,
-    Op,
-    first_of,
-    is_fake,
-)
+from dpwatch.probe.collectives_ops import DISPATCHER_OPS, GROUP_METHODS, Op, is_fake
 from dpwatch.probe.collectives_reports import Reports
-from dpwatch.probe.collectives_waits import Waits
+from dpwatch.probe.collectives_waits import Waits, now
 from dpwatch.probe.flight import calls_to_keep
 from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.lanes import Lane, here
-from dpwatch.probe.sums import MOVED
+from dpwatch.probe.sums import IDLE, MOVED
 from dpwatch.probe.uninterrupted import raise_on_return, theirs, uninterrupted
-from dpwatch.wire.messages import Position
+from dpwatch.wire.messages import Position, Step
 
 if TYPE_CHECKING:
     from dpwatch.probe.seams import RecordSink
+
+_ON_CALLERS_THREADS = tuple(
+    f"dpwatch.probe.{name}"
+    for name in (
+        "collectives", "collectives_calls", "collectives_groups", "collectives_ops",
+        "collectives_waits", "cpu", "flight", "foreign", "lanes", "probe", "recorder",
+        "uninterrupted", "whereabouts",
+    )
+)  # fmt: skip
+"""Modules whose functions callers' threads run: dynamo would compile what runs while it is on."""
 
 
 def start(record: RecordSink, step_of: Callable[[], int]) -> Collectives:
@@ -90,11 +96,14 @@ class Collectives:
         self._reports = Reports(record, step_of, self._groups, self._waits)
         self._tell = self._reports.tell
         self._has_unknown_groups = False
+        self._unseen: set[str] = set()
         self._future_of: Callable[[Any], Any] = _itself
         self._restore: list[Callable[[], None]] = []
         if not dist.is_available():
             return
         self._future_of = dist.Work.get_future
+        ours = (sys.modules.get(name) for name in _ON_CALLERS_THREADS)
+        dynamo.leave_modules_alone(*(module for module in ours if module is not None))
         self._patch_groups()
         self._waits.install(self._replace)
         self.capture = "observer" if self._observe() else "patch"
@@ -105,17 +114,23 @@ class Collectives:
         """How far each group has come, the latest first. On the sender thread."""
         return self._reports.positions()
 
+    def complete(self, step: Step) -> Step:
+        """A step's record with what is known of its communication. On the sender thread."""
+        return self._reports.complete(step) if self.capture == "observer" else step
+
     def unseen(self) -> str:
-        """What this process may exchange that is not seen here, "" where nothing is known of."""
+        """What this process may exchange or has, and is not seen; "" where nothing is known of."""
         rpc: Any = sys.modules.get("torch.distributed.rpc.api")
+        has_agent = getattr(rpc, "_is_current_rpc_agent_set", None)
         found = {
             "calls from C++": self.capture == "patch",
             "process groups that torch.distributed did not make": self._has_unknown_groups,
-            "torch.distributed.rpc": rpc is not None and rpc._is_current_rpc_agent_set(),
+            "torch.distributed.rpc": has_agent is not None and has_agent(),
             "torchft": "torchft" in sys.modules,
             "horovod": "horovod.torch" in sys.modules,
         }
-        return ", ".join(name for name, is_there in found.items() if is_there)
+        self._unseen |= {name for name, is_there in found.items() if is_there}
+        return ", ".join(name for name in found if name in self._unseen)
 
     def close(self) -> None:
         """Removes the observer and all patches."""
@@ -138,34 +153,32 @@ class Collectives:
         """
         if not seen:
             try:
-                call = self._call(form, args)
+                self._see(form, args, seen)
             except Exception as error:
                 if theirs(error):
                     raise
-                return
-            if call is None:
-                return
-            seen.append(call)
-        (call,) = seen
-        if call.seq >= 0:
-            return
-        row = self._tell, call
-        group, name = call.group, call.op.name
-        # From here to the record nothing is called, so no signal handler and no other thread runs.
-        if call.op.peer is not None:
-            call.seq = group.messages[name]
-            group.messages[name] = call.seq + 1
-        else:
-            call.seq = group.issued
-            group.issued = call.seq + 1
-            group.newest = call
-        self._record(row)
+        for call in seen:
+            if call.seq >= 0:
+                continue
+            row, group = (self._tell, call), call.group
+            # From here to the record nothing is called: no signal handler and no thread runs.
+            if call.op.peer is None:
+                call.seq = group.issued
+                group.issued = call.seq + 1
+                group.newest = call
+            else:
+                name = call.op.name
+                call.seq = group.messages[name]
+                group.messages[name] = call.seq + 1
+            self._record(row)
 
-    def _call(self, form: Form, args: tuple[Any, ...]) -> Call | None:
+    def _see(self, form: Form, args: tuple[Any, ...], seen: list[Call]) -> None:
         op = form.op
-        first = None if op.payload is None else first_of(args[op.payload])
+        first = None if op.payload is None else args[op.payload]
+        while type(first) is list or type(first) is tuple:
+            first = first[0] if first else None
         if first is not None and is_fake(first):
-            return None
+            return
         self.issued += 1
         lane = here.lane
         if lane is None and _in_backward():  # autograd's own thread works for the main one
@@ -174,7 +187,7 @@ class Collectives:
             group = self._groups.of(form.unbox(args[form.group]))
         except Unknown:
             self._has_unknown_groups = True
-            return None
+            return
         call = Call(op, group, args, first, self._step_of(), lane)
         if form.peer is not None:
             call.peer = group.members[args[form.peer]]
@@ -185,20 +198,38 @@ class Collectives:
         if inside is not None:
             inside.append(call)
             call.from_python = True
-        if call.on_host:
-            call.watched = call.from_python or self._pace.due(call.step, call.issued_ns)
-        return call
+        call.watched = call.on_host and (call.from_python or self._is_due(call))
+        seen.append(call)
 
-    def _leave(self, call: Call, work: Any) -> None:
+    def _is_due(self, call: Call) -> bool:
+        """Whether a callback is to tell when it is done: not in steps that are only counted."""
+        if self.main is not None and self.main.asleep:
+            return False
+        return self._pace.due(call.step, call.issued_ns)
+
+    def _leave(self, call: Call, work: Any, lane: Lane | None) -> None:
         """A Python caller has its `Work`, or has been blocked in the call itself."""
-        call.returned_ns = now = time.monotonic_ns()
-        lane = here.lane
-        if lane is not None:
-            lane.sums[MOVED] += now - call.issued_ns
-        if work is None:  # as monitored_barrier does
-            call.waited(now, now)
+        if lane is None:
+            call.returned_ns = time.monotonic_ns()
         else:
-            self._waits.watch(work, call)
+            call.returned_ns = now(lane, blocked_as=IDLE)
+            lane.sums[MOVED] += call.returned_ns - call.issued_ns
+        if work is None:  # as monitored_barrier does
+            call.waited(call.returned_ns, call.returned_ns)
+            return
+        self._waits.watch(work, call)
+        if call.is_async and call.on_host and self._is_due(call):
+            self._watch_end(call, work)  # it may be over long before it is waited for
+
+    def _watch_end(self, call: Call, work: Any) -> bool:
+        """Has a callback tell when the call is done. Returns: whether one can."""
+        try:
+            call.ended = completion_of(self._future_of(work))
+        except Exception as error:  # gloo's reduce_scatter has no future, nor have its messages
+            if theirs(error):
+                raise
+            return False
+        return True
 
     def _issued(self, call: Call, result: Any) -> None:
         """The backend has it. Of C++ no one comes back here, but perhaps the future does."""
@@ -206,15 +237,9 @@ class Collectives:
             self.calls.returned.append(call.kept())
         if call.from_python or not call.watched:
             return
-        try:
-            boxed = _work_in(result)
-            if boxed is not None:
-                call.ended = completion_of(self._future_of(dist.Work.unbox(boxed)))
-                return
-        except Exception as error:  # gloo's reduce_scatter has no future
-            if theirs(error):
-                raise
-        call.closed = True
+        boxed = _work_in(result)
+        if boxed is None or not self._watch_end(call, dist.Work.unbox(boxed)):
+            call.closed = True
 
     # -- where calls are seen ----------------------------------------------------------------
 
@@ -281,6 +306,7 @@ class Collectives:
                 (_,) = raise_on_return(held)
             return result
 
+        dynamo.leave_alone(kernel)
         return kernel
 
     def _patch_groups(self) -> None:
@@ -291,14 +317,16 @@ class Collectives:
 
     def _method(self, op: Op, original: Any) -> Callable[..., Any]:
         thread = self._thread
-        compiling = torch.compiler.is_dynamo_compiling
         form = Form(op, -1, 1 if op.peer else None, None, _itself)
 
         @functools.wraps(original)
         def method(group: Any, *args: Any, **kwargs: Any) -> Any:
             # A method that calls another one: the inner is the collective.
-            if compiling() or thread.inside is not None:
+            if thread.inside is not None:
                 return original(group, *args, **kwargs)
+            lane = here.lane
+            if lane is not None and lane.measuring:
+                now(lane)
             inside: list[Call] = []
             thread.inside = inside
             try:
@@ -312,13 +340,14 @@ class Collectives:
             finally:
                 thread.inside = None
             if inside:
-                self._leave(inside[-1], work)
+                self._leave(inside[-1], work, lane)
             return work
 
         return method
 
-    def _replace(self, owner: Any, name: str, ours: Callable[..., Any]) -> None:
+    def _replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
         own = vars(owner).get(name)  # None: inherited
+        ours = _method_of_c(function)
 
         def put_back() -> None:
             if vars(owner).get(name) is not ours:  # somebody has since put theirs on top
@@ -364,6 +393,16 @@ class _Thread(threading.local):
 
 def _itself(thing: Any) -> Any:
     return thing
+
+
+def _method_of_c(function: Callable[..., Any]) -> Any:
+    """A function in the guise that pybind's methods have.
+
+    So torch.compile stops at it as it does at theirs; a Python function it would trace.
+    """
+    guise = ctypes.pythonapi.PyInstanceMethod_New
+    guise.restype, guise.argtypes = ctypes.py_object, [ctypes.py_object]
+    return guise(function)
 
 
 def _in_backward() -> bool:

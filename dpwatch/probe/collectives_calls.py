@@ -38,16 +38,26 @@ class Call:
         watched: Somebody will tell its end: a Python caller's wait, or a callback.
         ended: When it was done, in a list that its completion callback fills. None without one.
         from_python: Its caller is Python, and gets something to wait for.
+        latest_ns: When it was done at the latest, None if not even that is known.
         handles: `Work` and `Future` objects that a Python caller has got to wait for it.
         dropped: How many of them are gone. Of the sender thread.
         closed: Nothing more will be known of it.
         cancelled: It could not be issued.
     """
 
-    __slots__ = ("blocked_ns", "cancelled", "closed", "completed_ns", "device", "dropped", "dtype",
-                 "ended", "from_python", "group", "handles", "into_ns", "is_async", "issued_ns",
-                 "nbytes", "nbytes_out", "on_host", "op", "peer", "phase", "place", "returned_ns",
-                 "seq", "step", "watched")  # fmt: skip
+    # What most calls have, as class attributes: so making one costs its caller less.
+    seq = -1
+    peer: int | None = None
+    is_async: bool | None = None
+    from_python = watched = closed = cancelled = False
+    ended: list[int] | None = None
+    handles = dropped = 0
+    completed_ns: int | None = None
+    latest_ns: int | None = None
+    blocked_ns: int | None = None
+    device = 0
+    phase = NO_PHASE
+    into_ns: int | None = None
 
     def __init__(
         self,
@@ -62,24 +72,21 @@ class Call:
         self.group = group
         self.step = step
         place = op.payload
-        self.nbytes = 0 if place is None else nbytes_of(args[place])
+        if place is None or first is None:
+            self.nbytes, self.dtype, self.on_host = 0, None, True
+        else:
+            self.nbytes, self.dtype, self.on_host = (
+                nbytes_of(args[place]),
+                first.dtype,
+                first.is_cpu,
+            )
         self.nbytes_out = nbytes_of(args[0]) if place else self.nbytes
-        self.dtype = None if first is None else first.dtype
-        self.on_host = first is None or first.is_cpu
-        self.seq = -1
-        self.peer: int | None = None
-        self.is_async: bool | None = None
-        self.from_python = self.watched = self.closed = self.cancelled = False
-        self.ended: list[int] | None = None
-        self.handles = self.dropped = 0
-        self.completed_ns: int | None = None
-        self.blocked_ns: int | None = None
         self.place = issuer()
-        self.device = 0 if lane is None else lane.device
         self.issued_ns = self.returned_ns = time.monotonic_ns()
-        self.phase, self.into_ns = NO_PHASE, None
-        if lane is not None and lane.phase >= 0:
-            self.phase, self.into_ns = lane.phase, self.issued_ns - lane.phase_start
+        if lane is not None:
+            self.device = lane.device
+            if lane.phase >= 0:
+                self.phase, self.into_ns = lane.phase, self.issued_ns - lane.phase_start
 
     def cancel(self) -> None:
         """It could not be issued: the next one has its number, and nothing is told of it."""
@@ -95,8 +102,11 @@ class Call:
         waited_ns = ended_ns - began_ns
         self.blocked_ns = self.returned_ns - self.issued_ns + waited_ns
         prompt = began_ns - self.returned_ns < PROMPT_NS or waited_ns > PROMPT_NS
-        if self.on_host and prompt:
-            self.completed_ns = ended_ns
+        if self.on_host:
+            if prompt:
+                self.completed_ns = ended_ns
+            else:
+                self.latest_ns = began_ns
         self.closed = True
 
     def is_settled(self) -> bool:
@@ -145,14 +155,14 @@ class Call:
         )
 
     def end(self) -> tuple[Any, ...] | None:
-        """What is recorded of its end once its record has left, None if that is not known."""
-        done_ns = self.done_ns()
-        if done_ns is None:
+        """What is recorded of its end once its record has left, None if nothing is known of it."""
+        done_ns, group = self.done_ns(), self.group
+        if done_ns is None and self.blocked_ns is None:
             return None
-        group = self.group
+        took_ns = None if done_ns is None else done_ns - self.issued_ns
         return (Duration, self.step, self.op.name, group.name,
-                group.size if self.op.peer is None else 1, self.seq, self.nbytes,
-                done_ns - self.issued_ns, self.device, done_ns, self.blocked_ns)  # fmt: skip
+                group.size if self.op.peer is None else 1, self.seq, self.nbytes, took_ns,
+                self.device, done_ns, self.blocked_ns)  # fmt: skip
 
     def position(self, oldest: Call | None) -> Position:
         """This call as the place its group has come to; `oldest` is one before it."""
@@ -204,6 +214,7 @@ class CallbackPace:
         self.every = 1
         self._step = -1
         self._began_ns = 0
+        self._mean_ns = 0.0
         self._calls = 0
         self._is_due = True
 
@@ -211,15 +222,17 @@ class CallbackPace:
         """Whether a call, issued now, gets a callback."""
         if step != self._step:
             if self._step >= 0 and step > self._step:
-                self._adapt((now_ns - self._began_ns) / (step - self._step))
+                self._adapt(now_ns - self._began_ns)
             self._step, self._began_ns, self._calls = step, now_ns, 0
             stretch, place = divmod(step, self.every)
             self._is_due = place == stretch * 0x9E3779B1 >> 7 & (self.every - 1)
         self._calls += 1
         return self._is_due
 
-    def _adapt(self, step_ns: float) -> None:
-        needed = self._calls * CALLBACK_NS / (COST_SHARE * max(step_ns, 1.0))
+    def _adapt(self, since_ns: int) -> None:
+        """A step that is looked at comes so long after the last one, those only counted between."""
+        self._mean_ns += (since_ns - self._mean_ns) / (8 if self._mean_ns else 1)
+        needed = self._calls * CALLBACK_NS / (COST_SHARE * max(self._mean_ns, 1.0))
         if needed > self.every:
             self.every *= 2
         elif needed < self.every / 4:

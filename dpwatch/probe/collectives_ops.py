@@ -82,25 +82,13 @@ GROUP_METHODS = {
 """Methods of `ProcessGroup` that Python callers go through; torch versions have some of them."""
 
 
-def first_of(value: Any) -> torch.Tensor | None:
-    """A tensor, or the first of a (nested) list of tensors; None of an empty one."""
-    while isinstance(value, list | tuple):
-        if not value:
-            return None
-        value = value[0]
-    return value  # type: ignore[no-any-return]
-
-
 def nbytes_of(value: Any) -> int:
     """Bytes in a tensor or (nested) list of tensors."""
-    if isinstance(value, list | tuple):
-        return value[0].nbytes if _is_lone(value) else sum(map(nbytes_of, value))
-    nbytes: int = value.nbytes
-    return nbytes
-
-
-def _is_lone(value: Any) -> bool:
-    return len(value) == 1 and not isinstance(value[0], list | tuple)
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if len(value) == 1 and isinstance(value[0], torch.Tensor):
+        return value[0].nbytes
+    return sum(map(nbytes_of, value))
 
 
 def is_fake(tensor: torch.Tensor) -> bool:

@@ -66,48 +66,41 @@ class Waits:
 
     def _wait(self, original: Any) -> Callable[..., Any]:
         calls, reference, clock = self._calls, weakref.ref, time.monotonic_ns
-        compiling = torch.compiler.is_dynamo_compiling
 
         @functools.wraps(original)
         def wait(handle: Any, *args: Any, **kwargs: Any) -> Any:
-            if compiling():
-                return original(handle, *args, **kwargs)
             call = calls.get(reference(handle))
             if call is None or call.closed:
                 return original(handle, *args, **kwargs)
             lane = here.lane
-            began_ns = clock() if lane is None else _now(lane)
+            began_ns = clock() if lane is None else now(lane)
             try:
                 result = original(handle, *args, **kwargs)
                 call.waited(began_ns, clock())
             finally:
                 call.closed = True
                 if lane is not None:
-                    lane.sums[MOVED] += _now(lane, blocked_as=IDLE) - began_ns
+                    lane.sums[MOVED] += now(lane, blocked_as=IDLE) - began_ns
             return result
 
         return wait
 
     def _get_future(self, original: Any) -> Callable[..., Any]:
-        compiling = torch.compiler.is_dynamo_compiling
 
         @functools.wraps(original)
         def get_future(work: Any) -> Any:
             future = original(work)
-            if not compiling():
-                self._follow(work, future)
+            self._follow(work, future)
             return future
 
         return get_future
 
     def _then(self, original: Any) -> Callable[..., Any]:
-        compiling = torch.compiler.is_dynamo_compiling
 
         @functools.wraps(original)
         def then(future: Any, *args: Any, **kwargs: Any) -> Any:
             after = original(future, *args, **kwargs)
-            if not compiling():
-                self._follow(future, after)
+            self._follow(future, after)
             return after
 
         return then
@@ -126,7 +119,7 @@ class Waits:
                 raise
 
 
-def _now(lane: Lane, *, blocked_as: int | None = None) -> int:
+def now(lane: Lane, *, blocked_as: int | None = None) -> int:
     """Nanoseconds. In a step that is measured, books what the lane's thread was blocked for so far.
 
     Args:

@@ -8,10 +8,11 @@ costs ten times a read, and it must have been opened by the thread it is to spea
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
+
+from dpwatch.probe.foreign import own_fault, suppress_own
 
 Sample = tuple[int, int, int]
 """Wall, on-CPU and run-queue nanoseconds; only differences mean anything."""
@@ -30,7 +31,7 @@ class ThreadClock:
 
     def __init__(self) -> None:
         self._fd = -1
-        with contextlib.suppress(OSError):
+        with suppress_own(OSError):
             self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         self.knows_runqueue = self._fd >= 0
 
@@ -50,14 +51,14 @@ class ThreadClock:
         """Closes the file; later samples know no run queue."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            with contextlib.suppress(OSError):
+            with suppress_own(OSError):
                 os.close(fd)
 
     def _runqueue(self) -> int:
         try:
             ran, queued, _ = os.pread(self._fd, 96, 0).split()
-        except (OSError, ValueError):
-            self._distrust()
+        except (OSError, ValueError) as error:
+            own_fault(error, lambda _: self._distrust())
             return 0
         if ran == b"0" and time.thread_time_ns() > _TRUST_NS:  # a kernel that keeps no statistics
             self._distrust()

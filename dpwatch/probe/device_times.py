@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from dpwatch.probe.foreign import own_fault
 from dpwatch.probe.seams import RecordSink
 from dpwatch.probe.sums import UNKNOWN_PHASES
 from dpwatch.wire.messages import DeviceInfo
@@ -165,7 +166,7 @@ class DeviceTimes:
             event = self._pool.pop() if self._pool else self._events.make()
             self._events.record(event)
         except Exception as error:  # noqa: BLE001 - one of the user's kernels' may come out here
-            self._stop(error)
+            own_fault(error, self._stop)
             return None
         return event
 
@@ -190,10 +191,10 @@ class DeviceTimes:
         try:
             return question()
         except Exception as error:  # noqa: BLE001
-            self._stop(error)
+            own_fault(error, self._stop)
             return None
 
-    def _stop(self, error: Exception) -> None:
+    def _stop(self, error: BaseException) -> None:
         self.note = f"{type(error).__name__}: {error}"
 
 

@@ -1,51 +1,100 @@
-"""How a process ends, and what is said of it: uncaught exceptions, exits, forks."""
+"""How a process ends, and what is said of it: uncaught exceptions, exits, forks.
+
+Nothing of the script's is replaced for this. Python itself keeps the exception that ends the main
+script (`sys.last_exc`), whatever `sys.excepthook` is in force, so it is read there.
+"""
 
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
 from multiprocessing import util
-from types import TracebackType
 
-_prepared_in = 0
+from dpwatch.probe.foreign import is_foreign
+from dpwatch.wire.messages import INTERRUPTED
+
+TITLE_CHARS = 300
+REASON_CHARS = 1900
+"""Of an error's text; DDP's list of unused parameters and most of a CUDA error fit."""
+
+_leave: Callable[[], None] | None = None
+_finalizer: util.Finalize | None = None
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line, as `Bye.reason`."""
+    """An exception in one line, as `Bye.reason`. Never raises, whatever its own text does."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted (KeyboardInterrupt)"
-    return one_line(f"{type(error).__name__}: {error}")
+        return INTERRUPTED
+    if isinstance(error, SystemExit):
+        return _describe_exit(error)
+    return one_line(_spelled(error), REASON_CHARS)
 
 
-def one_line(text: str, limit: int = 300) -> str:
-    """Text without line breaks, cut where it is too long."""
+def _describe_exit(error: SystemExit) -> str:
+    code = 0 if error.code is None else error.code
+    cause = error.__context__
+    while isinstance(cause, SystemExit):
+        cause = cause.__context__
+    why = "" if cause is None else f": {_spelled(cause)}"
+    if isinstance(code, int):
+        return one_line(f"exit code {code}{why}", REASON_CHARS)
+    return one_line(_text(code) or "exit code 1", REASON_CHARS)
+
+
+def _spelled(error: BaseException) -> str:
+    name, text = type(error).__name__, _text(error)
+    return f"{name}: {text}" if text else name
+
+
+def _text(thing: object) -> str:
+    try:
+        return str(thing)
+    except Exception as error:
+        if is_foreign(error):
+            raise
+        return f"(no text: its __str__ raises {type(error).__name__})"
+
+
+def one_line(text: str, limit: int = TITLE_CHARS) -> str:
+    """Text without line breaks; of what is too long the middle is left out."""
     line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    if len(line) <= limit:
+        return line
+    head = limit * 2 // 3
+    return f"{line[:head]} … {line[head + 3 - limit :]}"
 
 
-class Uncaught:
-    """Hears of an exception that nobody caught, before the interpreter prints it."""
+def failed(error: BaseException | None) -> bool:
+    """Whether an exception that leaves a block or a process is a failure: `sys.exit(0)` is none."""
+    if isinstance(error, SystemExit):
+        return error.code is not None and error.code != 0
+    return error is not None
 
-    def __init__(self, tell: Callable[[BaseException], None]) -> None:
-        self._tell = tell
-        self._previous = sys.excepthook
-        self._ours = self._hear  # one object, to be known again
-        sys.excepthook = self._ours
 
-    def _hear(
-        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._tell(error)
-        finally:
-            self._previous(kind, error, trace)
+def uncaught() -> BaseException | None:
+    """The exception that has ended the main script, None if none has.
 
-    def close(self) -> None:
-        """Puts the previous hook back, unless somebody has put theirs on top."""
-        if sys.excepthook is self._ours:
-            sys.excepthook = self._previous
+    Python keeps it for debuggers, but also what went wrong at an interactive prompt and was
+    survived, and what C code printed of a callback's. So only one that left the main module counts.
+    """
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    if not isinstance(error, BaseException) or _is_interactive():
+        return None
+    trace = error.__traceback__
+    if trace is None:
+        return None
+    frame = trace.tb_frame
+    main = sys.modules.get("__main__")
+    is_script = frame.f_code.co_name == "<module>" and frame.f_globals is vars(main)
+    return error if is_script or frame.f_code.co_name == "_run_module_as_main" else None
+
+
+def _is_interactive() -> bool:
+    asked = sys.flags.interactive or sys.flags.inspect or os.environ.get("PYTHONINSPECT")
+    return bool(asked) or hasattr(sys, "ps1")
 
 
 def prepare(at_exit: Callable[[BaseException | None], None], in_child: Callable[[], None]) -> None:
@@ -53,25 +102,33 @@ def prepare(at_exit: Callable[[BaseException | None], None], in_child: Callable[
 
     Once a process is enough; further calls do nothing.
     """
-    global _prepared_in
-    if _prepared_in == os.getpid():
-        return
+    global _leave
+    if _leave is None:  # a forked child has inherited these two
 
-    def leave() -> None:
-        at_exit(_in_flight())
+        def leave() -> None:
+            at_exit(in_flight() or uncaught())
 
-    # Children of multiprocessing leave by os._exit, past atexit, but run finalizers.
-    util.Finalize(None, leave, exitpriority=0)
-    if not _prepared_in:  # these two, a forked child has inherited
+        _leave = leave
         atexit.register(leave)
         os.register_at_fork(after_in_child=in_child)
-    _prepared_in = os.getpid()
+    if multiprocessing.parent_process() is not None:
+        _finalize(_leave)
 
 
-def _in_flight() -> BaseException | None:
+def _finalize(leave: Callable[[], None]) -> None:
+    """Children of multiprocessing leave by os._exit, past atexit, but run finalizers.
+
+    What their parent, or their main module while it was imported, registered of these is forgotten.
+    """
+    global _finalizer
+    if _finalizer is None or not _finalizer.still_active():
+        _finalizer = util.Finalize(None, leave, exitpriority=0)
+
+
+def in_flight() -> BaseException | None:
     """The exception on its way out of a multiprocessing child, whose finalizers run under it."""
     error = sys.exc_info()[1]
     if isinstance(error, SystemExit):
         # torch's launcher reports an error to the parent and then exits with a code.
-        return error.__context__ or error if error.code else None
+        return error.__context__ or error if failed(error) else None
     return error

@@ -10,6 +10,8 @@ script's therefore asks first:
         if is_foreign(error):
             raise
         ...
+
+or is `with suppress_own(...)`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import os
 import signal
 import sysconfig
+from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
@@ -50,6 +53,34 @@ def is_foreign(error: BaseException) -> bool:
             calls_script = calls_script or not _is_library(frame.f_code)
         trace, caller = trace.tb_next, frame
     return not calls_script and _comes_from_outside(error)
+
+
+def own_fault(error: Exception, fail: Callable[[BaseException], None]) -> None:
+    """Tells `fail` of a fault of the probe's own; raises again what is the script's.
+
+    To be called where the exception was caught.
+    """
+    if is_foreign(error):
+        raise error
+    fail(error)
+
+
+class suppress_own:
+    """As `contextlib.suppress`, but what is the script's goes on to it.
+
+    A time limit is often an `OSError`: `TimeoutError` is one.
+    """
+
+    __slots__ = ("_kinds",)
+
+    def __init__(self, *kinds: type[Exception]) -> None:
+        self._kinds = kinds
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        return isinstance(error, self._kinds) and not is_foreign(error)
 
 
 def _handles_signal(frame: FrameType, caller: FrameType) -> bool:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dpwatch.probe.cpu import Clocks
-from dpwatch.probe.lanes import Lane, here
+from dpwatch.probe.foreign import own_fault
+from dpwatch.probe.lanes import KEPT, Lane, here
 from dpwatch.probe.seams import LedgerLike
-from dpwatch.probe.steps import Steps
 
 Fail = Callable[[BaseException], None]
 
@@ -40,7 +40,7 @@ class LaneJob:
             self._ledger.enter_lane(lane.device)
             self._in_ledger = True
         except Exception as error:  # noqa: BLE001 - never into the user's code
-            self._fail(error)
+            own_fault(error, self._fail)
 
     def _take(self, lane: Lane) -> None:
         lane.taken = self._took = True
@@ -59,11 +59,11 @@ class LaneJob:
             if self._took:
                 self._give_back()
         except Exception as error:  # noqa: BLE001
-            self._fail(error)
+            own_fault(error, self._fail)
 
     def _give_back(self) -> None:
         lane = self._lane
-        lane.leave()
+        lane.release()
         lane.taken = False
         here.lane = self._outer
         if self._outer is not None:
@@ -73,28 +73,31 @@ class LaneJob:
 class PhaseSpan:
     """The lane is in a phase meanwhile."""
 
-    __slots__ = ("_entered", "_fail", "_lane", "_phase", "_steps")
+    __slots__ = ("_before", "_fail", "_lane", "_phase", "_was_named")
 
-    def __init__(self, steps: Steps, lane: Lane, phase: int, fail: Fail) -> None:
-        self._steps = steps
+    def __init__(self, lane: Lane, phase: int, fail: Fail) -> None:
         self._lane = lane
         self._phase = phase
         self._fail = fail
-        self._entered = False
+        self._before = KEPT
+        self._was_named = False
 
     def __enter__(self) -> None:
+        lane = self._lane
         try:
-            self._steps.phase_begins(self._lane, self._phase)
-            self._entered = True
+            self._was_named, lane.named = lane.named, True
+            self._before = lane.steps.phase_begins(lane, self._phase)
         except Exception as error:  # noqa: BLE001
-            self._fail(error)
+            own_fault(error, self._fail)
 
     def __exit__(self, *_: object) -> None:
+        lane = self._lane
+        lane.named = self._was_named
         try:
-            if self._entered:
-                self._lane.exit()
+            if self._before != KEPT:
+                lane.leave(self._before)
         except Exception as error:  # noqa: BLE001
-            self._fail(error)
+            own_fault(error, self._fail)
 
 
 class TransferSpan:

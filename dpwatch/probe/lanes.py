@@ -10,6 +10,11 @@ blocked the thread there:
 - `IDLE`: everywhere else, and inside `waiting()`.
 
 What ran is the rest, so that the four sum to the wall time exactly.
+
+Phases nest: a closure runs forward and backward inside the optimizer's step. `enter` returns what
+to go back to, and whoever entered hands that to `leave`. So each hook restores what it found, and
+an exception anywhere between (an interrupt in the probe's own code, even) can't leave nested
+counts behind.
 """
 
 from __future__ import annotations
@@ -25,9 +30,25 @@ from dpwatch.wire.messages import PHASES
 
 if TYPE_CHECKING:
     from dpwatch.probe.device_times import DeviceTimes
+    from dpwatch.probe.steps import Steps
 
 DATA, H2D, FORWARD, BACKWARD, OPTIMIZER = range(len(PHASES))
 NO_PHASE = -1
+KEPT = -2
+"""Returned by `enter` where the phase under way goes on: there is nothing to leave."""
+
+_APART = {
+    DATA: frozenset({BACKWARD, OPTIMIZER}),
+    H2D: frozenset({BACKWARD, OPTIMIZER}),
+    FORWARD: frozenset({BACKWARD, OPTIMIZER}),
+    BACKWARD: frozenset({OPTIMIZER}),
+    OPTIMIZER: frozenset({DATA, H2D, FORWARD, BACKWARD}),
+}
+"""Phases that count apart inside another one; all others belong to it, such as the forward that
+checkpointing repeats inside backward."""
+
+MOST_EVENTS = 512
+"""Events of a step after which it is asked what they cost so far."""
 
 
 class Here(threading.local):
@@ -44,15 +65,20 @@ class Lane:
     """A worker thread's lane: its thread belongs to the device during a job only.
 
     Attributes:
-        in_module: Inside an outermost module call, so calls go straight through; for good once
-            the probe is `over`.
+        steps: Whose steps the lane's work belongs to.
+        in_module: Inside a module call or a backward, so module calls go straight through; for
+            good once the probe is `over`.
         asleep: The step is only counted: hooks pass by, but for backward and the optimizer.
+        over: The probe, or this lane's part in it, has ended.
         taken: A thread has a job for this lane at the moment.
         sums: Of the step under way, laid out as in `sums`.
         transfers: Bytes and nanoseconds by (kind, source, destination).
         phase: Index into `PHASES`, `NO_PHASE` between phases.
-        depth: Nested entries; only the outermost phase counts.
+        named: The phase is one that the trainer named itself (`probe.phase`).
         measuring: Whether thread times are read in this step.
+        events: What the hooks have done in this step, in units of one phase entered.
+        most_events: How many of them there may be before their cost is looked at.
+        updating: What to go back to at the end of each optimizer's step that is under way.
     """
 
     __slots__ = (
@@ -63,24 +89,29 @@ class Lane:
         "_waits",
         "asleep",
         "clock",
-        "depth",
         "device",
+        "events",
         "in_module",
         "measuring",
+        "most_events",
+        "named",
         "over",
         "phase",
         "phase_start",
+        "steps",
         "sums",
         "taken",
         "transfers",
+        "updating",
         "wall",
     )
 
     between = GIL
     """What blocked time between the phases counts as."""
 
-    def __init__(self, device: int, clocks: Clocks) -> None:
+    def __init__(self, device: int, clocks: Clocks, steps: Steps) -> None:
         self.device = device
+        self.steps = steps
         self.wall: Callable[[], int] = clocks.wall
         self.clock: ThreadClock | None = None
         self._read: Callable[[], Sample] | None = None
@@ -90,7 +121,10 @@ class Lane:
         self.taken = False
         self.measuring = False
         self.phase = NO_PHASE
-        self.depth = 0
+        self.named = False
+        self.events = 0
+        self.most_events = MOST_EVENTS
+        self.updating: list[int] = []
         self.phase_start = 0
         self._waits = 0
         self._wait_ns = self._left_ns = 0
@@ -106,7 +140,7 @@ class Lane:
         if measuring:
             self._mark = clock.read()
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """The calling thread's job is over."""
         if self.measuring:
             self.sample(self.between)
@@ -125,36 +159,52 @@ class Lane:
         """A step begins that is looked at."""
         self.asleep = False
         self.in_module = self.over
-        self.depth, self.phase = 0, NO_PHASE
+        self.phase, self.named, self.events = NO_PHASE, False, 0
         self.sums = EMPTY.copy()
         self.transfers = {}
+        self.updating = []
 
     # -- phases -------------------------------------------------------------------------------
 
-    def enter(self, phase: int) -> None:
-        """Enters a phase; only the outermost is counted."""
-        self.depth += 1
-        if self.depth == 1:
-            self.phase = phase
-            self.phase_start = self._phase_begins(phase) if self.measuring else self.wall()
+    def enter(self, phase: int) -> int:
+        """Enters a phase. Returns: what `leave` is to be given, `KEPT` if it changes nothing."""
+        before = self.phase
+        self.events += 1
+        if before == NO_PHASE:
+            now = self._phase_begins(phase) if self.measuring else self.wall()
+        elif phase in _APART[before]:
+            self._book()
+            now = self._phase_begins(phase) if self.measuring else self.wall()
+        else:
+            return KEPT
+        self.phase, self.phase_start = phase, now
+        return before
 
-    def exit(self) -> int:
-        """Leaves it. Returns: when that was, if it was the outermost, else 0."""
-        self.depth -= 1
-        if self.depth:
-            self.depth = max(self.depth, 0)  # after `forget_phase`, ends may come that were dropped
-            return 0
+    def leave(self, before: int) -> int:
+        """Leaves it. Returns: when that was.
+
+        Args:
+            before: What `enter` returned, and not `KEPT`.
+        """
+        now = self._book()
+        self.phase = before
+        if before != NO_PHASE:
+            self.phase_start = self._phase_begins(before) if self.measuring else now
+        return now
+
+    def _book(self) -> int:
+        """Adds up the phase under way. Returns: now."""
         phase, sums = self.phase, self.sums
+        if phase == NO_PHASE:  # the lane has slept in between
+            return self.wall()
         now = self._phase_ends(phase) if self.measuring else self.wall()
         sums[phase] += now - self.phase_start
         sums[SEEN] |= 1 << phase
-        self.phase = NO_PHASE
         return now
 
     def forget_phase(self) -> None:
         """An exception tore the lane out of a phase whose end nobody announced."""
-        self.depth = 0
-        self.phase = NO_PHASE
+        self.phase, self.named = NO_PHASE, False
 
     def _phase_begins(self, phase: int) -> int:
         return self.wall()
@@ -230,18 +280,22 @@ class Lane:
 
 
 class MainLane(Lane):
-    """Lane 0: its thread belongs to it always, so its time is booked by phase.
+    """A training thread's lane: it belongs to it always, so its time is booked by phase.
 
     Attributes:
+        thread: That thread's `threading.get_ident()`.
         on_device: Times its phases on the device, None where the lane's own time says all.
     """
 
-    __slots__ = ("_collectives", "_issued_before", "on_device")
+    __slots__ = ("_collectives", "_issued_before", "on_device", "thread")
 
     between = IDLE
 
-    def __init__(self, clocks: Clocks, collectives: CollectivesLike) -> None:
-        super().__init__(0, clocks)
+    def __init__(
+        self, clocks: Clocks, collectives: CollectivesLike, steps: Steps, device: int = 0
+    ) -> None:
+        super().__init__(device, clocks, steps)
+        self.thread = threading.get_ident()
         self._collectives = collectives
         self._issued_before = 0
         self.on_device: DeviceTimes | None = None

@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.memory_account import account
 from dpwatch.probe.memory_aside import COMPILES, asked_to_compile
@@ -34,7 +36,7 @@ from dpwatch.probe.memory_ddp import Buckets
 from dpwatch.probe.memory_mode import StorageTracker
 from dpwatch.probe.memory_pace import Pace
 from dpwatch.probe.memory_passive import FirstStep, PassiveMemory
-from dpwatch.probe.memory_walk import persistent_tensors, unseen
+from dpwatch.probe.memory_walk import parts_of, persistent_tensors, unseen
 from dpwatch.wire.messages import DeviceInfo, Memory
 
 if TYPE_CHECKING:
@@ -251,7 +253,8 @@ class Ledger:
                     for category, tensor, _ in persistent_tensors(*alone):
                         tracker.adopt(tensor, category, known, device=device)
             for category, tensor, of in persistent_tensors(optimizers, models):
-                tracker.adopt(tensor, category, known, device=tracker.device_of(of))
+                where = 0 if self._devices == 1 else tracker.device_of(_held_by(of))
+                tracker.adopt(tensor, category, known, device=where)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -267,6 +270,11 @@ class Ledger:
         self._tracker.end()
         self._tracker.pop()
         self._tracker.forget()
+
+
+def _held_by(parameter: Any) -> torch.Tensor | None:
+    """The plain tensor that a parameter is, or has its memory in."""
+    return next(iter(parts_of(parameter)), None) if isinstance(parameter, torch.Tensor) else None
 
 
 def _say(line: str) -> None:

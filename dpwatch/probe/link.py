@@ -1,32 +1,44 @@
-"""The probe's end of the wire: a PUSH socket to this host's hub, which it starts if need be."""
+"""The probe's end of the wire: a PUSH socket to this host's hub, which it starts if need be.
+
+To start a process is something that a script may notice: its SIGCHLD handler is called, and what
+`sys.executable` starts is a Python only where it is one. So a rank asks whoever else may start the
+hub (`wire.requests`): under `dpwatch run` that command, which does so at once; where the rank had
+better start nothing at all, any viewer.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 
 import zmq
 
-from dpwatch.wire import paths, spawn, transport
+from dpwatch.wire import paths, requests, spawn, transport
 from dpwatch.wire.asking import AskedFile
 from dpwatch.wire.messages import Asked
 
 HUB_PATIENCE_NS = 5_000_000_000
 """How long ranks other than the host's first wait for a hub before they start one themselves."""
 
-CLOSE_LINGER_MS = 250
+CLOSE_LINGER_S = 0.25
 YOUNG_S = 5.0
-YOUNG_LINGER_MS = 2000
+YOUNG_LINGER_S = 2.0
 """A run that ends so soon may be over before its hub has come up, and waits for it so long."""
 
 LAUNCHES = 3
 
 
 class HubLink:
-    """Connects to the run's hub. Made anywhere, used on the sender thread only."""
+    """Connects to the run's hub. Made anywhere, used on the sender thread only.
+
+    Attributes:
+        there: A hub has been seen.
+    """
 
     def __init__(self) -> None:
+        self.there = False
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._place: paths.RunDir | None = None
@@ -35,6 +47,8 @@ class HubLink:
         self._first = False
         self._next_look: int | None = None
         self._launches = 0
+        self._asked_for = False
+        self._expects = True
         self._opened_s = 0.0
 
     def open(self, run_id: str, local_rank: int) -> None:
@@ -46,6 +60,8 @@ class HubLink:
         """
         self._first = local_rank == 0
         self._opened_s = time.monotonic()
+        self._next_look, self._launches, self._asked_for = None, 0, False
+        self.there = False
         self._place = paths.run_dir(run_id)
         self._asked = AskedFile(self._place.stacks_file)
         if not transport.has_room():
@@ -63,33 +79,93 @@ class HubLink:
             return False
         return True
 
+    def last_word(self, frame: bytes) -> None:
+        """Sends one more frame to the hub of a link that has been closed, if that still lives."""
+        if self._place is None or not self._place.has_hub():
+            return
+        with zmq.Context() as context:
+            socket = transport.push_socket(context, self._place.ingest)
+            with contextlib.suppress(zmq.Again):
+                socket.send(frame, zmq.NOBLOCK)
+            socket.close(linger=int(CLOSE_LINGER_S * 1e3))
+
     def asked(self) -> Asked | None:
         """Who is to tell their stacks, if somebody has asked since the last look."""
         return None if self._asked is None else self._asked.changed()
 
     def tend(self, now_ns: int) -> None:
-        """Starts a hub where there is none: the host's first rank at once, others if it doesn't."""
+        """Sees to a hub where there is none: the host's first rank at once, others later."""
         if self._next_look is None:
             self._next_look = now_ns if self._first else now_ns + HUB_PATIENCE_NS
-        if self._place is None or now_ns < self._next_look:
+        if self._place is None:
+            return
+        if not self.there:
+            self.there = self._place.has_hub()
+        if now_ns < self._next_look:
             return
         self._next_look = now_ns + HUB_PATIENCE_NS
         if self._launches < LAUNCHES and not self._place.has_hub():
-            self._launches += 1
             with contextlib.suppress(OSError):  # out of processes, say: try again later
-                spawn.ensure_hub(self._place)
+                self._bring_hub(self._place)
+
+    def _bring_hub(self, place: paths.RunDir) -> None:
+        if not self._asked_for and _session_lives(place):
+            self._asked_for = True
+            requests.ask_for_hub(place)
+            return
+        if why := _obstacle():
+            if not self._asked_for:
+                self._asked_for = True
+                self._expects = False
+                _say(f"{why}; to watch this run, start `dpwatch` in another terminal")
+            requests.ask_for_hub(place)
+            return
+        self._launches += 1
+        spawn.ensure_hub(place)
+
+    @property
+    def patience_s(self) -> float:
+        """Two seconds for a hub that may still be starting, else a quarter of one."""
+        young = self._expects and time.monotonic() - self._opened_s < YOUNG_S
+        return YOUNG_LINGER_S if young else CLOSE_LINGER_S
 
     def close(self) -> None:
-        """Gives frames under way a quarter of a second, two to a hub that may still be starting."""
+        """Gives frames under way the time that `patience_s` says."""
         if os.getpid() != self._pid:  # a forked child's copy isn't its to close
             return
         if self._place is not None and self._first and not self._launches:
-            with contextlib.suppress(OSError):  # there is a hub in it, and so it isn't empty
-                self._place.path.rmdir()
+            self._leave(self._place)
         socket, self._socket = self._socket, None
         if socket is not None:
-            young = time.monotonic() - self._opened_s < YOUNG_S
-            socket.close(linger=YOUNG_LINGER_MS if young else CLOSE_LINGER_MS)
+            socket.close(linger=int(self.patience_s * 1e3))
         if self._context is not None:
             self._context.term()
             self._context = None
+
+    def _leave(self, place: paths.RunDir) -> None:
+        """Takes the run's folder away, unless a hub is in it or about to come."""
+        if self._asked_for and self._expects and time.monotonic() - self._opened_s < YOUNG_S:
+            return  # what has been sent waits for it
+        requests.take_back(place)
+        with contextlib.suppress(OSError):  # there is a hub in it, and so it isn't empty
+            place.path.rmdir()
+
+
+def _session_lives(place: paths.RunDir) -> bool:
+    """Whether a `dpwatch run` of this host looks into the directory that this run is in."""
+    number = os.environ.get(requests.SESSION)
+    return bool(number) and requests.session_lives(place.path.parent, str(number))
+
+
+def _obstacle() -> str:
+    """Why this process had better start no other, "" where it may."""
+    if spawn.minds_children():
+        return "this script handles SIGCHLD itself, so dpwatch starts no process in it"
+    if spawn.python() is None:
+        return f"{sys.executable or 'this process'} is no Python that dpwatch could start"
+    return ""
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(Exception):  # stderr may be closed; this is the sender's thread
+        print(f"dpwatch: {text}", file=sys.stderr)  # noqa: T201

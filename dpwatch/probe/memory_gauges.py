@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from dpwatch.probe.memory_heap import Heap
-from dpwatch.probe.memory_resident import peak_resident_bytes, resident_bytes
+from dpwatch.probe.memory_resident import resident
 from dpwatch.wire.messages import DeviceInfo
 
 _CURRENT = "allocated_bytes.all.current"
@@ -62,8 +62,8 @@ class HostGauge:
     def totals(self) -> Totals | None:
         """See `Gauge`; all that the process holds, its libraries too."""
         heap = self._heap.in_use()
-        now = resident_bytes()
-        return None if now is None else Totals(now, max(now, peak_resident_bytes()), heap)
+        now, peak = resident()
+        return None if now is None else Totals(now, peak, heap)
 
     def in_use(self) -> int | None:
         """See `Gauge`: malloc's."""

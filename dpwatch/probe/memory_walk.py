@@ -12,7 +12,7 @@ lazily cloned memory or warns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MemberDescriptorType
 from typing import Any
@@ -26,7 +26,7 @@ Category = str
 
 Kept = tuple[Category, "torch.Tensor | None", "torch.Tensor | None"]
 """A category, a tensor with a storage of its own (None: one that can't be counted), and the
-parameter it belongs to."""
+parameter it belongs to, as the model has it."""
 
 DEEPEST = 6
 """Nesting of lists, dictionaries and wrapper tensors that is followed."""
@@ -37,6 +37,7 @@ _is_leaf = _Base.is_leaf.__get__
 _retains_grad = _Base.retains_grad.__get__
 _storage = _Base.untyped_storage
 _nbytes = _Base.nbytes.__get__
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _no_dispatch = torch._C._disabled_torch_dispatch_impl
 _address = getattr(torch._C, "_data_address", None)
 
@@ -62,10 +63,10 @@ class Walk:
             self._count(_persistent(list(optimizers), self.inside))
 
     def _count(self, tensors: Iterable[Kept]) -> None:
-        found, seen = self._bytes, set()
+        found, seen, storage_of = self._bytes, set(), _storage
         for category, tensor, _ in tensors:
             try:
-                storage = _storage(tensor)
+                storage = storage_of(tensor)
             except (NotImplementedError, RuntimeError, TypeError):  # sparse, opaque, or none
                 self._unknown.add(category)
                 continue
@@ -112,7 +113,7 @@ def _persistent(optimizers: list[Any], modules: list[torch.nn.Module]) -> Iterat
         grad = gradient_of(parameter)
         if grad is not None:
             for part in parts.of(grad):
-                yield "grads", part, parts.of(parameter)[0]
+                yield "grads", part, parameter
     for optimizer in optimizers:
         yield from _state_of(optimizer, parts)
     for module in modules:
@@ -186,19 +187,19 @@ class _Parts:
     def __init__(self) -> None:
         self._wraps: dict[type, bool] = {}
 
-    def of(self, tensor: torch.Tensor, depth: int = 0) -> list[torch.Tensor | None]:
-        """Tensors with storages of their own; `[None]` where none is found."""
+    def of(self, tensor: torch.Tensor, depth: int = 0) -> Sequence[torch.Tensor | None]:
+        """Tensors with storages of their own; `(None,)` where none is found."""
         kind = type(tensor)
         wraps = self._wraps.get(kind)
         if wraps is None:
             dispatch = getattr(kind, "__torch_dispatch__", _no_dispatch)
             wraps = self._wraps[kind] = dispatch is not _no_dispatch
         if not wraps or (_address is not None and _address(tensor)):
-            return [tensor]
+            return (tensor,)
         if depth >= DEEPEST:
-            return [None]
+            return (None,)
         inner = _tensors_in([*attributes_of(tensor).values(), *_slots_of(tensor)])
-        return [part for each in inner for part in self.of(each, depth + 1)] or [None]
+        return [part for each in inner for part in self.of(each, depth + 1)] or (None,)
 
 
 def _slots_of(thing: Any) -> Iterator[Any]:
@@ -243,20 +244,32 @@ def _state_of(optimizer: Any, parts: _Parts) -> Iterator[Kept]:
         yield "optimizer", None, None
         return
     for parameter, kept in list(dict.items(state)):
-        is_tensor = issubclass(type(parameter), torch.Tensor)
-        of = parts.of(parameter)[0] if is_tensor else None
         for tensor in _tensors_in(kept):
             for part in parts.of(tensor):
-                yield "optimizer", part, of
+                yield "optimizer", part, parameter
 
 
-def _tensors_in(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
+def _tensors_in(value: Any) -> list[torch.Tensor]:
+    """All tensors in it, however it nests lists and dictionaries."""
+    found: list[torch.Tensor] = []
+    _collect(value, found, 0)
+    return found
+
+
+def _collect(value: Any, found: list[torch.Tensor], depth: int) -> None:
     kind = type(value)
-    if issubclass(kind, torch.Tensor):
-        yield value
-    elif depth < DEEPEST and issubclass(kind, dict):
-        for inner in list(dict.values(value)):
-            yield from _tensors_in(inner, depth + 1)
-    elif depth < DEEPEST and issubclass(kind, list | tuple):
-        for inner in (list if issubclass(kind, list) else tuple).__iter__(value):
-            yield from _tensors_in(inner, depth + 1)
+    if kind in _PLAIN or issubclass(kind, torch.Tensor):
+        found.append(value)
+    elif depth < DEEPEST and issubclass(kind, dict | list | tuple):
+        for inner in _elements_of(value, kind):
+            if type(inner) is torch.Tensor:  # the usual, without another call
+                found.append(inner)
+            else:
+                _collect(inner, found, depth + 1)
+
+
+def _elements_of(value: Any, kind: type) -> Iterable[Any]:
+    """Elements by the built-in type's own methods, whatever a subclass overrides."""
+    if issubclass(kind, dict):
+        return list(dict.values(value))
+    return list(list.__iter__(value) if issubclass(kind, list) else tuple.__iter__(value))

@@ -7,7 +7,7 @@ prints. What writes to the file descriptors past Python is not seen.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
 import sys
 import traceback
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from time import time_ns
 from typing import Any
 
+from dpwatch.probe.foreign import own_fault, suppress_own
 from dpwatch.probe.output_lines import Lines
 from dpwatch.wire.messages import Output
 
@@ -36,6 +37,10 @@ def wanted() -> bool:
     return said != "0" if said else "DPWATCH_SESSION" in os.environ
 
 
+def _let_go(error: BaseException) -> None:
+    """A line that can't be kept is not told; nothing else is wrong."""
+
+
 class Tap:
     """Hears what is written to `sys.stdout` and `sys.stderr` as they are now, until `close`."""
 
@@ -47,7 +52,7 @@ class Tap:
         self._placed: list[tuple[Any, Callable[..., Any], Callable[..., Any] | None]] = []
         streams = [sys.stdout] if sys.stdout is sys.stderr else [sys.stdout, sys.stderr]
         for index, stream in enumerate(streams):
-            with contextlib.suppress(Exception):  # a stream of the script's own, of whatever kind
+            with suppress_own(Exception):  # a stream of the script's own, of whatever kind
                 self._place(index, stream)
 
     def _place(self, index: int, stream: Any) -> None:
@@ -71,10 +76,12 @@ class Tap:
                     kept = text if len(text) <= MOST_CHARS else text[-MOST_CHARS:]
                     cut = 0 if kept is text else text.count("\n", 0, -MOST_CHARS)
                     written.append((index, kept, time_ns(), cut))
-            except Exception:  # noqa: BLE001 - never into the user's code
-                pass
+            except Exception as error:  # noqa: BLE001 - never into the user's code
+                own_fault(error, _let_go)
             return result
 
+        with suppress_own(Exception):  # the script may look at its name and signature
+            functools.update_wrapper(write, plain)
         return write
 
     def tell(self, error: BaseException) -> None:
@@ -82,7 +89,7 @@ class Tap:
 
         Nobody hears that any more: the probe says goodbye first.
         """
-        with contextlib.suppress(Exception):  # an exception's own text may raise
+        with suppress_own(Exception):  # an exception's own text may raise
             if isinstance(error, SystemExit):
                 text = f"{error.code}\n" if isinstance(error.code, str) else ""
             else:
@@ -111,7 +118,7 @@ class Tap:
         """Takes ours off again, where nobody has put theirs on top."""
         placed, self._placed = self._placed, []
         for stream, ours, before in placed:
-            with contextlib.suppress(Exception):
+            with suppress_own(Exception):
                 if vars(stream).get("write") is not ours:
                     continue
                 if before is None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
@@ -17,30 +18,54 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dpwatch.probe import device_times, flight, identity, output
+from dpwatch.probe import (
+    abandoned,
+    device_times,
+    dynamo,
+    elsewhere,
+    flight,
+    foreign,
+    identity,
+    jobs,
+    lanes,
+    losses,
+    models,
+    output,
+    recorder,
+    sampling,
+    steps,
+    tensors,
+    threads,
+    updates,
+)
 from dpwatch.probe.blocked import NOTHING, Wait, wait_of, worker
 from dpwatch.probe.cpu import Clocks
-from dpwatch.probe.endings import Uncaught, describe, one_line
+from dpwatch.probe.endings import REASON_CHARS, describe, failed, one_line, uncaught
 from dpwatch.probe.flight import Flight
+from dpwatch.probe.foreign import own_fault, suppress_own
 from dpwatch.probe.hooks import Hooks
 from dpwatch.probe.identity import Identity
 from dpwatch.probe.inside import NOWHERE, Groups, Inside, inside, inside_of, rank_in
 from dpwatch.probe.jobs import LaneJob, PhaseSpan, TransferSpan, WaitSpan
-from dpwatch.probe.lanes import Lane, here
+from dpwatch.probe.lanes import Lane, MainLane, here
 from dpwatch.probe.link import HubLink
-from dpwatch.probe.memory_resident import resident_bytes
+from dpwatch.probe.memory_resident import resident
 from dpwatch.probe.publisher import Link, Publisher
 from dpwatch.probe.recorder import Recorder
 from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
 from dpwatch.probe.stacks import stacks_of, tid_of
 from dpwatch.probe.steps import Steps
-from dpwatch.probe.whereabouts import raised_at, standing
+from dpwatch.probe.threads import Threads
+from dpwatch.probe.whereabouts import in_script, raised_at, standing
 from dpwatch.wire.limits import cores
-from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks
+from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks, Step
 from dpwatch.wire.paths import host_name
 
 STILL_NS = 2_000_000_000
 """Still for so long, a training thread's stack is told too."""
+
+NOTHING_SEEN_NS = 9_000_000_000
+"""After so long without a step it is said why."""
 
 LOOK_NS = 1_000_000_000
 """Still for so long, it is told what it waits in."""
@@ -50,12 +75,22 @@ COMPUTES = 0.2
 
 _NOTHING = nullcontext()
 
+_OURS = (abandoned, elsewhere, foreign, jobs, lanes, losses, models, recorder, sampling, steps,
+         tensors, threads, updates)  # fmt: skip
+"""What runs on the training thread, in its hooks."""
+
 _NAME_CHARS = 60
 """Of a strategy's name; what is longer is no name, and a hub would refuse it."""
 
 
 class Probe:
     """Measures this process's training and streams it; see `ProbeLike` for its methods.
+
+    Attributes:
+        task: The task of a pool that its process is at, None outside of pools.
+        unasked: The script has not called `watch` itself, or not yet.
+        when_idle: Called, on the sender thread, when its training function is over and the process
+            waits for more to do.
 
     Args:
         strategy: `dp`, `ddp`, …, or "" if it isn't known.
@@ -66,6 +101,7 @@ class Probe:
         incarnation: How many probes this process has had before.
         clocks: Other clocks, for tests.
         link: Another link, for tests.
+        before: The probe that this process had before, now closed.
 
     Raises:
         Exception: Whatever kept it from starting; nothing is left behind then.
@@ -82,51 +118,50 @@ class Probe:
         incarnation: int = 0,
         clocks: Clocks | None = None,
         link: Link | None = None,
+        before: Probe | None = None,
     ) -> None:
         self.strategy = one_line(strategy, _NAME_CHARS)
-        self.title = one_line(title or identity.script_name())
+        self.title = one_line(title)
         self.total_steps = total_steps
         self.unasked = False
         self._memory = memory
+        self.when_idle: Callable[[], None] | None = None
         self._trouble: BaseException | None = None
         self._over = False
         self._raised_at = ""
         self._raised_in: Inside | None = None
         self._entered = 0
-        self._thread = threading.get_ident()
+        self.task = identity.task()
         self._lock = threading.Lock()
         self._clocks = clocks or Clocks()
         self._cores = cores()
+        self._began_ns = time.monotonic_ns()
         self._backend_said = devices[0].kind if devices and devices[0].kind == "virtual" else ""
         self.recorder = Recorder()
         with contextlib.ExitStack() as undo:
             collectives = _collectives(self.recorder, self._step)
             undo.callback(collectives.close)
             self._collectives = collectives
-            self.steps = Steps(
-                self.recorder.append,
-                collectives,
-                devices=list(devices or ()),
-                clocks=self._clocks,
-                on_devices=self._start_ledger,
-            )
+            self.steps = self._steps(0, list(devices or ()))
+            self._threads = Threads(self.steps, self._steps, self._moved)
+            undo.callback(self._threads.close)
             collectives.main = self.steps.main
             undo.callback(lambda: self.steps.ledger.close())
             self._start_ledger(devices or ())
-            self._hooks = Hooks(self.steps, self.fail)
+            dynamo.leave_modules_alone(*_OURS)
+            self._hooks = Hooks(self._threads.newcomer, self.fail)
             undo.callback(self._hooks.close)
             self._tap = output.Tap() if output.wanted() else None
             if self._tap is not None:
                 undo.callback(self._tap.close)
-            self._uncaught = Uncaught(self.failed_of)
-            undo.callback(self._uncaught.close)
-            self._publisher = Publisher(
+            self._publisher: Publisher = Publisher(
                 self.recorder,
                 _Source(self),
                 link or HubLink(),
-                run_id=identity.run_id(incarnation),
+                run_id=lambda me: identity.run_id(me, incarnation, self.thread),
                 host=host_name(),
                 trouble=self.fail,
+                before=None if before is None else before._publisher,
             )
             self._publisher.start()
             self.steps.own_threads = 1
@@ -156,6 +191,11 @@ class Probe:
             self._start_ledger(devices)
 
     @property
+    def idle(self) -> bool:
+        """Whether what it watched has come to its end, and the process waits for more to do."""
+        return self._publisher.resting
+
+    @property
     def over(self) -> bool:
         """Whether it was closed, or turned itself off."""
         return self._over
@@ -165,6 +205,26 @@ class Probe:
         self.steps.ledger = _ledger(self.recorder, devices, self._memory, before)
         if devices:
             self.steps.main.on_device = device_times.start(self.recorder.append, devices)
+
+    def _steps(self, device: int, devices: list[DeviceInfo] | None = None) -> Steps:
+        """Steps of the calling thread."""
+        return Steps(
+            self.recorder.append,
+            self._collectives,
+            devices=self.steps.devices if devices is None else devices,
+            clocks=self._clocks,
+            on_devices=self._start_ledger,
+            device=device,
+        )
+
+    def _moved(self, lane: MainLane) -> None:
+        """Another thread than the one that the probe was started in is the one that trains."""
+        self._collectives.main = lane
+
+    @property
+    def thread(self) -> int:
+        """The training thread's `threading.get_ident()`."""
+        return self.steps.main.thread
 
     def _step(self) -> int:
         return self.steps.step
@@ -177,7 +237,8 @@ class Probe:
             return _NOTHING
         lane = self.steps.lanes.get(device)
         if lane is None:
-            lane = self.steps.lanes.setdefault(device, Lane(device, self._clocks))
+            fresh = Lane(device, self._clocks, self.steps)
+            lane = self.steps.lanes.setdefault(device, fresh)
         return LaneJob(lane, self.steps.main, self._clocks, self.steps.ledger, self.fail)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
@@ -185,7 +246,7 @@ class Probe:
         lane = here.lane
         if lane is None or lane.over or name not in PHASES:
             return _NOTHING
-        return PhaseSpan(self.steps, lane, PHASES.index(name), self.fail)
+        return PhaseSpan(lane, PHASES.index(name), self.fail)
 
     def transfer(self, kind: str, src: int, dst: int, nbytes: int) -> AbstractContextManager[None]:
         """See `ProbeLike`."""
@@ -208,7 +269,7 @@ class Probe:
         try:
             return self.steps.ledger.owner(device)
         except Exception as error:  # noqa: BLE001 - never into the user's code
-            self.fail(error)
+            own_fault(error, self.fail)
             return _NOTHING
 
     def holds(self, device: int, *things: Module | Optimizer) -> None:
@@ -218,21 +279,28 @@ class Probe:
 
     def step(self) -> None:
         """See `dpwatch.step`."""
+        lane = here.lane
         try:
-            self.steps.say_step()
+            (self.steps if lane is None else lane.steps).say_step()
         except Exception as error:  # noqa: BLE001 - never into the user's code
-            self.fail(error)
+            own_fault(error, self.fail)
 
     def samples(self, n: int) -> None:
         """See `ProbeLike`."""
         lane = here.lane
         if lane is not None and not lane.over:
-            self.steps.say_samples(lane, int(n))
+            lane.steps.say_samples(lane, int(n))
 
     def loss(self, value: float) -> None:
         """See `ProbeLike`."""
         if not self._over:
             self.steps.say_loss(float(value))
+
+    def note(self) -> str:
+        """Why no step has been seen so far, "" once one has or while it is too early to tell."""
+        steps = self.steps
+        early = not self._over and time.monotonic_ns() - self._began_ns < NOTHING_SEEN_NS
+        return "" if steps.step or early else steps.blindness()
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -243,36 +311,38 @@ class Probe:
                 return
             self._trouble = error
         said = one_line(str(error) or type(error).__name__)
-        with contextlib.suppress(Exception):  # stderr may be closed
+        with suppress_own(Exception):  # stderr may be closed
             print(f"dpwatch: not watching this run: {said}", file=sys.stderr)  # noqa: T201
         # Only the training thread may take down what it holds, so others leave it a note.
         self.steps.stop = self._turn_off
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() == self.thread:
             self._turn_off()
 
     def _turn_off(self) -> None:
         self.close("lost", f"the probe turned itself off: {self._trouble}")
 
-    def failed_of(self, error: BaseException) -> None:
-        """Closes with the exception that ends the run; its traceback is yet to be printed."""
+    def failed_of(self, error: BaseException, *, then: str = "") -> None:
+        """Closes with the exception that ends the run."""
         self._raised_at = raised_at(error.__traceback__)
         self._raised_in = inside_of(error.__traceback__)
-        if self._tap is not None and not self._over:
-            self._tap.tell(error)
-        self.close("failed", describe(error))
+        self.close("failed", describe(error), then=then)
 
-    def close(self, state: str = "finished", reason: str = "") -> None:
-        """See `ProbeLike`."""
+    def close(self, state: str = "finished", reason: str = "", *, then: str = "") -> None:
+        """See `ProbeLike`. `then`: what the process does next (`Bye.then`)."""
         with self._lock:
             if self._over:
                 return
             self._over = True
         if state == "finished":
             self.steps.abandoned.goes_on()
-        self._take_down()
-        self._publisher.close(Bye(state, one_line(reason)))
-        if self.steps.main.clock is not None:
-            self.steps.main.clock.close()
+        bye = Bye(state, one_line(reason, REASON_CHARS), None, then)
+        with contextlib.ExitStack() as ending:  # all of it, whatever a signal handler raises
+            if self.steps.main.clock is not None:
+                ending.callback(self.steps.main.clock.close)
+            ending.callback(self._publisher.close, bye)
+            ending.callback(self._take_down)
+            if threading.get_ident() == self.thread:
+                ending.callback(_quietly, self.steps.conclude)
 
     def forked(self) -> None:
         """In a forked child: falls silent, and leaves the parent's thread and sockets alone."""
@@ -285,14 +355,16 @@ class Probe:
         self._take_down()
 
     def _take_down(self) -> None:
-        for part in (self._uncaught, self._tap, self._hooks, self.steps.ledger, self._collectives):
-            if part is not None:
-                with contextlib.suppress(Exception):
-                    part.close()
+        self._threads.close()
+        parts = (self._collectives, self.steps.ledger, self._hooks, self._tap)
+        with contextlib.ExitStack() as ending:
+            for part in parts:
+                if part is not None:
+                    ending.callback(_quietly, part.close)
         on_device = self.steps.main.on_device
         if on_device is not None:
-            on_device.close(ask=threading.get_ident() == self._thread)
-        for lane in list(self.steps.lanes.values()):
+            on_device.close(ask=threading.get_ident() == self.thread)
+        for lane in (*self.steps.lanes.values(), *self._threads.lanes()):
             lane.end()
         if here.lane is not None and here.lane.over:
             here.lane = None
@@ -304,10 +376,17 @@ class Probe:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._entered -= 1
         if self._entered <= 0:
-            if error is None:
+            if error is None or not failed(error):
                 self.close()
             else:
+                if self._tap is not None and not self._over:
+                    self._tap.tell(error)  # Python prints its traceback when this is over
                 self.failed_of(error)
+
+
+def _quietly(work: Callable[[], None]) -> None:
+    with suppress_own(Exception):
+        work()
 
 
 class _Source:
@@ -324,12 +403,12 @@ class _Source:
         self._given: Identity | None = None
 
     def identify(self) -> Identity:
-        me = identity.resolve()
+        me = identity.resolve(self._probe.thread)
         if me.backend:
             return me
         # Before the process group is there, what the script gives to `init_process_group` counts,
         # and what it gave where none came of it.
-        given = rank_in(self._probe._thread)
+        given = rank_in(self._probe.thread)
         if given is None:
             return self._given or me
         rank, size = given
@@ -348,39 +427,63 @@ class _Source:
     def has_stepped(self) -> bool:
         return self._probe.steps.step > 0
 
+    def is_idle(self) -> bool:
+        thread = self._probe.thread
+        is_main = thread == threading.main_thread().ident
+        if is_main and multiprocessing.parent_process() is None:
+            return False  # a script's own end is its process's
+        return not in_script(thread)
+
+    def rests(self) -> None:
+        if self._probe.when_idle is not None:
+            self._probe.when_idle()
+
+    def failure(self) -> Bye | None:
+        error = uncaught()
+        return None if error is None else Bye("failed", describe(error))
+
     def hello(self, me: Identity) -> Hello:
         probe, steps = self._probe, self._probe.steps
         return Hello(
             world_size=me.world_size,
             local_rank=me.local_rank,
-            strategy=probe.strategy or steps.wrapper or ("single" if me.world_size == 1 else ""),
+            strategy=probe.strategy
+            or steps.models.wrapper
+            or ("single" if me.world_size == 1 else ""),
             backend=me.backend or probe._backend_said,
             devices=list(steps.devices) or [DeviceInfo("cpu", "cpu")],
-            params=steps.params,
-            param_bytes=steps.param_bytes,
-            title=probe.title,
+            params=steps.models.params,
+            param_bytes=steps.models.param_bytes,
+            title=probe.title or identity.title(me),
             total_steps=probe.total_steps,
             cores=probe._cores,
             torch_version=str(torch.__version__),
             capture=probe._collectives.capture,
             tells_output=probe._tap is not None,
+            note=probe.note(),
             groups=self._groups.now(),
+            unseen=probe._collectives.unseen(),
+            worker=identity.worker(me),
         )
+
+    def complete(self, step: Step) -> Step:
+        return self._probe._collectives.complete(step)
 
     def beat(self) -> Beat:
         probe, steps = self._probe, self._probe.steps
         phase = steps.main.phase
-        at, stack, theirs = standing(probe._thread)
+        at, stack, theirs = standing(probe.thread)
         mark = (at, steps.step, phase, probe._collectives.issued)
         now = time.monotonic_ns()
         if mark != self._mark or self._computes(now):
             self._mark, self._moved_ns = mark, now
         still_ns = now - self._moved_ns
         within, wait = self._standing(still_ns)
+        held, peak = resident()
         return Beat(
             step=steps.step,
             phase=PHASES[phase] if phase >= 0 else "",
-            rss_bytes=resident_bytes(),
+            rss_bytes=held,
             where=probe._raised_at or theirs,
             still_ns=still_ns,
             positions=probe._collectives.positions(),
@@ -392,6 +495,7 @@ class _Source:
             abandoned=steps.abandoned.count,
             abandoned_step=steps.abandoned.step,
             abandoned_why=steps.abandoned.why,
+            peak_rss_bytes=peak,
         )
 
     def _standing(self, still_ns: int) -> tuple[Inside, Wait]:
@@ -401,7 +505,7 @@ class _Source:
             return probe._raised_in, NOTHING
         if still_ns < LOOK_NS:
             return NOWHERE, NOTHING
-        within, wait = inside(probe._thread), wait_of(tid_of(probe._thread))
+        within, wait = inside(probe.thread), wait_of(tid_of(probe.thread))
         if within.worker is not None:
             wait = wait._replace(on=worker(*within.worker))
         return within, wait
@@ -421,7 +525,7 @@ class _Source:
 
     def stacks(self, asked: int) -> Stacks | None:
         try:
-            return stacks_of(self._probe._thread, asked)
+            return stacks_of(self._probe.thread, asked)
         except Exception:  # noqa: BLE001 - no answer is better than no probe
             return None
 

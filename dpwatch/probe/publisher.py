@@ -39,6 +39,12 @@ POLL_S = 0.125
 EARLY_POLL_S = 0.05
 """Until the rank is known and the hub looked for: a run may be over in no time."""
 
+BEFORE_S = 3.0
+"""How long a run may wait for the last frames of the one before in the same process."""
+
+WORKER_POLL_S = 0.03
+"""In the first seconds of a pool's worker, which may be ended as soon as its task is over."""
+
 FRAME_NS = 250_000_000
 """A frame goes out this long after the one before, or when much waits; …"""
 
@@ -53,8 +59,9 @@ CROWD_RANKS, CROWD_FRAME_NS = 512, 1_000_000_000
 HELLO_NS = 2_000_000_000
 BEAT_NS = 500_000_000
 GPU_NS = 1_000_000_000
-RANK_PATIENCE_NS = 10_000_000_000
-"""How long a process may take to learn its rank before it counts as rank 0 of its own run."""
+RANK_PATIENCE_NS = 30_000_000_000
+"""How long a process that has not done a step may take to learn its rank before it counts as rank 0
+of its own run. It goes over to another if it joins that later."""
 
 FRAMES_PER_POLL = 32
 
@@ -66,7 +73,17 @@ at once. Of others it does when it is full."""
 
 
 class Link(Protocol):
-    """Where frames go. Used on the sender thread only."""
+    """Where frames go. Used on the sender thread only.
+
+    Attributes:
+        there: The other end has been seen.
+    """
+
+    there: bool
+
+    @property
+    def patience_s(self) -> float:
+        """How long the last frames may wait for the other end."""
 
     def open(self, run_id: str, local_rank: int) -> None:
         """Before the first frame."""
@@ -81,7 +98,10 @@ class Link(Protocol):
         """Who is to tell their stacks, if somebody has asked since the last call."""
 
     def close(self) -> None:
-        """Lets what was sent go out, for two seconds at most."""
+        """Lets what was sent go out, for two seconds at most; it may be opened again."""
+
+    def last_word(self, frame: bytes) -> None:
+        """Sends one more frame when closed, where the other end is still there."""
 
 
 class Source(Protocol):
@@ -93,8 +113,20 @@ class Source(Protocol):
     def has_stepped(self) -> bool:
         """Whether a first step is over."""
 
+    def is_idle(self) -> bool:
+        """Whether nothing of the script's runs any more where it has trained."""
+
+    def rests(self) -> None:
+        """Hears that the hub has been told so, and nothing is sent until there is more."""
+
+    def failure(self) -> Bye | None:
+        """What has ended the script, though the process goes on: other threads may keep it."""
+
     def hello(self, me: Identity) -> Hello:
         """Who this rank is, for the hub."""
+
+    def complete(self, step: Step) -> Step:
+        """A step's record as it leaves, with what is known by then."""
 
     def beat(self) -> Beat:
         """What it does right now."""
@@ -118,8 +150,12 @@ class Publisher:
     `start` runs it in a thread; a test may call `poll` instead, with a time of its own.
 
     Args:
-        run_id: The run's name, asked once, when the rank is known.
+        run_id: Names the run, once it is known who this process is.
         trouble: Told, once, that nothing can be sent any more, and why.
+        before: The publisher of the run that this process has ended before it began this one.
+
+    Attributes:
+        resting: The training function is over, and nothing is sent until there is more to tell.
     """
 
     def __init__(
@@ -128,15 +164,19 @@ class Publisher:
         source: Source,
         link: Link,
         *,
-        run_id: str,
+        run_id: Callable[[Identity], str],
         host: str,
         trouble: Callable[[BaseException], None],
+        before: Publisher | None = None,
         wall: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._recorder = recorder
         self._source = source
         self._link = link
-        self._run_id = run_id
+        self._name = run_id
+        self._run_id = ""
+        self._before = before
+        self.resting = False
         self._host = host
         self._trouble = trouble
         self._wall = wall
@@ -153,6 +193,9 @@ class Publisher:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._bye: Bye | None = None
+        self._failed = False
+        self._idle = False
+        self._idle_beats = 0
 
     def start(self) -> None:
         """Starts the thread, a daemon: it never keeps a process alive."""
@@ -160,9 +203,17 @@ class Publisher:
         self._thread.start()
 
     def close(self, bye: Bye, timeout_s: float = 2.5) -> None:
-        """Sends what is left and `bye`; gives up after `timeout_s`."""
+        """Sends what is left and `bye`; gives up after `timeout_s`.
+
+        What goes on in the same process, such as a pool's next task, is not made to wait for that.
+        """
         self._bye = bye
         self._stop.set()
+        if bye.then != "idle":
+            self.wait(timeout_s)
+
+    def wait(self, timeout_s: float) -> None:
+        """Waits for the thread's end."""
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
 
@@ -170,6 +221,13 @@ class Publisher:
     def dropped(self) -> int:
         """Records thrown away so far."""
         return self._recorder.dropped + self._lost
+
+    @property
+    def _pause_s(self) -> float:
+        if self._me is None:
+            return EARLY_POLL_S
+        is_worker = self._hello is not None and self._hello.worker and self._link.there
+        return WORKER_POLL_S if is_worker and self._wall() < self._young_until else POLL_S
 
     @property
     def _full(self) -> int:
@@ -184,7 +242,7 @@ class Publisher:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(POLL_S if self._me else EARLY_POLL_S):
+            while not self._stop.wait(self._pause_s):
                 self.poll(self._wall())
             self.finish()
         except Exception as error:  # noqa: BLE001 - whatever it was, training goes on without us
@@ -196,10 +254,13 @@ class Publisher:
         """One turn: sends what there is, as far as the link takes it."""
         if self._me is None and not self._learn_rank(now_ns):
             return
+        self._follow_identity()
+        if self.resting and not self._resumes():
+            return
         if now_ns < self._next_frame and len(self._recorder) < self._full:
             return
         self._link.tend(now_ns)
-        if not self._flush_unsent():
+        if not self._flush_unsent() or self._rests():
             return
         due = self._due(now_ns)
         self._young_until = self._young_until or now_ns + YOUNG_NS
@@ -212,18 +273,30 @@ class Publisher:
             if not self._send([*due, *records]):
                 return
             due = []
+            if self._rests():
+                return
 
     def finish(self) -> None:
         """The last turn: all that is left, and the Bye."""
-        if self._me is None:
-            self._settle(self._source.identify())
+        if self.resting and self._bye is not None and self._bye.then == "idle":
+            return  # it has been said
+        if self._me is None or self.resting:
+            self._settle(self._me or self._source.identify())
             self._link.tend(self._wall())  # nobody has looked for a hub yet
+        self._follow_identity()
+        self._await_link()
         while self._flush_unsent() and (records := self._drain(codec.MAX_RECORDS - 1)):
             self._send([self._greet(), *records] if self._seq == 0 else records)
         # Even when the link took nothing: dropping this frame costs no more than not making it.
         if self._bye is not None and self._flush_unsent():
             said = self._source.output(last=True)
             self._send([self._greet(), self._source.beat(), *said, self._bye])
+
+    def _await_link(self) -> None:
+        """Gives a hub that may still be starting the time to take what waits."""
+        deadline = time.monotonic() + self._link.patience_s
+        while not self._flush_unsent() and time.monotonic() < deadline:
+            time.sleep(EARLY_POLL_S)
 
     # -- what to send -------------------------------------------------------------------------
 
@@ -238,8 +311,67 @@ class Publisher:
         return True
 
     def _settle(self, me: Identity) -> None:
+        if self._before is not None:
+            self._before.wait(BEFORE_S)  # else its last frames might come after our first
+            self._before.say_next()
+            self._before = None
         self._me = me
+        self._run_id = self._name(me)
         self._link.open(self._run_id, me.local_rank)
+
+    def say_next(self) -> None:
+        """Says of a run that is over that what becomes of the process now is not its own any more.
+
+        Called by the publisher of this process's next run, on its thread.
+        """
+        if self._bye is not None and self._bye.then == "" and self._me is not None:
+            frame = self._frame([msgspec.structs.replace(self._bye, then="next")])
+            if frame is not None:
+                self._link.last_word(frame)
+
+    def _follow_identity(self) -> None:
+        """Goes over to the run of a process group that this process has joined meanwhile."""
+        if self._me is None or self._me.world_size > 1:
+            return
+        me = self._source.identify()
+        if not self._is_elsewhere(me):
+            return
+        if self._seq and not self.resting:
+            self._send([Bye("finished", "", None, "next")])
+        self._link.close()
+        self.resting = self._idle = False
+        self._unsent = self._hello = None
+        self._seq = self._sent = 0
+        self._next_frame = self._next_hello = self._next_beat = 0
+        self._settle(me)
+
+    def _is_elsewhere(self, me: Identity) -> bool:
+        """Whether that is a rank of a run, where this process was alone in its own."""
+        alone = self._me is not None and self._me.world_size == 1
+        return alone and me.known and me.world_size > 1 and self._name(me) != self._run_id
+
+    def _turns_idle(self) -> bool:
+        """Whether the script's training function is over, by two looks at its thread."""
+        idle = not len(self._recorder) and self._source.is_idle()
+        self._idle_beats = self._idle_beats + 1 if idle else 0
+        self._idle = self._idle_beats > 1
+        return self._idle
+
+    def _rests(self) -> bool:
+        """Lets go of the hub, once it has been told that the training function is over."""
+        if self._idle:
+            self._link.close()
+            self.resting, self._idle, self._idle_beats = True, False, 0
+            self._source.rests()
+        return self.resting
+
+    def _resumes(self) -> bool:
+        """Whether the same training goes on after all."""
+        if not len(self._recorder) or self._me is None:
+            return False
+        self.resting, self._next_hello = False, 0
+        self._link.open(self._run_id, self._me.local_rank)
+        return True
 
     def _due(self, now_ns: int) -> list[AnyRecord]:
         due: list[AnyRecord] = []
@@ -254,6 +386,11 @@ class Publisher:
                 self._hello = fresh
                 due.insert(0, fresh)
             due.extend(self._answers())
+            if not self._failed and (failure := self._source.failure()) is not None:
+                self._failed = True
+                due.append(failure)
+            elif self._turns_idle():
+                due.append(Bye("finished", "", None, "idle"))
         if now_ns >= self._next_gpu:
             due.extend(self._source.gpus())
             self._source.read_durations(now_ns)
@@ -274,6 +411,8 @@ class Publisher:
 
     def _identity(self) -> Identity:
         fresh = self._source.identify()
+        if self._me is not None and self._is_elsewhere(fresh):
+            return self._me  # the next turn goes there
         # A process group that is being destroyed doesn't take the rank away again.
         if self._me is None or fresh.backend or not self._me.backend:
             self._me = fresh
@@ -311,7 +450,7 @@ class Publisher:
         except TypeError:  # a record its maker got wrong must not cost the others
             self._lost += 1
             return None
-        return record
+        return self._source.complete(record) if isinstance(record, Step) else record
 
     # -- sending ------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dpwatch.probe.flight import Calls
     from dpwatch.probe.lanes import Lane
-    from dpwatch.wire.messages import Position
+    from dpwatch.wire.messages import Position, Step
 
 RecordSink = Callable[[tuple[Any, ...]], None]
 """Takes `(RecordClass, field, field, …)`, such as `(Memory, device, step, …)`, in field order.
@@ -45,10 +45,10 @@ class LedgerLike(Protocol):
         """
 
     def before_forward(self) -> None:
-        """An outermost module is about to be called (lane 0, in steps that are looked at)."""
+        """The first forward of the step, or after a backward of it, begins (lane 0)."""
 
     def before_backward(self) -> None:
-        """The outermost backward is about to begin (the same)."""
+        """An outermost backward begins (lane 0)."""
 
     def enter_lane(self, device: int) -> None:
         """This thread begins a job for `device`."""
@@ -83,6 +83,9 @@ class CollectivesLike(Protocol):
 
     def positions(self) -> list[Position]:
         """How far each group has come, the latest first. On the sender thread."""
+
+    def complete(self, step: Step) -> Step:
+        """A step's record with what is known of its communication. On the sender thread."""
 
     def unseen(self) -> str:
         """What this process may exchange that is not seen, "" where nothing is known of."""
@@ -136,6 +139,10 @@ class NoCollectives:
     def positions(self) -> list[Position]:
         """See `CollectivesLike`."""
         return []
+
+    def complete(self, step: Step) -> Step:
+        """See `CollectivesLike`."""
+        return step
 
     def unseen(self) -> str:
         """See `CollectivesLike`."""

@@ -19,7 +19,8 @@ BUSY, RUNQUEUE, IDLE, GIL, COMM = range(SEEN + 1, SEEN + 6)
 """Wall, run-queue and blocked nanoseconds of the thread, the last by what blocked it."""
 
 MOVES, MOVED, SAMPLES = range(SEEN + 6, SEEN + 9)
-"""Copies between devices, their nanoseconds, batch elements (-1: unknown)."""
+"""Copies between devices; nanoseconds of these and of collectives' calls and waits that Python
+sees; batch elements (-1: unknown)."""
 
 EMPTY = [0] * SAMPLES + [-1]
 
@@ -90,7 +91,7 @@ def step_record(
         runqueue,
         gil,
         idle,
-        _exposed(sums, issued, known),
+        _exposed(sums, issued, known, end_ns - start_ns),
         loss,
         sums[SAMPLES] if sums[SAMPLES] >= 0 else None,
     )
@@ -113,10 +114,10 @@ def _split(
     return on_cpu, sums[RUNQUEUE], sums[GIL], idle
 
 
-def _exposed(sums: list[int], issued: bool | None, known: bool) -> int | None:
-    """Copies by this thread, and collectives that it waited for."""
+def _exposed(sums: list[int], issued: bool | None, known: bool, wall_ns: int) -> int | None:
+    """Copies by this thread, calls and waits that Python saw, and where C++ waited blocked time."""
     if issued is None:
         return sums[MOVED] if sums[MOVES] else None
-    if not issued:
-        return sums[MOVED]
-    return sums[MOVED] + sums[COMM] if known else None
+    if issued and not known:
+        return None
+    return min(sums[MOVED] + sums[COMM], wall_ns)

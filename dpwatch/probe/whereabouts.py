@@ -9,6 +9,7 @@ packages' by theirs in site-packages, others by the last two parts.
 
 from __future__ import annotations
 
+import multiprocessing.process
 import os
 import sys
 import sysconfig
@@ -32,10 +33,11 @@ _TYPED = ("<stdin>", "<ipython-", *(["<string>"] if sys.argv[:1] == ["-c"] else 
 """What the user's code is named that is in no file; other names in <> are of generated code."""
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-_OURS = tuple(
-    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), folder, "")
-    for folder in ("probe", "hook")
-)
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_OURS = tuple(os.path.join(_PACKAGE, part) for part in ("probe/", "wire/", "hook/", "__init__.py"))
+"""Of dpwatch what runs in other people's processes; its trainer is a script like theirs."""
+
+_BOOTSTRAP = multiprocessing.process.BaseProcess._bootstrap.__code__  # type: ignore[attr-defined]
 _HERE = os.path.abspath(os.curdir) + os.sep if os.path.isdir(os.curdir) else os.sep
 
 _names: dict[int, tuple[str, CodeType]] = {}
@@ -106,6 +108,23 @@ def raised_at(trace: TracebackType | None) -> str:
             theirs = f"{name}:{trace.tb_lineno} {code.co_name}"
         trace = trace.tb_next
     return theirs
+
+
+def in_script(thread: int) -> bool:
+    """Whether a thread is in code of the user's, however far down; a pool's idle worker isn't.
+
+    Of a multiprocessing child only what it has been told to do counts: below that a forked one has
+    the frames of who forked it.
+
+    Args:
+        thread: Its `threading.get_ident()`.
+    """
+    frame = sys._current_frames().get(thread)
+    while frame is not None and frame.f_code is not _BOOTSTRAP:
+        if _name(frame.f_code):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def place(code: CodeType) -> tuple[str, bool]:

@@ -20,7 +20,7 @@ _BESIDE_WIDTH = 110
 def communication_lines(run: Run, width: int, palette: Palette) -> Block:
     """Collectives, then copies; empty while there are none."""
     lines: Block = []
-    heaviest = sorted(run.collectives, key=lambda c: -c.bytes_per_step)
+    heaviest = sorted(run.collectives, key=lambda c: -(c.bytes_per_step or 0))
     if heaviest:
         lines.append(
             heading("Collectives", width, palette, "a step; bytes are the payload a rank hands in")

@@ -44,8 +44,12 @@ def waiting_lines(
     width: int,
     height: int,
     palette: Palette,
+    places: Sequence[str] = (),
 ) -> Block:
-    """The screen while there is no run: the GPUs, if there are any, and what to start."""
+    """The screen while there is no run: the GPUs, if there are any, and what to start.
+
+    `places` are the directories that are looked into.
+    """
     if waiting_text:
         body = [
             each
@@ -69,6 +73,9 @@ def waiting_lines(
     lines.append(
         line(("A run appears here by itself as soon as its first rank speaks.", palette.muted))
     )
+    if places:
+        looked = clean(f"Looking in {', '.join(places)}")
+        lines += wrapped(looked, min(width, 72), palette.faint)
     top: Block = []
     if gpus:
         top = gpu_lines(gpus, width, max(height - len(lines) - 1, 3), palette)

@@ -179,7 +179,7 @@ def _ring(run: Run, width: int, palette: Palette) -> Block:
 def _halves(run: Run, width: int, palette: Palette) -> Block:
     """An all-reduce as the two passes around the ring that it is."""
     found = next((each for each in run.collectives if each.op == "all_reduce"), None)
-    if found is None or found.ranks < 2:
+    if found is None or found.ranks < 2 or found.bytes_per_step is None:
         return []
     payload, ranks = found.bytes_per_step, found.ranks
     half = wire_bytes("reduce_scatter", payload, ranks)

@@ -179,8 +179,10 @@ class Waiting(Painted):
     def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
         """In the middle of the screen."""
         notice = frame.trouble or frame.snapshot.notice
-        gpus = frame.snapshot.gpus
-        return waiting_lines(notice, self._waiting_text, gpus, width, height, palette_of(self))
+        seen = frame.snapshot
+        return waiting_lines(
+            notice, self._waiting_text, seen.gpus, width, height, palette_of(self), seen.places
+        )
 
 
 class Help(Scrolling):

@@ -142,7 +142,7 @@ def _apart(memory: MemoryUse, palette: Palette) -> Block:
         return []
     guess, error = memory.activations_estimate, memory.activations_error
     told = "" if guess is None else f"~{fmt.size(guess)}"
-    told += f", off by up to {fmt.size(error)}" if told and error is not None else ""
+    told += f", error {fmt.size(error)}" if told and error is not None else ""
     return facts(
         [
             ("grads at a step's end", fmt.size(memory.at_step_end.grads)),

@@ -92,7 +92,7 @@ def _collectives(found: Sequence[CollectiveStats], width: int, palette: Palette)
         return []
     note = "a step; bytes are the payload a rank hands in"
     lines = [heading("Collectives", width, palette, note)]
-    shown = sorted(found, key=lambda each: -each.bytes_per_step)[:_OPS_SHOWN]
+    shown = sorted(found, key=lambda each: -(each.bytes_per_step or 0))[:_OPS_SHOWN]
     rows = [_figures(each) for each in shown]
     if width >= _ONE_LINE_WIDTH:
         lines += table(_HEADS, rows, width, palette)

@@ -71,7 +71,8 @@ class Duration(Record, frozen=True, tag="duration"):
         step: As all up to `nbytes` in the call's `Collective`.
         duration_ns: On the device: from when its stream had come to it until it was done. What it
             waited there for other ranks counts, what it waited behind other kernels does not. Of a
-            call on the host: from its issue until it was done.
+            call on the host: from its issue until it was done, None where only `blocked_ns` is
+            known.
         device: Whose thread issued it.
         completed_ns: When it was done; None where only its length is known (NCCL).
         blocked_ns: As in `Collective`.
@@ -83,7 +84,7 @@ class Duration(Record, frozen=True, tag="duration"):
     ranks: r.Ranks
     seq: r.Seq
     nbytes: r.Payload
-    duration_ns: r.Duration
+    duration_ns: r.Duration | None
     device: r.Index = 0
     completed_ns: r.Instant | None = None
     blocked_ns: r.Duration | None = None

@@ -114,7 +114,12 @@ class Hello(Record, frozen=True, tag="hello"):
         capture: How collectives are seen: `observer` (every one), `patch` (Python callers only),
             `none`.
         tells_output: What the process prints is told too (`Output`).
+        note: Why no step has been seen, "" once one has or while it is too early to tell.
         groups: The process groups that it is in besides the world, at most 64.
+        unseen: What it may exchange that its probe can't see, for people; "" where nothing is known
+            of. How much it sends and receives is unknown then.
+        worker: Of a multiprocessing child that trains alone, its name: its parent ends it, often by
+            SIGTERM, when there is nothing more to do. "" for all others.
     """
 
     world_size: r.Ranks
@@ -130,7 +135,10 @@ class Hello(Record, frozen=True, tag="hello"):
     torch_version: r.Word = ""
     capture: r.Word = "none"
     tells_output: bool = False
+    note: r.Line = ""
     groups: Annotated[list[GroupMembers], Meta(max_length=64)] = msgspec.field(default_factory=list)
+    unseen: r.Line = ""
+    worker: r.Word = ""
 
 
 class Memory(Record, frozen=True, gc=False, tag="memory"):
@@ -224,6 +232,7 @@ class Beat(Record, frozen=True, tag="beat"):
             after which the script went on: what they would have called was left out.
         abandoned_step: Step of the first of them.
         abandoned_why: Its exception, in one line.
+        peak_rss_bytes: The highest resident memory since the process began.
     """
 
     step: r.Step
@@ -241,6 +250,7 @@ class Beat(Record, frozen=True, tag="beat"):
     abandoned: r.Count = 0
     abandoned_step: r.Step | None = None
     abandoned_why: r.Line = ""
+    peak_rss_bytes: r.Bytes | None = None
 
 
 class Gpu(Record, frozen=True, gc=False, tag="gpu"):
@@ -289,19 +299,43 @@ class Output(Record, frozen=True, tag="output"):
     open: Line | None = None
 
 
+INTERRUPTED = "stopped by Ctrl-C"
+"""`Bye.reason` of a rank that a KeyboardInterrupt ended."""
+
+
 class Bye(Record, frozen=True, gc=False, tag="bye"):
-    """A rank's end, as itself or its hub saw it.
+    """A rank's end: its own goodbye, or what its hub saw of the process.
+
+    A hub sends one when the process has ended, also after the rank's own goodbye: `exit` is then
+    set, and `state` and `reason` are what the two come to.
 
     Attributes:
-        state: `finished`, `failed` (it raised) or `lost` (the hub found the process gone).
+        state: `finished`, `failed` (it raised, or exited with another code than 0) or `lost` (it
+            was killed, or the hub found the process gone).
         reason: One line for a person, "" when finished.
         exit: Exit code of the process, or minus the signal that killed it, where the hub could
             tell.
+        then: What the process did next: `exit`; `next`, it began another run; `idle`, its training
+            function is over or its parent has ended it, and nobody knows whether it raised; ""
+            where it goes on. After `next` and `idle` its exit says nothing of this run.
     """
 
     state: r.Word
     reason: r.Line = ""
     exit: r.Exit | None = None
+    then: r.Word = ""
+
+
+class Command(Record, frozen=True, gc=False, tag="command"):
+    """What `dpwatch run` says of the command that started this run. From hubs only.
+
+    Attributes:
+        exit: The command's exit code, or minus the signal that killed it; None while it runs.
+        interrupted_ns: When Ctrl-C was pressed, None if it wasn't.
+    """
+
+    exit: r.Exit | None = None
+    interrupted_ns: r.Instant | None = None
 
 
 class Silent(msgspec.Struct, array_like=True, frozen=True):
@@ -453,6 +487,7 @@ AnyRecord = (
     | Gpu
     | Output
     | Bye
+    | Command
     | Tick
     | Stacks
     | Asked

@@ -17,7 +17,7 @@ from dpwatch.wire.record import Record
 MOST_STEPS = 256
 """Steps of one record."""
 
-ROW = struct.Struct("<14I")
+ROW = struct.Struct("<15I")
 
 
 class Step(Record, frozen=True, gc=False, tag="step"):
@@ -42,9 +42,12 @@ class Step(Record, frozen=True, gc=False, tag="step"):
         runqueue_ns: It was ready and no core was free.
         gil_wait_ns: It was blocked where only the GIL can block it.
         idle_ns: It was blocked otherwise: waiting for data, for another device or rank.
-        exposed_ns: Communication the thread waited for (not overlapped with compute).
+        exposed_ns: Communication the thread waited for (not overlapped with compute): wall time of
+            calls and waits that Python sees, and blocked time where C++ waits.
         loss: The rank's own loss of this step (mean over its samples).
         samples: Batch elements this device processed in the step.
+        comm_ns: For which some communication of the device's was under way, from a call's issue to
+            its end; what overlaps counts once. None where not each call's end is known.
     """
 
     device: r.Index
@@ -63,14 +66,15 @@ class Step(Record, frozen=True, gc=False, tag="step"):
     exposed_ns: r.Duration | None = None
     loss: float | None = None
     samples: r.Count | None = None
+    comm_ns: r.Duration | None = None
 
 
 class Steps(Record, frozen=True, gc=False, tag="steps"):
     """Steps of one device, in the order in which it would tell of each.
 
-    A row is fourteen numbers of 32 bits, little endian: the step less this record's; how long
-    before `latest_ns` it ended; how long it took; then `data_ns` … `exposed_ns` and `samples` as
-    in `Step`. From `data_ns` on they may be unknown: 2³² - 1.
+    A row is fifteen numbers of 32 bits, little endian: the step less this record's; how long
+    before `latest_ns` it ended; how long it took; then `data_ns` … `exposed_ns`, `comm_ns` and
+    `samples` as in `Step`. From `data_ns` on they may be unknown: 2³² - 1.
 
     Attributes:
         step: The lowest.
@@ -107,9 +111,9 @@ def spread(steps: Steps) -> Iterator[Step]:
     losses = steps.losses or [None] * steps.count
     for row, loss in zip(ROW.iter_unpack(steps.rows), losses, strict=True):
         step, ago, took = row[:3]
-        *times, samples = (None if number == UNKNOWN else number for number in row[3:])
+        *times, comm, samples = (None if number == UNKNOWN else number for number in row[3:])
         end_ns = steps.latest_ns - ago
-        told = (*times, loss, samples)
+        told = (*times, loss, samples, comm)
         yield Step(steps.device, steps.step + step, end_ns - took, end_ns, *told)  # type: ignore[arg-type]
 
 
@@ -152,10 +156,10 @@ def _gathered(steps: list[Step]) -> list[Steps | Step]:
 
 def _at_once(steps: list[Step], least: int, latest_ns: int) -> Steps | None:
     """One record of all, column by column; None if some do not fit."""
-    _, step, start, end, *times, loss, samples = zip(
+    _, step, start, end, *times, loss, samples, comm = zip(
         *map(msgspec.structs.astuple, steps), strict=True
     )
-    times.append(samples)
+    times += [comm, samples]
     if any(UNKNOWN in each for each in times):
         return None
     rows = zip(
@@ -166,7 +170,7 @@ def _at_once(steps: list[Step], least: int, latest_ns: int) -> Steps | None:
         strict=True,
     )
     try:
-        packed = struct.pack(f"<{14 * len(steps)}I", *chain.from_iterable(rows))
+        packed = struct.pack(f"<{15 * len(steps)}I", *chain.from_iterable(rows))
     except struct.error:  # a number of more than 32 bits, or below 0
         return None
     told = [] if loss.count(None) == len(loss) else list(loss)
@@ -178,7 +182,7 @@ def _row(step: Step, least: int, latest_ns: int) -> bytes | None:
     times = (
         step.data_ns, step.h2d_ns, step.forward_ns, step.backward_ns, step.optimizer_ns,
         step.on_cpu_ns, step.runqueue_ns, step.gil_wait_ns, step.idle_ns, step.exposed_ns,
-        step.samples,
+        step.comm_ns, step.samples,
     )  # fmt: skip
     if UNKNOWN in times:
         return None

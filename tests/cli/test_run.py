@@ -1,14 +1,17 @@
-"""`dpwatch run` as a wrapper: what passes through it, what is said, and the start-up hook."""
+"""`dpwatch run` as a wrapper: what passes through it, and what is said."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import dpwatch as dpwatch_package
+from dpwatch.cli import run
+from dpwatch.cli.command import Command
+from dpwatch.wire import paths
+from dpwatch.wire.paths import RuntimeDirError
 from tests.processes import dpwatch, environment
 
 PYTHON = sys.executable
@@ -64,12 +67,68 @@ def test_wrong_use_is_one_line(arguments, code, says):
     assert says in done.stderr
 
 
-def test_without_a_runtime_directory_nothing_is_started(tmp_path):
+def refused(private_runtime, tmp_path, how):
+    """A runtime directory that can't be used."""
+    if how == "open":
+        private_runtime.chmod(0o777)
+        return private_runtime
+    if how == "link":
+        (tmp_path / "link").symlink_to(private_runtime)
+        return tmp_path / "link"
+    if how == "long":
+        return tmp_path / ("x" * 100)
     (tmp_path / "file").write_text("")
-    place = str(tmp_path / "file" / "rt")
-    done = dpwatch("run", "--", "echo", "started", DPWATCH_RUNTIME_DIR=place)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "DPWATCH_RUNTIME_DIR" in done.stderr
+    return tmp_path / "file" / "rt"
+
+
+@pytest.mark.parametrize("how", ["open", "link", "long", "in the way"])
+def test_a_runtime_directory_that_cannot_be_used_keeps_no_command_from_running(
+    private_runtime, tmp_path, how
+):
+    place = str(refused(private_runtime, tmp_path, how))
+    (tmp_path / "tmp").mkdir()
+    more = {"DPWATCH_RUNTIME_DIR": place, "TMPDIR": str(tmp_path / "tmp")}
+    told = tmp_path / "told.json"
+    command = ["sh", "-c", "echo started; exit 5"]
+    done = dpwatch("run", "--quiet", "--json", str(told), "--", *command, **more)
+    assert (done.returncode, done.stdout) == (5, "started\n")
+    assert len(done.stderr.splitlines()) == 1
+    assert "`DPWATCH_RUNTIME_DIR=" in done.stderr  # where this one's runs are shown
+    assert json.loads(told.read_text())["runs"] == []
+    assert list((tmp_path / "tmp").iterdir()) == []  # the place it had instead is gone
+
+
+def test_where_there_is_no_place_at_all_the_command_runs_unwatched(monkeypatch, capfd):
+    def full(**more):
+        raise OSError("no space left")
+
+    def taken(**more):
+        raise RuntimeDirError("somebody else has it; set DPWATCH_RUNTIME_DIR to another")
+
+    monkeypatch.setattr(paths, "private_dir", full)
+    monkeypatch.setattr(paths, "runtime_dir", taken)
+    watching = run.Watching.prepared()
+    assert "PYTHONPATH" not in watching.environment(output=True).keys() - os.environ.keys()
+    with Command(["sh", "-c", "exit 5"], watching.environment(output=True)) as command:
+        assert watching.follow(command, None) == []
+    assert command.code == 5
+    said = capfd.readouterr().err
+    assert said == (
+        "dpwatch: somebody else has it: the command runs unwatched; "
+        "set DPWATCH_RUNTIME_DIR to a directory of yours\n"
+    )
+
+
+def test_trouble_with_watching_leaves_the_command_alone(monkeypatch, capfd):
+    def broken(*_, **__):
+        raise OSError("too many open files")
+
+    monkeypatch.setattr("dpwatch.hub.follow.Watcher", broken)
+    watching = run.Watching.prepared()
+    with Command(["sh", "-c", "sleep 0.2; exit 5"], watching.environment(output=True)) as command:
+        assert watching.follow(command, None) == []
+    assert command.code == 5
+    assert "not watching any more: too many open files" in capfd.readouterr().err
 
 
 TRAPS = """
@@ -93,63 +152,3 @@ def test_signals_pass_through(name):
     assert process.stdout.readline() == f"{name}\n"
     process.communicate(timeout=60)
     assert process.returncode == 3
-
-
-SPEAKS = """
-import sys, json
-print(json.dumps([sys.path, hasattr(sys, "users_own"),
-                  [m for m in sys.modules if m.startswith(("dpwatch", "zmq", "torch"))]]))
-"""
-
-
-def speaks(*, hooked, **more):
-    command = [PYTHON, "-c", SPEAKS]
-    if hooked:
-        done = dpwatch("run", "--quiet", "--", *command, **more)
-    else:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment(**more), check=True
-        )
-    assert done.stderr == ""
-    return json.loads(done.stdout)
-
-
-def test_the_hook_leaves_other_python_as_it_was(tmp_path):
-    assert speaks(hooked=True) == speaks(hooked=False)
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "sitecustomize.py").write_text("import sys\nsys.users_own = True\n")
-    ours = speaks(hooked=True, PYTHONPATH=str(own))
-    assert ours == speaks(hooked=False, PYTHONPATH=str(own))
-    assert ours[1]
-
-
-def test_a_broken_sitecustomize_of_the_users_is_told_by_python_itself(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("1/0\n")
-    done = dpwatch("run", "--quiet", "--", PYTHON, "-c", "print(1)", PYTHONPATH=str(tmp_path))
-    assert done.stdout == "1\n"
-    assert "Error in sitecustomize" in done.stderr
-    assert "ZeroDivisionError" in done.stderr
-
-
-def test_a_python_without_dpwatch_says_so_and_goes_on(tmp_path):
-    """The hook's module alone, in front of modules that look like torch's."""
-    package = tmp_path / "torch" / "optim"
-    package.mkdir(parents=True)
-    (tmp_path / "torch" / "__init__.py").write_text("")
-    (package / "__init__.py").write_text("")
-    (package / "optimizer.py").write_text(
-        "class Optimizer:\n    def __init__(self, x): self.x = x\n"
-    )
-    script = "from torch.optim.optimizer import Optimizer as O; print(O(1).x, O(x=2).x)"
-    place = Path(dpwatch_package.__file__).parent / "hook"
-    done = subprocess.run(
-        [PYTHON, "-s", "-c", "import sys; sys.modules['dpwatch'] = None\n" + script],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment(PYTHONPATH=f"{place}:{tmp_path}", DPWATCH_SESSION="abc"),
-    )
-    assert done.stdout == "1 2\n"
-    assert len(done.stderr.splitlines()) == 1
-    assert "dpwatch must be installed beside torch" in done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dpwatch.wire.paths import list_runs
+from dpwatch.wire.listing import list_runs
 from tests.hubs import has, until, watching
 from tests.processes import DEADLINE_S, environment, eventually, processes_with, start
 
@@ -90,7 +90,7 @@ def test_viewers_and_hub_may_stop_and_die_in_mid_stream(tmp_path):
             assert viewer.stdout.readline() == "sees it\n"
         viewers[0].send_signal(signal.SIGSTOP)
         viewers[1].kill()
-        os.kill(next(list_runs()).read_info().hub_pid, signal.SIGKILL)
+        os.kill(list_runs()[0].read_info().hub_pid, signal.SIGKILL)
         assert process.poll() is None, "it should still train"
         assert losses(process) == expected
     finally:

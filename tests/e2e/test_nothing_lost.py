@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dpwatch.wire.paths import list_runs
+from dpwatch.wire.listing import list_runs
 from dpwatch.wire.spawn import ensure_hub
 from tests.hubs import has, until, watching
 from tests.processes import DEADLINE_S, environment, eventually
@@ -167,7 +167,7 @@ def test_losses_are_the_same_and_every_record_is_accounted_for(what, mishap, wit
         with watching() as watcher:
             follow(watcher, steps=AT)
             pid = a_hub()
-            mishap(pid, next(list_runs()))
+            mishap(pid, list_runs()[0])
             (tmp_path / "go").touch()
             state = follow(watcher, steps=STEPS, state="finished")
         lines, books = ended(process)

@@ -1,9 +1,13 @@
 """`dpwatch run` in front of scripts that know nothing of it: nothing changes, all is seen."""
 
 import json
+import re
 import socket
 import sys
+import threading
+from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +41,37 @@ def gpt2(vocabulary, positions, width, layers):
     return (vocabulary + positions) * width * FLOAT + layers * block + 2 * width * FLOAT
 
 
+@contextmanager
+def peaks_from_outside(place):
+    """The highest resident size by process, of those that have this runtime directory."""
+    peaks, done = {}, threading.Event()
+
+    def look():
+        while not done.wait(0.1):
+            for process in Path("/proc").glob("[0-9]*"):
+                peak = peak_of(process, place)
+                if peak is not None:
+                    peaks[int(process.name)] = peak
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        done.set()
+        thread.join()
+
+
+def peak_of(process, place):
+    try:
+        if place.encode() not in (process / "environ").read_bytes():
+            return None
+        told = re.search(r"VmHWM:\s*(\d+) kB", (process / "status").read_text())
+    except OSError:  # it has ended
+        return None
+    return int(told[1]) * 1024 if told else None
+
+
 LAYERS = 4 * linear(64, 64)
 THEORY = {
     "ddp_loop": {"all_reduce": linear(64, 256) + linear(256, 10)},
@@ -47,6 +82,26 @@ THEORY = {
     "spawn": {"all_reduce": LAYERS, "broadcast": LAYERS},
     "data_parallel": {},
 }
+PERCEPTRON = linear(64, 256) + linear(256, 10)
+CLASSIFIER = linear(64, 128) + linear(128, 10)
+GPT2, GPT2_TENSORS = gpt2(96, 16, 32, 2), 28
+
+
+def adam(params, tensors):
+    return 2 * params + tensors * FLOAT  # and its step, a tensor a parameter
+
+
+# What a rank keeps: parameters (and as many gradients), optimizer state, DDP's buckets.
+MEMORY = {
+    "ddp_loop": (PERCEPTRON, adam(PERCEPTRON, 4), PERCEPTRON),
+    "fsdp2": (LAYERS // 2, adam(LAYERS // 2, 8), 0),
+    "lightning_fit": (CLASSIFIER, adam(CLASSIFIER, 4), CLASSIFIER),
+    "hf_trainer": (GPT2, adam(GPT2, GPT2_TENSORS), GPT2),
+    "spawn": (LAYERS, adam(LAYERS // 2, 4), LAYERS),  # ZeRO: the state of half of them
+    "data_parallel": (
+        linear(64, 128) + linear(128, 64), linear(64, 128) + adam(linear(128, 64), 2), 0
+    ),
+}  # fmt: skip
 STRATEGY = {"fsdp2": "fsdp", "data_parallel": "single"}
 
 
@@ -61,7 +116,8 @@ def test_a_script_runs_as_it_did_and_is_seen_whole(name, tmp_path):
     )
     plain = scripts.run(command, env)
     told = tmp_path / "summary.json"
-    watched = dpwatch_run(*command, options=["--json", str(told)], env=env)
+    with peaks_from_outside(env["DPWATCH_RUNTIME_DIR"]) as peaks:
+        watched = dpwatch_run(*command, options=["--json", str(told)], env=env)
     assert watched.returncode == plain.returncode == scripts.EXIT_CODES.get(name, 0), watched.stderr
     assert sorted(watched.stdout.splitlines()) == sorted(plain.stdout.splitlines())
     (run,) = json.loads(told.read_text())["runs"]
@@ -74,6 +130,13 @@ def test_a_script_runs_as_it_did_and_is_seen_whole(name, tmp_path):
     assert {rank["dropped"] for rank in run["ranks"]} == {0}
     measured = {each["op"]: each["bytes_per_step"] for each in run["collectives"]}
     assert {op: measured[op] for op in THEORY[name]} == THEORY[name]
+    params, optimizer, buckets = MEMORY[name]
+    for rank in run["ranks"]:
+        kept = rank["memory"]["at_step_end"]
+        assert (kept["params"], kept["grads"], kept["optimizer"]) == (params, params, optimizer)
+        assert kept["buffers"] == buckets
+        assert rank["memory"]["peak_bytes"] == pytest.approx(peaks[rank["pid"]], rel=0.02)
+        assert (rank["memory"]["source"], rank["memory"]["peak_of"]) == ("rss", "process")
 
 
 SPEAKS = """

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from dpwatch.hub.ordered import FEW, SORTED, Ordered
+from dpwatch.hub.ordered import FEW, PHASE_FIELDS, Ordered
 from dpwatch.hub.series import NONE, STEP_COLUMNS, WINDOW, Window
+from dpwatch.hub.timeline import exposed_share
 from dpwatch.wire.messages import Step
 
 
@@ -17,7 +18,8 @@ def some_step(dice, number):
 
     start = number * 1000
     end = start + dice.randrange(900)
-    return Step(0, number, start, end, *(maybe(5) for _ in range(10)), 1.5, maybe(9))
+    times = (maybe(5) for _ in range(10))
+    return Step(0, number, start, end, *times, 1.5, maybe(9), maybe(7))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -31,13 +33,15 @@ def test_it_follows_a_window_as_it_goes_on(seed):
         kept.follow(window)
         rows = window.latest(WINDOW)
         assert kept.took_ns == sorted(row[2] - row[1] for row in rows)
-        for name, values in zip(SORTED, kept.fields, strict=True):
+        for name, values in zip(PHASE_FIELDS, kept.fields, strict=True):
             place = STEP_COLUMNS.index(name)
             assert values == sorted(row[place] for row in rows if row[place] != NONE)
         fresh = Ordered()
         fresh.follow(window)
         assert kept.shares == fresh.shares
         assert kept.samples_per_s == fresh.samples_per_s
+        assert kept.means_ms == fresh.means_ms
+        assert kept.exposed_share == fresh.exposed_share == exposed_share(window.steps(0))
         assert kept.last_ns == fresh.last_ns
 
 

@@ -53,14 +53,22 @@ def test_an_end_wakes_whoever_polls():
     assert watched.watch(child.pid) is None  # gone, and that is no error
 
 
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        (None, "is gone without a word"),
-        (0, "ended with exit code 0 and without a word"),
-        (-9, "was killed by SIGKILL"),
-        (-63, "was killed by signal 63"),
-    ],
-)
-def test_exits_are_spelled_out(code, words):
-    assert processes.told(code) == words
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="no pidfd on this system")
+@pytest.mark.parametrize(("code", "status"), ENDS)
+def test_how_a_reaped_process_ended_is_known_where_linux_tells(code, status):
+    watched = processes.Processes()
+    child = subprocess.Popen([sys.executable, "-c", f"input(); {code}"], stdin=subprocess.PIPE)
+    fd = watched.watch(child.pid)
+    assert watched.ended() == []
+    assert watched.exit_of(fd) is None
+    child.communicate(b"\n")  # reaped: /proc has nothing of it any more
+    assert watched.ended() == [fd]
+    told = watched.exit_of(fd)
+    watched.close()
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    assert told == (status if release >= (6, 15) else None)
+
+
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (63, "signal 63")])
+def test_signals_have_names(number, name):
+    assert processes.signal_name(number) == name

@@ -33,6 +33,8 @@ def a_run(seed):
     hosts = rnd.choice([1, 2])
     jump = rnd.choice([1, 1, WINDOW // 2])
     late = jump == 1 and rnd.random() < 0.5
+    talks = rnd.random() < 0.3
+    generation = rnd.choice([0, 0, 1])
     held = {r: [] for r in range(ranks)}
     durations = {r: [] for r in range(ranks)}
     frames = [(batch(hello(ranks), rank=r, host=f"h{r % hosts}"), False) for r in range(ranks)]
@@ -44,13 +46,16 @@ def a_run(seed):
                 seq = i * calls + c // groups + (rnd.random() < odd) * rnd.randrange(-3, 3)
                 issued = START_NS + i * 100 * MS + rnd.randrange(3) * rnd.randrange(9 * MS)
                 took = None if late else rnd.choice([None, rnd.randrange(MS), 5_000 * MS])
+                message = talks and rnd.random() < 0.3
                 call = Collective(
                     i * jump,
-                    rnd.choice(["all_reduce", "all_gather"])
+                    rnd.choice(["send", "recv"])
+                    if message
+                    else rnd.choice(["all_reduce", "all_gather"])
                     if rnd.random() < odd
                     else "all_reduce",
                     group,
-                    members + (rnd.random() < odd),
+                    1 if message else members + (rnd.random() < odd),
                     max(0, seq),
                     8 + (rnd.random() < odd),
                     issued,
@@ -61,6 +66,8 @@ def a_run(seed):
                     rnd.choice(["", "backward"]),
                     rnd.choice([None, rnd.randrange(MS)]),
                     "a.py:1",
+                    generation=0 if message else generation + (rnd.random() < odd),
+                    peer=rnd.choice([None, 1]) if message else None,
                 )
                 if rnd.random() >= odd / 2:
                     held[r].append(call)

@@ -66,6 +66,7 @@ def exchanging(exposed, *, wait=0, queue=0, total=50, backward=80, strategy="ddp
                 exposed_ns=None if exposed is None else exposed * MS,
                 backward_ns=backward * MS,
                 runqueue_ns=queue * MS,
+                comm_ns=None if total is None else total * MS,
             )
             call = collective(index, index, nbytes=MIB, ranks=2, at_ms=at, took_ms=total)
             state.apply(batch(call, told, rank=r, now_ns=told.end_ns))

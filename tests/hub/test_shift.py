@@ -18,7 +18,7 @@ AHEAD_NS = 7_000_000_000_000
 LENGTHS = {
     "data_ns", "h2d_ns", "forward_ns", "backward_ns", "optimizer_ns", "on_cpu_ns", "runqueue_ns",
     "gil_wait_ns", "idle_ns", "exposed_ns", "blocked_ns", "into_ns", "duration_ns", "still_ns",
-    "heard_ns", "offset_ns", "error_ns",
+    "heard_ns", "offset_ns", "error_ns", "comm_ns",
 }  # fmt: skip
 
 
@@ -93,9 +93,8 @@ def test_a_state_that_is_merged_is_what_its_frames_would_have_made():
 )  # fmt: skip
 def test_how_a_rank_ended_is_its_own_word_or_its_hubs(known, told, left):
     def state_with(bye):
-        state = played([batch(hello(1), step(0), host="there")])
-        state.ranks[0].bye = None if bye is None else Bye(bye)
-        return state
+        ends = [] if bye is None else [batch(Bye(bye), host="there", seq=-(bye == "lost"))]
+        return played([batch(hello(1), step(0), host="there"), *ends])
 
     head = state_with(known)
     merge(head, state_with(told), "there")

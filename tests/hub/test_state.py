@@ -83,7 +83,7 @@ def waited(op, seq, *, at_ms, took_ms, blocked_ms):
 
 @pytest.mark.parametrize(("scatter_ms", "rank_ms"), [(4, 9), (None, 7)])
 def test_exposed_time_is_the_callers_own_waits_where_all_are_known(scatter_ms, rank_ms):
-    steps = [step(i, exposed_ns=7 * MS) for i in range(5)]
+    steps = [step(i, exposed_ns=7 * MS, comm_ns=10 * MS) for i in range(5)]
     gathers = waited("all_gather", 0, at_ms=10, took_ms=6, blocked_ms=5)
     scatters = waited("reduce_scatter", 1, at_ms=20, took_ms=4, blocked_ms=scatter_ms)
     run = summarize(played([batch(hello()), batch(*gathers, *scatters, *steps, seq=1)]))

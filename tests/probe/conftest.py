@@ -21,6 +21,9 @@ from dpwatch.wire.messages import Asked, Batch, Position, Step
 class MemoryLink:
     """A link that keeps its frames; `full` makes it refuse them."""
 
+    there = True
+    patience_s = 0.0
+
     def __init__(self) -> None:
         self.frames: list[bytes] = []
         self.full = False
@@ -50,6 +53,9 @@ class MemoryLink:
     def close(self) -> None:
         self.closed.set()
 
+    def last_word(self, frame: bytes) -> None:
+        self.frames.append(frame)
+
     @property
     def batches(self) -> list[Batch]:
         return [codec.decode(frame) for frame in self.frames]
@@ -74,6 +80,9 @@ class HandThread:
 
     def read(self) -> tuple[int, int, int]:
         return self._clocks.now, self.cpu, self.queued
+
+    def ran_ns(self) -> int:
+        return self.cpu
 
     def close(self) -> None:
         pass
@@ -117,6 +126,9 @@ class HandCollectives:
 
     def positions(self) -> list[Position]:
         return []
+
+    def complete(self, step: Step) -> Step:
+        return step
 
     def unseen(self) -> str:
         return ""

@@ -9,8 +9,9 @@ import torch.distributed as dist
 
 from dpwatch.probe import collectives
 from dpwatch.probe.cpu import Clocks
-from dpwatch.probe.lanes import BACKWARD, MainLane
+from dpwatch.probe.lanes import BACKWARD
 from dpwatch.probe.seams import NoCollectives
+from dpwatch.probe.steps import Steps
 
 
 @pytest.fixture
@@ -29,7 +30,10 @@ def on_a_thread_of_its_own(work):
 def test_a_collective_of_autograds_thread_is_in_the_main_threads_backward(world):
     records = []
     observer = collectives.start(records.append, lambda: 3)
-    observer.main = lane = MainLane(Clocks(), NoCollectives())
+    steps = Steps(
+        records.append, NoCollectives(), devices=[], clocks=Clocks(), on_devices=lambda _: None
+    )
+    observer.main = lane = steps.main
     lane.phase, lane.phase_start = BACKWARD, time.monotonic_ns() - 5_000_000
     try:
         x = torch.ones(2, requires_grad=True)

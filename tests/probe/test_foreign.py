@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from dpwatch.probe.foreign import is_foreign
-from dpwatch.probe.subjects import strategy_of
+from dpwatch.probe.foreign import is_foreign, suppress_own
+from dpwatch.probe.models import strategy_of
 
 
 class TimeUp(Exception):
@@ -54,20 +54,19 @@ def handle():
     signal.signal(signal.SIGUSR1, before)
 
 
-class Module:
+class DataParallel:
     """A module of the script's, which is interrupted while the probe looks at it."""
 
     def __init__(self, act):
         self.act = act
 
+    def modules(self):
+        return iter([self])
+
     @property
     def device_ids(self):
         self.act()
         return ()
-
-
-class DataParallel(Module):
-    pass
 
 
 def interrupted_in_probe(act):
@@ -126,3 +125,14 @@ def test_the_probes_own_mistakes_are_its_own():
     with pytest.raises(AttributeError) as raised:
         strategy_of(None).nothing  # noqa: B018
     assert not is_foreign(raised.value)
+
+
+def test_a_time_limit_passes_where_the_probes_own_errors_do_not(handle):
+    def time_limit(signum, frame):
+        raise TimeoutError("time is up")  # which is an OSError
+
+    handle(time_limit)
+    with pytest.raises(TimeoutError), suppress_own(OSError):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    with suppress_own(OSError):
+        os.stat("/nowhere")

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from dpwatch.probe import collectives
 from dpwatch.probe.collectives_calls import Call
 from dpwatch.probe.collectives_groups import Group
+from dpwatch.wire.messages import Collective
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def told(observer):
     """Group, generation and number of each call so far."""
     made = [row[0](*row[1:]) for row in observer.rows]
     observer.rows.clear()
-    return [(call.group, call.generation, call.seq) for call in made]
+    return [(call.group, call.generation, call.seq) for call in made if type(call) is Collective]
 
 
 def places(observer):
@@ -110,7 +111,6 @@ def test_a_call_nobody_waited_for_is_not_under_way_for_ever(observed):
     dist.all_reduce(torch.ones(1), async_op=True)  # dropped at once
     work = dist.all_reduce(torch.ones(1), async_op=True)
     told(observed)
-    assert len(observed._reports._under_way) == 2
     observed.positions()
     assert len(observed._reports._under_way) == 1
     work.wait()
@@ -118,8 +118,30 @@ def test_a_call_nobody_waited_for_is_not_under_way_for_ever(observed):
     assert not observed._reports._under_way
 
 
+def test_how_a_call_ended_follows_its_record(observed, monkeypatch):
+    init()
+    monkeypatch.setattr(collectives.CallbackPace, "due", lambda *_: False)
+    works = [dist.all_reduce(torch.ones(n), async_op=True) for n in (1, 2)]
+    before = [observed._tell(call) for _, call in observed.rows]
+    assert {(call.completed_ns, call.blocked_ns) for call in before} == {(None, None)}
+    observed.rows.clear()
+    works[0].wait()
+    observed.positions()
+    (row,) = observed.rows
+    end = row[0](*row[1:])
+    assert (end.seq, end.nbytes) == (0, 4)
+    assert end.blocked_ns > 0
+    if end.duration_ns is not None:  # it waited at once, and not for long
+        assert end.completed_ns - before[0].issued_ns == end.duration_ns
+    works[1].wait()
+    observed.positions()
+    observed.positions()
+    assert len(observed.rows) == 2  # each once
+
+
 def test_the_oldest_call_under_way_is_told_beside_the_newest(observed, monkeypatch):
     init()
+    monkeypatch.setattr(collectives.CallbackPace, "due", lambda *_: False)
     dist.all_reduce(torch.ones(1))
     works = [dist.all_reduce(torch.ones(n), async_op=True) for n in (1, 2, 3)]
     told(observed)

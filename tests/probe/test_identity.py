@@ -1,11 +1,14 @@
-"""Who a process is, by what its launcher left in the environment."""
+"""Who a process is: by its launcher, its process group, or the group it is about to join."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,58 +16,233 @@ from dpwatch.probe import identity
 from dpwatch.probe.cpu import ThreadClock
 from dpwatch.probe.identity import Identity
 
+ALONE = Identity(rank=0, world_size=1, local_rank=0)
+
+
+def rank(number: int, size: int = 2, **more: Any) -> Identity:
+    return Identity(**{"rank": number, "world_size": size, "local_rank": number, **more})
+
 
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch):
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    for name in (
+        "TORCHELASTIC_RUN_ID",
+        "TORCHELASTIC_RESTART_COUNT",
+        "TORCHELASTIC_ERROR_FILE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: None)
     monkeypatch.setattr(sys, "argv", ["/home/me/my train.py"])
+    monkeypatch.setattr(identity, "_default_store", lambda: None)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Sets what a launcher tells."""
+
+    def tell(**env: str) -> None:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+
+    return tell
+
+
+@pytest.fixture
+def child(monkeypatch):
+    """Makes this process one of multiprocessing's."""
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(pid=77))
+    process = SimpleNamespace(name="SpawnPoolWorker-1")
+    monkeypatch.setattr(multiprocessing, "current_process", lambda: process)
+
+
+@pytest.fixture
+def group(monkeypatch):
+    """Gives this process a process group of two, rank 1, that met at a store."""
+
+    def make(**store: Any) -> None:
+        dist = SimpleNamespace(
+            is_available=lambda: True,
+            is_initialized=lambda: True,
+            get_rank=lambda: 1,
+            get_world_size=lambda: 2,
+            get_backend=lambda: "gloo",
+        )
+        monkeypatch.setitem(sys.modules, "torch.distributed", dist)
+        met = SimpleNamespace(underlying_store=SimpleNamespace(**store))
+        monkeypatch.setattr(identity, "_default_store", lambda: met)
+
+    return make
 
 
 def test_a_plain_process():
-    assert identity.resolve() == Identity(rank=0, world_size=1, local_rank=0)
-    assert identity.run_id() == f"my-train-{os.getpid()}"
-    assert identity.run_id(2) == f"my-train-{os.getpid()}-3"
+    assert identity.resolve() == ALONE
+    assert identity.run_id(ALONE) == f"my-train-{os.getpid()}"
+    assert identity.run_id(ALONE, 2) == f"my-train-{os.getpid()}-3"
+    assert identity.title(ALONE) == "my-train"
 
 
-def test_torchrun(monkeypatch):
-    for name, value in {
-        "RANK": "5",
-        "WORLD_SIZE": "8",
-        "LOCAL_RANK": "1",
-        "TORCHELASTIC_RUN_ID": "none",
-        "TORCHELASTIC_RESTART_COUNT": "2",
-    }.items():
-        monkeypatch.setenv(name, value)
-    assert identity.resolve() == Identity(rank=5, world_size=8, local_rank=1)
-    assert identity.run_id() == f"my-train-{os.getppid()}-2"
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+    "TORCHELASTIC_RUN_ID": "none",
+    "TORCHELASTIC_RESTART_COUNT": "2",
+    "TORCHELASTIC_ERROR_FILE": "/tmp/torchelastic_ab/none_cd/attempt_2/1/error.json",
+}
 
 
-def test_a_multiprocessing_child_has_its_parents_run(monkeypatch):
-    monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(pid=77))
-    assert identity.run_id() == "my-train-77"
-    assert not identity.resolve().known
-    monkeypatch.setenv("RANK", "1")
-    assert identity.resolve().known
+def test_torchrun_s_ranks_are_one_run_and_its_attempts_are_not(told):
+    told(**TORCHRUN)
+    me = identity.resolve()
+    assert me == Identity(rank=5, world_size=8, local_rank=1)
+    first = identity.run_id(me)
+    told(RANK="6", TORCHELASTIC_ERROR_FILE="/tmp/torchelastic_ab/none_cd/attempt_2/2/error.json")
+    assert identity.run_id(me) == first
+    told(TORCHELASTIC_RESTART_COUNT="3")
+    assert identity.run_id(me) != first
 
 
-def test_a_process_group_knows_best(monkeypatch):
-    monkeypatch.setenv("RANK", "5")
-    group = SimpleNamespace(
-        is_available=lambda: True,
-        is_initialized=lambda: True,
-        get_rank=lambda: 1,
-        get_world_size=lambda: 2,
-        get_backend=lambda: "gloo",
+def test_another_torchrun_at_the_same_port_is_another_run(told):
+    told(**TORCHRUN)
+    first = identity.run_id(rank(5, 8))
+    told(TORCHELASTIC_ERROR_FILE="/tmp/torchelastic_xy/none_zz/attempt_2/1/error.json")
+    assert identity.run_id(rank(5, 8)) != first
+
+
+def test_ranks_with_parents_and_sessions_of_their_own_are_one_run(told, monkeypatch):
+    """As Ray's, Dask's, mpirun's, and ranks that are started by hand in several terminals."""
+    told(RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29655")
+    first = identity.run_id(identity.resolve())
+    monkeypatch.setattr(os, "getpgid", lambda pid: 4711)
+    monkeypatch.setattr(os, "getppid", lambda: 4711)
+    assert identity.run_id(identity.resolve()) == first
+    told(MASTER_PORT="29656")
+    assert identity.run_id(identity.resolve()) != first
+    told(DPWATCH_SESSION="abc")
+    assert identity.run_id(identity.resolve()).startswith("abc-my-train-")
+
+
+def test_a_multiprocessing_child_that_trains_alone_is_a_run_of_its_own(child):
+    me = identity.resolve()
+    assert not me.known  # it may be about to join a group
+    assert identity.run_id(me) == f"my-train-{os.getpid()}"
+    assert (identity.title(me), identity.worker(me)) == (
+        "my-train SpawnPoolWorker-1",
+        "SpawnPoolWorker-1",
     )
-    monkeypatch.setitem(sys.modules, "torch.distributed", group)
-    assert identity.resolve() == Identity(rank=1, world_size=2, local_rank=1, backend="gloo")
 
 
-def test_a_named_run(monkeypatch):
-    monkeypatch.setenv("DPWATCH_RUN_ID", "night/7")
-    assert identity.run_id(4) == "night-7"
+def test_a_rank_that_a_child_inherited_is_not_its_own(child, told, monkeypatch):
+    told(RANK="1", WORLD_SIZE="2", MASTER_PORT="29500")
+    assert identity.resolve() == rank(1)  # it has set them itself
+    monkeypatch.setattr(identity, "_inherited", lambda name, env: True)
+    assert identity.resolve() == Identity(rank=0, world_size=1, local_rank=0, known=False)
+
+
+def test_what_was_inherited_is_known_by_how_the_process_was_started(told):
+    told(NEW="1")
+    assert not identity._inherited("NEW", os.environ)
+    name = next(n for n, v in os.environ.items() if f"{n}={v}".encode() in started_with())
+    assert identity._inherited(name, os.environ)
+
+
+def started_with() -> list[bytes]:
+    with open("/proc/self/environ", "rb") as file:
+        return file.read().split(b"\0")
+
+
+@pytest.mark.parametrize(
+    ("store", "other"),
+    [({"port": 29500}, {"port": 29501}), ({"path": "/tmp/a"}, {"path": "/tmp/b"})],
+)
+def test_a_group_is_known_by_where_it_met(group, store, other, child):
+    group(**store)
+    me = identity.resolve()
+    assert me == rank(1, backend="gloo")
+    first = identity.run_id(me)
+    assert identity.title(me) == "my-train"  # of which it is no worker that trains alone
+    group(**other)
+    assert identity.run_id(me) != first
+
+
+def test_a_process_group_knows_better_than_the_environment(group, told):
+    told(RANK="5", WORLD_SIZE="8")
+    group()
+    assert identity.resolve() == rank(1, backend="gloo")
+
+
+def test_a_rank_is_in_one_run_before_and_after_it_has_joined(group, told):
+    told(RANK="1", WORLD_SIZE="2", MASTER_PORT="29500")
+    before = identity.run_id(identity.resolve())
+    group(port=29500)
+    assert identity.run_id(identity.resolve()) == before
+
+
+def waiting_in_init(do, **given):
+    """What `do` says of a thread that stands in `init_process_group`."""
+    source = (
+        "def init_process_group(init_method=None, world_size=-1, rank=-1, store=None):\n"
+        "    entered.set()\n"
+        "    go.wait(60)\n"
+    )
+    entered, go = threading.Event(), threading.Event()
+    names: dict[str, Any] = {"entered": entered, "go": go}
+    exec(compile(source, os.path.join("x", identity._C10D), "exec"), names)
+    with ThreadPoolExecutor(1) as pool:
+        ident = pool.submit(threading.get_ident).result()
+        stands = pool.submit(names["init_process_group"], **given)
+        assert entered.wait(60)
+        try:
+            return do(ident)
+        finally:
+            go.set()
+            stands.result()
+
+
+@pytest.mark.parametrize(
+    ("given", "met"),
+    [
+        ({"init_method": "tcp://127.0.0.1:29500"}, {"port": 29500}),
+        ({"init_method": "tcp://localhost:29500?x=1"}, {"port": 29500}),
+        ({"init_method": "file:///tmp/a"}, {"path": "/tmp/a"}),
+        ({"store": SimpleNamespace(port=29500)}, {"port": 29500}),
+    ],
+)
+def test_who_waits_for_the_others_is_known_by_what_it_was_given(group, given, met):
+    me, run = waiting_in_init(
+        lambda ident: (identity.resolve(ident), identity.run_id(rank(1), 0, ident)),
+        rank=1,
+        world_size=2,
+        **given,
+    )
+    assert me == rank(1)
+    group(**met)
+    assert run == identity.run_id(rank(1))
+
+
+def test_who_waits_and_was_given_no_rank_is_not_known_yet():
+    assert not waiting_in_init(identity.resolve).known
+
+
+def test_who_waits_was_told_by_its_launcher(told):
+    told(RANK="1", WORLD_SIZE="2")
+    assert waiting_in_init(identity.resolve) == rank(1)
+    # A script may want more ranks than were started.
+    assert waiting_in_init(identity.resolve, rank=1, world_size=3) == rank(1, 3)
+
+
+def test_ranks_that_met_without_a_store_go_by_their_launcher(told):
+    told(PMIX_NAMESPACE="job-7")
+    assert identity.run_id(rank(1)) == "my-train-job-7"
+
+
+def test_a_named_run(told):
+    told(DPWATCH_RUN_ID="night/7")
+    assert identity.run_id(ALONE, 4) == "night-7"
 
 
 def test_a_package_is_called_by_its_name(monkeypatch):
@@ -72,6 +250,18 @@ def test_a_package_is_called_by_its_name(monkeypatch):
     assert identity.script_name() == "trainer"
     monkeypatch.setattr(sys, "argv", ["-c"])
     assert identity.script_name() == "python"
+
+
+def a_task() -> object:
+    return identity.task()
+
+
+def test_a_pool_s_tasks_are_told_apart():
+    assert identity.task() is None
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        first, second = pool.apply(a_task), pool.apply(a_task)
+    assert first is not None
+    assert first != second
 
 
 def test_a_thread_clock_counts_its_own_thread():
@@ -85,35 +275,31 @@ def test_a_thread_clock_counts_its_own_thread():
     assert clock.read()[2] == 0
 
 
-def over_hosts(monkeypatch, **more):
+def over_hosts(told, **more):
     shared = {
         "TORCHELASTIC_RUN_ID": "none",
         "GROUP_WORLD_SIZE": "4",
         "MASTER_ADDR": "node0",
         "MASTER_PORT": "29500",
     }
-    for name, value in {**shared, **more}.items():
-        monkeypatch.setenv(name, value)
-    return identity.run_id()
+    told(**{**shared, **more})
+    return identity.run_id(rank(0, 8))
 
 
-def test_hosts_of_a_run_agree_on_its_name(monkeypatch):
-    first = over_hosts(monkeypatch, GROUP_RANK="0", DPWATCH_SESSION="abc")
-    again = over_hosts(
-        monkeypatch, GROUP_RANK="3", DPWATCH_SESSION="def", TORCHELASTIC_RESTART_COUNT="1"
-    )
+def test_hosts_of_a_run_agree_on_its_name(told):
+    first = over_hosts(told, GROUP_RANK="0", DPWATCH_SESSION="abc")
+    again = over_hosts(told, GROUP_RANK="3", DPWATCH_SESSION="def", TORCHELASTIC_RESTART_COUNT="1")
     assert first == again
     assert first.startswith("my-train-")
-    assert first != over_hosts(monkeypatch, MASTER_PORT="29501")
-    assert first != over_hosts(monkeypatch, MASTER_PORT="29500", TORCHELASTIC_RUN_ID="job")
+    assert first != over_hosts(told, MASTER_PORT="29501")
+    assert first != over_hosts(told, MASTER_PORT="29500", TORCHELASTIC_RUN_ID="job")
 
 
-def test_a_slurm_step_over_hosts(monkeypatch):
-    for name, value in {
-        "SLURM_JOB_ID": "77",
-        "SLURM_STEP_ID": "2",
-        "SLURM_STEP_NUM_NODES": "4",
-        "DPWATCH_SESSION": "abc",
-    }.items():
-        monkeypatch.setenv(name, value)
-    assert identity.run_id() == "my-train-77.2"
+def test_a_slurm_step_over_hosts(told):
+    told(SLURM_JOB_ID="77", SLURM_STEP_ID="2", SLURM_STEP_NUM_NODES="4", DPWATCH_SESSION="abc")
+    assert identity.run_id(rank(0, 8)) == "my-train-77.2"
+
+
+def test_a_process_that_trains_alone_in_a_job_over_hosts_is_its_own_run(told):
+    told(SLURM_JOB_ID="77", SLURM_STEP_ID="2", SLURM_STEP_NUM_NODES="4")
+    assert identity.run_id(ALONE) == f"my-train-{os.getpid()}"

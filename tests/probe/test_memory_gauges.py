@@ -123,7 +123,7 @@ def test_resident_sizes_are_the_operating_systems():
 
 def test_the_peak_is_this_programs_and_not_its_parents():
     """A process that was large and then becomes another program by exec is small again."""
-    code = "from dpwatch.probe import memory_resident as r; print(r.peak_resident_bytes())"
+    code = "from dpwatch.probe import memory_resident; print(memory_resident.resident().peak)"
     became = f"os.execv(sys.executable, [sys.executable, '-c', {code!r}])"
     before = f"import os, sys; x = b'x' * (64 << 20); {became}"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -133,8 +133,8 @@ def test_the_peak_is_this_programs_and_not_its_parents():
 
 def test_without_proc_resident_size_is_unknown(monkeypatch):
     monkeypatch.setattr(memory_resident, "_read", lambda path: None)
-    assert memory_resident.resident_bytes() is None
-    assert memory_resident.peak_resident_bytes() > 0  # the kernel's own account of the process
+    assert memory_resident.resident().now is None
+    assert memory_resident.resident().peak > 0  # the kernel's own account of the process
     records = []
     instrument = PassiveMemory(records.append, [HOST])
     instrument.step_begin(1)

@@ -291,4 +291,4 @@ def test_wrappers_inside_wrappers_are_taken_apart():
 def test_a_wrapper_around_nothing_is_unknown():
     empty = Loud(torch.ones(3))
     del empty.inner
-    assert memory_walk._Parts().of(empty) == [None]
+    assert memory_walk._Parts().of(empty) == (None,)

@@ -249,18 +249,18 @@ def test_a_probe_leaves_the_streams_alone_unless_asked(make_probe, bare, link, f
     assert link.records(Output) == []
 
 
-def test_the_traceback_that_ends_a_rank_is_told_as_python_prints_it(
+def test_the_traceback_of_a_block_is_told_as_python_is_about_to_print_it(
     make_probe, bare, link, fresh, monkeypatch
 ):
     streams = fresh()
     monkeypatch.setenv("DPWATCH_OUTPUT", "1")
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # torch's own puts ranks before
-    make_probe()
+    probe = make_probe()
     print("dying", file=sys.stderr)
     try:
-        raise ValueError("of this")
+        with probe:
+            raise ValueError("of this")
     except ValueError as error:
-        sys.excepthook(type(error), error, error.__traceback__)
+        sys.__excepthook__(type(error), error, error.__traceback__)
     printed = streams[1].buffer.getvalue().decode().splitlines()
     assert printed[-1] == "ValueError: of this"
     assert texts(link.records(Output), "err") == printed

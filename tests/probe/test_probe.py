@@ -20,7 +20,8 @@ from torch.optim import optimizer as torch_optimizer
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 import dpwatch
-from dpwatch.probe import NullProbe, ProbeLike, current
+from dpwatch import probe as probe_package
+from dpwatch.probe import NullProbe, ProbeLike, current, identity
 from dpwatch.probe import probe as probe_module
 from dpwatch.wire.messages import Beat, Bye, Hello, Step
 from dpwatch.wire.paths import RuntimeDirError
@@ -300,6 +301,84 @@ def test_a_forked_child_is_silent_and_works(linked):
     assert len(linked.records(Step)) == 3
 
 
+def test_a_forked_child_that_watches_is_a_run_of_its_own(linked):
+    torch.set_num_threads(1)
+    dpwatch.watch()
+    seen, frames = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover - measured in the parent
+        try:
+            signal.alarm(60)
+            linked.frames.clear()
+            with dpwatch.watch():
+                train(2)
+            told = [linked.opened[-1][0], len(linked.records(Step)), linked.batches[0].seq]
+            os.write(frames, json.dumps(told).encode())
+        finally:
+            os._exit(0)
+    os.close(frames)
+    with open(seen, "rb") as pipe:
+        run_id, steps, first = json.loads(pipe.read())
+    os.waitpid(child, 0)
+    assert run_id.endswith(f"-{child}")
+    assert (steps, first) == (2, 0)
+
+
+SUBINTERPRETER = """
+import sys
+try:
+    import _interpreters as interpreters
+    run = interpreters.exec
+except ImportError:
+    import _xxsubinterpreters as interpreters
+    run = interpreters.run_string
+run(interpreters.create(), "import dpwatch; print(type(dpwatch.watch()).__name__, flush=True)")
+print("torch" in sys.modules)
+"""
+
+
+def test_in_a_subinterpreter_it_says_so_and_does_nothing():
+    """torch's import hangs there."""
+    done = subprocess.run(
+        [sys.executable, "-c", SUBINTERPRETER], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "NullProbe\nFalse\n"
+    assert "not watching this run: torch cannot be imported in a subinterpreter" in done.stderr
+
+
+def test_while_python_shuts_down_it_does_nothing(monkeypatch, linked):
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    assert isinstance(dpwatch.watch(), NullProbe)
+    assert linked.opened == []
+
+
+def test_a_pool_s_next_task_is_a_run_of_its_own_at_the_same_place(linked, monkeypatch):
+    marks: list[int] = []
+    now = [1]
+    monkeypatch.setattr(probe_package, "_again", None)
+    for module in (probe_package, identity):
+        monkeypatch.setattr(module, "task", lambda: now[0])
+    probe_package.watch_unasked(lambda: marks.append(now[0]))
+    first = current()
+    train(2)
+    probe_package.watch_unasked(lambda: marks.append(now[0]))
+    assert current() is first
+    now[0] = 2
+    probe_package.watch_unasked(lambda: marks.append(now[0]))
+    second = current()
+    assert second is not first
+    train(3)
+    second.close()
+    assert marks == [1, 2]  # each waits for the next
+    runs = [run for run, _ in linked.opened]
+    assert len(set(runs)) == 1
+    begins = [n for n, batch in enumerate(linked.batches) if batch.seq == 0]
+    assert len(begins) == 2
+    told = linked.batches[: begins[1]]
+    assert told[-1].records[-1] == Bye("finished", then="idle")
+    assert sum(isinstance(r, Step) for b in told for r in b.records) == 2
+
+
 SCRIPT = """
 import sys, json, torch
 from dpwatch.probe import probe as probe_module
@@ -307,6 +386,7 @@ from dpwatch.wire import codec
 import dpwatch
 
 class Link:
+    there, patience_s = True, 0.0
     def open(self, *a): pass
     def tend(self, now): pass
     def asked(self): pass

@@ -9,15 +9,22 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 
 from dpwatch.probe import link as link_module
 from dpwatch.probe.identity import Identity
 from dpwatch.probe.link import HUB_PATIENCE_NS, LAUNCHES, HubLink
-from dpwatch.probe.publisher import RANK_PATIENCE_NS, Publisher
+from dpwatch.probe.publisher import (
+    EARLY_POLL_S,
+    POLL_S,
+    RANK_PATIENCE_NS,
+    WORKER_POLL_S,
+    Publisher,
+)
 from dpwatch.probe.recorder import Recorder
-from dpwatch.wire import codec, paths, transport
+from dpwatch.wire import codec, paths, requests, transport
 from dpwatch.wire.messages import (
     Asked,
     Beat,
@@ -39,7 +46,10 @@ class Source:
 
     def __init__(self) -> None:
         self.me = Identity(rank=2, world_size=4, local_rank=2)
-        self.stepped = False
+        self.stepped = self.idle = False
+        self.rested = 0
+        self.worker = ""
+        self.failed: Bye | None = None
         self.params: int | None = None
         self.found: list[Gpu] = []
         self.printed: list[Output] = []
@@ -50,9 +60,22 @@ class Source:
     def has_stepped(self) -> bool:
         return self.stepped
 
+    def complete(self, step: Step) -> Step:
+        return step
+
+    def is_idle(self) -> bool:
+        return self.idle
+
+    def rests(self) -> None:
+        self.rested += 1
+
+    def failure(self) -> Bye | None:
+        return self.failed
+
     def hello(self, me: Identity) -> Hello:
         devices = [DeviceInfo("cpu", "cpu")]
-        return Hello(me.world_size, me.local_rank, "ddp", me.backend, devices, self.params)
+        told = Hello(me.world_size, me.local_rank, "ddp", me.backend, devices, self.params)
+        return msgspec.structs.replace(told, worker=self.worker)
 
     def beat(self) -> Beat:
         return Beat(0, "")
@@ -89,9 +112,18 @@ def raising(error: BaseException) -> None:
     raise error
 
 
+def named(recorder, source, link, name: str = "", **more: Any) -> Publisher:
+    """A publisher of a run of that name; by default it is named after its ranks."""
+
+    def run_id(me: Identity) -> str:
+        return name or ("alone" if me.world_size == 1 else "r")
+
+    return Publisher(recorder, source, link, run_id=run_id, host="h", trouble=raising, **more)
+
+
 @pytest.fixture
 def publisher(recorder, source, link) -> Publisher:
-    return Publisher(recorder, source, link, run_id="r", host="h", trouble=raising)
+    return named(recorder, source, link)
 
 
 def kinds(batch: Any) -> list[str]:
@@ -236,7 +268,104 @@ def test_but_not_for_ever(publisher, source, link, stepped):
     source.stepped = stepped
     publisher.poll(0)
     publisher.poll(0 if stepped else RANK_PATIENCE_NS)
-    assert link.opened == [("r", 0)]
+    assert link.opened == [("alone", 0)]
+
+
+def test_a_process_that_joins_a_group_late_goes_over_to_its_run(publisher, recorder, source, link):
+    source.me = Identity(rank=0, world_size=1, local_rank=0)
+    recorder.append(a_step(0))
+    publisher.poll(0)
+    source.me = Identity(rank=3, world_size=4, local_rank=3, backend="gloo")
+    recorder.append(a_step(1))
+    publisher.poll(125 * MS)
+    assert link.opened == [("alone", 0), ("r", 3)]
+    alone = [b for b in link.batches if b.run_id == "alone"]
+    joined = [b for b in link.batches if b.run_id == "r"]
+    assert alone[-1].records == [Bye("finished", then="next")]
+    assert [b.seq for b in joined] == [0]
+    assert (joined[0].rank, kinds(joined[0])) == (3, ["Hello", "Beat", "Step"])
+    assert [s.step for s in link.records(Step)] == [0, 1]  # nothing is lost on the way
+
+
+def test_a_pool_s_worker_rests_when_its_task_is_over(publisher, recorder, source, link):
+    source.me = Identity(rank=0, world_size=1, local_rank=0)
+    recorder.append(a_step(0))
+    publisher.poll(0)
+    source.idle = True
+    for turn in range(1, 40):
+        publisher.poll(turn * 125 * MS)
+    assert link.batches[-1].records[-1] == Bye("finished", then="idle")
+    assert link.closed.is_set()
+    assert (publisher.resting, source.rested) == (True, 1)
+    told = len(link.frames)
+    publisher.close(Bye("finished", then="idle"))
+    publisher.finish()
+    assert len(link.frames) == told  # the hub knows
+
+
+def test_one_that_goes_on_after_all_is_heard_of_again(publisher, recorder, source, link):
+    source.me = Identity(rank=0, world_size=1, local_rank=0)
+    publisher.poll(0)
+    source.idle = True
+    for turn in range(1, 20):
+        publisher.poll(turn * 125 * MS)
+    assert publisher.resting
+    source.idle = False
+    recorder.append(a_step(7))
+    publisher.poll(9 * S)
+    assert kinds(link.batches[-1])[:1] == ["Hello"]
+    assert link.opened == [("alone", 0)] * 2
+    assert [b.seq for b in link.batches] == list(range(len(link.batches)))
+
+
+def test_a_goodbye_that_cannot_go_out_yet_is_kept(publisher, source, link):
+    source.me = Identity(rank=0, world_size=1, local_rank=0)
+    publisher.poll(0)
+    source.idle, link.full = True, True
+    for turn in range(1, 20):
+        publisher.poll(turn * 125 * MS)
+    assert not publisher.resting
+    link.full = False
+    publisher.poll(4 * S)
+    assert publisher.resting
+    assert link.records(Bye) == [Bye("finished", then="idle")]
+
+
+def test_the_run_before_is_told_that_its_process_has_begun_another(recorder, source, link):
+    first = named(recorder, source, link, "first")
+    first.start()
+    first.close(Bye("finished"), timeout_s=20)
+    second = named(recorder, source, link, "second", before=first)
+    second.poll(0)
+    told = [(b.run_id, b.records[-1]) for b in link.batches if kinds(b)[-1] == "Bye"]
+    assert told == [("first", Bye("finished")), ("first", Bye("finished", then="next"))]
+    assert link.batches[-1].run_id == "second"
+    assert [b.seq for b in link.batches if b.run_id == "first"] == [0, 1]
+
+
+def test_a_script_that_has_failed_is_told_once_while_its_process_lives(publisher, source, link):
+    publisher.poll(0)
+    source.failed = Bye("failed", "ValueError: boom")
+    for turn in range(1, 40):
+        publisher.poll(turn * 125 * MS)
+    assert link.records(Bye) == [Bye("failed", "ValueError: boom")]
+
+
+@pytest.mark.parametrize(
+    ("worker", "there", "now_s", "pause_s"),
+    [
+        ("SpawnPoolWorker-1", True, 1, WORKER_POLL_S),
+        ("SpawnPoolWorker-1", False, 1, POLL_S),  # nobody takes what it would send
+        ("SpawnPoolWorker-1", True, 11, POLL_S),
+        ("", True, 1, POLL_S),
+    ],
+)
+def test_a_young_pool_worker_sends_at_once(recorder, source, link, worker, there, now_s, pause_s):
+    source.worker, link.there = worker, there
+    publisher = named(recorder, source, link, wall=lambda: now_s * S)
+    assert publisher._pause_s == EARLY_POLL_S
+    publisher.poll(0)
+    assert publisher._pause_s == pause_s
 
 
 def test_a_destroyed_process_group_takes_no_rank_away(publisher, source, link):
@@ -285,6 +414,12 @@ def test_recorder_loses_nothing_between_threads():
 
 
 # -- the real socket ---------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _no_handlers(monkeypatch):
+    """Whatever other tests have done to SIGCHLD."""
+    monkeypatch.setattr(link_module.spawn, "minds_children", lambda: False)
 
 
 @pytest.fixture
@@ -337,7 +472,9 @@ def test_frames_sent_before_the_hub_came_arrive(hub_link, bound):
 
 def test_a_hub_that_never_reads_never_blocks(bound, hub_link, recorder, source):
     bound("stopped", RCVHWM=1, RCVBUF=4096)
-    publisher = Publisher(recorder, source, hub_link, run_id="stopped", host="h", trouble=raising)
+    publisher = Publisher(
+        recorder, source, hub_link, run_id=lambda me: "stopped", host="h", trouble=raising
+    )
     stuck = 0
     for turn in range(20_000):
         for n in range(64):
@@ -355,7 +492,9 @@ def test_a_hub_that_never_reads_never_blocks(bound, hub_link, recorder, source):
 
 def test_bye_arrives_although_the_process_leaves_at_once(bound, hub_link, recorder, source):
     socket = bound("brief")
-    publisher = Publisher(recorder, source, hub_link, run_id="brief", host="h", trouble=raising)
+    publisher = Publisher(
+        recorder, source, hub_link, run_id=lambda me: "brief", host="h", trouble=raising
+    )
     publisher.start()
     publisher.close(Bye("finished"), timeout_s=20)
     assert socket.poll(20_000)
@@ -378,6 +517,62 @@ def test_other_ranks_start_it_only_when_the_first_does_not(hub_link, launched):
     assert launched == []
     hub_link.tend(HUB_PATIENCE_NS)
     assert len(launched) == 1
+
+
+def test_under_dpwatch_run_the_hub_is_asked_for_and_started_only_if_nobody_does(
+    hub_link, launched, monkeypatch, private_runtime
+):
+    monkeypatch.setenv(requests.SESSION, "abc")
+    session = requests.Session(private_runtime, "abc")
+    hub_link.open("mine", 0)
+    hub_link.tend(0)
+    wanted = requests.read(paths.RunDir(private_runtime / "mine"))
+    assert (wanted.pid, wanted.environment[requests.SESSION]) == (os.getpid(), "abc")
+    assert launched == []
+    hub_link.tend(HUB_PATIENCE_NS)
+    assert len(launched) == 1
+    session.close()
+
+
+def test_where_that_command_is_on_another_host_a_rank_starts_it_at_once(
+    hub_link, launched, monkeypatch
+):
+    monkeypatch.setenv(requests.SESSION, "abc")
+    hub_link.open("mine", 0)
+    hub_link.tend(0)
+    assert len(launched) == 1
+
+
+@pytest.mark.parametrize("obstacle", ["handler", "no python"])
+def test_a_rank_that_had_better_start_nothing_says_so_once_and_waits_for_a_viewer(
+    hub_link, launched, monkeypatch, private_runtime, capsys, obstacle
+):
+    name = "minds_children" if obstacle == "handler" else "python"
+    found = True if obstacle == "handler" else None
+    monkeypatch.setattr(link_module.spawn, name, lambda: found)
+    hub_link.open("mine", 0)
+    for turn in range(4):
+        hub_link.tend(turn * HUB_PATIENCE_NS)
+    assert launched == []
+    assert requests.read(paths.RunDir(private_runtime / "mine")) is not None
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "`dpwatch` in another terminal" in said
+    assert hub_link.patience_s < 1  # nobody may ever come
+    hub_link.close()
+    assert list(private_runtime.iterdir()) == []
+
+
+def test_the_last_word_goes_to_a_hub_that_lives(hub_link, bound, private_runtime):
+    hub_link.open("over", 0)
+    hub_link.close()
+    hub_link.last_word(b"nobody hears it")
+    assert list(private_runtime.iterdir()) == []
+    socket = bound("over")
+    lock = paths.run_dir("over").try_lock()
+    hub_link.last_word(b"word")
+    assert socket.recv() == b"word"
+    os.close(lock)
 
 
 def test_no_hub_is_started_beside_a_living_one(hub_link, launched):

@@ -1,6 +1,8 @@
 """Where a thread is in the user's Python."""
 
 import inspect
+import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -9,7 +11,8 @@ import pytest
 import sympy
 import torch
 
-from dpwatch.probe.whereabouts import issuer, place, spelled, standing
+import dpwatch
+from dpwatch.probe.whereabouts import in_script, issuer, place, spelled, standing
 
 HERE = "tests/probe/test_whereabouts.py"
 
@@ -56,6 +59,56 @@ def test_a_package_that_torch_is_made_with_is_not_where_the_user_is():
     assert place(sympy.simplify.__code__)[1] is False
     assert place(pytest.approx.__code__)[1] is True
     assert place(inspect.signature.__code__)[1] is False
+
+
+def code_of(part):
+    """Code as if it stood in a file of dpwatch's."""
+    path = os.path.join(os.path.dirname(dpwatch.__file__), part)
+    return compile("pass", path, "exec")
+
+
+@pytest.mark.parametrize(
+    ("part", "users"),
+    [
+        ("hook/sitecustomize.py", False),
+        ("probe/hooks.py", False),
+        ("wire/spawn.py", False),
+        ("__init__.py", False),
+        ("trainer/loop.py", True),  # a script like anybody's
+    ],
+)
+def test_nothing_of_what_watches_is_the_users(part, users):
+    assert place(code_of(part))[1] is users
+
+
+busy = threading.Event()
+
+
+def begin(idle):
+    threading.Thread(target=look, args=(threading.get_ident(), idle), daemon=True).start()
+
+
+def look(main, idle):
+    while in_script(main):
+        pass
+    idle.set()
+    while not in_script(main):
+        pass
+    busy.set()
+
+
+def task():
+    return busy.wait(60)
+
+
+def test_a_pool_s_idle_worker_is_in_nobody_s_script():
+    """Though a forked one has the frames of who forked it, below its own."""
+    context = multiprocessing.get_context("fork")
+    idle = context.Event()
+    with context.Pool(1, begin, (idle,)) as pool:
+        assert idle.wait(60)
+        assert pool.apply(task)
+    assert in_script(threading.get_ident())
 
 
 GENERATED = """

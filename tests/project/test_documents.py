@@ -43,8 +43,8 @@ def test_every_json_field():
     page = text("json.md")
     assert snapshot.SCHEMA in page
     for name in ("Run", "Rank", "StepTime", "PhaseTimes", "CommTimes", "MemoryUse", "Categories",
-                 "GpuUse", "CollectiveStats", "LastArrival", "TransferStats", "Balance",
-                 "Diagnosis", "Model", "Loss", "Summary", "HostView"):  # fmt: skip
+                 "GpuUse", "CollectiveStats", "MessageStats", "LastArrival", "TransferStats",
+                 "Balance", "Diagnosis", "Model", "Loss", "Summary", "HostView"):  # fmt: skip
         for field in getattr(snapshot, name).__struct_fields__:
             assert f"`{field}`" in page, f"docs/json.md does not name {name}.{field}"
 

@@ -135,7 +135,7 @@ def _ddp_rank(rank: int, state: str, steps: int) -> s.Rank:
         phases_ms=s.PhaseTimes(
             data=1.1, h2d=0.1, forward=22.0, backward=38.0 + rank % 7, optimizer=9.0, other=4.8
         ),
-        comm_ms=s.CommTimes(total=18.0, exposed=6.2, wait=3.0),
+        comm_ms=s.CommTimes(total=18.0, exposed=6.2, wait=3.0, exposed_share=6.2 / step),
         memory=s.MemoryUse(
             current_bytes=4 * P, peak_bytes=4 * P + P // 2, source="ledger", params=P, grads=P,
             optimizer=2 * P, activations=P // 4, buffers=P // 4, temp=0, gathered=0,
@@ -265,8 +265,10 @@ def cluster_run(*, ranks: int = 1024, a_host: int = 8, state: str = "running") -
             rank,
             host=f"node-{number // a_host:03}.cluster",
             device=f"cuda:{number % a_host}",
-            step_ms=s.StepTime(p50=75.0 + (number * 7) % 11, p95=99.0, last=75.0),
-            comm_ms=s.CommTimes(total=18.0, exposed=6.2, wait=(number * 13) % 17 / 4),
+            step_ms=s.StepTime(p50=(step := 75.0 + (number * 7) % 11), p95=99.0, last=75.0),
+            comm_ms=s.CommTimes(
+                total=18.0, exposed=6.2, wait=(number * 13) % 17 / 4, exposed_share=6.2 / step
+            ),
         )
         for number, rank in enumerate(view.run.ranks)
     ]

@@ -123,12 +123,14 @@ def _rank(
     )  # fmt: skip
     total = 0.3 * step if wire else 0.12 * step if copies else None
     exposed = None if total is None else total * (0.4 if wire else 1.0)
+    share = None if exposed is None or host else exposed / step
     return s.Rank(
         rank=0 if one_process else index // 2 if name == "ddp-mp" else index, device=device,
         host="box", pid=4000 + index, state=state, steps=steps, dropped=0,
         step_ms=s.StepTime() if host else s.StepTime(p50=step, p95=1.2 * step, last=step),
         phases_ms=s.PhaseTimes() if host else phases,
-        comm_ms=s.CommTimes(total=total, exposed=exposed, wait=1.0 if wire else None),
+        comm_ms=s.CommTimes(total=total, exposed=exposed, wait=1.0 if wire else None,
+                            exposed_share=share),
         memory=s.MemoryUse(current_bytes=peak - held["activations"], peak_bytes=peak,
                            source="ledger", at_step_end=kept, **memory),
         sent_bytes_per_step=wire + sum(c.bytes_per_step for c in copies if c.src == device),

@@ -319,7 +319,9 @@ def test_the_overview_tells_the_largest_share_of_a_step_that_waits_for_communica
         replace(
             row,
             step_ms=s.StepTime(p50=80.0, p95=90.0, last=80.0),
-            comm_ms=s.CommTimes(total=40.0, exposed=exposed, wait=0.0),
+            comm_ms=s.CommTimes(
+                total=40.0, exposed=exposed, wait=0.0, exposed_share=exposed and exposed / 80
+            ),
         )
         for row, exposed in zip(view.run.ranks, (8.0, 20.0, None, 4.0), strict=True)
     ]

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from dpwatch.wire import paths
+from dpwatch.wire import listing, paths, run_dir
 from dpwatch.wire.paths import RunDir, RunInfo, RuntimeDirError
 
 
@@ -57,7 +57,7 @@ def test_a_dead_hubs_folder_is_cleared_and_a_living_ones_listed():
     for place in (dead, alive):
         place.write_info(RunInfo(place.run_id, "here", 1, 2.0))
     held = alive.try_lock()
-    assert [place.run_id for place in paths.list_runs()] == ["alive"]
+    assert [place.run_id for place in listing.list_runs()] == ["alive"]
     assert not dead.path.exists()
     assert empty.path.exists()  # a rank may be about to start its hub
     os.close(held)
@@ -67,14 +67,14 @@ def test_a_killed_hubs_folder_waits_for_the_successor_under_way():
     place = paths.run_dir("run")
     place.write_info(RunInfo("run", "here", 1, 2.0))
     assert place.prepare()  # a hub is being started, and has no lock yet
-    assert list(paths.list_runs()) == []
+    assert list(listing.list_runs()) == []
     assert place.path.exists()
 
 
 def test_a_folder_cleared_away_is_made_anew_for_a_hub():
     place = paths.run_dir("run")
     place.write_info(RunInfo("run", "here", 1, 2.0))
-    assert list(paths.list_runs()) == []
+    assert list(listing.list_runs()) == []
     assert place.try_lock() is None
     assert place.prepare()
     assert place.path.stat().st_mode & 0o777 == 0o700
@@ -85,13 +85,13 @@ def test_a_folder_cleared_away_is_made_anew_for_a_hub():
 
 def test_the_lock_of_a_hub_that_has_removed_its_folder_is_nobodys(monkeypatch):
     place = paths.run_dir("run")
-    flock = paths.fcntl.flock
+    flock = run_dir.fcntl.flock
 
     def late(fd, how):
         place.lock_file.unlink()
         flock(fd, how)
 
-    monkeypatch.setattr(paths.fcntl, "flock", late)
+    monkeypatch.setattr(run_dir.fcntl, "flock", late)
     assert place.try_lock() is None
 
 
@@ -141,9 +141,9 @@ def test_a_directory_of_somebody_else_is_refused(private_runtime):
     place = paths.run_dir("run")
     place.write_info(RunInfo("run", "here", 1, 2.0))
     held = place.try_lock()
-    assert [each.run_id for each in paths.list_runs()] == ["run"]
+    assert [each.run_id for each in listing.list_runs()] == ["run"]
     os.chown(place.path, 65534, 65534)
-    assert list(paths.list_runs()) == []
+    assert list(listing.list_runs()) == []
     with pytest.raises(RuntimeDirError, match="open to other users"):
         paths.run_dir("run")
     os.chown(private_runtime, 65534, 65534)
@@ -167,7 +167,7 @@ def test_what_is_no_run_json_is_not_waited_for_nor_read_whole():
     os.mkfifo(place.info_file)
     assert place.read_info() is None
     place.info_file.unlink()
-    place.info_file.write_bytes(b" " * (paths.INFO_BYTES + 1))
+    place.info_file.write_bytes(b" " * (run_dir.INFO_BYTES + 1))
     assert place.read_info() is None
     for odd in ('"hub_pid": -1', '"started_wall_s": 1e300', '"run_id": "' + "x" * 999 + '"'):
         fields = '"run_id": "run", "host": "h", "hub_pid": 1, "started_wall_s": 2.0, '

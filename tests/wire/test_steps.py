@@ -52,7 +52,7 @@ def test_steps_of_a_device_keep_their_order_and_go_as_one_record():
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        ({"rows": b"\0" * 57}, "have not a row each"),
+        ({"rows": b"\0" * 61}, "have not a row each"),
         ({"losses": [1.0]}, "have not a row each"),
         ({"latest_ns": START_NS + 2000 * MS}, "in the future"),
         ({"latest_ns": 1 << 32}, "too far back"),

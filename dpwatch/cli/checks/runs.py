@@ -18,11 +18,13 @@ from dpwatch.cli.checks.child import child, last_words, undisturbed
 from dpwatch.wire.keys import KeysError, keys_path, load_keys
 from dpwatch.wire.paths import (
     IPC_PATH_BYTES,
+    LEAST_CHARS,
     RUN_ID_CHARS,
     RunDir,
     RuntimeDirError,
     runtime_dir,
     runtime_path,
+    runtime_paths,
 )
 from dpwatch.wire.spawn import hub_environment
 
@@ -30,9 +32,6 @@ HUB_S = 20.0
 """How long a hub may take to start and answer."""
 
 TURN_S = 0.02
-
-LEAST_CHARS = 24
-"""Of a run id: a session's number, a process's, and some of the script's name."""
 
 
 def checks() -> Iterator[Check]:
@@ -68,7 +67,9 @@ def directory(path: Path) -> Check:
         text = f"{path}, mode {mode:04o}: other users can look into it"
         return Check(name, NOTE, text, f"chmod 700 {path}", value)
     made = "" if existed else ", made when it is needed"
-    return Check(name, OK, f"{path}, yours, mode {mode:04o}{made}", value=value)
+    others = [str(each) for each in runtime_paths() if each != path]
+    too = f"; viewers look in {', '.join(others)} too" if others else ""
+    return Check(name, OK, f"{path}, yours, mode {mode:04o}{made}{too}", value=value)
 
 
 def keys(path: Path) -> Check:

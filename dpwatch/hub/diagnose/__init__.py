@@ -24,6 +24,7 @@ from dpwatch.hub.diagnose import (
     memory_growth,
     memory_imbalance,
     nan_loss,
+    no_steps,
     oom,
     oom_risk,
     overlap_poor,
@@ -59,13 +60,16 @@ STATE_RULES: tuple[Callable[[Run, RunState], Finding | None], ...] = (
     straggler.rule,
     wait_in_turn.rule,
     nan_loss.rule,
+    no_steps.rule,
     comm_bound.rule,
     overlap_poor.rule,
     memory_growth.rule,
 )
 """Rules that look deeper: at arrival orders, positions, ends."""
 
-EARLY: frozenset[Callable[..., Any]] = frozenset({oom.rule, rank_lost.rule, desync.rule, hang.rule})
+EARLY: frozenset[Callable[..., Any]] = frozenset(
+    {oom.rule, rank_lost.rule, desync.rule, hang.rule, no_steps.rule}
+)
 """Rules that have something to say of a run's first steps too."""
 
 KINDS = tuple(rule.__module__.rpartition(".")[2] for rule in (*RULES, *STATE_RULES))

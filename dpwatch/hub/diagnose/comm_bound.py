@@ -21,7 +21,7 @@ from dpwatch.hub.diagnose import cpu_oversubscribed
 from dpwatch.hub.diagnose.finding import SETTLED_STEPS, Finding, mebibytes, shared_by_most, some_of
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.series import NONE, WAIT_NS, median
-from dpwatch.hub.snapshot import Rank, Run
+from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
 
 WORTH_SAYING = 0.25
@@ -92,18 +92,13 @@ def _net_share(rank: RankState) -> float | None:
 
 def _gross_share(run: Run) -> float | None:
     """What compute waits for communication, whatever the reason: a share of the step."""
-    return shared_by_most(share for row in run.ranks if (share := _gross(row)) is not None)
-
-
-def _gross(row: Rank) -> float | None:
-    if row.comm_ms.exposed is None or not row.step_ms.p50:
-        return None
-    return min(1.0, row.comm_ms.exposed / row.step_ms.p50)
+    shares = (row.comm_ms.exposed_share for row in run.ranks)
+    return shared_by_most(share for share in shares if share is not None)
 
 
 def _pattern(run: Run) -> str:
-    calls = sum(each.count_per_step for each in run.collectives)
-    moved = sum(each.bytes_per_step for each in run.collectives)
+    calls = sum(each.count_per_step or 0 for each in run.collectives)
+    moved = sum(each.bytes_per_step or 0 for each in run.collectives)
     if (times := _times_the_model(run)) is not None and times >= TIMES_THE_MODEL:
         return "repeated"
     if calls >= MANY_CALLS and moved <= SMALL_BYTES * calls:
@@ -115,7 +110,7 @@ def _times_the_model(run: Run) -> float | None:
     """How many times the model's bytes are all-reduced in a step; None where that is unknown."""
     if not run.model.param_bytes:
         return None
-    reduced = sum(each.bytes_per_step for each in run.collectives if each.op == "all_reduce")
+    reduced = sum(each.bytes_per_step or 0 for each in run.collectives if each.op == "all_reduce")
     return reduced / run.model.param_bytes
 
 
@@ -123,8 +118,8 @@ def _finding(
     run: Run, state: RunState, pattern: str, share: float, most: float, *, crowded: bool
 ) -> Finding:
     heaviest = run.collectives[0]
-    moved = sum(each.bytes_per_step for each in run.collectives)
-    calls = sum(each.count_per_step for each in run.collectives)
+    moved = sum(each.bytes_per_step or 0 for each in run.collectives)
+    calls = sum(each.count_per_step or 0 for each in run.collectives)
     times = _times_the_model(run)
     crowd = " (part of that is waiting for a core)" if crowded else ""
     size = f"{moved} B" if moved < 1 << 10 else mebibytes(moved)

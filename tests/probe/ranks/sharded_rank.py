@@ -13,7 +13,7 @@ from dpwatch.plan.schemes import scheme
 from dpwatch.probe import collectives
 from dpwatch.probe.api import NullProbe
 from dpwatch.probe.ledger import Ledger
-from dpwatch.probe.subjects import elements_of
+from dpwatch.probe.models import elements_of
 from dpwatch.trainer.config import TrainConfig
 from dpwatch.trainer.data import loader
 from dpwatch.trainer.footprint import setup

@@ -1,0 +1,31 @@
+"""`no_steps`: dpwatch sees the process and none of its training steps.
+
+Rule: a rank's probe says after ten seconds, or at the end, that it has seen no step, and why; and
+no rank has shown one.
+"""
+
+from __future__ import annotations
+
+from dpwatch.hub.diagnose.finding import Finding, ranks_of
+from dpwatch.hub.snapshot import Run
+from dpwatch.hub.state import RunState
+
+
+def rule(run: Run, state: RunState) -> Finding | None:
+    """Fires on what probes say of themselves."""
+    if run.steps:
+        return None
+    greeted = {r: rank.hello for r, rank in state.ranks.items() if rank.hello}
+    notes = {r: hello.note for r, hello in greeted.items() if hello.note}
+    if not notes:
+        return None
+    ranks = sorted(notes)
+    why = notes[ranks[0]]
+    return Finding(
+        kind="no_steps",
+        severity="info",
+        ranks=ranks,
+        text=f"No training step was seen on {ranks_of(ranks, start=False)}: {why}. If it trains in "
+        "a way of its own, call dpwatch.step() where a step ends.",
+        evidence={"why": why},
+    )

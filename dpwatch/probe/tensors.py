@@ -1,0 +1,80 @@
+"""Reads tensors of the script's without its noticing.
+
+Even a tensor's `shape` is a call that a `TorchFunctionMode` or a subclass's `__torch_function__`
+hears of, and any operation reaches a `TorchDispatchMode`. So attributes are read with torch
+functions disabled (`quiet`), values are read from memory, and a subclass that answers for itself
+(`__torch_dispatch__`) is not asked at all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import Any
+
+import torch
+
+quiet = torch._C.DisableTorchFunction
+"""Context manager: nobody hears of the attributes that are read meanwhile."""
+
+_DISABLED = torch._C._disabled_torch_dispatch_impl
+_C_FLOATS = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
+
+
+def is_plain(value: Any) -> bool:
+    """Whether reading a value's attributes calls no code but torch's."""
+    kind = type(value)
+    if kind is torch.Tensor or kind is torch.nn.Parameter:
+        return True
+    return issubclass(kind, torch.Tensor) and (
+        getattr(kind, "__torch_dispatch__", _DISABLED)
+        in (_DISABLED, torch.Tensor.__torch_dispatch__)
+    )
+
+
+def rows_of(value: Any) -> int | None:
+    """Length of a tensor's first dimension, None of what is no tensor or has none."""
+    if not is_plain(value):
+        return None
+    with quiet():
+        rows = value.shape[0] if value.dim() else None
+    return rows if type(rows) is int else None  # and no symbol of torch.export's
+
+
+def scalar_of(root: Any) -> float | None:
+    """The value of a one-element tensor in host memory, None for any other.
+
+    Read from memory: an `item()` of ours would be an operation among the user's own. On an
+    accelerator, reading would wait for it.
+    """
+    if not is_plain(root):
+        return None
+    with quiet():
+        if not root.is_cpu or not root.is_floating_point() or root.numel() != 1:
+            return None
+        try:
+            address = root.data_ptr()
+            sign = -1.0 if root.is_neg() else 1.0
+        except RuntimeError:  # inside a functorch transform, or fake
+            return None
+        value = _value_at(address, root.dtype) if address else None
+    return None if value is None else sign * value
+
+
+def _value_at(address: int, dtype: torch.dtype) -> float | None:
+    kind = _C_FLOATS.get(dtype)
+    if kind is not None:
+        return float(kind.from_address(address).value)
+    bits = bytes((ctypes.c_char * 2).from_address(address))
+    if dtype is torch.bfloat16:  # the upper half of a float32
+        return float(struct.unpack("=f", b"\0\0" + bits)[0]) if _LITTLE else None
+    return float(struct.unpack("=e", bits)[0]) if dtype is torch.float16 else None
+
+
+_LITTLE = struct.pack("=H", 1)[0] == 1
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The plain tensor this rank holds: a DTensor's shard, else the tensor itself."""
+    shard: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
+    return shard

@@ -1,0 +1,47 @@
+"""A process that dpwatch sees, and no training step of it."""
+
+import msgspec
+import pytest
+
+from dpwatch.hub.advance import advance
+from dpwatch.hub.state import RunState
+from dpwatch.hub.summarize import summarize
+from dpwatch.wire.messages import Batch, DeviceInfo, Hello, Step, Tick
+
+HELLO = Hello(1, 0, "single", "", [DeviceInfo("cpu", "cpu")])
+SECOND = 1_000_000_000
+
+
+def frame(rank, seq, at_s, *records):
+    at = int(at_s * SECOND)
+    return Batch(2, "r", rank, "h", 7, seq, 0, at, at, list(records))
+
+
+@pytest.fixture
+def state():
+    return RunState("r")
+
+
+def kinds(state, at_s):
+    advance(state, frame(-1, -1, at_s, Tick()))
+    return {d.kind: d for d in state.diagnoses}
+
+
+def test_it_is_said_with_the_reason(state):
+    advance(state, frame(0, 0, 1, HELLO))
+    assert "no_steps" not in kinds(state, 2)
+    advance(state, frame(0, 1, 11, msgspec.structs.replace(HELLO, note="no backward has run")))
+    said = kinds(state, 12)["no_steps"]
+    assert (said.severity, said.ranks) == ("info", [0])
+    assert "no backward has run" in said.text
+    assert "dpwatch.step()" in said.text
+    assert summarize(state).steps == 0
+
+
+def test_it_is_over_with_the_first_step(state):
+    advance(state, frame(0, 0, 11, msgspec.structs.replace(HELLO, note="no backward has run")))
+    assert "no_steps" in kinds(state, 12)
+    advance(state, frame(0, 1, 13, HELLO, Step(0, 0, 12 * SECOND, 13 * SECOND)))
+    for second in range(14, 20):
+        said = kinds(state, second)
+    assert "no_steps" not in said

@@ -1,0 +1,41 @@
+"""Hubs that are forked from one process: there at once, and on their own from then on."""
+
+import os
+import signal
+
+import msgspec
+
+from dpwatch.hub.nursery import Nursery
+from dpwatch.hub.processes import runs
+from dpwatch.wire import paths
+from tests.frames import dp_run
+from tests.hubs import has, rank, until, watching
+from tests.processes import eventually
+
+
+def test_hubs_outlive_it_and_each_other():
+    nursery = Nursery()
+    places = [paths.run_dir(name) for name in ("one", "two")]
+    for place in places:
+        nursery.start(place, {"DPWATCH_SESSION": "abc", "DPWATCH_HUB_LINGER_S": "60"})
+    infos = [eventually(place.read_info, "a hub's run.json") for place in places]
+    assert [info.session for info in infos] == ["abc", "abc"]
+    assert len({info.hub_pid for info in infos}) == 2
+    nursery.start(places[0], {})  # there is one
+    nursery.close()
+    os.kill(infos[0].hub_pid, signal.SIGTERM)
+    eventually(lambda: not places[0].path.exists(), "the first hub's end")
+    with rank(places[1]) as send, watching() as watcher:
+        for frame in dp_run(steps=3):
+            send(msgspec.structs.replace(frame, run_id="two"))
+        assert until(watcher, has("two", state="finished", steps=3))
+    assert runs(infos[1].hub_pid)
+    os.kill(infos[1].hub_pid, signal.SIGTERM)
+    eventually(lambda: not places[1].path.exists(), "the second hub's end")
+
+
+def test_it_ends_with_whoever_has_it():
+    nursery = Nursery()
+    nursery._process.stdin.close()  # as when its owner is killed
+    assert nursery._process.wait(60) == 0
+    nursery.close()

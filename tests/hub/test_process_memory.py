@@ -1,0 +1,111 @@
+"""Resident sizes and malloc's figures in a run's state: what is told of them, and what never is."""
+
+import pytest
+
+from dpwatch.cli.output import table
+from dpwatch.hub.diagnose import master_imbalance, memory_imbalance
+from dpwatch.hub.elsewhere import elsewhere
+from dpwatch.hub.merge import _keep_lane
+from dpwatch.hub.parts import LaneState
+from dpwatch.hub.state import RunState
+from dpwatch.hub.summarize import summarize
+from dpwatch.wire.messages import Beat, ByCategory, Memory
+from tests.frames import batch, hello, memory, step
+
+MIB = 1 << 20
+
+
+def resident(index, peak, *, heap=None, estimate=None, error=None, device=0):
+    kept = ByCategory(params=MIB, grads=MIB, optimizer=2 * MIB, buffers=0)
+    peaks = ByCategory(params=MIB, optimizer=2 * MIB, buffers=0)
+    return Memory(device, index, peak, peak, kept, peaks, "rss", estimate, error, heap)
+
+
+def run_of(*peaks, record=resident):
+    """A rank for each peak, in MiB."""
+    state = RunState("run")
+    for rank, peak in enumerate(peaks):
+        state.apply(
+            batch(hello(len(peaks), param_bytes=MIB), step(0), record(0, peak * MIB), rank=rank)
+        )
+    return state
+
+
+def lane_of(*records):
+    state = RunState("run")
+    state.apply(batch(hello(), *records))
+    return state.ranks[0].lanes[0], summarize(state).ranks[0].memory
+
+
+def test_the_peak_is_the_processes_and_only_what_is_there_throughout_is_known_of_it():
+    _, use = lane_of(resident(1, 400 * MIB, heap=90 * MIB, estimate=5 * MIB, error=MIB))
+    assert (use.source, use.peak_of, use.heap_bytes) == ("rss", "process", 90 * MIB)
+    assert (use.activations_estimate, use.activations_error) == (5 * MIB, MIB)
+    assert use.activations is use.grads is use.temp is None
+    assert use.at_step_end.grads == MIB
+    _, use = lane_of(memory(1, 400 * MIB))
+    assert (use.source, use.peak_of, use.heap_bytes) == ("ledger", "step", None)
+
+
+def test_a_beat_brings_the_peak_up_to_date():
+    """Samples may lie far apart, and the end lies behind the last one."""
+    state = run_of(400)
+    state.apply(batch(Beat(3, "", peak_rss_bytes=450 * MIB), seq=1))
+    assert summarize(state).ranks[0].memory.peak_bytes == 450 * MIB
+    state.apply(batch(Beat(3, "", peak_rss_bytes=None), seq=2))
+    assert summarize(state).ranks[0].memory.peak_bytes == 400 * MIB
+    measured = run_of(40, record=memory)
+    measured.apply(batch(Beat(3, "", peak_rss_bytes=450 * MIB), seq=1))
+    assert summarize(measured).ranks[0].memory.peak_bytes == 40 * MIB
+
+
+def test_what_is_held_is_mallocs_figure_where_it_is_known():
+    lane, _ = lane_of(resident(1, 400 * MIB, heap=90 * MIB), resident(2, 400 * MIB, heap=91 * MIB))
+    assert lane.held_from == "heap"
+    assert list(lane.held_bytes.values) == [90 * MIB, 91 * MIB]
+    lane, _ = lane_of(resident(1, 400 * MIB))
+    assert (lane.held_from, list(lane.held_bytes.values)) == ("rss", [400 * MIB])
+    lane, _ = lane_of(memory(1, 40 * MIB))
+    assert (lane.held_from, list(lane.held_bytes.values)) == ("ledger", [40 * MIB])
+
+
+def test_figures_of_different_accounts_are_not_one_curve():
+    """A jump from one to the other would look like growth."""
+    lane, use = lane_of(memory(1, 40 * MIB), resident(2, 400 * MIB))
+    assert list(lane.held_bytes.values) == list(lane.peak_bytes.values) == [400 * MIB]
+    assert (use.source, use.peak_bytes) == ("rss", 400 * MIB)
+    lane, _ = lane_of(resident(1, 400 * MIB, heap=90 * MIB), resident(2, 400 * MIB))
+    assert list(lane.held_bytes.values) == [400 * MIB]
+    assert list(lane.peak_bytes.values) == [400 * MIB, 400 * MIB]
+
+
+@pytest.mark.parametrize("known", [resident(1, 300 * MIB, heap=80 * MIB), memory(1, MIB)])
+def test_hosts_states_are_joined_by_account(known):
+    before, _ = lane_of(known)
+    after, _ = lane_of(resident(5, 400 * MIB, heap=90 * MIB))
+    _keep_lane(before, after)
+    same = known.source == "rss"
+    assert list(after.held_bytes.values) == [80 * MIB] * same + [90 * MIB]
+    assert (after.held_from, after.highest.peak_bytes) == ("heap", 400 * MIB)
+    fresh = LaneState(0, 0)
+    _keep_lane(before, fresh)
+    assert fresh.held_from == before.held_from
+
+
+@pytest.mark.parametrize("peaks", [(900, 400, 400, 400), (400, 900, 400, 400), (400, 400, 400)])
+def test_no_balance_is_told_of_whole_processes(peaks):
+    """They hold libraries, and what a rank did before it trained."""
+    run = summarize(run_of(*peaks))
+    assert run.balance.peak_max_over_min is run.balance.peak_device0_over_median is None
+    assert master_imbalance.rule(run) is None
+    assert memory_imbalance.rule(run) is None
+    assert "whole process" in table([run])
+    measured = summarize(run_of(*peaks, record=memory))
+    assert measured.balance.peak_max_over_min == max(peaks) / 400
+    assert "whole process" not in table([measured])
+
+
+def test_what_other_strategies_would_hold_is_known_all_the_same():
+    """It rests on the optimizer's state, which is exact."""
+    rows = elsewhere(summarize(run_of(400, 400)))
+    assert next(row for row in rows if row.strategy == "ddp").first == 4 * MIB

@@ -1,0 +1,51 @@
+"""A probe that sees no step says why."""
+
+import pytest
+import torch
+from torch import nn
+
+from dpwatch.probe import probe as probe_module
+from dpwatch.wire.messages import Hello
+
+
+def note_of(rig):
+    return rig.records(Hello)[-1].note
+
+
+def only_forward():
+    nn.Linear(3, 1)(torch.ones(2, 3))
+
+
+def gradients_for_nothing():
+    nn.Linear(3, 1)(torch.ones(2, 3)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (lambda: None, "no model of torch.nn was called with gradients on"),
+        (only_forward, "no backward has run"),
+        (gradients_for_nothing, "no optimizer of torch.optim has stepped"),
+    ],
+)
+def test_at_the_end_it_is_said(rig, script, said):
+    script()
+    assert said in note_of(rig)
+
+
+def test_collectives_alone_are_no_training(rig):
+    rig.collectives.issued = 7
+    assert "collectives were issued" in note_of(rig)
+
+
+def test_whoever_shows_a_step_needs_no_excuse(rig):
+    model = nn.Linear(3, 1)
+    model(torch.ones(2, 3)).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert note_of(rig) == ""
+
+
+def test_it_is_said_while_the_run_goes_on_but_not_too_early(rig, monkeypatch):
+    assert rig.probe.note() == ""
+    monkeypatch.setattr(probe_module, "NOTHING_SEEN_NS", 0)
+    assert "no backward has run" in rig.probe.note()
