@@ -14,7 +14,7 @@ import msgspec
 from dpwatch.hub import booking, bounds, generations
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.curves import Envelope, Thinned
-from dpwatch.hub.endings import BY_ITSELF, LAUNCHER_NS, ends
+from dpwatch.hub.endings import BY_ITSELF, ends
 from dpwatch.hub.exits import joined, was_stopped
 from dpwatch.hub.output import RunOutput
 from dpwatch.hub.parts import OPEN_LOSSES, BadLoss, LaneState, OpenLoss, OpState, RankState, Route
@@ -398,13 +398,13 @@ class RunState(msgspec.Struct):
         """Ranks that have died, the one first that the others followed. None that Ctrl-C ended."""
         return [] if self.stopped else [rank for rank, _ in self.died()]
 
-    def died(self, grace_ns: int = LAUNCHER_NS) -> list[tuple[RankState, str]]:
+    def died(self, *, explained: bool = False) -> list[tuple[RankState, str]]:
         """Ranks that have ended without finishing, but for those that Ctrl-C ended, and how.
 
         Args:
-            grace_ns: See `endings.ends`.
+            explained: See `endings.ends`.
         """
-        found = ends(self.ranks.values(), grace_ns)
+        found = ends(self.ranks.values(), explained=explained)
         return [(rank, how) for rank, how in found if not was_stopped(rank, self.command)]
 
     @property

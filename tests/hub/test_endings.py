@@ -10,12 +10,13 @@ from dpwatch.hub.endings import (
     GAVE_UP,
     KILLED,
     OWN,
+    QUIT,
     STOPPED,
     ending,
     ends,
 )
 from dpwatch.hub.state import RunState
-from dpwatch.wire.messages import Bye
+from dpwatch.wire.messages import INTERRUPTED, Bye
 from tests.frames import START_NS, batch, hello
 
 PAIR = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553]"
@@ -75,10 +76,16 @@ def test_an_error_of_its_own_is_none_of_its_peers(reason):
     [
         (Bye("lost", "process 1 was killed by SIGKILL", -signal.SIGKILL), KILLED),
         (Bye("lost", "process 1 is gone without a word"), KILLED),
-        (Bye("lost", "process 1 ended with exit code 3", 3), OWN),
+        (Bye("lost", "process 1 ended with exit code 3", 3), QUIT),
+        (Bye("failed", "exit code 3: process 1 exited without reporting", 3), QUIT),
+        (Bye("failed", "exit code 1", 1), QUIT),
+        (Bye("failed", "exit code 1: ValueError: bad", 1), OWN),
+        (Bye("failed", f"exit code 1: {GIVEN_UP[0]}", 1), GAVE_UP),
+        (Bye("failed", "killed by SIGABRT after its goodbye", -signal.SIGABRT), ABORTED),
+        (Bye("failed", "killed by SIGKILL after its goodbye", -signal.SIGKILL), KILLED),
         (Bye("lost", "process 1 was killed by SIGABRT", -signal.SIGABRT), ABORTED),
         (Bye("lost", "process 1 was killed by SIGTERM", -signal.SIGTERM), STOPPED),
-        (Bye("failed", "interrupted (KeyboardInterrupt)"), STOPPED),
+        (Bye("failed", INTERRUPTED), STOPPED),
         (Bye("finished"), FINISHED),
     ],
 )
