@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from dpwatch.hub import bounds
 from dpwatch.hub.durations import book, keep_latency
-from dpwatch.hub.generations import step_in_group
 from dpwatch.hub.parts import LaneState, OpState, RankState
 from dpwatch.hub.series import (
     CALLS,
@@ -115,9 +114,8 @@ def arrive(state: RunState, r: int, record: Collective, op: OpState) -> None:
     """A rank has entered a call."""
     entered = state.arrivals.enter(r, record)
     if entered is not None and len(entered) > 1:
-        state.offsets.take(
-            record.group, {r: step_in_group(state, r, call) for r, call in entered.items()}
-        )
+        steps = {r: call.step for r, call in entered.items()}
+        state.offsets.take(record.group, steps, record.generation)
         _whole(state, f"{record.op}/{record.group}", op, entered)
 
 

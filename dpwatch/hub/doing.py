@@ -19,17 +19,27 @@ from dpwatch.wire.messages import Beat
 STILL_NS = 2_000_000_000
 """A thread at the same line for so long stands still."""
 
-LIMITS_S = {"disk": 30.0, "file": 15.0}
+LIMITS_S = {
+    "lock": 8.0,
+    "socket": 20.0,
+    "pipe": 20.0,
+    "poll": 20.0,
+    "file": 20.0,
+    "core": 20.0,
+    "sleep": 30.0,
+    "disk": 60.0,
+    "process": 60.0,
+}
 """From so many seconds on, standing still in that is critical; …"""
 
-WAIT_LIMIT_S = 8.0
-"""… in any other wait that is known (a sleep, a lock, a pipe, a data loader), …"""
+LOADER_LIMIT_S = 8.0
+"""… in a data loader, …"""
 
-CHECKPOINT_LIMIT_S = 60.0
+CHECKPOINT_LIMIT_S = 120.0
 """… inside of what writes and reads checkpoints, …"""
 
-NATIVE_LIMIT_S = 15.0
-"""… without a word but on a core, in native code that holds the interpreter's lock, …"""
+NATIVE_LIMIT_S = 20.0
+"""… without a word, in native code that holds the interpreter's lock, …"""
 
 BUSY_LIMIT_S = 120.0
 """… and running Python."""
@@ -55,6 +65,7 @@ _PHRASES = {
     "socket": "waiting at a socket",
     "poll": "waiting for input",
     "process": "waiting for a process",
+    "core": "on a core, in native code",
 }
 
 
@@ -154,7 +165,7 @@ def _still(rank: RankState, beat: Beat) -> Doing:
     told = f"{who} stands still{at}{inside}{f', {phrase}' if phrase else ''}."
     if not beat.waits_in:
         return Doing("still", told)
-    limit_s = LIMITS_S.get(beat.waits_in, WAIT_LIMIT_S)
+    limit_s = LIMITS_S.get(beat.waits_in, 0.0)
     if beat.inside.startswith(CHECKPOINTS):
         limit_s = CHECKPOINT_LIMIT_S
     return Doing("still", told, "", limit_s, passes=True)
@@ -167,7 +178,7 @@ def _waits_for_data(who: str, at: str, beat: Beat) -> Doing:
         "Look at that loader's worker processes (`py-spy dump`): a lock that was held when they "
         "were forked, a file or server that does not answer, shared memory that is full."
     )
-    return Doing("still", told, advice, WAIT_LIMIT_S if beat.waits_in else 0.0, passes=True)
+    return Doing("still", told, advice, LOADER_LIMIT_S if beat.waits_in else 0.0, passes=True)
 
 
 def _busy(rank: RankState, beat: Beat) -> Doing:

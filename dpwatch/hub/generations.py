@@ -10,14 +10,12 @@ everything behind reads that.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from dpwatch.hub import bounds
-from dpwatch.wire.calls import Calls, Kind, encoded, kinds_of, spread
+from dpwatch.wire.calls import Calls, Kind, encoded, kinds_of
 from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import AnyRecord, Beat, Collective, Position
 
@@ -31,15 +29,12 @@ def in_run(state: RunState, rank: RankState, record: AnyRecord) -> AnyRecord:
     if isinstance(record, Collective):
         if rank.left is None and not record.generation:
             return record
-        generation = _enter(state, rank, record, lambda: record.step)
-        return msgspec.structs.replace(record, generation=generation)
+        return msgspec.structs.replace(record, generation=_enter(state, rank, record))
     if isinstance(record, Calls):
         if rank.left is None and not _has_generations(record.kinds):
             return record
         kinds = [
-            msgspec.structs.replace(
-                kind, generation=_enter(state, rank, kind, partial(_first_step, record, kind))
-            )
+            msgspec.structs.replace(kind, generation=_enter(state, rank, kind))
             for kind in kinds_of(record.kinds)
         ]
         return msgspec.structs.replace(record, kinds=encoded(kinds))
@@ -63,21 +58,6 @@ def left(rank: RankState) -> dict[str, int]:
     return (rank.left or {}) | {group: rank.generations.get(group, 0) for group in groups}
 
 
-def step_in_group(state: RunState, r: int, call: Collective | Position) -> int:
-    """A call's step, counted from the rank's first one in that group if it was made anew.
-
-    Ranks that have lived together count steps alike. One that has taken another's place began at 0
-    while the others went on, so that steps compare within a group only.
-    """
-    return call.step - first_step(state, r, call.group)
-
-
-def first_step(state: RunState, r: int, group: str) -> int:
-    """The rank's first step in a group that was made anew, 0 of a group that was not."""
-    rank = state.ranks.get(r)
-    return 0 if rank is None else rank.first_steps.get(group, 0)
-
-
 def is_current(state: RunState, position: Position) -> bool:
     """Whether a place is in the newest group of its name, and not in one that is no more."""
     return position.generation >= state.arrivals.generations.get(position.group, 0)
@@ -98,9 +78,7 @@ def _generation(state: RunState, rank: RankState, call: Collective | Kind | Posi
     return max(0, call.generation + shift)
 
 
-def _enter(
-    state: RunState, rank: RankState, call: Collective | Kind, first_step: Callable[[], int]
-) -> int:
+def _enter(state: RunState, rank: RankState, call: Collective | Kind) -> int:
     """The same, which is the newest from now on, unless there is a newer one."""
     if call.op in MESSAGES:
         return call.generation
@@ -113,14 +91,9 @@ def _enter(
         rank.shifts.setdefault(group, generation - call.generation)
     if generation > rank.generations.get(group, 0):
         rank.generations[group] = generation
-        rank.first_steps[group] = first_step()
     if generation > newest.get(group, 0) and len(newest) < bounds.OPS:
         newest[group] = generation
     return generation
-
-
-def _first_step(calls: Calls, kind: Kind) -> int:
-    return min((call.step for call in spread(calls, lambda each, _: each == kind)), default=0)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -86,7 +86,6 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     rank.left = known.left if rank.left is None else rank.left
     rank.shifts = rank.shifts | known.shifts
     rank.generations = rank.generations | known.generations
-    rank.first_steps = rank.first_steps | known.first_steps
     for key, by_step in known.peers.items():
         rank.peers[key] = _joined(by_step, rank.peers.get(key, ByStep()))
     for device, lane in known.lanes.items():

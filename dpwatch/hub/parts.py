@@ -89,7 +89,6 @@ class RankState(msgspec.Struct):
         waits: When it has waited for other ranks to come to a call.
         generations: By group, the last of that name it has called in, counted from 0 over the run.
         left: The same of the processes that had this rank before; None of a run's first process.
-        first_steps: By group that was made anew, the rank's first step in it.
         shifts: By group, what its own count of generations has to be increased by.
         bye: How it ended, None while it goes on: what `own` and `seen` come to (`hub.exits`).
         ended_ns: When it said goodbye, or was found to have ended without.
@@ -125,7 +124,6 @@ class RankState(msgspec.Struct):
     generations: dict[str, int] = {}
     left: dict[str, int] | None = None
     shifts: dict[str, int] = {}
-    first_steps: dict[str, int] = {}
     own: Bye | None = None
     seen: Bye | None = None
     exited_ns: int = 0

@@ -14,7 +14,7 @@ import msgspec
 from dpwatch.hub import booking, bounds, generations
 from dpwatch.hub.arrivals import Arrivals
 from dpwatch.hub.curves import Envelope, Thinned
-from dpwatch.hub.endings import BY_ITSELF, LAUNCHER_NS, ends
+from dpwatch.hub.endings import BY_ITSELF, ends
 from dpwatch.hub.exits import joined, was_stopped
 from dpwatch.hub.output import RunOutput
 from dpwatch.hub.parts import OPEN_LOSSES, BadLoss, LaneState, OpenLoss, OpState, RankState, Route
@@ -398,13 +398,13 @@ class RunState(msgspec.Struct):
         """Ranks that have died, the one first that the others followed. None that Ctrl-C ended."""
         return [rank for rank, _ in self.died()]
 
-    def died(self, grace_ns: int = LAUNCHER_NS) -> list[tuple[RankState, str]]:
+    def died(self, *, explained: bool = False) -> list[tuple[RankState, str]]:
         """Ranks that have ended without finishing, and how; none that Ctrl-C ended.
 
         Args:
-            grace_ns: See `endings.ends`.
+            explained: See `endings.ends`.
         """
-        return [] if self.stopped else self._unstopped(grace_ns)
+        return [] if self.stopped else self._unstopped(explained=explained)
 
     @property
     def stopped(self) -> bool:
@@ -413,8 +413,8 @@ class RunState(msgspec.Struct):
         some = len(others) < len(ends(self.ranks.values()))
         return some and not any(how in BY_ITSELF for _, how in others)
 
-    def _unstopped(self, grace_ns: int = LAUNCHER_NS) -> list[tuple[RankState, str]]:
-        found = ends(self.ranks.values(), grace_ns)
+    def _unstopped(self, *, explained: bool = False) -> list[tuple[RankState, str]]:
+        found = ends(self.ranks.values(), explained=explained)
         return [(rank, how) for rank, how in found if not was_stopped(rank, self.command)]
 
     @property

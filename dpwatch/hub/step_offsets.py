@@ -1,10 +1,10 @@
 """In which step each rank calls what all call together: a rank that is some steps ahead or behind.
 
 Ranks' steps are counted by their own optimizers. In a run in step they agree at each collective, or
-lie apart by the same number always. A rank that leaves out a step's calls, or a step, is off by one
-more from there on: its calls meet the others' of another step, and nothing fails. A rank without
-optimizer steps (a parameter server, one that shadows the others in DDP's `join`) falls back further
-in each step, and is left alone.
+lie apart by the same number always, as those do of a process that has taken another's place. A rank
+that leaves out a step's calls, or a step, is off by one more from there on: its calls meet the
+others' of another step, and nothing fails. A rank without optimizer steps (a parameter server, one
+that shadows the others in DDP's `join`) falls back further in each step, and is left alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,14 @@ STEADY_STEPS = 5
 MOST_CHANGES = 3
 """A rank that has changed more often is now here and now there: calls of a thread of its own."""
 
+
+REGULAR = 0.9
+"""Ranks that meet in so many of their steps are expected to be in the same one, …"""
+
+RECENT = 63
+"""… of the last ones."""
+
+_ALL = (1 << RECENT) - 1
 
 DRIFTS = 64
 """One that has changed so often drifts: its steps don't go on, or go on by themselves."""
@@ -55,12 +63,32 @@ class GroupOffsets(msgspec.Struct, array_like=True):
         last: … the last.
         ranks: Ranks that have not always been where most are.
         is_loose: One of them drifts, so that it says nothing where it is: nobody looks any more.
+        recent: In which of the last steps there was such a call: a bit for each, the last lowest.
+        generation: Of that name; a group that is made anew is another one.
     """
 
     first: int
     last: int
     ranks: dict[int, Offset] = {}
     is_loose: bool = False
+    recent: int = 1
+    generation: int = 0
+
+    def reach(self, step: int) -> None:
+        """Most ranks have come to that step."""
+        ahead = step - self.last
+        if ahead > 0:
+            self.recent = (self.recent << min(ahead, RECENT)) & _ALL | 1
+            self.last = step
+        elif ahead > -RECENT:
+            self.recent |= 1 << -ahead
+        self.first = min(self.first, step)
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether the ranks meet in nearly every step: else they may take steps of their own."""
+        span = min(RECENT, self.last - self.first + 1)
+        return self.recent.bit_count() >= REGULAR * span
 
 
 class StepOffsets(msgspec.Struct):
@@ -68,31 +96,34 @@ class StepOffsets(msgspec.Struct):
 
     groups: dict[str, GroupOffsets] = {}
 
-    def take(self, group: str, steps: Mapping[int, int]) -> None:
+    def take(self, group: str, steps: Mapping[int, int], generation: int = 0) -> None:
         """All ranks of a group have entered a call, each in a step of its own count."""
         most = usual(steps)
-        known = self._known(group, most)
+        known = self._known(group, most, generation)
         if known is None:
             return
         if known.ranks or any(step != most for step in steps.values()):
             for r, step in steps.items():
                 _follow(known, r, step - most, most)
-        known.last = max(known.last, most)
+        known.reach(most)
 
-    def take_equal(self, group: str, step: int) -> bool:
+    def take_equal(self, group: str, step: int, generation: int = 0) -> bool:
         """All have entered it in the same step. Returns: whether that is all there is to know."""
-        known = self._known(group, step)
+        known = self._known(group, step, generation)
         if known is not None and known.ranks:
             return False
         if known is not None:
-            known.last = max(known.last, step)
+            known.reach(step)
         return True
 
-    def _known(self, group: str, step: int) -> GroupOffsets | None:
+    def _known(self, group: str, step: int, generation: int) -> GroupOffsets | None:
         known = self.groups.get(group)
-        if known is None and len(self.groups) < MOST_GROUPS:
-            known = self.groups[group] = GroupOffsets(step, step)
-        return None if known is None or known.is_loose else known
+        is_new = known is None or known.generation < generation
+        if is_new and (known is not None or len(self.groups) < MOST_GROUPS):
+            known = self.groups[group] = GroupOffsets(step, step, generation=generation)
+        if known is None or known.is_loose or known.generation != generation:
+            return None
+        return known
 
     def forget(self, rank: int) -> None:
         """A rank begins anew."""
@@ -105,7 +136,8 @@ class StepOffsets(msgspec.Struct):
             found = {
                 r: each
                 for r, each in known.ranks.items()
-                if not known.is_loose
+                if known.is_regular
+                and not known.is_loose
                 and each.steps != each.before
                 and each.changes <= MOST_CHANGES
                 and each.steady >= STEADY_STEPS
@@ -117,7 +149,7 @@ class StepOffsets(msgspec.Struct):
     def has_left(self, group: str, rank: int, ahead: int) -> bool:
         """Whether a rank that is so far ahead now was steadily elsewhere before."""
         known = self.groups.get(group)
-        if known is None or known.is_loose:
+        if known is None or known.is_loose or not known.is_regular:
             return False
         each = known.ranks.get(rank)
         if each is None:

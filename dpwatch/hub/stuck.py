@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from dpwatch.hub.endings import FINISHED, GAVE_UP, ending, ends
+from dpwatch.hub.endings import FINISHED, GAVE_UP, MAYBE_GAVE_UP, ending, ends
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.state import RunState
 from dpwatch.wire.messages import Position, Unfinished
@@ -30,6 +30,8 @@ ALL_TOLD = 16
 
 SURE_NS = 1_000_000_000
 """Heard of so long after others had entered a call, a rank had its chance to enter it too."""
+
+_GIVING_UP = (GAVE_UP, *MAYBE_GAVE_UP)
 
 WORLD = "default"
 
@@ -114,13 +116,17 @@ def given_up(state: RunState) -> Standstill | None:
     Returns:
         None where no rank gave up, or nobody can be named.
     """
-    ended = {r: rank for r, rank in state.ranks.items() if ending(rank) == GAVE_UP}
+    ended = {r: rank for r, rank in state.ranks.items() if ending(rank) in _GIVING_UP}
     calls: dict[Place, Call] = {}
     waiting = {r: call for r in ended if (call := _waits_in(state, r, calls)) is not None}
     if not waiting:
         return None
     roots, circle = _ends(waiting)
-    if not circle:
+    sure = any(ending(rank) == GAVE_UP for rank in ended.values())
+    if not sure:  # who quits without an error need not have waited, unless for one that finished
+        finished = (r for r in roots if r in state.ranks and ending(state.ranks[r]) == FINISHED)
+        roots, circle = tuple(finished), False
+    elif not circle:
         last_ns = max(call.position.issued_ns for call in waiting.values())
         roots = tuple(r for r in roots if _had_its_chance(state, r, last_ns))
     since_ns = max(moved_ns(ended[r]) or 0 for r in waiting)
@@ -137,8 +143,8 @@ def _had_its_chance(state: RunState, r: int, issued_ns: int) -> bool:
 
 
 def given_up_ns(state: RunState) -> int | None:
-    """When the first rank gave up waiting, None while none has."""
-    gave_up = [rank for rank, how in ends(state.ranks.values()) if how == GAVE_UP]
+    """When the first rank gave up waiting, or may have; None while none has."""
+    gave_up = [rank for rank, how in ends(state.ranks.values()) if how in _GIVING_UP]
     return min((rank.ended_ns for rank in gave_up), default=None)
 
 
@@ -152,7 +158,7 @@ def _waits_in(state: RunState, r: int, calls: dict[Place, Call]) -> Call | None:
     rank = state.ranks[r]
     if rank.beat is None or is_silent(state, rank):
         return None
-    gave_up = ending(rank) == GAVE_UP
+    gave_up = ending(rank) in _GIVING_UP
     for nth, place in enumerate(rank.beat.positions):
         for position in under_way(place, failed=gave_up and not nth):
             key = (position.group, position.generation, position.seq, position.ranks,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpwatch.hub.doing import doing
-from dpwatch.hub.endings import BY_ITSELF, GAVE_UP, LAUNCHER_NS
+from dpwatch.hub.endings import BY_ITSELF, GAVE_UP
 from dpwatch.hub.exits import gave_way, may_have_failed
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.processes import signal_name
@@ -64,8 +64,7 @@ def ended(state: RunState) -> bool:
 
 def died(state: RunState) -> list[tuple[RankState, str]]:
     """Ranks that have ended without finishing, and how, as `endings.ends` orders them."""
-    explained = held_cause(state.diagnoses) is not None
-    return state.died(0 if explained else LAUNCHER_NS)
+    return state.died(explained=held_cause(state.diagnoses) is not None)
 
 
 def held_cause(diagnoses: Sequence[Diagnosis]) -> Diagnosis | None:
@@ -102,9 +101,10 @@ def _broken(state: RunState, dead: Sequence[tuple[RankState, str]]) -> tuple[str
     reason = first.bye.reason if first.bye is not None else ""
     gave_up = sorted(rank.rank for rank, each in dead if each == GAVE_UP)
     held = held_cause(state.diagnoses)
-    if held is not None and gave_up:
+    if held is not None:
         outcome = outcome if how in BY_ITSELF else "failed"
-        return outcome, f"{first_sentence(held.text)}; {_ranks(gave_up)} gave up waiting"
+        then = f"{_ranks(gave_up)} gave up waiting" if gave_up else f"rank {first.rank}: {reason}"
+        return outcome, f"{first_sentence(held.text)}; {then}"
     if how == GAVE_UP:
         return outcome, f"{_ranks(gave_up)} gave up waiting: {reason}"
     return outcome, f"rank {first.rank}: {reason}"

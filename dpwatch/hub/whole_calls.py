@@ -15,7 +15,6 @@ from dpwatch.hub.arrivals import (
     most_open,
     packed_call,
 )
-from dpwatch.hub.generations import first_step
 from dpwatch.hub.parts import Covered
 from dpwatch.hub.series import NONE, Ints, median
 
@@ -115,7 +114,7 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
         kind = kinds[last[KIND]]
         arrivals.agree(kind.group, alike(kind, int(last[SEQ]), int(last[STEP])))
         if counts[i] > 1:
-            _compare_steps(state, kind.group, entries[:, members])
+            _compare_steps(state, kind, entries[:, members])
         if counts[i] > 1 and timed.compare(state, i):
             wait_ns[members] = waits.add(members, entries[ISSUED, members], timed.last_ns[i])
             if timed.first_step[i] > 0:
@@ -125,15 +124,15 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
     return wait_ns
 
 
-def _compare_steps(state: RunState, group: str, entered: Array) -> None:
+def _compare_steps(state: RunState, kind: Kind, entered: Array) -> None:
     """Whether the ranks entered a call in the same step, each of its own count."""
-    steps, ranks = entered[STEP], entered[RANK].tolist()
-    if state.arrivals.generations.get(group):
-        steps = steps - np.array([first_step(state, r, group) for r in ranks])
+    steps = entered[STEP]
     first = int(steps[0])
-    if (steps == first).all() and state.offsets.take_equal(group, first):
+    alike = bool((steps == first).all())
+    if alike and state.offsets.take_equal(kind.group, first, kind.generation):
         return
-    state.offsets.take(group, dict(zip(ranks, steps.tolist(), strict=True)))
+    by_rank = dict(zip(entered[RANK].tolist(), steps.tolist(), strict=True))
+    state.offsets.take(kind.group, by_rank, kind.generation)
 
 
 def _segments(entries: Array, kinds: Sequence[Kind]) -> Segments:

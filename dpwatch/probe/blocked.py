@@ -63,7 +63,7 @@ NOTHING = Wait()
 
 
 def wait_of(tid: int | None, pid: int | str = "self") -> Wait:
-    """What a thread waits in, nothing where it is on a core or that can't be told.
+    """What a thread waits in (`core`: nothing, it runs native code), if that can be told.
 
     Args:
         tid: The kernel's number of the thread.
@@ -73,6 +73,8 @@ def wait_of(tid: int | None, pid: int | str = "self") -> Wait:
         return NOTHING
     task = f"/proc/{pid}/task/{tid}"
     state = _read(f"{task}/stat").rpartition(")")[2][:2].strip()
+    if state == "R":
+        return Wait("core")
     if state not in ("S", "D", "I"):
         return NOTHING
     number, _, rest = _read(f"{task}/syscall").partition(" ")
@@ -95,7 +97,7 @@ def worker(number: int, pid: int) -> str:
     if state in ("T", "t"):
         return f"{who} is stopped"
     kind, on = wait_of(pid, pid)
-    return f"{who} {_WORKER.get(kind, 'runs') if not on else f'is {on}'}"
+    return f"{who} is {on}" if on else f"{who} {_WORKER.get(kind, 'runs')}"
 
 
 def _of_call(call: str, arguments: str, pid: int | str) -> Wait:

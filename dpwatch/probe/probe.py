@@ -296,6 +296,10 @@ class Probe:
         if not self._over:
             self.steps.say_loss(float(value))
 
+    def joins(self) -> None:
+        """The script stands in `init_process_group`: there are no steps to be seen yet."""
+        self._began_ns = time.monotonic_ns()
+
     def note(self) -> str:
         """Why no step has been seen so far, "" once one has or while it is too early to tell."""
         steps = self.steps
@@ -411,6 +415,7 @@ class _Source:
         given = rank_in(self._probe.thread)
         if given is None:
             return self._given or me
+        self._probe.joins()
         rank, size = given
         env_rank = "RANK" in os.environ
         if rank < 0:

@@ -224,8 +224,8 @@ class Beat(Record, frozen=True, tag="beat"):
         inside: The library's call that the script's line stands in, where that is one of a few that
             may take long: `init_process_group`, `new_group`, `DataLoader`, `torch.save`, ….
         waits_in: What the training thread waits in, as the kernel has it, once it has been still
-            for a second: `sleep`, `lock`, `disk`, `file`, `pipe`, `socket`, `poll`, `process`; ""
-            where it is on a core or that can't be told.
+            for a second: `sleep`, `lock`, `disk`, `file`, `pipe`, `socket`, `poll`, `process`,
+            `core` (in nothing: it runs native code); "" where that can't be told.
         waits_on: Which file, process or peer, in words, "" where that can't be told.
         meeting: The process group whose ranks it waits for, while it is being made.
         abandoned: Forward and backward passes of a wrapped model (DDP, FSDP) that have raised and

@@ -93,7 +93,7 @@ def seen_late(feed):
     """What a viewer gets that connects when a hub has had all of it."""
     place = paths.run_dir("run")
     lock = place.try_lock()
-    hub = Hub(place)
+    hub = Hub(place, linger_s=3600)  # telling it all takes its time
     for frame in feed.frames():
         hub._publish(frame, codec.encode(frame))
     thread = threading.Thread(target=hub.serve)

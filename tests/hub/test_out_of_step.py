@@ -117,6 +117,16 @@ def test_ranks_now_here_now_there_are_a_thread_of_its_own_and_no_desync():
     assert run.finding() is None
 
 
+def test_ranks_that_meet_only_now_and_then_take_steps_of_their_own():
+    """Local SGD with as many steps as each has time for."""
+    run = Run()
+    for i in range(8):
+        run.step(8 * i, 8 * i, 8 * i)
+    for i in range(8, 20):
+        run.step(8 * i, 8 * i + 3, 8 * i)
+    assert run.finding() is None
+
+
 def test_ranks_that_got_to_a_call_in_different_steps_and_stand_there():
     run = Run().step(0, 0, 0, times=20)
     assert run.stand(20, 21, 20, done=True).finding() is None  # it is over

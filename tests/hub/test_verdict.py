@@ -28,7 +28,8 @@ class Script:
             self.say(r, hello(ranks), *done)
 
     def say(self, r, *records):
-        advanced = advance(self.state, batch(*records, rank=r, now_ns=self.now_ns))
+        seq = -1 if r == HUB_RANK else 0
+        advanced = advance(self.state, batch(*records, rank=r, seq=seq, now_ns=self.now_ns))
         self.run = advanced or self.run
         return self
 
@@ -127,6 +128,37 @@ def test_a_stuck_rank_that_somebody_kills_was_stuck_all_the_same():
     stuck(script)
     script.end(1, Bye("lost", "process 1 was killed by SIGKILL", -9)).end(0, RESET).end(2, RESET)
     assert script.said() == [("critical", "hang", [1]), ("critical", "rank_lost", [1])]
+
+
+@pytest.mark.parametrize("end", [Bye("failed", "exit code 1", 1), Bye("lost", "abort", -6)])
+def test_who_quits_or_aborts_while_it_waits_for_one_that_finished_gave_up(end):
+    """Scripts that print what they catch, and exit; watchdogs that abort."""
+    script = Script()
+    for r in range(3):
+        script.beat(r, at(WORLD, 19, ranks=3, ms=0, done=True))
+    script.end(1, Bye("finished"))
+    for r in (0, 2):
+        script.beat(r, at(WORLD, 20, ranks=3, ms=900)).end(r, end)
+    assert script.said() == [("critical", "hang", [1])]
+    assert script.run.state == "failed"
+    assert script.run.reason.endswith("ranks 0, 2 gave up waiting")
+
+
+def test_who_quits_by_itself_is_lost():
+    script = Script()
+    for r in range(3):
+        script.beat(r, at(WORLD, 20, ranks=3, ms=0, done=r != 2))
+    script.end(2, Bye("failed", "exit code 3", 3)).end(0, RESET).end(1, RESET)
+    assert script.said() == [("critical", "rank_lost", [2])]
+
+
+def test_a_hung_run_that_is_stopped_was_hung():
+    script = Script()
+    stuck(script)
+    for r in range(3):
+        script.end(r, STOPPED)
+    assert script.said() == [("critical", "hang", [1])]
+    assert script.run.reason.startswith("Rank 1 has not entered all_reduce")
 
 
 def test_a_hang_that_is_over_is_not_the_cause_of_what_comes_later():

@@ -70,7 +70,8 @@ def test_a_thread_is_seen_to_wait(make, wanted):
     if found != wanted and found == (wanted[0], ""):
         pytest.skip("this kernel does not tell which system call a thread is in")
     assert found == wanted
-    assert wait_of(thread.native_id) == wait_of(None) == ("", "")  # it is over
+    nothing = until(lambda: wait_of(thread.native_id), ("", ""))  # it is over
+    assert nothing == wait_of(None) == ("", "")
 
 
 def test_a_process_and_what_waits_for_it():

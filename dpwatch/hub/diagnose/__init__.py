@@ -33,7 +33,7 @@ from dpwatch.hub.diagnose import (
     wait_in_turn,
 )
 from dpwatch.hub.diagnose.finding import Finding
-from dpwatch.hub.endings import ABORTED, GAVE_UP, ends
+from dpwatch.hub.endings import GAVE_UP, MAYBE_GAVE_UP, ends
 from dpwatch.hub.snapshot import SEVERITIES, Diagnosis, Run
 from dpwatch.hub.verdict import CAUSES
 
@@ -125,7 +125,7 @@ def _lasting(
 ) -> dict[str, Diagnosis]:
     """What held when the first rank gave up waiting: it says why, and stays as it was then."""
     broken = ends(state.ranks.values())
-    gave_up = any(how in (GAVE_UP, ABORTED) for _, how in broken)
+    gave_up = any(how in (GAVE_UP, *MAYBE_GAVE_UP) for _, how in broken)
     return {
         each.kind: msgspec.structs.replace(each, severity="critical") if gave_up else each
         for each in before

@@ -17,11 +17,14 @@ the step and from a quarter on: they are counted and not timed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from dpwatch.hub.diagnose import cpu_oversubscribed
 from dpwatch.hub.diagnose.finding import SETTLED_STEPS, Finding, mebibytes, shared_by_most, some_of
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.series import NONE, WAIT_NS, median
-from dpwatch.hub.snapshot import Run
+from dpwatch.hub.snapshot import CollectiveStats, Run
 from dpwatch.hub.state import RunState
 
 WORTH_SAYING = 0.25
@@ -51,13 +54,14 @@ def rule(run: Run, state: RunState) -> Finding | None:
         return None
     shares = net_shares(run, state)
     share = shared_by_most(shares.values())
-    pattern = _pattern(run)
+    load = _load(run, state)
+    pattern = _pattern(run, load)
     if share is None or share < WORTH_SAYING:
         share = _gross_share(run)
         if pattern not in HINTS or share is None or share < HINTS[pattern]:
             return None
-        return _finding(run, state, pattern, share, share, crowded=not shares)
-    return _finding(run, state, pattern, share, max(shares.values()), crowded=False)
+        return _finding(run, state, load, pattern, share, share, crowded=not shares)
+    return _finding(run, state, load, pattern, share, max(shares.values()), crowded=False)
 
 
 def net_shares(run: Run, state: RunState) -> dict[int, float]:
@@ -96,31 +100,67 @@ def _gross_share(run: Run) -> float | None:
     return shared_by_most(share for share in shares if share is not None)
 
 
-def _pattern(run: Run) -> str:
-    calls = sum(each.count_per_step or 0 for each in run.collectives)
-    moved = sum(each.bytes_per_step or 0 for each in run.collectives)
-    if (times := _times_the_model(run)) is not None and times >= TIMES_THE_MODEL:
+class Load(NamedTuple):
+    """What a rank hands in per step: the most of any.
+
+    Attributes:
+        reduced: Bytes of it that are all-reduced.
+        heaviest: The op and group that take most of it.
+    """
+
+    calls: float
+    nbytes: int
+    reduced: int
+    heaviest: CollectiveStats
+
+
+def _load(run: Run, state: RunState) -> Load:
+    """Of the ops and groups that each rank calls: no rank is in all groups."""
+    by_key = {f"{each.op}/{each.group}": each for each in run.collectives}
+    loads = []
+    for rank in some_of(list(state.ranks.values())):
+        keys = {key for lane in rank.lanes.values() for key in lane.calls}
+        mine = [each for key, each in by_key.items() if key in keys]
+        if mine:
+            loads.append(_sum(mine))
+    return max(loads, key=lambda load: load.nbytes, default=None) or _sum(run.collectives)
+
+
+def _sum(each: Sequence[CollectiveStats]) -> Load:
+    reduced = sum(one.bytes_per_step or 0 for one in each if one.op == "all_reduce")
+    return Load(
+        sum(one.count_per_step or 0 for one in each),
+        sum(one.bytes_per_step or 0 for one in each),
+        reduced,
+        max(each, key=lambda one: one.bytes_per_step or 0),
+    )
+
+
+def _pattern(run: Run, load: Load) -> str:
+    if (times := _times_the_model(run, load)) is not None and times >= TIMES_THE_MODEL:
         return "repeated"
-    if calls >= MANY_CALLS and moved <= SMALL_BYTES * calls:
+    if load.calls >= MANY_CALLS and load.nbytes <= SMALL_BYTES * load.calls:
         return "many_calls"
-    return "few_bytes" if moved < SMALL_BYTES else "bytes"
+    return "few_bytes" if load.nbytes < SMALL_BYTES else "bytes"
 
 
-def _times_the_model(run: Run) -> float | None:
+def _times_the_model(run: Run, load: Load) -> float | None:
     """How many times the model's bytes are all-reduced in a step; None where that is unknown."""
-    if not run.model.param_bytes:
-        return None
-    reduced = sum(each.bytes_per_step or 0 for each in run.collectives if each.op == "all_reduce")
-    return reduced / run.model.param_bytes
+    return load.reduced / run.model.param_bytes if run.model.param_bytes else None
 
 
 def _finding(
-    run: Run, state: RunState, pattern: str, share: float, most: float, *, crowded: bool
+    run: Run,
+    state: RunState,
+    load: Load,
+    pattern: str,
+    share: float,
+    most: float,
+    *,
+    crowded: bool,
 ) -> Finding:
-    heaviest = run.collectives[0]
-    moved = sum(each.bytes_per_step or 0 for each in run.collectives)
-    calls = sum(each.count_per_step or 0 for each in run.collectives)
-    times = _times_the_model(run)
+    calls, moved, _, heaviest = load
+    times = _times_the_model(run, load)
     crowd = " (part of that is waiting for a core)" if crowded else ""
     size = f"{moved} B" if moved < 1 << 10 else mebibytes(moved)
     text = (

@@ -26,7 +26,7 @@ from itertools import chain
 from dpwatch.hub.arrivals import essence
 from dpwatch.hub.diagnose.finding import Finding, mebibytes, ranks_of
 from dpwatch.hub.diagnose.out_of_step import members, shifted, skipped
-from dpwatch.hub.generations import is_current, step_in_group
+from dpwatch.hub.generations import is_current
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
 from dpwatch.hub.step_offsets import usual
@@ -56,7 +56,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
         return found
     for group, seq, calls in standing:
         if _strays(state, group, calls):
-            steps = {r: (str(step_in_group(state, r, call)), 0, "") for r, call in calls.items()}
+            steps = {rank: (str(call.step), 0, "") for rank, call in calls.items()}
             return _finding(state, group, seq, calls, steps)
     return None
 
@@ -65,7 +65,7 @@ def _strays(state: RunState, group: str, calls: dict[int, Called]) -> bool:
     """Whether ranks that stand in one call, which does not end, got there in different steps."""
     if not _under_way(calls) or not _stopped(state, calls) or not _have_matched(state, group):
         return False
-    steps = {rank: step_in_group(state, rank, call) for rank, call in calls.items()}
+    steps = {rank: call.step for rank, call in calls.items()}
     most = usual(steps)
     return any(state.offsets.has_left(group, r, step - most) for r, step in steps.items())
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from dpwatch.hub.diagnose import desync, hang, oom
 from dpwatch.hub.diagnose.finding import Finding, ranks_of
-from dpwatch.hub.endings import FINISHED, GAVE_UP, ending
+from dpwatch.hub.endings import ABORTED, FINISHED, GAVE_UP, QUIT, STOPPED, ending
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
@@ -31,12 +31,14 @@ _ADVICE = {
     -signal.SIGTERM: "Somebody ended it: a scheduler's time limit, or a launcher.",
 }
 
+MOST_UNHEARD = 8
+
 _LOADER_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\)")
 
 
 def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on ranks that are gone."""
-    if oom.rule(run) is not None:
+    if oom.rule(run) is not None or state.stopped:
         return None
     dead = died(state)
     if not dead:
@@ -44,14 +46,34 @@ def rule(run: Run, state: RunState) -> Finding | None:
     first, how = dead[0]
     if how == GAVE_UP:
         return _unexplained(run, state, dead)
+    if how in (QUIT, ABORTED, STOPPED) and _is_explained(run, state):
+        return None
     others = [rank for rank, _ in dead if rank is not first]
     return Finding(
         kind="rank_lost",
         severity="critical",
         ranks=[first.rank],
-        text=f"{_said(first)} {_advice(first)}{_went_after(others)}".strip(),
+        text=f"{_said(first)} {_advice(first)}{_went_after(others)}{_unheard(state, how)}".strip(),
         evidence={"pattern": "ended", **_facts(first), "also": [rank.rank for rank in others]},
     )
+
+
+def _unheard(state: RunState, how: str) -> str:
+    """Of ranks that were only stopped: who may have failed before anybody could hear of it."""
+    alone = state.joined is None or state.joined.role == "head"
+    missing = [r for r in range(state.world_size) if r not in state.ranks] if alone else []
+    if how != STOPPED or not 0 < len(missing) <= MOST_UNHEARD:
+        return ""
+    return (
+        f" Nothing was ever heard of {ranks_of(missing, start=False)}: see what "
+        f"{'it' if len(missing) == 1 else 'they'} printed."
+    )
+
+
+def _is_explained(run: Run, state: RunState) -> bool:
+    """Whether another finding says why ranks ended."""
+    held = held_cause(state.diagnoses)
+    return bool(held or desync.rule(run, state) or hang.rule(run, state))
 
 
 def _unexplained(
@@ -63,7 +85,7 @@ def _unexplained(
     waits = any(rank.bye is None for rank in state.ranks.values())
     if waits and state.now_ns - first.ended_ns < UNEXPLAINED_NS:
         return None
-    if held_cause(state.diagnoses) or desync.rule(run, state) or hang.rule(run, state):
+    if _is_explained(run, state):
         return None  # which says whom they waited for
     ranks = sorted(rank.rank for rank in gave_up)
     reason = first.bye.reason.rstrip(".") if first.bye else ""

@@ -98,8 +98,12 @@ def widest_by_step(state: RunState) -> list[Late]:
         calls = state.arrivals.late[step]
         if step >= done or not calls:
             continue
-        wide = [call for call in calls if call.gap_ns >= ALIKE * calls[0].gap_ns]
-        chosen.append(min(wide, key=lambda call: call.arrived_ns))
+        least_ns = ALIKE * calls[0].gap_ns
+        if len(calls) == 1 or calls[1].gap_ns < least_ns:  # they are in order
+            chosen.append(calls[0])
+        else:
+            wide = [call for call in calls if call.gap_ns >= least_ns]
+            chosen.append(min(wide, key=lambda call: call.arrived_ns))
     return chosen
 
 

@@ -84,9 +84,12 @@ def _mean_step_ns(state: RunState) -> float | None:
     """How long a step takes on average, those that are only counted included."""
     means = []
     for rank in some_of(list(state.ranks.values())):
-        rows = rank.lanes[0].recent.latest(MOST_STEPS) if 0 in rank.lanes else []
-        if len(rows) > 1 and rows[-1][0] > rows[0][0]:
-            means.append((rows[-1][2] - rows[0][2]) / (rows[-1][0] - rows[0][0]))
+        if 0 not in rank.lanes:
+            continue
+        recent = rank.lanes[0].recent
+        numbers, ends = recent.field("step"), recent.field("end_ns")
+        if len(numbers) > 1 and numbers[-1] > numbers[0]:
+            means.append((ends[-1] - ends[0]) / (numbers[-1] - numbers[0]))
     return median(means)
 
 
