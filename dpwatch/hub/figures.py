@@ -19,6 +19,8 @@ from dpwatch.wire.messages import PHASES
 DEVICE_TIMES = tuple(map(PHASES.index, ("forward", "backward", "optimizer")))
 """Phases that a CUDA device has times of its own of."""
 
+START_UP_STEPS = 2
+
 NEARLY_ALL = 0.8
 """Of the steps with calls: in so many of them it is known how long their callers waited."""
 
@@ -239,14 +241,16 @@ def cells_of_rank(rank: RankState, key: str) -> Columns:
 
 
 def settled(whole_steps: int) -> range:
-    """Steps that per-step figures are taken over: complete, recent, and not the first.
+    """Steps that per-step figures are taken over: complete, recent, and not the first two.
 
-    The first step is unlike the rest: it makes optimizer state, and DDP its first buckets.
+    These are unlike the rest: in the first DDP broadcasts the model and the optimizer makes its
+    state, in the second DDP tells all ranks in which order to fill its buckets from now on.
 
     Args:
         whole_steps: Steps of which all calls have come.
     """
-    return range(max(int(whole_steps > 1), whole_steps - WINDOW // 2), whole_steps)
+    first = max(0, min(START_UP_STEPS, whole_steps - 1))
+    return range(max(first, whole_steps - WINDOW // 2), whole_steps)
 
 
 def traffic_steps(rank: RankState, common: int) -> range:

@@ -110,7 +110,8 @@ def settled(state: RunState, pending: Pending) -> None:
     each = [held, _columns(entered), _entries(pending.calls, kinds)]
     entries = np.concatenate(each, axis=1)
     del each
-    if are_odd(entries[:, ~_messages(entries, kinds.all)], kinds.all):
+    messages = _messages(entries, kinds.all)
+    if are_odd(entries if messages is None else entries[:, ~messages], kinds.all):
         _one_by_one(state, pending)
     else:
         _together(state, entries, old, kinds.all)
@@ -134,16 +135,19 @@ def _together(state: RunState, entries: Array, old: int, kinds: Sequence[Kind]) 
         entries = entries[:, ~np.concatenate([np.zeros(old, bool), refused])]
     _latencies(state, entries[:, old:], kinds)
     messages = _messages(entries, kinds)
-    wait_ns = np.zeros(entries.shape[1], np.int64)
-    wait_ns[~messages] = waits_of(state, entries[:, ~messages], kinds)
-    _exchange(state, entries[:, messages], kinds)
+    if messages is None:
+        wait_ns = waits_of(state, entries, kinds)
+    else:
+        wait_ns = np.zeros(entries.shape[1], np.int64)
+        wait_ns[~messages] = waits_of(state, entries[:, ~messages], kinds)
+        _exchange(state, entries[:, messages], kinds)
     _tally(state, entries, old, wait_ns, ops)
 
 
-def _messages(entries: Array, kinds: Sequence[Kind]) -> Array:
-    """Which entries are messages from rank to rank."""
-    found: Array = np.array([kind.op in MESSAGES for kind in kinds], bool)[entries[KIND]]
-    return found
+def _messages(entries: Array, kinds: Sequence[Kind]) -> Array | None:
+    """Which entries are messages from rank to rank, None if none is."""
+    are_messages = [kind.op in MESSAGES for kind in kinds]
+    return np.array(are_messages)[entries[KIND]] if any(are_messages) else None
 
 
 def _exchange(state: RunState, entries: Array, kinds: Sequence[Kind]) -> None:

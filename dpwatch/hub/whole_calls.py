@@ -97,10 +97,8 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
         that is not known.
     """
     arrivals = state.arrivals
-    wait_ns = np.zeros(entries.shape[1], np.int64)
-    if not len(wait_ns):
-        return wait_ns
-    waits = _Waits(state, entries[RANK])
+    if not entries.shape[1]:
+        return np.zeros(0, np.int64)
     segments = _segments(entries, kinds)
     order, begins, ends = segments
     counts = ends - begins
@@ -108,6 +106,7 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
     arrivals.calls, arrivals.packed = {}, PackedCalls()
     timed = _Timed(entries, segments)
     whole = np.flatnonzero(counts >= ranks)
+    booked: list[int] = []
     for i in whole[np.argsort(order[ends[whole] - 1])].tolist():  # as their last entries came
         members = order[begins[i] : ends[i]]
         last = entries[:, members[-1]]
@@ -116,10 +115,10 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
         if counts[i] > 1:
             _compare_steps(state, kind, entries[:, members])
         if counts[i] > 1 and timed.compare(state, i):
-            wait_ns[members] = waits.add(members, entries[ISSUED, members], timed.last_ns[i])
+            booked.append(i)
             if timed.first_step[i] > 0:
                 _book_last(state, kinds, timed, i)
-    waits.end()
+    wait_ns = _book_waits(state, entries, segments, timed.last_ns, booked)
     _keep_open(arrivals, entries, kinds, segments.only(counts < ranks))
     return wait_ns
 
@@ -149,42 +148,57 @@ def _segments(entries: Array, kinds: Sequence[Kind]) -> Segments:
     return Segments(order, begins, np.append(begins[1:], len(order)))
 
 
-class _Waits:
-    """`RankState.waits` of many ranks, while calls are booked one after the other.
+def _book_waits(
+    state: RunState, entries: Array, segments: Segments, last_ns: Array, booked: list[int]
+) -> Array:
+    """`Covered.add` for each entry's rank, of these calls one after the other.
 
-    Args:
-        ranks: Of each entry, whose it is.
+    All ranks' first calls are booked together, then their second ones, and so on.
+
+    Returns:
+        For each entry what that gave.
     """
+    wait_ns = np.zeros(entries.shape[1], np.int64)
+    order, begins, ends = segments
+    if not booked:
+        return wait_ns
+    each = np.concatenate([order[begins[i] : ends[i]] for i in booked])
+    until = np.repeat(last_ns[booked], (ends - begins)[booked])
+    waited = entries[ISSUED, each] < until
+    each, until = each[waited], until[waited]
+    of = entries[RANK, each]
+    if not len(of):
+        return wait_ns
+    counts = np.bincount(of)
+    nth = np.empty(len(of), np.int64)
+    nth[np.argsort(of, kind="stable")] = np.arange(len(of)) - np.repeat(
+        np.cumsum(counts) - counts, counts
+    )
+    numbers = np.flatnonzero(counts).tolist()
+    ranks = [rank for r in numbers if (rank := state.ranks.get(r)) is not None]
+    held = np.zeros((3, len(counts)), np.int64)
+    for rank in ranks:
+        held[:, rank.rank] = astuple(rank.waits)
+    by_nth = np.argsort(nth, kind="stable")
+    for some in np.split(by_nth, np.cumsum(np.bincount(nth))[:-1]):
+        entry = each[some]
+        wait_ns[entry] = _cover(held, of[some], entries[ISSUED, entry], until[some])
+    for rank in ranks:
+        rank.waits = Covered(*held[:, rank.rank].tolist())
+    return wait_ns
 
-    def __init__(self, state: RunState, ranks: Array) -> None:
-        numbers, self._of = np.unique(ranks, return_inverse=True)
-        self._of = self._of.reshape(-1)
-        self._ranks = [state.ranks.get(r) for r in numbers.tolist()]
-        none = (0, 0, 0)
-        each = [none if rank is None else astuple(rank.waits) for rank in self._ranks]
-        self._held = np.array(each, np.int64).T.copy()
 
-    def add(self, entries: Array, start: Array, end: int) -> Array:
-        """`Covered.add` for each entry's rank. Returns: the same."""
-        waited = start < end
-        place = self._of[entries[waited]]
-        before, low, high = self._held[:, place]
-        start = start[waited]
-        later = start > high
-        begins = np.where(later, start, np.maximum(start, before))
-        found = np.zeros(len(entries), np.int64)
-        left = np.maximum(0, np.minimum(end, low) - begins)
-        found[waited] = np.where(later, end - start, left + np.maximum(0, end - high))
-        self._held[0, place] = np.where(later, high, before)
-        self._held[1, place] = np.where(later, start, np.minimum(low, begins))
-        self._held[2, place] = np.maximum(high, end)
-        return found
-
-    def end(self) -> None:
-        """Back into the state."""
-        for rank, held in zip(self._ranks, self._held.T.tolist(), strict=True):
-            if rank is not None:
-                rank.waits = Covered(*held)
+def _cover(held: Array, place: Array, start: Array, end: Array) -> Array:
+    """`Covered.add` of an interval each to some of what is held, by column."""
+    before, low, high = held[:, place]
+    later = start > high
+    begins = np.where(later, start, np.maximum(start, before))
+    held[0, place] = np.where(later, high, before)
+    held[1, place] = np.where(later, start, np.minimum(low, begins))
+    held[2, place] = np.maximum(high, end)
+    left = np.maximum(0, np.minimum(end, low) - begins)
+    found: Array = np.where(later, end - start, left + np.maximum(0, end - high))
+    return found
 
 
 class _Timed:

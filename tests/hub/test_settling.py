@@ -66,7 +66,7 @@ def a_run(seed):
                     rnd.choice(["", "backward"]),
                     rnd.choice([None, rnd.randrange(MS)]),
                     "a.py:1",
-                    generation=0 if message else generation + (rnd.random() < odd),
+                    generation=0 if message else generation * (i > steps // 2),
                     peer=rnd.choice([None, 1]) if message else None,
                 )
                 if rnd.random() >= odd / 2:
