@@ -109,12 +109,11 @@ class Follower:
 
     def tell(self, command: Command) -> None:
         """Says what has become of the command that started the run, once."""
-        if command == self._told:
-            return
         if self.closed:
-            if self.state is not None:
+            if self.state is not None and self.state.command != command:
                 self.state.command, self._view = command, None
-            self._told = command
+            return
+        if command == self._told:
             return
         with contextlib.suppress(zmq.Again):
             request = [COMMAND_REQUEST, msgspec.msgpack.encode(command)]

@@ -16,7 +16,7 @@ import torch
 
 from dpwatch.probe.memory_events import Entry
 from dpwatch.probe.memory_mode import StorageTracker
-from dpwatch.probe.memory_walk import attributes_of, modules_of, parameters_in, parts_of
+from dpwatch.probe.memory_walk import attributes_of, first_trained, modules_of, place_of, unseen
 
 
 class BucketSizes:
@@ -31,15 +31,20 @@ class BucketSizes:
         for ddp in _instances(modules):
             known = self._known.get(id(ddp))
             if known is None or known[0]() is not ddp:
-                first = first_trained(ddp)
-                where = None if first is None else first.device
-                known = self._known[id(ddp)] = (weakref.ref(ddp), where, logged_bytes_of(ddp))
+                known = self._known[id(ddp)] = _asked(ddp)
             _, where, nbytes = known
             if where == device:
                 if nbytes is None:
                     return None
                 total += nbytes
         return total
+
+
+def _asked(ddp: Any) -> tuple[weakref.ref[Any], torch.device | None, int | None]:
+    with unseen():
+        first = first_trained(ddp)
+        where = None if first is None else place_of(first)
+    return weakref.ref(ddp), where, logged_bytes_of(ddp)
 
 
 class Buckets:
@@ -54,7 +59,8 @@ class Buckets:
         """Before a sampled step: works out what there is beyond the buckets seen."""
         logged: dict[int, int] = {}
         for ddp in _instances(modules_of(models)):
-            device = self._tracker.device_of(first_trained(ddp))
+            with unseen():
+                device = self._tracker.device_of(first_trained(ddp))
             logged[device] = logged.get(device, 0) + (logged_bytes_of(ddp) or 0)
         self._unseen_bytes = {
             device: nbytes - self.seen_bytes(device) for device, nbytes in logged.items()
@@ -117,13 +123,6 @@ def logged_bytes_of(ddp: Any) -> int | None:
     # Up to one step late about a rebuild, but the buckets' sum stays the same.
     sizes = logged.get("rebuilt_bucket_sizes") or logged.get("bucket_sizes")
     return None if sizes is None else sum(int(s) for s in str(sizes).split(",") if s.strip())
-
-
-def first_trained(ddp: torch.nn.Module) -> torch.Tensor | None:
-    """The first parameter that has a gradient to reduce."""
-    trained = (p for p in parameters_in([ddp]) if p.requires_grad)
-    first = next(trained, None)
-    return None if first is None else next(iter(parts_of(first)), None)
 
 
 def _instances(modules: Iterable[torch.nn.Module]) -> Iterator[Any]:

@@ -70,8 +70,7 @@ class PassiveMemory(NoLedger):
         self._cost_ns = 0
         self._sampling = not self.note and self.pace.due(step)
         if self._sampling:
-            known = [thing for ref in self._optimizers if (thing := ref()) is not None]
-            self._guarded(self._rise.begin, known)
+            self._guarded(self._rise.begin, self._optimizers)
 
     def before_forward(self) -> None:
         """See `LedgerLike`."""

@@ -14,6 +14,7 @@ Parameters that FSDP gathers in forward and has not dropped by then count too.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -57,7 +58,7 @@ class Rise:
         self._before: dict[int, deque[int]] = {i: deque(maxlen=_KEPT) for i in gauges}
         self.begin(())
 
-    def begin(self, optimizers: Iterable[Any]) -> None:
+    def begin(self, optimizers: Iterable[weakref.ref[Any]]) -> None:
         """A step begins that is looked at."""
         self._optimizers = list(optimizers)
         self._gradients: dict[torch.device, int] | None = None
@@ -70,7 +71,7 @@ class Rise:
         if self._bases is not None or self._looks >= MOST_LOOKS:
             return
         if not self._looks:
-            self._gradients = own_gradient_bytes(self._optimizers)
+            self._gradients = self._own_gradients()
         self._looks += 1
         self._bases = {index: gauge.in_use() for index, gauge in self._gauges.items()}
 
@@ -113,8 +114,12 @@ class Rise:
         before, self._gradients = self._gradients, None
         if not before:
             return {}
-        now = own_gradient_bytes(self._optimizers)
+        now = self._own_gradients()
         return {device: nbytes - now.get(device, 0) for device, nbytes in before.items()}
+
+    def _own_gradients(self) -> dict[torch.device, int]:
+        alive = [thing for ref in self._optimizers if (thing := ref()) is not None]
+        return own_gradient_bytes(alive)
 
     def _error(self, index: int, nbytes: int, modules: int) -> int | None:
         first = self._first.get(self._gauges[index].device)

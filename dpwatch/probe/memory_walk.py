@@ -34,6 +34,7 @@ DEEPEST = 6
 _Base: Any = torch.Tensor.__mro__[1]
 _grad = _Base.grad.__get__
 _is_leaf = _Base.is_leaf.__get__
+_requires_grad = _Base.requires_grad.__get__
 _retains_grad = _Base.retains_grad.__get__
 _storage = _Base.untyped_storage
 _nbytes = _Base.nbytes.__get__
@@ -132,7 +133,7 @@ def own_gradient_bytes(optimizers: Iterable[Any]) -> dict[torch.device, int]:
         for parameter in _parameters(list(optimizers), []):
             grad = gradient_of(parameter)
             for part in () if grad is None else parts.of(grad):
-                if part is None or not torch._C._has_storage(part):
+                if part is None or parts.dispatch(part) or not torch._C._has_storage(part):
                     continue
                 storage = _storage(part)
                 if storage.nbytes() == _nbytes(part) and storage._cdata not in seen:
@@ -149,6 +150,21 @@ def gradient_of(parameter: torch.Tensor) -> torch.Tensor | None:
     return None
 
 
+def first_trained(model: torch.nn.Module) -> torch.Tensor | None:
+    """What holds the memory of the first parameter that gets a gradient."""
+    for module in modules_of([model]):
+        for parameter in _fields_of(module, "_parameters"):
+            if _requires_grad(parameter):
+                return next(iter(parts_of(parameter)), None)
+    return None
+
+
+def place_of(tensor: torch.Tensor) -> torch.device:
+    """The device that a plain tensor's storage lies on."""
+    device: torch.device = _storage(tensor).device
+    return device
+
+
 def modules_of(models: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
     """All modules in these, each once; by torch's own registry, whatever a subclass overrides."""
     seen: set[int] = set()
@@ -159,12 +175,6 @@ def modules_of(models: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
             seen.add(id(module))
             yield module
             ahead.extend(_fields_of(module, "_modules")[::-1])
-
-
-def parameters_in(models: Iterable[torch.nn.Module]) -> Iterator[torch.Tensor]:
-    """Parameters of these and of the modules in them, in order; tied ones come again."""
-    for module in modules_of(models):
-        yield from _fields_of(module, "_parameters")
 
 
 def attributes_of(thing: Any) -> Mapping[str, Any]:
@@ -185,16 +195,20 @@ class _Parts:
     """Takes wrapper tensors apart, without asking their class."""
 
     def __init__(self) -> None:
-        self._wraps: dict[type, bool] = {}
+        self._dispatch: dict[type, bool] = {}
+
+    def dispatch(self, tensor: torch.Tensor) -> bool:
+        """Whether its class has a `__torch_dispatch__`, which even its size may be asked of."""
+        kind = type(tensor)
+        found = self._dispatch.get(kind)
+        if found is None:
+            own = getattr(kind, "__torch_dispatch__", _no_dispatch)
+            found = self._dispatch[kind] = own is not _no_dispatch
+        return found
 
     def of(self, tensor: torch.Tensor, depth: int = 0) -> Sequence[torch.Tensor | None]:
         """Tensors with storages of their own; `(None,)` where none is found."""
-        kind = type(tensor)
-        wraps = self._wraps.get(kind)
-        if wraps is None:
-            dispatch = getattr(kind, "__torch_dispatch__", _no_dispatch)
-            wraps = self._wraps[kind] = dispatch is not _no_dispatch
-        if not wraps or (_address is not None and _address(tensor)):
+        if not self.dispatch(tensor) or (_address is not None and _address(tensor)):
             return (tensor,)
         if depth >= DEEPEST:
             return (None,)

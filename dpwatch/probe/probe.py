@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLe
 from dpwatch.probe.stacks import stacks_of, tid_of
 from dpwatch.probe.steps import Steps
 from dpwatch.probe.threads import Threads
-from dpwatch.probe.whereabouts import in_script, raised_at, standing
+from dpwatch.probe.whereabouts import is_in, raised_at, root_of, standing
 from dpwatch.wire.limits import cores
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks, Step
 from dpwatch.wire.paths import host_name
@@ -193,7 +193,7 @@ class Probe:
     @property
     def idle(self) -> bool:
         """Whether what it watched has come to its end, and the process waits for more to do."""
-        return self._publisher.resting
+        return self._publisher.resting and self._publisher.task_over
 
     @property
     def over(self) -> bool:
@@ -405,6 +405,7 @@ class _Source:
         self._ran: tuple[int, int | None] = (0, None)
         self._groups = Groups()
         self._given: Identity | None = None
+        self._function: tuple[int, CodeType | None] = (0, None)
 
     def identify(self) -> Identity:
         me = identity.resolve(self._probe.thread)
@@ -437,7 +438,11 @@ class _Source:
         is_main = thread == threading.main_thread().ident
         if is_main and multiprocessing.parent_process() is None:
             return False  # a script's own end is its process's
-        return not in_script(thread)
+        known, function = self._function
+        if known != thread or function is None:
+            self._function = thread, root_of(thread)
+            return False
+        return not is_in(thread, function)
 
     def rests(self) -> None:
         if self._probe.when_idle is not None:

@@ -42,6 +42,12 @@ EARLY_POLL_S = 0.05
 BEFORE_S = 3.0
 """How long a run may wait for the last frames of the one before in the same process."""
 
+IDLE_NS = 100_000_000
+"""How long nothing of the script's may run where it has trained, for its training to be over, …"""
+
+LEFT_NS = 1_000_000_000
+"""… and how long it may be without the process group that it has left."""
+
 WORKER_POLL_S = 0.03
 """In the first seconds of a pool's worker, which may be ended as soon as its task is over."""
 
@@ -155,7 +161,9 @@ class Publisher:
         before: The publisher of the run that this process has ended before it began this one.
 
     Attributes:
-        resting: The training function is over, and nothing is sent until there is more to tell.
+        resting: The training function is over, or the process group has been left, and nothing is
+            sent until there is more to tell.
+        task_over: It is the training function.
     """
 
     def __init__(
@@ -176,7 +184,7 @@ class Publisher:
         self._name = run_id
         self._run_id = ""
         self._before = before
-        self.resting = False
+        self.resting = self.task_over = False
         self._host = host
         self._trouble = trouble
         self._wall = wall
@@ -194,8 +202,8 @@ class Publisher:
         self._thread: threading.Thread | None = None
         self._bye: Bye | None = None
         self._failed = False
-        self._idle = False
-        self._idle_beats = 0
+        self._idle = self._said_idle = False
+        self._idle_since: int | None = None
 
     def start(self) -> None:
         """Starts the thread, a daemon: it never keeps a process alive."""
@@ -257,6 +265,8 @@ class Publisher:
         self._follow_identity()
         if self.resting and not self._resumes():
             return
+        if self._turns_idle(now_ns):
+            self._next_frame = self._next_beat = 0  # it may not live for long
         if now_ns < self._next_frame and len(self._recorder) < self._full:
             return
         self._link.tend(now_ns)
@@ -339,7 +349,7 @@ class Publisher:
         if self._seq and not self.resting:
             self._send([Bye("finished", "", None, "next")])
         self._link.close()
-        self.resting = self._idle = False
+        self.resting = self._idle = self._said_idle = False
         self._unsent = self._hello = None
         self._seq = self._sent = 0
         self._next_frame = self._next_hello = self._next_beat = 0
@@ -350,19 +360,30 @@ class Publisher:
         alone = self._me is not None and self._me.world_size == 1
         return alone and me.known and me.world_size > 1 and self._name(me) != self._run_id
 
-    def _turns_idle(self) -> bool:
-        """Whether the script's training function is over, by two looks at its thread."""
-        idle = not len(self._recorder) and self._source.is_idle()
-        self._idle_beats = self._idle_beats + 1 if idle else 0
-        self._idle = self._idle_beats > 1
+    def _turns_idle(self, now_ns: int) -> bool:
+        """Whether the training is over though the process goes on.
+
+        Its function has ended (a pool's worker waits for the next; Ray kills its workers a second
+        later), or it has left its process group in good order and nothing has come since.
+        """
+        self.task_over = self._source.is_idle()
+        left = bool(self._me and self._me.backend) and not self._source.identify().backend
+        if len(self._recorder) or not (self.task_over or left):
+            self._idle, self._idle_since = False, None
+            return False
+        if self._idle_since is None:
+            self._idle_since = now_ns
+        patience_ns = IDLE_NS if self.task_over else LEFT_NS
+        self._idle = now_ns - self._idle_since >= patience_ns
         return self._idle
 
     def _rests(self) -> bool:
-        """Lets go of the hub, once it has been told that the training function is over."""
-        if self._idle:
+        """Lets go of the hub, once it has been told that the training is over."""
+        if self._said_idle:
             self._link.close()
-            self.resting, self._idle, self._idle_beats = True, False, 0
-            self._source.rests()
+            self.resting, self._said_idle, self._idle_since = True, False, None
+            if self.task_over:
+                self._source.rests()
         return self.resting
 
     def _resumes(self) -> bool:
@@ -389,7 +410,8 @@ class Publisher:
             if not self._failed and (failure := self._source.failure()) is not None:
                 self._failed = True
                 due.append(failure)
-            elif self._turns_idle():
+            elif self._idle:
+                self._said_idle = True
                 due.append(Bye("finished", "", None, "idle"))
         if now_ns >= self._next_gpu:
             due.extend(self._source.gpus())

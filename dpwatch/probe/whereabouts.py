@@ -13,6 +13,7 @@ import multiprocessing.process
 import os
 import sys
 import sysconfig
+from collections.abc import Iterator
 from types import CodeType, FrameType, TracebackType
 
 import torch
@@ -110,21 +111,37 @@ def raised_at(trace: TracebackType | None) -> str:
     return theirs
 
 
-def in_script(thread: int) -> bool:
-    """Whether a thread is in code of the user's, however far down; a pool's idle worker isn't.
+def root_of(thread: int) -> CodeType | None:
+    """The function that a thread has been given to run, None if it is at none of the user's.
 
-    Of a multiprocessing child only what it has been told to do counts: below that a forked one has
-    the frames of who forked it.
+    That is its outermost frame that is the user's own, or else an installed package's. Of a
+    multiprocessing child only what it has been told to do counts: below that a forked one has the
+    frames of who forked it.
 
     Args:
         thread: Its `threading.get_ident()`.
     """
+    own = installed = None
+    for code in _codes(thread):
+        if _name(code):
+            if _SITE in code.co_filename:
+                installed = code
+            else:
+                own = code
+    return own or installed
+
+
+def is_in(thread: int, function: CodeType) -> bool:
+    """Whether a thread is still in that function, however far down."""
+    return any(code is function for code in _codes(thread))
+
+
+def _codes(thread: int) -> Iterator[CodeType]:
+    """Of a thread's frames, the innermost first."""
     frame = sys._current_frames().get(thread)
     while frame is not None and frame.f_code is not _BOOTSTRAP:
-        if _name(frame.f_code):
-            return True
+        yield frame.f_code
         frame = frame.f_back
-    return False
 
 
 def place(code: CodeType) -> tuple[str, bool]:

@@ -122,7 +122,7 @@ def test_a_script_runs_as_it_did_and_is_seen_whole(name, tmp_path):
     assert sorted(watched.stdout.splitlines()) == sorted(plain.stdout.splitlines())
     (run,) = json.loads(told.read_text())["runs"]
     assert run["strategy"] == STRATEGY.get(name, "ddp")
-    assert run["state"] == "finished"
+    assert run["state"] == ("failed" if plain.returncode else "finished")
     ranks = 1 if name == "data_parallel" else scripts.RANKS
     assert [rank["rank"] for rank in run["ranks"]] == list(range(ranks))
     skipped = 2 if name == "data_parallel" else 0  # an exception, and a scaler's infinity

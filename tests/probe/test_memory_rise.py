@@ -1,6 +1,7 @@
 """Activations by the heap's rise, against the profiler's allocator events."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -102,18 +103,20 @@ class Training:
 
     def run(self):
         """Estimates of the steps after the first."""
-        found = []
         gc.collect()
         gc.disable()  # what it frees in between is not this step's
-        for number in range(STEPS):
-            self.rise.begin([self.optimizer])
-            self.step(number)
-            if number:
-                found.append(self.rise.end(self.modules).get(0))
-            else:
-                self.rise = Rise(self.gauges, self.rise.largest())
-        gc.enable()
-        return found
+        try:
+            return [self.estimated(number) for number in range(STEPS)][1:]
+        finally:
+            gc.enable()
+
+    def estimated(self, number):
+        self.rise.begin([weakref.ref(self.optimizer)])
+        self.step(number)
+        if number:
+            return self.rise.end(self.modules).get(0)
+        self.rise = Rise(self.gauges, self.rise.largest())
+        return None
 
 
 def truth_of(make, **options):

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.tensor import DTensor, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpwatch.probe import memory_walk
-from dpwatch.probe.memory_walk import Walk, gradient_of, own_gradient_bytes, parts_of
+from dpwatch.probe.memory_ddp import BucketSizes
+from dpwatch.probe.memory_walk import Walk, gradient_of, modules_of, own_gradient_bytes, parts_of
 from dpwatch.wire.messages import ByCategory
 
 CPU = torch.device("cpu")
@@ -100,20 +102,42 @@ def test_lists_in_an_optimizers_state_count():
     assert Walk([optimizer], [model]).on(CPU).optimizer == sum(distinct.values())
 
 
+@pytest.fixture
+def group():
+    """A group of two ranks of which only this one is there; its collectives do nothing."""
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    torch.distributed.init_process_group("fake", store=fake.FakeStore(), rank=0, world_size=2)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
 def test_of_a_dtensor_the_shard_counts():
-    with_group = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
-    torch.distributed.init_process_group("fake", store=with_group.FakeStore(), rank=0, world_size=2)
-    try:
-        mesh = init_device_mesh("cpu", (2,))
-        whole = torch.randn(64, 8)
-        model = nn.Module()
-        model.weight = nn.Parameter(
-            DTensor.from_local(whole[:32].clone(), mesh, [torch.distributed.tensor.Shard(0)])
-        )
-        assert model.weight.shape == (64, 8)
-        assert Walk([], [model]).on(CPU).params == 32 * 8 * 4
-    finally:
-        torch.distributed.destroy_process_group()
+    mesh, shard = init_device_mesh("cpu", (2,)), torch.randn(32, 8)
+    model = nn.Module()
+    model.weight = nn.Parameter(DTensor.from_local(shard, mesh, [Shard(0)]))
+    assert model.weight.shape == (64, 8)
+    assert Walk([], [model]).on(CPU).params == 32 * 8 * 4
+
+
+@pytest.mark.usefixtures("group")
+def test_ddp_tells_of_its_buckets_once():
+    class Function(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            raise AssertionError(f"seen: {function}")
+
+    buckets, views = BucketSizes(), nn.Linear(4, 4)
+    model = nn.Sequential(
+        DistributedDataParallel(nn.Linear(WIDTH, WIDTH)),
+        DistributedDataParallel(views, gradient_as_bucket_view=True),
+    )
+    inside, elsewhere = list(modules_of([model])), torch.device("meta")
+    with Function():
+        assert buckets.on(CPU, inside) == LINEAR
+        assert buckets.on(elsewhere, inside) == 0
+    model[0].logger = None
+    assert buckets.on(CPU, inside) == LINEAR
+    assert BucketSizes().on(CPU, inside) is None  # it does not tell
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")

@@ -318,6 +318,25 @@ def test_one_that_goes_on_after_all_is_heard_of_again(publisher, recorder, sourc
     assert [b.seq for b in link.batches] == list(range(len(link.batches)))
 
 
+def test_who_has_left_its_group_in_good_order_has_finished_unless_it_goes_on(
+    publisher, recorder, source, link
+):
+    """Ray ends its workers so: it destroys their group, and then kills them."""
+    publisher.poll(0)
+    source.me = Identity(rank=2, world_size=4, local_rank=2, backend="gloo")
+    publisher.poll(S)
+    source.me = Identity(rank=2, world_size=4, local_rank=2)
+    for turn in range(8, 40):
+        publisher.poll(turn * 125 * MS)
+    assert link.batches[-1].records[-1] == Bye("finished", then="idle")
+    assert (publisher.resting, publisher.task_over, source.rested) == (True, False, 0)
+    source.me = Identity(rank=2, world_size=4, local_rank=2, backend="gloo")  # joined anew
+    recorder.append(a_step(0))
+    publisher.poll(9 * S)
+    assert not publisher.resting
+    assert [(b.rank, b.run_id) for b in link.batches] == [(2, "r")] * len(link.batches)
+
+
 def test_a_goodbye_that_cannot_go_out_yet_is_kept(publisher, source, link):
     source.me = Identity(rank=0, world_size=1, local_rank=0)
     publisher.poll(0)

@@ -12,7 +12,7 @@ import sympy
 import torch
 
 import dpwatch
-from dpwatch.probe.whereabouts import in_script, issuer, place, spelled, standing
+from dpwatch.probe.whereabouts import is_in, issuer, place, root_of, spelled, standing
 
 HERE = "tests/probe/test_whereabouts.py"
 
@@ -81,34 +81,39 @@ def test_nothing_of_what_watches_is_the_users(part, users):
     assert place(code_of(part))[1] is users
 
 
-busy = threading.Event()
+def begin(pipe):
+    threading.Thread(target=look, args=(threading.get_ident(), pipe), daemon=True).start()
 
 
-def begin(idle):
-    threading.Thread(target=look, args=(threading.get_ident(), idle), daemon=True).start()
-
-
-def look(main, idle):
-    while in_script(main):
+def look(main, pipe):
+    """Tells whether the worker is at its task whenever that changes."""
+    while root_of(main) is not task.__code__:
         pass
-    idle.set()
-    while not in_script(main):
+    pipe.send("begun")
+    while is_in(main, task.__code__):
         pass
-    busy.set()
+    pipe.send("over")
 
 
-def task():
-    return busy.wait(60)
+def task(go_on):
+    go_on.wait(60)
 
 
-def test_a_pool_s_idle_worker_is_in_nobody_s_script():
+def test_a_pool_s_worker_is_in_its_task_until_that_is_over():
     """Though a forked one has the frames of who forked it, below its own."""
     context = multiprocessing.get_context("fork")
-    idle = context.Event()
-    with context.Pool(1, begin, (idle,)) as pool:
-        assert idle.wait(60)
-        assert pool.apply(task)
-    assert in_script(threading.get_ident())
+    go_on = context.Manager().Event()
+    ours, theirs = context.Pipe()
+    with context.Pool(1, begin, (theirs,)) as pool:
+        done = pool.apply_async(task, (go_on,))
+        assert ours.poll(60)
+        assert ours.recv() == "begun"
+        go_on.set()
+        done.get(60)
+        assert ours.poll(60)
+        assert ours.recv() == "over"
+    assert root_of(threading.get_ident()) is not None
+    assert root_of(-1) is None
 
 
 GENERATED = """
