@@ -30,7 +30,7 @@ class LocalRuns:
 
     def __init__(self, session: str = "", start: Start | None = None) -> None:
         self._session = session
-        self._start = start or spawn.ensure_hub
+        self._start = start
         self._started: dict[str, float] = {}
 
     def __call__(self) -> list[RunDir]:

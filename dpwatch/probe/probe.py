@@ -42,7 +42,7 @@ from dpwatch.probe.blocked import NOTHING, Wait, wait_of, worker
 from dpwatch.probe.cpu import Clocks
 from dpwatch.probe.endings import REASON_CHARS, describe, failed, one_line, uncaught
 from dpwatch.probe.flight import Flight
-from dpwatch.probe.foreign import own_fault, suppress_own
+from dpwatch.probe.foreign import is_foreign, own_fault, suppress_own
 from dpwatch.probe.hooks import Hooks
 from dpwatch.probe.identity import Identity
 from dpwatch.probe.inside import NOWHERE, Groups, Inside, inside, inside_of, rank_in
@@ -593,7 +593,9 @@ def _ledger(
     try:
         chosen = module.choice(memory) if devices else ""
         started: LedgerLike = module.start(recorder.append, devices, chosen, before)
-    except Exception:  # noqa: BLE001
+    except Exception as error:
+        if is_foreign(error):
+            raise
         return NoLedger()
     return started
 
@@ -602,6 +604,8 @@ def _collectives(recorder: Recorder, step_of: Any) -> CollectivesLike:
     module: Any = _instrument("collectives")
     try:
         started: CollectivesLike = module.start(recorder.append, step_of)
-    except Exception:  # noqa: BLE001
+    except Exception as error:
+        if is_foreign(error):
+            raise
         return NoCollectives()
     return started

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import dis
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -37,7 +38,9 @@ class _Here(threading.local):
 _here = _Here()
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_RESUME: int | None = dis.opmap.get("RESUME")
+_RESUME: int | None = dis.opmap.get("RESUME") if sys.version_info < (3, 15) else None
+"""None also where nobody has looked yet what its argument means."""
+
 _AFTER_YIELD_FROM = 2
 """The argument of RESUME, with which an entry does not look at signals: as after `yield from`."""
 

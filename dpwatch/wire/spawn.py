@@ -56,7 +56,7 @@ def ensure_hub(place: RunDir, more: Mapping[str, str] | None = None) -> None:
 def meet(
     place: RunDir,
     wanted: requests.Wanted,
-    start: Callable[[RunDir, Mapping[str, str]], None] = ensure_hub,
+    start: Callable[[RunDir, Mapping[str, str]], None] | None = None,
 ) -> bool:
     """Starts the hub that a rank wants, where that can be done from here.
 
@@ -66,7 +66,7 @@ def meet(
     if not requests.can_be_met(wanted) or place.has_hub():
         return False
     try:
-        start(place, wanted.environment)
+        (start or ensure_hub)(place, wanted.environment)
     except OSError:
         return False
     return True

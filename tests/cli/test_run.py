@@ -108,8 +108,11 @@ def test_where_there_is_no_place_at_all_the_command_runs_unwatched(monkeypatch, 
     monkeypatch.setattr(paths, "private_dir", full)
     monkeypatch.setattr(paths, "runtime_dir", taken)
     watching = run.Watching.prepared()
-    assert "PYTHONPATH" not in watching.environment(output=True).keys() - os.environ.keys()
-    with Command(["sh", "-c", "exit 5"], watching.environment(output=True)) as command:
+    assert (
+        "PYTHONPATH"
+        not in watching.environment(output=True, memory=None).keys() - os.environ.keys()
+    )
+    with Command(["sh", "-c", "exit 5"], watching.environment(output=True, memory=None)) as command:
         assert watching.follow(command, None) == []
     assert command.code == 5
     said = capfd.readouterr().err
@@ -125,7 +128,9 @@ def test_trouble_with_watching_leaves_the_command_alone(monkeypatch, capfd):
 
     monkeypatch.setattr("dpwatch.hub.follow.Watcher", broken)
     watching = run.Watching.prepared()
-    with Command(["sh", "-c", "sleep 0.2; exit 5"], watching.environment(output=True)) as command:
+    with Command(
+        ["sh", "-c", "sleep 0.2; exit 5"], watching.environment(output=True, memory=None)
+    ) as command:
         assert watching.follow(command, None) == []
     assert command.code == 5
     assert "not watching any more: too many open files" in capfd.readouterr().err

@@ -132,6 +132,8 @@ class Watched:
 class _Kept:
     """A link that takes every frame."""
 
+    there, patience_s = True, 0.0
+
     def __init__(self) -> None:
         self.frames: list[bytes] = []
 

@@ -51,13 +51,13 @@ OWN_ERRORS = [
 ]
 
 
-def ended(*byes):
-    """Ranks that ended like that, each a second after the one before."""
+def ended(*byes, apart_ns=10**9):
+    """Ranks that ended like that, each so long after the one before."""
     state = RunState("run")
     for r in range(len(byes)):
         state.apply(batch(hello(len(byes)), rank=r))
     for r, bye in enumerate(byes):
-        state.apply(batch(bye, rank=r, now_ns=START_NS + r * 10**9))
+        state.apply(batch(bye, rank=r, now_ns=START_NS + r * apart_ns))
     return state.ranks
 
 
@@ -99,8 +99,8 @@ def test_of_a_rank_that_runs_there_is_no_end():
     assert ending(state.ranks[0]) is None
 
 
-def order(*byes, **how):
-    return [(rank.rank, end) for rank, end in ends(ended(*byes).values(), **how)]
+def order(*byes, **when):
+    return [(rank.rank, end) for rank, end in ends(ended(*byes, **when).values())]
 
 
 def test_who_gave_up_or_was_stopped_comes_after_who_ended_by_itself():
@@ -116,4 +116,4 @@ def test_who_is_gone_nobody_knows_how_after_another_gave_up_was_stopped():
     gave_up = Bye("failed", GIVEN_UP[0])
     assert order(gone, gave_up) == [(0, KILLED), (1, GAVE_UP)]
     assert order(gave_up, gone) == [(0, GAVE_UP), (1, STOPPED)]
-    assert order(gave_up, gone, grace_ns=2 * 10**9) == [(1, KILLED), (0, GAVE_UP)]
+    assert order(gave_up, gone, apart_ns=10**8) == [(1, KILLED), (0, GAVE_UP)]

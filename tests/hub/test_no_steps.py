@@ -6,7 +6,7 @@ import pytest
 from dpwatch.hub.advance import advance
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import summarize
-from dpwatch.wire.messages import Batch, DeviceInfo, Hello, Step, Tick
+from dpwatch.wire.messages import Batch, Bye, DeviceInfo, Hello, Step, Tick
 
 HELLO = Hello(1, 0, "single", "", [DeviceInfo("cpu", "cpu")])
 SECOND = 1_000_000_000
@@ -45,3 +45,9 @@ def test_it_is_over_with_the_first_step(state):
     for second in range(14, 20):
         said = kinds(state, second)
     assert "no_steps" not in said
+
+
+def test_a_rank_that_failed_did_not_come_to_it(state):
+    note = msgspec.structs.replace(HELLO, note="no backward has run")
+    advance(state, frame(0, 0, 1, note, Bye("failed", "OutOfMemoryError: out of memory")))
+    assert "no_steps" not in kinds(state, 12)

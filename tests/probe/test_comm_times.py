@@ -10,7 +10,8 @@ import torch.distributed as dist
 from dpwatch.probe import collectives
 from dpwatch.probe.collectives_reports import Reports, Span, _under_way_ns
 from dpwatch.probe.cpu import Clocks
-from dpwatch.probe.lanes import FORWARD, MainLane, here
+from dpwatch.probe.lanes import FORWARD, here
+from dpwatch.probe.steps import Steps
 from dpwatch.probe.sums import COMM, IDLE, MOVED, Circumstances, step_record
 from dpwatch.wire.messages import Step
 
@@ -98,15 +99,15 @@ class Scheduled:
 
 def test_what_holds_the_thread_up_is_counted_once(observed):
     """Blocked time in a phase is exposed, and so are waits; what blocks in a wait is the wait's."""
-    lane = MainLane(Clocks(), observed)
+    lane = Steps(print, observed, devices=[], clocks=Clocks(), on_devices=print).main
     lane.adopt(Scheduled(), measuring=True)
     here.lane = observed.main = lane
     began = time.monotonic_ns()
-    lane.enter(FORWARD)
+    before = lane.enter(FORWARD)
     work = dist.all_reduce(torch.ones(4), async_op=True)
     time.sleep(0.003)  # as if C++ waited for one of its own
     work.wait()
-    lane.exit()
+    lane.leave(before)
     dist.all_reduce(torch.ones(4))  # between two phases
     ended = time.monotonic_ns()
     sums = lane.sums

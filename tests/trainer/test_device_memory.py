@@ -36,6 +36,8 @@ SIZES = {"d_model": 48, "layers": 3, "heads": 3, "seq_len": 24, "steps": STEPS}
 class Keeps:
     """A link that keeps the records."""
 
+    there, patience_s = True, 0.0
+
     def __init__(self):
         self.records = []
 

@@ -1,12 +1,13 @@
 """`no_steps`: dpwatch sees the process and none of its training steps.
 
 Rule: a rank's probe says after ten seconds, or at the end, that it has seen no step, and why; and
-no rank has shown one.
+no rank has shown one. A rank that has failed did not come to it.
 """
 
 from __future__ import annotations
 
 from dpwatch.hub.diagnose.finding import Finding, ranks_of
+from dpwatch.hub.endings import FINISHED, ending
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
 
@@ -15,8 +16,8 @@ def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on what probes say of themselves."""
     if run.steps:
         return None
-    greeted = {r: rank.hello for r, rank in state.ranks.items() if rank.hello}
-    notes = {r: hello.note for r, hello in greeted.items() if hello.note}
+    able = [rank for rank in state.ranks.values() if ending(rank) in (None, FINISHED)]
+    notes = {rank.rank: rank.hello.note for rank in able if rank.hello and rank.hello.note}
     if not notes:
         return None
     ranks = sorted(notes)
