@@ -14,9 +14,9 @@ from torch import nn
 
 T = TypeVar("T")
 KINDS = ("sampled", "unsampled")
-_BEFORE = 2
-"""Steps before a sampled one: the third is the first whose memory a probe samples, since only the
-first tells it which devices there are."""
+_BEFORE = 1
+"""Steps before a sampled one: the second is always one whose memory a probe samples. In the first
+it learns which devices there are, and in quick ones after it its budget may be spent."""
 
 _ENOUGH_STEPS = 2_000
 """After so many short steps the probe must have left one out."""
