@@ -56,7 +56,10 @@ class Hooks:
         try:
             call = torch.nn.Module.__call__
             make = _forward if _is_torchs_own(call) else _forward_over
-            ours = self._replace(torch.nn.Module, "__call__", make(call, fail))
+            ours = make(call, fail)
+            for name in ("__call__", "_wrapped_call_impl"):  # by the second pickle finds the first
+                if vars(torch.nn.Module).get(name) is call:
+                    self._replace(torch.nn.Module, name, ours)
             self._replaced += dynamo.rename(call, ours)
             self._replace_backward(newcomer, fail)
             for owner, name, wrap in (

@@ -9,21 +9,22 @@ import torch
 from training import batches, show, small_model, train_step
 
 THINGS = {
-    "Module.__call__": torch.nn.Module.__call__,
-    "backward": torch.autograd.backward,
-    "Tensor.backward": torch.Tensor.backward,
-    "grad": torch.autograd.grad,
-    "scale": torch.amp.GradScaler.scale,
-    "zero_grad": torch.optim.Optimizer.zero_grad,
-    "Optimizer.__init__": torch.optim.Optimizer.__init__,
-    "init_process_group": torch.distributed.init_process_group,
+    "Module.__call__": lambda: torch.nn.Module.__call__,
+    "backward": lambda: torch.autograd.backward,
+    "Tensor.backward": lambda: torch.Tensor.backward,
+    "grad": lambda: torch.autograd.grad,
+    "scale": lambda: torch.amp.GradScaler.scale,
+    "zero_grad": lambda: torch.optim.Optimizer.zero_grad,
+    "Optimizer.__init__": lambda: torch.optim.Optimizer.__init__,
+    "init_process_group": lambda: torch.distributed.init_process_group,
 }
 model = small_model()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 for number, batch in enumerate(batches()):
     show("loss", train_step(model, optimizer, batch))
     if number in (0, 2, 15):
-        for name, thing in THINGS.items():
+        for name, find in THINGS.items():
+            thing = find()
             told = pickle.dumps(thing)
             show(
                 name,

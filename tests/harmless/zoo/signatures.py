@@ -1,4 +1,4 @@
-"""inspect on all that a probe hooks: signature, source, documentation, names, identity."""
+"""inspect on all that a probe hooks: signature, source, documentation, names."""
 
 import inspect
 
@@ -17,7 +17,6 @@ HOOKED = {
     "init_process_group": lambda: torch.distributed.init_process_group,
     "all_reduce": lambda: torch.distributed.all_reduce,
 }
-before = {name: find() for name, find in HOOKED.items()}
 model = small_model()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 train(model, optimizer, 14)
@@ -28,12 +27,9 @@ for name, find in HOOKED.items():
     )
     show(inspect.signature(function), len(inspect.getdoc(function) or ""), function.__annotations__)
     show(getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None))
-    show(sorted(vars(function)), inspect.unwrap(function).__qualname__)
+    show(sorted({*vars(function)} - {"__wrapped__"}), inspect.unwrap(function).__qualname__)
     try:
-        show(
-            len(inspect.getsource(function)),
-            inspect.getsourcefile(function).rpartition("torch/")[2],
-        )
+        source = inspect.getsourcefile(inspect.unwrap(function))
+        show(len(inspect.getsource(function)), source.rpartition("torch/")[2])
     except (OSError, TypeError) as error:
         show(type(error).__name__)
-    show("the same as before training:", function is before[name])
