@@ -186,7 +186,10 @@ def test_training_goes_on_where_the_link_takes_nothing(make_probe, bare, link):
     expected, _ = train()
     probe = make_probe()
     probe.recorder.capacity = 3
-    assert train()[0] == expected
+    for _ in range(100):  # the sender may take some out before there are too many
+        assert train()[0] == expected
+        if probe._publisher.dropped:
+            break
     assert probe._publisher.dropped > 0
     probe.close()
 
