@@ -336,10 +336,13 @@ def _optimizer(fail: Fail) -> tuple[Callable[..., None], Callable[..., None]]:
     local = here
 
     def begins(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if _compiling() or (lane := local.lane) is None or lane.over or lane.asleep:
+        if _compiling() or (lane := local.lane) is None or lane.over:
             return
         try:
-            lane.steps.optimizer_begins(lane, optimizer)
+            if lane.asleep:
+                lane.steps.dozed_optimizer_begins(lane)
+            else:
+                lane.steps.optimizer_begins(lane, optimizer)
         except Exception as error:  # noqa: BLE001
             own_fault(error, fail)
 
@@ -348,7 +351,7 @@ def _optimizer(fail: Fail) -> tuple[Callable[..., None], Callable[..., None]]:
             return
         try:
             if lane.asleep:
-                lane.steps.dozed_optimizer()
+                lane.steps.dozed_optimizer_ends(lane)
             else:
                 lane.steps.optimizer_ends(lane, optimizer)
         except Exception as error:  # noqa: BLE001

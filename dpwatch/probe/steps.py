@@ -524,9 +524,19 @@ class Steps:
         self._unseen = True
         self.dozed_backwards = self._in_step = backwards
 
-    def dozed_optimizer(self) -> None:
-        """An optimizer's step in it: as always, the first after a backward ends the step."""
-        if self._told_ends:
+    def dozed_optimizer_begins(self, lane: Lane) -> None:
+        """An optimizer's step in it begins, perhaps inside another's."""
+        opened = lane.updating
+        if opened:
+            del opened[_steps_around() :]
+        opened.append(KEPT)
+
+    def dozed_optimizer_ends(self, lane: Lane) -> None:
+        """It is over: as always, the first outermost one after a backward ends the step."""
+        opened = lane.updating
+        if opened:
+            opened.pop()
+        if opened or self._told_ends:
             return
         if torch._C._current_graph_task_id() != -1:
             self._updated = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable
@@ -268,6 +269,44 @@ def test_an_optimizer_inside_another_counts_once(rig):
         model(torch.ones(2, 3)).mean().backward()
         outer.step()
     assert [s.optimizer_ns for s in rig.records(Step)] == [5 * MS, 5 * MS]
+
+
+def test_what_an_optimizer_does_after_the_one_inside_it_is_in_the_same_step(rig):
+    """ZeRO's broadcasts, say: also where steps are only counted."""
+    model = nn.Linear(3, 1)
+    inner = TimedSGD(model.parameters(), lambda: rig.clocks.run(MS))
+    steps = rig.probe.steps
+    seen, asleep = [], set()
+
+    def update():
+        inner.step()
+        seen.append(steps.step)
+        asleep.add(steps.main.asleep)
+
+    outer = TimedSGD(model.parameters(), update)
+    for _ in range(40):
+        model(torch.ones(2, 3)).mean().backward()
+        outer.step()
+    assert asleep == {False, True}
+    assert seen == list(range(40))
+
+
+def test_an_optimizer_that_raises_in_a_step_that_is_only_counted_costs_no_other_step(rig):
+    model, asleep = nn.Linear(3, 1), []
+
+    def update():
+        rig.clocks.run(MS)
+        asleep.append(rig.probe.steps.main.asleep)
+        if len(asleep) == 15:
+            raise ZeroDivisionError
+
+    optimizer = TimedSGD(model.parameters(), update)
+    for _ in range(40):
+        model(torch.ones(2, 3)).mean().backward()
+        with contextlib.suppress(ZeroDivisionError):
+            optimizer.step()
+    assert asleep[14]
+    assert rig.probe.steps.step == 39  # the next step has both backwards
 
 
 def test_phases_of_a_closure_are_told_apart_from_the_optimizers(rig):
