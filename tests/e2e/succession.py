@@ -1,7 +1,8 @@
 """Rank 1 leaves in good order and a new process takes its place; rank 0 goes on: succession.py.
 
 Rank 0 destroys its process group and makes it anew for each life, as after a failure; rank 1 is
-another process in each.
+another process in each. They meet at another place each time, so nothing but DPWATCH_RUN_ID tells
+that it is one run.
 """
 
 import os

@@ -28,10 +28,10 @@ OF_THE_HOST = {"cpu_oversubscribed", "straggler", "comm_bound", "overlap_poor"}
 def told(tmp_path):
     """Runs a script to its end and returns the run's summary."""
 
-    def run(*script, returncode=0):
+    def run(*script, returncode=0, **more):
         port, summary = free_port(), tmp_path / "summary.json"
         runtime = {"DPWATCH_RUNTIME_DIR": str(tmp_path / "rt"), "DPWATCH_HUB_LINGER_S": "1"}
-        env = scripts.environment(port, **runtime)
+        env = scripts.environment(port, **runtime, **more)
         done = dpwatch_run(*map(str, script), options=["--json", str(summary)], env=env)
         assert (done.returncode == 0) is (returncode == 0), done.stderr
         (found,) = json.loads(summary.read_text())["runs"]
@@ -97,8 +97,10 @@ def test_a_pipeline_schedules_messages_too(exchange):
 def test_rare_calls_overlapping_ones_and_futures(exchange):
     run = exchange("mixed")
     world, pair = by_op(run, "default"), by_op(run, "ranks 0,1")
-    assert world["reduce"]["count_per_step"] == pytest.approx(1 / RARELY, abs=0.02)
-    assert world["reduce"]["bytes_per_step"] == pytest.approx(1000, rel=0.1)
+    at_most_one = 1 / (STEPS - START_UP_STEPS)  # more or fewer, where the window ends
+    assert world["reduce"]["count_per_step"] == pytest.approx(1 / RARELY, abs=at_most_one)
+    each = RARELY * 1000
+    assert world["reduce"]["bytes_per_step"] == each * world["reduce"]["count_per_step"]
     assert world["all_reduce"]["bytes_per_step"] == LAYER // 2  # in half precision
     assert world["all_gather"]["bytes_per_step"] == WIDTH * FLOAT
     assert pair["all_reduce"]["count_per_step"] == TOGETHER
@@ -119,7 +121,7 @@ def test_ranks_that_leave_and_come_back_together(exchange):
 
 
 def test_a_process_that_takes_anothers_place(told):
-    run = told(sys.executable, HERE / "succession.py")
+    run = told(sys.executable, HERE / "succession.py", DPWATCH_RUN_ID="succession")
     assert run["state"] == "finished"
     assert [rank["steps"] for rank in run["ranks"]] == [120, 40]
     # Rank 0's last steps hold the broadcast of a model that was made anew, too.
@@ -132,8 +134,9 @@ def test_a_rank_that_strays_is_named_while_the_others_wait(exchange):
     (strayed,) = (alert for alert in run["alerts"] if alert["kind"] == "desync")
     assert 0 in strayed["ranks"]  # of two, nothing says who is right
     assert "called broadcast" in strayed["text"]
-    lost = next(alert for alert in run["alerts"] if alert["kind"] == "rank_lost")
-    assert strayed["began_s"] <= lost["began_s"] - 5  # the time-out is 12 s
+    assert strayed["began_s"] <= run["duration_s"] - 5  # the time-out is 12 s
+    assert run["diagnoses"][0]["kind"] == "desync"
+    assert run["reason"].endswith("gave up waiting")
 
 
 def test_a_thousand_healthy_steps_of_three_kinds_raise_nothing(exchange):
