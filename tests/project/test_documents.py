@@ -44,7 +44,8 @@ def test_every_json_field():
     assert snapshot.SCHEMA in page
     for name in ("Run", "Rank", "StepTime", "PhaseTimes", "CommTimes", "MemoryUse", "Categories",
                  "GpuUse", "CollectiveStats", "MessageStats", "LastArrival", "TransferStats",
-                 "Balance", "Diagnosis", "Model", "Loss", "Summary", "HostView"):  # fmt: skip
+                 "Balance", "Diagnosis", "Model", "Loss", "Summary", "HostView",
+                 "IssuerStats"):  # fmt: skip
         for field in getattr(snapshot, name).__struct_fields__:
             assert f"`{field}`" in page, f"docs/json.md does not name {name}.{field}"
 
