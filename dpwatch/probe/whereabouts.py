@@ -25,6 +25,9 @@ MOST_NAMES = 16_384
 _FAR = 80
 """Frames looked through for one of the user's; DDP's reducer is some ten frames away from it."""
 
+_WITHIN = 16
+"""Frames looked through for a purpose, from a package's first on."""
+
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
 _TORCHS = frozenset(
     ("filelock", "fsspec", "jinja2", "mpmath", "networkx", "numpy", "sympy", "typing_extensions.py")
@@ -48,10 +51,13 @@ Place = tuple[CodeType, int]
 Owner = tuple[CodeType, Purpose]
 """A framework's function, and what it exchanges."""
 
-_known: dict[int, tuple[str, Purpose | None, bool, CodeType]] = {}
-"""Of code its file if it is the user's, its purpose, and whether it is of a package that may have
-been called by a function with one. By id, for to hash a code object takes as long as it has
-instructions; it is kept, so that the id stays its own."""
+_About = tuple[str, Purpose | None, bool, CodeType]
+"""Of code that is not just passed through: its file if it is the user's or a package's, what is
+exchanged under it, whether that may be so further out too, and the code."""
+
+_known: dict[int, _About | CodeType] = {}
+"""By id, for to hash a code object takes as long as it has instructions; it is kept, so that the
+id stays its own. Of code that is passed through it is all there is."""
 
 
 def issuer() -> tuple[Place | None, Owner | None]:
@@ -68,33 +74,40 @@ def issuer() -> tuple[Place | None, Owner | None]:
     place: Place | None = None
     owner: Owner | None = None
     inside: CodeType | None = None
-    for _ in range(_FAR):
+    last = _FAR
+    for depth in range(_FAR):
         if frame is None:
             break
         code = frame.f_code
-        of_it = known.get(id(code))
-        if of_it is None:
-            if len(known) >= MOST_NAMES:  # a script that makes code as it goes
-                known.clear()
-            of_it = known[id(code)] = _about(code)
-        name, purpose, goes_on, _ = of_it
-        if purpose is not None and owner is None:
-            if _holds(purpose, inside):
-                owner = code, purpose
-            elif purpose.native and place is None:
-                owner = code, NOBODYS
-        if name:
-            if place is None:
-                place = code, frame.f_lineno
-            if owner is not None or not goes_on:
-                break
+        try:
+            about = known[id(code)]
+        except KeyError:
+            about = _learn(code)
+        if about is not code:
+            name, purpose, goes_on, _ = about  # type: ignore[misc]
+            if purpose is not None and owner is None:
+                if _holds(purpose, inside):
+                    owner = code, purpose
+                elif purpose.native and place is None:
+                    owner = code, NOBODYS
+            if name:
+                if place is None:
+                    place, last = (code, frame.f_lineno), depth + _WITHIN
+                if owner is not None or not goes_on or depth >= last:
+                    break
         inside = code
         frame = frame.f_back
     return place, owner
 
 
-def _about(code: CodeType) -> tuple[str, Purpose | None, bool, CodeType]:
-    return _name(code), purpose_of(code), package_of(code.co_filename) in KNOWN, code
+def _learn(code: CodeType) -> _About | CodeType:
+    if len(_known) >= MOST_NAMES:  # a script that makes code as it goes
+        _known.clear()
+    name, purpose = _name(code), purpose_of(code)
+    goes_on = package_of(code.co_filename) in KNOWN
+    about = (name, purpose, goes_on, code) if name or purpose else code
+    _known[id(code)] = about
+    return about
 
 
 def _holds(purpose: Purpose, inside: CodeType | None) -> bool:

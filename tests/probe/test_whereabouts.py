@@ -139,7 +139,10 @@ def test_generated_code_is_not_where_the_user_is(tmp_path):
 
 
 def test_a_script_given_on_the_command_line_is_the_users():
-    script = "from dpwatch.probe.whereabouts import *\n\ndef f(): return issuer()\nprint(spelled(f()[0]))"
+    script = (
+        "from dpwatch.probe.whereabouts import *\n\n"
+        "def f(): return issuer()[0]\nprint(spelled(f()))"
+    )
     told = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
