@@ -71,7 +71,6 @@ PURPOSES = {
     (_DDP, "_match_all_reduce_for_bwd_pass"): Purpose(
         "join()", "zero gradients of a rank that has joined"
     ),
-    (_DDP, "_match_unused_params_allreduce"): Purpose("join()", "which parameters were used"),
     (_DDP, "_sync_final_model"): Purpose("join()", "the final model"),
     (_JOIN, "notify_join_context"): Purpose("join()", "ranks that still have input"),
     (_JOIN, "_get_num_nonjoined_procs"): Purpose("join()", "ranks that still have input"),

@@ -147,7 +147,7 @@ ACCELERATE = [
 ]  # fmt: skip
 
 # -- adds_trainer.py
-TRAINED, LOGGED, EVALUATED = 8, 8 // 2, 8 // 4
+TRAINED, LOGGED, SAVED, EVALUATED = 8, 8 // 2, 8 // 4, 8 // 4
 EVALUATION_BATCHES = EVALUATED * 2  # 32 rows, 8 a rank
 TENSORS = 16
 TRAINER = [
@@ -155,7 +155,9 @@ TRAINER = [
         TRAINED + EVALUATION_BATCHES, (TRAINED + EVALUATION_BATCHES) * LONG),
     Row("HF Trainer", "loss for the log", "all_gather", "float32", LOGGED, LOGGED * FLOAT),
     Row("HF Trainer", "operations so far", "all_gather", "float32", LOGGED, LOGGED * FLOAT),
-    Row("HF Trainer", "operations so far", "all_gather", "int64", 1, LONG),
+    # A checkpoint comes after the log of its step, when there is nothing new: an integer 0.
+    Row("HF Trainer", "operations so far", "all_gather", "int64",
+        SAVED + 1, (SAVED + 1) * LONG),
     Row("HF Trainer", "results of an evaluation", "all_gather", "float32",
         EVALUATION_BATCHES, EVALUATION_BATCHES * 8 * FLOAT),
     Row("DDP", "which parameters were used", "all_reduce", "int32",
