@@ -53,6 +53,7 @@ _LIGHTNING = "lightning/pytorch/"
 _RESULT = f"{_LIGHTNING}trainer/connectors/logger_connector/result.py"
 _ACCELERATE = "accelerate/"
 _TRAINER = "transformers/trainer.py"
+_ENGINE = "deepspeed/runtime/"
 
 PURPOSES = {
     # -- torch -------------------------------------------------------------------------------------
@@ -141,6 +142,50 @@ PURPOSES = {
     (_TRAINER, "store_flos"): Purpose("HF Trainer", "operations so far"),
     (_TRAINER, "evaluation_loop"): _inside(
         "HF Trainer", "results of an evaluation", "gather_for_metrics", "wrapper", "gather"
+    ),
+    # -- DeepSpeed: in no test, see docs/frameworks.md ---------------------------------------------
+    (f"{_ENGINE}engine.py", "_broadcast_model"): Purpose("DeepSpeed", "parameters, at start"),
+    (f"{_ENGINE}zero/partition_parameters.py", "_zero_init_param"): Purpose(
+        "DeepSpeed", "parameters, at start"
+    ),
+    (f"{_ENGINE}engine.py", "allreduce_bucket"): Purpose("DeepSpeed", "gradients"),
+    (f"{_ENGINE}zero/stage_1_and_2.py", "allreduce_bucket"): Purpose("DeepSpeed", "gradients"),
+    (f"{_ENGINE}comm/coalesced_collectives.py", "_torch_reduce_scatter_fn"): Purpose(
+        "DeepSpeed", "gradients"
+    ),
+    (f"{_ENGINE}utils.py", "clip_grad_norm_"): Purpose("DeepSpeed", "norm of the gradients"),
+    (f"{_ENGINE}zero/stage_1_and_2.py", "get_grad_norm_direct"): Purpose(
+        "DeepSpeed", "norm of the gradients"
+    ),
+    (f"{_ENGINE}zero/stage3.py", "get_grad_norm_direct"): Purpose(
+        "DeepSpeed", "norm of the gradients"
+    ),
+    (f"{_ENGINE}utils.py", "all_gather_into_tensor_dp_groups"): Purpose(
+        "DeepSpeed", "updated parameters"
+    ),
+    (f"{_ENGINE}zero/partition_parameters.py", "_dist_allgather_fn"): Purpose(
+        "DeepSpeed", "parameters"
+    ),
+    (f"{_ENGINE}zero/partition_parameters.py", "_allgather_params_coalesced"): Purpose(
+        "DeepSpeed", "parameters"
+    ),
+    (f"{_ENGINE}zero/partition_parameters.py", "_allgather_params_sequential"): Purpose(
+        "DeepSpeed", "parameters"
+    ),
+    (f"{_ENGINE}zero/utils.py", "assert_ints_same_as_other_ranks"): Purpose(
+        "DeepSpeed", "whether ranks fetch parameters alike"
+    ),
+    (f"{_ENGINE}engine.py", "_checkpoint_tag_validation"): Purpose(
+        "DeepSpeed", "tag of a checkpoint"
+    ),
+    (f"{_ENGINE}engine.py", "save_checkpoint"): _inside(
+        "DeepSpeed", "start and end of a checkpoint", "log_wrapper"
+    ),
+    (f"{_ENGINE}zero/stage3.py", "_create_fp16_partitions_with_defragmentation"): _inside(
+        "DeepSpeed", "set-up", "log_wrapper"
+    ),
+    (f"{_ENGINE}zero/stage3.py", "_setup_for_real_optimizer"): _inside(
+        "DeepSpeed", "set-up", "log_wrapper"
     ),
 }  # fmt: skip
 """By file, in its installation, and function."""
