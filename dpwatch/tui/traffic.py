@@ -150,14 +150,14 @@ def _issuers(found: Sequence[IssuerStats], width: int, palette: Palette) -> Bloc
     rows = [
         (
             issuer_name(each),
-            _typed_name(each),
             fmt.rate(each.count_per_step),
             fmt.size(each.bytes_per_step),
+            _typed_name(each),
         )
         for each in found[:_ISSUERS_SHOWN]
     ]
     lines = [heading("Issued by frameworks", width, palette, note)]
-    lines += table(("for", "collective", "calls", "bytes"), rows, width, palette)
+    lines += table(("for", "calls", "bytes", "collective"), rows, width, palette)
     if len(found) > len(rows):
         lines.append(line((f"and {len(found) - len(rows)} more", palette.muted)))
     return lines

@@ -219,4 +219,4 @@ def collective_name(op: str) -> str:
 def issuer_name(stats: IssuerStats) -> str:
     """Whose a collective is, and what for: `Lightning: SIGTERM flag`; else its function's name."""
     purpose = stats.purpose or stats.function.rpartition(".")[2]
-    return f"{clean(stats.framework, 24)}: {clean(purpose, 40)}"
+    return clean(f"{stats.framework}: {purpose}", 52)
