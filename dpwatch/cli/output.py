@@ -8,6 +8,7 @@ import msgspec
 
 from dpwatch.cli.plain import escaped, printable
 from dpwatch.hub.comparison import peaks_of_processes
+from dpwatch.hub.issuers import recent
 from dpwatch.hub.snapshot import Alert, HostGpu, HostView, Rank, Run
 from dpwatch.hub.summarize import summary
 
@@ -87,7 +88,7 @@ def gpu_table(gpus: Sequence[HostGpu]) -> str:
 
 def report(runs: Sequence[Run]) -> str:
     """What is told when a command is over: the table, and what its ranks said to each other."""
-    return "\n\n".join("\n".join([_block(run), *_collectives(run)]) for run in runs)
+    return "\n\n".join("\n".join([_block(run), *_collectives(run), *_issuers(run)]) for run in runs)
 
 
 def _collectives(run: Run) -> list[str]:
@@ -115,6 +116,24 @@ def _collectives(run: Run) -> list[str]:
             else f"rank {each.last_arrival.rank} ({each.last_arrival.share:.0%})",
         ]
         for each in run.collectives
+    ]
+    return [printable(line) for line in columns(titles, rows)]
+
+
+def _issuers(run: Run) -> list[str]:
+    """Of these collectives those that frameworks issue for themselves."""
+    found = recent(run)
+    if not found:
+        return []
+    titles = ("issued by frameworks", "collective", "calls/step", "bytes/step")
+    rows = [
+        [
+            f"{each.framework}: {each.purpose or each.function.rpartition('.')[2]}",
+            f"{each.dtype} {each.op}".strip(),
+            _number(each.count_per_step, 1 if (each.count_per_step or 0) >= 1 else 2),
+            UNKNOWN if each.bytes_per_step is None else str(each.bytes_per_step),
+        ]
+        for each in found
     ]
     return [printable(line) for line in columns(titles, rows)]
 

@@ -175,6 +175,29 @@ class CollectiveStats(msgspec.Struct, frozen=True):
     last_arrival: LastArrival | None = None
 
 
+class IssuerStats(msgspec.Struct, frozen=True):
+    """What a framework's function has issued of one kind of collective, as `wire.Issuer` tells it.
+
+    `calls` and `bytes` are the sums so far of one rank, the group's first; what they come to a step
+    are means over all steps so far, None before the first is over. `purpose` is "" where only the
+    function is known.
+    """
+
+    framework: str
+    function: str
+    purpose: str
+    op: str
+    group: str
+    ranks: int
+    dtype: str
+    calls: int
+    bytes: int
+    count_per_step: float | None
+    bytes_per_step: int | None
+    first_step: int
+    last_step: int
+
+
 class MessageStats(msgspec.Struct, frozen=True):
     """What one rank sends another point to point, means per step of the sender.
 
@@ -279,6 +302,7 @@ class Run(msgspec.Struct, frozen=True):
     run over several hosts and what to do, or that its command failed though the run did not; ""
     where nothing is. `began_s` is the wall clock when it was first heard of, `command_exit` the
     exit code of the `dpwatch run` command that started it, or minus the signal that killed that.
+    `issuers` are frameworks' functions and what they have issued, the heaviest first.
     """
 
     run_id: str
@@ -307,6 +331,7 @@ class Run(msgspec.Struct, frozen=True):
     messages: list[MessageStats] = []
     began_s: float = 0.0
     command_exit: int | None = None
+    issuers: list[IssuerStats] = []
 
 
 class GpuProcess(msgspec.Struct, frozen=True):

@@ -25,6 +25,7 @@ from dpwatch.hub.figures import (
     of_steps,
     settled,
 )
+from dpwatch.hub.issuers import issuers
 from dpwatch.hub.parts import LaneState, RankState, Route
 from dpwatch.hub.pending import MANY as MANY
 from dpwatch.hub.pending import settle
@@ -173,6 +174,7 @@ def summarize(state: RunState) -> Run:
         messages=messages(state),
         began_s=state.began_s,
         command_exit=state.command.exit if state.command else None,
+        issuers=issuers(state),
     )
 
 

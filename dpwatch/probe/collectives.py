@@ -41,7 +41,7 @@ from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.lanes import Lane, here
 from dpwatch.probe.sums import IDLE, MOVED
 from dpwatch.probe.uninterrupted import raise_on_return, theirs, uninterrupted
-from dpwatch.wire.messages import Position, Step
+from dpwatch.wire.messages import Issuer, Position, Step
 
 if TYPE_CHECKING:
     from dpwatch.probe.seams import RecordSink
@@ -50,7 +50,7 @@ _ON_CALLERS_THREADS = tuple(
     f"dpwatch.probe.{name}"
     for name in (
         "collectives", "collectives_calls", "collectives_groups", "collectives_ops",
-        "collectives_waits", "cpu", "flight", "foreign", "lanes", "probe", "recorder",
+        "collectives_waits", "cpu", "flight", "foreign", "frameworks", "lanes", "probe", "recorder",
         "uninterrupted", "whereabouts",
     )
 )  # fmt: skip
@@ -113,6 +113,10 @@ class Collectives:
     def positions(self) -> list[Position]:
         """How far each group has come, the latest first. On the sender thread."""
         return self._reports.positions()
+
+    def issuers(self) -> list[Issuer]:
+        """What frameworks have issued so far. On the sender thread."""
+        return self._reports.issuers.told()
 
     def complete(self, step: Step) -> Step:
         """A step's record with what is known of its communication. On the sender thread."""

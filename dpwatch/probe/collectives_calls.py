@@ -35,6 +35,8 @@ class Call:
 
     Attributes:
         seq: Its number, -1 before it has one.
+        place: Whose line issued it, the user's or a package's.
+        owner: The framework's function that it is issued under, where its purpose is known.
         watched: Somebody will tell its end: a Python caller's wait, or a callback.
         ended: When it was done, in a list that its completion callback fills. None without one.
         from_python: Its caller is Python, and gets something to wait for.
@@ -81,7 +83,7 @@ class Call:
                 first.is_cpu,
             )
         self.nbytes_out = nbytes_of(args[0]) if place else self.nbytes
-        self.place = issuer()
+        self.place, self.owner = issuer()
         self.issued_ns = self.returned_ns = time.monotonic_ns()
         if lane is not None:
             self.device = lane.device

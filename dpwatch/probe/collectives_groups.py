@@ -36,6 +36,7 @@ class Group:
         name: `default` for the world, else what a device mesh calls it and its ranks.
         size: Its ranks' number.
         members: Its ranks in the world.
+        is_first: This process is the first of them.
         uid: c10d's own name for it.
         generation: How many groups of this name there were before it.
         issued: Collectives issued so far, the next one's number.
@@ -45,8 +46,8 @@ class Group:
             Of the sender thread.
     """
 
-    __slots__ = ("generation", "issued", "members", "messages", "name", "newest", "ref", "size",
-                 "uid", "unwatched")  # fmt: skip
+    __slots__ = ("generation", "is_first", "issued", "members", "messages", "name", "newest", "ref",
+                 "size", "uid", "unwatched")  # fmt: skip
 
     def __init__(
         self, name: str, generation: int, process_group: Any, members: list[int], dead: deque[Any]
@@ -55,6 +56,7 @@ class Group:
         self.generation = generation
         self.size = process_group.size()
         self.members = members
+        self.is_first: bool = process_group.rank() == 0
         self.uid: str = process_group.group_name
         # Called when the group is gone; written in C, so that nothing can interrupt it.
         self.ref = weakref.ref(process_group, dead.append)

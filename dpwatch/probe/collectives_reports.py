@@ -17,6 +17,7 @@ import msgspec
 from dpwatch.probe.collectives_calls import Call
 from dpwatch.probe.collectives_groups import Group, Groups
 from dpwatch.probe.collectives_waits import Waits
+from dpwatch.probe.issuers import Issuers
 from dpwatch.wire.messages import Collective, Position, Step
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ UNSURE_SHARE = 0.05
 class Reports:
     """Made by the callers' thread, used on the sender's.
 
+    Attributes:
+        issuers: What frameworks have issued so far.
+
     Args:
         record: Takes what is recorded.
         step_of: The step under way.
@@ -51,6 +55,7 @@ class Reports:
         self._step_of = step_of
         self._groups = groups
         self._waits = waits
+        self.issuers = Issuers()
         self._followed_ns = 0
         self._under_way: list[Call] = []
         self._over: deque[Span] = deque(maxlen=MOST_UNDER_WAY)
@@ -61,6 +66,7 @@ class Reports:
             self.follow_up()
         if call.cancelled:
             return None
+        self.issuers.add(call)
         settled = call.is_settled()
         if settled:
             self._is_over(call)

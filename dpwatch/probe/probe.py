@@ -497,6 +497,7 @@ class _Source:
             where=probe._raised_at or theirs,
             still_ns=still_ns,
             positions=probe._collectives.positions(),
+            issuers=probe._collectives.issuers(),
             stack=stack if still_ns >= STILL_NS else [],
             inside=within.call,
             waits_in=wait.kind,

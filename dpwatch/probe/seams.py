@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dpwatch.probe.flight import Calls
     from dpwatch.probe.lanes import Lane
-    from dpwatch.wire.messages import Position, Step
+    from dpwatch.wire.messages import Issuer, Position, Step
 
 RecordSink = Callable[[tuple[Any, ...]], None]
 """Takes `(RecordClass, field, field, …)`, such as `(Memory, device, step, …)`, in field order.
@@ -84,6 +84,9 @@ class CollectivesLike(Protocol):
     def positions(self) -> list[Position]:
         """How far each group has come, the latest first. On the sender thread."""
 
+    def issuers(self) -> list[Issuer]:
+        """What frameworks have issued so far. On the sender thread."""
+
     def complete(self, step: Step) -> Step:
         """A step's record with what is known of its communication. On the sender thread."""
 
@@ -137,6 +140,10 @@ class NoCollectives:
     calls: Calls | None = None
 
     def positions(self) -> list[Position]:
+        """See `CollectivesLike`."""
+        return []
+
+    def issuers(self) -> list[Issuer]:
         """See `CollectivesLike`."""
         return []
 

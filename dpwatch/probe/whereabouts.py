@@ -4,7 +4,7 @@ The innermost frame that is neither torch's, the standard library's nor the prob
 Nor is it that of a package torch itself is made with, or of code that was generated: an import of
 torch's stands many frames deep in sympy, and the line that led there says more.
 Files under the directory that the process started in are named by their path there, installed
-packages' by theirs in site-packages, others by the last two parts.
+packages' by theirs in site-packages (Debian: dist-packages), others by the last two parts.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from types import CodeType, FrameType, TracebackType
 
 import torch
 
+from dpwatch.probe.frameworks import KNOWN, NOBODYS, Purpose, installed, package_of, purpose_of
+
 MOST_FRAMES = 16
 MOST_NAMES = 16_384
 _FAR = 80
 """Frames looked through for one of the user's; DDP's reducer is some ten frames away from it."""
 
-_SITE = f"{os.sep}site-packages{os.sep}"
+_WITHIN = 16
+"""Frames looked through for a purpose, from a package's first on."""
+
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
 _TORCHS = frozenset(
     ("filelock", "fsspec", "jinja2", "mpmath", "networkx", "numpy", "sympy", "typing_extensions.py")
@@ -41,34 +45,79 @@ _OURS = tuple(os.path.join(_PACKAGE, part) for part in ("probe/", "wire/", "hook
 _BOOTSTRAP = multiprocessing.process.BaseProcess._bootstrap.__code__  # type: ignore[attr-defined]
 _HERE = os.path.abspath(os.curdir) + os.sep if os.path.isdir(os.curdir) else os.sep
 
-_names: dict[int, tuple[str, CodeType]] = {}
+Place = tuple[CodeType, int]
+"""Code and a line number."""
+
+Owner = tuple[CodeType, Purpose]
+"""A framework's function, and what it exchanges."""
+
+_About = tuple[str, Purpose | None, bool, CodeType]
+"""Of code that is not just passed through: its file if it is the user's or a package's, what is
+exchanged under it, whether that may be so further out too, and the code."""
+
+_known: dict[int, _About | CodeType] = {}
 """By id, for to hash a code object takes as long as it has instructions; it is kept, so that the
-id stays its own."""
+id stays its own. Of code that is passed through it is all there is."""
 
 
-def issuer() -> tuple[CodeType, int] | None:
-    """The innermost of the caller's frames that is the user's, as its code and line number.
+def issuer() -> tuple[Place | None, Owner | None]:
+    """Who issues a collective.
 
-    Takes under a microsecond; `spelled` makes text of it, elsewhere and later.
+    Takes about a microsecond; text is made of it elsewhere and later (`spelled`).
+
+    Returns:
+        The innermost of the caller's frames that is the user's or an installed package's; and the
+        innermost one whose purpose is known, of those below the user's own.
     """
     frame: FrameType | None = sys._getframe(1)
-    names = _names
-    for _ in range(_FAR):
+    known = _known
+    place: Place | None = None
+    owner: Owner | None = None
+    inside: CodeType | None = None
+    last = _FAR
+    for depth in range(_FAR):
         if frame is None:
             break
         code = frame.f_code
-        known = names.get(id(code))
-        if known is None:
-            if len(names) >= MOST_NAMES:  # a script that makes code as it goes
-                names.clear()
-            known = names[id(code)] = _name(code), code
-        if known[0]:
-            return code, frame.f_lineno
+        try:
+            about = known[id(code)]
+        except KeyError:
+            about = _learn(code)
+        if about is not code:
+            name, purpose, goes_on, _ = about  # type: ignore[misc]
+            if purpose is not None and owner is None:
+                if _holds(purpose, inside):
+                    owner = code, purpose
+                elif purpose.native and place is None:
+                    owner = code, NOBODYS
+            if name:
+                if place is None:
+                    place, last = (code, frame.f_lineno), depth + _WITHIN
+                if owner is not None or not goes_on or depth >= last:
+                    break
+        inside = code
         frame = frame.f_back
-    return None
+    return place, owner
 
 
-def spelled(place: tuple[CodeType, int] | None) -> str:
+def _learn(code: CodeType) -> _About | CodeType:
+    if len(_known) >= MOST_NAMES:  # a script that makes code as it goes
+        _known.clear()
+    name, purpose = _name(code), purpose_of(code)
+    goes_on = package_of(code.co_filename) in KNOWN
+    about = (name, purpose, goes_on, code) if name or purpose else code
+    _known[id(code)] = about
+    return about
+
+
+def _holds(purpose: Purpose, inside: CodeType | None) -> bool:
+    """Whether the frame just inside is one that the purpose asks for."""
+    if purpose.native:
+        return inside is not None and inside.co_filename.startswith(_OURS)
+    return not purpose.within or (inside is not None and inside.co_name in purpose.within)
+
+
+def spelled(place: Place | None) -> str:
     """`file:line` of what `issuer` found, "" of nothing."""
     return "" if place is None else f"{_name(place[0])}:{place[1]}"
 
@@ -121,14 +170,14 @@ def root_of(thread: int) -> CodeType | None:
     Args:
         thread: Its `threading.get_ident()`.
     """
-    own = installed = None
+    own = package = None
     for code in _codes(thread):
         if _name(code):
-            if _SITE in code.co_filename:
-                installed = code
+            if installed(code.co_filename):
+                package = code
             else:
                 own = code
-    return own or installed
+    return own or package
 
 
 def is_in(thread: int, function: CodeType) -> bool:
@@ -156,15 +205,15 @@ def _name(code: CodeType) -> str:
     if path.startswith((_TORCH, *_OURS)) or (path.startswith("<") and not path.startswith(_TYPED)):
         return ""
     told = _path(code)
-    if _SITE in path:  # which some installations keep inside of the standard library's folder
+    if installed(path):  # which some installations keep inside of the standard library's folder
         return "" if told.partition(os.sep)[0] in _TORCHS else told
     return "" if path.startswith(_STDLIB) else told
 
 
 def _path(code: CodeType) -> str:
     path = code.co_filename
-    if _SITE in path:
-        return path.rpartition(_SITE)[2]
+    if found := installed(path):
+        return found
     if path.startswith(_HERE):
         return path.removeprefix(_HERE)
     return os.sep.join(path.split(os.sep)[-2:])

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from dpwatch.hub.comparison import HOST, others_median, traffic_bytes
-from dpwatch.hub.snapshot import CollectiveStats, Rank, Run
+from dpwatch.hub.issuers import recent
+from dpwatch.hub.snapshot import CollectiveStats, IssuerStats, Rank, Run
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import stacked
 from dpwatch.tui.blocks import Block, beside, heading, table
@@ -18,12 +19,13 @@ from dpwatch.tui.how_steps import SCHEMES, Shape
 from dpwatch.tui.palette import TRAFFIC_KINDS, Palette
 from dpwatch.tui.text import clean, fitted, left, line, right
 from dpwatch.tui.widgets import Scrolling, palette_of
-from dpwatch.tui.words import collective_name, plural, strategy_of
+from dpwatch.tui.words import collective_name, issuer_name, plural, strategy_of
 
 _BESIDE_WIDTH = 160
 _ONE_LINE_WIDTH = 112
 """From here on all figures of a collective stand on one line."""
 _OPS_SHOWN = 24
+_ISSUERS_SHOWN = 12
 _ROWS = 16
 _HEADS = (
     *("collective", "calls", "bytes", "p50", "p95", "algbw", "busbw", "exposed"),
@@ -50,6 +52,7 @@ def traffic_lines(frame: Frame, width: int, palette: Palette) -> Block:
     room = width - WIDTH - 4 if width >= _BESIDE_WIDTH else width
     told = [
         *_collectives(run.collectives, room, palette),
+        *_issuers(recent(run), room, palette),
         *copies_lines(run, room, palette),
         Text(end=""),
         *_by_device(run, room, palette),
@@ -137,6 +140,33 @@ def _more_lines(figures: Sequence[str], palette: Palette) -> Block:
             told.append(f"{value}  ", palette.text)
         lines.append(told)
     return lines
+
+
+def _issuers(found: Sequence[IssuerStats], width: int, palette: Palette) -> Block:
+    """Whose those are that the script has not written."""
+    if not found:
+        return []
+    note = "a step, of the collectives above"
+    rows = [
+        (
+            issuer_name(each),
+            fmt.rate(each.count_per_step),
+            fmt.size(each.bytes_per_step),
+            _typed_name(each),
+        )
+        for each in found[:_ISSUERS_SHOWN]
+    ]
+    lines = [heading("Issued by frameworks", width, palette, note)]
+    lines += table(("for", "calls", "bytes", "collective"), rows, width, palette)
+    if len(found) > len(rows):
+        lines.append(line((f"and {len(found) - len(rows)} more", palette.muted)))
+    return lines
+
+
+def _typed_name(stats: IssuerStats) -> str:
+    dtype = f"{clean(stats.dtype, 12)} " if stats.dtype else ""
+    group = "" if stats.group == "default" else f" · {clean(stats.group, 16)}"
+    return f"{dtype}{collective_name(stats.op)}{group} ×{stats.ranks}"
 
 
 def _by_device(run: Run, width: int, palette: Palette) -> Block:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from dpwatch.hub.comparison import largest, peak_bytes, peaks_of_processes
 from dpwatch.hub.largest_batch import LargestBatch
-from dpwatch.hub.snapshot import Balance, Run, RunView
+from dpwatch.hub.snapshot import Balance, IssuerStats, Run, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.text import clean
 
@@ -214,3 +214,9 @@ def _on_speed(runs: Sequence[Run]) -> str:
 def collective_name(op: str) -> str:
     """c10d's name as people write it."""
     return clean(op, 24).replace("_", "-") or fmt.UNKNOWN
+
+
+def issuer_name(stats: IssuerStats) -> str:
+    """Whose a collective is, and what for: `Lightning: SIGTERM flag`; else its function's name."""
+    purpose = stats.purpose or stats.function.rpartition(".")[2]
+    return clean(f"{stats.framework}: {purpose}", 52)

@@ -129,3 +129,34 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
     members: Annotated[list[r.RankNumber], Meta(max_length=64)] = []
     generation: r.Seq = 0
     oldest: Unfinished | None = None
+
+
+class Issuer(msgspec.Struct, array_like=True, frozen=True):
+    """What one function of a framework has issued so far of one kind of collective.
+
+    Told by the first rank of the group only, and of its own calls.
+
+    Attributes:
+        framework: Whose function it is: a name from `probe.frameworks`, else the package's.
+        function: The function, as one would import it.
+        purpose: What for, in a few words; "" where that is not known.
+        op: As all up to `dtype` in `Collective`.
+        calls: How many calls, …
+        nbytes: … and the payload that the rank handed in to them, summed.
+        first_step: The step of the first of them, …
+        last_step: … and of the last.
+        steps: Steps of which calls, anybody's, had been told by then.
+    """
+
+    framework: r.Word
+    function: r.Word
+    purpose: r.Word
+    op: r.Word
+    group: r.Word
+    ranks: r.Ranks
+    dtype: r.Word
+    calls: r.Count
+    nbytes: r.Count
+    first_step: r.Step
+    last_step: r.Step
+    steps: r.Step

@@ -20,6 +20,7 @@ from dpwatch.wire import ranges as r
 from dpwatch.wire.calls import Calls as Calls
 from dpwatch.wire.collectives import Collective as Collective
 from dpwatch.wire.collectives import Duration as Duration
+from dpwatch.wire.collectives import Issuer as Issuer
 from dpwatch.wire.collectives import Position as Position
 from dpwatch.wire.collectives import Unfinished as Unfinished
 from dpwatch.wire.record import Record as Record
@@ -233,6 +234,8 @@ class Beat(Record, frozen=True, tag="beat"):
         abandoned_step: Step of the first of them.
         abandoned_why: Its exception, in one line.
         peak_rss_bytes: The highest resident memory since the process began.
+        issuers: What frameworks' own functions have issued since the process began, at most 64
+            kinds; of each group its first rank tells.
     """
 
     step: r.Step
@@ -251,6 +254,7 @@ class Beat(Record, frozen=True, tag="beat"):
     abandoned_step: r.Step | None = None
     abandoned_why: r.Line = ""
     peak_rss_bytes: r.Bytes | None = None
+    issuers: Annotated[list[Issuer], Meta(max_length=64)] = msgspec.field(default_factory=list)
 
 
 class Gpu(Record, frozen=True, gc=False, tag="gpu"):

@@ -15,7 +15,7 @@ from dpwatch.probe.probe import Probe
 from dpwatch.probe.seams import NoCollectives, NoLedger
 from dpwatch.wire import codec
 from dpwatch.wire.gather import one_by_one
-from dpwatch.wire.messages import Asked, Batch, Position, Step
+from dpwatch.wire.messages import Asked, Batch, Issuer, Position, Step
 
 
 class MemoryLink:
@@ -125,6 +125,9 @@ class HandCollectives:
         self.issued = 0
 
     def positions(self) -> list[Position]:
+        return []
+
+    def issuers(self) -> list[Issuer]:
         return []
 
     def complete(self, step: Step) -> Step:

@@ -26,7 +26,9 @@ def test_the_issuer_is_the_line_that_called_through_torch():
             return x
 
     Layer()(torch.ones(1))
-    assert spelled(found[0]).startswith(f"{HERE}:")
+    place, owner = found[0]
+    assert spelled(place).startswith(f"{HERE}:")
+    assert owner is None
     threading.Thread(target=lambda: found.append(issuer())).start()
     assert spelled(None) == ""
 
@@ -138,7 +140,8 @@ def test_generated_code_is_not_where_the_user_is(tmp_path):
 
 def test_a_script_given_on_the_command_line_is_the_users():
     script = (
-        "from dpwatch.probe.whereabouts import *\n\ndef f(): return issuer()\nprint(spelled(f()))"
+        "from dpwatch.probe.whereabouts import *\n\n"
+        "def f(): return issuer()[0]\nprint(spelled(f()))"
     )
     told = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -9,8 +9,10 @@ from dpwatch.cli import doctor, stacks
 from dpwatch.cli.checks.check import Check
 from dpwatch.demo import max_batch, sweep
 from dpwatch.hub import diagnose, snapshot
+from dpwatch.probe.frameworks import PURPOSES
 from dpwatch.trainer.registry import known_names
 from dpwatch.wire import messages
+from tests.e2e.added import ADDED
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +46,8 @@ def test_every_json_field():
     assert snapshot.SCHEMA in page
     for name in ("Run", "Rank", "StepTime", "PhaseTimes", "CommTimes", "MemoryUse", "Categories",
                  "GpuUse", "CollectiveStats", "MessageStats", "LastArrival", "TransferStats",
-                 "Balance", "Diagnosis", "Model", "Loss", "Summary", "HostView"):  # fmt: skip
+                 "Balance", "Diagnosis", "Model", "Loss", "Summary", "HostView",
+                 "IssuerStats"):  # fmt: skip
         for field in getattr(snapshot, name).__struct_fields__:
             assert f"`{field}`" in page, f"docs/json.md does not name {name}.{field}"
 
@@ -107,3 +110,12 @@ def test_every_test_that_the_security_page_names():
         assert f"def {name}(" in tests, f"docs/security.md names {name}, which does not exist"
     for path in re.findall(r"`(tests/[\w/]+\.py)`", text("security.md")):
         assert (ROOT / path).exists(), path
+
+
+def test_every_purpose_of_a_frameworks_collectives_has_its_row_and_its_test():
+    page = text("frameworks.md")
+    told = {(purpose.framework, purpose.text) for purpose in PURPOSES.values()}
+    held = {(row.framework, row.purpose) for rows in ADDED.values() for row in rows if row.purpose}
+    assert {each for each in told if each[0] != "DeepSpeed"} == held  # seen by hand only
+    for _, purpose in told:
+        assert f"| {purpose} |" in page, f"docs/frameworks.md does not name: {purpose}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from dpwatch.hub.snapshot import IssuerStats
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.palette import palette
 from dpwatch.tui.traffic import traffic_lines
@@ -40,6 +41,43 @@ def test_copies_are_a_star_around_device_0_and_its_traffic_stands_out():
     text = told(dp_run())
     assert "vgpu:0 sends 37.3 MiB and receives 37.3 MiB a step" in text
     assert "device 0 carries 3.00× the others' median of 24.9 MiB" in text
+
+
+def issuer(step, **other):
+    """What a framework issues once a step, last in this one."""
+    fields = {
+        "framework": "Lightning", "function": "lightning.loops._broadcast_sigterm_tensor",
+        "purpose": "SIGTERM flag", "op": "broadcast", "group": "default", "ranks": 4,
+        "dtype": "int64", "calls": step + 1, "bytes": 8 * step + 8, "count_per_step": 1.0,
+        "bytes_per_step": 8, "first_step": 0, "last_step": step,
+    }  # fmt: skip
+    return IssuerStats(**{**fields, **other})
+
+
+@pytest.mark.parametrize("width", [79, 119, 199])
+def test_what_frameworks_issue_stands_below_the_collectives(width):
+    view = ddp_run()
+    found = [
+        issuer(149),
+        issuer(0, purpose="set-up"),
+        issuer(149, framework="accelerate", function="accelerate.ops.gather", purpose=""),
+    ]
+    text = told(replace(view, run=replace(view.run, issuers=found)), width)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert any(line.startswith("Issued by frameworks") for line in lines)
+    assert any("Lightning: SIGTERM flag 1.00 8 B int64 broadcast ×4" in line for line in lines)
+    assert any("accelerate: gather 1.00 8 B" in line for line in lines)
+    assert "set-up" not in text  # long ago
+    assert "Issued by frameworks" not in told(view, width)
+
+
+def test_of_a_young_run_the_start_is_shown_and_of_many_issuers_the_heaviest():
+    view = ddp_run(steps=1)
+    found = [issuer(0, purpose=f"thing {n}", bytes_per_step=n) for n in range(20)]
+    text = told(replace(view, run=replace(view.run, issuers=found)))
+    assert "thing 19" in text
+    assert "thing 7" not in text
+    assert "and 8 more" in text
 
 
 def test_of_many_devices_the_heaviest_are_shown_with_device_0():
