@@ -26,7 +26,7 @@ from dpwatch.hub.figures import (
     settled,
 )
 from dpwatch.hub.issuers import issuers
-from dpwatch.hub.parts import LaneState, RankState, Route
+from dpwatch.hub.parts import OPEN_LOSSES, LaneState, RankState, Route
 from dpwatch.hub.pending import MANY as MANY
 from dpwatch.hub.pending import settle
 from dpwatch.hub.series import known, median
@@ -60,6 +60,9 @@ STALL_S = 5.0
 """A rank has stalled after this long, or five typical steps, without a step."""
 
 STALL_STEPS = 5
+
+LOSSES_BY = 10
+"""By this step a rank that has losses has told one: of the first, even short ones, all are read."""
 
 MEMORIES = 8192
 """Lanes whose memory, which is sampled now and then only, need not be laid out anew each time."""
@@ -158,10 +161,7 @@ def summarize(state: RunState) -> Run:
         steps=max((row.steps for row in rows), default=0),
         total_steps=first.total_steps if first else None,
         cores=first.cores if first else None,
-        loss=Loss(
-            state.first_loss[1] if state.first_loss else None,
-            state.last_loss[1] if state.last_loss else None,
-        ),
+        loss=_loss(state),
         samples_per_s=_samples_per_s(figures.steps),
         ranks=rows,
         collectives=collectives(state, figures.op, _exposed(lanes, figures.steps)),
@@ -369,6 +369,25 @@ def _first_over_rest(values: Sequence[int | None]) -> float | None:
         return None
     rest = median(values[1:])
     return values[0] / rest if rest and values[0] is not None else None
+
+
+def _loss(state: RunState) -> Loss:
+    """The mean over all ranks; where some never have any, as in a pipeline, over the others.
+
+    Of the latter only the last steps are kept, so the first is unknown after a while.
+    """
+    if state.first_loss and state.last_loss:
+        return Loss(state.first_loss[1], state.last_loss[1])
+    having = [r for r, rank in state.ranks.items() if rank.good_loss or rank.bad_loss]
+    others = [rank.lanes.get(0) for r, rank in state.ranks.items() if r not in having]
+    if len(state.ranks) < state.told_size or any(
+        lane is None or lane.steps < LOSSES_BY for lane in others
+    ):
+        return Loss()  # it may still come
+    whole = [step for step, each in state.losses.items() if each.count == len(having)]
+    told = {step: state.losses[step].total / len(having) for step in whole}
+    first = told[min(whole)] if whole and len(state.losses) < OPEN_LOSSES else None
+    return Loss(first, told[max(whole)] if whole else None)
 
 
 def _samples_per_s(steps: Sequence[StepFigures]) -> float | None:

@@ -433,6 +433,10 @@ class _Source:
     def has_stepped(self) -> bool:
         return self._probe.steps.step > 0
 
+    def has_left(self) -> bool:
+        thread = self._probe.thread
+        return not identity.resolve(thread).backend and rank_in(thread) is None
+
     def is_idle(self) -> bool:
         thread = self._probe.thread
         is_main = thread == threading.main_thread().ident

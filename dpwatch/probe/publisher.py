@@ -122,6 +122,9 @@ class Source(Protocol):
     def is_idle(self) -> bool:
         """Whether nothing of the script's runs any more where it has trained."""
 
+    def has_left(self) -> bool:
+        """Whether this process is in no process group, and is not about to join one."""
+
     def rests(self) -> None:
         """Hears that the hub has been told so, and nothing is sent until there is more."""
 
@@ -367,7 +370,7 @@ class Publisher:
         later), or it has left its process group in good order and nothing has come since.
         """
         self.task_over = self._source.is_idle()
-        left = bool(self._me and self._me.backend) and not self._source.identify().backend
+        left = bool(self._me and self._me.backend) and self._source.has_left()
         if len(self._recorder) or not (self.task_over or left):
             self._idle, self._idle_since = False, None
             return False

@@ -86,15 +86,20 @@ def test_comm_bound_is_exposed_time_that_late_ranks_do_not_explain():
     assert comm_bound.rule(*exchanging(None)) is None
 
 
-def calling(calls, nbytes, *, exposed=45, queue=0, param_bytes=None):
-    """The rule's arguments: two ranks, each of whose steps has so many all-reduces of that size."""
+def calling(
+    calls, nbytes, *, exposed=45, queue=0, param_bytes=None, strategy="ddp", op="all_reduce"
+):
+    """The rule's arguments: two ranks, each of whose steps has so many calls of that size."""
     state = RunState("run")
     for r in range(2):
-        state.apply(batch(hello(2, cores=8, param_bytes=param_bytes), rank=r))
+        greeting = hello(2, cores=8, param_bytes=param_bytes, strategy=strategy)
+        state.apply(batch(greeting, rank=r))
     for index in range(20):
         for r in range(2):
             each = [
-                collective(index, index * calls + i, nbytes=nbytes, ranks=2, at_ms=index * 100 + 10)
+                collective(
+                    index, index * calls + i, op=op, nbytes=nbytes, ranks=2, at_ms=index * 100 + 10
+                )
                 for i in range(calls)
             ]
             told = step(index, exposed_ns=exposed * MS, runqueue_ns=queue * MS)
@@ -120,6 +125,17 @@ def test_comm_bound_knows_many_calls_from_many_bytes(calls, nbytes, params, patt
     assert found.evidence["calls_per_step"] == calls
     assert words in found.text
     assert ("HSDP" in found.text) == (pattern == "bytes")
+
+
+def test_comm_bound_advises_no_sync_under_ddp_only():
+    found = comm_bound.rule(*calling(16, MIB, param_bytes=2 * MIB, strategy=""))
+    assert found.evidence["pattern"] == "bytes"
+
+
+def test_comm_bound_of_messages_is_a_pipelines():
+    found = comm_bound.rule(*calling(4, MIB, op="recv", strategy=""))
+    assert found.evidence["pattern"] == "messages"
+    assert "wait for each other" in found.text
 
 
 def test_what_is_counted_and_not_timed_is_told_although_cores_are_short():

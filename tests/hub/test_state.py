@@ -9,6 +9,7 @@ from dpwatch.hub import bounds
 from dpwatch.hub.advance import advance
 from dpwatch.hub.curves import CURVE_POINTS, Thinned
 from dpwatch.hub.series import WINDOW, quantile
+from dpwatch.hub.snapshot import Loss
 from dpwatch.hub.state import RunState, decode, encode
 from dpwatch.hub.summarize import summarize, view
 from dpwatch.hub.timeline import LANES, STEPS
@@ -112,6 +113,21 @@ def test_beats_count_the_steps_that_have_no_record():
     assert summarize(state).steps == 17
     advance(state, batch(step(10), seq=3))
     assert summarize(state).steps == 17
+
+
+def test_of_a_pipeline_the_ranks_that_have_a_loss_tell_it():
+    state = RunState("run")
+    for r in range(3):
+        state.apply(batch(hello(3), rank=r))
+    told = []
+    for i in range(80):
+        state.apply(batch(step(i), rank=0, seq=i + 1))
+        state.apply(batch(step(i), rank=1, seq=i + 1))
+        state.apply(batch(step(i, loss=80.0 - i), rank=2, seq=i + 1))
+        told.append(summarize(state).loss)
+    assert told[8] == Loss(None, None)  # the others may still tell theirs
+    assert told[20] == Loss(80.0, 60.0)
+    assert told[79] == Loss(None, 1.0)  # the first are kept no longer
 
 
 def test_a_loss_that_some_ranks_never_tell_is_no_mean():

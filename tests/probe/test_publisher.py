@@ -47,6 +47,7 @@ class Source:
     def __init__(self) -> None:
         self.me = Identity(rank=2, world_size=4, local_rank=2)
         self.stepped = self.idle = False
+        self.joins = False
         self.rested = 0
         self.worker = ""
         self.failed: Bye | None = None
@@ -62,6 +63,9 @@ class Source:
 
     def complete(self, step: Step) -> Step:
         return step
+
+    def has_left(self) -> bool:
+        return not self.me.backend and not self.joins
 
     def is_idle(self) -> bool:
         return self.idle
@@ -325,8 +329,12 @@ def test_who_has_left_its_group_in_good_order_has_finished_unless_it_goes_on(
     publisher.poll(0)
     source.me = Identity(rank=2, world_size=4, local_rank=2, backend="gloo")
     publisher.poll(S)
-    source.me = Identity(rank=2, world_size=4, local_rank=2)
+    source.me, source.joins = Identity(rank=2, world_size=4, local_rank=2), True
     for turn in range(8, 40):
+        publisher.poll(turn * 125 * MS)
+    assert not publisher.resting  # it waits for the others of the next one
+    source.joins = False
+    for turn in range(40, 60):
         publisher.poll(turn * 125 * MS)
     assert link.batches[-1].records[-1] == Bye("finished", then="idle")
     assert (publisher.resting, publisher.task_over, source.rested) == (True, False, 0)

@@ -4,8 +4,9 @@ Rule: for more than half of the ranks, exposed communication less what they wait
 for others to come to a call takes at least 25 % of the step; from 40 % on it is a warning. Ranks
 that wait for a late one are a `straggler`'s victims. What it is that takes the time:
 
-- *repeated*: all-reduces of at least 1.9 times the model's bytes a step, as when gradients are
-  exchanged for each micro-batch and not once a step;
+- *repeated*: under DDP, all-reduces of at least 1.9 times the model's bytes a step, as when
+  gradients are exchanged for each micro-batch and not once a step;
+- *messages*: most of it by send and recv, as between the stages of a pipeline;
 - *many_calls*: at least 32 calls a step of 64 KiB or less on average;
 - *few_bytes*: less than 64 KiB a step in fewer calls;
 - *bytes*: else.
@@ -26,6 +27,7 @@ from dpwatch.hub.parts import RankState
 from dpwatch.hub.series import NONE, WAIT_NS, median
 from dpwatch.hub.snapshot import CollectiveStats, Run
 from dpwatch.hub.state import RunState
+from dpwatch.wire.collectives import MESSAGES
 
 WORTH_SAYING = 0.25
 WARNING = 0.40
@@ -43,6 +45,8 @@ _CURES = {
     "bf16 gradients, or shard within a host only (HSDP).",
     "many_calls": "It is their number that costs, not their bytes: put them together into few "
     "calls (DDP's buckets, one flat tensor, a coalescing manager).",
+    "messages": "Those are messages from rank to rank, as between a pipeline's stages, which wait "
+    "for each other: take more micro-batches, another schedule (1F1B, interleaved), like stages.",
     "few_bytes": "So few bytes take no time: what does is that all ranks meet in each call. Call "
     "less often, or asynchronously and wait later.",
 }
@@ -137,8 +141,11 @@ def _sum(each: Sequence[CollectiveStats]) -> Load:
 
 
 def _pattern(run: Run, load: Load) -> str:
-    if (times := _times_the_model(run, load)) is not None and times >= TIMES_THE_MODEL:
+    times = _times_the_model(run, load) or 0
+    if times >= TIMES_THE_MODEL and run.strategy.startswith("ddp"):
         return "repeated"
+    if load.heaviest.op in MESSAGES:
+        return "messages"
     if load.calls >= MANY_CALLS and load.nbytes <= SMALL_BYTES * load.calls:
         return "many_calls"
     return "few_bytes" if load.nbytes < SMALL_BYTES else "bytes"

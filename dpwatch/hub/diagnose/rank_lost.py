@@ -49,11 +49,12 @@ def rule(run: Run, state: RunState) -> Finding | None:
     if how in (QUIT, ABORTED, STOPPED) and _is_explained(run, state):
         return None
     others = [rank for rank, _ in dead if rank is not first]
+    parts = (_said(first), _advice(first), _went_after(others), _unheard(state, how))
     return Finding(
         kind="rank_lost",
         severity="critical",
         ranks=[first.rank],
-        text=f"{_said(first)} {_advice(first)}{_went_after(others)}{_unheard(state, how)}".strip(),
+        text=" ".join(part for part in parts if part),
         evidence={"pattern": "ended", **_facts(first), "also": [rank.rank for rank in others]},
     )
 
@@ -65,7 +66,7 @@ def _unheard(state: RunState, how: str) -> str:
     if how != STOPPED or not 0 < len(missing) <= MOST_UNHEARD:
         return ""
     return (
-        f" Nothing was ever heard of {ranks_of(missing, start=False)}: see what "
+        f"Nothing was ever heard of {ranks_of(missing, start=False)}: see what "
         f"{'it' if len(missing) == 1 else 'they'} printed."
     )
 
@@ -157,4 +158,4 @@ def _advice(rank: RankState) -> str:
 def _went_after(others: Sequence[RankState]) -> str:
     if not others:
         return ""
-    return f" {ranks_of(sorted(rank.rank for rank in others))} went after it."
+    return f"{ranks_of(sorted(rank.rank for rank in others))} went after it."
