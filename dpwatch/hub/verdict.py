@@ -54,10 +54,13 @@ def ended(state: RunState) -> bool:
     """Whether every rank has said goodbye.
 
     Of a small run one rank may be done before another is heard of for the first time; after a
-    while without, those known here are all (the others are on other hosts, or never came).
+    while without, those known here are all (the others never came). So they are at once in the hub
+    of a host that is not the head: the others are on other hosts.
     """
     if not state.ranks or any(rank.bye is None for rank in state.ranks.values()):
         return False
+    if state.joined is not None and state.joined.role == "node":
+        return True
     quiet_ns = state.now_ns - (state.end_ns or 0)
     return len(state.ranks) >= state.world_size or quiet_ns > ABSENT_S * 1e9
 
