@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from dpwatch.wire import nodes
 from dpwatch.wire.messages import PROTOCOL_VERSION
-from dpwatch.wire.run_dir import RunDir, opened, read_small
+from dpwatch.wire.run_dir import RunDir, is_locked, opened, read_small
 
 SESSION = "DPWATCH_SESSION"
 SESSION_DIR = "DPWATCH_SESSION_DIR"
@@ -141,30 +141,16 @@ class Session:
 
 def session_lives(directory: Path, number: str) -> bool:
     """Whether a `dpwatch run` of that number looks after the runs in a directory."""
-    return _is_locked(_session_file(directory, number))
+    return is_locked(_session_file(directory, number))
 
 
 def clear_sessions(directory: Path, older_s: float) -> None:
     """Removes what killed `dpwatch run`s have left."""
     for file in directory.glob("session-*"):
         with contextlib.suppress(OSError):
-            if time.time() - file.stat().st_mtime > older_s and not _is_locked(file):
+            if time.time() - file.stat().st_mtime > older_s and not is_locked(file):
                 file.unlink()
 
 
 def _session_file(directory: Path, number: str) -> Path:
     return directory / f"session-{number}"
-
-
-def _is_locked(file: Path) -> bool:
-    try:
-        fd = opened(file, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False

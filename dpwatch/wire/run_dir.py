@@ -121,17 +121,7 @@ class RunDir:
 
     def has_hub(self) -> bool:
         """Whether a hub lives here, asked of the lock and so true even after a SIGKILL."""
-        try:
-            fd = os.open(self.lock_file, os.O_RDWR | _OURS)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(fd)
-        return False
+        return is_locked(self.lock_file)
 
     def prepare(self) -> bool:
         """Readies the folder for a hub to be started in it, so that no viewer clears it away.
@@ -181,6 +171,21 @@ class RunDir:
             self.path.rmdir()
             if self.path.parent.name.startswith(FALLBACK):
                 self.path.parent.rmdir()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process that lives holds that file's lock."""
+    try:
+        fd = opened(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def opened(path: Path, flags: int) -> int:
