@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -291,8 +291,9 @@ class Publisher:
 
     def finish(self) -> None:
         """The last turn: all that is left, and the Bye."""
-        if self.resting and self._bye is not None and self._bye.then == "idle":
-            return  # it has been said
+        said = [] if self._bye is None else self._source.output(last=True)
+        if self.resting and self._bye is not None and not self._is_news(self._bye, said):
+            return
         if self._me is None or self.resting:
             self._settle(self._me or self._source.identify())
             self._link.tend(self._wall())  # nobody has looked for a hub yet
@@ -302,8 +303,16 @@ class Publisher:
             self._send([self._greet(), *records] if self._seq == 0 else records)
         # Even when the link took nothing: dropping this frame costs no more than not making it.
         if self._bye is not None and self._flush_unsent():
-            said = self._source.output(last=True)
             self._send([self._greet(), self._source.beat(), *said, self._bye])
+
+    def _is_news(self, bye: Bye, said: Sequence[Output]) -> bool:
+        """Whether it is more than the goodbye that was said when the training was over.
+
+        How the process ends, the hub sees for itself.
+        """
+        if bye.then == "idle":
+            return False
+        return bye.state != "finished" or bool(said) or len(self._recorder) > 0
 
     def _await_link(self) -> None:
         """Gives a hub that may still be starting the time to take what waits."""

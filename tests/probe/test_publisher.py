@@ -345,6 +345,29 @@ def test_who_has_left_its_group_in_good_order_has_finished_unless_it_goes_on(
     assert [(b.rank, b.run_id) for b in link.batches] == [(2, "r")] * len(link.batches)
 
 
+def test_who_has_said_that_it_is_over_says_so_no_more_but_what_it_printed(
+    publisher, recorder, source, link
+):
+    def rest():
+        source.idle = False
+        recorder.append(a_step(0))
+        for turn in range(4):
+            publisher.poll(turn * S)
+        source.idle = True
+        for turn in range(4, 8):
+            publisher.poll(turn * S)
+        assert publisher.resting
+
+    rest()
+    sent = len(link.batches)
+    publisher._bye = Bye("finished")
+    publisher.finish()
+    assert len(link.batches) == sent
+    source.printed = [Output("out", [])]
+    publisher.finish()
+    assert [type(each) for each in link.batches[-1].records[-2:]] == [Output, Bye]
+
+
 def test_a_goodbye_that_cannot_go_out_yet_is_kept(publisher, source, link):
     source.me = Identity(rank=0, world_size=1, local_rank=0)
     publisher.poll(0)
