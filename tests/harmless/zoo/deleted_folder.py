@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from training import show, small_model, train
 
-CODE = "import sys; print(hasattr(sys, 'users_own'), [m for m in sys.meta_path[:-3]], sys.path[:1])"
+CODE = "import sys; print(hasattr(sys, 'users_own'), sys.meta_path[-3:], sys.path[:1])"
 own = Path("own").absolute()
 own.mkdir()
 (own / "sitecustomize.py").write_text("import sys\nsys.users_own = True\n")
