@@ -62,7 +62,7 @@ STALL_S = 5.0
 STALL_STEPS = 5
 
 LOSSES_BY = 10
-"""By this step a rank that has losses has told one: of the first, even short ones, all are read."""
+"""By this step a rank that has losses has told one: some of its first steps are always read."""
 
 MEMORIES = 8192
 """Lanes whose memory, which is sampled now and then only, need not be laid out anew each time."""
