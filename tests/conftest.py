@@ -1,5 +1,7 @@
 """What every test gets: a private runtime directory, and nothing inherited from outside."""
 
+import sys
+
 import pytest
 
 from tests.processes import end_all
@@ -19,3 +21,13 @@ def private_runtime(monkeypatch, tmp_path_factory):
         monkeypatch.delenv(name, raising=False)
     yield place
     end_all()
+
+
+@pytest.fixture(autouse=True)
+def no_probe_stays():
+    """A probe that a test forgets would be seen by those that come after it, in another file."""
+    yield
+    if torch := sys.modules.get("torch"):
+        call = getattr(torch.nn.Module, "__call__")  # noqa: B009 - not whether it can be called
+        assert call.__module__ == "torch.nn.modules.module"
+        assert call.__code__.co_filename == torch.nn.modules.module.__file__, "a probe was left"

@@ -243,7 +243,9 @@ def test_dpwatch_0_is_a_null_probe(monkeypatch):
 @pytest.fixture
 def linked(monkeypatch, link, bare):
     monkeypatch.setattr(probe_module, "HubLink", lambda: link)
-    return link
+    yield link
+    if probe := current():
+        probe.close()
 
 
 def test_watch_returns_the_same_probe_until_closed(linked):
