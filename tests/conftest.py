@@ -28,6 +28,6 @@ def no_probe_stays():
     """A probe that a test forgets would be seen by those that come after it, in another file."""
     yield
     if torch := sys.modules.get("torch"):
-        call = getattr(torch.nn.Module, "__call__")  # noqa: B009 - not whether it can be called
+        call = vars(torch.nn.Module)["__call__"]
         assert call.__module__ == "torch.nn.modules.module"
         assert call.__code__.co_filename == torch.nn.modules.module.__file__, "a probe was left"
