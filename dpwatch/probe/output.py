@@ -28,7 +28,7 @@ MOST_CHARS = 8192
 """Kept of a single write: its end."""
 
 Written = tuple[int, str, int, int]
-"""Index into `STREAMS`, text, wall clock in ns, lines cut off before the text."""
+"""Index into `STREAMS`, text, wall clock in ns, lines that the stream ended before the text."""
 
 
 def wanted() -> bool:
@@ -46,8 +46,8 @@ class Tap:
 
     def __init__(self) -> None:
         self._written: deque[Written] = deque(maxlen=MOST_WRITES)
-        self._overrun = [0, 0]  # lines that made room so far; only writers touch it …
-        self._seen_overrun = [0, 0]  # … and only the sender this
+        self._ended = [0, 0]  # lines written so far; only writers touch it …
+        self._fed = [0, 0]  # … and only the sender this: what it has come to
         self._lines = [Lines(name) for name in STREAMS]
         self._placed: list[tuple[Any, Callable[..., Any], Callable[..., Any] | None]] = []
         streams = [sys.stdout] if sys.stdout is sys.stderr else [sys.stdout, sys.stderr]
@@ -62,20 +62,14 @@ class Tap:
         self._placed.append((stream, ours, before))
 
     def _writer(self, index: int, plain: Callable[..., Any]) -> Callable[..., Any]:
-        written, overrun = self._written, self._overrun
+        keep = self._keep
 
         def write(*args: Any, **kwargs: Any) -> Any:
             result = plain(*args, **kwargs)
             try:
-                if len(written) == MOST_WRITES:
-                    gone = written[0]
-                    lost = gone[1].count("\n") + gone[3]
-                    overrun[gone[0]] += lost
                 text = args[0]
                 if type(text) is str:
-                    kept = text if len(text) <= MOST_CHARS else text[-MOST_CHARS:]
-                    cut = 0 if kept is text else text.count("\n", 0, -MOST_CHARS)
-                    written.append((index, kept, time_ns(), cut))
+                    keep(index, text)
             except Exception as error:  # noqa: BLE001 - never into the user's code
                 own_fault(error, _let_go)
             return result
@@ -83,6 +77,14 @@ class Tap:
         with suppress_own(Exception):  # the script may look at its name and signature
             functools.update_wrapper(write, plain)
         return write
+
+    def _keep(self, index: int, text: str) -> None:
+        before = self._ended[index]
+        self._ended[index] = before + text.count("\n")
+        if len(text) > MOST_CHARS:
+            before += text.count("\n", 0, -MOST_CHARS)
+            text = text[-MOST_CHARS:]
+        self._written.append((index, text, time_ns(), before))
 
     def tell(self, error: BaseException) -> None:
         """Takes what Python is about to print of the exception that ends the process.
@@ -94,8 +96,7 @@ class Tap:
                 text = f"{error.code}\n" if isinstance(error.code, str) else ""
             else:
                 text = "".join(traceback.format_exception(error))
-            cut = text.count("\n", 0, -MOST_CHARS)
-            self._written.append((STREAMS.index("err"), text[-MOST_CHARS:], time_ns(), cut))
+            self._keep(STREAMS.index("err"), text)
 
     def take(self, *, last: bool = False) -> list[Output]:
         """What has come since the last call; on the sender thread only.
@@ -105,12 +106,13 @@ class Tap:
         """
         now_ns = time_ns()
         for _ in range(len(self._written)):
-            index, text, wall_ns, cut = self._written.popleft()
-            self._lines[index].feed(text, wall_ns, cut)
-        for index, lines in enumerate(self._lines):
-            overrun = self._overrun[index]
-            lines.left_out += overrun - self._seen_overrun[index]
-            self._seen_overrun[index] = overrun
+            index, text, wall_ns, before = self._written.popleft()
+            # What went to make room is not there; two threads that print at once may miscount.
+            self._lines[index].feed(text, wall_ns, max(before - self._fed[index], 0))
+            self._fed[index] = before + text.count("\n")
+        if last:  # what made room for the other stream, too
+            for index, lines in enumerate(self._lines):
+                lines.left_out += max(self._ended[index] - self._fed[index], 0)
         told = (lines.take(now_ns, last=last) for lines in self._lines)
         return [output for output in told if output is not None]
 

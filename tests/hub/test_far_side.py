@@ -10,7 +10,7 @@ import time
 import pytest
 
 from dpwatch.hub import far_side
-from dpwatch.hub.far_side import Listing, script
+from dpwatch.hub.far_side import CYCLE_END, GPUS_EVERY_S, Listing, script
 from dpwatch.hub.snapshot import GpuProcess, HostGpu
 from dpwatch.wire import paths
 from tests.nvidia_smi import A100, A100_USERS, NO_DRIVER, NvidiaSmi
@@ -29,13 +29,16 @@ class Session:
             env={"PATH": f"{tools}:/usr/bin:/bin", "HOME": str(tools.parent)},
         )  # fmt: skip
         self.listing = Listing("node1")
+        self.cycles = 0
 
     def until(self, condition):
         deadline = time.monotonic() + DEADLINE_S
         while time.monotonic() < deadline:
             ready, _, _ = select.select([self.process.stdout], [], [], 1.0)
-            if ready and self.listing.take(self.process.stdout.readline()):
-                pass
+            if ready:
+                line = self.process.stdout.readline()
+                self.cycles += line.strip() == CYCLE_END
+                self.listing.take(line)
             if condition(self.listing):
                 return self.listing
         raise AssertionError(f"never came: {vars(self.listing)}")
@@ -83,11 +86,12 @@ def test_runs_and_gpus_by_every_shell(session, smi, shell):
     lock = place.try_lock()
     place.write_info(paths.RunInfo("run", "here", os.getpid(), 2.0))
     there.until(lambda listing: list(listing.runs) == [str(place.info_file)])
-    asked = len(smi.asked)
+    asked, last = len(smi.asked), there.cycles + GPUS_EVERY_S + 2
+    there.until(lambda listing: there.cycles == last)
+    # A look of two questions may have been under way when the run came; none has begun since.
+    assert len(smi.asked) <= asked + 1
     os.close(lock)  # the hub is dead, and its run.json only what it left
     there.until(lambda listing: not listing.runs)
-    # A look may have been under way when the run came; none has begun since.
-    assert len(smi.asked) <= asked + 1
     assert place.info_file.exists()
 
 

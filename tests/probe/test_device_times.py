@@ -116,10 +116,9 @@ def device(monkeypatch):
 @pytest.fixture
 def run(rig, device, make_probe, monkeypatch):
     """Trains so many steps, each followed by `after(step)`; returns the rig."""
-    probe = make_probe(clocks=rig.clocks, link=rig.link, devices=CUDA)
-    rig.probe.close()
+    rig.probe.close()  # first, so that it can put everything back
     rig.link.frames.clear()
-    rig.probe = probe
+    rig.probe = make_probe(clocks=rig.clocks, link=rig.link, devices=CUDA)
     model = Queued(device, rig.clocks.run)
     optimizer = QueuedSGD(model)
 

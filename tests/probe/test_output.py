@@ -188,8 +188,17 @@ def test_it_keeps_little_while_nobody_takes_it(tapped):
     assert (told.lines[-1].text, told.left_out) == ("last", 1)
 
 
+def test_what_made_room_for_the_other_stream_is_counted_at_the_end(tapped):
+    _, tap = tapped()
+    print("one\ntwo")
+    for n in range(MOST_WRITES):
+        sys.stderr.write(f"{n}\n")
+    told = {each.stream: each for each in tap.take(last=True)}
+    assert (told["out"].lines, told["out"].left_out) == ([], 2)
+    assert len(told["err"].lines) + told["err"].left_out == MOST_WRITES
+
+
 def test_no_line_is_counted_twice_while_the_sender_takes_them(tapped):
-    """Each is told or counted, but for a few that two threads may fail to count."""
     _, tap = tapped()
     told, over = [], threading.Event()
 
@@ -205,8 +214,8 @@ def test_no_line_is_counted_twice_while_the_sender_takes_them(tapped):
     sender.join()
     told += tap.take(last=True)
     counted = sum(len(each.lines) + each.left_out for each in told)
-    assert 0.99 * 20_000 <= counted <= 1.01 * 20_000
-    assert told[-1].lines[-1].text == "19999"
+    assert counted == 20_000
+    assert texts(told)[-1] == "19999"
 
 
 @pytest.mark.parametrize(
