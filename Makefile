@@ -17,7 +17,7 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.train ## set up and run the demo: dp, then ddp, on 4 virtual devices
+demo: $(VENV)/.train ## set up and run the demo: dp, ddp, then fsdp on 4 virtual devices
 	$(BIN)/dpwatch demo --gpus 4
 
 test: $(VENV)/.dev ## set up and run the tests

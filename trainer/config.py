@@ -12,8 +12,10 @@ from .fault import ON_DEVICES, parse_fault
 from .registry import StrategySpec, find, known_names
 
 MAX_SEED = 2**32 - 1
-VOCABULARY = 97
-"""Symbols of the character model: newline, the 95 printable ASCII ones, one for all others."""
+CHARACTERS = 97
+"""Symbols of the text: newline, the 95 printable ASCII ones, one for all others."""
+MOST_CHARS = 3
+"""A token of more characters would have a vocabulary of 88 million."""
 
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 WRAPS = ("auto", "manual")
@@ -34,7 +36,8 @@ class TrainConfig:
         steps: Optimizer steps, None to train until stopped.
         seed: Fixes the initial weights and every batch.
         batch_per_gpu: Samples of a micro-batch, per device of `gpus`.
-        seq_len: Characters a sample predicts.
+        seq_len: Tokens a sample predicts.
+        token_chars: Characters a token, 1 to 3: a vocabulary of 97, 9,409 or 912,673.
         d_model: Width of the model.
         layers: Transformer blocks.
         heads: Attention heads; they divide `d_model`.
@@ -64,6 +67,7 @@ class TrainConfig:
     seed: int = 0
     batch_per_gpu: int = 4
     seq_len: int = 64
+    token_chars: int = 1
     d_model: int = 128
     layers: int = 2
     heads: int = 4
@@ -98,6 +102,10 @@ class TrainConfig:
         for name in ("steps", "save_every", "gpu_mem_bytes"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
+        if not 1 <= self.token_chars <= MOST_CHARS:
+            raise ConfigError(
+                f"--token-chars {self.token_chars} is out of range; choose 1 to {MOST_CHARS}"
+            )
         if self.d_model % self.heads:
             raise ConfigError(
                 f"--d-model {self.d_model} does not divide into {self.heads} heads; "
@@ -146,6 +154,11 @@ class TrainConfig:
     def batch(self) -> int:
         """Samples of a step over all devices: the global batch, the same for every strategy."""
         return self.micro_batch * self.grad_accum
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens there are: every run of `token_chars` characters."""
+        return int(CHARACTERS**self.token_chars)
 
     @property
     def learning_rate(self) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .config import VOCABULARY, TrainConfig
+from .config import CHARACTERS, TrainConfig
 
 CORPUS_BYTES = 1_000_000
 """Most characters that are read."""
@@ -37,7 +37,7 @@ class CorpusError(RuntimeError):
 
 @lru_cache(maxsize=1)
 def corpus() -> Tensor:
-    """The text as symbols below `VOCABULARY`, uint8, at most `CORPUS_BYTES` of them.
+    """The text as symbols below `CHARACTERS`, uint8, at most `CORPUS_BYTES` of them.
 
     Raises:
         CorpusError: This Python has no sources of its standard library.
@@ -55,7 +55,7 @@ def corpus() -> Tensor:
 
 def _symbol_table() -> bytes:
     """Newline is 0, space to tilde are 1 to 95, anything else the last symbol."""
-    table = bytearray([VOCABULARY - 1] * 256)
+    table = bytearray([CHARACTERS - 1] * 256)
     table[ord("\n")] = 0
     for symbol, code in enumerate(range(ord(" "), ord("~") + 1), start=1):
         table[code] = symbol
@@ -69,19 +69,25 @@ class Batches(Dataset[Tensor]):
         self._seed = config.seed
         self._batch = config.batch
         self._mine = slice(config.batch * rank // ranks, config.batch * (rank + 1) // ranks)
-        self._window = torch.arange(config.seq_len + 1)
+        self._token_chars = config.token_chars
+        length = (config.seq_len + 1) * config.token_chars
+        self._window = torch.arange(length).view(-1, config.token_chars)
         self._text = corpus()
-        self._starts = len(self._text) - config.seq_len - 1
+        self._starts = len(self._text) - length
         if self._starts < 1:
             raise CorpusError(
-                f"a sample of {config.seq_len} characters is longer than the text "
+                f"a sample of {config.seq_len} tokens is longer than the text "
                 f"({len(self._text)}); reduce --seq-len"
             )
 
     def __getitem__(self, step: int) -> Tensor:
         draw = random.Random(f"{self._seed}/{step}")
         starts = [draw.randrange(self._starts) for _ in range(self._batch)][self._mine]
-        return self._text[torch.tensor(starts)[:, None] + self._window].long()
+        characters = self._text[torch.tensor(starts)[:, None, None] + self._window].long()
+        tokens = characters[..., 0]
+        for place in range(1, self._token_chars):
+            tokens = tokens * CHARACTERS + characters[..., place]
+        return tokens
 
 
 def loader(config: TrainConfig, *, rank: int, ranks: int, first: int = 0) -> DataLoader[Tensor]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from dpwatch.plan.schemes import scheme
 from dpwatch.plan.setup import FLOAT_BYTES, ParameterTensor, Setup
 
-from .config import VOCABULARY, ConfigError, TrainConfig
+from .config import ConfigError, TrainConfig
 
 
 def parameter_tensors(config: TrainConfig) -> tuple[ParameterTensor, ...]:
     """The model's parameters, in the order of `model.parameters()`."""
-    d, v = config.d_model, VOCABULARY
+    d, v = config.d_model, config.vocabulary
     block = (
         *((d,), (d,)),  # norm_attention
         *((3 * d, d), (d, d), (d,)),  # attention: qkv without a bias, out
@@ -33,7 +33,7 @@ def setup(config: TrainConfig) -> Setup:
         batch=config.micro_batch,
         seq_len=config.seq_len,
         width=config.d_model,
-        vocabulary=VOCABULARY,
+        vocabulary=config.vocabulary,
         optimizer=config.optimizer,
         precision=config.precision,
         grad_accum=config.grad_accum,
@@ -57,7 +57,7 @@ def predicted_bytes(config: TrainConfig) -> int:
     tokens = config.micro_batch * config.seq_len
     a_layer = 1 if config.activation_checkpointing else 16
     activations = tokens * (
-        config.layers * (a_layer * config.d_model + config.heads) + 3 * VOCABULARY
+        config.layers * (a_layer * config.d_model + config.heads) + 3 * config.vocabulary
     )
     return FLOAT_BYTES * (pieces + activations)
 

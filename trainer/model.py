@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .config import VOCABULARY, TrainConfig
+from .config import TrainConfig
 
 
 class Attention(nn.Module):
@@ -73,7 +73,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
         width = config.d_model
-        self.token = nn.Embedding(VOCABULARY, width)
+        self.token = nn.Embedding(config.vocabulary, width)
         self.position = nn.Parameter(0.02 * torch.randn(config.seq_len, width))
         self.blocks = nn.Sequential(
             *(
@@ -82,10 +82,10 @@ class LanguageModel(nn.Module):
             )
         )
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, VOCABULARY, bias=False)
+        self.head = nn.Linear(width, config.vocabulary, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Maps characters `[batch, time]` to logits `[batch, time, VOCABULARY]`."""
+        """Maps tokens `[batch, time]` to logits `[batch, time, vocabulary]`."""
         x = self.token(tokens) + self.position[: tokens.shape[1]]
         logits: Tensor = self.head(self.norm(self.blocks(x)))
         return logits

@@ -20,12 +20,15 @@ from .config import WRAPS, ConfigError, TrainConfig, require
 from .registry import known_names
 
 MODELS: dict[str, dict[str, int]] = {
-    "tiny": {"d_model": 128, "layers": 2, "heads": 4, "seq_len": 64},
-    "small": {"d_model": 256, "layers": 4, "heads": 8, "seq_len": 128},
-    "medium": {"d_model": 512, "layers": 8, "heads": 8, "seq_len": 256},
-    "gpt2": {"d_model": 768, "layers": 12, "heads": 12, "seq_len": 1024},
+    "tiny": {"d_model": 128, "layers": 2, "heads": 4, "seq_len": 64, "token_chars": 1},
+    "small": {"d_model": 256, "layers": 4, "heads": 8, "seq_len": 128, "token_chars": 1},
+    "medium": {"d_model": 512, "layers": 8, "heads": 8, "seq_len": 256, "token_chars": 1},
+    "gpt2": {"d_model": 768, "layers": 12, "heads": 12, "seq_len": 1024, "token_chars": 1},
+    "demo": {"d_model": 64, "layers": 2, "heads": 4, "seq_len": 16, "token_chars": 2},
 }
-"""Sizes by name; `gpt2` has GPT-2 small's, with a vocabulary of characters."""
+"""Sizes by name. `demo` predicts pairs of characters: like a real language model's, its logits and
+its embeddings outweigh the rest, so both what DataParallel gathers and what sharding saves shows.
+`gpt2` has GPT-2 small's sizes, with a vocabulary of characters."""
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
           "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}  # fmt: skip
@@ -79,7 +82,8 @@ OPTIONS = (
     Option(field="seed", type=int, metavar="I", help="fixes weights and batches (0)"),
     Option(field="batch_per_gpu", type=int, metavar="B", help="samples a device (4)"),
     Option(field="grad_accum", type=int, metavar="K", help="micro-batches a step (1)"),
-    Option(field="seq_len", type=int, metavar="T", help="characters a sample (64)"),
+    Option(field="seq_len", type=int, metavar="T", help="tokens a sample (64)"),
+    Option(field="token_chars", type=int, metavar="C", help="characters a token, 1 to 3 (1)"),
     Option(field="d_model", type=int, metavar="D", help="width of the model (128)"),
     Option(field="layers", type=int, metavar="L", help="transformer blocks (2)"),
     Option(field="heads", type=int, metavar="H", help="attention heads (4)"),
@@ -130,7 +134,7 @@ class OneLineParser(argparse.ArgumentParser):
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds every option; one that isn't given leaves no attribute behind."""
     group = parser.add_argument_group("what to train")
-    group.add_argument("--model", choices=MODELS, default=None, help="sizes by name (tiny)")
+    group.add_argument("--model", choices=MODELS, default=None, help="sizes by name")
     group.add_argument("--config", metavar="FILE", default=None, help="options from a TOML file")
     group.add_argument(
         "--mixed-precision",

@@ -10,7 +10,7 @@ from dpwatch.cli.watch import add_screen_options
 
 EXAMPLES = """\
 examples:
-  dpwatch demo --gpus 4                                       dp, then ddp, on the screen
+  dpwatch demo --gpus 4                                       dp, ddp, fsdp: on the screen
   dpwatch demo --gpus 4 --strategy dp,ddp --steps 30 --json   the same as one JSON object
   dpwatch demo --gpus 4 --find-max-batch                      which device runs out of memory first
   dpwatch demo --sweep-gpus 1,2,4,8 --strategy dp,ddp,zero3   device 0 against the number of devices
@@ -41,7 +41,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--strategy",
         metavar="S,S…",
-        help="strategies, in this order, or `all` (default dp,ddp)",
+        help="strategies, in this order, or `all` (default dp,ddp,fsdp)",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(

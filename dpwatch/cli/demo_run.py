@@ -12,20 +12,22 @@ from dpwatch.cli import max_batch, sweep
 from dpwatch.cli.errors import FINE, CommandError
 from dpwatch.cli.markdown import markdown
 from dpwatch.cli.output import json_text, table
+from dpwatch.cli.plain import printable
 from dpwatch.cli.watch import on_terminal, require_terminal, screen_options
 from dpwatch.demo.max_batch import DEFAULT_CAPACITY_BYTES
 from dpwatch.demo.scenarios import Scenario, find
 from dpwatch.demo.session import Session
 from dpwatch.demo.sweep import STEPS, parse_counts
 from dpwatch.hub.diagnose.oom import MARK
-from dpwatch.hub.snapshot import Run
+from dpwatch.hub.snapshot import Run, Snapshot
 from dpwatch.trainer.config import ConfigError, TrainConfig, parse_names, require
-from dpwatch.trainer.options import configs_from
+from dpwatch.trainer.options import MODELS, configs_from
 
 GPUS = 4
+STRATEGIES = "dp,ddp,fsdp"
 MANY = 3
 STEPS_OF_MANY = 40
-"""Where more strategies than `MANY` are compared, a few seconds of each do."""
+"""Where `MANY` strategies or more are compared, a few seconds of each do."""
 
 FAILED = 1
 
@@ -53,16 +55,18 @@ def asked(options: argparse.Namespace) -> Callable[[], int]:
     if options.sweep_gpus:
         return partial(sweep.run, _sweep_configs(options), **form)
     scenario = find(options.scenario) if options.scenario else None
-    configs = _scenario_configs(options, scenario) if scenario else _configs(options)
+    configs = (
+        _scenario_configs(options, scenario) if scenario else _configs(options, **MODELS["demo"])
+    )
     return partial(_show, configs, options, out_of_memory=bool(scenario and scenario.out_of_memory))
 
 
 def _configs(options: argparse.Namespace, **defaults: Any) -> list[TrainConfig]:
     gpus = GPUS if options.gpus is None else options.gpus
-    names = parse_names(options.strategy or "dp,ddp")
+    names = parse_names(options.strategy or STRATEGIES)
     if options.strategy == "all":  # all that so many devices can be trained under
         names = [name for name in names if gpus % require(name).gpus_multiple == 0]
-    if len(names) > MANY and "steps" not in defaults:
+    if len(names) >= MANY and "steps" not in defaults:
         defaults["steps"] = STEPS_OF_MANY
     configs: list[TrainConfig] = configs_from(options, names, gpus, **defaults)
     return configs
@@ -141,11 +145,23 @@ def _headless(
     return FINE
 
 
+def _leave_verdict(snapshot: Snapshot | None) -> None:
+    """What the comparison showed stays in the terminal when the dashboard has gone."""
+    from dpwatch.tui.compare_sentences import compare_sentences
+    from dpwatch.tui.frame import latest_by_strategy
+
+    told = compare_sentences(latest_by_strategy(snapshot)) if snapshot is not None else []
+    if told:
+        print(*(printable(each) for each in told), sep="\n")
+        print("The figures behind it: add --headless, --markdown or --json.")
+
+
 def _dashboard(session: Session, screen: Mapping[str, Any], *, out_of_memory: bool) -> int:
     from dpwatch.tui.app import DashboardApp  # slow to import, and needless without a screen
 
     app = DashboardApp(session.source, title="dpwatch demo", waiting_text=WAITING, **screen)
     app.run()
+    _leave_verdict(app.snapshot)
     if session.failed:
         _check(session, session.wait(), out_of_memory=out_of_memory)
     if session.search is not None and session.search.error:

@@ -30,7 +30,8 @@ class Figures:
         host: The row of a parameter server in host memory.
         peak0: Device 0's memory peak.
         peak_others_max: The highest peak among the other devices …
-        peak_others_min: … and the lowest, None unless all of them are known.
+        peak_others_min: … the lowest …
+        peak_others_median: … and the median, all None unless every one is known.
         traffic0: Bytes device 0 sends and receives in a step.
         traffic_others: The median over the other devices, None unless all of them are known.
         step_ms: The slowest device's typical step.
@@ -52,6 +53,7 @@ class Figures:
     peak0: int | None
     peak_others_max: float | None
     peak_others_min: float | None
+    peak_others_median: float | None
     traffic0: int | None
     traffic_others: float | None
     step_ms: float | None
@@ -86,6 +88,7 @@ def figures(run: Run, largest_batch: LargestBatch | None = None) -> Figures:
         peak0=peak_bytes(first) if first else None,
         peak_others_max=max(peaks, default=None),
         peak_others_min=min(peaks, default=None),
+        peak_others_median=others_median(run, peak_bytes),
         traffic0=traffic_bytes(first) if first else None,
         traffic_others=others_median(run, traffic_bytes),
         step_ms=largest(run, lambda row: row.step_ms.p50),
@@ -141,6 +144,14 @@ def traffic_bytes(rank: Rank) -> int | None:
 def peak_bytes(rank: Rank) -> int | None:
     """A device's memory peak."""
     return rank.memory.peak_bytes
+
+
+def model_state_bytes(rank: Rank) -> int | None:
+    """Parameters, gradients and optimizer state a device keeps between steps, if all are known."""
+    kept = rank.memory.at_step_end
+    if kept.params is None or kept.grads is None or kept.optimizer is None:
+        return None
+    return kept.params + kept.grads + kept.optimizer
 
 
 def peaks_of_processes(run: Run) -> bool:

@@ -15,11 +15,11 @@ from dpwatch.tui.blocks import Block, beside, boxed
 from dpwatch.tui.compare_columns import BY_KEY, COLUMNS, Column, Entry
 from dpwatch.tui.compare_metrics import METRICS, Metric
 from dpwatch.tui.compare_rows import Table, head_line, legend, row_line, table_for
+from dpwatch.tui.compare_sentences import compare_sentences
 from dpwatch.tui.frame import Frame, latest_by_strategy
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.plot import Series, plot
 from dpwatch.tui.text import clean, fitted, line, wrapped
-from dpwatch.tui.words import compare_sentences
 
 AS_RUN, BY_NAME = "", "strategy"
 """What rows can be sorted by besides a column: the order of the runs, and their names."""
@@ -205,8 +205,8 @@ def _sentences(views: Sequence[RunView], width: int, palette: Palette) -> Block:
         name = clean(views[0].run.strategy, 16) or fmt.UNKNOWN
         text = f"One run so far ({name}); the next strategy will stand beside it."
         return wrapped(text, width, palette.muted)
-    text = " ".join(compare_sentences(views))
-    return wrapped(text or "no figures to compare yet", width, palette.strong)
+    told = compare_sentences(views) or ["no figures to compare yet"]
+    return [each for text in told for each in wrapped(text, width, palette.strong)]
 
 
 def _note_on_times(entries: Sequence[Entry], width: int, palette: Palette) -> Block:

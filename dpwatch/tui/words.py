@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
 
-from dpwatch.hub.comparison import largest, peak_bytes, peaks_of_processes
-from dpwatch.hub.largest_batch import LargestBatch
-from dpwatch.hub.snapshot import Balance, IssuerStats, Run, RunView
+from dpwatch.hub.snapshot import IssuerStats, Run
 from dpwatch.tui import format as fmt
 from dpwatch.tui.text import clean
 
@@ -117,98 +113,6 @@ def _uneven_parts(memory: float | None, traffic: float | None) -> list[str]:
 def uneven(value: float | None) -> bool:
     """Whether a ratio is far enough from 1 to be called uneven."""
     return value is not None and not 1 / UNEVEN < value < UNEVEN
-
-
-def compare_sentences(views: Sequence[RunView]) -> list[str]:
-    """What stands out between strategies; empty with fewer than two."""
-    runs = [view.run for view in views]
-    if len(runs) < 2:
-        return []
-    told = (_on_balance(runs), _on_peak(runs), _on_batch(views), _on_speed(runs))
-    return [each for each in told if each]
-
-
-def _on_balance(runs: Sequence[Run]) -> str:
-    loaded = [run for run in runs if _device0(run.balance)]
-    if not loaded:
-        return ""
-    even = [run for run in runs if _known_even(run.balance)]
-    text = "; ".join(
-        f"{strategy_of(run)} puts {_device0(run.balance)} on device 0" for run in loaded
-    )
-    if even:
-        names = ", ".join(strategy_of(run) for run in even)
-        text += f"; {names} {'loads' if len(even) == 1 else 'load'} every device alike"
-    return text + "."
-
-
-def _device0(balance: Balance) -> str:
-    parts = []
-    if (memory := balance.peak_device0_over_median) is not None and memory >= UNEVEN:
-        parts.append(f"{fmt.ratio(memory)} the others' memory")
-    if (traffic := balance.traffic_device0_over_median) is not None and traffic >= UNEVEN:
-        parts.append(
-            f"{fmt.ratio(traffic)} their traffic"
-            if parts
-            else f"{fmt.ratio(traffic)} the others' traffic"
-        )
-    return " and ".join(parts)
-
-
-def _known_even(balance: Balance) -> bool:
-    known = (balance.peak_device0_over_median, balance.traffic_device0_over_median)
-    return None not in known and not any(uneven(value) for value in known)
-
-
-def _on_peak(runs: Sequence[Run]) -> str:
-    peaks = [(peak, run) for run in runs if (peak := largest(run, peak_bytes)) is not None]
-    if len(peaks) < 2 or any(peaks_of_processes(run) for run in runs):
-        return ""
-    peaks.sort(key=lambda pair: pair[0])
-    (low, least), (high, most) = peaks[0], peaks[-1]
-    if fmt.size(high) == fmt.size(low):
-        return f"The fullest device needs {fmt.size(high)} under each."
-    return (
-        f"The fullest device needs {fmt.size(low)} under {strategy_of(least)}, "
-        f"{fmt.size(high)} under {strategy_of(most)}."
-    )
-
-
-def _on_batch(views: Sequence[RunView]) -> str:
-    """The smallest and the largest of the largest batches; of the smallest, why."""
-    found = [(view.largest_batch, view.run) for view in views if view.largest_batch]
-    if len(found) < 2:
-        return ""
-    found.sort(key=lambda pair: pair[0].batch_per_gpu)
-    (low, least), (high, most) = found[0], found[-1]
-    if low.batch_per_gpu == high.batch_per_gpu:
-        return f"The largest batch a device is {_batch(low)} under each."
-    text = f"The largest batch a device: {_batch(low)} under {strategy_of(least)}"
-    limiting, other = low.limiting, low.fullest_other
-    if limiting and other and low.ran_out and not low.all_alike:
-        full, room = fmt.share(limiting.fill), fmt.share(other.fill)
-        text += f" ({clean(limiting.device, 16)} {full} full, the others at most {room})"
-    return f"{text}, {_batch(high)} under {strategy_of(most)}."
-
-
-def _batch(found: LargestBatch) -> str:
-    return str(found.batch_per_gpu) if found.batch_per_gpu else "none"
-
-
-def _on_speed(runs: Sequence[Run]) -> str:
-    known = [(run.samples_per_s or 0.0, run) for run in runs]
-    speeds = [(speed, run) for speed, run in known if speed > 0 and math.isfinite(speed)]
-    if len(speeds) < 2:
-        return ""
-    speeds.sort(key=lambda pair: pair[0])
-    (slow, slowest), (fast, fastest) = speeds[0], speeds[-1]
-    if fast / slow < 1.05:
-        return ""
-    where = ", on this machine's cores" if fastest.devices == "virtual" else ""
-    return (
-        f"{strategy_of(fastest)} trains {fmt.ratio(fast / slow)} as many samples a second as "
-        f"{strategy_of(slowest)}{where}."
-    )
 
 
 def collective_name(op: str) -> str:

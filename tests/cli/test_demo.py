@@ -17,7 +17,7 @@ ADAM_COUNTER_BYTES = 4
 def runs(tmp_path_factory):
     place = tmp_path_factory.mktemp("demo")
     done = dpwatch(
-        *("demo", "--gpus", str(GPUS), "--strategy", "dp,ddp", "--steps", str(STEPS), "--json"),
+        *("demo", "--gpus", str(GPUS), "--steps", str(STEPS), "--json"),
         DPWATCH_RUNTIME_DIR=str(place),
     )
     assert done.returncode == 0, done.stderr
@@ -33,8 +33,10 @@ def runs(tmp_path_factory):
 def model():
     from dpwatch.trainer.config import TrainConfig
     from dpwatch.trainer.model import build_model
+    from dpwatch.trainer.options import MODELS
 
-    parameters = list(build_model(TrainConfig(strategy="single")).parameters())
+    config = TrainConfig(strategy="single", **MODELS["demo"])
+    parameters = list(build_model(config).parameters())
     return {
         "params": sum(p.numel() for p in parameters),
         "param_bytes": sum(p.numel() * p.element_size() for p in parameters),
@@ -42,13 +44,14 @@ def model():
     }
 
 
-def test_both_ran_to_the_end_and_learned(runs):
-    assert list(runs) == ["dp", "ddp"]
+def test_all_ran_to_the_end_and_learned(runs):
+    assert list(runs) == ["dp", "ddp", "fsdp"]
     for run in runs.values():
         assert (run["state"], run["steps"]) == ("finished", STEPS)
         assert run["loss"]["last"] < run["loss"]["first"] - 0.5
         assert run["samples_per_s"] > 0
-    assert runs["dp"]["loss"]["last"] == pytest.approx(runs["ddp"]["loss"]["last"], abs=1e-3)
+    lasts = [run["loss"]["last"] for run in runs.values()]
+    assert lasts == pytest.approx(lasts[:1] * 3, abs=1e-3)
 
 
 def test_the_model_is_counted_right(runs, model):
@@ -60,9 +63,9 @@ def test_dp_loads_device_0(runs):
     run = runs["dp"]
     assert [r["device"] for r in run["ranks"]] == [f"vgpu:{d}" for d in range(GPUS)]
     first, *others = run["ranks"]
-    assert run["balance"]["peak_device0_over_median"] > 1.25
+    assert run["balance"]["peak_device0_over_median"] > 3
     assert run["balance"]["traffic_device0_over_median"] == pytest.approx(GPUS - 1)
-    assert all(first["memory"]["peak_bytes"] > 1.25 * r["memory"]["peak_bytes"] for r in others)
+    assert all(first["memory"]["peak_bytes"] > 3 * r["memory"]["peak_bytes"] for r in others)
     assert "master_imbalance" in {d["kind"] for d in run["diagnoses"]}
 
 
@@ -93,6 +96,19 @@ def test_ddp_is_balanced(runs):
     assert run["balance"]["peak_max_over_min"] == pytest.approx(1.0, abs=0.02)
     assert run["balance"]["traffic_device0_over_median"] == 1.0
     assert "master_imbalance" not in {d["kind"] for d in run["diagnoses"]}
+
+
+def test_sharding_keeps_a_quarter_and_peaks_lower(runs):
+    def kept(run):
+        at_end = run["ranks"][0]["memory"]["at_step_end"]
+        return sum(at_end[name] for name in ("params", "grads", "optimizer"))
+
+    def peak(run):
+        return max(rank["memory"]["peak_bytes"] for rank in run["ranks"])
+
+    assert kept(runs["fsdp"]) == pytest.approx(kept(runs["ddp"]) / GPUS, rel=0.02)
+    assert peak(runs["fsdp"]) < 0.6 * peak(runs["ddp"])
+    assert runs["fsdp"]["balance"]["traffic_device0_over_median"] == pytest.approx(1, abs=0.01)
 
 
 def test_model_state_is_held_exactly(runs, model):

@@ -31,17 +31,20 @@ def terminal(tmp_path):
 
 def test_the_demo_from_the_first_step_to_compare(terminal, private_runtime):
     # Steps enough for a person, and for this test, to see it running.
-    screen = terminal(160, 45, "demo", "--gpus", "2", "--steps", "150")
+    screen = terminal(160, 45, "demo", "--gpus", "2", "--steps", "60")
     screen.until("vgpu:0", "vgpu:1", "virtual devices", "running")
-    screen.until("ddp", "finished", "step 150")
+    screen.until("fsdp", "finished", "fsdp shards: each device keeps")  # by itself
     screen.keys("7")
-    screen.until("Memory at the peak", "dp", "ddp", "1.00×")
+    screen.until("Memory at the peak", "ddp", "fsdp", "1.00×")
     screen.keys("8")
     screen.until("master imbalance")
     screen.keys("?")
     screen.until("Keys in Alerts", "Keys everywhere")
     screen.keys("q")
-    screen.until("EXIT=0", "echo")
+    left = screen.until("EXIT=0", "echo")
+    assert "it runs out of memory first" in left
+    assert "ddp and fsdp load every device alike." in left
+    assert "fsdp shards: each device keeps" in left
     eventually(lambda: not _others(private_runtime), "every process gone")
     assert list(private_runtime.iterdir()) == []
 

@@ -27,6 +27,7 @@ from .support import tiny
         ({"lr": 0.0}, "--lr 0.0 is out of range"),
         ({"lr": float("nan")}, "--lr nan is out of range"),
         ({"gpu_mem_bytes": 0}, "--gpu-mem 0 is too small"),
+        ({"token_chars": 4}, "--token-chars 4 is out of range; choose 1 to 3"),
     ],
 )
 def test_a_bad_value_is_told_in_one_line_with_what_to_do(changes, words):
@@ -58,7 +59,13 @@ def test_run_ids_are_readable_and_differ():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"d_model": 48, "layers": 3, "heads": 3, "seq_len": 10}, {"layers": 1}]
+    "changes",
+    [
+        {},
+        {"d_model": 48, "layers": 3, "heads": 3, "seq_len": 10},
+        {"layers": 1},
+        {"token_chars": 2},
+    ],
 )
 def test_the_formula_counts_the_real_models_parameters(changes):
     from dpwatch.trainer.model import build_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpwatch.trainer import data
-from dpwatch.trainer.config import VOCABULARY
+from dpwatch.trainer.config import CHARACTERS
 
 from .support import tiny
 
@@ -45,10 +45,24 @@ def test_without_a_number_of_steps_the_batches_do_not_end():
 def test_the_text_is_bounded_and_within_the_vocabulary():
     text = data.corpus()
     assert len(text) == data.CORPUS_BYTES
-    assert int(text.max()) < VOCABULARY
+    assert int(text.max()) < CHARACTERS
     batch = batches(tiny("dp"))[0]
     assert batch.shape == (4, 17)
     assert batch.dtype == torch.int64
+
+
+@pytest.mark.parametrize("characters", [2, 3])
+def test_a_token_may_be_several_characters(characters):
+    config = tiny("dp", token_chars=characters)
+    (batch, *_) = batches(config)
+    singles = batches(tiny("dp", seq_len=17 * characters - 1))[0]
+    assert batch.shape == (4, 17)
+    assert 0 <= int(batch.min()) <= int(batch.max()) < config.vocabulary == 97**characters
+    expected = [
+        sum(symbol * 97 ** (characters - 1 - place) for place, symbol in enumerate(token))
+        for token in singles.view(-1, characters).tolist()
+    ]
+    assert batch.flatten().tolist() == expected
 
 
 def test_reading_batches_leaves_the_models_random_numbers_alone():

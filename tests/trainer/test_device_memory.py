@@ -12,7 +12,7 @@ import torch.distributed as dist
 from dpwatch.plan.schemes import scheme
 from dpwatch.probe.ledger import Ledger
 from dpwatch.probe.probe import Probe
-from dpwatch.trainer.config import VOCABULARY
+from dpwatch.trainer.config import CHARACTERS
 from dpwatch.trainer.data import loader
 from dpwatch.trainer.footprint import setup
 from dpwatch.trainer.model import build_model, next_token_loss
@@ -137,7 +137,7 @@ def test_each_half_of_a_model_peaks_as_it_would_alone(watched):
     found = peaks(watched(config))
     samples, width = config.batch, config.d_model
     crossing = torch.randn(samples, config.seq_len, width)
-    tokens = torch.randint(VOCABULARY, (samples, config.seq_len))
+    tokens = torch.randint(CHARACTERS, (samples, config.seq_len))
 
     def first(half):
         torch.autograd.backward(half(tokens), crossing.clone())

@@ -19,7 +19,6 @@ from dpwatch.tui.source import Arrived
 from dpwatch.tui.terminal import Lasting
 from dpwatch.tui.view import digit
 from dpwatch.tui.views import VIEWS
-from dpwatch.tui.words import compare_sentences
 
 from .conftest import screen_text, shown
 from .scenes import ddp_run, dp_run, hostile_run, snapshot, starting_run, with_lanes
@@ -611,23 +610,6 @@ async def test_the_largest_batches_fill_in_as_they_are_found(dashboard):
             *("F", "98%", "F", "27%", "12", "vgpu:0")
         ]
         assert row_of(app, "ddp").split()[-3:] == ["44", "all", "alike"]
-
-
-def test_the_largest_batches_in_words():
-    views = {view.run.strategy: view for view in searched_runs()}
-    said = compare_sentences([views["dp"], views["ddp"]])
-    assert (
-        "The largest batch a device: 12 under dp (vgpu:0 98% full, the others at most 27%), "
-        "44 under ddp." in said
-    )
-    assert "The largest batch a device: none under zero3, 12 under dp." in compare_sentences(
-        [views["dp"], views["zero3"]]
-    )
-    alike = replace(views["dp"], largest_batch=views["ddp"].largest_batch)
-    assert "The largest batch a device is 44 under each." in compare_sentences(
-        [alike, views["ddp"]]
-    )
-    assert not any("batch" in each for each in compare_sentences([views["dp"], views["single"]]))
 
 
 def row_of(app, name):

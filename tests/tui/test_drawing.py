@@ -34,7 +34,7 @@ from dpwatch.tui.ranks import (
 from dpwatch.tui.summary import summary_lines
 from dpwatch.tui.text import clean, clip, fitted, left, line, right, wrapped
 from dpwatch.tui.views import VIEWS
-from dpwatch.tui.words import balance_sentence, compare_sentences, devices_of, odd_states
+from dpwatch.tui.words import balance_sentence, devices_of, odd_states
 
 from .conftest import calm
 from .scenes import GPUS, cluster_run, ddp_run, dp_run, hostile_run, snapshot, starting_run
@@ -206,15 +206,7 @@ def test_device_0_against_the_rest_in_words_and_numbers():
     assert "not measured yet" in balance_sentence(starting_run().run)
 
 
-def test_what_is_to_be_seen_between_strategies():
-    text = " ".join(compare_sentences([dp_run(), ddp_run()]))
-    assert "dp puts 1.82× the others' memory and 3.00× their traffic on device 0" in text
-    assert "ddp loads every device alike" in text
-    assert "ddp trains 1.32× as many samples a second as dp, on this machine's cores" in text
-
-
 def test_nothing_is_said_of_what_is_not_known():
-    assert compare_sentences([starting_run(), starting_run()]) == []
     unknown = plain(summary_lines(frame_of(starting_run()), 158, 45, COLOR))
     assert "– → –" in unknown
     assert " 0 MiB" not in unknown

@@ -7,10 +7,9 @@ from msgspec.structs import replace
 from dpwatch.hub import snapshot as s
 from dpwatch.tui.palette import palette
 from dpwatch.tui.rank_detail import rank_lines
-from dpwatch.tui.words import compare_sentences
 
 from .conftest import screen_text
-from .scenes import ddp_run, dp_run, snapshot
+from .scenes import ddp_run, snapshot
 
 MIB = 1 << 20
 USE = s.MemoryUse(
@@ -53,9 +52,3 @@ async def test_the_overview_balances_nothing(dashboard):
         text = screen_text(app)
     assert "the process's peak (others: their median)" in text
     assert "memory peak" not in text
-
-
-def test_strategies_are_not_compared_by_it():
-    views = [resident_run(), dp_run()]
-    assert not any("fullest device" in each for each in compare_sentences(views))
-    assert any("fullest device" in each for each in compare_sentences([ddp_run(), dp_run()]))

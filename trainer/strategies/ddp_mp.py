@@ -85,7 +85,7 @@ class SecondHalf(nn.Module):
         self.head = model.head
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[batch, time, width]` to logits `[batch, time, VOCABULARY]`."""
+        """Maps `[batch, time, width]` to logits `[batch, time, vocabulary]`."""
         logits: Tensor = self.head(self.norm(self.blocks(x)))
         return logits
 
