@@ -23,7 +23,9 @@ assignments: an interrupt that Python delivers in between finds nothing half don
 
 from __future__ import annotations
 
+import contextvars
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any, cast
@@ -102,7 +104,8 @@ class Hooks:
         graph = torch.autograd.graph
         original = vars(graph).get("_engine_run_backward")
         if original is not None and original is vars(torch.autograd).get("_engine_run_backward"):
-            ours = _engine_run_backward(cast("Callable[..., Any]", original), newcomer, fail)
+            make = _backward if _is_torchs_engine(original) else _backward_over
+            ours = make(cast("Callable[..., Any]", original), newcomer, fail)
             for module in (graph, torch.autograd):  # make_fx puts back what it finds in the first
                 self._replace(module, "_engine_run_backward", ours)
         else:  # another torch: without `torch.autograd.grad`
@@ -205,9 +208,69 @@ def _leave(lane: Lane, before: int, done: bool, fail: Fail) -> None:
         own_fault(error, fail)
 
 
-def _engine_run_backward(
+def _is_torchs_engine(run: Any) -> bool:
+    """Whether it does just what `_backward` does in its place."""
+    names = getattr(getattr(run, "__code__", None), "co_names", ())
+    return names == (
+        *("log", "getEffectiveLevel", "logging", "DEBUG"),
+        *("_register_logging_hooks_on_whole_graph", "torch", "_C", "_stash_obj_in_tls"),
+        *("contextvars", "copy_context", "Variable", "_execution_engine", "run_backward"),
+        "_remove_obj_from_tls",
+    )
+
+
+def _backward(original: Callable[..., Any], newcomer: Newcomer, fail: Fail) -> Callable[..., Any]:
+    """In place of torch's own, with no frame more: warnings count frames to find the script."""
+    local, log, variable = here, torch.autograd.graph.log, torch.autograd.Variable
+    stash, unstash = torch._C._stash_obj_in_tls, torch._C._remove_obj_from_tls
+
+    @functools.wraps(original)
+    def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if _compiling() or log.getEffectiveLevel() <= logging.DEBUG:
+            return original(t_outputs, *args, **kwargs)
+        lane = local.lane
+        if lane is None or lane.over:
+            lane = newcomer()
+        watched = lane if lane is not None and not lane.asleep else None
+        before, inside, done = KEPT, False, False
+        try:
+            if watched is not None:
+                inside = watched.in_module
+                try:
+                    before = watched.steps.backward_begins(watched)
+                except Exception as error:  # noqa: BLE001
+                    own_fault(error, fail)
+                watched.in_module = True
+            stash("context", contextvars.copy_context())
+            try:
+                result = variable._execution_engine.run_backward(t_outputs, *args, **kwargs)
+            finally:
+                unstash("context")
+            done = True
+            return result
+        finally:
+            if watched is not None:
+                watched.in_module = inside or watched.over or watched.asleep
+                given = args[0] if args else ()
+                keeps = kwargs.get("accumulate_grad", True)
+                try:
+                    watched.steps.backward_ends(
+                        watched, before, t_outputs, given, done=done, keeps=keeps
+                    )
+                except Exception as error:  # noqa: BLE001
+                    own_fault(error, fail)
+            elif lane is not None and done:
+                lane.steps.dozed_backwards += 1
+                if lane.steps.dozed_backwards >= lane.steps.heeded:
+                    _heed(lane.steps, fail)
+
+    return _engine_run_backward
+
+
+def _backward_over(
     original: Callable[..., Any], newcomer: Newcomer, fail: Fail
 ) -> Callable[..., Any]:
+    """As `_backward`, where somebody else has replaced torch's own, or this torch has another."""
     local = here
     around = _around_backward(newcomer, fail)
 

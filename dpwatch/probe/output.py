@@ -76,6 +76,7 @@ class Tap:
 
         with suppress_own(Exception):  # the script may look at its name and signature
             functools.update_wrapper(write, plain)
+            write.__self__ = plain.__self__  # type: ignore[attr-defined]  # as a method has it
         return write
 
     def _keep(self, index: int, text: str) -> None:

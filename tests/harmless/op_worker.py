@@ -1,6 +1,6 @@
 """One process of the `ops` part: with a probe or without, it runs cases and tells their digests.
 
-    python -m tests.harmless.op_worker {plain,probed} {digests,details} < NAMES > LINES
+    python -m tests.harmless.op_worker {plain,probed} {digests,details} PLACES < NAMES > LINES
 
 Each line of output is a JSON object: `{"begins": name}`, then `{"name": …, "sampled": […],
 "unsampled": […]}` with one digest a sample, or in detail each sample's description.
@@ -9,6 +9,7 @@ Each line of output is a JSON object: `{"begins": name}`, then `{"name": …, "s
 from __future__ import annotations
 
 import json
+import random
 import sys
 from typing import Any
 
@@ -23,6 +24,7 @@ def main() -> None:
     """Runs the cases that standard input names."""
     probed, detailed = sys.argv[1] == "probed", sys.argv[2] == "details"
     names = set(sys.stdin.read().split("\n"))
+    elsewhere = _holes(int(sys.argv[3]))
     torch.set_num_threads(1)
     torch.set_warn_always(True)
     out, sys.stdout = sys.stdout, sys.stderr  # operators may print
@@ -31,6 +33,14 @@ def main() -> None:
             continue
         print(json.dumps({"begins": case.name}), file=out, flush=True)
         print(json.dumps(_run(case, probed=probed, detailed=detailed)), file=out, flush=True)
+    del elsewhere
+
+
+def _holes(places: int) -> list[bytearray]:
+    """Blocks with holes between them, so that what comes lies at other places; none for 0."""
+    draw = random.Random(places)
+    blocks = [bytearray(draw.randrange(1, 2000)) for _ in range(20_000 if places else 0)]
+    return draw.sample(blocks, len(blocks) // 2)
 
 
 def _run(case: Case, *, probed: bool, detailed: bool) -> dict[str, Any]:

@@ -361,6 +361,7 @@ def test_a_pool_s_next_task_is_a_run_of_its_own_at_the_same_place(linked, monkey
     marks: list[int] = []
     now = [1]
     monkeypatch.setattr(probe_package, "_again", None)
+    monkeypatch.setattr(probe_package, "_started", 0)  # whatever tests came before
     for module in (probe_package, identity):
         monkeypatch.setattr(module, "task", lambda: now[0])
     probe_package.watch_unasked(lambda: marks.append(now[0]))

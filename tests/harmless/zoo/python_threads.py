@@ -1,4 +1,7 @@
-"""threading.enumerate and active_count, by which scripts tell whether a fork is safe."""
+"""threading.enumerate and active_count, by which scripts tell whether a fork is safe.
+
+noticed: the sender's thread is one of them
+"""
 
 import threading
 

@@ -1,4 +1,7 @@
-"""sys.stdout itself: its class, its attributes, its methods, what write returns."""
+"""sys.stdout itself: its class, its attributes, its methods, what write returns.
+
+noticed: write is a function among the stream's own attributes
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Warnings and log records name the line that caused them, which is found by counting frames."""
+"""Warnings and log records name the line that caused them, which is found by counting frames.
+
+noticed: where a module's own call is named, its file is the probe's
+"""
 
 import logging
 import sys

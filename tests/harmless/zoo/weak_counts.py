@@ -1,4 +1,7 @@
-"""weakref.getweakrefcount of models, optimizers and losses."""
+"""weakref.getweakrefcount of models, optimizers and losses.
+
+noticed: the probe keeps weak references to models and optimizers
+"""
 
 import weakref
 
