@@ -27,6 +27,7 @@ class Scenario:
         gpus: Devices, where none are asked for.
         common: Fields of `TrainConfig` that all runs share, where they aren't asked for.
         variants: The runs.
+        metric: What Compare draws of them at the end, by its name there.
         out_of_memory: That a run runs out of memory is the lesson, no failure.
     """
 
@@ -35,6 +36,7 @@ class Scenario:
     gpus: int = 4
     common: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[Variant, ...]
+    metric: str
     out_of_memory: bool = False
 
 
@@ -52,6 +54,7 @@ _SCENARIOS = (
             Variant(strategy="dp", own={"batch_per_gpu": 12, "label": "batch 12"}),
             Variant(strategy="ddp", own={"batch_per_gpu": 12, "label": "batch 12"}),
         ),
+        metric="memory",
         out_of_memory=True,
     ),
     Scenario(
@@ -62,12 +65,14 @@ _SCENARIOS = (
             Variant(strategy="ddp", own={"label": "all alike"}),
             Variant(strategy="ddp", own={"label": "rank 2 late", "fault": "forward:2:100"}),
         ),
+        metric="time",
     ),
     Scenario(
         name="gil",
         summary="threads of one process wait for its GIL, processes do not",
         common={"steps": 60, "d_model": 32, "layers": 4, "seq_len": 16, "batch_per_gpu": 2},
         variants=(Variant(strategy="dp"), Variant(strategy="ddp")),
+        metric="waits",
     ),
     Scenario(
         name="overlap",
@@ -78,6 +83,7 @@ _SCENARIOS = (
             Variant(strategy="ddp", own={"label": "overlap"}),
             Variant(strategy="ddp", own={"label": "no overlap", "overlap": False}),
         ),
+        metric="comm",
     ),
     Scenario(
         name="reshard",
@@ -90,6 +96,7 @@ _SCENARIOS = (
                 own={"label": "no reshard", "reshard_after_forward": False},
             ),
         ),
+        metric="traffic",
     ),
 )
 

@@ -27,9 +27,12 @@ from dpwatch.wire.spawn import ensure_hub
 
 from .batch_search import BatchSearch
 from .children import PATIENCE_S, Child
+from .lessons import lesson
 
 if TYPE_CHECKING:
     from dpwatch.trainer.config import TrainConfig
+
+    from .scenarios import Scenario
 
 SETTLE_S = 5.0
 """How long a run's last records may take after its trainer has ended."""
@@ -49,6 +52,7 @@ class Session:
         past_failures: A run that fails does not keep the next ones from being trained.
         search: What to look for the largest batch of when all is trained: nothing, or one
             configuration for each of `configs`.
+        scenario: Whose runs they are.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Session:
         *,
         past_failures: bool = False,
         search: Sequence[TrainConfig] = (),
+        scenario: Scenario | None = None,
     ) -> None:
         self.configs = list(configs)
         stamp = f"{os.getpid()}-{time.time_ns() // 1_000_000 % 1_000_000}"
@@ -64,6 +69,7 @@ class Session:
             clean_run_id(f"demo-{number}-{config.strategy}-{stamp}")
             for number, config in enumerate(self.configs, start=1)
         ]
+        self.scenario = scenario
         self._past_failures = past_failures
         self._place = runtime_dir()
         self._input = tempfile.TemporaryFile("w+", prefix="dpwatch-demo-")  # noqa: SIM115
@@ -232,7 +238,13 @@ class DemoSource:
         at_work = [v for v in snapshot.runs if v.run.state in ("starting", "running", "hung")]
         done = len(snapshot.runs) - len(at_work)
         over = self._session.trained and not at_work
-        return Progress(names=names, done=len(names) if over else done)
+        scenario = self._session.scenario
+        return Progress(
+            names=names,
+            done=len(names) if over else done,
+            metric=scenario.metric if scenario else "",
+            lesson=lesson(scenario.name, self._session.runs()) if scenario and over else "",
+        )
 
     def _notice(self, snapshot: Snapshot) -> str:
         if snapshot.notice:

@@ -58,7 +58,8 @@ def asked(options: argparse.Namespace) -> Callable[[], int]:
     configs = (
         _scenario_configs(options, scenario) if scenario else _configs(options, **MODELS["demo"])
     )
-    return partial(_show, configs, options, out_of_memory=bool(scenario and scenario.out_of_memory))
+    meant = bool(scenario and scenario.out_of_memory)
+    return partial(_show, configs, options, out_of_memory=meant, scenario=scenario)
 
 
 def _configs(options: argparse.Namespace, **defaults: Any) -> list[TrainConfig]:
@@ -104,6 +105,7 @@ def _show(
     *,
     out_of_memory: bool,
     search: Sequence[TrainConfig] = (),
+    scenario: Scenario | None = None,
 ) -> int:
     """Trains under each in turn and shows it.
 
@@ -112,13 +114,15 @@ def _show(
         options: Where to show it.
         out_of_memory: That one runs out of memory is no failure.
         search: What to look for the largest batch of, when all is trained.
+        scenario: Whose runs they are.
     """
     headless = _headless_asked(options)
     screen = {}
     if not headless:
         require_terminal()
         screen = screen_options(options)
-    with Session(configs, past_failures=out_of_memory, search=search) as session:
+    told = {"past_failures": out_of_memory, "search": search, "scenario": scenario}
+    with Session(configs, **told) as session:
         if headless:
             return _headless(session, _renderer(options), out_of_memory=out_of_memory)
         return _dashboard(session, screen, out_of_memory=out_of_memory)
@@ -147,10 +151,9 @@ def _headless(
 
 def _leave_verdict(snapshot: Snapshot | None) -> None:
     """What the comparison showed stays in the terminal when the dashboard has gone."""
-    from dpwatch.tui.compare_sentences import compare_sentences
-    from dpwatch.tui.frame import latest_by_strategy
+    from dpwatch.tui.compare_sentences import verdict
 
-    told = compare_sentences(latest_by_strategy(snapshot)) if snapshot is not None else []
+    told = verdict(snapshot) if snapshot is not None else []
     if told:
         print(*(printable(each) for each in told), sep="\n")
         print("The figures behind it: add --headless, --markdown or --json.")

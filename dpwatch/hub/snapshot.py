@@ -453,11 +453,15 @@ class Progress(msgspec.Struct, frozen=True):
         names: What it runs, in order.
         done: How many of them have ended; the next one is at work.
         within: How far that one is, where its run does not tell.
+        metric: What they are compared by when all have ended, by its name in Compare.
+        lesson: What they show together, once all have ended.
     """
 
     names: tuple[str, ...]
     done: int
     within: str = ""
+    metric: str = ""
+    lesson: str = ""
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -47,6 +47,7 @@ from dpwatch.tui.widgets import Chosen
 
 if TYPE_CHECKING:
     from dpwatch.tui.alerts_view import Alerts
+    from dpwatch.tui.compare_view import Compare
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that close the dashboard and give the terminal back, like `q` but with their code."""
@@ -219,6 +220,7 @@ class DashboardApp(Moments):
             looks_on = self.panel == "overview" and self._picked_run is None
             if looks_on and not self._box.has_class("open"):
                 self.panel = "compare"
+            cast("Compare", self._panel("compare")).compare_by(progress.metric)
         self.make_frame()
 
     def watch_panel(self, before: str, panel: str) -> None:

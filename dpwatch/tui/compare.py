@@ -9,13 +9,13 @@ from rich.style import Style
 from rich.text import Text
 
 from dpwatch.hub.comparison import figures, labels, traffic_bytes
-from dpwatch.hub.snapshot import RunView
+from dpwatch.hub.snapshot import RunView, Snapshot
 from dpwatch.tui import format as fmt
 from dpwatch.tui.blocks import Block, beside, boxed
 from dpwatch.tui.compare_columns import BY_KEY, COLUMNS, Column, Entry
 from dpwatch.tui.compare_metrics import METRICS, Metric
 from dpwatch.tui.compare_rows import Table, head_line, legend, row_line, table_for
-from dpwatch.tui.compare_sentences import compare_sentences
+from dpwatch.tui.compare_sentences import verdict
 from dpwatch.tui.frame import Frame, latest_by_strategy
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.plot import Series, plot
@@ -101,7 +101,7 @@ def draw(frame: Frame, width: int, height: int, palette: Palette, choice: Choice
         for index, view in enumerate(views)
     }
     rows = ordered(every, choice)
-    sentences = _sentences(views, width, palette)
+    sentences = _sentences(views, frame.snapshot, width, palette)
     metrics = metrics_of(frame)
     metric = metrics[choice.metric % len(metrics)]
     bar_of_choices = _bar_of_choices(metric, metrics, choice, width, palette)
@@ -200,12 +200,12 @@ def _full_name(column: Column) -> str:
     return f"{over[column.key]} {column.title}" if column.key in over else column.title
 
 
-def _sentences(views: Sequence[RunView], width: int, palette: Palette) -> Block:
+def _sentences(views: Sequence[RunView], snapshot: Snapshot, width: int, palette: Palette) -> Block:
     if len(views) == 1:
         name = clean(views[0].run.strategy, 16) or fmt.UNKNOWN
         text = f"One run so far ({name}); the next strategy will stand beside it."
         return wrapped(text, width, palette.muted)
-    told = compare_sentences(views) or ["no figures to compare yet"]
+    told = verdict(snapshot) or ["no figures to compare yet"]
     return [each for text in told for each in wrapped(text, width, palette.strong)]
 
 

@@ -15,8 +15,9 @@ from dpwatch.hub.comparison import (
     peaks_of_processes,
 )
 from dpwatch.hub.largest_batch import LargestBatch
-from dpwatch.hub.snapshot import Run, RunView
+from dpwatch.hub.snapshot import Run, RunView, Snapshot
 from dpwatch.tui import format as fmt
+from dpwatch.tui.frame import latest_by_strategy
 from dpwatch.tui.text import clean
 from dpwatch.tui.words import UNEVEN, strategy_of, uneven
 
@@ -27,6 +28,12 @@ NAMED = 4
 """Of more balanced runs their number is told, not their names."""
 
 _FRACTIONS = {2: "half", 3: "a third", 4: "a quarter", 8: "an eighth"}
+
+
+def verdict(snapshot: Snapshot) -> list[str]:
+    """What a session's runs show together: its lesson, else what stands out between strategies."""
+    lesson = snapshot.progress.lesson if snapshot.progress else ""
+    return [lesson] if lesson else compare_sentences(latest_by_strategy(snapshot))
 
 
 def compare_sentences(views: Sequence[RunView]) -> list[str]:

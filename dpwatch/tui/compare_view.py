@@ -61,6 +61,12 @@ class Compare(Scrolling):
         self._drawn = draw(frame, width, height, palette_of(self), self.choice)
         return self._drawn.lines
 
+    def compare_by(self, name: str) -> None:
+        """Draw the metric of that name; the one drawn stays where there is none."""
+        names = [each.name for each in metrics_of(self.frame)]
+        if name in names:
+            self.choice = replace(self.choice, metric=names.index(name))
+
     def action_metric(self, by: int) -> None:
         """Draw another metric's bars."""
         number = len(metrics_of(self.frame))
