@@ -168,3 +168,29 @@ def test_what_a_script_prints_and_dies_of_reaches_the_viewer(tmp_path, private_r
     assert told["out"] == plain.stdout.splitlines() == ["step 0", "step 1", "step 2"]
     assert told["err"] == ["no GPU here", *plain.stderr.splitlines()[1:]]
     assert told["err"][-1] == "ValueError: the data is broken"
+
+
+HEALTHY_STEPS = 1000
+HOSTS = {"cpu_oversubscribed", "comm_bound", "overlap_poor"}
+"""What this host lacks, and what gloo costs on it, are no faults of a script's."""
+
+
+@pytest.mark.parametrize("name", scripts.COMMANDS)
+def test_a_thousand_healthy_steps_raise_nothing(name, tmp_path):
+    if not find_spec(scripts.NEEDS.get(name, "torch")):
+        pytest.skip(f"{scripts.NEEDS[name]} is not installed")
+    port = free_port()
+    env = scripts.environment(
+        port, DPWATCH_RUNTIME_DIR=str(tmp_path / "rt"), DPWATCH_HUB_LINGER_S="1"
+    )
+    told = tmp_path / "summary.json"
+    command = scripts.words(name, HEALTHY_STEPS, port)
+    watched = dpwatch_run(*command, options=["--json", str(told)], env=env)
+    assert watched.returncode == scripts.EXIT_CODES.get(name, 0), watched.stderr
+    (run,) = json.loads(told.read_text())["runs"]
+    raised = {each["kind"]: each["text"] for each in run["alerts"] + run["diagnoses"]}
+    if watched.returncode:
+        assert "exit code 7" in raised.pop("rank_lost")
+    # On a host without cores enough, a rank that waits for one may look late all the same.
+    crowded = {"straggler"} if "cpu_oversubscribed" in raised else set()
+    assert not raised.keys() - HOSTS - crowded, raised

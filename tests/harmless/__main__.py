@@ -51,7 +51,7 @@ def _run(part: str, report: Report, options: argparse.Namespace) -> None:
     else:
         from tests.harmless import endurance
 
-        endurance.run(report, options.rows, quick=options.quick)
+        endurance.run(report, options.rows, quick=options.quick, jobs=options.jobs)
 
 
 if __name__ == "__main__":

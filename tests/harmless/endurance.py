@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.harmless.parallel import in_order
 from tests.harmless.rows import DIFFERS, SAME, Report, Row, wanted
 
 ROOT = Path(__file__).parents[2]
@@ -39,12 +40,21 @@ FORK_RATIO = 2.0
 """A fork may take so many times as long; it is measured in turn, so noise falls on both."""
 
 
-def run(report: Report, patterns: Sequence[str], *, quick: bool) -> None:
+def run(report: Report, patterns: Sequence[str], *, quick: bool, jobs: int) -> None:
     """Adds a row for each figure of each kind."""
-    for kind, (full, part) in KINDS.items():
-        if wanted(f"long/{kind}", patterns) or any(p.startswith(f"long/{kind}") for p in patterns):
-            for row in _rows(kind, _told(kind, part if quick else full)):
-                report.add(row)
+    kinds = [
+        kind
+        for kind in KINDS
+        if wanted(f"long/{kind}", patterns) or any(p.startswith(f"long/{kind}") for p in patterns)
+    ]
+
+    def figures(kind: str) -> list[Row]:
+        full, part = KINDS[kind]
+        return _rows(kind, _told(kind, part if quick else full))
+
+    for rows in in_order(figures, kinds, jobs):
+        for row in rows:
+            report.add(row)
 
 
 def _told(kind: str, count: int) -> dict[str, Any]:
