@@ -31,3 +31,4 @@ def no_probe_stays():
         call = vars(torch.nn.Module)["__call__"]
         assert call.__module__ == "torch.nn.modules.module"
         assert call.__code__.co_filename == torch.nn.modules.module.__file__, "a probe was left"
+        assert torch._C._is_torch_function_enabled()

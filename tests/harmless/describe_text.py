@@ -15,6 +15,10 @@ def without_addresses(text: str) -> str:
     return _LOG_TIME.sub(r"\1…", _ADDRESS.sub("0x…", text))
 
 
+REPLACED = ("_wrapped_call_impl", "_engine_run_backward")
+"""Torch's functions that the probe's do the work of."""
+
+
 def without_own_frames(lines: Iterable[str]) -> list[str]:
     """Lines of which tracebacks are without the probe's frames, and torch's that they stand for.
 
@@ -23,7 +27,7 @@ def without_own_frames(lines: Iterable[str]) -> list[str]:
     kept, margin = [], None
     for line in lines:
         if (frame := _FRAME.match(line)) is not None:
-            ours = "/dpwatch/" in frame["file"] or frame["name"] == "_wrapped_call_impl"
+            ours = "/dpwatch/" in frame["file"] or frame["name"] in REPLACED
             margin = f"{frame['margin']}    " if ours else None
         elif margin is not None and not line.startswith(margin):
             margin = None
