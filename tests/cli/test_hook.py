@@ -171,15 +171,10 @@ def test_dpwatch_0_leaves_no_finder_either():
 
 
 def test_a_python_that_has_no_use_for_it_pays_next_to_nothing():
-    """In CPU time of the process, of many starts, so that a busy host says nothing."""
-    code = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_utime)"
-    took = {True: [], False: []}
-    for _ in range(40):  # the least of many, and of more where the host is busy
-        for hooked in took:
-            took[hooked].append(float(python("-c", code, hooked=hooked).stdout))
-        if len(took[True]) >= 7 and min(took[True]) - min(took[False]) < 0.01:
-            return
-    pytest.fail(f"{min(took[True]):.3f} s with the hook, {min(took[False]):.3f} without")
+    """It imports nothing more, which is what would cost time."""
+    code = "import json, sys; print(json.dumps(sorted({*sys.modules} - {'sitecustomize'})))"
+    hooked, plain = (json.loads(python("-c", code, hooked=each).stdout) for each in (True, False))
+    assert hooked == plain
 
 
 FACTS = """
