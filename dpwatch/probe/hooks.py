@@ -39,6 +39,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from dpwatch.probe import dynamo
 from dpwatch.probe.foreign import own_fault
+from dpwatch.probe.frameworks import stands_for
 from dpwatch.probe.lanes import KEPT, Lane, here
 from dpwatch.probe.steps import Steps, hook_codes
 
@@ -98,6 +99,8 @@ class Hooks:
         setattr(owner, name, ours)
         self._replaced.append((owner, name, original, ours))
         hook_codes.add(ours.__code__)
+        if isinstance(original, FunctionType):
+            stands_for[ours.__code__] = original.__code__
         return ours
 
     def _replace_backward(self, newcomer: Newcomer, fail: Fail) -> None:
