@@ -191,6 +191,7 @@ def test_a_thousand_healthy_steps_raise_nothing(name, tmp_path):
     raised = {each["kind"]: each["text"] for each in run["alerts"] + run["diagnoses"]}
     if watched.returncode:
         assert "exit code 7" in raised.pop("rank_lost")
-    # On a host without cores enough, a rank that waits for one may look late all the same.
-    crowded = {"straggler"} if "cpu_oversubscribed" in raised else set()
+    # Steps of a few milliseconds on a host without cores enough: what is told by times may be its.
+    by_times = {"straggler", "input_bound", "wait_in_turn"}
+    crowded = by_times if "cpu_oversubscribed" in raised else set()
     assert not raised.keys() - HOSTS - crowded, raised
