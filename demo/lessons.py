@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from dpwatch.hub.comparison import Figures, figures
+from dpwatch.hub.comparison import Figures, figures, largest, peak_bytes
 from dpwatch.hub.snapshot import Run
 from dpwatch.tui import format as fmt
 
@@ -22,13 +22,15 @@ def _out_of_memory(runs: Runs) -> str:
     if len(runs) < 3:
         return ""
     dp, ddp = figures(runs[1]), figures(runs[2])
-    first, others, each = _fill(dp, dp.peak0), _fill(dp, dp.peak_others_max), _fill(ddp, ddp.peak0)
-    if dp.run.state != "failed" or None in (first, others, each):
+    first, others = _fill(dp, dp.peak0), _fill(dp, dp.peak_others_max)
+    fullest = _fill(ddp, largest(ddp.run, peak_bytes))
+    states = (dp.run.state, ddp.run.state)
+    if states != ("failed", "finished") or None in (first, others, fullest):
         return ""
     batch = dp.run.title.partition(" · ")[0]
     return (
         f"dp runs out of memory at {batch} with device 0 {fmt.share(first)} full and the others "
-        f"{fmt.share(others)} at most; ddp trains {batch} with every device {fmt.share(each)} full."
+        f"{fmt.share(others)} at most; ddp trains {batch} with no device over {fmt.share(fullest)}."
     )
 
 

@@ -85,8 +85,9 @@ def _on_overload(run: Run, name: str) -> str:
 
 
 def _alike_in_size(run: Run) -> bool:
-    """Whether the fullest device is the first to be full."""
-    return len({row.memory.capacity_bytes for row in devices(run)}) == 1
+    """Whether the fullest device is the first to be full: virtual ones are all of one size."""
+    sizes = {row.memory.capacity_bytes for row in devices(run)}
+    return len(sizes) == 1 and (None not in sizes or run.devices == "virtual")
 
 
 def _on_even(runs: Sequence[Run]) -> str:

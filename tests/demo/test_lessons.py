@@ -34,12 +34,13 @@ def test_out_of_memory_is_told_by_how_full_devices_are():
     fits = run(strategy="dp", title="batch 11 · model", ranks=ranks(memory(9), memory(2)))
     full = run(strategy="dp", title="batch 12 · model", state="failed",
                ranks=ranks(memory(9.8), memory(2)))  # fmt: skip
-    ddp = run(strategy="ddp", title="batch 12 · model", ranks=ranks(memory(4), memory(4)))
+    ddp = run(strategy="ddp", title="batch 12 · model", ranks=ranks(memory(4), memory(4.1)))
     assert lesson("oom", [fits, full, ddp]) == (
         "dp runs out of memory at batch 12 with device 0 98% full and the others 20% at most; "
-        "ddp trains batch 12 with every device 40% full."
+        "ddp trains batch 12 with no device over 41%."
     )
     assert lesson("oom", [fits, replace(full, state="finished"), ddp]) == ""
+    assert lesson("oom", [fits, full, replace(ddp, state="failed")]) == ""
 
 
 def test_a_late_rank_is_told_by_everybodys_step():

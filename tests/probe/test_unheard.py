@@ -159,6 +159,28 @@ def test_modules_calls_are_as_deep_as_without(watched):
     assert float(model(torch.ones(()))) == plain
 
 
+def test_backward_is_as_deep_as_without(watched):
+    """Warnings count frames to name the script's line."""
+    depths = []
+
+    def look(grad):
+        frame, depth = inspect.currentframe(), 0
+        while frame is not None:
+            frame, depth = frame.f_back, depth + 1
+        depths.append(depth)
+
+    def backward():
+        out = torch.ones(2, requires_grad=True) * 2
+        out.register_hook(look)
+        out.sum().backward()
+
+    backward()
+    watched()
+    for _ in range(100):
+        backward()
+    assert set(depths) == {depths[0]}
+
+
 def test_hooks_that_had_to_stay_see_nothing_of_a_later_probe(watched):
     first = watched()
     ours = torch.autograd._engine_run_backward

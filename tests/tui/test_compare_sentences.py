@@ -61,6 +61,8 @@ def test_devices_of_different_sizes_are_not_told_which_is_full_first():
     large = replace(first, memory=replace(first.memory, capacity_bytes=1 << 40))
     said = compare_sentences([ddp, changed(dp, ranks=[large, *others])])
     assert not any("first" in each for each in said)
+    unknown = compare_sentences([ddp, changed(dp, devices="cuda")])
+    assert not any("first" in each for each in unknown)
 
 
 def test_resident_sizes_are_not_compared():
