@@ -299,11 +299,18 @@ class Publisher:
             self._link.tend(self._wall())  # nobody has looked for a hub yet
         self._follow_identity()
         self._await_link()
-        while self._flush_unsent() and (records := self._drain(codec.MAX_RECORDS - 1)):
-            self._send([self._greet(), *records] if self._seq == 0 else records)
+        # Who is asked for a beat may record how calls under way have ended: those go too.
+        last = [] if self._bye is None else [self._source.beat(), *said, self._bye]
+        while self._flush_unsent() and self._has_records():
+            records = self._drain(codec.MAX_RECORDS - 1)
+            if records:
+                self._send([self._greet(), *records] if self._seq == 0 else records)
         # Even when the link took nothing: dropping this frame costs no more than not making it.
-        if self._bye is not None and self._flush_unsent():
-            self._send([self._greet(), self._source.beat(), *said, self._bye])
+        if last and self._flush_unsent():
+            self._send([self._greet(), *last])
+
+    def _has_records(self) -> bool:
+        return bool(self._left) or len(self._recorder) > 0
 
     def _is_news(self, bye: Bye, said: Sequence[Output]) -> bool:
         """Whether it is more than the goodbye that was said when the training was over.

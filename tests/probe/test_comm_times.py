@@ -100,9 +100,9 @@ class Scheduled:
 def test_what_holds_the_thread_up_is_counted_once(observed):
     """Blocked time in a phase is exposed, and so are waits; what blocks in a wait is the wait's."""
     lane = Steps(print, observed, devices=[], clocks=Clocks(), on_devices=print).main
-    lane.adopt(Scheduled(), measuring=True)
-    here.lane = observed.main = lane
     began = time.monotonic_ns()
+    lane.adopt(Scheduled(), measuring=True)  # its time counts from here: within the step
+    here.lane = observed.main = lane
     before = lane.enter(FORWARD)
     work = dist.all_reduce(torch.ones(4), async_op=True)
     time.sleep(0.003)  # as if C++ waited for one of its own

@@ -436,6 +436,22 @@ def test_the_last_turn_sends_all_and_bye(publisher, recorder, link):
     assert link.batches[-1].records[-1] == Bye("failed", "why")
 
 
+def test_what_the_last_beat_records_goes_out_too(publisher, recorder, source, link):
+    """As of collectives that were under way when their records left, and have ended since."""
+    publisher.poll(0)
+
+    def beat() -> Beat:
+        recorder.append(a_step(1))
+        return Beat(0, "")
+
+    source.beat = beat
+    publisher.close(Bye("finished", ""))
+    publisher.finish()
+    assert kinds(link.batches[-2]) == ["Step"]
+    assert kinds(link.batches[-1])[-1] == "Bye"
+    assert not len(recorder)
+
+
 def test_recorder_drops_the_oldest_and_counts():
     recorder = Recorder(3)
     for n in range(5):
