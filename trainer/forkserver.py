@@ -41,7 +41,11 @@ _PRELOAD = (
     "torch.optim",
     "torch.utils.data",
     "zmq",
-    "dpwatch.probe",
+    "dpwatch.plan.zero",
+    "dpwatch.probe.collectives",
+    "dpwatch.probe.ledger",
+    "dpwatch.probe.memory_passive",
+    "dpwatch.probe.probe",
     f"{__package__}.worker",
 )
 

@@ -48,9 +48,15 @@ def join_and_train(rank, store, strategy, steps):
     dist.destroy_process_group()
 
 
+def train_ddp(store, steps):
+    """Both ranks, forked: torch is imported once."""
+    rank = (store, "ddp", steps)
+    torch.multiprocessing.start_processes(join_and_train, rank, nprocs=RANKS, start_method="fork")
+
+
 if __name__ == "__main__":
     strategy, steps, store = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     if strategy == "ddp":
-        torch.multiprocessing.spawn(join_and_train, (store, strategy, steps), nprocs=RANKS)
+        train_ddp(store, steps)
     else:
         train(strategy, steps, 0, 1)

@@ -75,6 +75,4 @@ Recorder.append, Recorder.drain = counting_append, counting_drain
 Publisher.close = counting_close
 
 if __name__ == "__main__":
-    run = (every_loss.join_and_train, (store, "ddp", int(steps)))
-    start = every_loss.torch.multiprocessing.start_processes  # forked: torch is imported once
-    start(*run, nprocs=every_loss.RANKS, start_method="fork")
+    every_loss.train_ddp(store, int(steps))

@@ -9,6 +9,7 @@ from importlib import import_module
 import pytest
 
 from dpwatch.trainer.config import ConfigError
+from dpwatch.trainer.forkserver import ForkServer
 from dpwatch.trainer.launch import StopSwitch, launch
 from dpwatch.trainer.messages import RunEnded, RunProgress, RunStarted
 from dpwatch.wire.paths import run_dir
@@ -179,3 +180,18 @@ def test_losses_are_bit_identical_with_and_without_the_probe(server, strategy, m
         assert losses() == without
     finally:
         os.close(lock)
+
+
+def test_ranks_find_imported_what_they_need(private_runtime, monkeypatch, capfd):
+    """The server has the probe too: each rank would spend a fifth of a second on it."""
+    monkeypatch.delenv("DPWATCH")
+    monkeypatch.setenv("DPWATCH_HUB_LINGER_S", "0")
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    with ForkServer() as server:
+        assert launch([tiny("ddp"), tiny("zero2")], server=server) == 0
+    lines = capfd.readouterr().err.splitlines()
+    imported = [line.split("|")[-1].strip() for line in lines if line.startswith("import time:")]
+    assert "dpwatch.probe.steps" in imported
+    ours = [name for name in imported if name.startswith("dpwatch.")]
+    again = {name for name in ours if ours.count(name) > 1}
+    assert not {name for name in again if not name.startswith("dpwatch.trainer.strategies.")}
