@@ -156,7 +156,8 @@ def _leave_verdict(snapshot: Snapshot | None) -> None:
     told = verdict(snapshot) if snapshot is not None else []
     if told:
         print(*(printable(each) for each in told), sep="\n")
-        print("The figures behind it: add --headless, --markdown or --json.")
+        runs = len(snapshot.runs) if snapshot is not None else 1
+        print(f"To see it again: dpwatch --last {runs}")
 
 
 def _dashboard(session: Session, screen: Mapping[str, Any], *, out_of_memory: bool) -> int:

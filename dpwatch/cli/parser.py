@@ -11,6 +11,7 @@ EXAMPLES = """\
 examples:
   dpwatch                      watch every run on this host; waits for one
   dpwatch --once --json        what the live runs look like now, as JSON
+  dpwatch --last               the last run once more, when it is over
   dpwatch demo --gpus 4        train for real under dp, ddp, then fsdp, and compare them
   dpwatch run -- torchrun --nproc-per-node 4 train.py
                                run a script of your own, unchanged, with the probe in it

@@ -30,6 +30,10 @@ def describe(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="with --once: as a dpwatch.summary/1 object"
     )
     parser.add_argument(
+        "--last", type=how_many, nargs="?", const=1, metavar="N",
+        help="the last run (or the last N), also when it is over and its hub has gone",
+    )  # fmt: skip
+    parser.add_argument(
         "--web", action="store_true", help="serve the dashboard to a browser on this host"
     )
     parser.add_argument(
@@ -80,19 +84,26 @@ def run(options: argparse.Namespace) -> int:
     if options.web:
         if options.once:
             raise CommandError("--web and --once exclude each other")
+        if options.last:
+            raise CommandError("--web and --last exclude each other")
         from dpwatch.cli.web import serve
 
         found = settings.effective(options, (*settings.SCREEN, *settings.WEB))
         return serve(found["port"].value, _flags(found))
     if options.port is not None:
         raise CommandError("--port goes with --web")
+    from dpwatch.hub import last
     from dpwatch.hub.follow import Watcher
     from dpwatch.hub.gpus import HostGpus
 
-    watcher = Watcher(gpus=HostGpus().read)
+    kept = last.kept() if options.last else ()
+    watcher = Watcher(gpus=HostGpus().read, kept=kept, most=options.last)
     try:
         if options.once:
-            return _once(watcher, options.json)
+            shown = tell(watcher, as_json=options.json)
+            return FINE if shown else _nothing(watcher, options.last)
+        if options.last and not look(watcher).runs:
+            return _nothing(watcher, options.last)
         return dashboard(watcher, options)
     finally:
         watcher.close()
@@ -110,16 +121,26 @@ def _flags(found: Mapping[str, settings.Told]) -> list[str]:
     return words
 
 
-def _once(watcher: Watcher, as_json: bool) -> int:
-    if tell(watcher, as_json=as_json):
-        return FINE
+def _nothing(watcher: Watcher, last: int | None) -> int:
+    """Says that there is no run, where it was looked for, and how to start one."""
     looked = ", ".join(watcher.snapshot().places)
     print(
-        f"dpwatch: no run on this host (looked in {looked}); start one with "
-        "`dpwatch demo --gpus 4`, or add `dpwatch.watch()` to a training script",
+        f"dpwatch: no run {'has been kept' if last else 'on this host'} (looked in {looked}); "
+        "start one with `dpwatch demo --gpus 4`, or add `dpwatch.watch()` to a training script",
         file=sys.stderr,
     )
     return NOTHING_TO_SHOW
+
+
+def how_many(text: str) -> int:
+    """A number of runs.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of runs, such as 3")
+    return int(text)
 
 
 def tell(watcher: Watcher, *, as_json: bool) -> bool:

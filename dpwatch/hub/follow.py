@@ -309,6 +309,8 @@ class Watcher:
         lets_go: Runs of one process that is over need not be followed any more, so that their hubs
             can end; they stay in the snapshots.
         scan_s: How often runs are looked for.
+        kept: Runs whose hubs have gone, to be shown beside those that are followed.
+        most: How many runs to show, those that began last.
 
     Attributes:
         interval_s: Seconds from one snapshot to the next; may be set from any thread.
@@ -324,7 +326,11 @@ class Watcher:
         gpus: Callable[[], tuple[HostGpu, ...]] = tuple,
         lets_go: bool = False,
         scan_s: float = SCAN_S,
+        kept: Sequence[RunView] = (),
+        most: int | None = None,
     ) -> None:
+        self._kept = kept
+        self._most = most
         self._wanted = wanted
         self._session = session
         self._places = places or LocalRuns()
@@ -381,7 +387,11 @@ class Watcher:
             if f.protocol != PROTOCOL_VERSION and not f.closed
         ][:1]
         notice = "\n".join([*([self.notice] if self.notice else []), *told])
-        shown = _told_apart(_whole_ones(runs))
+        if self._most is not None:
+            known = {view.run.run_id for view in runs}
+            runs += [view for view in self._kept if view.run.run_id not in known]
+            runs.sort(key=lambda view: view.run.began_s, reverse=True)
+        shown = _told_apart(_whole_ones(runs)[: self._most])
         places = self._places.places if isinstance(self._places, LocalRuns) else ()
         return Snapshot(tuple(shown), time.time(), notice, gpus=self._gpus(), places=places)
 

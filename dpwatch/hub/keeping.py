@@ -27,6 +27,9 @@ SHARE = 0.02
 LONGEST_S = 0.1
 """A state that takes longer is not written any more: viewers would notice."""
 
+DRAFT = ".new"
+"""Ends the name of a file that is being written."""
+
 _log = logging.getLogger("dpwatch.hub")
 
 
@@ -39,6 +42,39 @@ class Saved(msgspec.Struct, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=packed)
 _decoder = msgspec.msgpack.Decoder(Saved, dec_hook=unpacked)
+
+
+def encoded(state: RunState) -> bytes:
+    """A state as it lies in a file."""
+    return _encoder.encode(Saved(PROTOCOL_VERSION, state))
+
+
+def decoded(content: bytes) -> RunState:
+    """A file's state.
+
+    Raises:
+        ValueError: It is none, or another version's.
+    """
+    try:
+        saved = _decoder.decode(content)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"no state: {error}") from None
+    if saved.version != PROTOCOL_VERSION:
+        raise ValueError(f"of protocol {saved.version}")
+    return saved.state
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file of this user's alone: a reader sees all of it or what was there before.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    draft = path.with_name(path.name + DRAFT)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    with open(os.open(draft, flags, 0o600), "wb") as file:
+        file.write(content)
+    draft.replace(path)
 
 
 class Keeper:
@@ -55,14 +91,11 @@ class Keeper:
         Nobody is held to have been silent or to have stood still while there was no hub.
         """
         try:
-            saved = _decoder.decode(self._path.read_bytes())
-        except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            state = decoded(self._path.read_bytes())
+        except (OSError, ValueError):
             return None
-        state = saved.state
         mine = [rank for rank in state.ranks.values() if rank.host == host and rank.bye is None]
-        if saved.version != PROTOCOL_VERSION or state.run_id != run_id:
-            return None
-        if not any(runs(rank.pid) for rank in mine):
+        if state.run_id != run_id or not any(runs(rank.pid) for rank in mine):
             return None
         for rank in state.ranks.values():
             if rank.bye is None:
@@ -74,13 +107,8 @@ class Keeper:
         if self._due is None or self._clock() < self._due:
             return
         began = self._clock()
-        draft = self._path.with_suffix(".new")
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-            fd = os.open(draft, flags, 0o600)
-            with open(fd, "wb") as file:
-                file.write(_encoder.encode(Saved(PROTOCOL_VERSION, state)))
-            draft.replace(self._path)
+            write_whole(self._path, encoded(state))
         except OSError as error:  # a full disk, say: then a successor begins anew
             self._give_up(str(error))
             return

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from dpwatch.hub import looks
+from dpwatch.hub import last, looks
 from dpwatch.hub.advance import advance
 from dpwatch.hub.asking import Asking
 from dpwatch.hub.doors import Doors
@@ -225,6 +225,7 @@ class Hub:
         self._joining.close()
         self._context.term()
         if not self.displaced:
+            last.keep(self.place.path.parent, self.state)
             self._doors.remove()
             clear_all(self.place.path.parent, CLEAR_S)
 

@@ -300,7 +300,9 @@ class Publisher:
         self._follow_identity()
         self._await_link()
         # Who is asked for a beat may record how calls under way have ended: those go too.
-        last = [] if self._bye is None else [self._source.beat(), *said, self._bye]
+        last: list[AnyRecord] = []
+        if self._bye is not None:
+            last = [self._source.beat(), *said, self._bye]
         while self._flush_unsent() and self._has_records():
             records = self._drain(codec.MAX_RECORDS - 1)
             if records:

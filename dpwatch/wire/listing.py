@@ -76,7 +76,7 @@ def _folders(directory: Path) -> list[RunDir]:
             if entry.path in _clearing:
                 continue
             with contextlib.suppress(OSError):
-                if not entry.is_dir(follow_symlinks=False):
+                if not _is_run_s(entry):
                     continue
                 if _has(entry.path, "run.json") or _has(entry.path, "wanted"):
                     found.append(RunDir(Path(entry.path)))
@@ -145,9 +145,13 @@ def clear_all(directory: Path, most_s: float) -> None:
             if time.monotonic() > until:
                 return
             with contextlib.suppress(OSError):
-                is_folder = entry.is_dir(follow_symlinks=False)
-                if is_folder and entry.stat(follow_symlinks=False).st_mtime < old:
+                if _is_run_s(entry) and entry.stat(follow_symlinks=False).st_mtime < old:
                     clear(entry.path)
+
+
+def _is_run_s(entry: os.DirEntry[str]) -> bool:
+    """Whether it may be a run's folder: their names do not begin with a dot."""
+    return entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
 
 
 def _is_older(path: str, age_s: float) -> bool:

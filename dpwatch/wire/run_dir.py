@@ -193,18 +193,19 @@ def opened(path: Path, flags: int) -> int:
     return os.open(path, flags | _OURS, 0o600)
 
 
-def read_small(path: Path) -> bytes:
-    """What a short file holds.
+def read_small(path: Path, most: int = INFO_BYTES) -> bytes:
+    """What a file of at most so many bytes holds.
 
     Raises:
-        OSError: It can't be read, or is no short file.
+        OSError: It can't be read, or is no such file.
     """
     fd = opened(path, os.O_RDONLY)
     try:
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > INFO_BYTES:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
             raise OSError(f"{path} is no file of ours")
-        return os.read(fd, INFO_BYTES)
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(most)
     finally:
         os.close(fd)
 

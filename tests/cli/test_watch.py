@@ -12,7 +12,7 @@ from dpwatch.hub.follow import Watcher
 from dpwatch.hub.snapshot import GpuProcess, HostGpu
 from dpwatch.hub.summarize import summarize
 from tests.frames import batch, dp_run, hello, played
-from tests.hubs import rank, serving
+from tests.hubs import has, rank, serving, until, watching
 from tests.processes import dpwatch
 
 
@@ -40,6 +40,26 @@ def test_one_look_at_a_live_run():
     assert run["ranks"][0]["gpu"] == {"util": None, "temperature_c": None, "power_w": None}
 
 
+def test_the_last_runs_are_shown_when_their_hubs_have_gone():
+    for run_id in ("first", "second"):
+        with serving(run_id) as hub, rank(hub.place) as send, watching() as watcher:
+            for frame in dp_run(steps=5):
+                send(msgspec.structs.replace(frame, run_id=run_id))
+            until(watcher, has(run_id, state="finished"))
+    assert dpwatch("--once").returncode == 3
+    for options, shown in ((["--last"], 1), (["--last", "2"], 2), (["--last", "9"], 2)):
+        done = dpwatch("--once", "--json", *options)
+        assert done.returncode == 0
+        runs = json.loads(done.stdout)["runs"]
+        assert [run["steps"] for run in runs] == [5] * shown
+
+
+def test_no_last_run():
+    done = dpwatch("--last", "--once")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "no run has been kept" in done.stderr
+
+
 TORCH = find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not TORCH, reason="the demo asks for torch first")
 
@@ -50,6 +70,8 @@ needs_torch = pytest.mark.skipif(not TORCH, reason="the demo asks for torch firs
         (["--json"], "--once"),
         (["nonsense"], "demo"),
         (["--once", "extra"], "demo"),
+        (["--last", "0"], "'0' is no number of runs"),
+        (["--last", "--web"], "--last"),
         ([], "terminal"),
         pytest.param(["demo"], "terminal", marks=needs_torch),
         (["demo", "--gpus", "0"], "--gpus 0"),
