@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 SETTLE_S = 5.0
 """How long a run's last records may take after its trainer has ended."""
 
+AT_WORK = ("starting", "running", "hung")
+"""What a run's state is before that: one that hangs may go on."""
+
 OVER = ("finished", "failed", "lost")
 """What a rank's state is once its process has ended."""
 
@@ -170,7 +173,7 @@ class Session:
         return sorted(runs, key=lambda run: self.run_ids.index(run.run_id))
 
     def _ended(self) -> list[Run]:
-        return [run for run in self.runs() if run.state not in ("starting", "running")]
+        return [run for run in self.runs() if run.state not in AT_WORK]
 
     def _settled(self) -> bool:
         """Whether nothing more is to come: a rank that was killed is known to be gone, too."""
@@ -235,7 +238,7 @@ class DemoSource:
 
     def _progress(self, snapshot: Snapshot) -> Progress:
         names = tuple(labels(self._session.configs))
-        at_work = [v for v in snapshot.runs if v.run.state in ("starting", "running", "hung")]
+        at_work = [v for v in snapshot.runs if v.run.state in AT_WORK]
         done = len(snapshot.runs) - len(at_work)
         over = self._session.trained and not at_work
         scenario = self._session.scenario

@@ -72,6 +72,11 @@ def processes_with(text):
     return found
 
 
+def nothing_but_the_last(place):
+    """Whether nothing is left in a runtime directory but what `dpwatch --last` shows."""
+    return {path.name for path in place.iterdir()} <= {".last"}
+
+
 def eventually(condition, what):
     """Waits for another process to bring about a state that nobody announces."""
     deadline = time.monotonic() + DEADLINE_S

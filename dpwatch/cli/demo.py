@@ -60,8 +60,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     add_screen_options(parser, argparse.SUPPRESS)
     parser.add_argument("--headless", action="store_true", help="no screen; a table at the end")
-    parser.add_argument("--json", action="store_true", help="no screen; the summary object")
-    parser.add_argument(
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="no screen; the summary object")
+    form.add_argument(
         "--markdown", action="store_true", help="no screen; the comparison as a table to paste"
     )
     add_options(parser)

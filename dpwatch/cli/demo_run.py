@@ -13,6 +13,7 @@ from dpwatch.cli.errors import FINE, CommandError
 from dpwatch.cli.markdown import markdown
 from dpwatch.cli.output import json_text, table
 from dpwatch.cli.plain import printable
+from dpwatch.cli.progress import teller
 from dpwatch.cli.watch import on_terminal, require_terminal, screen_options
 from dpwatch.demo.max_batch import DEFAULT_CAPACITY_BYTES
 from dpwatch.demo.scenarios import Scenario, find
@@ -143,7 +144,7 @@ def _renderer(options: argparse.Namespace) -> Callable[[Sequence[Run]], str]:
 def _headless(
     session: Session, render: Callable[[Sequence[Run]], str], *, out_of_memory: bool
 ) -> int:
-    code = session.wait()
+    code = session.wait(teller(session))
     print(render(session.runs()))
     _check(session, code, out_of_memory=out_of_memory)
     return FINE

@@ -107,6 +107,18 @@ def _views() -> Sequence[str]:
     return [view.name for view in VIEWS]
 
 
+def _view(value: Any) -> str:
+    """A view's name, from that or what the screen says of it: its digit, its title."""
+    from dpwatch.tui.view import digit
+    from dpwatch.tui.views import VIEWS
+
+    for index, view in enumerate(VIEWS):
+        said = (view.name, view.title, view.short, digit(index) if view.short else "")
+        if str(value).casefold() in {each.casefold() for each in said if each}:
+            return view.name
+    raise ValueError(value)
+
+
 def _sorts() -> Sequence[str]:
     from dpwatch.tui.ranks import SORTS
 
@@ -148,7 +160,13 @@ SCREEN = (
         allowed=lambda: "seconds from 0.1 to 10",
         help="how often the screen takes in what is new",
     ),
-    _choice("view", "overview", _views, "the view to begin with"),
+    Setting(
+        key="view",
+        default="overview",
+        read=_view,
+        allowed=lambda: f"{_words(_views)}, or a view's digit",
+        help="the view to begin with",
+    ),
     _choice("sort", None, _sorts, "the overview's column to sort by at first"),
 )
 """What every command with a screen takes."""

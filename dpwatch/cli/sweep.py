@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
 
 from dpwatch.cli.errors import FINE, CommandError
 from dpwatch.cli.markdown import UNKNOWN
 from dpwatch.cli.markdown import table as markdown_table
 from dpwatch.cli.output import columns, formatted, mebibytes
+from dpwatch.cli.progress import teller
 from dpwatch.demo.session import Session
 from dpwatch.demo.sweep import Point, Sweep, summary
-from dpwatch.hub.snapshot import Run
 from dpwatch.trainer.config import TrainConfig
 
 CHART_HEIGHT = 12
@@ -30,16 +29,8 @@ _TITLES = (
 
 def run(configs: Sequence[TrainConfig], *, as_json: bool, as_markdown: bool) -> int:
     """Trains under each configuration in turn, says so on stderr, and prints what came of it."""
-
-    def tell(run: Run) -> None:
-        number = session.run_ids.index(run.run_id)
-        print(
-            f"{number + 1}/{len(configs)}: {run.strategy} on {configs[number].gpus}: {run.state}",
-            file=sys.stderr,
-        )
-
     with Session(configs) as session:
-        code = session.wait(tell)
+        code = session.wait(teller(session))
         runs = {run.run_id: run for run in session.runs()}
         sweep = summary(configs, [runs.get(run_id) for run_id in session.run_ids])
         print(formatted(sweep) if as_json else markdown(sweep) if as_markdown else text(sweep))

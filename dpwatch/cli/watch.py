@@ -197,12 +197,18 @@ def on_terminal() -> bool:
 
 
 def require_terminal() -> None:
-    """Refuses to draw into a pipe.
+    """Refuses to draw into a pipe, or on a terminal that can't move its cursor.
 
     Raises:
-        CommandError: Input or output is no terminal.
+        CommandError: It is so.
     """
-    if not on_terminal() and DRAWN_ELSEWHERE not in os.environ:
+    if DRAWN_ELSEWHERE in os.environ:
+        return
+    if not on_terminal():
         raise CommandError(
             "the dashboard needs a terminal; use --once (or demo --headless) in scripts"
+        )
+    if os.environ.get("TERM") == "dumb":
+        raise CommandError(
+            "a terminal with TERM=dumb can't show the dashboard; use --once (or demo --headless)"
         )

@@ -66,6 +66,11 @@ def test_a_flag_counts_before_the_environment_and_that_before_the_file(file, mon
     assert found("--view", "threads", "ssh", "--sort", "GIL", "h")["view"].value == "threads"
 
 
+@pytest.mark.parametrize("said", ["heatmap", "Ranks", "ranks", "2"])
+def test_a_view_goes_by_what_the_screen_says_of_it_too(said):
+    assert found("--view", said)["view"].value == "heatmap"
+
+
 def test_another_file_can_be_named(file, tmp_path, monkeypatch):
     file('theme = "safe"')
     other = tmp_path / "other.toml"
@@ -93,7 +98,7 @@ def test_a_relative_place_is_none(file, monkeypatch):
         ("interval = true", "should be seconds"),
         ("interval = nan", "should be seconds"),
         ('interval = ["often"]', "should be seconds"),
-        ('view = "1"', "view = '1': should be overview, "),
+        ('view = "11"', "view = '11': should be overview, "),
         ('sort = "name"', "sort = 'name': should be step time, "),
         ("port = 70000", "port = 70000: should be a port"),
         ('ssh = ""', "ssh = '': should be a command"),

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from dpwatch.cli import watch
+from dpwatch.cli.errors import CommandError
 from dpwatch.cli.output import json_text, table
 from dpwatch.hub.follow import Watcher
 from dpwatch.hub.snapshot import GpuProcess, HostGpu
@@ -72,6 +73,7 @@ needs_torch = pytest.mark.skipif(not TORCH, reason="the demo asks for torch firs
         (["--once", "extra"], "demo"),
         (["--last", "0"], "'0' is no number of runs"),
         (["--last", "--web"], "--last"),
+        (["demo", "--json", "--markdown"], "not allowed with"),
         ([], "terminal"),
         pytest.param(["demo"], "terminal", marks=needs_torch),
         (["demo", "--gpus", "0"], "--gpus 0"),
@@ -86,6 +88,13 @@ def test_wrong_use_is_one_line_and_exit_code_2(arguments, says):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert says in done.stderr.splitlines()[-1]
+
+
+def test_a_terminal_that_cannot_draw_is_told_so(monkeypatch):
+    monkeypatch.setattr(watch, "on_terminal", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    with pytest.raises(CommandError, match="TERM=dumb"):
+        watch.require_terminal()
 
 
 def test_an_unusable_runtime_directory(tmp_path):

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.processes import eventually, processes_with, start
+from tests.processes import eventually, nothing_but_the_last, processes_with, start
 from tests.terminals import MISSING, Terminal
 
 pytestmark = [
@@ -46,7 +46,7 @@ def test_the_demo_from_the_first_step_to_compare(terminal, private_runtime):
     assert "ddp and fsdp load every device alike." in left
     assert "fsdp shards: each device keeps" in left
     eventually(lambda: not _others(private_runtime), "every process gone")
-    assert list(private_runtime.iterdir()) == []
+    assert nothing_but_the_last(private_runtime)
 
 
 SEARCH = (
@@ -67,7 +67,7 @@ def test_the_largest_batches_come_in_on_compare(terminal, private_runtime):
     screen.keys("q")
     screen.until("EXIT=0", "echo")
     eventually(lambda: not _others(private_runtime), "every process gone")
-    assert list(private_runtime.iterdir()) == []
+    assert nothing_but_the_last(private_runtime)
 
 
 def test_a_closed_window_ends_everything(terminal, private_runtime):

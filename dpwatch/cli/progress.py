@@ -1,0 +1,24 @@
+"""What a command without a screen says on stderr while it trains under several strategies."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from dpwatch.demo.session import Session
+from dpwatch.hub.snapshot import Run
+
+
+def teller(session: Session) -> Callable[[Run], None]:
+    """Says that the training begins. Returns: what takes each run that has ended, and says so."""
+
+    def say(number: int, state: str) -> None:
+        gpus = session.configs[number].gpus
+        where = f"{number + 1}/{len(session.names)}: {session.names[number]} on {gpus} devices"
+        print(f"{where}: {state}", file=sys.stderr, flush=True)
+
+    def tell(run: Run) -> None:
+        say(session.run_ids.index(run.run_id), run.state)
+
+    say(0, "starting; to import torch takes a few seconds")
+    return tell
