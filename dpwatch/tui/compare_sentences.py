@@ -24,6 +24,9 @@ from dpwatch.tui.words import UNEVEN, strategy_of, uneven
 SHARDED = 0.8
 """A run whose devices keep at most so much of what another's keep is told to shard it."""
 
+FULLER = 1.05
+"""A device whose peak is so many times another's is told to be fuller."""
+
 NAMED = 4
 """Of more balanced runs their number is told, not their names."""
 
@@ -73,15 +76,20 @@ def _on_overload(run: Run, name: str) -> str:
         return ""
     parts = []
     if heavy:
-        others = seen.peak_others_median
-        parts.append(
-            f"peaks at {fmt.size(seen.peak0)}, {fmt.ratio(memory)} the others' {fmt.size(others)}"
-        )
+        median = seen.peak_others_median
+        alike = not _fuller(seen.peak_others_max, median)
+        others = f"the others' {'' if alike else 'median '}{fmt.size(median)}"
+        parts.append(f"peaks at {fmt.size(seen.peak0)}, {fmt.ratio(memory)} {others}")
     if busy:
         whose = "their" if parts else "the others'"
         parts.append(f"carries {fmt.ratio(traffic)} {whose} traffic")
     text = f"{name}: device 0 {', and '.join(parts)}"
-    return f"{text}; it runs out of memory first." if heavy and _alike_in_size(run) else f"{text}."
+    first = heavy and _alike_in_size(run) and _fuller(seen.peak0, seen.peak_others_max)
+    return f"{text}; it runs out of memory first." if first else f"{text}."
+
+
+def _fuller(peak: float | None, other: float | None) -> bool:
+    return peak is not None and other is not None and peak > FULLER * other
 
 
 def _alike_in_size(run: Run) -> bool:
@@ -96,7 +104,7 @@ def _on_even(runs: Sequence[Run]) -> str:
         return ""
     names = _listed([strategy_of(run) for run in even])
     if len(even) > NAMED:
-        names = f"{len(even)} others"
+        names = f"{len(even)} of {len(runs)}"
     return f"{names} {'loads' if len(even) == 1 else 'load'} every device alike."
 
 

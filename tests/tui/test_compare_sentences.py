@@ -45,8 +45,20 @@ def test_without_sharding_the_peaks_are_compared():
 
 def test_of_many_balanced_runs_their_number_is_told():
     said = compare_sentences(every_run())
-    assert "10 others load every device alike." in said
+    assert "10 of 13 load every device alike." in said
     assert sum("runs out of memory first" in each for each in said) == 2  # dp, ps-gpu0
+
+
+def test_no_device_is_first_where_another_is_as_full():
+    """As under zero1, where two of four devices have the larger parts."""
+    ddp, dp = runs("ddp", "dp")
+    first, second, *others = dp.run.ranks
+    as_full = replace(second, memory=first.memory)
+    (said, *_) = compare_sentences([ddp, changed(dp, ranks=[first, as_full, *others])])
+    assert said == (
+        "dp: device 0 peaks at 82.2 MiB, 2.48× the others' median 33.2 MiB, and carries 3.00× "
+        "their traffic."
+    )
 
 
 def test_only_the_same_model_is_said_to_be_sharded():
