@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Test workers: as many as there are cores, at most 4.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
+# File by file, in order of folders: files of few tests, which take longest each, are not the last.
+SHARED_OUT := --dist loadfile --no-loadscope-reorder
 # Frames that `make fuzz` sends.
 FRAMES ?= 1000000
 TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
@@ -21,7 +23,7 @@ demo: $(VENV)/.train ## set up and run the demo: dp, ddp, then fsdp on 4 virtual
 	$(BIN)/dpwatch demo --gpus 4
 
 test: $(VENV)/.dev ## set up and run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not scripts"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(SHARED_OUT) -m "not scripts"
 
 scripts: $(VENV)/.scripts ## run other people's kinds of scripts under `dpwatch run`
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m scripts

@@ -10,7 +10,7 @@ import pytest
 
 from tests import scripts
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.scripts]
 
 BITS = """
 import torch

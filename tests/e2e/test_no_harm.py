@@ -12,7 +12,7 @@ from dpwatch.wire.listing import list_runs
 from tests.hubs import has, until, watching
 from tests.processes import DEADLINE_S, environment, eventually, processes_with, start
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.scripts]
 SCRIPT = Path(__file__).with_name("every_loss.py")
 STEPS = 40
 
