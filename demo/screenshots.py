@@ -16,6 +16,7 @@ from textual.pilot import Pilot
 
 from dpwatch.hub.snapshot import Snapshot
 from dpwatch.trainer.config import TrainConfig
+from dpwatch.trainer.options import MODELS
 from dpwatch.trainer.registry import known_names
 from dpwatch.tui.app import DashboardApp
 from dpwatch.tui.view import digit
@@ -24,7 +25,7 @@ from dpwatch.tui.views import VIEWS
 from .session import Session
 
 SIZE = (132, 40)
-STEPS = 120
+STEPS = 60
 WATCHED = {
     "dp": ("memory", "threads", "timeline", "how"),
     "ddp": ("communication", "timeline", "output", "heatmap", "how"),
@@ -40,7 +41,9 @@ PATIENCE_S = 300.0
 def main(folder: Path) -> int:
     """Draws them all into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    configs = [TrainConfig(strategy=name, gpus=4, steps=STEPS) for name in known_names()]
+    configs = [
+        TrainConfig(strategy=name, gpus=4, steps=STEPS, **MODELS["demo"]) for name in known_names()
+    ]
     with Session(configs) as session:
         asyncio.run(_draw(session, folder))
     return 0
