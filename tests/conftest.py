@@ -1,9 +1,11 @@
 """What every test gets: a private runtime directory, and nothing inherited from outside."""
 
+import signal
 import sys
 
 import pytest
 
+from dpwatch.cli.signals import ENDING
 from tests.processes import end_all
 
 
@@ -21,6 +23,16 @@ def private_runtime(monkeypatch, tmp_path_factory):
         monkeypatch.delenv(name, raising=False)
     yield place
     end_all()
+
+
+@pytest.fixture(autouse=True)
+def signals_stay():
+    """A command run in this process unwinds at SIGTERM; a later test's pool has to end by it."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, *ENDING)}
+    yield
+    for signum, handler in before.items():
+        if signal.getsignal(signum) is not handler:
+            signal.signal(signum, handler)
 
 
 @pytest.fixture(autouse=True)
