@@ -299,20 +299,23 @@ class Publisher:
             self._link.tend(self._wall())  # nobody has looked for a hub yet
         self._follow_identity()
         self._await_link()
-        # Who is asked for a beat may record how calls under way have ended: those go too.
-        last: list[AnyRecord] = []
-        if self._bye is not None:
-            last = [self._source.beat(), *said, self._bye]
-        while self._flush_unsent() and self._has_records():
+        self._send_the_rest()
+        if self._bye is None:
+            return
+        # It tells what the records before have come to; and who is asked for it may record how
+        # calls under way have ended, which goes too.
+        beat = self._source.beat()
+        self._send_the_rest()
+        # Even when the link took nothing: dropping this frame costs no more than not making it.
+        if self._flush_unsent():
+            self._send([self._greet(), beat, *said, self._bye])
+
+    def _send_the_rest(self) -> None:
+        """All records that wait, as far as the link takes them."""
+        while self._flush_unsent() and (self._left or len(self._recorder)):
             records = self._drain(codec.MAX_RECORDS - 1)
             if records:
                 self._send([self._greet(), *records] if self._seq == 0 else records)
-        # Even when the link took nothing: dropping this frame costs no more than not making it.
-        if last and self._flush_unsent():
-            self._send([self._greet(), *last])
-
-    def _has_records(self) -> bool:
-        return bool(self._left) or len(self._recorder) > 0
 
     def _is_news(self, bye: Bye, said: Sequence[Output]) -> bool:
         """Whether it is more than the goodbye that was said when the training was over.

@@ -439,15 +439,17 @@ def test_the_last_turn_sends_all_and_bye(publisher, recorder, link):
 def test_what_the_last_beat_records_goes_out_too(publisher, recorder, source, link):
     """As of collectives that were under way when their records left, and have ended since."""
     publisher.poll(0)
+    recorder.append(a_step(0))
 
     def beat() -> Beat:
+        assert not len(recorder), "it tells what all records have come to"
         recorder.append(a_step(1))
         return Beat(0, "")
 
     source.beat = beat
     publisher.close(Bye("finished", ""))
     publisher.finish()
-    assert kinds(link.batches[-2]) == ["Step"]
+    assert [kinds(each) for each in link.batches[-3:-1]] == [["Step"], ["Step"]]
     assert kinds(link.batches[-1])[-1] == "Bye"
     assert not len(recorder)
 
