@@ -87,17 +87,23 @@ def comm_times(
     latter is known of the other steps too, and the mean is taken over all.
 
     What is only known call by call (copies, NCCL's durations) is added up, and can't be told apart
-    where it overlaps: then it is the step's own length at most.
+    where it overlaps. No time is longer than the step, whose mean is over all of them: those looked
+    at may have been longer than the others.
     """
     total, exposed, share = steps.comm_ms, steps.exposed_ms, steps.exposed_share
     if calls.waited_ms is not None and not routes and steps.mean_ms:
-        exposed = min(calls.waited_ms, steps.mean_ms)
-        share = exposed / steps.mean_ms
+        exposed = calls.waited_ms
+        share = min(exposed / steps.mean_ms, 1.0)
         total = None if total is None else max(total, exposed)  # which few steps may not show
     if total is None or routes:
-        added = _added_up_ms(rank, lane, routes)
-        total = added if added is None or steps.mean_ms is None else min(added, steps.mean_ms)
-    return CommTimes(total, exposed, calls.wait_ms, share)
+        total = _added_up_ms(rank, lane, routes)
+    within = _within(steps.mean_ms)
+    return CommTimes(within(total), within(exposed), within(calls.wait_ms), share)
+
+
+def _within(step_ms: float | None) -> Callable[[float | None], float | None]:
+    """A time of a step, which is no longer than that."""
+    return lambda ms: ms if ms is None or step_ms is None else min(ms, step_ms)
 
 
 def _added_up_ms(rank: RankState, lane: LaneState, routes: Sequence[Route]) -> float | None:

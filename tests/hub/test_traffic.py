@@ -11,7 +11,7 @@ from dpwatch.hub.state import RunState, decode, encode
 from dpwatch.hub.summarize import summarize, view
 from dpwatch.hub.timeline import exposed_share
 from dpwatch.wire.gather import gathered
-from dpwatch.wire.messages import Beat, Bye, Collective, Duration
+from dpwatch.wire.messages import Beat, Bye, Collective, Duration, Step
 from tests.frames import MS, START_NS, batch, hello, step
 
 
@@ -258,6 +258,22 @@ def test_no_sum_of_what_overlaps_exceeds_the_step(run):
         ]
         say(run, rank, *late)
     assert {row.comm_ms.total for row in summarize(run).ranks} == {100.0}
+
+
+def test_no_time_exceeds_the_step_where_longer_ones_were_looked_at(run):
+    greet(run)
+    for index in range(20):
+        for rank in range(2):
+            long = index % 2
+            looked_at = {"exposed_ns": 90 * MS, "comm_ns": 95 * MS} if long else {}
+            start = START_NS + index * 100 * MS
+            took = (100 if long else 40) * MS
+            each = Step(device=0, step=index, start_ns=start, end_ns=start + took, **looked_at)
+            say(run, rank, call(index, index), each)
+    for row in summarize(run).ranks:
+        assert row.step_ms.mean == pytest.approx((10 * 100 + 9 * 40) / 19)  # without the first
+        assert row.comm_ms.total == row.comm_ms.exposed == row.step_ms.mean
+        assert row.comm_ms.exposed_share == 0.9  # of the steps in which it is known
 
 
 def test_durations_of_rare_calls_are_a_mean_over_all_steps(run):
