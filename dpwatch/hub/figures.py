@@ -21,6 +21,9 @@ DEVICE_TIMES = tuple(map(PHASES.index, ("forward", "backward", "optimizer")))
 
 START_UP_STEPS = 2
 
+IN_STEP = WINDOW // 4
+"""Ranks fewer steps apart than this are compared over the same ones."""
+
 NEARLY_ALL = 0.8
 """Of the steps with calls: in so many of them it is known how long their callers waited."""
 
@@ -263,7 +266,7 @@ def traffic_steps(rank: RankState, common: int) -> range:
         common: Steps that all ranks have done.
     """
     done = rank.whole_steps
-    return settled(common if done - common < WINDOW // 4 else done)
+    return settled(common if done - common < IN_STEP else done)
 
 
 def timed_ms(each: Sequence[Tally]) -> float | None:

@@ -16,7 +16,8 @@ from dpwatch.hub.diagnose import (
     overlap_poor,
     review,
 )
-from dpwatch.hub.snapshot import Categories, Diagnosis, MemoryUse, PhaseTimes, StepTime
+from dpwatch.hub.figures import IN_STEP
+from dpwatch.hub.snapshot import Balance, Categories, Diagnosis, MemoryUse, PhaseTimes, StepTime
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import summarize
 from dpwatch.wire.messages import ByCategory, Memory
@@ -203,6 +204,17 @@ def test_what_one_rank_keeps_is_said_as_that_and_not_as_a_master():
     other = memory_imbalance.rule(keeping(140, 140, 740, 140))
     assert (other.ranks, other.evidence["held_bytes"]) == ([2], 740 * MIB)
     assert "only this rank keeps it" in other.text
+
+
+def test_traffic_is_compared_over_the_same_steps_only():
+    """Of short steps one rank's may be told a quarter of a second before another's."""
+    even = rows({}, strategy="ddp")
+    busy = msgspec.structs.replace(even, balance=Balance(traffic_device0_over_median=1.6))
+    assert "carries 1.6× the others' traffic" in master_imbalance.rule(busy).text
+    first, *others = busy.ranks
+    for ahead in (IN_STEP, -IN_STEP):
+        apart = msgspec.structs.replace(first, steps=first.steps + ahead)
+        assert master_imbalance.rule(msgspec.structs.replace(busy, ranks=[apart, *others])) is None
 
 
 def test_what_a_sharding_gives_a_rank_by_design_is_said_as_that():

@@ -6,7 +6,7 @@ is even (each copy has two ends) and memory alone tells. A model split over devi
 no master: they hold different parts by design, device 0 the same as the first of every rank.
 
 In any other scheme no device is a master, and what one rank keeps, or a sharding gives it, is said
-as that; it is compared as in `memory_imbalance`.
+as that; it is compared as in `memory_imbalance`, and traffic over the same steps only.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from dpwatch.hub.diagnose.finding import Finding, mebibytes
 from dpwatch.hub.diagnose.uneven import CRITICAL_SHARE, RATIO, SHARED_OUT, Uneven, uneven, why
+from dpwatch.hub.figures import IN_STEP
 from dpwatch.hub.series import median
 from dpwatch.hub.snapshot import Rank, Run
 
@@ -38,6 +39,7 @@ def rule(run: Run) -> Finding | None:
     if run.strategy in _MASTERS or len({row.pid for row in devices}) == 1:
         return _of_a_master(run, devices, busy=busy)
     found = uneven(devices, 0)
+    busy = busy and _in_step(devices)
     if found is None and not busy:
         return None
     return _of_a_rank(run, devices, found, busy=busy)
@@ -117,6 +119,12 @@ def _of_a_rank(run: Run, devices: list[Rank], found: Uneven | None, *, busy: boo
         text=f"Rank {first.rank} ({first.device}) {' and '.join(said)}. {' '.join(advice)}",
         evidence=evidence,
     )
+
+
+def _in_step(devices: list[Rank]) -> bool:
+    """Whether their traffic is of the same steps: others may be of another model or strategy."""
+    steps = [row.steps for row in devices]
+    return max(steps) - min(steps) < IN_STEP
 
 
 def _is_full(row: Rank) -> bool:
