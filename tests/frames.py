@@ -17,7 +17,8 @@ from dpwatch.wire.messages import (
 )
 
 MS = 1_000_000
-START_NS = 1_000_000_000_000
+START_NS = 30_000_000_000
+"""On the clock of a host that has just started: a hub refuses what is still to come."""
 
 
 def batch(*records, rank=0, seq=0, now_ns=START_NS, run_id="run", pid=None, host="here", dropped=0):
