@@ -93,10 +93,11 @@ def table_for(
     )
     own = [BY_KEY[bar.key] for bar in metric.bars]
     room = width - _MARKS - bare.name - sum(bare.width(column) + 2 for column in own)
-    told = [key for key in _MORE if more and any(BY_KEY[key].value(e) is not None for e in entries)]
+    told = {key for key in BY_KEY if any(BY_KEY[key].value(each) is not None for each in entries)}
     kept: list[str] = []
-    asked = [sort] * (sort in BY_KEY) + ["batch"] * searched + list(metric.keys)
-    for key in dict.fromkeys([*asked, *told]):
+    asked = [sort] * (sort in BY_KEY) + ["batch"] * searched
+    asked += [key for key in metric.keys if key in told or not entries]
+    for key in dict.fromkeys([*asked, *(key for key in _MORE if more and key in told)]):
         least = BAR_MIN if key in asked else BAR_GOOD
         cells = bare.width(BY_KEY[key]) + 1
         if BY_KEY[key] not in own and room - cells >= least * len(own):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 
 from dpwatch.hub.comparison import (
     devices,
-    figures,
     largest,
     model_state_bytes,
     peak_bytes,
@@ -68,28 +68,30 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _on_overload(run: Run, name: str) -> str:
     """Of a run whose device 0 has more than its share, in figures."""
-    seen, balance = figures(run), run.balance
-    memory, traffic = balance.peak_device0_over_median, balance.traffic_device0_over_median
-    memory = None if peaks_of_processes(run) else memory
+    balance = run.balance
+    memory = None if peaks_of_processes(run) else balance.peak_device0_over_median
+    traffic = balance.traffic_device0_over_median
     heavy, busy = (value is not None and value >= UNEVEN for value in (memory, traffic))
-    if not heavy and not busy:
-        return ""
-    parts = []
-    if heavy:
-        median = seen.peak_others_median
-        alike = not _fuller(seen.peak_others_max, median)
-        others = f"the others' {'' if alike else 'median '}{fmt.size(median)}"
-        parts.append(f"peaks at {fmt.size(seen.peak0)}, {fmt.ratio(memory)} {others}")
-    if busy:
-        whose = "their" if parts else "the others'"
-        parts.append(f"carries {fmt.ratio(traffic)} {whose} traffic")
-    text = f"{name}: device 0 {', and '.join(parts)}"
-    first = heavy and _alike_in_size(run) and _fuller(seen.peak0, seen.peak_others_max)
-    return f"{text}; it runs out of memory first." if first else f"{text}."
+    carries = f"carries {fmt.ratio(traffic)}"
+    if not heavy:
+        return f"{name}: device 0 {carries} the others' traffic." if busy else ""
+    peaks = [row.memory.peak_bytes or 0 for row in devices(run)]
+    less = [peak for peak in peaks if _fuller(peaks[0], peak)]
+    typical = statistics.median(less)
+    others = f"the others' {'median ' if _fuller(max(less), typical) else ''}{fmt.size(typical)}"
+    times = peaks[0] / typical if typical else None
+    at = f"{fmt.size(peaks[0])}{' or more' if _fuller(max(peaks), peaks[0]) else ''}"
+    excess = f"at {at}, {fmt.ratio(times)} {others}"
+    as_full = len(peaks) - len(less)
+    if as_full > 1:
+        text = f"{name}: {as_full} of {len(peaks)} devices peak {excess}"
+        return f"{text}; device 0 {carries} the others' traffic." if busy else f"{text}."
+    text = f"{name}: device 0 peaks {excess}" + (f", and {carries} their traffic" if busy else "")
+    return f"{text}; it runs out of memory first." if _alike_in_size(run) else f"{text}."
 
 
-def _fuller(peak: float | None, other: float | None) -> bool:
-    return peak is not None and other is not None and peak > FULLER * other
+def _fuller(peak: float, other: float) -> bool:
+    return peak > FULLER * other
 
 
 def _alike_in_size(run: Run) -> bool:

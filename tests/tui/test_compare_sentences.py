@@ -56,8 +56,8 @@ def test_no_device_is_first_where_another_is_as_full():
     as_full = replace(second, memory=first.memory)
     (said, *_) = compare_sentences([ddp, changed(dp, ranks=[first, as_full, *others])])
     assert said == (
-        "dp: device 0 peaks at 82.2 MiB, 2.48× the others' median 33.2 MiB, and carries 3.00× "
-        "their traffic."
+        "dp: 2 of 4 devices peak at 82.2 MiB, 2.48× the others' 33.2 MiB; device 0 carries 3.00× "
+        "the others' traffic."
     )
 
 
