@@ -75,6 +75,13 @@ _MISTAKES = re.compile(
 """… and those among them that the rank has itself to blame for."""
 
 
+def last_step(rank: RankState) -> int | None:
+    """The step that a rank is in, or was when it ended; None where nothing was heard of it."""
+    if rank.bye is not None and rank.bye.step is not None:
+        return rank.bye.step
+    return None if rank.beat is None else rank.beat.step
+
+
 def ending(rank: RankState) -> str | None:
     """How a rank ended, None while it runs."""
     bye = rank.bye

@@ -23,20 +23,22 @@ APART = ("next", "idle")
 """What a process may have turned to, so that its exit says nothing of the run (`Bye.then`)."""
 
 
-def seen(pid: int, code: int | None) -> Bye:
+def seen(pid: int, code: int | None, step: int | None = None) -> Bye:
     """A process's end as its hub saw it.
 
     Args:
         pid: The process.
         code: Its exit code, or minus the signal that killed it; None where that can't be told.
+        step: The step it was in, None where that isn't known.
     """
     if code is None:
-        return Bye("lost", f"process {pid} exited without reporting")
+        return Bye("lost", f"process {pid} exited without reporting", step=step)
     if code < 0:
-        return Bye("lost", f"process {pid} was killed by {signal_name(-code)}", code)
+        return Bye("lost", f"process {pid} was killed by {signal_name(-code)}", code, step=step)
     if code:
-        return Bye("failed", f"exit code {code}: process {pid} exited without reporting", code)
-    return Bye("finished", "", 0)
+        why = f"exit code {code}: process {pid} exited without reporting"
+        return Bye("failed", why, code, step=step)
+    return Bye("finished", "", 0, step=step)
 
 
 def joined(own: Bye | None, seen: Bye | None, worker: str = "") -> Bye | None:

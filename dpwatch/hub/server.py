@@ -28,6 +28,7 @@ from dpwatch.hub.exits import joined, seen
 from dpwatch.hub.guard import LOOK_S, Guard, Seldom, allow_files
 from dpwatch.hub.joining import Joining
 from dpwatch.hub.keeping import Keeper
+from dpwatch.hub.last_steps import LastSteps
 from dpwatch.hub.merge import merge
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.processes import Processes, exit_of, runs, state_of
@@ -57,6 +58,7 @@ from dpwatch.wire.messages import (
     Batch,
     Bye,
     Command,
+    Hello,
     Refused,
     Silent,
     Tick,
@@ -135,6 +137,7 @@ class Hub:
         self._answer_at = self._open_at = 0.0
         self._poller = zmq.Poller()
         self._processes = Processes()
+        self._last_steps = LastSteps()
         self._asking = Asking(place.stacks_file, self.host)
         asked = [rank.dump.asked for rank in self.state.ranks.values()]
         self._asking.catch_up(max(asked, default=0) + 1)
@@ -222,6 +225,7 @@ class Hub:
         for each in (self._intake, self._outlet, self._answers):
             each.close(linger=200)
         self._processes.close()
+        self._last_steps.close()
         self._joining.close()
         self._context.term()
         if not self.displaced:
@@ -279,6 +283,10 @@ class Hub:
             is_new = batch.host == self.host and not self._processes.watches(batch.pid)
             if is_new and batch.rank in self.state.ranks:
                 self._watch(batch.pid)
+            if batch.host == self.host:
+                for told in batch.records:
+                    if isinstance(told, Hello):
+                        self._last_steps.hold(batch.pid, told.step_fd)
 
     def _accepted(self, frame: bytes) -> Batch:
         """The batch of a frame that is one part, of this run, and of no later time than now."""
@@ -357,7 +365,7 @@ class Hub:
 
     def _say_ended(self, rank: RankState, code: int | None) -> None:
         """What has become of a rank's process, where that is news."""
-        told = joined(rank.own, seen(rank.pid, code), rank.worker)
+        told = joined(rank.own, seen(rank.pid, code, self._last_steps.take(rank.pid)), rank.worker)
         if told is not None and told != rank.bye:
             self._say(rank.rank, rank.pid, told)
 

@@ -267,7 +267,7 @@ def _row(
         host=rank.host,
         pid=rank.pid,
         state=_rank_state(state, rank, lane, steps.p50_ms),
-        steps=lane.steps,
+        steps=max(lane.steps, rank.bye.step or 0) if rank.bye else lane.steps,
         dropped=rank.dropped + rank.refused + rank.missed,
         step_ms=StepTime(steps.p50_ms, steps.p95_ms, steps.last_ms, steps.mean_ms),
         phases_ms=_phases(steps, device),

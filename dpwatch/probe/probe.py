@@ -57,6 +57,7 @@ from dpwatch.probe.stacks import stacks_of, tid_of
 from dpwatch.probe.steps import Steps
 from dpwatch.probe.threads import Threads
 from dpwatch.probe.whereabouts import is_in, raised_at, root_of, standing
+from dpwatch.wire.last_step import LastStep
 from dpwatch.wire.limits import cores
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks, Step
 from dpwatch.wire.paths import host_name
@@ -143,6 +144,9 @@ class Probe:
             undo.callback(collectives.close)
             self._collectives = collectives
             self.steps = self._steps(0, list(devices or ()))
+            self._last_step = LastStep()
+            undo.callback(self._last_step.close)
+            self.steps.tells = self._last_step.cell
             self._threads = Threads(self.steps, self._steps, self._moved)
             undo.callback(self._threads.close)
             collectives.main = self.steps.main
@@ -359,6 +363,8 @@ class Probe:
         self._take_down()
 
     def _take_down(self) -> None:
+        self.steps.tells = [0]
+        self._last_step.close()
         self._threads.close()
         parts = (self._collectives, self.steps.ledger, self._hooks, self._tap)
         with contextlib.ExitStack() as ending:
@@ -478,6 +484,7 @@ class _Source:
             groups=self._groups.now(),
             unseen=probe._collectives.unseen(),
             worker=identity.worker(me),
+            step_fd=probe._last_step.fd,
         )
 
     def complete(self, step: Step) -> Step:

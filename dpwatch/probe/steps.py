@@ -118,6 +118,7 @@ class Steps:
 
     Attributes:
         step: The step under way, from 0.
+        tells: Where its number is written too (see `wire.last_step`).
         backwards: Outermost backwards seen so far while steps are looked at.
         dozed_backwards: Backwards of the step under way, while it is only counted.
         heeded: How many of them may pass before `dozed_backward` is called.
@@ -141,6 +142,7 @@ class Steps:
         device: int = 0,
     ) -> None:
         self.step = 0
+        self.tells: memoryview[int] | list[int] = [0]
         self.backwards = 0
         self.heeded = 0
         self.devices = devices
@@ -449,7 +451,7 @@ class Steps:
         if self.models.count():
             self._learn_device()
         events, main.events = main.events, 0
-        self.step = step = step + 1
+        self.step = self.tells[0] = step = step + 1
         self._start_ns = now
         self._issued_before = self._collectives.issued
         self._begin()
@@ -515,6 +517,7 @@ class Steps:
             return
         if self.main.asleep:
             self.step += bool(self.dozed_backwards)
+            self.tells[0] = self.step
         else:
             self._comes()
 
@@ -550,6 +553,7 @@ class Steps:
         now = self._clocks.wall()
         took_ns = now - (self._start_ns or now)
         self.step += 1
+        self.tells[0] = self.step
         self._start_ns = now
         self._heed()
         if took_ns > self._long_ns:

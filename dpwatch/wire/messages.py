@@ -121,6 +121,7 @@ class Hello(Record, frozen=True, tag="hello"):
             of. How much it sends and receives is unknown then.
         worker: Of a multiprocessing child that trains alone, its name: its parent ends it, often by
             SIGTERM, when there is nothing more to do. "" for all others.
+        step_fd: Descriptor of the file that holds its step (`last_step`), None where there is none.
     """
 
     world_size: r.Ranks
@@ -140,6 +141,7 @@ class Hello(Record, frozen=True, tag="hello"):
     groups: Annotated[list[GroupMembers], Meta(max_length=64)] = msgspec.field(default_factory=list)
     unseen: r.Line = ""
     worker: r.Word = ""
+    step_fd: r.Count | None = None
 
 
 class Memory(Record, frozen=True, gc=False, tag="memory"):
@@ -322,12 +324,14 @@ class Bye(Record, frozen=True, gc=False, tag="bye"):
         then: What the process did next: `exit`; `next`, it began another run; `idle`, its training
             function is over or its parent has ended it, and nobody knows whether it raised; ""
             where it goes on. After `next` and `idle` its exit says nothing of this run.
+        step: The step it was in, where it ended without a goodbye and its hub could read that.
     """
 
     state: r.Word
     reason: r.Line = ""
     exit: r.Exit | None = None
     then: r.Word = ""
+    step: r.Step | None = None
 
 
 class Command(Record, frozen=True, gc=False, tag="command"):

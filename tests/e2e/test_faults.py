@@ -181,6 +181,8 @@ def test_a_rank_that_dies_is_named_with_its_exit(fault, code, words, faulty):
         # Its launcher may have fetched the exit before the hub could read it.
         assert found.evidence["exit"] in (code, None)
         assert found.evidence["exit"] != code or words in found.text
+        assert found.evidence["step"] == AT
+        assert f"in step {AT}" in found.text
 
 
 def _named(run):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from dpwatch.hub.diagnose import desync, hang, oom
 from dpwatch.hub.diagnose.finding import Finding, ranks_of
-from dpwatch.hub.endings import ABORTED, FINISHED, GAVE_UP, QUIT, STOPPED, ending
+from dpwatch.hub.endings import ABORTED, FINISHED, GAVE_UP, QUIT, STOPPED, ending, last_step
 from dpwatch.hub.parts import RankState
 from dpwatch.hub.snapshot import Run
 from dpwatch.hub.state import RunState
@@ -121,13 +121,14 @@ def _facts(rank: RankState) -> dict[str, object]:
         "reason": rank.bye.reason if rank.bye else "",
         "host": rank.host,
         "pid": rank.pid,
-        "step": rank.beat.step if rank.beat else None,
+        "step": last_step(rank),
         "where": rank.beat.where or None if rank.beat else None,
     }
 
 
 def _step(rank: RankState) -> str:
-    return f" in step {rank.beat.step}" if rank.beat else ""
+    step = last_step(rank)
+    return "" if step is None else f" in step {step}"
 
 
 def _said(rank: RankState) -> str:

@@ -1,0 +1,92 @@
+"""The step that a killed process was in, as its hub reads it."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from dpwatch.hub.last_steps import LastSteps
+from dpwatch.wire import last_step
+from dpwatch.wire.last_step import LastStep
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux only")
+
+AT_STEP_7 = """
+from dpwatch.wire.last_step import LastStep
+mine = LastStep()
+mine.cell[0] = 7
+print(mine.fd, flush=True)
+input()
+mine.cell[0] = 131
+import os, signal
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def child():
+    with subprocess.Popen(
+        [sys.executable, "-c", AT_STEP_7], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+def test_what_a_killed_process_wrote_last_is_known(child):
+    held = LastSteps()
+    held.hold(child.pid, int(child.stdout.readline()))
+    child.communicate("\n")
+    assert child.returncode == -signal.SIGKILL
+    assert held.take(child.pid) == 131
+    assert held.take(child.pid) is None  # once
+
+
+def test_a_process_that_begins_anew_is_read_anew():
+    held, first = LastSteps(), LastStep()
+    held.hold(os.getpid(), first.fd)
+    first.cell[0] = 5
+    first.close()
+    second = LastStep()
+    held.hold(os.getpid(), second.fd)
+    second.cell[0] = 1
+    assert held.take(os.getpid()) == 1
+    second.close()
+
+
+def test_only_such_a_file_of_that_process_is_read(tmp_path):
+    other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
+    mine = LastStep()
+    assert last_step.opened(os.getpid(), other) is None
+    assert last_step.opened(os.getpid(), 1 << 20) is None
+    fd = last_step.opened(os.getpid(), mine.fd)
+    assert last_step.read(fd, os.getpid()) == 0
+    assert last_step.read(fd, os.getpid() + 1) is None
+    assert last_step.read(other, os.getpid()) is None  # too short
+    for each in (fd, other):
+        os.close(each)
+    mine.close()
+
+
+def test_nothing_is_left_open_and_late_writes_are_in_vain():
+    before = sorted(os.listdir("/proc/self/fd"))
+    mine, held = LastStep(), LastSteps()
+    held.hold(os.getpid(), mine.fd)
+    cell = mine.cell
+    mine.close()
+    held.close()
+    cell[0] = mine.cell[0] = 3  # as another thread might that was just about to
+    del cell
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_without_such_files_it_counts_on_and_tells_nothing(monkeypatch):
+    def refuse(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    mine = LastStep()
+    mine.cell[0] = 3
+    assert mine.fd is None
+    mine.close()
