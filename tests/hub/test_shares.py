@@ -32,7 +32,7 @@ def rows(*changes, strategy="ddp", steps=20):
     each = changes * len(run.ranks) if len(changes) == 1 else changes
     base = {"step_ms": StepTime(100.0, 100.0, 100.0), "runqueue_wait": 0.0}
     ranks = [
-        msgspec.structs.replace(row, **base, **change)
+        msgspec.structs.replace(row, **(base | change))
         for row, change in zip(run.ranks, each, strict=True)
     ]
     return msgspec.structs.replace(run, ranks=ranks, strategy=strategy)
@@ -52,6 +52,13 @@ def test_input_bound_is_the_data_phase_of_most_ranks():
     assert input_bound.rule(rows(*map(data, (50.0, 0.1, 0.1, 0.1)))) is None  # a straggler
     assert input_bound.rule(rows(*map(data, (50.0, 50.0, 0.1, 50.0)))).ranks == [0, 1, 3]
     assert input_bound.rule(rows(data(30.0), steps=5)) is None
+
+
+def test_input_bound_leaves_out_the_wait_for_a_core_in_its_severity_too():
+    for queued, severity in ((0.04, "warning"), (0.06, "info"), (0.19, "info")):
+        found = input_bound.rule(rows(data(30.0) | {"runqueue_wait": queued}))
+        assert (found.severity, found.evidence["cost"]) == (severity, 0.3)
+    assert input_bound.rule(rows(data(30.0) | {"runqueue_wait": 0.21})) is None
 
 
 def exchanging(exposed, *, wait=0, queue=0, total=50, backward=80, strategy="ddp", cores=8):
@@ -88,9 +95,12 @@ def test_comm_bound_is_exposed_time_that_late_ranks_do_not_explain():
 
 
 def calling(
-    calls, nbytes, *, exposed=45, queue=0, param_bytes=None, strategy="ddp", op="all_reduce"
+    calls, nbytes, *, exposed=45, queue=0, late=0, param_bytes=None, strategy="ddp", op="all_reduce"
 ):
-    """The rule's arguments: two ranks, each of whose steps has so many calls of that size."""
+    """The rule's arguments: two ranks, each of whose steps has so many calls of that size.
+
+    Rank 1 is `late` to each by so many milliseconds.
+    """
     state = RunState("run")
     for r in range(2):
         greeting = hello(2, cores=8, param_bytes=param_bytes, strategy=strategy)
@@ -99,7 +109,12 @@ def calling(
         for r in range(2):
             each = [
                 collective(
-                    index, index * calls + i, op=op, nbytes=nbytes, ranks=2, at_ms=index * 100 + 10
+                    index,
+                    index * calls + i,
+                    op=op,
+                    nbytes=nbytes,
+                    ranks=2,
+                    at_ms=index * 100 + 10 + r * late,
                 )
                 for i in range(calls)
             ]
@@ -147,6 +162,13 @@ def test_what_is_counted_and_not_timed_is_told_although_cores_are_short():
         quiet = calling(calls, nbytes, exposed=least - 1, queue=30, param_bytes=2 * MIB)
         assert comm_bound.rule(*quiet) is None
     assert comm_bound.rule(*calling(2, MIB, queue=30)) is None
+
+
+def test_what_is_counted_is_a_hint_where_late_ranks_are_waited_for():
+    found = comm_bound.rule(*calling(64, 1024, late=30))
+    assert (found.severity, found.evidence["pattern"]) == ("info", "many_calls")
+    assert "waits for late ranks included" in found.text
+    assert comm_bound.rule(*calling(64, 1024, exposed=24, late=30)) is None
 
 
 def test_overlap_poor_is_exposed_time_that_backward_could_hide():

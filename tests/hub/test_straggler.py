@@ -1,11 +1,12 @@
-"""`straggler`: who is last, why, and when nobody is; from frames with times that a test chooses."""
+"""`straggler`, `wait_in_turn`: who is last and why; from frames with times that a test chooses."""
 
 import random
 
 import msgspec
 import pytest
 
-from dpwatch.hub.diagnose import straggler
+from dpwatch.hub.diagnose import straggler, wait_in_turn
+from dpwatch.hub.diagnose.finding import MOST_LOOKED_AT, some_of
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import summarize
 from dpwatch.wire.messages import Collective, Step
@@ -206,3 +207,31 @@ def test_the_cause_is_named_and_not_whom_it_delays_in_the_next_group():
             state.apply(batch(Step(0, index, at, at + 100 * MS), rank=r, now_ns=at + 100 * MS))
     found = straggler.rule(summarize(state), state)
     assert found.ranks == [1]
+
+
+def in_turn(ms, queued_ms=0):
+    """Ranks one of which, each time another one, holds each step up by so many milliseconds."""
+    run = Run()
+    for index in range(40):
+        run.step(late=index % RANKS, ms=ms)
+    for rank in run.state.ranks.values():
+        lane = rank.lanes[0]
+        lane.recent = window(_queued(s, queued_ms) for s in lane.recent.steps(0))
+    return wait_in_turn.rule(summarize(run.state), run.state)
+
+
+def test_ranks_that_are_late_in_turn_cost_what_is_waited_for_without_the_wait_for_a_core():
+    found = in_turn(60)  # three of four ranks wait 60 of 145 ms: 31 %
+    assert (found.severity, found.ranks) == ("warning", [0, 1, 2, 3])
+    assert found.evidence["cost"] == pytest.approx(45 / 145, abs=0.02)
+    assert (found.evidence["phase"], found.evidence["pattern"]) == ("forward", "varying")
+    crowded = in_turn(60, queued_ms=8)
+    assert (crowded.severity, crowded.evidence["cost"]) == ("info", found.evidence["cost"])
+    assert in_turn(60, queued_ms=14) is None
+    assert in_turn(15) is None
+
+
+@pytest.mark.parametrize("ranks", [0, 1, 64, 65, 127, 128, 1000])
+def test_no_more_ranks_are_compared_with_than_is_said(ranks):
+    some = some_of(range(ranks))
+    assert min(ranks, MOST_LOOKED_AT // 2) <= len(some) <= MOST_LOOKED_AT

@@ -12,8 +12,9 @@ that wait for a late one are a `straggler`'s victims. What it is that takes the 
 - *bytes*: else.
 
 Where ranks share too few cores, their collectives wait for a core as all else does, and
-`cpu_oversubscribed` says so; *repeated* and *many_calls* are then told as a hint, from a tenth of
-the step and from a quarter on: they are counted and not timed.
+`cpu_oversubscribed` says so. There, and where it is less without the waits for late ranks,
+*repeated* and *many_calls* are told as a hint (`info`), from a tenth of the step and from a quarter
+on, those waits included: they are counted and not timed.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ def rule(run: Run, state: RunState) -> Finding | None:
         share = _gross_share(run)
         if pattern not in HINTS or share is None or share < HINTS[pattern]:
             return None
-        return _finding(run, state, load, pattern, share, share, crowded=not shares)
-    return _finding(run, state, load, pattern, share, max(shares.values()), crowded=False)
+        aside = "waits for late ranks included" if shares else "part of that is waiting for a core"
+        return _finding(run, state, load, pattern, share, share, aside)
+    return _finding(run, state, load, pattern, share, max(shares.values()))
 
 
 def net_shares(run: Run, state: RunState) -> dict[int, float]:
@@ -163,21 +165,21 @@ def _finding(
     pattern: str,
     share: float,
     most: float,
-    *,
-    crowded: bool,
+    aside: str = "",
 ) -> Finding:
+    """The finding; of a hint with an `aside` on what else is in the share."""
     calls, moved, _, heaviest = load
     times = _times_the_model(run, load)
-    crowd = " (part of that is waiting for a core)" if crowded else ""
+    of_it = f" ({aside})" if aside else ""
     size = f"{moved} B" if moved < 1 << 10 else mebibytes(moved)
     text = (
-        f"Compute waits for communication {share:.0%} of each step{crowd}; a rank hands in {size} "
+        f"Compute waits for communication {share:.0%} of each step{of_it}; a rank hands in {size} "
         f"a step in {calls:.0f} call{'s' * (round(calls) != 1)}, most of it to {heaviest.op} "
         f"(group {heaviest.group}). {_cure(pattern, times)}"
     )
     return Finding(
         kind="comm_bound",
-        severity="warning" if share >= WARNING and not crowded else "info",
+        severity="warning" if share >= WARNING and not aside else "info",
         ranks=sorted(state.ranks),
         text=text,
         evidence={

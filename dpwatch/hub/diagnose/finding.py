@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -39,7 +40,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 def some_of(ranks: Sequence[T]) -> Sequence[T]:
     """At most `MOST_LOOKED_AT` of them, evenly chosen: enough for what is typical of all."""
-    return ranks[:: max(1, len(ranks) // MOST_LOOKED_AT)]
+    return ranks[:: max(1, math.ceil(len(ranks) / MOST_LOOKED_AT))]
 
 
 def shared_by_most(values: Iterable[float]) -> float | None:

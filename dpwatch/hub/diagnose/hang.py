@@ -2,10 +2,10 @@
 
 Rule: a rank has entered no collective and ended no step for 3 s and 4 median steps (10 s before the
 first steps are done), and either it waits for a rank that has not entered the same call, or it
-stands still at one line of Python; or ranks have stood for 8 s in making a process group. Named are
-the ranks that wait for nobody, or have not come. How bad it is goes by what they do and for how
-long (see `doing`), measured against pauses that the run has got over. Once a rank has given up
-waiting it is critical, and says whom that rank had waited for.
+stands still at one line of Python; or ranks have stood for 12 s in making a process group (8 s
+where they can't meet). Named are the ranks that wait for nobody, or have not come. How bad it is
+goes by what they do and for how long (see `doing`), measured against pauses that the run has got
+over. Once a rank has given up waiting it is critical, and says whom that rank had waited for.
 """
 
 from __future__ import annotations

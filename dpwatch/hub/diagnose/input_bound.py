@@ -1,8 +1,8 @@
 """`input_bound`: the ranks wait for data.
 
 Rule: for more than half of the ranks, waiting for the next batch takes at least 10 % of the step,
-their wait for a core taken off, as their loaders wait for one too; from 25 % on it is a warning.
-One rank that alone waits is a `straggler`.
+their wait for a core taken off, as their loaders wait for one too; from 25 % on, likewise, it is a
+warning. One rank that alone waits is a `straggler`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ def rule(run: Run) -> Finding | None:
     queued = sum(waits) / len(waits) if waits else 0.0
     if run.steps < SETTLED_STEPS or share is None or data_ms < LEAST_MS:
         return None
-    if share - queued < WORTH_SAYING:
+    net = share - queued
+    if net < WORTH_SAYING:
         return None
     return Finding(
         kind="input_bound",
-        severity="warning" if share >= WARNING else "info",
+        severity="warning" if net >= WARNING else "info",
         ranks=sorted(rank for rank, own in shares.items() if own >= WORTH_SAYING),
         text=f"Waiting for data takes {share:.0%} of each step ({data_ms:.1f} ms): the model waits "
         "for its input. Give the data loader more workers (num_workers, prefetch_factor, "

@@ -2,8 +2,9 @@
 
 Rule: of each step counts the call that `straggler` looks at too. Over the last steps (at least 20)
 a rank waited there for the last one, on average over ranks and steps, at least 15 % of the step (a
-warning from 25 % on) and 5 ms, twice the time without a core taken off; no rank has the most of it;
-and no rank is a `straggler`. The cost is by means: a pause every twelve steps is in no median.
+warning from 25 % on), twice the time without a core taken off, 5 ms, and half a second in sum; no
+rank has the most of it; and no rank is a `straggler`. The cost is by means: a pause every twelve
+steps is in no median.
 
 What varies is the phase in which the ranks that came last had spent more time than the others.
 *pauses*: most of it is lost in less than half of the steps; *varying*: a little in each.
@@ -77,7 +78,8 @@ def rule(run: Run, state: RunState) -> Finding | None:
         return None
     if straggler.rule(run, state) is not None:
         return None
-    return _finding(state, steps, shares, min(cost, 1.0), mean_ns, step_ns)
+    severity = "warning" if net >= WARNING else "info"
+    return _finding(state, steps, shares, severity, min(cost, 1.0), mean_ns, step_ns)
 
 
 def _mean_step_ns(state: RunState) -> float | None:
@@ -110,6 +112,7 @@ def _finding(
     state: RunState,
     steps: Sequence[Late],
     shares: dict[int, float],
+    severity: str,
     cost: float,
     mean_ns: float,
     step_ns: float,
@@ -125,7 +128,7 @@ def _finding(
     turns = ", ".join(f"rank {r} {share:.0%}" for r, share in list(shares.items())[:4])
     return Finding(
         kind="wait_in_turn",
-        severity="warning" if cost >= WARNING else "info",
+        severity=severity,
         ranks=sorted(state.ranks),
         text=f"Ranks wait {cost:.0%} of the time ({mean_ns / 1e6:.0f} of {step_ns / 1e6:.0f} ms a "
         f"step) for whichever comes last, and none is slow: of what is waited for, {turns}. It is "
