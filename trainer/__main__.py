@@ -102,7 +102,7 @@ def _as_rank(options: argparse.Namespace) -> int:
         os.environ["DPWATCH_RUN_ID"] = options.run_id
     os.environ.setdefault("DPWATCH_OUTPUT", "1")
     if find_spec("torch") is None:
-        raise ConfigError("training needs torch; pip install 'dpwatch[train]'")
+        raise ConfigError("training needs torch: pip install torch numpy")
     resumed_from(config)
     from .worker import run_under_torchrun
 

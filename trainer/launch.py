@@ -110,7 +110,7 @@ def launch(
         ConfigError: A configuration can't run on this host. Nothing has been started then.
     """
     if find_spec("torch") is None:
-        raise ConfigError("training needs torch; pip install 'dpwatch[train]'")
+        raise ConfigError("training needs torch: pip install torch numpy")
     for config in configs:
         check_fits(config)
         resumed_from(config)

@@ -79,5 +79,5 @@ def run(options: argparse.Namespace) -> int:
     except ConfigError as error:
         raise CommandError(str(error)) from None
     if find_spec("torch") is None:
-        raise CommandError("the demo trains for real and needs torch: pip install 'dpwatch[train]'")
+        raise CommandError("the demo trains for real and needs torch: pip install torch numpy")
     return train()

@@ -54,7 +54,7 @@ def serve(port: int, flags: Sequence[str] = ()) -> int:
     try:
         from textual_serve.server import Server
     except ImportError:
-        raise CommandError("the browser needs textual-serve: pip install 'dpwatch[web]'") from None
+        raise CommandError("the browser needs textual-serve: pip install textual-serve") from None
     from aiohttp import web
 
     with _listening(port) as listener:

@@ -27,14 +27,19 @@ MIN_WIDTH, MIN_HEIGHT = 80, 24
 NOTICES = 8
 """Lines of a notice that are shown; there is one a host that nothing runs on."""
 
-WAYS_TO_START = (
+WITH_TORCH = (
     ("see it at work, no GPU needed", "dpwatch demo --gpus 4"),
     (
         "train with the trainer that comes along",
         "torchrun --nproc-per-node 4 -m dpwatch.trainer --strategy ddp",
     ),
+)
+"""What there is to start, where this Python has torch, …"""
+
+ANYWHERE = (
     ("watch your own script, unchanged", "dpwatch run -- torchrun --nproc-per-node 4 train.py"),
 )
+"""… and in any case: what trains may be another Python."""
 
 
 def waiting_lines(
@@ -45,10 +50,12 @@ def waiting_lines(
     height: int,
     palette: Palette,
     places: Sequence[str] = (),
+    *,
+    trains: bool = True,
 ) -> Block:
     """The screen while there is no run: the GPUs, if there are any, and what to start.
 
-    `places` are the directories that are looked into.
+    `places` are the directories that are looked into; `trains`, whether torch is here.
     """
     if waiting_text:
         body = [
@@ -58,7 +65,7 @@ def waiting_lines(
         ]
     else:
         body = []
-        for purpose, command in WAYS_TO_START:
+        for purpose, command in (*(WITH_TORCH if trains else ()), *ANYWHERE):
             body += [
                 line((purpose, palette.muted)),
                 line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from rich.text import Text
 from textual import events
@@ -175,13 +176,21 @@ class Waiting(Painted):
     def __init__(self, waiting_text: str, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._waiting_text = waiting_text
+        self._trains = find_spec("torch") is not None
 
     def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
         """In the middle of the screen."""
         notice = frame.trouble or frame.snapshot.notice
         seen = frame.snapshot
         return waiting_lines(
-            notice, self._waiting_text, seen.gpus, width, height, palette_of(self), seen.places
+            notice,
+            self._waiting_text,
+            seen.gpus,
+            width,
+            height,
+            palette_of(self),
+            seen.places,
+            trains=self._trains,
         )
 
 

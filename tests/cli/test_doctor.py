@@ -217,9 +217,31 @@ def test_a_python_that_has_torch_and_no_dpwatch(monkeypatch):
     monkeypatch.setattr(installed, "ask", lambda *_, **__: ({"torch": True, "dpwatch": False}, ""))
     found = installed.python()
     assert found.mark == NOTE
-    assert "/other/python -m pip install dpwatch" in found.advice
+    assert found.advice.endswith(f"/other/python -m pip install {installed.source()}")
     monkeypatch.setattr(installed, "OLDEST_PYTHON", (9, 0))
     assert installed.python().mark == TROUBLE
+
+
+@pytest.mark.parametrize(
+    ("url", "source"),
+    [
+        ('{"dir_info": {"editable": true}, "url": "file:///a%20b/dpwatch"}', "/a b/dpwatch"),
+        ('{"archive_info": {}, "url": "file:///w/dpwatch-0.1.0-py3-none-any.whl"}',
+         "/w/dpwatch-0.1.0-py3-none-any.whl"),
+        ('{"url": "https://host/dpwatch", "vcs_info": {"vcs": "git", "commit_id": "1"}}',
+         "git+https://host/dpwatch"),
+        (None, "dpwatch==1.2"),  # from an index
+    ],
+)  # fmt: skip
+def test_pip_is_told_where_this_dpwatch_came_from(url, source, monkeypatch):
+    class Installed:
+        version = "1.2"
+
+        def read_text(self, name):
+            return url if name == "direct_url.json" else None
+
+    monkeypatch.setattr(installed.metadata, "distribution", lambda name: Installed())
+    assert installed.source() == source
 
 
 # -- torch ----------------------------------------------------------------------------------------
@@ -229,7 +251,7 @@ def test_without_torch_watching_works(monkeypatch):
     monkeypatch.setattr(training, "find_spec", lambda name: None)
     torch, collectives, hook = training.checks(None)
     assert (torch.mark, collectives.mark, hook.mark) == (NOTE, NOTE, OK)
-    assert "dpwatch[train]" in torch.advice
+    assert torch.advice == "pip install torch numpy"
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_errors_are_one_line_that_says_what_to_do(tmp_path):
     (tmp_path / "textual_serve" / "__init__.py").touch()
     told = command("--web", PYTHONPATH=str(tmp_path))
     assert (told.returncode, told.stderr.count("\n")) == (2, 1)
-    assert "pip install 'dpwatch[web]'" in told.stderr
+    assert "pip install textual-serve" in told.stderr
     assert command("--web", "--once").returncode == 2
     assert command("--port", "1").returncode == 2
 

@@ -28,7 +28,7 @@ from dpwatch.hub.diagnose import (
     uneven,
     wait_in_turn,
 )
-from dpwatch.hub.series import WINDOW
+from dpwatch.hub.figures import IN_STEP
 from dpwatch.hub.step_offsets import STEADY_STEPS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
@@ -136,7 +136,7 @@ FIGURES = {
     "master_imbalance": (
         *UNEVEN,
         f"{master_imbalance.TRAFFIC_RATIO} ×",
-        f"{WINDOW // 4} steps of each other",
+        f"{IN_STEP} steps of each other",
         f"critical from {percent(uneven.CRITICAL_SHARE)}",
     ),
     "memory_imbalance": (

@@ -354,3 +354,11 @@ def test_a_curve_goes_through_the_dots_of_all_its_points(points, width, height):
     for point in points:
         x, y = grid.dot(point)
         assert grid._bits[y // 4][x // 2] & _DOTS[y % 4][x % 2]
+
+
+def test_without_torch_nothing_is_offered_that_needs_it():
+    told = [plain(waiting_lines("", "", (), 100, 30, COLOR, trains=each)) for each in (True, False)]
+    assert [("dpwatch demo" in each, "dpwatch run -- " in each) for each in told] == [
+        (True, True),
+        (False, True),
+    ]

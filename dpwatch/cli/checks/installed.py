@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+import dpwatch
 from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check
 from dpwatch.cli.checks.child import ask
 
@@ -33,8 +37,6 @@ def checks() -> Iterator[Check]:
 
 def itself() -> Check:
     """This dpwatch, and whether hubs and ranks, which start elsewhere, get the same one."""
-    import dpwatch
-
     version, place = dpwatch.__version__, Path(dpwatch.__file__).parent
     text = f"{version}, in {place}"
     told, why = ask([sys.executable, "-c", _WHERE], timeout_s=LOOK_S)
@@ -78,10 +80,28 @@ def python() -> Check:
                 "python",
                 NOTE,
                 f"{here}; {other} on the PATH has torch, and no dpwatch",
-                f"to watch what trains there: {other} -m pip install dpwatch",
+                f"to watch what trains there: {other} -m pip install {shlex.quote(source())}",
                 version,
             )
     return Check("python", OK, here, value=version)
+
+
+def source() -> str:
+    """What pip gets this very dpwatch from: the checkout or wheel it came from, else its name.
+
+    A name alone would be looked for on a public index, where it may be anybody's.
+    """
+    try:
+        installed = metadata.distribution("dpwatch")
+        told = json.loads(installed.read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):  # run from a checkout
+        return str(Path(dpwatch.__file__).parents[1])
+    url = str(told.get("url", ""))
+    if url.startswith("file://"):
+        return unquote(urlsplit(url).path)
+    if vcs := told.get("vcs_info", {}).get("vcs"):
+        return f"{vcs}+{url}"
+    return url or f"dpwatch=={installed.version}"
 
 
 def others() -> list[str]:

@@ -40,7 +40,7 @@ def checks(gpus: int | None) -> Iterator[Check]:
             "torch",
             NOTE,
             "not in this Python: watching works, training here does not",
-            "pip install 'dpwatch[train]'",
+            "pip install torch numpy",
         )
         yield Check("collectives", NOTE, "not tried, without torch")
     else:

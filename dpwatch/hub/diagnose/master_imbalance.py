@@ -130,4 +130,4 @@ def _in_step(devices: list[Rank]) -> bool:
 def _is_full(row: Rank) -> bool:
     memory = row.memory
     peak, capacity = memory.peak_bytes, memory.capacity_bytes
-    return bool(capacity and peak and peak > CRITICAL_SHARE * capacity)
+    return bool(capacity and peak and peak >= CRITICAL_SHARE * capacity)
