@@ -79,7 +79,9 @@ def run(options: argparse.Namespace) -> int:
             if not options.once:
                 waiting = f"Watching {', '.join(host.name for host in hosts.hosts)} over ssh."
                 return watch.dashboard(watcher, options, waiting)
-            return FINE if watch.tell(watcher, as_json=options.json) else _nothing(hosts.notice)
+            if watch.tell(watcher, as_json=options.json):
+                return FINE
+            return _nothing(hosts.notice or "the runs over there have not answered; try again")
         finally:
             watcher.close()
     except SshError as error:

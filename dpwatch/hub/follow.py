@@ -242,6 +242,8 @@ class Follower:
                     self._view = self._viewed(self.state, connection)
                 except Exception as error:  # noqa: BLE001
                     self._distrust(error)
+            if self._view is not None and self.place.ssh_host:
+                self._view = msgspec.structs.replace(self._view, ssh_host=self.place.ssh_host)
         return self._view
 
     def _viewed(self, state: RunState, connection: str) -> RunView:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import stat
 import tempfile
 from pathlib import Path
@@ -17,19 +18,27 @@ PREFIX = "dpw-"
 
 OWNER = "owner"
 
+GREETING_S = 10.0
+"""How long a hub may take to greet over a slow connection."""
+
 
 class Mirror:
     """A remote run's folder here: `run.json`, a lock that is held, forwarded sockets.
+
+    Attributes:
+        forwarded: The sockets are here, …
+        speaks: … and something has come through one of them.
 
     Raises:
         OSError: It can't be made.
     """
 
-    def __init__(self, folder: Path, remote: Path, info: RunInfo) -> None:
+    def __init__(self, folder: Path, remote: Path, info: RunInfo, host: str) -> None:
         self.remote = remote
         self.info = info
         self.forwarded = False
-        self.place = RunDir(folder / remote.name)
+        self.speaks = False
+        self.place = RunDir(folder / remote.name, host)
         if len(os.fsencode(self.place.path / "ask")) > IPC_PATH_BYTES:
             raise OSError(f"{self.place.path} is too long for a unix socket")
         self.place.path.mkdir(mode=0o700)
@@ -42,12 +51,24 @@ class Mirror:
     def told(self, info: RunInfo) -> None:
         """What `run.json` says there now; another hub's sockets have to be forwarded anew."""
         if info != self.info:
-            self.info, self.forwarded = info, False
+            self.info, self.forwarded, self.speaks = info, False, False
             self.place.write_info(info)
 
     def way(self, name: str) -> str:
         """A socket's path here and there, as `-L` takes them."""
         return f"{self.place.path / name}:{self.remote / name}"
+
+    def listen(self) -> bool:
+        """Whether something comes through: a hub greets at once, and else the far end hangs up.
+
+        An ssh server that forwards no sockets says so only when one is used first.
+        """
+        if not self.speaks:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as trial:
+                trial.settimeout(GREETING_S)
+                trial.connect(os.fspath(self.place.path / "ask"))
+                self.speaks = trial.recv(1) != b""
+        return self.speaks
 
     def close(self) -> None:
         """Removes the folder."""

@@ -433,6 +433,7 @@ class RunView(msgspec.Struct, frozen=True):
         stacks: Its ranks' Python stacks, one entry a rank; none before anybody has asked.
         output: What each rank has printed last, of those that have printed something.
         tells_output: Ranks whose output is told at all.
+        ssh_host: The host that it is watched on over ssh, as the person named it; "" for this one.
     """
 
     run: Run
@@ -444,6 +445,7 @@ class RunView(msgspec.Struct, frozen=True):
     stacks: tuple[RankStacks, ...] = ()
     output: tuple[RankOutput, ...] = ()
     tells_output: int = 0
+    ssh_host: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True):

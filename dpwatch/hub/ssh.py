@@ -86,6 +86,7 @@ class SshHost:
         self._remote_dpwatch = remote_dpwatch
         self._listing = Listing(name)
         self._mirrors: dict[str, Mirror] = {}
+        self._silent: set[Mirror] = set()
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._tried = threading.Event()
@@ -232,7 +233,7 @@ class SshHost:
             env={**os.environ, "SSH_ASKPASS_REQUIRE": "never"} if batch else None,
         )  # fmt: skip
         for mirror in self._mirrors.values():
-            mirror.forwarded = False
+            mirror.forwarded = mirror.speaks = False
 
     def _end(self) -> None:
         master = self._master
@@ -252,8 +253,7 @@ class SshHost:
             return False
         while line := master.stdout.readline(LINE_CHARS):
             if self._listing.take(line):
-                self.trouble = ""
-                self._update(self._listing.runs)
+                self.trouble = self._update(self._listing.runs)
                 return True
         return False
 
@@ -267,7 +267,9 @@ class SshHost:
 
     # -- the runs there -----------------------------------------------------------------------
 
-    def _update(self, listed: dict[str, RunInfo]) -> None:
+    def _update(self, listed: dict[str, RunInfo]) -> str:
+        """Mirrors what is there now. Returns: what can't be, in a line; "" if all is well."""
+        trouble = ""
         for path in [path for path in self._mirrors if path not in listed]:
             with self._lock:
                 mirror = self._mirrors.pop(path)
@@ -277,19 +279,31 @@ class SshHost:
             known = self._mirrors.get(path)
             if known is None:
                 try:
-                    known = Mirror(self._folder, Path(path).parent, info)
+                    known = Mirror(self._folder, Path(path).parent, info, self.name)
                 except OSError as error:
-                    self.trouble = f"{self.name}: cannot show run {info.run_id}: {error}"
+                    trouble = f"{self.name}: cannot show run {info.run_id}: {error}"
                     continue
             known.told(info)
             if not known.forwarded:
-                known.forwarded = self._forward("forward", known)
+                said = self._forward("forward", known)
+                known.forwarded = not said
+                if said:
+                    trouble = f"{self.name}: cannot forward a run's sockets: {said}"
             if known.forwarded:
                 with self._lock:
                     self._mirrors[path] = known
+        silent = [mirror for mirror in self._mirrors.values() if not mirror.listen()]
+        # Of a run that has just ended the next listing says so.
+        if self._silent.intersection(silent):
+            trouble = (
+                f"{self.name} refuses to forward its runs' sockets: its sshd_config must allow it "
+                "(AllowStreamLocalForwarding), or run dpwatch there"
+            )
+        self._silent = set(silent)
+        return trouble
 
-    def _forward(self, what: str, mirror: Mirror) -> bool:
-        """Asks the master to forward a run's sockets, or to stop."""
+    def _forward(self, what: str, mirror: Mirror) -> str:
+        """Asks the master to forward a run's sockets, or to stop. Returns: what went wrong."""
         ways = [way for name in FORWARDED for way in ("-L", mirror.way(name))]
         try:
             done = subprocess.run(
@@ -299,10 +313,8 @@ class SshHost:
                 timeout=COMMAND_S,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return False
-        if done.returncode and what == "forward":
-            self.trouble = f"{self.name}: cannot forward a run's sockets: {done.stderr.strip()}"
-        return not done.returncode
+            return f"no answer within {COMMAND_S:.0f} s"
+        return done.stderr.strip() or "ssh does not say why" if done.returncode else ""
 
 
 def told_failure(name: str, said: str) -> str:

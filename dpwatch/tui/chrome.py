@@ -36,7 +36,9 @@ def header_line(frame: Frame, title: str, width: int, palette: Palette) -> Text:
     if width < _RUNS_IN_BAR and (number := _run_number(frame)):
         right_side = line((f"run {number}  ", palette.muted), right_side)
     room = width - name.cell_len - state.cell_len - right_side.cell_len - 4
-    run = line((clip(run_title(view.run), room) if view else "no run", palette.strong))
+    where = f" on {clip(clean(view.ssh_host), room // 3)}" if view and view.ssh_host else ""
+    what = clip(run_title(view.run), room - len(where)) if view else "no run"
+    run = line((what, palette.strong), (where, palette.muted))
     start = line(name, (" ", palette.text), run, ("  ", palette.text), state)
     return line(fitted(start, width - right_side.cell_len), right_side)
 

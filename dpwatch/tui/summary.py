@@ -70,7 +70,7 @@ def _run_facts(view: RunView, width: int, palette: Palette) -> Block:
         name.append(f"  {STRATEGIES[run.strategy]}", palette.muted)
     step = line(_steps(run, palette), ("  ", palette.text))
     progress = _progress(run, min(16, width - 16 - step.cell_len), palette)
-    many, where = devices_of(run)
+    many, where = devices_of(view)
     return facts(
         [
             ("strategy", name),
@@ -218,7 +218,7 @@ def _dense(view: RunView, width: int, palette: Palette) -> Block:
     sep = ("  ·  ", palette.faint)
     known = f"  {STRATEGIES[run.strategy]}" if run.strategy in STRATEGIES else ""
     model = f"{fmt.count(run.model.params)} params"
-    devices = " ".join(devices_of(run))
+    devices = " ".join(devices_of(view))
     odd = odd_states(run)
     more = (odd, palette.warn) if odd else (model, palette.text)
     facts_first = line((devices, palette.text), sep, more)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from dpwatch.hub.snapshot import IssuerStats, Run
+from dpwatch.hub.snapshot import IssuerStats, Run, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.text import clean
 
@@ -51,11 +51,12 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
-def devices_of(run: Run) -> tuple[str, str]:
+def devices_of(view: RunView) -> tuple[str, str]:
     """How many devices of what sort, and where; virtual ones plainly called so."""
+    run, host = view.run, f"{clean(view.ssh_host, 24)}'s" if view.ssh_host else "this host's"
     number = len(run.ranks)
     if run.devices == "virtual":
-        host = "this host's" if len(run.hosts) <= 1 else "the hosts'"
+        host = host if len(run.hosts) <= 1 else "the hosts'"
         cores = "CPU cores" if run.cores is None else plural(run.cores, "CPU core")
         return plural(number, "virtual device"), f"on {host} {cores}"
     hosts = f"on {plural(len(run.hosts), 'host')}" if len(run.hosts) > 1 else ""

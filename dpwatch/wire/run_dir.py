@@ -53,10 +53,15 @@ class RunInfo(msgspec.Struct, frozen=True):
 
 
 class RunDir:
-    """A run's folder: its sockets, its lock, its `run.json`."""
+    """A run's folder: its sockets, its lock, its `run.json`.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        ssh_host: The host whose run it mirrors, as ssh knows it; "" for a run of this host.
+    """
+
+    def __init__(self, path: Path, ssh_host: str = "") -> None:
         self.path = path
+        self.ssh_host = ssh_host
         self.run_id = path.name
         self.ingest = f"ipc://{path / 'in'}"
         self.publish = f"ipc://{path / 'out'}"

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,6 +86,7 @@ def test_a_run_over_there_is_seen_as_it_is(server, remote):
                 send(frame)
             seen = until(viewing.watcher, has("run", state="finished"))
             assert seen.runs[0].run.collectives
+            assert seen.runs[0].ssh_host == "node1"
             assert viewing.folder.stat().st_mode & 0o777 == 0o700
     assert not viewing.folder.exists()
     gone(server)
@@ -308,6 +310,35 @@ def test_the_command_prints_once_and_says_what_is_wrong(server, remote):
     assert "refused" in down.stderr
     assert down.stderr.count("\n") == 1
     gone(server)
+
+
+@pytest.mark.parametrize("option", ["AllowStreamLocalForwarding no", "DisableForwarding yes"])
+def test_a_server_that_forwards_no_sockets_is_told_at_once(server, remote, option):
+    """Its refusal comes when a socket is used first: until then all seems well."""
+    with refusing(server, option), serving() as hub, rank(hub.place) as send:
+        for frame in ddp_run(steps=5, ranks=2):
+            send(frame)
+        with Viewing(server, remote, "node1") as viewing:
+            seen = until(viewing.watcher, lambda s: "forward" in s.notice)
+            assert seen.notice.startswith("node1 refuses to forward its runs' sockets")
+            assert seen.notice.count("\n") == 0
+        told = command(server, remote, "node1", "--once")
+    assert told.returncode == 3
+    assert "node1 refuses to forward its runs' sockets" in told.stderr
+    gone(server)
+
+
+@contextmanager
+def refusing(server, option):
+    """The server with one more option in its configuration."""
+    usual = server.config.read_text()
+    server.stop()
+    server.config.write_text(f"{usual}{option}\n")
+    server.start()
+    yield
+    server.stop()
+    server.config.write_text(usual)
+    server.start()
 
 
 @pytest.fixture

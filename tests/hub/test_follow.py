@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from dpwatch.hub.follow import CURVES_S, INTERVAL_S, Follower
 from dpwatch.hub.snapshot import History
 from dpwatch.hub.summarize import summarize, view
 from dpwatch.wire.messages import Bye
+from dpwatch.wire.paths import RunDir
 from tests.frames import batch, hello, played, step
 
 
@@ -19,6 +21,7 @@ def follower():
     """As much of one as looks at a state; its clock stands until it is set."""
     at = SimpleNamespace(now=100.0, _view=None, _look=None, complete=True, connection="live")
     at._view_ends, at._reviewed, at._curves = math.inf, None, (-CURVES_S, History())
+    at.place = RunDir(Path("run"))
     at._clock = lambda: at.now
     at._just_reviewed = lambda now: Follower._just_reviewed(at, now)
     at._viewed = lambda state, connection: Follower._viewed(at, state, connection)

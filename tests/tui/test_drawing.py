@@ -196,7 +196,20 @@ def test_the_virtual_devices_are_called_so():
         text = plain(summary_lines(frame_of(dp_run()), 158, height, COLOR))
         assert "4 virtual devices" in text
         assert "on this host's 2 CPU cores" in text
-    assert devices_of(replace(dp_run().run, devices="cuda")) == ("4 CUDA devices", "on box")
+    view = dp_run()
+    assert devices_of(replace(view, run=replace(view.run, devices="cuda"))) == (
+        "4 CUDA devices",
+        "on box",
+    )
+
+
+@pytest.mark.parametrize("width", [80, 158])
+def test_over_ssh_the_host_is_named(width):
+    frame = frame_of(replace(dp_run(), ssh_host="me@node1"))
+    assert "dp · demo on me@node1  ● running" in plain(
+        [header_line(frame, "dpwatch", width, COLOR)]
+    )
+    assert "on me@node1's 2 CPU cores" in plain(summary_lines(frame, width, 45, COLOR))
 
 
 def test_device_0_against_the_rest_in_words_and_numbers():
