@@ -26,7 +26,7 @@ _BEFORE_BACKWARD = ("data", "h2d", "forward")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stretch:
-    """A part of a step: a phase, `other`, or `exposed`, the part of backward that waits."""
+    """A part of a step: a phase, `other`, `exposed` (where backward waits), or `waiting`."""
 
     name: str
     start_ns: int
@@ -51,10 +51,15 @@ def gaps(steps: Sequence[Step]) -> list[Gap]:
     ]
 
 
-def stretches(step: Step) -> list[Stretch]:
+def stretches(step: Step, *, shares: bool = False) -> list[Stretch]:
     """A step's parts from its start to its end, without holes; empty ones are left out.
 
     Exposed communication stands at the end of backward, as far as it finds room there.
+
+    Args:
+        step: The step.
+        shares: Its device shares a process with others. What its thread is blocked for outside of
+            all phases, it waits for those.
     """
     took_ns = max(step.end_ns - step.start_ns, 0)
     lengths = {name: _length(step, name) for name in (*_BEFORE_BACKWARD, "backward", "optimizer")}
@@ -64,10 +69,12 @@ def stretches(step: Step) -> list[Stretch]:
     exposed_ns = min(step.exposed_ns or 0, lengths["backward"])
     lengths["backward"] -= exposed_ns
     rest_ns = took_ns - sum(lengths.values()) - exposed_ns
+    waiting_ns = min(step.idle_ns or 0, rest_ns) if shares else 0
     order = [
         *((name, lengths[name]) for name in (*_BEFORE_BACKWARD, "backward")),
         ("exposed", exposed_ns),
-        ("other", rest_ns),
+        ("waiting", waiting_ns),
+        ("other", rest_ns - waiting_ns),
         ("optimizer", lengths["optimizer"]),
     ]
     found, at = [], step.start_ns

@@ -54,6 +54,7 @@ COMM_KINDS = {
     "exposed": Kind(name="exposed", letter="E", color="#d55e00"),
     "overlapped": Kind(name="hidden behind compute", letter="H", color="#56b4e9"),
 }
+WAITING = Kind(name="waiting for another device", letter="W", color="#009e73")
 WAIT_KINDS = {
     "compute": Kind(name="on a core", letter="C", color="#56b4e9"),
     "queue": Kind(name="run queue (too few cores)", letter="Q", color="#687380", dark_letter=False),

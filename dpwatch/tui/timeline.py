@@ -13,11 +13,11 @@ from dpwatch.hub.snapshot import LaneSteps
 from dpwatch.hub.timeline import Gap, Stretch, exposed_share, gaps, stretches
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import segment_style
-from dpwatch.tui.palette import COMM_KINDS, PHASE_KINDS, PHASE_NAMES, Kind, Palette
+from dpwatch.tui.palette import COMM_KINDS, PHASE_KINDS, PHASE_NAMES, WAITING, Kind, Palette
 from dpwatch.tui.text import clean, clip, fitted, left, line, right
 from dpwatch.wire.messages import Step
 
-KINDS: dict[str, Kind] = {**PHASE_KINDS, "exposed": COMM_KINDS["exposed"]}
+KINDS: dict[str, Kind] = {**PHASE_KINDS, "exposed": COMM_KINDS["exposed"], "waiting": WAITING}
 LABEL, FIGURES = 16, 17
 """Cells before a lane and behind it."""
 
@@ -53,13 +53,22 @@ def within(lane: LaneSteps, window: Window, shift_ns: int) -> list[Step]:
     ]
 
 
-def lane_bar(lane: LaneSteps, window: Window, shift_ns: int, cells: int, palette: Palette) -> Text:
+def lane_bar(
+    lane: LaneSteps,
+    window: Window,
+    shift_ns: int,
+    cells: int,
+    palette: Palette,
+    *,
+    shares: bool = False,
+) -> Text:
     """A lane as coloured cells, each as what takes its middle; `▏` where a step begins.
 
-    Between steps that do not follow one another it is said how many were not looked at.
+    Between steps that do not follow one another it is said how many were not looked at. `shares`:
+    its device shares a process with others.
     """
     steps = within(lane, window, shift_ns)
-    parts: list[Stretch | Gap] = [part for step in steps for part in stretches(step)]
+    parts: list[Stretch | Gap] = [part for step in steps for part in stretches(step, shares=shares)]
     parts += gaps(lane.steps)
     parts.sort(key=lambda part: part.start_ns)
     starts = {window.cell(step.start_ns + shift_ns, cells) for step in steps}
@@ -120,7 +129,7 @@ def lane_line(
     )
 
 
-def step_line(step: Step | None, width: int, palette: Palette) -> Text:
+def step_line(step: Step | None, width: int, palette: Palette, *, shares: bool = False) -> Text:
     """A step's figures, each behind its letter; where room is short without its number."""
     if step is None:
         return Text(end="")
@@ -128,6 +137,11 @@ def step_line(step: Step | None, width: int, palette: Palette) -> Text:
     for name in (*PHASE_NAMES[:-1], "exposed"):
         ns = getattr(step, f"{name}_ns")
         figures.append((KINDS[name].letter, fmt.millis(None if ns is None else ns / 1e6)))
+    if shares:
+        waits = (each for each in stretches(step, shares=True) if each.name == "waiting")
+        waited_ms = sum(each.end_ns - each.start_ns for each in waits) / 1e6
+        known = step.idle_ns is not None
+        figures.append((WAITING.letter, fmt.millis(waited_ms if known else None)))
     number = f"step {step.step}  "
     roomy = len(number) + sum(len(f"{a} {b}  ") for a, b in figures) <= width
     result = line((number if roomy else "", palette.muted))
@@ -154,10 +168,12 @@ def tick_line(
     return line((left("  step", LABEL), palette.muted), ("".join(row) + names, palette.muted))
 
 
-def legend(width: int, palette: Palette) -> Text:
+def legend(width: int, palette: Palette, *, shares: bool = False) -> Text:
     """What colours and letters mean."""
     result = Text(no_wrap=True, end="")
     for name, kind in KINDS.items():
+        if kind is WAITING and not shares:
+            continue
         style: Style = palette.strong if palette.mono else segment_style(kind)
         result.append(kind.letter, style)
         result.append(f" {name}  ", palette.muted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import ClassVar
 
 from rich.text import Text
@@ -54,6 +55,7 @@ class Timeline(Pinned):
         super().__init__(id=id)
         self._lanes: dict[Key, LaneSteps] = {}
         self._shifts: dict[str, int] = {}
+        self._sharing: set[int] = set()
         self._extent: tuple[int, int] | None = None
         self._window: Window | None = None
         self._height = 1
@@ -69,6 +71,8 @@ class Timeline(Pinned):
     def lay_out(self, view: RunView) -> int:
         """As many lines a lane as all find room for."""
         self._lanes = {(lane.rank, lane.device): lane for lane in view.lanes}
+        lanes = Counter(lane.rank for lane in view.lanes)
+        self._sharing = {rank for rank, number in lanes.items() if number > 1}
         self._shifts = clock_shifts(view.lanes, aligned=bool(view.run.other_hosts))
         self._extent = extent(view.lanes, self._shifts)
         self._window = self._on_screen()
@@ -104,7 +108,7 @@ class Timeline(Pinned):
             notes.append(alignment(view.run))
         lines = [
             status_line(self._window, self.place[1] is None, notes, width, colors),
-            legend(width, colors),
+            legend(width, colors, shares=bool(self._sharing)),
         ]
         lane = self._lane(self.chosen)
         if lane is None or not lane.steps:
@@ -123,7 +127,9 @@ class Timeline(Pinned):
         name = line(
             (f"▸ {lane_name(rank.rank, rank.device, self._several).strip()}  ", colors.strong)
         )
-        told = step_line(steps[-1] if steps else None, width - name.cell_len, colors)
+        shares = rank.rank in self._sharing
+        room = width - name.cell_len
+        told = step_line(steps[-1] if steps else None, room, colors, shares=shares)
         if not steps:
             told = line(("no step here" if lane.steps else "no step yet", colors.muted))
         return [fitted(line(name, told), width), note]
@@ -141,14 +147,15 @@ class Timeline(Pinned):
         lane, window = self._lane(rank), self._window
         shift = self._shift(lane)
         steps = within(lane, window, shift) if lane and window else []
+        shares = rank.rank in self._sharing
         if part == 1:
             room = width - LABEL
-            figures = step_line(steps[-1] if steps else None, room, colors)
+            figures = step_line(steps[-1] if steps else None, room, colors, shares=shares)
             return line((" " * LABEL, colors.text), figures)
         cells = lane_cells(width)
         bar = Text(" " * cells, end="")
         if lane is not None and window is not None:
-            bar = lane_bar(lane, window, shift, cells, colors)
+            bar = lane_bar(lane, window, shift, cells, colors, shares=shares)
         mark = "▸" if number == self.cursor else " "
         name = left(lane_name(rank.rank, rank.device, self._several), LABEL - 2)
         head = line((mark, colors.accent), (name, colors.text), state_sign(rank, colors))

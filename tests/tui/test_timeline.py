@@ -12,24 +12,30 @@ from msgspec.structs import replace
 from dpwatch.hub import snapshot as s
 from dpwatch.hub.timeline import APART_NS, clock_shifts, exposed_share, extent, stretches
 from dpwatch.tui.palette import palette
-from dpwatch.tui.timeline import Window, caption, lane_bar
+from dpwatch.tui.timeline import Window, caption, lane_bar, legend, step_line
 from dpwatch.tui.timeline_view import Timeline
 from dpwatch.wire.messages import Step
 
 from .conftest import calm, screen_text, shown
 from .scenes import cluster_run, ddp_run, dp_run, snapshot, starting_run, with_lanes
 
+MS = 1_000_000
+
 lengths = st.one_of(st.none(), st.integers(0, 10**9))
 
 
 @calm
-@given(took=st.integers(0, 10**9), values=st.lists(lengths, min_size=6, max_size=6))
-def test_a_steps_parts_fill_it_without_holes(took, values):
-    data, h2d, forward, backward, optimizer, exposed = values
+@given(
+    took=st.integers(0, 10**9),
+    values=st.lists(lengths, min_size=7, max_size=7),
+    shares=st.booleans(),
+)
+def test_a_steps_parts_fill_it_without_holes(took, values, shares):
+    data, h2d, forward, backward, optimizer, exposed, idle = values
     step = Step(device=0, step=1, start_ns=50, end_ns=50 + took, data_ns=data, h2d_ns=h2d,
                 forward_ns=forward, backward_ns=backward, optimizer_ns=optimizer,
-                exposed_ns=exposed)  # fmt: skip
-    parts = stretches(step)
+                exposed_ns=exposed, idle_ns=idle)  # fmt: skip
+    parts = stretches(step, shares=shares)
     assert sum(part.end_ns - part.start_ns for part in parts) == took
     assert all(a.end_ns == b.start_ns for a, b in pairwise(parts))
     if parts:
@@ -43,6 +49,24 @@ def test_the_optimizer_ends_the_step_and_exposed_ends_backward():
         ("data", 0, 10), ("forward", 10, 30), ("backward", 30, 58), ("exposed", 58, 70),
         ("other", 70, 85), ("optimizer", 85, 100),
     ]  # fmt: skip
+
+
+def test_beside_other_devices_of_its_process_what_is_blocked_is_waiting():
+    """As of DataParallel's devices, which wait for device 0 before and after their part."""
+    step = Step(device=1, step=1, start_ns=0, end_ns=100 * MS, forward_ns=20 * MS,
+                backward_ns=40 * MS, idle_ns=30 * MS)  # fmt: skip
+    parts = [(part.name, part.end_ns - part.start_ns) for part in stretches(step, shares=True)]
+    assert parts == [
+        ("forward", 20 * MS), ("backward", 40 * MS), ("waiting", 30 * MS), ("other", 10 * MS),
+    ]  # fmt: skip
+    assert "waiting" not in {part.name for part in stretches(step)}  # for data, ranks, anything
+    lane = s.LaneSteps(rank=0, device="vgpu:1", host="box", steps=(step,))
+    window, colors = Window(start_ns=0, end_ns=100 * MS), palette(True, True)
+    bar = lane_bar(lane, window, 0, 10, colors, shares=True)
+    assert bar.plain == "|FBBBBWWW·"
+    assert "W waiting" in legend(120, colors, shares=True).plain
+    assert "waiting" not in legend(120, colors).plain
+    assert "W 30.0 ms" in step_line(step, 100, colors, shares=True).plain
 
 
 def test_hosts_are_laid_upon_each_other_at_their_newest_common_step():
