@@ -14,7 +14,7 @@ TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test scripts harmless harmless-quick lint types check bench bench-tui bench-ssh bench-mishaps bench-scale soak fuzz stress screenshots figures clean
+.PHONY: help demo test scripts harmless harmless-quick lint types check bench bench-tui bench-ssh bench-mishaps bench-scale soak fuzz stress screenshots figures manual clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,6 +81,9 @@ screenshots: $(VENV)/.dev ## draw the README's pictures anew, from real runs
 
 figures: $(VENV)/.dev ## measure the figures of docs/strategies.md anew
 	$(BIN)/python -m dpwatch.demo.figures docs/strategies.md
+
+manual: $(VENV)/.dev ## write docs/dpwatch.1 anew, from the parser
+	$(BIN)/python -m dpwatch.cli.manual docs/dpwatch.1
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import dpwatch
-from dpwatch.cli import config, demo, doctor, keys, run, ssh, stacks, watch
+from dpwatch.cli import completion, config, demo, doctor, keys, run, ssh, stacks, watch
 
 EXAMPLES = """\
 examples:
@@ -20,6 +20,7 @@ examples:
   dpwatch stacks               where every rank's Python stands, as text
   dpwatch config               the screen's settings, and a file to keep them in
   dpwatch doctor               what is missing here, and what to do about it
+  dpwatch completion bash      what makes Tab complete all of this; zsh and fish too
 """
 
 
@@ -43,4 +44,5 @@ def build_parser() -> argparse.ArgumentParser:
     stacks.add(commands)
     doctor.add(commands)
     config.add(commands)
+    completion.add(commands)
     return parser

@@ -81,7 +81,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="run the command three times, twice without dpwatch and once with it, and say whether "
         "output, exit code and losses agree (exit 1 if not)",
     )
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND…")
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, metavar="-- COMMAND…", help="as it is without dpwatch"
+    )
     parser.set_defaults(run=run)
 
 

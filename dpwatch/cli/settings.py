@@ -37,6 +37,7 @@ class Setting:
                 ValueError: It is none of the allowed values.
         allowed: These, in words. Asked for only when they are to be told.
         help: What it is for.
+        names: The allowed values one by one, where they can be counted. Slow, as `allowed` is.
     """
 
     key: str
@@ -44,6 +45,7 @@ class Setting:
     read: Callable[[Any], Any]
     allowed: Callable[[], str]
     help: str
+    names: Callable[[], Sequence[str]] | None = None
 
     @property
     def variable(self) -> str:
@@ -141,6 +143,7 @@ def _choice(key: str, default: Any, names: Callable[[], Sequence[str]], help: st
         read=partial(_one_of, names),
         allowed=partial(_words, names),
         help=help,
+        names=names,
     )
 
 
@@ -166,6 +169,7 @@ SCREEN = (
         read=_view,
         allowed=lambda: f"{_words(_views)}, or a view's digit",
         help="the view to begin with",
+        names=_views,
     ),
     _choice("sort", None, _sorts, "the overview's column to sort by at first"),
 )

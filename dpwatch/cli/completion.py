@@ -1,0 +1,51 @@
+"""`dpwatch completion SHELL`: a script that lets a shell complete the whole command line.
+
+The scripts are made from the parser, each by a module of `shells`, and ask no Python when Tab is
+pressed. After `dpwatch run --` they hand over to the shell's own completion of the user's command.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+
+from dpwatch.cli.errors import FINE
+
+SHELLS = ("bash", "zsh", "fish")
+
+EXAMPLES = """\
+to try it in this shell:
+  source <(dpwatch completion bash)          bash; the same with zsh
+  dpwatch completion fish | source           fish
+
+to keep it (print it again after an upgrade):
+  bash   dpwatch completion bash > ~/.dpwatch.bash && echo '. ~/.dpwatch.bash' >> ~/.bashrc
+  zsh    dpwatch completion zsh > ~/.dpwatch.zsh && echo '. ~/.dpwatch.zsh' >> ~/.zshrc
+  fish   dpwatch completion fish > ~/.config/fish/completions/dpwatch.fish
+
+In zsh `autoload -U compinit && compinit` has to come before it in ~/.zshrc. After `dpwatch run --`
+bash completes commands by its package bash-completion, or files alone where that is missing.
+"""
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the command."""
+    parser = commands.add_parser(
+        "completion",
+        help="print a script by which bash, zsh or fish completes all of this",
+        description="Prints a shell's completion script for dpwatch.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh or fish")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints it."""
+    from dpwatch.cli.command_line import command_line
+    from dpwatch.cli.parser import build_parser
+
+    shell = import_module(f"dpwatch.cli.shells.{options.shell}")
+    print(shell.script(command_line(build_parser())), end="")
+    return FINE
