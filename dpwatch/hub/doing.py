@@ -7,6 +7,8 @@ made before and got over.
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from dpwatch.hub.endings import FINISHED, STOPPED, ending
@@ -55,6 +57,7 @@ FIRST_STEPS = 3
 
 CHECKPOINTS = ("torch.save", "torch.load", "checkpoint")
 LOADER = "DataLoader"
+PROMPTS = {"prompt": "at a prompt", "pdb": "at pdb's prompt"}
 
 _PHRASES = {
     "sleep": "asleep",
@@ -160,6 +163,9 @@ def _still(rank: RankState, beat: Beat) -> Doing:
     who, at = f"Rank {rank.rank} (pid {rank.pid})", f" at {beat.where}" if beat.where else ""
     if beat.inside == LOADER or beat.phase == "data":
         return _waits_for_data(who, at, beat)
+    if beat.inside in PROMPTS:
+        told = f"{who} is {PROMPTS[beat.inside]}: it waits for a person's next line or cell."
+        return Doing("still", told, "", math.inf, passes=True)
     inside = f" inside {beat.inside}" if beat.inside else ""
     phrase = beat.waits_on or _PHRASES.get(beat.waits_in, "")
     told = f"{who} stands still{at}{inside}{f', {phrase}' if phrase else ''}."

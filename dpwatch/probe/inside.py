@@ -2,14 +2,15 @@
 
 Only calls are named that may take long and that a person would look for: a group being made, a data
 loader, a checkpoint. They are known by file and function; what a torch of another version calls
-differently is not named.
+differently is not named. So is a prompt: of Python, IPython or pdb, or a notebook's next cell.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ _FAR = 80
 """Frames looked through."""
 
 INIT, NEW_GROUP, LOADER = "init_process_group", "new_group", "DataLoader"
+PROMPT, DEBUGGER = "prompt", "pdb"
 
 _GROUPS = os.path.join("torch", "distributed", "distributed_c10d.py")
 _HOOK = os.path.join("hook", "sitecustomize.py")
@@ -36,6 +38,19 @@ _NAMED = {
     (os.path.join("_inductor", "async_compile.py"), "wait"): "torch.compile",
     (os.path.join("_dynamo", "convert_frame.py"), "_compile"): "torch.compile",
 }
+_PROMPTS = {
+    (os.path.join("ipykernel", "kernelapp.py"), "start"),
+    (os.path.join("IPython", "terminal", "interactiveshell.py"), "mainloop"),
+    (os.path.join("_pyrepl", "main.py"), "interactive_console"),
+}
+"""What waits for a person's next line while nothing of theirs runs, …"""
+
+_CELL = (os.path.join("IPython", "core", "interactiveshell.py"), "run_code")
+"""… as here; …"""
+
+_PDB = (f"{os.sep}pdb.py", "interaction")
+"""… and what waits in the middle of it."""
+
 _NAMES = frozenset(name for _, name in _NAMED)
 _LOADER_FILE = os.path.join("torch", "utils", "data", "dataloader.py")
 
@@ -61,7 +76,26 @@ def inside(thread: int) -> Inside:
     Args:
         thread: Its `threading.get_ident()`.
     """
-    return _first(_outwards(sys._current_frames().get(thread)))
+    frames = list(_outwards(sys._current_frames().get(thread)))
+    found = _first(iter(frames))
+    return found if found is not NOWHERE else Inside(_prompt(thread, frames))
+
+
+def _prompt(thread: int, frames: Sequence[FrameType]) -> str:
+    """What a thread waits at for a person's next line, "" if it doesn't."""
+    if not frames:
+        interactive = hasattr(sys, "ps1") and thread == threading.main_thread().ident
+        return PROMPT if interactive else ""
+    if _in(frames, _PDB):
+        return DEBUGGER
+    idle = any(_in(frames, each) for each in _PROMPTS) and not _in(frames, _CELL)
+    return PROMPT if idle else ""
+
+
+def _in(frames: Sequence[FrameType], place: tuple[str, str]) -> bool:
+    file, function = place
+    codes = (frame.f_code for frame in frames)
+    return any(code.co_name == function and code.co_filename.endswith(file) for code in codes)
 
 
 def inside_of(trace: TracebackType | None) -> Inside:

@@ -2,6 +2,7 @@
 
 import signal
 
+import msgspec
 import pytest
 
 from dpwatch.hub.diagnose import desync, hang, rank_lost
@@ -23,7 +24,7 @@ def at(group, seq, *, op="all_reduce", nbytes=400, ranks=4, members=(), ms=0, st
     )
 
 
-def standing(places, *, after_s=4.0, still=True, silent=(), steps=10, ended=None):
+def standing(places, *, after_s=4.0, still=True, silent=(), steps=10, ended=None, inside=""):
     """Ten steps of 100 ms, and then each rank where `places` says, so long after."""
     state = RunState("run")
     world = len(places)
@@ -35,6 +36,8 @@ def standing(places, *, after_s=4.0, still=True, silent=(), steps=10, ended=None
     for r, positions in places.items():
         still_ns = int(after_s * SECOND) if still is True or r in (still or ()) else 0
         beat = Beat(10, "backward", None, None, f"train.py:{r} main", still_ns, list(positions))
+        if inside:
+            beat = msgspec.structs.replace(beat, phase="", inside=inside, waits_in="poll")
         said = now - 3 * SECOND if r in silent else now
         state.apply(batch(beat, rank=r, now_ns=said))
     for r, bye in (ended or {}).items():
@@ -150,6 +153,17 @@ def test_a_lone_process_stands_still_or_works():
     found = finding(standing({0: []}))
     assert (found.ranks, found.evidence["pattern"], found.evidence["group"]) == ([0], "still", None)
     assert finding(standing({0: []}, still=False)) is None  # a long evaluation
+
+
+@pytest.mark.parametrize(("inside", "said"), [("prompt", "a prompt"), ("pdb", "pdb's prompt")])
+def test_who_waits_for_a_person_does_not_hang(inside, said):
+    """As a notebook's kernel between two cells, with the run still open."""
+    alone = standing({0: []}, after_s=3600, inside=inside)
+    assert finding(alone) is None
+    assert summarize(alone).state == "running"
+    waited_for = finding(standing(waiting(20), after_s=3600, inside=inside))
+    assert (waited_for.severity, waited_for.ranks) == ("warning", [2])
+    assert f"is at {said}: it waits for a person's next line or cell." in waited_for.text
 
 
 def test_a_rank_that_nothing_has_been_heard_of_holds_the_others_up():

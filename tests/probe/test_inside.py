@@ -1,5 +1,8 @@
 """Inside of which library call a thread stands; the calls are real."""
 
+import io
+import pdb
+import sys
 import threading
 
 import pytest
@@ -7,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.utils.data import DataLoader, Dataset
 
-from dpwatch.probe.inside import NOWHERE, Groups, inside, inside_of, rank_in
+from dpwatch.probe.inside import NOWHERE, Groups, _prompt, inside, inside_of, rank_in
 from dpwatch.wire.messages import GroupMembers, Meeting
 
 DEADLINE_S = 60
@@ -100,6 +103,41 @@ def test_a_thread_that_waits_for_its_data_loader(blocked):
         next(iter(DataLoader(Slow())))
 
     assert inside(blocked(loads).ident).call == "DataLoader"
+
+
+def in_file(file, function, body):
+    """A function in which a thread waits, as if it were a file's."""
+    told = {}
+    exec(compile(f"def {function}(wait): {body}", file, "exec"), told)
+    return told[function]
+
+
+def test_a_kernel_that_waits_for_its_next_cell_is_at_a_prompt(blocked):
+    kernel = in_file("/lib/ipykernel/kernelapp.py", "start", "wait()")
+    assert inside(blocked(kernel).ident).call == "prompt"
+    cell = in_file("/lib/IPython/core/interactiveshell.py", "run_code", "wait()")
+    runs = in_file("/lib/ipykernel/kernelapp.py", "start", "wait[0](wait[1])")
+    assert inside(blocked(lambda wait: runs((cell, wait))).ident) == NOWHERE
+
+
+def test_a_debugger_is_named(blocked):
+    def debugs(wait):
+        class Person(io.StringIO):
+            def readline(self):
+                wait()
+                return "continue\n"
+
+        pdb.Pdb(stdin=Person(), stdout=io.StringIO(), nosigint=True).set_trace()
+
+    assert inside(blocked(debugs).ident).call == "pdb"
+
+
+def test_at_pythons_own_prompt_no_frame_is_there(monkeypatch):
+    main = threading.main_thread().ident
+    assert _prompt(main, []) == ""
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    assert _prompt(main, []) == "prompt"
+    assert _prompt(main + 1, []) == ""
 
 
 def test_elsewhere_it_is_nowhere(blocked):
