@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from dpwatch.hub.snapshot import Diagnosis, RunView, Snapshot
+from dpwatch.hub.snapshot import Diagnosis, Run, RunView, Snapshot
 
 _ENDED = ("finished", "failed", "lost")
 SEVERITIES = ("critical", "warning", "info")
@@ -95,6 +95,24 @@ def worst_first(diagnoses: Sequence[Diagnosis]) -> list[Diagnosis]:
     """Diagnoses by severity, in their own order within one."""
     order = {severity: index for index, severity in enumerate(SEVERITIES)}
     return sorted(diagnoses, key=lambda d: order.get(d.severity, len(order)))
+
+
+def named_rows(run: Run) -> dict[tuple[int, str], str]:
+    """Rows by rank and device that a finding is about, with the worst severity of these.
+
+    One that is about every row names none.
+    """
+    named: dict[tuple[int, str], str] = {}
+    for found in worst_first(run.diagnoses):
+        ranks, device = {*found.ranks}, found.evidence.get("device")
+        rows = [
+            (row.rank, row.device)
+            for row in run.ranks
+            if row.rank in ranks and device in (None, row.device)
+        ]
+        if len(rows) < len(run.ranks):
+            named = dict.fromkeys(rows, found.severity) | named
+    return named
 
 
 def all_diagnoses(snapshot: Snapshot) -> list[tuple[RunView, Diagnosis]]:

@@ -13,6 +13,7 @@ from textual.reactive import var
 from textual.scroll_view import ScrollView
 
 from dpwatch.hub.snapshot import Rank, Run
+from dpwatch.tui.frame import named_rows
 from dpwatch.tui.lines import Line, Lines
 from dpwatch.tui.metrics import by_metric
 from dpwatch.tui.palette import Palette
@@ -46,6 +47,7 @@ class RankTable(ScrollView, Lines, can_focus=True):
         self._key: Key | None = None
         self._row_texts: dict[tuple[int, int, bool, Palette], list[Text]] = {}
         self._row_layout = Columns(columns=(), gap=1)
+        self._named: dict[Key, str] = {}
         self._scale = Scale(step_ms=None, peak_bytes=None, capacity=False)
 
     @property
@@ -113,6 +115,7 @@ class RankTable(ScrollView, Lines, can_focus=True):
             rows = [rank for rank in rows if matches(rank, terms)]
         self._rows = by_metric(rows, SORTS.get(self.order[0]), reverse=self.order[1])
         if run is not None:
+            self._named = named_rows(run)
             self._scale = Scale.of(run)
             self._row_layout = columns_for(run, self._body_width)
         keys = [(rank.rank, rank.device) for rank in self._rows]
@@ -156,6 +159,7 @@ class RankTable(ScrollView, Lines, can_focus=True):
                 colors,
                 height=height,
                 chosen=chosen,
+                named=self._named.get((self._rows[index].rank, self._rows[index].device), ""),
             )
         return self._row_texts[key]
 

@@ -18,6 +18,7 @@ from dpwatch.tui.metrics import BY_TITLE
 from dpwatch.tui.palette import (
     MEMORY_KINDS,
     PHASE_KINDS,
+    SEVERITY_GLYPHS,
     STATE_GLYPHS,
     Palette,
 )
@@ -243,20 +244,30 @@ def row_lines(
     *,
     height: int,
     chosen: bool,
+    named: str = "",
 ) -> list[Text]:
-    """One row as `height` lines: bars and figures, then (from 2) their details, then a blank."""
-    mark = "▸" if chosen else " "
-    lines = [_row(mark, [(c, c.draw) for c in layout.columns], layout.gap, rank, scale, palette)]
+    """One row as `height` lines: bars and figures, then (from 2) their details, then a blank.
+
+    Args:
+        rank: The row.
+        layout: Its columns.
+        scale: What full bars stand for.
+        palette: Colours.
+        height: Lines.
+        chosen: The cursor is there.
+        named: How bad what was found of it is, "" for nothing.
+    """
+    marks = "▸" if chosen else " ", named
+    lines = [_row(marks, [(c, c.draw) for c in layout.columns], layout.gap, rank, scale, palette)]
     if height > 1:
-        lines.append(
-            _row(" ", [(c, c.detail) for c in layout.columns], layout.gap, rank, scale, palette)
-        )
+        details = [(c, c.detail) for c in layout.columns]
+        lines.append(_row((" ", ""), details, layout.gap, rank, scale, palette))
     lines += [Text(end="") for _ in range(height - 2)]
     return lines
 
 
 def _row(
-    mark: str,
+    marks: tuple[str, str],
     cells: Sequence[tuple[Column, Draw | None]],
     gap: int,
     rank: Rank,
@@ -268,14 +279,18 @@ def _row(
         for column, draw in cells
     ]
     # Most rows are what they were a moment ago: made of the very same cells.
-    key = (mark, gap, palette, *map(id, drawn))
+    key = (marks, gap, palette, *map(id, drawn))
     known = _ROWS.get(key)
     if known is None:
         if len(_ROWS) >= _MOST_ROWS:
             _ROWS.clear()
         blank = " " * gap, _BLANK
         parts = [part for cell in drawn for part in (blank, cell)]
-        known = _ROWS[key] = (line((mark, palette.accent), *parts), drawn)
+        cursor, named = marks
+        if named:  # in a blank before the first cell
+            sign = SEVERITY_GLYPHS.get(named, "·") + " " * (gap - 1)
+            parts[0] = (sign, palette.severity(named))
+        known = _ROWS[key] = (line((cursor, palette.accent), *parts), drawn)
     return known[0]
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from rich.text import Text
 
 from dpwatch.hub.comparison import exposed_share, largest, others_median, peak_bytes, traffic_bytes
-from dpwatch.hub.snapshot import Curve, MemoryUse, Run, RunView
+from dpwatch.hub.snapshot import SEVERITIES, Curve, Diagnosis, MemoryUse, Run, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import gauge, stacked
 from dpwatch.tui.blocks import Block, beside, boxed, facts
@@ -29,6 +29,13 @@ from dpwatch.tui.words import (
 CARDS_WIDTH, CARDS_HEIGHT = 118, 32
 """Terminals at least this large show cards, smaller ones a few dense lines."""
 _CARD_LINES = 8
+_AROUND = 8
+"""Lines of the overview that are neither summary nor rows: names of views and columns, legend."""
+
+_SEVERITY = max(map(len, SEVERITIES))
+
+FEWEST, MOST = 4, 12
+"""Lines that findings have at least, where there are so many, and at most."""
 
 
 @lru_cache(maxsize=4)  # layout, paint and the table below ask for the same lines
@@ -39,7 +46,8 @@ def summary_lines(frame: Frame, width: int, screen_height: int, palette: Palette
         return []
     roomy = width >= CARDS_WIDTH and screen_height >= CARDS_HEIGHT
     upper = _cards(view, width, palette) if roomy else _dense(view, width, palette)
-    return [fitted(each, width) for each in (*upper, *_verdict(frame, view, width, palette))]
+    room = screen_height - len(upper) - len(view.run.ranks) - _AROUND
+    return [fitted(each, width) for each in (*upper, *_verdict(frame, view, width, room, palette))]
 
 
 def _cards(view: RunView, width: int, palette: Palette) -> Block:
@@ -262,27 +270,43 @@ def _loss_brief(view: RunView, palette: Palette) -> Text:
     return line(("loss ", palette.muted), _loss(view.run, palette))
 
 
-def _verdict(frame: Frame, view: RunView, width: int, palette: Palette) -> Block:
-    """What the person has to know now: an end, a silence, else the worst diagnosis."""
+def _verdict(frame: Frame, view: RunView, width: int, room: int, palette: Palette) -> Block:
+    """What the person has to know now: an end, a silence, and what was found wrong."""
     lines = _ending(frame, view, width, palette)
-    diagnoses = worst_first(view.run.diagnoses)
-    if diagnoses:
-        worst = diagnoses[0]
-        style = palette.severity(worst.severity)
-        more = f" (1 of {len(diagnoses)})" if len(diagnoses) > 1 else ""
-        glyph = SEVERITY_GLYPHS.get(worst.severity, "·")
-        head = f" {glyph} {clean(worst.severity, 12).upper()}{more}  "
-        text = wrapped(clean(worst.text), width - len(head) - 1, palette.text)
-        if len(text) > 2:
-            text = [*text[:1], fitted(line(text[1], (" …", palette.muted)), width - len(head) - 1)]
-        lines.append(line((head, style), text[0]))
-        lines += [line((" " * len(head), palette.text), each) for each in text[1:2]]
+    if view.run.diagnoses:
+        lines += _findings(view.run, width, min(max(room - len(lines), FEWEST), MOST), palette)
     elif not lines and view.run.steps:
         lines.append(line((" ✓ ", palette.good), ("nothing found wrong so far", palette.muted)))
     elif not lines:
         waiting = " ○ ranks are known, no step is done yet"
         lines.append(line((waiting, palette.muted)))
     return lines
+
+
+def _findings(run: Run, width: int, room: int, palette: Palette) -> Block:
+    """A line each, the worst first and in full as far as there is room; then how many more."""
+    found = worst_first(run.diagnoses)
+    shown = found if len(found) < room else found[: room - 2]
+    lines: Block = []
+    for index, each in enumerate(shown):
+        left = room - len(lines) - (len(shown) - index - 1) - (len(shown) < len(found))
+        lines += _finding(each, width, left, palette)
+    if len(shown) < len(found):
+        lines.append(line((f"   and {len(found) - len(shown)} more (8 Alerts)", palette.muted)))
+    return lines
+
+
+def _finding(found: Diagnosis, width: int, most: int, palette: Palette) -> Block:
+    """Its severity and its text in so many lines; what does not find room is shown as missing."""
+    severity = clean(found.severity, 12)
+    head = f" {SEVERITY_GLYPHS.get(severity, '·')} {severity.upper():<{_SEVERITY}}  "
+    room = width - len(head) - 1
+    text = wrapped(clean(found.text), room, palette.text)
+    if len(text) > most:
+        cut = text[most - 1].plain[: room - 2].rstrip()
+        text = [*text[: most - 1], line((f"{cut} …", palette.text))]
+    heads = [(head, palette.severity(severity)), *[(" " * len(head), palette.text)] * len(text)]
+    return [line(head, each) for head, each in zip(heads, text, strict=False)]
 
 
 def _ending(frame: Frame, view: RunView, width: int, palette: Palette) -> Block:

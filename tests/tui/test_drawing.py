@@ -17,7 +17,7 @@ from dpwatch.tui.chrome import header_line, nav_line
 from dpwatch.tui.communication import communication_lines
 from dpwatch.tui.compare import compare_lines
 from dpwatch.tui.diagnoses import diagnosis_lines, who, with_unit
-from dpwatch.tui.frame import Frame, latest_by_strategy
+from dpwatch.tui.frame import Frame, latest_by_strategy, named_rows
 from dpwatch.tui.gpus import gpu_lines
 from dpwatch.tui.guidance import help_lines, waiting_lines
 from dpwatch.tui.palette import palette
@@ -375,3 +375,51 @@ def test_without_torch_nothing_is_offered_that_needs_it():
         (True, True),
         (False, True),
     ]
+
+
+def found(kind, severity, *ranks, words=9, **evidence):
+    return s.Diagnosis(kind, severity, list(ranks), 3, f"{kind}: {'word ' * words}end.", evidence)
+
+
+def finding_lines(*diagnoses, width=80, height=24):
+    view = ddp_run()
+    frame = frame_of(replace(view, run=replace(view.run, diagnoses=list(diagnoses))))
+    lines = plain(summary_lines(frame, width, height, COLOR)).splitlines()
+    first = next(i for i, each in enumerate(lines) if each.startswith((" ✗", " !", " i", " ✓")))
+    return lines[first:]
+
+
+def test_every_finding_has_a_line_and_its_whole_text_where_there_is_room():
+    three = [found("hang", "critical", 1), found("straggler", "info", 2), found("oom_risk", "info")]
+    lines = finding_lines(*three)
+    assert [each[:12].rstrip() for each in lines] == [" ✗ CRITICAL", " i INFO", " i INFO"]
+    assert all(each.rstrip().endswith("end.") for each in lines)
+    long = finding_lines(found("hang", "critical", words=60), three[1], width=80, height=30)
+    assert "end." in long[-2]
+    assert long[-1].startswith(" i INFO")
+
+
+def test_of_more_findings_than_find_room_the_rest_are_counted():
+    lines = finding_lines(*[found("straggler", "info", words=40)] * 30)
+    assert lines[-1].strip().endswith("more (8 Alerts)")
+    shown = sum(each.startswith(" i") for each in lines)
+    assert f"and {30 - shown} more" in lines[-1]
+    assert lines[0].rstrip().endswith("…") or lines[1].rstrip().endswith("…")
+
+
+def test_rows_that_a_finding_is_about_are_marked():
+    run = ddp_run().run
+    named = replace(run, diagnoses=[
+        found("straggler", "warning", 2), found("memory_growth", "critical", 2, 3, device=None),
+        found("cpu_oversubscribed", "warning", 0, 1, 2, 3),
+    ])  # fmt: skip
+    assert named_rows(named) == {(2, "vgpu:2"): "critical", (3, "vgpu:3"): "critical"}
+    of_one = replace(dp_run().run, diagnoses=[found("oom_risk", "warning", 0, device="vgpu:0")])
+    assert named_rows(of_one) == {(0, "vgpu:0"): "warning"}
+    layout, scale = columns_for(run, 120), Scale.of(run)
+    drawn = [
+        plain(row_lines(run.ranks[2], layout, scale, COLOR, height=1, chosen=True, named=each))
+        for each in ("critical", "")
+    ]
+    assert drawn[0][:2] == "▸✗"
+    assert drawn[0].replace("✗", " ") == drawn[1]

@@ -78,6 +78,9 @@ KINDS = tuple(rule.__module__.rpartition(".")[2] for rule in (*RULES, *STATE_RUL
 ENDS = frozenset({"oom", "rank_lost"})
 """Kinds that say how ranks ended."""
 
+OF_THE_HOST = frozenset({"cpu_oversubscribed"})
+"""Kinds that say nothing of the training itself."""
+
 PATIENCE_NS = 3_000_000_000
 """How long a rule must be silent before its diagnosis goes."""
 
@@ -141,9 +144,15 @@ def _patience_ns(run: Run, kind: str) -> int:
     return 0 if run.state == "finished" or kind in ENDS else PATIENCE_NS
 
 
-def _worst_first(diagnosis: Diagnosis) -> tuple[int, bool]:
-    """The order of diagnoses: by severity, and among equals the causes first."""
-    return -SEVERITIES.index(diagnosis.severity), diagnosis.kind not in CAUSES
+def _worst_first(diagnosis: Diagnosis) -> tuple[int, bool, bool, float]:
+    """By severity; among equals causes first, what is the host's own last, and by the cost."""
+    kind, cost = diagnosis.kind, diagnosis.evidence.get("cost") or 0.0
+    return (
+        -SEVERITIES.index(diagnosis.severity),
+        kind not in CAUSES,
+        kind in OF_THE_HOST,
+        -cost,
+    )
 
 
 def _findings(run: Run, state: RunState, *, early: bool) -> Iterator[Finding]:
