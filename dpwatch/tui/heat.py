@@ -20,6 +20,9 @@ from dpwatch.tui.text import clean, fitted, left, line
 
 RAMP = "▁▂▃▄▅▆▇█"
 UNKNOWN = "·"
+TITLE = 10
+"""Cells of a metric's name before its row."""
+
 _LEAST_SPAN = 0.05
 """A scale spans at least this share of its upper end, or noise would look like a difference."""
 
@@ -95,6 +98,40 @@ def heat_row(
     for x, text, style in sorted(pieces, key=lambda piece: piece[0]):
         result.append(" " * (x - result.cell_len))
         result.append(text, style)
+    return result
+
+
+def multiples_width(ranks: Sequence[Rank]) -> int:
+    """Cells that every metric's row takes with a cell for each of these ranks."""
+    return TITLE + len(ranks) * FIGURE_CELL
+
+
+def multiples_head(ranks: Sequence[Rank], cursor: int, palette: Palette) -> Text:
+    """What each column is: a rank, or a device of the one process."""
+    result = Text(" " * TITLE, no_wrap=True, end="")
+    for index, rank in enumerate(ranks):
+        style = palette.chosen if index == cursor else palette.muted
+        result.append(left(name_of(rank, ranks), FIGURE_CELL - 1), style)
+        result.append(" ")
+    return result
+
+
+def multiple_row(
+    ranks: Sequence[Rank],
+    metric: Metric,
+    scale: HeatScale | None,
+    palette: Palette,
+    *,
+    chosen: bool,
+) -> Text:
+    """One metric of all ranks, on a scale of its own; a click on its name chooses it."""
+    target = Style(meta={"metric": METRICS.index(metric)})
+    style = (palette.strong if chosen else palette.muted) + target
+    result = line((left(f" {metric.title}", TITLE), style))
+    for rank in ranks:
+        for text, cell_style in _cell(rank, FIGURE_CELL, metric, scale, palette):
+            result.append(text, cell_style)
+        result.append(" ")
     return result
 
 

@@ -11,15 +11,28 @@ from textual.reactive import reactive
 
 from dpwatch.hub.snapshot import Rank, Run, RunView
 from dpwatch.hub.spread import Spread, spread
-from dpwatch.tui.heat import HeatScale, heat_row, legend_line, metric_line, told_lines
-from dpwatch.tui.heat_layout import Layout, by_host, layout
+from dpwatch.tui.heat import (
+    TITLE,
+    HeatScale,
+    heat_row,
+    legend_line,
+    metric_line,
+    multiple_row,
+    multiples_head,
+    multiples_width,
+    told_lines,
+)
+from dpwatch.tui.heat_layout import FIGURE_CELL, Layout, by_host, layout
 from dpwatch.tui.metrics import METRICS, Metric
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.pinned import Pinned
 
 
 class Heatmap(Pinned):
-    """A cell a rank; `m` draws another metric, `w` goes to the rank where it is highest."""
+    """A cell a rank; `m` draws another metric, `w` goes to the rank where it is highest.
+
+    Of few ranks every metric that is known has a row.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left,h", "step(-1)", "Left", show=False),
@@ -35,6 +48,7 @@ class Heatmap(Pinned):
         self._where = Layout(cell=1)
         self._spread: Spread | None = None
         self._scale: HeatScale | None = None
+        self._multiples: list[tuple[Metric, HeatScale]] = []
 
     @property
     def drawn(self) -> Metric:
@@ -53,8 +67,19 @@ class Heatmap(Pinned):
 
     def lay_out(self, view: RunView) -> int:
         """Cells as large as they fit."""
+        self._multiples = self._all_metrics(view.run)
+        if self._multiples:
+            return 1 + len(self._multiples)
         self._where = layout(self.rows, self.body_width, self.body_height)
         return len(self._where.rows)
+
+    def _all_metrics(self, run: Run) -> list[tuple[Metric, HeatScale]]:
+        """Those that are known, with their scales; none where they don't find room."""
+        if multiples_width(self.rows) > self.body_width:
+            return []
+        found = [(each, spread(run, each.value)) for each in METRICS]
+        known = [(each, HeatScale.of(values)) for each, values in found if values]
+        return known if len(known) < self.body_height else []
 
     def head(self, view: RunView, width: int, colors: Palette) -> list[Text]:
         """Metrics to choose from, and the scale."""
@@ -70,22 +95,41 @@ class Heatmap(Pinned):
 
     def body_line(self, view: RunView, index: int, width: int, colors: Palette) -> Text:
         """One row of cells."""
+        if self._multiples:
+            return self._multiple(index, colors)
         if index >= len(self._where.rows):
             return Text(end="")
         return heat_row(self.rows, self._where, index, self.drawn, self._scale, self.cursor, colors)
 
+    def _multiple(self, index: int, colors: Palette) -> Text:
+        if index == 0:
+            return multiples_head(self.rows, self.cursor, colors)
+        if index > len(self._multiples):
+            return Text(end="")
+        metric, scale = self._multiples[index - 1]
+        return multiple_row(self.rows, metric, scale, colors, chosen=metric is self.drawn)
+
     def span(self, index: int) -> tuple[int, int]:
         """The row its cell is in."""
+        if self._multiples:
+            return 0, 1 + len(self._multiples)
         row = self._where.places[index][0] if index < len(self._where.places) else 0
         return row, row + 1
 
     def at(self, line: int, x: int) -> int | None:
         """The rank whose cell it is."""
+        if self._multiples:
+            column = (x - TITLE) // FIGURE_CELL
+            return column if 0 <= column < len(self.rows) else None
         return self._where.at(line, x)
 
     def action_move(self, by: int) -> None:
-        """Up or down, to the nearest cell there."""
-        if self.rows:
+        """Up or down, to the nearest cell there, or to another metric."""
+        if self._multiples:
+            shown = [metric for metric, _ in self._multiples]
+            at = shown.index(self.drawn) if self.drawn in shown else 0
+            self.metric = METRICS.index(shown[max(min(at + by, len(shown) - 1), 0)])
+        elif self.rows:
             self.go(self._where.beyond(self.cursor, by))
 
     def action_step(self, by: int) -> None:

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from dpwatch.hub import snapshot as s
 from dpwatch.hub.spread import spread
 from dpwatch.tui import heat_view
-from dpwatch.tui.heat import RAMP, HeatScale
-from dpwatch.tui.heat_layout import by_host, layout, short_names
+from dpwatch.tui.heat import RAMP, TITLE, HeatScale
+from dpwatch.tui.heat_layout import FIGURE_CELL, by_host, layout, short_names
 from dpwatch.tui.heat_view import Heatmap
 from dpwatch.tui.metrics import METRICS, by_metric
 from dpwatch.tui.panels import RankDetail
@@ -152,6 +152,23 @@ async def test_every_metric_comes_up_by_key_and_by_click(dashboard):
         await pilot.click(offset=(lines[row].index("memory"), row))
         assert "vgpu:0  memory 56.2 MiB" in screen_text(app)
         assert "lowest 30.9 MiB vgpu:1" in screen_text(app)
+
+
+async def test_of_few_ranks_every_known_metric_has_a_row_on_a_scale_of_its_own(dashboard):
+    async with dashboard(snapshot(dp_run()), size=(80, 24)) as (app, pilot):
+        await pilot.press("2")
+        lines = screen_text(app).splitlines()
+        rows = {words[0]: words[1:] for text in lines if len(words := text.split()) > 4}
+        assert rows["memory"] == ["██", "56.2", "MiB", *["▁▁", "30.9", "MiB"] * 3]
+        assert "wait" not in rows  # of a process that no other waits for nothing is known
+        await pilot.press("right", "down", "down")
+        assert "▸ rank 0 · vgpu:1  memory 30.9 MiB" not in screen_text(app)
+        assert "▸ rank 0 · vgpu:1  traffic 24.9 MiB" in screen_text(app)
+        at = next(i for i, text in enumerate(lines) if text.startswith("  memory"))
+        await pilot.click(offset=(TITLE + 3 * FIGURE_CELL + 2, at))
+        assert "▸ rank 0 · vgpu:3  traffic" in screen_text(app)
+        await pilot.click(offset=(3, at))
+        assert "▸ rank 0 · vgpu:3  memory 30.9 MiB" in screen_text(app)
 
 
 async def test_the_cursor_stays_on_its_rank_when_ranks_come_and_go(dashboard):
