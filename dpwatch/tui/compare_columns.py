@@ -231,7 +231,7 @@ COLUMNS = (
     ),
     Column(
         key="queue",
-        title="run q",
+        title="queue",
         width=5,
         value=_own(lambda f: f.runqueue_wait),
         shown=fmt.share,

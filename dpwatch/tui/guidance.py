@@ -140,7 +140,7 @@ _WORDS = (
         "interpreter lock can block it",
     ),
     ("idle", "share it was blocked otherwise: waiting for data, for another device or rank"),
-    ("run queue", "share it was ready to run and no core was free: the host is oversubscribed"),
+    ("queue", "share it was ready to run and no core was free: the host is oversubscribed"),
     ("exposed", "communication the training thread waited for; the rest is hidden behind compute"),
     ("last to arrive", "who most often entered a collective last: the others waited for it"),
     ("step", "median over recent steps; a full phase bar is the slowest device's step"),

@@ -57,7 +57,7 @@ COMM_KINDS = {
 WAITING = Kind(name="waiting for another device", letter="W", color="#009e73")
 WAIT_KINDS = {
     "compute": Kind(name="on a core", letter="C", color="#56b4e9"),
-    "queue": Kind(name="run queue (too few cores)", letter="Q", color="#687380", dark_letter=False),
+    "queue": Kind(name="queue (no free core)", letter="Q", color="#687380", dark_letter=False),
     "gil": Kind(name="GIL wait", letter="G", color="#d55e00"),
     "idle": Kind(name="idle", letter="I", color="#e69f00"),
 }

@@ -185,7 +185,7 @@ def _thread(rank: Rank, palette: Palette) -> Block:
         [
             ("GIL wait", fmt.share(rank.gil_wait)),
             ("idle", fmt.share(rank.idle)),
-            ("run queue", fmt.share(rank.runqueue_wait)),
+            ("queue", fmt.share(rank.runqueue_wait)),
             ("communication a step", fmt.millis(comm.total)),
             ("… exposed", fmt.millis(comm.exposed)),
             ("… waiting for peers", fmt.millis(comm.wait)),

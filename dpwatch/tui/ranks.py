@@ -60,7 +60,7 @@ SORTS = {
     "traffic": BY_TITLE["traffic"],
     "GIL": BY_TITLE["GIL"],
     "idle": BY_TITLE["idle"],
-    "run q": BY_TITLE["queue"],
+    "queue": BY_TITLE["queue"],
     "GPU": BY_TITLE["GPU"],
 }
 """Columns the rows can be sorted by."""
@@ -183,7 +183,7 @@ def _columns(wants: Wants) -> list[Column]:
         Column(title="received", width=9, rank=11, draw=_figure(_received)),
         Column(title="GIL", width=5, rank=7, draw=_figure(lambda r: fmt.share(r.gil_wait))),
         Column(title="idle", width=5, rank=8, draw=_figure(lambda r: fmt.share(r.idle))),
-        Column(title="run q", width=5, rank=9, draw=_figure(lambda r: fmt.share(r.runqueue_wait))),
+        Column(title="queue", width=6, rank=9, draw=_figure(lambda r: fmt.share(r.runqueue_wait))),
     ]
     if wants.processes:
         digits = max(wants.rank, 4)

@@ -1,4 +1,4 @@
-"""What each device's thread does in a step: on a core, in the run queue, at the GIL, blocked."""
+"""What each device's thread does in a step: on a core, queue (no free core), GIL, idle."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from dpwatch.tui.words import plural, processes_of
 
 _LABEL = 15
 _FIGURE = 8
-_TOLD = {"idle": "blocked: data, other devices or ranks", "queue": "run queue: no free core"}
+_TOLD = {"idle": "idle: waits for data, devices or ranks", "queue": "queue: no free core"}
 _SORTS = (
     Metric(title="on a core", told="on a core", value=on_core_share, show=fmt.share),
-    Metric(title="run queue", told="queue", value=lambda r: r.runqueue_wait, show=fmt.share),
-    Metric(title="GIL wait", told="GIL wait", value=lambda r: r.gil_wait, show=fmt.share),
-    Metric(title="blocked", told="blocked", value=lambda r: r.idle, show=fmt.share),
+    Metric(title="queue", told="queue", value=lambda r: r.runqueue_wait, show=fmt.share),
+    Metric(title="GIL", told="GIL wait", value=lambda r: r.gil_wait, show=fmt.share),
+    Metric(title="idle", told="idle", value=lambda r: r.idle, show=fmt.share),
 )
 
 
@@ -41,7 +41,7 @@ class Threads(DeviceRows):
         return [summary_line(run, width, colors), legend(width, colors), self._names(width, colors)]
 
     def _names(self, width: int, colors: Palette) -> Text:
-        names = ("core", "queue", "GIL", "blocked")
+        names = ("core", "queue", "GIL", "idle")
         room = width - _FIGURE * len(names)
         text = left(f"  a step of each device, {self.sort_note()}", room)
         return line((text + "".join(right(each, _FIGURE) for each in names), colors.muted))
@@ -106,7 +106,7 @@ def told_line(rank: Rank, ranks: Sequence[Rank], width: int, palette: Palette) -
     if all(value is None for value in parts.values()):
         told = "thread times not known"
     else:
-        words = ("on a core", "in the run queue", "at the GIL", "blocked")
+        words = ("on a core", "in the queue", "at the GIL", "idle")
         pairs = zip(parts.values(), words, strict=True)
         told = ", ".join(f"{fmt.share(value)} {word}" for value, word in pairs)
     name = name_of(rank, ranks)
@@ -115,7 +115,7 @@ def told_line(rank: Rank, ranks: Sequence[Rank], width: int, palette: Palette) -
 
 def legend(width: int, palette: Palette) -> Text:
     """What colours and letters mean."""
-    for told in (_TOLD, {"idle": "blocked", "queue": "run queue"}):
+    for told in (_TOLD, {"idle": "idle", "queue": "queue"}):
         result = Text(no_wrap=True, end="")
         for name, kind in WAIT_KINDS.items():
             result.append(kind.letter, palette.strong if palette.mono else segment_style(kind))

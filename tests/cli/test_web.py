@@ -124,9 +124,9 @@ async def gone(pid):
 
 
 def test_flags_go_on_as_they_were_given():
-    options = argparse.Namespace(theme="safe", ascii=False, interval="1.0", view=None, sort="run q")
+    options = argparse.Namespace(theme="safe", ascii=False, interval="1.0", view=None, sort="queue")
     found = settings.effective(options, settings.SCREEN)
-    assert _flags(found) == ["--theme=safe", "--no-ascii", "--interval=1.0", "--sort=run q"]
+    assert _flags(found) == ["--theme=safe", "--no-ascii", "--interval=1.0", "--sort=queue"]
 
 
 def children(pid):

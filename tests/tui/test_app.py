@@ -222,13 +222,13 @@ async def test_the_overview_sorts_by_its_columns(dashboard):
         await pilot.press("comma", "comma")
         assert shown_first() == ["vgpu:0", "vgpu:1", "vgpu:2", "vgpu:3"]
         await pilot.press("comma")
-        assert "run▼" in screen_text(app) or "idle▼" in screen_text(app)
+        assert "queue▼" in screen_text(app) or "idle▼" in screen_text(app)
 
 
 async def test_a_click_on_a_heading_sorts(dashboard):
     async with dashboard(snapshot(ddp_run())) as (app, pilot):
         lines = screen_text(app).splitlines()
-        row = next(i for i, text in enumerate(lines) if "run q" in text)
+        row = next(i for i, text in enumerate(lines) if "queue" in text)
         for first in (3, 0):
             await pilot.click(offset=(lines[row].index("step time") + 2, row))
             assert app.query_one(RankTable).rows[0].rank == first

@@ -33,10 +33,10 @@ async def test_threads_show_every_share_with_its_figure(dashboard, size):
         await pilot.press("6", "j")
         text = screen_text(app)
         for words in (
-            "run queue ≤ 24% (vgpu:1)",
-            "GIL wait ≤ 13%",
+            "queue ≤ 24% (vgpu:1)",
+            "GIL ≤ 13%",
             "27%     24%     13%     36%",
-            "▸ vgpu:1  27% on a core, 24% in the run queue, 13% at the GIL, 36% blocked",
+            "▸ vgpu:1  27% on a core, 24% in the queue, 13% at the GIL, 36% idle",
         ):
             assert words in text
 

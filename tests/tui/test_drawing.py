@@ -188,7 +188,7 @@ def test_narrow_tables_keep_the_most_important_columns():
     for title in ("device", "state", "step time", "peak", "traffic", "memory at peak"):
         assert title in titles[77]
     assert "sent" not in titles[77]
-    assert {"sent", "received", "GIL", "idle", "run q"} <= set(titles[160])
+    assert {"sent", "received", "GIL", "idle", "queue"} <= set(titles[160])
 
 
 def test_the_virtual_devices_are_called_so():

@@ -174,7 +174,7 @@ SCRIPTS: dict[str, Script] = {
         ("l", Moves(start, 1)), ("comma", Moves(start, -1)), ("full_stop", Moves(start, 1)),
         ("left", None), ("f", lambda app: the(app, Timeline).place[1] is None),
     ],
-    "threads": [*rows(7), *OPENS, *FILTERS, *sorts("on a core", "blocked")],
+    "threads": [*rows(7), *OPENS, *FILTERS, *sorts("on a core", "idle")],
     "compare": [
         *((key, is_at(n)) for key, n in (("j", 1), ("down", 2), ("k", 1), ("up", 0))),
         ("G", at_end), ("g", at_top), ("end", at_end), ("home", at_top),
