@@ -70,6 +70,9 @@ MEASURED_STEP_NS = 50_000_000
 """Thread times are read in every step that follows one as long as this, and in one of ten shorter
 ones: they cost up to 100 µs a step."""
 
+SHARED_STEP_NS = 10_000_000
+"""The same of virtual devices that share a process: that they wait for each other is the point."""
+
 LOOK_NS = 250_000_000
 """Of short steps two in a stretch of at most so long are looked at, eight to sixteen a second, and
 the others counted: on each, the hooks would cost from half a percent to several. The stretch is 10,
@@ -457,7 +460,7 @@ class Steps:
         self._begin()
         turn = sampling.is_second(step)
         self._reads_loss = turn or took > LOOK_NS // sampling.BLOCK
-        wanted = turn or took >= MEASURED_STEP_NS
+        wanted = turn or took >= self._long_step_ns()
         if wanted or main.measuring:
             self._measure(wanted)
         main.most_events = FIRST_EVENTS if step < FIRST_AWAKE else MOST_EVENTS
@@ -467,6 +470,11 @@ class Steps:
             self.ledger.step_begin(step)
         if self.stop is not None:
             self.stop()
+
+    def _long_step_ns(self) -> int:
+        """From which length on the thread times of each step are read."""
+        shares = len(self.devices) > 1 and self.devices[0].kind == "virtual"
+        return SHARED_STEP_NS if shares else MEASURED_STEP_NS
 
     def _record_step(self, now: int, *, alone: bool) -> None:
         main, start = self.main, self._start_ns

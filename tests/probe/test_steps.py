@@ -16,7 +16,7 @@ from dpwatch.probe import steps as steps_module
 from dpwatch.probe.lanes import NO_PHASE
 from dpwatch.probe.models import strategy_of
 from dpwatch.probe.sampling import next_pair, pair_of
-from dpwatch.wire.messages import Beat, Hello, Step, Transfer
+from dpwatch.wire.messages import Beat, DeviceInfo, Hello, Step, Transfer
 
 MS = 1_000_000
 
@@ -498,14 +498,24 @@ def test_blocked_outside_phases_is_idle(rig, other_thread):
     assert (step.on_cpu_ns, step.idle_ns, step.gil_wait_ns) == (10 * MS, 5 * MS, 0)
 
 
-def test_short_steps_are_measured_now_and_then(rig, monkeypatch):
-    monkeypatch.setattr(steps_module, "MEASURED_STEP_NS", 50 * MS)
+def steps_of_30_ms(rig):
     model = Timed(lambda: rig.clocks.run(30 * MS), lambda: None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(30):
         model(torch.ones(2, 3)).mean().backward()
         optimizer.step()
-    steps = rig.records(Step)
+    return rig.records(Step)
+
+
+def test_virtual_devices_that_share_a_process_are_measured_in_shorter_steps(rig, monkeypatch):
+    monkeypatch.setattr(steps_module, "MEASURED_STEP_NS", 50 * MS)
+    rig.probe.steps.devices = [DeviceInfo(f"vgpu:{n}", "virtual") for n in range(2)]
+    assert all(step.on_cpu_ns is not None for step in steps_of_30_ms(rig))
+
+
+def test_short_steps_are_measured_now_and_then(rig, monkeypatch):
+    monkeypatch.setattr(steps_module, "MEASURED_STEP_NS", 50 * MS)
+    steps = steps_of_30_ms(rig)
     measured = [0, *(pair_of(block) + 1 for block in range(3))]
     assert [s.step for s in steps if s.on_cpu_ns is not None] == measured
     assert all(s.loss is not None for s in steps)
