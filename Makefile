@@ -31,7 +31,7 @@ scripts: $(VENV)/.scripts ## run other people's kinds of scripts under `dpwatch 
 harmless: $(VENV)/.scripts ## the proof that the probe changes nothing; half an hour on two cores, or ROWS="zoo/ddp ops/prod"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.harmless $(ROWS)
 
-harmless-quick: $(VENV)/.dev ## the part of it that CI runs, four to five minutes on two cores
+harmless-quick: $(VENV)/.dev ## the part of it that CI runs, two to four minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.harmless --quick
 
 lint: $(VENV)/.dev ## style and import walls
