@@ -1,7 +1,7 @@
 """`python -m dpwatch.demo.screenshots FOLDER`: the README's pictures, from a real run of the demo.
 
 It trains as `dpwatch demo` does, drives the dashboard as a person would, and saves what is on the
-screen as SVG.
+screen as SVG; some of the pictures once more as a tour that moves.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from textual.pilot import Pilot
@@ -35,6 +35,12 @@ WATCHED = {
 
 AT_THE_END = ("compare", "alerts")
 
+TOUR = ("dp", "timeline-dp", "ddp", "compare")
+"""The pictures that the tour shows one after another, …"""
+
+SHOWN_S = 4
+"""… each for so many seconds."""
+
 PATIENCE_S = 300.0
 
 
@@ -46,7 +52,34 @@ def main(folder: Path) -> int:
     ]
     with Session(configs) as session:
         asyncio.run(_draw(session, folder))
+    pictures = [(folder / f"{name}.svg").read_text() for name in TOUR]
+    (folder / "tour.svg").write_text(animated(pictures))
     return 0
+
+
+def animated(pictures: Sequence[str]) -> str:
+    """One SVG that shows these of one size in turn, without a script, so that it moves in a page.
+
+    Where nothing moves (a converter, or a reader who asked for that) it is the first of them.
+    """
+    box = pictures[0].split('viewBox="', 1)[1].split('"', 1)[0]
+    whole_s, share = SHOWN_S * len(pictures), 100 / len(pictures)
+    frames = "\n".join(
+        f'<g class="frame" style="animation-delay: {SHOWN_S * index}s">{picture}</g>'
+        for index, picture in enumerate(pictures)
+    )
+    return f"""<svg viewBox="{box}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.frame {{ visibility: hidden }}
+.frame:first-of-type {{ visibility: visible }}
+@keyframes turn {{ 0% {{ visibility: visible }} {share:g}%, 100% {{ visibility: hidden }} }}
+@media (prefers-reduced-motion: no-preference) {{
+  .frame {{ animation: turn {whole_s}s step-end infinite }}
+}}
+</style>
+{frames}
+</svg>
+"""
 
 
 async def _draw(session: Session, folder: Path) -> None:
