@@ -24,6 +24,7 @@ from tests.harmless.rows import (
 )
 from tests.harmless.script_run import NOT_RUN_CODE, Outcome
 from tests.harmless.shape import Shape, all_shapes
+from tests.scripts import ABORTED, MOST_ABORTED
 
 MOST_OF_A_STREAM = 6
 MOST_LINES = 16
@@ -34,12 +35,6 @@ QUICK = frozenset({
     "exit_codes/3", "interactive", "ddp",
 })  # fmt: skip
 """Shapes that CI runs: one of each kind of thing that a script may notice."""
-
-
-ABORTED = "terminate called without an active exception"
-"""What a rank's last word is now and then when its gloo group goes late (pytorch issue 190489)."""
-
-MOST_ABORTED = 5
 
 
 def run(report: Report, patterns: Sequence[str], *, quick: bool, jobs: int) -> None:
