@@ -112,7 +112,9 @@ def wrong_world():
 def members_only():
     """Each rank makes only the group that it is in."""
     join()
-    group = dist.new_group([0, 3] if rank in (0, 3) else [1, 2])
+    # Else it has a time-out of its own, half an hour, in which the ranks may wait for each other.
+    timeout = datetime.timedelta(seconds=TIMEOUT_S)
+    group = dist.new_group([0, 3] if rank in (0, 3) else [1, 2], timeout=timeout)
     model, optimizer = trained(Net(), group)
     for _ in range(20):
         step(model, optimizer, torch.randn(16, 32))
