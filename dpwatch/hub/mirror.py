@@ -58,8 +58,8 @@ class Mirror:
         """A socket's path here and there, as `-L` takes them."""
         return f"{self.place.path / name}:{self.remote / name}"
 
-    def listen(self) -> bool:
-        """Whether something comes through: a hub greets at once, and else the far end hangs up.
+    def hangs_up(self) -> bool:
+        """Whether the far end hangs up where a hub would greet; one that is slow does neither.
 
         An ssh server that forwards no sockets says so only when one is used first.
         """
@@ -68,7 +68,8 @@ class Mirror:
                 trial.settimeout(GREETING_S)
                 trial.connect(os.fspath(self.place.path / "ask"))
                 self.speaks = trial.recv(1) != b""
-        return self.speaks
+                return not self.speaks
+        return False
 
     def close(self) -> None:
         """Removes the folder."""

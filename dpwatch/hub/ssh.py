@@ -292,7 +292,7 @@ class SshHost:
             if known.forwarded:
                 with self._lock:
                     self._mirrors[path] = known
-        silent = [mirror for mirror in self._mirrors.values() if not mirror.listen()]
+        silent = [mirror for mirror in self._mirrors.values() if mirror.hangs_up()]
         # Of a run that has just ended the next listing says so.
         if self._silent.intersection(silent):
             trouble = (

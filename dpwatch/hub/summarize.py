@@ -267,7 +267,7 @@ def _row(
         host=rank.host,
         pid=rank.pid,
         state=_rank_state(state, rank, lane, steps.p50_ms),
-        steps=max(lane.steps, rank.bye.step or 0) if rank.bye else lane.steps,
+        steps=_steps(rank, lane),
         dropped=rank.dropped + rank.refused + rank.missed,
         step_ms=StepTime(steps.p50_ms, steps.p95_ms, steps.last_ms, steps.mean_ms),
         phases_ms=_phases(steps, device),
@@ -284,6 +284,12 @@ def _row(
         reason=rank.bye.reason if rank.bye else "",
         exit=rank.bye.exit if rank.bye else None,
     )
+
+
+def _steps(rank: RankState, lane: LaneState) -> int:
+    """Steps it has done; a killed rank's own thread more than were told of."""
+    unsaid = rank.bye.step if rank.bye and lane.device == 0 else None
+    return max(lane.steps, unsaid or 0)
 
 
 def _phases(steps: StepFigures, device: DeviceInfo) -> PhaseTimes:

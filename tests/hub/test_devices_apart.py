@@ -5,7 +5,7 @@ import pytest
 
 from dpwatch.hub.diagnose import cpu_oversubscribed, master_imbalance
 from dpwatch.hub.summarize import summarize
-from dpwatch.wire.messages import Collective, DeviceInfo, Transfer
+from dpwatch.wire.messages import Bye, Collective, DeviceInfo, Transfer
 from tests.frames import MS, START_NS, batch, hello, memory, played, step
 
 P = 1200
@@ -113,3 +113,11 @@ def test_a_devices_phases_are_those_of_the_steps_that_were_measured_on_it():
     frames.append(batch(step(9, data_ns=5 * MS, **known), seq=10))
     (row,) = summarize(played(frames)).ranks
     assert msgspec.structs.astuple(row.phases_ms) == (5.0, None, 20.0, 40.0, 10.0, 25.0)
+
+
+def test_what_a_killed_rank_had_done_is_its_own_threads_alone():
+    """Another thread of it that trains has a row of its own, with steps of its own."""
+    said = [batch(hello(1, ["cpu", "cpu"]), step(0), step(0, device=1), pid=7)]
+    killed = Bye("lost", "process 7 was killed by SIGKILL", -9, step=5)
+    run = summarize(played([*said, batch(killed, pid=7, seq=-1)]))
+    assert [row.steps for row in run.ranks] == [5, 1]
