@@ -3,13 +3,14 @@
 Prints what dynamo made of them: frames, graphs, and where it stopped.
 """
 
-import json
 import sys
 import warnings
 
 import torch
 import torch.distributed as dist
 from torch._dynamo.utils import counters
+
+from tests.reports import report
 
 
 def waits(x):
@@ -39,16 +40,16 @@ def main():
         from dpwatch.probe.recorder import Recorder
 
         collectives.start(Recorder().append, torch.cuda.device_count)  # gives 0, and is torch's
-    report = {}
+    found = {}
     for function in (waits, waits_by_future, synchronous):
         torch._dynamo.reset()
         counters.clear()
         compiled = torch.compile(function, backend="eager")
         values = [compiled(torch.ones(3)).tolist() for _ in range(2)]
         stops = sorted(reason.split(" at 0x")[0] for reason in counters["graph_break"])
-        report[function.__name__] = [values, counters["frames"], counters["stats"], stops]
+        found[function.__name__] = [values, counters["frames"], counters["stats"], stops]
     dist.destroy_process_group()
-    print(json.dumps(report))
+    report(found)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """One rank of the collectives tests: runs every case and prints what was recorded as JSON."""
 
-import json
 import sys
 import warnings
 
@@ -15,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dpwatch.probe import collectives
 from dpwatch.wire.collectives import MESSAGES
+from tests.reports import report
 
 WIDTH, LAYERS, STEPS = 256, 4, 6
 
@@ -165,28 +165,28 @@ def main():
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    before, report = patched_state(), {}
+    before, found = patched_state(), {}
     cases = {"single": single_ops, "asynchronous": asynchronous, "messages": messages}
     for name, case in (cases | {"futures": lambda _: futures()}).items():
         with Observed() as observed:
             case(rank)
-            report[name] = {"issued": observed.observer.issued,
+            found[name] = {"issued": observed.observer.issued,
                             "positions": [asdict(each) for each in observed.observer.positions()],
                             "unseen": observed.observer.unseen(),
                             "capture": observed.observer.capture}  # fmt: skip
-        report[name]["records"] = observed.table()
-        report[name]["messages"] = observed.table(messages=True)
+        found[name]["records"] = observed.table()
+        found[name]["messages"] = observed.table(messages=True)
     for name, build in {"ddp": ddp, "fsdp": sharded}.items():
         plain = train(build(), rank)
         with Observed() as observed:
             losses = train(build(), rank, observed)
-        report[name] = {"same_losses": losses == plain, "records": observed.table(),
+        found[name] = {"same_losses": losses == plain, "records": observed.table(),
                         "grad_bytes": sum(p.nbytes for p in network().parameters())}  # fmt: skip
-    report["over_and_over"] = over_and_over()
-    report["without"] = without_observer()
-    report["restored"] = patched_state() == before
+    found["over_and_over"] = over_and_over()
+    found["without"] = without_observer()
+    found["restored"] = patched_state() == before
     dist.destroy_process_group()
-    sys.stdout.write(json.dumps(report) + "\n")
+    report(found)
 
 
 if __name__ == "__main__":

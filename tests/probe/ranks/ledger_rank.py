@@ -1,6 +1,5 @@
 """One rank of the ledger's tests: DDP with the ledger and the profiler on, figures as JSON."""
 
-import json
 import sys
 import warnings
 
@@ -16,6 +15,7 @@ from dpwatch.probe import collectives
 from dpwatch.probe.ledger import Ledger
 from dpwatch.probe.memory_ddp import logged_bytes
 from dpwatch.wire.messages import ByCategory, Memory
+from tests.reports import report
 
 WIDTH, LAYERS, STEPS = 256, 4, 5
 
@@ -117,7 +117,7 @@ def main():
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    report = {
+    found = {
         "ddp": case(ddp, adam, rank),
         "late": case(ddp, adam, rank, late=True),
         "views": case(lambda: ddp(gradient_as_bucket_view=True), adam, rank),
@@ -126,7 +126,7 @@ def main():
         "fsdp_kept": case(lambda: sharded(reshard_after_forward=False), adam, rank),
     }
     dist.destroy_process_group()
-    sys.stdout.write(json.dumps(report) + "\n")
+    report(found)
 
 
 if __name__ == "__main__":

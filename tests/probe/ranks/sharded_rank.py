@@ -1,7 +1,6 @@
 """One rank of the ledger's tests on sharding strategies: its figures, the allocator's, theory's."""
 
 import dataclasses
-import json
 import sys
 import warnings
 
@@ -21,6 +20,7 @@ from dpwatch.trainer.place import Place
 from dpwatch.trainer.strategies import build
 from dpwatch.wire.messages import ByCategory, Memory
 from tests.allocator import rises
+from tests.reports import report
 
 STEPS = 5
 SIZES = {"d_model": 40, "layers": 4, "heads": 2, "seq_len": 32, "batch_per_gpu": 2}
@@ -79,12 +79,12 @@ def main():
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     place = Place(rank=rank, world_size=world, devices=(torch.device("cpu"),), virtual=True)
-    report = {}
+    found = {}
     for name, changes in CASES.items():
         config = TrainConfig(gpus=world, steps=STEPS, **{**SIZES, **changes})
-        report[name] = case(config, place)
+        found[name] = case(config, place)
     dist.destroy_process_group()
-    sys.stdout.write(json.dumps(report) + "\n")
+    report(found)
 
 
 if __name__ == "__main__":
