@@ -81,6 +81,8 @@ class Reports:
 
     def complete(self, step: Step) -> Step:
         """A step's record, which comes after its calls', with how long communication took."""
+        if not self._over and not self._under_way:
+            return msgspec.structs.replace(step, comm_ns=0)
         spans = [*self._over, *map(Span.of, self._under_way)]
         comm_ns = _under_way_ns([each for each in spans if each.device == step.device], step)
         if comm_ns is None:

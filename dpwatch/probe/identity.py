@@ -7,6 +7,7 @@ of a sweep, is a run of its own, whoever started it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import multiprocessing
 import os
@@ -207,7 +208,12 @@ def _inherited(name: str, env: Mapping[str, str]) -> bool:
 
 def script_name() -> str:
     """What a person would call this program: the script, or the package run with `-m`."""
-    path = Path(sys.argv[0]) if sys.argv and sys.argv[0] else None
+    return _name_of(sys.argv[0] if sys.argv else "")
+
+
+@functools.lru_cache(maxsize=1)
+def _name_of(program: str) -> str:
+    path = Path(program) if program else None
     if path is None or path.name in ("-c", "-m"):
         return "python"
     name = path.parent.name if path.stem == "__main__" else path.stem
@@ -226,6 +232,16 @@ def _process_group() -> _Group | None:
         return dist.get_rank(), dist.get_world_size(), backend_of_world(dist)
     except (RuntimeError, ValueError, TypeError):  # being destroyed just now
         return None
+
+
+def group_now() -> int:
+    """Which default process group this process is in now, 0 without one.
+
+    By its address, which another may have later.
+    """
+    c10d = sys.modules.get("torch.distributed.distributed_c10d")
+    group = getattr(getattr(c10d, "GroupMember", None), "WORLD", None)
+    return 0 if group is None else id(group)
 
 
 def _default_store() -> Any:

@@ -412,6 +412,10 @@ class _Source:
         self._groups = Groups()
         self._given: Identity | None = None
         self._function: tuple[int, CodeType | None] = (0, None)
+        # Whose main thread a script has; its own end is its process's.
+        self._main = (
+            threading.main_thread().ident if multiprocessing.parent_process() is None else None
+        )
 
     def identify(self) -> Identity:
         me = identity.resolve(self._probe.thread)
@@ -436,6 +440,9 @@ class _Source:
         )
         return self._given
 
+    def group(self) -> int:
+        return identity.group_now()
+
     def has_stepped(self) -> bool:
         return self._probe.steps.step > 0
 
@@ -445,9 +452,8 @@ class _Source:
 
     def is_idle(self) -> bool:
         thread = self._probe.thread
-        is_main = thread == threading.main_thread().ident
-        if is_main and multiprocessing.parent_process() is None:
-            return False  # a script's own end is its process's
+        if thread == self._main:
+            return False
         known, function = self._function
         if known != thread or function is None:
             self._function = thread, root_of(thread)

@@ -65,6 +65,7 @@ CROWD_RANKS, CROWD_FRAME_NS = 512, 1_000_000_000
 HELLO_NS = 2_000_000_000
 BEAT_NS = 500_000_000
 GPU_NS = 1_000_000_000
+IDENTITY_NS = 1_000_000_000
 RANK_PATIENCE_NS = 30_000_000_000
 """How long a process that has not done a step may take to learn its rank before it counts as rank 0
 of its own run. It goes over to another if it joins that later."""
@@ -115,6 +116,9 @@ class Source(Protocol):
 
     def identify(self) -> Identity:
         """Who this process is, as far as is known now."""
+
+    def group(self) -> int:
+        """Which default process group there is now, 0 for none; quickly told."""
 
     def has_stepped(self) -> bool:
         """Whether a first step is over."""
@@ -193,6 +197,8 @@ class Publisher:
         self._wall = wall
         self._pid = os.getpid()
         self._me: Identity | None = None
+        self._seen = Identity(rank=0, world_size=1, local_rank=0, known=False)
+        self._group, self._next_look = -1, 0
         self._hello: Hello | None = None
         self._next_frame = self._next_hello = self._next_beat = self._next_gpu = 0
         self._asked_first: int | None = None
@@ -265,6 +271,7 @@ class Publisher:
         """One turn: sends what there is, as far as the link takes it."""
         if self._me is None and not self._learn_rank(now_ns):
             return
+        self._look(now_ns)
         self._follow_identity()
         if self.resting and not self._resumes():
             return
@@ -294,8 +301,9 @@ class Publisher:
         said = [] if self._bye is None else self._source.output(last=True)
         if self.resting and self._bye is not None and not self._is_news(self._bye, said):
             return
+        me = self._look(self._wall(), anew=True)
         if self._me is None or self.resting:
-            self._settle(self._me or self._source.identify())
+            self._settle(self._me or me)
             self._link.tend(self._wall())  # nobody has looked for a hub yet
         self._follow_identity()
         self._await_link()
@@ -335,7 +343,7 @@ class Publisher:
     # -- what to send -------------------------------------------------------------------------
 
     def _learn_rank(self, now_ns: int) -> bool:
-        me = self._source.identify()
+        me = self._look(now_ns, anew=True)
         if self._asked_first is None:
             self._asked_first = now_ns
         waited = now_ns - self._asked_first >= RANK_PATIENCE_NS
@@ -363,12 +371,20 @@ class Publisher:
             if frame is not None:
                 self._link.last_word(frame)
 
+    def _look(self, now_ns: int, *, anew: bool = False) -> Identity:
+        """Who this process is: asked for when its group is another, and now and then.
+
+        Now and then, as it may wait for the others of a group, and is in none yet.
+        """
+        group = self._source.group()
+        if anew or group != self._group or now_ns >= self._next_look:
+            self._seen, self._group = self._source.identify(), group
+            self._next_look = now_ns + IDENTITY_NS
+        return self._seen
+
     def _follow_identity(self) -> None:
         """Goes over to the run of a process group that this process has joined meanwhile."""
-        if self._me is None or self._me.world_size > 1:
-            return
-        me = self._source.identify()
-        if not self._is_elsewhere(me):
+        if not self._is_elsewhere(self._seen):
             return
         if self._seq and not self.resting:
             self._send([Bye("finished", "", None, "next")])
@@ -377,7 +393,7 @@ class Publisher:
         self._unsent = self._hello = None
         self._seq = self._sent = 0
         self._next_frame = self._next_hello = self._next_beat = 0
-        self._settle(me)
+        self._settle(self._seen)
 
     def _is_elsewhere(self, me: Identity) -> bool:
         """Whether that is a rank of a run, where this process was alone in its own."""
@@ -391,7 +407,8 @@ class Publisher:
         later), or it has left its process group in good order and nothing has come since.
         """
         self.task_over = self._source.is_idle()
-        left = bool(self._me and self._me.backend) and self._source.has_left()
+        was_in = bool(self._me and self._me.backend)
+        left = was_in and not self._source.group() and self._source.has_left()
         if len(self._recorder) or not (self.task_over or left):
             self._idle, self._idle_since = False, None
             return False
@@ -456,7 +473,7 @@ class Publisher:
         return self._hello
 
     def _identity(self) -> Identity:
-        fresh = self._source.identify()
+        fresh = self._seen
         if self._me is not None and self._is_elsewhere(fresh):
             return self._me  # the next turn goes there
         # A process group that is being destroyed doesn't take the rank away again.

@@ -58,6 +58,9 @@ class Source:
     def identify(self) -> Identity:
         return self.me
 
+    def group(self) -> int:
+        return int(bool(self.me.backend))
+
     def has_stepped(self) -> bool:
         return self.stepped
 
@@ -289,6 +292,26 @@ def test_a_process_that_joins_a_group_late_goes_over_to_its_run(publisher, recor
     assert [b.seq for b in joined] == [0]
     assert (joined[0].rank, kinds(joined[0])) == (3, ["Hello", "Beat", "Step"])
     assert [s.step for s in link.records(Step)] == [0, 1]  # nothing is lost on the way
+
+
+def test_who_waits_for_the_others_of_a_group_is_found_within_a_second(
+    publisher, recorder, source, link
+):
+    source.me = Identity(rank=0, world_size=1, local_rank=0)
+    publisher.poll(0)
+    source.me = Identity(rank=3, world_size=4, local_rank=3)  # as it has given it, in no group yet
+    for turn in range(1, 9):
+        publisher.poll(turn * 125 * MS)
+    assert link.opened == [("alone", 0), ("r", 3)]
+
+
+def test_a_process_alone_is_asked_who_it_is_once_a_second(publisher, source, monkeypatch):
+    asked = []
+    monkeypatch.setattr(source, "identify", lambda: asked.append(0) or source.me)
+    source.me = Identity(rank=0, world_size=1, local_rank=0)
+    for turn in range(8 * 60):
+        publisher.poll(turn * 125 * MS)
+    assert len(asked) in (60, 61)
 
 
 def test_a_pool_s_worker_rests_when_its_task_is_over(publisher, recorder, source, link):
