@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.text import Text
 
@@ -15,29 +14,49 @@ from dpwatch.tui.diagnoses import diagnosis_lines, no_diagnosis_lines, who
 from dpwatch.tui.frame import all_diagnoses
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.text import clean, fitted, line, wrapped
-from dpwatch.tui.words import run_title
+from dpwatch.tui.words import run_names
 
 _ENDED = ("finished", "failed", "lost")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A finding to list, with its run; one of `now` and `over` is set."""
+    """A finding to list, with its run; one of `now` and `over` is set.
+
+    Attributes:
+        again: The same has been found in another run, which stands above.
+    """
 
     view: RunView
     now: Diagnosis | None = None
     over: Alert | None = None
     began_s: float | None = None
+    again: bool = False
+
+    @property
+    def found(self) -> Diagnosis | Alert | None:
+        """What it is about."""
+        return self.now or self.over
 
     @property
     def ranks(self) -> Sequence[int]:
         """Whom it concerns."""
-        found = self.now or self.over
-        return found.ranks if found else ()
+        return self.found.ranks if self.found else ()
+
+    @property
+    def section(self) -> int:
+        """Where it belongs: to what holds, to what held when its run ended, to what is over."""
+        return 2 if self.over else int(self.view.run.state in _ENDED)
+
+
+_SECTIONS = ("", "When their run ended", "Over, the latest first")
 
 
 def entries(snapshot: Snapshot) -> list[Entry]:
-    """What holds in any run, worst first; then what is over, the latest end first."""
+    """What holds in any run, worst first; what held when its run ended; what is over, latest first.
+
+    The same finding in several runs stands together.
+    """
     holding = [
         Entry(view=view, now=found, began_s=_began(view.run, found))
         for view, found in all_diagnoses(snapshot)
@@ -49,7 +68,21 @@ def entries(snapshot: Snapshot) -> list[Entry]:
         if alert.ended_s is not None
     ]
     over.sort(key=lambda entry: -(entry.over.ended_s or 0.0) if entry.over else 0.0)
-    return holding + over
+    return _together(sorted([*holding, *over], key=lambda entry: entry.section))
+
+
+def _together(found: list[Entry]) -> list[Entry]:
+    """Each finding of one run followed by the same of others."""
+    groups: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in found:
+        what = entry.found
+        key = entry.section, what and what.kind, what and what.severity
+        groups.setdefault(key, []).append(entry)
+    return [
+        replace(entry, again=entry.view is not group[0].view)
+        for group in groups.values()
+        for entry in group
+    ]
 
 
 def _began(run: Run, found: Diagnosis) -> float | None:
@@ -70,37 +103,47 @@ def alert_lines(
     """All of them, and the line each begins at."""
     if not found:
         return no_diagnosis_lines(snapshot.runs, width, palette), []
+    names = run_names(snapshot.runs)
     lines: Block = []
     tops: list[int] = []
-    if found[0].now is None:
-        lines += [line(("✓ ", palette.good), ("nothing holds now", palette.text)), Text(end="")]
+    if found[0].section:
+        lines.append(line(("✓ ", palette.good), ("nothing holds now", palette.text)))
     for index, entry in enumerate(found):
-        chosen = index == cursor
-        if entry.over is not None and (index == 0 or found[index - 1].now is not None):
-            lines.append(heading("Over", width, palette, "the latest first"))
+        chosen, name = index == cursor, names[entry.view.run.run_id]
+        begins = entry.section != (found[index - 1].section if index else 0)
+        if lines and (begins or not entry.again):
+            lines.append(Text(end=""))
+        if begins:
+            lines.append(heading(_SECTIONS[entry.section], width, palette))
         tops.append(len(lines))
-        if entry.now is not None:
-            lines += _holding(entry, entry.now, snapshot.wall_s, width, palette, chosen=chosen)
+        if entry.again and not chosen:
+            lines.append(_also(entry, name, palette))
+        elif entry.now is not None:
+            lines += diagnosis_lines(name, entry.now, width, palette, chosen=chosen)
+            if entry.began_s is not None:
+                lines.insert(tops[-1] + 1, _times(entry, entry.began_s, snapshot.wall_s, palette))
         elif entry.over is not None:
-            lines += _over(entry.view, entry.over, snapshot.wall_s, width, palette, chosen=chosen)
+            lines += _over(entry.over, name, snapshot.wall_s, width, palette, chosen=chosen)
     return [fitted(each, width) for each in lines], tops
 
 
-def _holding(
-    entry: Entry, found: Diagnosis, wall_s: float, width: int, palette: Palette, *, chosen: bool
-) -> Block:
-    lines = diagnosis_lines(entry.view, found, width, palette, chosen=chosen)
-    if entry.began_s is None:
-        return lines
-    lasts = f"holds for {fmt.clock(max(wall_s - entry.began_s, 0.0))}"
-    if entry.view.run.state in _ENDED:
+def _also(entry: Entry, name: str, palette: Palette) -> Text:
+    """One line of what has been found in another run too."""
+    since = entry.found.since_step if entry.found else 0
+    where = f"{who(entry.ranks)} · since step {since}"
+    return line(("    and in ", palette.muted), (name, palette.text), (f"  {where}", palette.muted))
+
+
+def _times(entry: Entry, began_s: float, wall_s: float, palette: Palette) -> Text:
+    """Since when it holds."""
+    lasts = f"holds for {fmt.clock(max(wall_s - began_s, 0.0))}"
+    if entry.section:
         lasts = "held until the run ended"
-    times = line((f"    began {_time(entry.began_s)}, {lasts}", palette.muted))
-    return [lines[0], times, *lines[1:]]
+    return line((f"    began {fmt.time_of_day(began_s)}, {lasts}", palette.muted))
 
 
 def _over(
-    view: RunView, alert: Alert, wall_s: float, width: int, palette: Palette, *, chosen: bool
+    alert: Alert, name: str, wall_s: float, width: int, palette: Palette, *, chosen: bool
 ) -> Block:
     """Two lines and the text of what does not hold any more."""
     ended_s = alert.ended_s if alert.ended_s is not None else wall_s
@@ -109,17 +152,10 @@ def _over(
         (f"✓ {clean(alert.kind, 40).replace('_', ' ')}", palette.strong),
         (f"  was {clean(alert.severity, 12)}", palette.muted),
         (f"  {who(alert.ranks)} · since step {alert.since_step}", palette.text),
-        (f" · {run_title(view.run)}", palette.muted),
+        (f" · {name}", palette.muted),
     )
     lasted, ago = fmt.clock(max(ended_s - alert.began_s, 0)), fmt.clock(max(wall_s - ended_s, 0))
-    times = f"    {_time(alert.began_s)} to {_time(ended_s)}: lasted {lasted}, over since {ago}"
+    began, ended = fmt.time_of_day(alert.began_s), fmt.time_of_day(ended_s)
+    times = f"    {began} to {ended}: lasted {lasted}, over since {ago}"
     body = wrapped(clean(alert.text, 2000), min(width, 110) - 2, palette.muted, indent=4)
-    return [head, line((times, palette.muted)), *body, Text(end="")]
-
-
-def _time(wall_s: float) -> str:
-    """A moment by this machine's clock."""
-    try:
-        return time.strftime("%H:%M:%S", time.localtime(wall_s))
-    except (OverflowError, ValueError, OSError):
-        return fmt.UNKNOWN
+    return [head, line((times, palette.muted)), *body]

@@ -19,9 +19,12 @@ _BAD = ("failed", "hung", "lost")
 
 
 def diagnosis_lines(
-    view: RunView, diagnosis: Diagnosis, width: int, palette: Palette, *, chosen: bool
+    name: str, diagnosis: Diagnosis, width: int, palette: Palette, *, chosen: bool
 ) -> Block:
-    """One diagnosis: severity, kind, whom and since when; the text; the evidence as a table."""
+    """One diagnosis: severity, kind, whom and since when; the text; the evidence as a table.
+
+    `name` is its run's.
+    """
     severity = clean(diagnosis.severity, 12)
     kind = clean(diagnosis.kind, 40).replace("_", " ")
     head = line(
@@ -29,12 +32,12 @@ def diagnosis_lines(
         (f"{SEVERITY_GLYPHS.get(severity, '·')} {severity.upper():<9}", palette.severity(severity)),
         (f" {kind}", palette.strong),
         (f"   {who(diagnosis.ranks)} · since step {diagnosis.since_step}", palette.text),
-        (f" · {run_title(view.run)}", palette.muted),
+        (f" · {name}", palette.muted),
     )
     body = wrapped(clean(diagnosis.text, 2000), min(width, 110) - 2, palette.text, indent=4)
     evidence = facts([(_name(k), v) for k, v in _evidence(diagnosis.evidence)], palette)
     indented = [line(("      ", palette.muted), each) for each in evidence]
-    return [fitted(each, width) for each in (head, *body, *indented, Text(end=""))]
+    return [fitted(each, width) for each in (head, *body, *indented)]
 
 
 def no_diagnosis_lines(views: Sequence[RunView], width: int, palette: Palette) -> Block:

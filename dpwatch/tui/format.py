@@ -7,6 +7,7 @@ Every function here is pure and takes None for "not known". Memory is shown in b
 from __future__ import annotations
 
 import math
+import time
 
 UNKNOWN = "–"
 
@@ -138,6 +139,14 @@ def ratio(value: float | None) -> str:
     ('1.82×', '12.3×')
     """
     return UNKNOWN if value is None or not math.isfinite(value) else f"{significant(value)}×"
+
+
+def time_of_day(wall_s: float) -> str:
+    """A moment by this machine's clock, as `HH:MM:SS`."""
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(wall_s))
+    except (OverflowError, ValueError, OSError):
+        return UNKNOWN
 
 
 def clock(seconds: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -95,7 +94,7 @@ def entry_line(entry: Entry, part: int, width: int, tag: int, terms: str, palett
         return line(*bar, body)
     err = printed.stream == "err"
     return line(
-        (f"{_clock(wall_ns)} ", palette.muted),
+        (f"{left(fmt.time_of_day(wall_ns // 10**9), _TIME)} ", palette.muted),
         (right(f"r{rank}", tag), color),
         (f" {ERR_MARK if err else ' '} ", palette.warn),
         body,
@@ -118,13 +117,6 @@ def _marked(text: str, terms: str, palette: Palette) -> Text:
 def rank_style(rank: int, palette: Palette) -> Style:
     """A rank's colour; more ranks than colours share them, their numbers tell them apart."""
     return palette.series[rank % len(palette.series)]
-
-
-def _clock(wall_ns: int) -> str:
-    try:
-        return time.strftime("%H:%M:%S", time.localtime(wall_ns // 10**9))
-    except (OverflowError, ValueError, OSError):
-        return left(fmt.UNKNOWN, _TIME)
 
 
 def head_line(view: RunView, choice: Choice, shown: int, width: int, palette: Palette) -> Text:

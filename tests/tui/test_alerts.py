@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from dpwatch.tui.alerts import alert_lines, entries
 from dpwatch.tui.palette import palette
+from dpwatch.tui.words import run_names, strategy_names
 
 from .scenes import dp_run, gil_bound, hostile_run, past, snapshot, with_alerts
 
@@ -59,3 +62,55 @@ def test_text_of_ranks_is_only_text():
         with_alerts(past(kind=bad, severity=bad, text=bad, began_s=1e300)), hostile_run()
     )
     assert not any(ord(c) < 32 and c != "\n" for c in text)
+
+
+def other(view, run_id, **more):
+    """The same run once more, as another."""
+    return replace(view, run=replace(view.run, run_id=run_id, **more))
+
+
+def test_the_same_in_several_runs_stands_together():
+    first, second = dp_run(), other(dp_run(), "two", title="other")
+    kinds = [d.kind.replace("_", " ") for d in first.run.diagnoses]
+    text, tops = told(first, second)
+    assert len(tops) == 2 * len(kinds)
+    assert [text.count(f" {kind} ") for kind in kinds] == [1] * len(kinds)
+    assert text.count("    and in dp · other  ") == len(kinds)
+    head = text.splitlines()[tops[0]]
+    folded = text.splitlines()[tops[1]]
+    assert "dp · demo" in head
+    assert folded.startswith("    and in dp · other  ")
+
+
+def test_what_is_chosen_of_these_is_told_in_full():
+    first, second = dp_run(), other(dp_run(), "two", title="other")
+    kind = first.run.diagnoses[0].kind.replace("_", " ")
+    text, tops = told(first, second, cursor=1)
+    assert text.count(f" {kind} ") == 2
+    assert text.splitlines()[tops[1]].startswith("▸ ")
+
+
+def test_findings_of_one_run_are_all_told_in_full():
+    text, tops = told(with_alerts(past(), past(ended_s=1030.0), diagnoses=[]))
+    assert len(tops) == 2
+    assert text.count("✓ straggler  was warning") == 2
+
+
+def test_live_runs_come_before_those_that_have_ended():
+    over = other(dp_run(state="finished"), "two", title="newer")
+    text, _ = told(over, dp_run(), cursor=0)
+    assert text.index("dp · demo") < text.index("When their run ended") < text.index("dp · newer")
+
+
+def test_runs_of_one_name_are_told_apart_by_their_time():
+    first, second = other(dp_run(), "one", began_s=3601.0), other(dp_run(), "two", began_s=3602.0)
+    assert run_names([first, second]) == {"one": "dp · demo 01:00:01", "two": "dp · demo 01:00:02"}
+    same = other(dp_run(), "same", began_s=3601.0)
+    assert run_names([same, first]) == {
+        "one": "dp · demo 01:00:01",
+        "same": "dp · demo 01:00:01 (2)",
+    }
+    assert run_names([first]) == {"one": "dp · demo"}
+    third = other(dp_run(), "three", began_s=3602.0, title="other")
+    assert run_names([first, third]) == {"one": "dp · demo", "three": "dp · other"}
+    assert strategy_names([first, third])["one"] == "dp 01:00:01"

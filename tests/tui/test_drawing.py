@@ -137,7 +137,7 @@ def test_every_panel_keeps_within_its_width(view, width, colors):
         legend_lines(width, colors),
         [header_line(frame, "dpwatch", width, colors)],
         [nav_line(frame, VIEWS, "overview", width, colors)],
-        *(diagnosis_lines(view, d, width, colors, chosen=True) for d in view.run.diagnoses),
+        *(diagnosis_lines("ddp", d, width, colors, chosen=True) for d in view.run.diagnoses),
     ]
     for lines in panels:
         assert all(each.cell_len <= width for each in lines), plain(lines)
