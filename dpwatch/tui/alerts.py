@@ -106,14 +106,15 @@ def alert_lines(
     names = run_names(snapshot.runs)
     lines: Block = []
     tops: list[int] = []
-    if found[0].section:
+    if found[0].over is not None:
         lines.append(line(("✓ ", palette.good), ("nothing holds now", palette.text)))
+    section = min(found[0].section, 1)  # what stands first needs no heading, unless it is over
     for index, entry in enumerate(found):
         chosen, name = index == cursor, names[entry.view.run.run_id]
-        begins = entry.section != (found[index - 1].section if index else 0)
-        if lines and (begins or not entry.again):
+        headed, section = entry.section != section, entry.section
+        if lines and (headed or not entry.again):
             lines.append(Text(end=""))
-        if begins:
+        if headed:
             lines.append(heading(_SECTIONS[entry.section], width, palette))
         tops.append(len(lines))
         if entry.again and not chosen:
