@@ -14,7 +14,7 @@ from dpwatch.tui.diagnoses import diagnosis_lines, no_diagnosis_lines, who
 from dpwatch.tui.frame import all_diagnoses
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.text import clean, fitted, line, wrapped
-from dpwatch.tui.words import run_names
+from dpwatch.tui.words import run_title
 
 _ENDED = ("finished", "failed", "lost")
 
@@ -103,14 +103,13 @@ def alert_lines(
     """All of them, and the line each begins at."""
     if not found:
         return no_diagnosis_lines(snapshot.runs, width, palette), []
-    names = run_names(snapshot.runs)
     lines: Block = []
     tops: list[int] = []
     if found[0].over is not None:
         lines.append(line(("✓ ", palette.good), ("nothing holds now", palette.text)))
     section = min(found[0].section, 1)  # what stands first needs no heading, unless it is over
     for index, entry in enumerate(found):
-        chosen, name = index == cursor, names[entry.view.run.run_id]
+        chosen, name = index == cursor, run_title(entry.view.run)
         headed, section = entry.section != section, entry.section
         if lines and (headed or not entry.again):
             lines.append(Text(end=""))

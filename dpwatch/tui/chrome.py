@@ -15,7 +15,7 @@ from dpwatch.tui.frame import Frame, all_diagnoses
 from dpwatch.tui.palette import STATE_GLYPHS, Palette
 from dpwatch.tui.text import Part, clean, clip, fitted, line
 from dpwatch.tui.view import View, digit
-from dpwatch.tui.words import run_names, strategy_names
+from dpwatch.tui.words import run_title, strategy_names
 
 _NOW_S = 0.05
 """What is younger than this is from now."""
@@ -37,8 +37,7 @@ def header_line(frame: Frame, title: str, width: int, palette: Palette) -> Text:
         right_side = line((f"run {number}  ", palette.muted), right_side)
     room = width - name.cell_len - state.cell_len - right_side.cell_len - 4
     where = f" on {clip(clean(view.ssh_host), room // 3)}" if view and view.ssh_host else ""
-    names = run_names(frame.snapshot.runs)
-    what = clip(names[view.run.run_id], room - len(where)) if view else "no run"
+    what = clip(run_title(view.run), room - len(where)) if view else "no run"
     run = line((what, palette.strong), (where, palette.muted))
     start = line(name, (" ", palette.text), run, ("  ", palette.text), state)
     return line(fitted(start, width - right_side.cell_len), right_side)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from dpwatch.hub.snapshot import IssuerStats, Run, RunView
 from dpwatch.tui import format as fmt
@@ -45,29 +45,13 @@ def run_title(run: Run) -> str:
     return f"{strategy_of(run)} · {title}" if title else strategy_of(run)
 
 
-def run_names(views: Sequence[RunView]) -> dict[str, str]:
-    """What a person calls each run, by its id: its title, and what tells it from others of that."""
-    return _apart(views, run_title)
-
-
 def strategy_names(views: Sequence[RunView]) -> dict[str, str]:
-    """The shortest name of each run, by its id: its strategy, and what tells it from others."""
-    return _apart(views, strategy_of)
-
-
-def _apart(views: Sequence[RunView], named: Callable[[Run], str]) -> dict[str, str]:
-    """Names by run; those that are alike get the time of their beginning, then a number."""
-    names = {view.run.run_id: named(view.run) for view in views}
-    alike = Counter(names.values())
-    for run in (view.run for view in views):
-        if alike[names[run.run_id]] > 1 and run.began_s:
-            names[run.run_id] += f" {fmt.time_of_day(run.began_s)}"
-    seen: Counter[str] = Counter()
-    for run_id, name in reversed(names.items()):  # the oldest is the last
-        seen[name] += 1
-        if seen[name] > 1:
-            names[run_id] = f"{name} ({seen[name]})"
-    return names
+    """Each run's strategy, by its id; those that are alike with when the run began."""
+    alike = Counter(strategy_of(view.run) for view in views)
+    return {
+        run.run_id: f"{name} {fmt.time_of_day(run.began_s)}" if alike[name] > 1 else name
+        for run, name in ((view.run, strategy_of(view.run)) for view in views)
+    }
 
 
 def plural(number: int, noun: str) -> str:

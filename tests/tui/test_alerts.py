@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from dpwatch.tui.alerts import alert_lines, entries
 from dpwatch.tui.palette import palette
-from dpwatch.tui.words import run_names, strategy_names
+from dpwatch.tui.words import strategy_names
 
 from .scenes import dp_run, gil_bound, hostile_run, past, snapshot, with_alerts
 
@@ -102,15 +102,7 @@ def test_live_runs_come_before_those_that_have_ended():
     assert text.index("dp · demo") < text.index("When their run ended") < text.index("dp · newer")
 
 
-def test_runs_of_one_name_are_told_apart_by_their_time():
+def test_runs_of_one_strategy_are_told_apart_by_their_time():
     first, second = other(dp_run(), "one", began_s=3601.0), other(dp_run(), "two", began_s=3602.0)
-    assert run_names([first, second]) == {"one": "dp · demo 01:00:01", "two": "dp · demo 01:00:02"}
-    same = other(dp_run(), "same", began_s=3601.0)
-    assert run_names([same, first]) == {
-        "one": "dp · demo 01:00:01",
-        "same": "dp · demo 01:00:01 (2)",
-    }
-    assert run_names([first]) == {"one": "dp · demo"}
-    third = other(dp_run(), "three", began_s=3602.0, title="other")
-    assert run_names([first, third]) == {"one": "dp · demo", "three": "dp · other"}
-    assert strategy_names([first, third])["one"] == "dp 01:00:01"
+    assert strategy_names([first, second]) == {"one": "dp 01:00:01", "two": "dp 01:00:02"}
+    assert strategy_names([first]) == {"one": "dp"}
