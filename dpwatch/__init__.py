@@ -15,8 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpwatch.probe import step as step
-    from dpwatch.probe import watch as watch
+    from dpwatch.probe import step, watch
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "step", "watch"]

@@ -42,9 +42,9 @@ _PRELOAD = (
     "torch.utils.data",
     "zmq",
     "dpwatch.plan.zero",
-    "dpwatch.probe.collectives",
-    "dpwatch.probe.ledger",
-    "dpwatch.probe.memory_passive",
+    "dpwatch.probe.collectives.observer",
+    "dpwatch.probe.memory.ledger",
+    "dpwatch.probe.memory.passive",
     "dpwatch.probe.probe",
     f"{__package__}.worker",
 )

@@ -24,8 +24,8 @@ import torch
 from torch.utils import _python_dispatch as dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpwatch.probe.memory_events import Plan, Storage, only_shapes
-from dpwatch.probe.memory_mode import any_unwraps
+from dpwatch.probe.memory.dispatch_mode import any_unwraps
+from dpwatch.probe.memory.events import Plan, Storage, only_shapes
 from dpwatch.wire.messages import DeviceInfo
 
 from .messages import DeviceMemory

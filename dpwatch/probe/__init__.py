@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpwatch.probe.api import NullProbe, ProbeLike
 from dpwatch.probe.foreign import is_foreign
-from dpwatch.probe.identity import task
+from dpwatch.probe.send.identity import task
 from dpwatch.wire.messages import DeviceInfo
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _begun(**told: Any) -> ProbeLike:
     try:
         if "torch" not in sys.modules and _is_subinterpreter():
             raise RuntimeError("torch cannot be imported in a subinterpreter")
-        from dpwatch.probe.endings import prepare
+        from dpwatch.probe.exit_hooks import prepare
         from dpwatch.probe.probe import Probe
 
         prepare(_ended, _forked)

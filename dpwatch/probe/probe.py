@@ -18,45 +18,43 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dpwatch.probe import (
+from dpwatch.probe import dynamo, foreign
+from dpwatch.probe.collectives import flight_recorder
+from dpwatch.probe.collectives.flight_recorder import Flight
+from dpwatch.probe.exit_hooks import REASON_CHARS, describe, failed, one_line, uncaught
+from dpwatch.probe.foreign import is_foreign, own_fault, suppress_own
+from dpwatch.probe.instruments import CollectivesLike, LedgerLike, NoCollectives, NoLedger
+from dpwatch.probe.memory.resident import resident
+from dpwatch.probe.output import capture
+from dpwatch.probe.send import identity, recorder
+from dpwatch.probe.send.hub_link import HubLink
+from dpwatch.probe.send.identity import Identity
+from dpwatch.probe.send.publisher import Link, Publisher
+from dpwatch.probe.send.recorder import Recorder
+from dpwatch.probe.stack.all_threads import stacks_of, tid_of
+from dpwatch.probe.stack.call_site import is_in, raised_at, root_of, standing
+from dpwatch.probe.stack.kernel_waits import NOTHING, Wait, wait_of, worker
+from dpwatch.probe.stack.library_calls import NOWHERE, Groups, Inside, inside, inside_of, rank_in
+from dpwatch.probe.steps import (
     abandoned,
-    device_times,
-    dynamo,
-    elsewhere,
-    flight,
-    foreign,
-    identity,
-    jobs,
+    cuda_events,
     lanes,
     losses,
     models,
-    output,
-    recorder,
     sampling,
-    steps,
+    spans,
     tensors,
-    threads,
+    tracker,
+    training_threads,
     updates,
+    without_optimizer,
 )
-from dpwatch.probe.blocked import NOTHING, Wait, wait_of, worker
-from dpwatch.probe.cpu import Clocks
-from dpwatch.probe.endings import REASON_CHARS, describe, failed, one_line, uncaught
-from dpwatch.probe.flight import Flight
-from dpwatch.probe.foreign import is_foreign, own_fault, suppress_own
-from dpwatch.probe.hooks import Hooks
-from dpwatch.probe.identity import Identity
-from dpwatch.probe.inside import NOWHERE, Groups, Inside, inside, inside_of, rank_in
-from dpwatch.probe.jobs import LaneJob, PhaseSpan, TransferSpan, WaitSpan
-from dpwatch.probe.lanes import Lane, MainLane, here
-from dpwatch.probe.link import HubLink
-from dpwatch.probe.memory_resident import resident
-from dpwatch.probe.publisher import Link, Publisher
-from dpwatch.probe.recorder import Recorder
-from dpwatch.probe.seams import CollectivesLike, LedgerLike, NoCollectives, NoLedger
-from dpwatch.probe.stacks import stacks_of, tid_of
-from dpwatch.probe.steps import Steps
-from dpwatch.probe.threads import Threads
-from dpwatch.probe.whereabouts import is_in, raised_at, root_of, standing
+from dpwatch.probe.steps.lanes import Lane, MainLane, here
+from dpwatch.probe.steps.spans import LaneJob, PhaseSpan, TransferSpan, WaitSpan
+from dpwatch.probe.steps.thread_clock import Clocks
+from dpwatch.probe.steps.torch_hooks import Hooks
+from dpwatch.probe.steps.tracker import Steps
+from dpwatch.probe.steps.training_threads import Threads
 from dpwatch.wire.last_step import LastStep
 from dpwatch.wire.limits import cores
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks, Step
@@ -76,8 +74,10 @@ COMPUTES = 0.2
 
 _NOTHING = nullcontext()
 
-_OURS = (abandoned, elsewhere, foreign, jobs, lanes, losses, models, recorder, sampling, steps,
-         tensors, threads, updates)  # fmt: skip
+_OURS = (
+    abandoned, foreign, lanes, losses, models, recorder, sampling, spans, tensors, tracker,
+    training_threads, updates, without_optimizer,
+)  # fmt: skip
 """What runs on the training thread, in its hooks."""
 
 _NAME_CHARS = 60
@@ -155,7 +155,7 @@ class Probe:
             dynamo.leave_modules_alone(*_OURS)
             self._hooks = Hooks(self._threads.newcomer, self.fail)
             undo.callback(self._hooks.close)
-            self._tap = output.Tap() if output.wanted() else None
+            self._tap = capture.Tap() if capture.wanted() else None
             if self._tap is not None:
                 undo.callback(self._tap.close)
             self._publisher: Publisher = Publisher(
@@ -208,7 +208,7 @@ class Probe:
         before = self.steps.ledger
         self.steps.ledger = _ledger(self.recorder, devices, self._memory, before)
         if devices:
-            self.steps.main.on_device = device_times.start(self.recorder.append, devices)
+            self.steps.main.on_device = cuda_events.start(self.recorder.append, devices)
 
     def _steps(self, device: int, devices: list[DeviceInfo] | None = None) -> Steps:
         """Steps of the calling thread."""
@@ -580,7 +580,7 @@ class _Source:
             ordinal = _cuda_ordinal(probe.steps.devices)
             if ordinal is None or not calls.returned:  # nothing on CUDA yet
                 return
-            self._flight = flight.start(calls, probe.recorder.append, ordinal, now_ns)
+            self._flight = flight_recorder.start(calls, probe.recorder.append, ordinal, now_ns)
         if self._flight is not None:
             self._flight.poll(now_ns)
         if self._flight is None or self._flight.note:
@@ -607,7 +607,7 @@ def _instrument(name: str) -> ModuleType | None:
 def _ledger(
     recorder: Recorder, devices: Sequence[DeviceInfo], memory: str | None, before: LedgerLike
 ) -> LedgerLike:
-    module: Any = _instrument("ledger")
+    module: Any = _instrument("memory.ledger")
     try:
         chosen = module.choice(memory) if devices else ""
         started: LedgerLike = module.start(recorder.append, devices, chosen, before)
@@ -619,7 +619,7 @@ def _ledger(
 
 
 def _collectives(recorder: Recorder, step_of: Any) -> CollectivesLike:
-    module: Any = _instrument("collectives")
+    module: Any = _instrument("collectives.observer")
     try:
         started: CollectivesLike = module.start(recorder.append, step_of)
     except Exception as error:

@@ -17,7 +17,7 @@ def main() -> None:
     import torch
     import torch.distributed as dist
 
-    from dpwatch.probe import flight
+    from dpwatch.probe.collectives import flight_recorder
 
     _tell(
         torch=str(torch.__version__),
@@ -28,7 +28,7 @@ def main() -> None:
         nccl=dist.is_available() and dist.is_nccl_available(),
     )
     if dist.is_available() and dist.is_nccl_available():
-        _tell(durations=flight.obstacle(os.environ) or flight.Obstacle(""))
+        _tell(durations=flight_recorder.obstacle(os.environ) or flight_recorder.Obstacle(""))
     if dist.is_available() and dist.is_gloo_available():
         _tell(**try_collectives())
 
@@ -43,9 +43,9 @@ def try_collectives() -> dict[str, Any]:
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from dpwatch.probe import collectives
+    from dpwatch.probe.collectives.observer import start
 
-    observer = collectives.start(lambda record: None, lambda: 0)
+    observer = start(lambda record: None, lambda: 0)
     try:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)

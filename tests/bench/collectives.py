@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import torch.distributed as dist
 
-from dpwatch.probe import collectives
+from dpwatch.probe.collectives import observer as collectives
 
 CALLS = 300
 

@@ -46,9 +46,9 @@ from torch import nn
 
 import dpwatch
 from dpwatch.probe import probe as probe_module
-from dpwatch.probe.lanes import here
+from dpwatch.probe.instruments import NoLedger
 from dpwatch.probe.probe import Probe
-from dpwatch.probe.seams import NoLedger
+from dpwatch.probe.steps.lanes import here
 from dpwatch.wire import paths
 
 READER = """

@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 
-from dpwatch.probe.output import MOST_WRITES, Tap
+from dpwatch.probe.output.capture import MOST_WRITES, Tap
 
 ROUNDS = 200
 WRITES = 6

@@ -13,8 +13,8 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import every_loss
 
-from dpwatch.probe.publisher import Publisher
-from dpwatch.probe.recorder import Recorder
+from dpwatch.probe.send.publisher import Publisher
+from dpwatch.probe.send.recorder import Recorder
 
 AT = 20
 HOUR_S = 3600

@@ -41,7 +41,7 @@ def results(a_case, *, probed):
 
 
 def test_a_probe_is_there_in_both_kinds_of_steps_and_memory_is_sampled():
-    from dpwatch.probe.lanes import here
+    from dpwatch.probe.steps.lanes import here
 
     for kind, asleep in (("sampled", False), ("unsampled", True)):
         surroundings = Surroundings(probed=True)
@@ -50,7 +50,7 @@ def test_a_probe_is_there_in_both_kinds_of_steps_and_memory_is_sampled():
 
 
 def test_without_a_probe_there_is_none():
-    from dpwatch.probe.lanes import here
+    from dpwatch.probe.steps.lanes import here
 
     assert Surroundings(probed=False).run("sampled", lambda body: here.lane) is None
 

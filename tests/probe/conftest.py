@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from dpwatch.probe import probe as probe_module
-from dpwatch.probe.cpu import Clocks
-from dpwatch.probe.lanes import here
+from dpwatch.probe.instruments import NoCollectives, NoLedger
 from dpwatch.probe.probe import Probe
-from dpwatch.probe.seams import NoCollectives, NoLedger
+from dpwatch.probe.steps.lanes import here
+from dpwatch.probe.steps.thread_clock import Clocks
 from dpwatch.wire import codec
 from dpwatch.wire.gather import one_by_one
 from dpwatch.wire.messages import Asked, Batch, Issuer, Position, Step

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dpwatch.probe import collectives
-from dpwatch.probe.cpu import Clocks
-from dpwatch.probe.lanes import BACKWARD
-from dpwatch.probe.seams import NoCollectives
-from dpwatch.probe.steps import Steps
+from dpwatch.probe.collectives import observer as collectives
+from dpwatch.probe.instruments import NoCollectives
+from dpwatch.probe.steps.lanes import BACKWARD
+from dpwatch.probe.steps.thread_clock import Clocks
+from dpwatch.probe.steps.tracker import Steps
 
 
 @pytest.fixture

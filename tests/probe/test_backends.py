@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from dpwatch.probe.backends import backend_of_world
+from dpwatch.probe.send.backend import backend_of_world
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from dpwatch.probe.blocked import wait_of, worker
+from dpwatch.probe.stack.kernel_waits import wait_of, worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -13,8 +13,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dpwatch.probe import collectives, collectives_calls, collectives_groups
-from dpwatch.probe.uninterrupted import raise_on_return, theirs, uninterrupted
+from dpwatch.probe.collectives import calls as collectives_calls
+from dpwatch.probe.collectives import groups as collectives_groups
+from dpwatch.probe.collectives import observer as collectives
+from dpwatch.probe.collectives.uninterrupted import raise_on_return, theirs, uninterrupted
 
 GO_OFF = partial(getattr(ctypes.CDLL(None), "raise"), int(signal.SIGUSR1))
 """Sends the signal without looking at signals itself, as other programs do."""

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dpwatch.probe import collectives
-from dpwatch.probe.collectives_reports import Reports, Span, _under_way_ns
-from dpwatch.probe.cpu import Clocks
-from dpwatch.probe.lanes import FORWARD, here
-from dpwatch.probe.steps import Steps
-from dpwatch.probe.sums import COMM, IDLE, MOVED, Circumstances, step_record
+from dpwatch.probe.collectives import observer as collectives
+from dpwatch.probe.collectives.reports import Reports, Span, _under_way_ns
+from dpwatch.probe.steps.lanes import FORWARD, here
+from dpwatch.probe.steps.step_record import COMM, IDLE, MOVED, Circumstances, step_record
+from dpwatch.probe.steps.thread_clock import Clocks
+from dpwatch.probe.steps.tracker import Steps
 from dpwatch.wire.messages import Step
 
 MS = 1_000_000

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from dpwatch.probe import device_times
-from dpwatch.probe.device_times import KEPT_STEPS, MOST_SPANS, CudaEvents, DeviceTimes
-from dpwatch.probe.lanes import BACKWARD, DATA, FORWARD, OPTIMIZER
-from dpwatch.probe.sampling import pair_of
-from dpwatch.probe.sums import UNKNOWN_PHASES
+from dpwatch.probe.steps import cuda_events as device_times
+from dpwatch.probe.steps.cuda_events import KEPT_STEPS, MOST_SPANS, CudaEvents, DeviceTimes
+from dpwatch.probe.steps.lanes import BACKWARD, DATA, FORWARD, OPTIMIZER
+from dpwatch.probe.steps.sampling import pair_of
+from dpwatch.probe.steps.step_record import UNKNOWN_PHASES
 from dpwatch.wire.messages import DeviceInfo, Step
 
 MS = 1_000_000

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpwatch.probe import dynamo, hooks, lanes
+from dpwatch.probe import dynamo
+from dpwatch.probe.steps import lanes
+from dpwatch.probe.steps import torch_hooks as hooks
 
 SCRIPT = Path(__file__).parent / "compiled" / "optimizer.py"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpwatch.probe.elsewhere import ENOUGH
+from dpwatch.probe.steps.without_optimizer import ENOUGH
 from dpwatch.wire.messages import Step
 
 MS = 1_000_000

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dpwatch.probe import endings
+from dpwatch.probe import exit_hooks as endings
 from dpwatch.wire.messages import INTERRUPTED, Bye
 
 PYTHON = sys.executable
@@ -88,7 +88,7 @@ def test_leaving_by_exit_code_0_is_no_failure(error, is_failure):
 
 SCRIPT = """
 import json, os, sys
-from dpwatch.probe import endings
+from dpwatch.probe import exit_hooks as endings
 
 hook = sys.excepthook
 

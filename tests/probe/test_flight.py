@@ -17,10 +17,12 @@ from msgspec.structs import astuple
 
 from dpwatch.hub.state import RunState
 from dpwatch.hub.summarize import summarize
-from dpwatch.probe import capture_mode, collectives, flight
-from dpwatch.probe.capture_mode import CaptureMode, NoCaptureMode
-from dpwatch.probe.flight import Calls, Flight, Obstacle
-from dpwatch.probe.flight_entries import Call, Joiner, decode
+from dpwatch.probe.collectives import cuda_capture as capture_mode
+from dpwatch.probe.collectives import flight_recorder as flight
+from dpwatch.probe.collectives import observer as collectives
+from dpwatch.probe.collectives.cuda_capture import CaptureMode, NoCaptureMode
+from dpwatch.probe.collectives.flight_matching import Call, Joiner, decode
+from dpwatch.probe.collectives.flight_recorder import Calls, Flight, Obstacle
 from dpwatch.wire.messages import Collective, DeviceInfo, Duration
 from tests.frames import batch, hello, step
 

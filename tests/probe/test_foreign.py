@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from dpwatch.probe.foreign import is_foreign, suppress_own
-from dpwatch.probe.models import strategy_of
+from dpwatch.probe.steps.models import strategy_of
 
 
 class TimeUp(Exception):

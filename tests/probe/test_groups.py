@@ -7,9 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dpwatch.probe import collectives
-from dpwatch.probe.collectives_calls import Call
-from dpwatch.probe.collectives_groups import Group
+from dpwatch.probe.collectives import observer as collectives
+from dpwatch.probe.collectives.calls import Call, Group
 from dpwatch.wire.messages import Collective
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from dpwatch.probe import identity
-from dpwatch.probe.cpu import ThreadClock
-from dpwatch.probe.identity import Identity
+from dpwatch.probe.send import identity
+from dpwatch.probe.send.identity import Identity
+from dpwatch.probe.steps.thread_clock import ThreadClock
 
 ALONE = Identity(rank=0, world_size=1, local_rank=0)
 

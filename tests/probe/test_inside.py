@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.utils.data import DataLoader, Dataset
 
-from dpwatch.probe.inside import NOWHERE, Groups, _prompt, inside, inside_of, rank_in
+from dpwatch.probe.stack.library_calls import NOWHERE, Groups, _prompt, inside, inside_of, rank_in
 from dpwatch.wire.messages import GroupMembers, Meeting
 
 DEADLINE_S = 60

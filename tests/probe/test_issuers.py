@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import dpwatch
-from dpwatch.probe.collectives_ops import Op
-from dpwatch.probe.frameworks import PURPOSES
-from dpwatch.probe.issuers import MOST_ISSUERS, Issuers
-from dpwatch.probe.whereabouts import issuer
+from dpwatch.probe.collectives.issuers import MOST_ISSUERS, Issuers
+from dpwatch.probe.collectives.ops import Op
+from dpwatch.probe.stack.call_site import issuer
+from dpwatch.probe.stack.frameworks import PURPOSES
 
 SITE = "/opt/lib/site-packages"
 CALL = "def {name}(then):\n    return then()\n"
@@ -65,7 +65,7 @@ def test_what_the_users_own_line_issues_is_the_users():
 def under_backward(frames, **call):
     """The issuers of a call that is seen under frames of a package and autograd's engine."""
     engine = Path(torch.__file__).parent / "autograd/graph.py"
-    observer = Path(dpwatch.__file__).parent / "probe/collectives.py"
+    observer = Path(dpwatch.__file__).parent / "probe/collectives/observer.py"
     asked = functools.partial(function(str(observer), "kernel"), issuer)
     asked = functools.partial(function(str(engine), "_engine_run_backward"), asked)
     for path, name in reversed(frames):

@@ -60,7 +60,7 @@ def test_a_phase_stands_still_while_its_thread_works_for_another_device(rig):
 
 
 def test_the_optimizers_phase_is_without_waits_for_other_devices(rig, monkeypatch):
-    monkeypatch.setattr("dpwatch.probe.steps.MEASURED_STEP_NS", 0)
+    monkeypatch.setattr("dpwatch.probe.steps.tracker.MEASURED_STEP_NS", 0)
     main, _ = steps_of(rig)
     assert main.optimizer_ns == 3 * MS
     assert main.idle_ns == 27 * MS
@@ -68,7 +68,7 @@ def test_the_optimizers_phase_is_without_waits_for_other_devices(rig, monkeypatc
 
 def test_on_the_training_thread_nobody_else_can_hold_the_gil(rig, monkeypatch):
     monkeypatch.setattr("threading.active_count", lambda: 2)  # this one and the sender
-    monkeypatch.setattr("dpwatch.probe.steps.MEASURED_STEP_NS", 0)
+    monkeypatch.setattr("dpwatch.probe.steps.tracker.MEASURED_STEP_NS", 0)
     block = rig.clocks.run
     rig.clocks.run = lambda ns: (block(ns - MS), rig.clocks.block(MS))
     main, other = steps_of(rig)

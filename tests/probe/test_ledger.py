@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from dpwatch.probe import ledger as ledger_module
-from dpwatch.probe.ledger import Ledger
-from dpwatch.probe.memory_account import account
+from dpwatch.probe.memory import ledger as ledger_module
+from dpwatch.probe.memory.account import account
+from dpwatch.probe.memory.ledger import Ledger
 from dpwatch.wire.messages import CATEGORIES, DeviceInfo, Memory
 
 WIDTH, BATCH, CLASSES = 256, 64, 10

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpwatch.probe.steps import COST_SHARE, EVENT_NS, FIRST_EVENTS
+from dpwatch.probe.steps.tracker import COST_SHARE, EVENT_NS, FIRST_EVENTS
 from dpwatch.wire.messages import Step
 
 MS = 1_000_000

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from dpwatch.probe import ledger, memory_gauges, memory_resident
-from dpwatch.probe.memory_gauges import CudaGauge, HostGauge, Totals, gauges_of
-from dpwatch.probe.memory_passive import PassiveMemory
+from dpwatch.probe.memory import gauges as memory_gauges
+from dpwatch.probe.memory import ledger
+from dpwatch.probe.memory import resident as memory_resident
+from dpwatch.probe.memory.gauges import CudaGauge, HostGauge, Totals, gauges_of
+from dpwatch.probe.memory.passive import PassiveMemory
 from dpwatch.wire.messages import ByCategory, DeviceInfo, Memory
 
 CUDA = DeviceInfo(name="cuda:1", kind="cuda")
@@ -123,7 +125,7 @@ def test_resident_sizes_are_the_operating_systems():
 
 def test_the_peak_is_this_programs_and_not_its_parents():
     """A process that was large and then becomes another program by exec is small again."""
-    code = "from dpwatch.probe import memory_resident; print(memory_resident.resident().peak)"
+    code = "from dpwatch.probe.memory import resident; print(resident.resident().peak)"
     became = f"os.execv(sys.executable, [sys.executable, '-c', {code!r}])"
     before = f"import os, sys; x = b'x' * (64 << 20); {became}"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

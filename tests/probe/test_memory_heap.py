@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dpwatch.probe import memory_heap
-from dpwatch.probe.memory_heap import DEAR_NS, Heap
+from dpwatch.probe.memory import heap as memory_heap
+from dpwatch.probe.memory.heap import DEAR_NS, Heap
 
 MIB = 1 << 20
 

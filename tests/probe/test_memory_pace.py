@@ -2,8 +2,8 @@
 
 import pytest
 
-from dpwatch.probe import sampling
-from dpwatch.probe.memory_pace import MIN_INTERVAL, DirectPace, Pace
+from dpwatch.probe.memory.pace import MIN_INTERVAL, DirectPace, Pace
+from dpwatch.probe.steps import sampling
 
 MS = 1_000_000
 

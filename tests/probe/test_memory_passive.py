@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from dpwatch.probe import ledger as ledger_module
-from dpwatch.probe.ledger import Ledger, choice, start
-from dpwatch.probe.memory_passive import FirstStep, PassiveMemory
-from dpwatch.probe.seams import LedgerLike
+from dpwatch.probe.instruments import LedgerLike
+from dpwatch.probe.memory import ledger as ledger_module
+from dpwatch.probe.memory.ledger import Ledger, choice, start
+from dpwatch.probe.memory.passive import FirstStep, PassiveMemory
 from dpwatch.wire.messages import DeviceInfo, Memory
 
 HOST = [DeviceInfo("cpu", "cpu")]

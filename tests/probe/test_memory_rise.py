@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.checkpoint import checkpoint
 
-from dpwatch.probe.memory_gauges import HostGauge
-from dpwatch.probe.memory_rise import MODULE_BYTES, MOST_LOOKS, Estimate, Rise
-from dpwatch.probe.memory_walk import modules_of
+from dpwatch.probe.memory.gauges import HostGauge
+from dpwatch.probe.memory.rise import MODULE_BYTES, MOST_LOOKS, Estimate, Rise
+from dpwatch.probe.memory.walk import modules_of
 from tests.allocator import made_and_kept
 
 STEPS = 5

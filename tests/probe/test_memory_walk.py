@@ -12,9 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpwatch.probe import memory_walk
-from dpwatch.probe.memory_ddp import BucketSizes
-from dpwatch.probe.memory_walk import Walk, gradient_of, modules_of, own_gradient_bytes, parts_of
+from dpwatch.probe.memory import walk as memory_walk
+from dpwatch.probe.memory.ddp import BucketSizes
+from dpwatch.probe.memory.walk import Walk, gradient_of, modules_of, own_gradient_bytes, parts_of
 from dpwatch.wire.messages import ByCategory
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ import threading
 
 import pytest
 
-from dpwatch.probe import output
-from dpwatch.probe.output import MOST_CHARS, MOST_WRITES, Tap
+from dpwatch.probe.output import capture as output
+from dpwatch.probe.output.capture import MOST_CHARS, MOST_WRITES, Tap
 from dpwatch.wire.messages import Bye, Hello, Output
 
 
@@ -288,7 +288,7 @@ def test_other_ends_are_told_as_python_prints_them(tapped, error, expected):
 
 FORKS = """
 import os, sys
-from dpwatch.probe.output import Tap
+from dpwatch.probe.output.capture import Tap
 tap = Tap()
 print("before", flush=True)
 pid = os.fork()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dpwatch.probe.output_lines import BURST, KEPT_CHARS, MOST_CHARS, OPEN_NS, RATE, Lines, cleaned
+from dpwatch.probe.output.lines import BURST, KEPT_CHARS, MOST_CHARS, OPEN_NS, RATE, Lines, cleaned
 from dpwatch.wire.messages import Line, Output
 
 S = 1_000_000_000

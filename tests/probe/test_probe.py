@@ -21,8 +21,9 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 import dpwatch
 from dpwatch import probe as probe_package
-from dpwatch.probe import NullProbe, ProbeLike, current, identity
+from dpwatch.probe import NullProbe, ProbeLike, current
 from dpwatch.probe import probe as probe_module
+from dpwatch.probe.send import identity
 from dpwatch.wire.messages import Beat, Bye, Hello, Step
 from dpwatch.wire.paths import RuntimeDirError
 

@@ -13,17 +13,17 @@ import msgspec
 import pytest
 import zmq
 
-from dpwatch.probe import link as link_module
-from dpwatch.probe.identity import Identity
-from dpwatch.probe.link import HUB_PATIENCE_NS, LAUNCHES, HubLink
-from dpwatch.probe.publisher import (
+from dpwatch.probe.send import hub_link as link_module
+from dpwatch.probe.send.hub_link import HUB_PATIENCE_NS, LAUNCHES, HubLink
+from dpwatch.probe.send.identity import Identity
+from dpwatch.probe.send.publisher import (
     EARLY_POLL_S,
     POLL_S,
     RANK_PATIENCE_NS,
     WORKER_POLL_S,
     Publisher,
 )
-from dpwatch.probe.recorder import Recorder
+from dpwatch.probe.send.recorder import Recorder
 from dpwatch.wire import codec, paths, requests, transport
 from dpwatch.wire.messages import (
     Asked,

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dpwatch.probe import collectives
+from dpwatch.probe.collectives import observer as collectives
 
 METHODS = [
     (dist.ProcessGroup, "allreduce"),

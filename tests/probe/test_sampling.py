@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpwatch.probe.sampling import BLOCK, is_second, next_pair, pair_of
+from dpwatch.probe.steps.sampling import BLOCK, is_second, next_pair, pair_of
 
 
 def pairs(doublings, count=400):

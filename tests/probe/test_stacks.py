@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from dpwatch.probe import stacks
-from dpwatch.probe.stacks import INNERMOST, MOST_THREADS, OUTERMOST, stacks_of
+from dpwatch.probe.stack import all_threads as stacks
+from dpwatch.probe.stack.all_threads import INNERMOST, MOST_THREADS, OUTERMOST, stacks_of
 from dpwatch.wire import codec
 from dpwatch.wire.messages import Asked, Batch, Stacks
 

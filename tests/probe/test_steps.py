@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from dpwatch.probe import steps as steps_module
-from dpwatch.probe.lanes import NO_PHASE
-from dpwatch.probe.models import strategy_of
-from dpwatch.probe.sampling import next_pair, pair_of
+from dpwatch.probe.steps import tracker as steps_module
+from dpwatch.probe.steps.lanes import NO_PHASE
+from dpwatch.probe.steps.models import strategy_of
+from dpwatch.probe.steps.sampling import next_pair, pair_of
 from dpwatch.wire.messages import Beat, DeviceInfo, Hello, Step, Transfer
 
 MS = 1_000_000

@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpwatch.probe.seams import NoCollectives, NoLedger
+from dpwatch.probe.instruments import NoCollectives, NoLedger
 
 
 class HearsFunctions(TorchFunctionMode):
@@ -62,8 +62,8 @@ def train(dtype=torch.float32, batch=lambda: torch.ones(2, 3)):
 @pytest.fixture
 def watched(make_probe, monkeypatch):
     """Starts a probe that looks at every step, with hooks alone."""
-    monkeypatch.setattr("dpwatch.probe.steps.LOOK_NS", -1)
-    monkeypatch.setattr("dpwatch.probe.steps.COST_SHARE", 1e9)
+    monkeypatch.setattr("dpwatch.probe.steps.tracker.LOOK_NS", -1)
+    monkeypatch.setattr("dpwatch.probe.steps.tracker.COST_SHARE", 1e9)
     monkeypatch.setattr("dpwatch.probe.probe._ledger", lambda *_: NoLedger())
     monkeypatch.setattr("dpwatch.probe.probe._collectives", lambda *_: NoCollectives())
     return make_probe

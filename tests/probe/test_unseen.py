@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dpwatch.probe import collectives
+from dpwatch.probe.collectives import observer as collectives
 
 
 @pytest.fixture

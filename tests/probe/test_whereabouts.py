@@ -12,7 +12,7 @@ import sympy
 import torch
 
 import dpwatch
-from dpwatch.probe.whereabouts import is_in, issuer, place, root_of, spelled, standing
+from dpwatch.probe.stack.call_site import is_in, issuer, place, root_of, spelled, standing
 
 HERE = "tests/probe/test_whereabouts.py"
 
@@ -73,7 +73,7 @@ def code_of(part):
     ("part", "users"),
     [
         ("hook/sitecustomize.py", False),
-        ("probe/hooks.py", False),
+        ("probe/steps/torch_hooks.py", False),
         ("wire/spawn.py", False),
         ("__init__.py", False),
         ("trainer/loop.py", True),  # a script like anybody's
@@ -120,7 +120,7 @@ def test_a_pool_s_worker_is_in_its_task_until_that_is_over():
 
 GENERATED = """
 from dataclasses import dataclass
-from dpwatch.probe.whereabouts import place
+from dpwatch.probe.stack.call_site import place
 
 @dataclass
 class Item:
@@ -140,7 +140,7 @@ def test_generated_code_is_not_where_the_user_is(tmp_path):
 
 def test_a_script_given_on_the_command_line_is_the_users():
     script = (
-        "from dpwatch.probe.whereabouts import *\n\n"
+        "from dpwatch.probe.stack.call_site import *\n\n"
         "def f(): return issuer()[0]\nprint(spelled(f()))"
     )
     told = subprocess.run(

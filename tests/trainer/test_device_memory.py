@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from dpwatch.plan.schemes import scheme
-from dpwatch.probe.ledger import Ledger
+from dpwatch.probe.memory.ledger import Ledger
 from dpwatch.probe.probe import Probe
 from dpwatch.trainer.config import CHARACTERS
 from dpwatch.trainer.data import loader

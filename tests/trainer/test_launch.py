@@ -191,7 +191,7 @@ def test_ranks_find_imported_what_they_need(private_runtime, monkeypatch, capfd)
         assert launch([tiny("ddp"), tiny("zero2")], server=server) == 0
     lines = capfd.readouterr().err.splitlines()
     imported = [line.split("|")[-1].strip() for line in lines if line.startswith("import time:")]
-    assert "dpwatch.probe.steps" in imported
+    assert "dpwatch.probe.steps.tracker" in imported
     ours = [name for name in imported if name.startswith("dpwatch.")]
     again = {name for name in ours if ours.count(name) > 1}
     assert not {name for name in again if not name.startswith("dpwatch.trainer.strategies.")}

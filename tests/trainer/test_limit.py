@@ -10,8 +10,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpwatch.probe.api import NullProbe
-from dpwatch.probe.ledger import Ledger
-from dpwatch.probe.memory_mode import StorageTracker
+from dpwatch.probe.memory.dispatch_mode import StorageTracker
+from dpwatch.probe.memory.ledger import Ledger
 from dpwatch.trainer.data import loader
 from dpwatch.trainer.launch import launch
 from dpwatch.trainer.limit import limit_memory

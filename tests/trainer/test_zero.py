@@ -14,7 +14,7 @@ from dpwatch.plan.partition import greedy_owners
 from dpwatch.plan.schemes import scheme
 from dpwatch.plan.setup import FLOAT_BYTES
 from dpwatch.plan.zero import padded_units
-from dpwatch.probe.ledger import Ledger
+from dpwatch.probe.memory.ledger import Ledger
 from dpwatch.trainer.data import loader
 from dpwatch.trainer.footprint import setup
 from dpwatch.trainer.model import build_model

@@ -36,8 +36,8 @@ def main():
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     if "watched" in sys.argv:
-        from dpwatch.probe import collectives
-        from dpwatch.probe.recorder import Recorder
+        from dpwatch.probe.collectives import observer as collectives
+        from dpwatch.probe.send.recorder import Recorder
 
         collectives.start(Recorder().append, torch.cuda.device_count)  # gives 0, and is torch's
     found = {}

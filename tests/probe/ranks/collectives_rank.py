@@ -12,7 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from dpwatch.probe import collectives
+from dpwatch.probe.collectives import observer as collectives
 from dpwatch.wire.collectives import MESSAGES
 from tests.reports import report
 

@@ -11,9 +11,9 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from dpwatch.probe import collectives
-from dpwatch.probe.ledger import Ledger
-from dpwatch.probe.memory_ddp import logged_bytes
+from dpwatch.probe.collectives import observer as collectives
+from dpwatch.probe.memory.ddp import logged_bytes
+from dpwatch.probe.memory.ledger import Ledger
 from dpwatch.wire.messages import ByCategory, Memory
 from tests.reports import report
 

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from dpwatch.plan.schemes import scheme
-from dpwatch.probe import collectives
 from dpwatch.probe.api import NullProbe
-from dpwatch.probe.ledger import Ledger
-from dpwatch.probe.models import elements_of
+from dpwatch.probe.collectives import observer as collectives
+from dpwatch.probe.memory.ledger import Ledger
+from dpwatch.probe.steps.models import elements_of
 from dpwatch.trainer.config import TrainConfig
 from dpwatch.trainer.data import loader
 from dpwatch.trainer.footprint import setup

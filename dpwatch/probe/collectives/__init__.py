@@ -1,0 +1,1 @@
+"""Every collective and message: who issues it, when, how long it takes."""

@@ -1,0 +1,422 @@
+"""Sees every collective and point-to-point call this process issues, from Python and from C++.
+
+An observer at the dispatcher's BackendSelect key is called for each `c10d` op, takes note, and
+passes the call on with `redispatch_boxed`, which gives up the GIL. (The documented way, calling the
+kernel boxed, holds it, and deadlocks with gloo's worker.) It changes neither arguments nor results.
+
+When a call is done is known in two ways:
+
+- Python callers get a `Work`, or a future of it, and wait for it: see `collectives_waits`. Nothing
+  keeps either alive.
+- From C++ nobody passes by again, so on sampled steps a callback on the work's future tells. It
+  needs the GIL on the backend's thread, hence only as often as costs under 1 % of a step.
+
+On CUDA neither tells the truth (both come when the kernel is queued): `completed_ns` is None there.
+Durations may follow from torch's flight recorder (see `flight`), which is told of returned calls.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import starmap
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from dpwatch.probe import dynamo
+from dpwatch.probe.collectives.calls import Call, CallbackPace, completion_of
+from dpwatch.probe.collectives.flight_recorder import calls_to_keep
+from dpwatch.probe.collectives.groups import Groups, Unknown
+from dpwatch.probe.collectives.ops import DISPATCHER_OPS, GROUP_METHODS, Op, is_fake
+from dpwatch.probe.collectives.reports import Reports
+from dpwatch.probe.collectives.uninterrupted import raise_on_return, theirs, uninterrupted
+from dpwatch.probe.collectives.waits import Waits, now
+from dpwatch.probe.foreign import is_foreign
+from dpwatch.probe.steps.lanes import Lane, here
+from dpwatch.probe.steps.step_record import IDLE, MOVED
+from dpwatch.wire.messages import Issuer, Position, Step
+
+if TYPE_CHECKING:
+    from dpwatch.probe.send.recorder import RecordSink
+
+_ON_CALLERS_THREADS = tuple(
+    f"dpwatch.probe.{name}"
+    for name in (
+        "collectives.calls", "collectives.flight_recorder", "collectives.groups",
+        "collectives.observer", "collectives.ops", "collectives.uninterrupted",
+        "collectives.waits", "foreign", "probe", "send.recorder", "stack.call_site",
+        "stack.frameworks", "steps.lanes", "steps.thread_clock",
+    )
+)  # fmt: skip
+"""Modules whose functions callers' threads run: dynamo would compile what runs while it is on."""
+
+
+def start(record: RecordSink, step_of: Callable[[], int]) -> Collectives:
+    """Begins to observe.
+
+    Args:
+        record: Takes `(function, call)`, where the function makes the call's record, and
+            `(Duration, step, op, …)`; from any thread.
+        step_of: The step under way.
+
+    Returns:
+        The observer; `capture` says what it sees.
+    """
+    return Collectives(record, step_of)
+
+
+class Collectives:
+    """Observes collectives until closed.
+
+    Attributes:
+        issued: Calls issued so far, point-to-point ones too; only grows.
+        capture: `observer` (every one), `patch` (Python callers only), `none`.
+        main: The training thread's lane, once there is one.
+        calls: NCCL calls that have returned, None unless somebody is to look at them.
+    """
+
+    def __init__(self, record: RecordSink, step_of: Callable[[], int]) -> None:
+        """Installs what this torch allows; see `start`."""
+        self.issued = 0
+        self.capture = "none"
+        self.main: Lane | None = None
+        self.calls = calls_to_keep(os.environ)
+        self._record = record
+        self._step_of = step_of
+        self._groups = Groups()
+        self._pace = CallbackPace()
+        self._thread = _Thread()
+        self._waits = Waits(self._pace)
+        self._reports = Reports(record, step_of, self._groups, self._waits)
+        self._tell = self._reports.tell
+        self._has_unknown_groups = False
+        self._unseen: set[str] = set()
+        self._future_of: Callable[[Any], Any] = _itself
+        self._restore: list[Callable[[], None]] = []
+        if not dist.is_available():
+            return
+        self._future_of = dist.Work.get_future
+        ours = (sys.modules.get(name) for name in _ON_CALLERS_THREADS)
+        dynamo.leave_modules_alone(*(module for module in ours if module is not None))
+        self._patch_groups()
+        self._waits.install(self._replace)
+        self.capture = "observer" if self._observe() else "patch"
+        if self.capture != "observer":
+            self.calls = None  # without C++ callers it is not known what is captured
+
+    def positions(self) -> list[Position]:
+        """How far each group has come, the latest first. On the sender thread."""
+        return self._reports.positions()
+
+    def issuers(self) -> list[Issuer]:
+        """What frameworks have issued so far. On the sender thread."""
+        return self._reports.issuers.told()
+
+    def complete(self, step: Step) -> Step:
+        """A step's record with what is known of its communication. On the sender thread."""
+        return self._reports.complete(step) if self.capture == "observer" else step
+
+    def unseen(self) -> str:
+        """What this process may exchange or has, and is not seen; "" where nothing is known of."""
+        rpc: Any = sys.modules.get("torch.distributed.rpc.api")
+        has_agent = getattr(rpc, "_is_current_rpc_agent_set", None)
+        found = {
+            "calls from C++": self.capture == "patch",
+            "process groups that torch.distributed did not make": self._has_unknown_groups,
+            "torch.distributed.rpc": has_agent is not None and has_agent(),
+            "torchft": "torchft" in sys.modules,
+            "horovod": "horovod.torch" in sys.modules,
+        }
+        self._unseen |= {name for name, is_there in found.items() if is_there}
+        return ", ".join(name for name in found if name in self._unseen)
+
+    def close(self) -> None:
+        """Removes the observer and all patches."""
+        while self._restore:
+            self._restore.pop()()
+        self._waits.clear()
+
+    # -- what happens to one call ------------------------------------------------------------
+
+    def _enter(self, form: Form, args: tuple[Any, ...], seen: list[Call]) -> None:
+        """Takes note of a call that is about to be issued. Done again, it goes on from there.
+
+        Args:
+            form: How it is called.
+            args: With what.
+            seen: Has the call, if it is one.
+
+        Raises:
+            BaseException: What a signal handler raised, and nothing else.
+        """
+        if not seen:
+            try:
+                self._see(form, args, seen)
+            except Exception as error:
+                if theirs(error):
+                    raise
+        for call in seen:
+            if call.seq >= 0:
+                continue
+            row, group = (self._tell, call), call.group
+            # From here to the record nothing is called: no signal handler and no thread runs.
+            if call.op.peer is None:
+                call.seq = group.issued
+                group.issued = call.seq + 1
+                group.newest = call
+            else:
+                name = call.op.name
+                call.seq = group.messages[name]
+                group.messages[name] = call.seq + 1
+            self._record(row)
+
+    def _see(self, form: Form, args: tuple[Any, ...], seen: list[Call]) -> None:
+        op = form.op
+        first = None if op.payload is None else args[op.payload]
+        while type(first) is list or type(first) is tuple:
+            first = first[0] if first else None
+        if first is not None and is_fake(first):
+            return
+        self.issued += 1
+        lane = here.lane
+        if lane is None and _in_backward():  # autograd's own thread works for the main one
+            lane = self.main
+        try:
+            group = self._groups.of(form.unbox(args[form.group]))
+        except Unknown:
+            self._has_unknown_groups = True
+            return
+        call = Call(op, group, args, first, self._step_of(), lane)
+        if form.peer is not None:
+            call.peer = group.members[args[form.peer]]
+        if form.is_async is not None:
+            # The dispatcher leaves out what equals its default, which is True.
+            call.is_async = args[form.is_async] if len(args) > form.is_async else True
+        inside = self._thread.inside
+        if inside is not None:
+            inside.append(call)
+            call.from_python = True
+        call.watched = call.on_host and (call.from_python or self._is_due(call))
+        seen.append(call)
+
+    def _is_due(self, call: Call) -> bool:
+        """Whether a callback is to tell when it is done: not in steps that are only counted."""
+        if self.main is not None and self.main.asleep:
+            return False
+        return self._pace.due(call.step, call.issued_ns)
+
+    def _leave(self, call: Call, work: Any, lane: Lane | None) -> None:
+        """A Python caller has its `Work`, or has been blocked in the call itself."""
+        if lane is None:
+            call.returned_ns = time.monotonic_ns()
+        else:
+            call.returned_ns = now(lane, blocked_as=IDLE)
+            lane.sums[MOVED] += call.returned_ns - call.issued_ns
+        if work is None:  # as monitored_barrier does
+            call.waited(call.returned_ns, call.returned_ns)
+            return
+        self._waits.watch(work, call)
+        if call.is_async and call.on_host and self._is_due(call):
+            self._watch_end(call, work)  # it may be over long before it is waited for
+
+    def _watch_end(self, call: Call, work: Any) -> bool:
+        """Has a callback tell when the call is done. Returns: whether one can."""
+        try:
+            call.ended = completion_of(self._future_of(work))
+        except Exception as error:  # gloo's reduce_scatter has no future, nor have its messages
+            if theirs(error):
+                raise
+            return False
+        return True
+
+    def _issued(self, call: Call, result: Any) -> None:
+        """The backend has it. Of C++ no one comes back here, but perhaps the future does."""
+        if self.calls is not None and not (call.on_host or call.op.peer is not None):
+            self.calls.returned.append(call.kept())
+        if call.from_python or not call.watched:
+            return
+        boxed = _work_in(result)
+        if boxed is None or not self._watch_end(call, dist.Work.unbox(boxed)):
+            call.closed = True
+
+    # -- where calls are seen ----------------------------------------------------------------
+
+    def _observe(self) -> bool:
+        """Installs the observer at BackendSelect; False where this torch has not what it takes."""
+        library = None
+        try:
+            unbox, _ = dist.ProcessGroup.unbox, dist.Work.unbox
+            below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
+            library = torch.library.Library("c10d", "IMPL")  # type: ignore[no-untyped-call]
+            for name, kernel in self._kernels(unbox, below):
+                library.impl(name, kernel, "BackendSelect", with_keyset=True)  # type: ignore[no-untyped-call]
+        except Exception as error:  # private names: another torch may lack them
+            if library is not None:
+                library._destroy()  # type: ignore[no-untyped-call]
+            if is_foreign(error):
+                raise
+            return False
+        self._restore.append(library._destroy)
+        return True
+
+    def _kernels(self, unbox: Any, below: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
+        """An op's name and what is put before it, for each that this torch has."""
+        for name, op in DISPATCHER_OPS.items():
+            packet = getattr(torch.ops.c10d, name, None)
+            if packet is None:
+                continue
+            overload = packet.default
+            form = _form(op, unbox, overload)
+            if form is not None:
+                yield name, self._kernel(form, overload._handle.redispatch_boxed, below)
+
+    def _kernel(self, form: Form, redispatch: Any, below: Any) -> Callable[..., Any]:
+        enter, leave = self._enter, self._issued
+
+        # C++ calls it, so nothing may come out of it that `redispatch` did not raise.
+        @uninterrupted
+        def kernel(keys: Any, *args: Any) -> Any:
+            try:
+                held: BaseException | None = None
+                issue: Any = None
+                seen: list[Call] = []
+                issue = starmap(redispatch, [(keys & below, *args)])
+                if self.calls is not None:
+                    self.calls.look()
+                enter(form, args, seen)
+            except BaseException as error:  # noqa: BLE001
+                held = theirs(error)
+                issue = issue or starmap(redispatch, [(keys & below, *args)])
+                enter(form, args, seen)  # it is issued all the same, and has to have its number
+            try:
+                (result,) = issue
+            except BaseException:
+                if seen:
+                    seen[0].cancel()
+                raise
+            try:
+                if seen:
+                    leave(seen[0], result)
+            except BaseException as error:  # noqa: BLE001
+                held = theirs(error)
+                seen[0].closed = True
+            if held is not None:
+                (_,) = raise_on_return(held)
+            return result
+
+        dynamo.leave_alone(kernel)
+        return kernel
+
+    def _patch_groups(self) -> None:
+        for name, op in GROUP_METHODS.items():
+            original = getattr(dist.ProcessGroup, name, None)
+            if original is not None:
+                self._replace(dist.ProcessGroup, name, self._method(op, original))
+
+    def _method(self, op: Op, original: Any) -> Callable[..., Any]:
+        thread = self._thread
+        form = Form(op, -1, 1 if op.peer else None, None, _itself)
+
+        @functools.wraps(original)
+        def method(group: Any, *args: Any, **kwargs: Any) -> Any:
+            # A method that calls another one: the inner is the collective.
+            if thread.inside is not None:
+                return original(group, *args, **kwargs)
+            lane = here.lane
+            if lane is not None and lane.measuring:
+                now(lane)
+            inside: list[Call] = []
+            thread.inside = inside
+            try:
+                if self.capture == "patch":
+                    self._enter(form, (*args, group), [])
+                work = original(group, *args, **kwargs)
+            except BaseException:
+                for call in inside:  # whoever waits for it does so elsewhere
+                    call.closed = True
+                raise
+            finally:
+                thread.inside = None
+            if inside:
+                self._leave(inside[-1], work, lane)
+            return work
+
+        return method
+
+    def _replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
+        own = vars(owner).get(name)  # None: inherited
+        ours = _method_of_c(function)
+
+        def put_back() -> None:
+            if vars(owner).get(name) is not ours:  # somebody has since put theirs on top
+                return
+            if own is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, own)
+
+        setattr(owner, name, ours)
+        self._restore.append(put_back)
+
+
+class Form(NamedTuple):
+    """How a call is spelled: positions of arguments, None where there is none of that kind.
+
+    Attributes:
+        group: The process group's position, …
+        unbox: … and what makes it the Python object.
+    """
+
+    op: Op
+    group: int
+    peer: int | None
+    is_async: int | None
+    unbox: Callable[[Any], Any]
+
+
+def _form(op: Op, unbox: Any, overload: Any) -> Form | None:
+    """An op's by its schema, None where this torch's is another than is known here."""
+    places = {argument.name: i for i, argument in enumerate(overload._schema.arguments)}
+    if "process_group" not in places:
+        return None
+    peer = places.get(op.peer) if op.peer else None
+    return Form(op, places["process_group"], peer, places.get("async_op"), unbox)
+
+
+class _Thread(threading.local):
+    """Of a thread that is inside of a group's method, the call that it has issued there."""
+
+    inside: list[Call] | None = None
+
+
+def _itself(thing: Any) -> Any:
+    return thing
+
+
+def _method_of_c(function: Callable[..., Any]) -> Any:
+    """A function in the guise that pybind's methods have.
+
+    So torch.compile stops at it as it does at theirs; a Python function it would trace.
+    """
+    guise = ctypes.pythonapi.PyInstanceMethod_New
+    guise.restype, guise.argtypes = ctypes.py_object, [ctypes.py_object]
+    return guise(function)
+
+
+def _in_backward() -> bool:
+    """Whether autograd is at work on this thread: on CUDA it has threads of its own."""
+    running: bool = torch._C._current_graph_task_id() != -1
+    return running
+
+
+def _work_in(result: Any) -> Any:
+    """The boxed `Work` an op returned, None if it returns none."""
+    last = result[-1] if isinstance(result, tuple | list) and result else result
+    return last if isinstance(last, torch.ScriptObject) else None

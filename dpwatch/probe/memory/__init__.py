@@ -1,0 +1,1 @@
+"""What memory is used for: read and walked, or followed by the exact ledger."""

@@ -1,0 +1,132 @@
+"""DDP's gradient buckets: a second copy of the gradients that no Python object holds.
+
+The reducer allocates its buckets in C++, first when DDP is built, mostly before the probe looks,
+and anew in its second iteration. Those made while the ledger follows a step are seen like any
+storage; of the others DDP's own logging tells the sizes.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from dpwatch.probe.memory.dispatch_mode import StorageTracker
+from dpwatch.probe.memory.events import Entry
+from dpwatch.probe.memory.walk import attributes_of, first_trained, modules_of, place_of, unseen
+
+
+class BucketSizes:
+    """Asks each DDP instance once: asking gives up the GIL, and the sum never changes."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Any], torch.device | None, int | None]] = {}
+
+    def on(self, device: torch.device, modules: Iterable[torch.nn.Module]) -> int | None:
+        """Bytes of all buckets beside `.grad` on a device; None where one does not tell."""
+        total = 0
+        for ddp in _instances(modules):
+            known = self._known.get(id(ddp))
+            if known is None or known[0]() is not ddp:
+                known = self._known[id(ddp)] = _asked(ddp)
+            _, where, nbytes = known
+            if where == device:
+                if nbytes is None:
+                    return None
+                total += nbytes
+        return total
+
+
+def _asked(ddp: Any) -> tuple[weakref.ref[Any], torch.device | None, int | None]:
+    with unseen():
+        first = first_trained(ddp)
+        where = None if first is None else place_of(first)
+    return weakref.ref(ddp), where, logged_bytes_of(ddp)
+
+
+class Buckets:
+    """Counts the buckets nobody saw being made as one storage, until they are replaced in sight."""
+
+    def __init__(self, tracker: StorageTracker) -> None:
+        self._tracker = tracker
+        self._unseen_bytes: dict[int, int] = {}
+        self._unseen: dict[int, Entry] = {}
+
+    def look(self, models: Iterable[torch.nn.Module]) -> None:
+        """Before a sampled step: works out what there is beyond the buckets seen."""
+        logged: dict[int, int] = {}
+        for ddp in _instances(modules_of(models)):
+            with unseen():
+                device = self._tracker.device_of(first_trained(ddp))
+            logged[device] = logged.get(device, 0) + (logged_bytes_of(ddp) or 0)
+        self._unseen_bytes = {
+            device: nbytes - self.seen_bytes(device) for device, nbytes in logged.items()
+        }
+
+    def begin(self) -> None:
+        """At its start: counts that as held."""
+        self._unseen = {}
+        for device, nbytes in self._unseen_bytes.items():
+            if nbytes > 0:
+                entry = self._unseen[device] = Entry(device, nbytes, in_backward=False)
+                entry.bucket = True
+                self._tracker.events.append((entry, entry.nbytes))
+
+    def settle(self) -> None:
+        """At its end: buckets made meanwhile replaced the unseen ones, just before the first."""
+        events, unseen = self._tracker.events, dict(self._unseen)
+        for at, (subject, _) in enumerate(list(events)):
+            fresh = isinstance(subject, Entry) and subject.bucket and not subject.carried
+            if fresh and subject not in self._unseen.values():
+                replaced = unseen.pop(subject.device, None)
+                if replaced is not None:
+                    inserted = len(self._unseen) - len(unseen) - 1
+                    events.insert(at + inserted, (replaced, -replaced.nbytes))
+
+    def seen_bytes(self, device: int | None = None) -> int:
+        """Bytes of living buckets that were seen being made, on one device or on all."""
+        return sum(
+            entry.nbytes
+            for entry in self._tracker.alive()
+            if entry.bucket and device in (None, entry.device)
+        )
+
+
+def logged_bytes(models: Iterable[torch.nn.Module]) -> int:
+    """What DDP's logging says its buckets hold beside `.grad`.
+
+    Args:
+        models: The outermost modules; `DistributedDataParallel` is looked for inside them too.
+
+    Returns:
+        Bytes, over all instances found; 0 without any.
+    """
+    return sum(logged_bytes_of(ddp) or 0 for ddp in _instances(modules_of(models)))
+
+
+def logged_bytes_of(ddp: Any) -> int | None:
+    """The same of one instance, None where it does not tell.
+
+    With `gradient_as_bucket_view=True` the gradients lie in the buckets, and nothing is beside
+    them.
+    """
+    attributes = attributes_of(ddp)
+    if attributes.get("gradient_as_bucket_view"):
+        return 0
+    ask = getattr(attributes.get("logger"), "_get_ddp_logging_data", None)
+    if ask is None:
+        return None
+    logged = ask().strs_map
+    # Up to one step late about a rebuild, but the buckets' sum stays the same.
+    sizes = logged.get("rebuilt_bucket_sizes") or logged.get("bucket_sizes")
+    return None if sizes is None else sum(int(s) for s in str(sizes).split(",") if s.strip())
+
+
+def _instances(modules: Iterable[torch.nn.Module]) -> Iterator[Any]:
+    parallel = sys.modules.get("torch.nn.parallel.distributed")
+    if parallel is not None:
+        kind = parallel.DistributedDataParallel
+        yield from (module for module in modules if kind in type(module).__mro__)

@@ -1,0 +1,286 @@
+"""Which instrument measures memory, and the exact one: a ledger of every storage.
+
+`start` chooses. A script's own devices are measured passively (`memory_passive`): nothing of the
+probe stands in the dispatcher's way. The exact ledger is for virtual devices, whose bytes lie
+beside each other in one process's host memory, and for whoever asks for it
+(`watch(memory="exact")`, `dpwatch run --memory exact`, `DPWATCH_MEMORY=exact`).
+
+On a sampled step it follows every storage through the dispatcher (`memory_mode`), and finds what
+was there before by walking models and optimizers (`memory_walk`). A sampled step costs a few to
+twenty percent, so steps are sampled so seldom that the mean stays below one (`memory_pace`).
+
+Any dispatch mode makes ATen choose other ways through some operations, so results may differ in
+the last bits there. So the ledger stands aside for good as soon as it meets what modes are known
+to harm: torch.compile, functorch transforms, complex tensors, tensor subclasses other than
+DTensor; and where following fails or a mode of the script's own never goes away. It says why in
+`note`, and memory is passive from then on. A process that drives several virtual devices then
+reports nothing: its memory is no one device's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dpwatch.probe.foreign import is_foreign
+from dpwatch.probe.memory.account import account
+from dpwatch.probe.memory.aside import COMPILES, asked_to_compile
+from dpwatch.probe.memory.ddp import Buckets
+from dpwatch.probe.memory.dispatch_mode import StorageTracker
+from dpwatch.probe.memory.pace import Pace
+from dpwatch.probe.memory.passive import FirstStep, PassiveMemory
+from dpwatch.probe.memory.walk import parts_of, persistent_tensors, unseen
+from dpwatch.wire.messages import DeviceInfo, Memory
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from dpwatch.probe.instruments import LedgerLike
+    from dpwatch.probe.send.recorder import RecordSink
+
+PASSIVE, EXACT = CHOICES = ("passive", "exact")
+
+VARIABLE = "DPWATCH_MEMORY"
+
+MOST_MISSED = 20
+"""Steps in a row that a mode of the script's own keeps from being followed."""
+
+_SAID = (
+    "dpwatch: memory=exact follows every tensor of sampled steps through a dispatch mode, under "
+    "which torch computes some operations otherwise: last bits of prod, of masked_fill's backward "
+    "and of complex eigvalsh and pinv may change there. See docs/memory.md\n"
+)
+
+
+def start(
+    record: RecordSink,
+    devices: Sequence[DeviceInfo],
+    memory: str = PASSIVE,
+    before: LedgerLike | None = None,
+) -> LedgerLike:
+    """Starts the instrument that fits the devices.
+
+    Args:
+        record: Takes `(Memory, device, step, …)`.
+        devices: What this process drives; none as long as nobody knows.
+        memory: One of `CHOICES`.
+        before: What stood here until the devices were known.
+    """
+    if not devices:
+        return FirstStep()
+    kinds = {device.kind for device in devices}
+    if "virtual" in kinds:
+        return Ledger(record, devices=len(devices))
+    if memory == EXACT and "cuda" not in kinds:  # CUDA's allocator keeps its own account
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            _say(_SAID)
+        return Ledger(record, devices=len(devices))
+    known = before if isinstance(before, FirstStep) else None
+    return PassiveMemory(record, devices, before=known)
+
+
+def choice(asked: str | None = None) -> str:
+    """How memory is to be measured; a word that is neither is told of once, on stderr.
+
+    Args:
+        asked: By the script itself; the environment's word counts where that is None.
+    """
+    name, word = ("memory", asked) if asked is not None else (VARIABLE, os.environ.get(VARIABLE))
+    if word in CHOICES:
+        return word
+    if word:
+        _say(f"dpwatch: {name}={word!r}: it is passive or exact; taking passive\n")
+    return PASSIVE
+
+
+class Ledger:
+    """Follows memory on sampled steps and records a `Memory` a device.
+
+    The step methods are called on lane 0's thread at step boundaries, `enter_lane`, `exit_lane`
+    and `owner` on the thread they are about. None of them raises.
+
+    Attributes:
+        note: Why following ended, "" while it goes on.
+    """
+
+    def __init__(
+        self,
+        record: RecordSink,
+        *,
+        devices: int = 1,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Prepares; nothing is followed before step 1.
+
+        Args:
+            record: Takes `(Memory, device, step, …)`.
+            devices: How many devices this process drives.
+            clock_ns: Monotonic clock.
+        """
+        self.note = ""
+        self.pace = Pace(clock_ns)
+        self._record = record
+        self._devices = devices
+        self._tracker = StorageTracker()
+        self._buckets = Buckets(self._tracker)
+        self._told: list[tuple[int, weakref.ref[Any]]] = []
+        self._ready = False
+        self._sampling = False
+        self._missed = 0
+        alike = [DeviceInfo("cpu", "cpu")] * devices
+        self._passive = PassiveMemory(record, alike, clock_ns=clock_ns)
+
+    def step_begin(self, step: int) -> None:
+        """A step begins: starts following if it is to be sampled."""
+        if self.note:
+            self._passive.step_begin(step)
+            return
+        if self._ready:
+            self._ready = False
+            self._guarded(self._start)
+        self.pace.begin()
+
+    def before_forward(self) -> None:
+        """See `LedgerLike`."""
+        self._tracker.leave_if_failed()
+        if self.note:
+            self._passive.before_forward()
+
+    def before_backward(self) -> None:
+        """See `LedgerLike`."""
+        self._tracker.leave_if_failed()
+        if self.note:
+            self._passive.before_backward()
+
+    def step_end(self, step: int, optimizers: Iterable[Any], models: Iterable[Module]) -> None:
+        """A step has ended: adds up if it was sampled, and looks around if the next is to be.
+
+        Args:
+            step: Its number, from 0.
+            optimizers: All optimizers seen.
+            models: The outermost modules seen.
+        """
+        if self.note:
+            self._passive.step_end(step, optimizers, models)
+            return
+        self.pace.end()
+        sampled, self._sampling = self._sampling, False
+        due = self.pace.due(step + 1)
+        if sampled:
+            self._guarded(lambda: self._finish(step, list(optimizers), list(models)))
+        if due and not self.note:
+            self._guarded(lambda: self._look_around(list(optimizers), list(models)))
+        self.pace.close(sampled=sampled, prepared=due)
+
+    def enter_lane(self, device: int) -> None:
+        """The calling thread works for `device` until `exit_lane`."""
+        self._tracker.enter_job(device)
+
+    def exit_lane(self) -> None:
+        """The calling thread's job is done."""
+        self._tracker.exit_job()
+
+    def owner(self, device: int) -> AbstractContextManager[None]:
+        """Storages that the calling thread allocates meanwhile belong to `device`."""
+        return self._tracker.owner(device)
+
+    def holds(self, device: int, things: Sequence[Any]) -> None:
+        """What these modules and optimizers keep from step to step lies on `device`."""
+        self._told.extend((device, weakref.ref(thing)) for thing in things)
+
+    def close(self) -> None:
+        """Stops following; to be called on lane 0's thread."""
+        self._stop(self.note or "closed")
+        self._passive.close()
+
+    def _look_around(self, optimizers: list[Any], models: list[Module]) -> None:
+        """Finds what is there before a sampled step; keeps weak references only."""
+        if asked_to_compile():
+            self._stop(COMPILES)
+            return
+        if not self._tracker.may_push():
+            self._miss()
+            return
+        self._adopt(optimizers, models)
+        self._buckets.look(models)
+        self._ready = True
+
+    def _start(self) -> None:
+        if not self._tracker.push():
+            self._miss()
+            return
+        self.pace.missed, self._missed = False, 0
+        self._tracker.begin()
+        self._buckets.begin()
+        self._sampling = True
+
+    def _miss(self) -> None:
+        self.pace.missed = True
+        self._missed += 1
+        if self._missed >= MOST_MISSED:
+            self._stop("a dispatch mode of the script's own is on")
+
+    def _finish(self, step: int, optimizers: list[Any], models: list[Module]) -> None:
+        if not self._tracker.failure:
+            self._tracker.settle_backward()
+            self._adopt(optimizers, models)
+            self._buckets.settle()
+        events = self._tracker.end()
+        self._tracker.pop()
+        if self._tracker.failure:
+            self._stop(self._tracker.failure)
+            return
+        for device, usage in sorted(account(events).items()):
+            if device < self._devices:
+                self._record((Memory, device, step, usage.current_bytes, usage.peak_bytes,
+                              usage.current, usage.peak, "ledger"))  # fmt: skip
+
+    def _adopt(self, optimizers: list[Any], models: list[Module]) -> None:
+        """Counts what is kept: first where the trainer said it lies, then all else."""
+        known: set[int] = set()
+        tracker = self._tracker
+        with unseen():
+            for device, ref in self._told:
+                thing = ref()
+                if thing is not None:
+                    alone = ([thing], []) if hasattr(thing, "param_groups") else ([], [thing])
+                    for category, tensor, _ in persistent_tensors(*alone):
+                        tracker.adopt(tensor, category, known, device=device)
+            for category, tensor, of in persistent_tensors(optimizers, models):
+                where = 0 if self._devices == 1 else tracker.device_of(_held_by(of))
+                tracker.adopt(tensor, category, known, device=where)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            if is_foreign(error):
+                raise
+            self._stop(f"{type(error).__name__}: {error}")
+
+    def _stop(self, note: str) -> None:
+        self.note = note
+        self._ready = self._sampling = False
+        self._tracker.end()
+        self._tracker.pop()
+        self._tracker.forget()
+
+
+def _held_by(parameter: Any) -> torch.Tensor | None:
+    """The plain tensor that a parameter is, or has its memory in."""
+    return next(iter(parts_of(parameter)), None) if isinstance(parameter, torch.Tensor) else None
+
+
+def _say(line: str) -> None:
+    try:
+        sys.stderr.write(line)
+    except Exception as error:
+        if is_foreign(error):
+            raise  # else it is closed, or there is none

@@ -1,0 +1,184 @@
+"""Memory of a user's script: read and walked now and then, nothing followed and nothing hooked.
+
+In a sampled step: what the device holds by whoever counts it anyway (`memory_gauges`), what models
+and optimizers keep by walking them (`memory_walk`), to the byte, and activations as an estimate
+(`memory_rise`). What is neither, such as temporaries, is unknown. Samples are spaced by what they
+cost (`memory_pace`).
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dpwatch.probe.foreign import is_foreign
+from dpwatch.probe.instruments import NoLedger
+from dpwatch.probe.memory.ddp import BucketSizes
+from dpwatch.probe.memory.gauges import Totals, gauge_unasked, gauges_of
+from dpwatch.probe.memory.pace import DirectPace
+from dpwatch.probe.memory.rise import Estimate, Rise
+from dpwatch.probe.memory.walk import Walk
+from dpwatch.wire.messages import ByCategory, DeviceInfo, Memory
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from dpwatch.probe.send.recorder import RecordSink
+
+
+class PassiveMemory(NoLedger):
+    """Records a `Memory` a device on sampled steps. Called on lane 0's thread only.
+
+    Attributes:
+        note: Why it stopped, "" while it works.
+        pace: Which steps are sampled.
+    """
+
+    def __init__(
+        self,
+        record: RecordSink,
+        devices: Sequence[DeviceInfo],
+        *,
+        before: FirstStep | None = None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Prepares.
+
+        Args:
+            record: Takes `(Memory, device, step, …)`.
+            devices: What this process drives.
+            before: What stood here in the first step.
+            clock_ns: Monotonic clock.
+        """
+        self.note = ""
+        self.pace = DirectPace(clock_ns)
+        self._record = record
+        self._clock_ns = clock_ns
+        self._gauges = gauges_of(devices)
+        self._rise = Rise(self._gauges, None if before is None else before.seen())
+        self._buckets = BucketSizes()
+        self._optimizers: list[weakref.ref[Any]] = [] if before is None else before.optimizers
+        self._sampling = False
+        self._cost_ns = 0
+
+    def step_begin(self, step: int) -> None:
+        """A step begins: decides whether it is looked at."""
+        self._cost_ns = 0
+        self._sampling = not self.note and self.pace.due(step)
+        if self._sampling:
+            self._guarded(self._rise.begin, self._optimizers)
+
+    def before_forward(self) -> None:
+        """See `LedgerLike`."""
+        if self._sampling:
+            self._guarded(self._rise.before_forward)
+
+    def before_backward(self) -> None:
+        """See `LedgerLike`."""
+        if self._sampling:
+            self._guarded(self._rise.before_backward)
+
+    def step_end(self, step: int, optimizers: Iterable[Any], models: Iterable[Module]) -> None:
+        """A step has ended: looks around if it is a sampled one."""
+        if self._sampling:
+            self._sampling = False
+            self._guarded(lambda: self._look_around(step, list(optimizers), list(models)))
+            self.pace.spent(step, self._cost_ns)
+
+    def close(self) -> None:
+        """Stops reading."""
+        self._stop("closed")
+
+    def _look_around(self, step: int, optimizers: list[Any], models: list[Module]) -> None:
+        totals = {index: gauge.totals() for index, gauge in self._gauges.items()}
+        if not any(totals.values()):
+            return
+        walk = Walk(optimizers, models)
+        estimates = self._rise.end(len(walk.inside))
+        for index, gauge in self._gauges.items():
+            held = totals[index]
+            if held is not None:
+                buckets = self._buckets.on(gauge.device, walk.inside)
+                now = _with_buckets(walk.on(gauge.device), buckets)
+                self._tell(index, step, held, now, estimates.get(index))
+        self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
+
+    def _tell(
+        self, index: int, step: int, held: Totals, now: ByCategory, estimate: Estimate | None
+    ) -> None:
+        # Whatever moment the peak was at: these are there throughout, gradients are not.
+        peak = ByCategory(params=now.params, optimizer=now.optimizer, buffers=now.buffers)
+        source = self._gauges[index].source
+        self._record((Memory, index, step, held.current, held.peak, now, peak, source,
+                      *(estimate or (None, None)), held.heap))  # fmt: skip
+
+    def _guarded(self, work: Callable[..., None], *args: Any) -> None:
+        began = self._clock_ns()
+        try:
+            work(*args)
+        except Exception as error:
+            if is_foreign(error):
+                raise
+            self._stop(f"{type(error).__name__}: {error}")
+        finally:
+            self._cost_ns += self._clock_ns() - began
+
+    def _stop(self, note: str) -> None:
+        self.note = self.note or note
+        self._sampling = False
+
+
+class FirstStep(NoLedger):
+    """Stands in until the devices are known, at the first step's end: only sees its rise.
+
+    Attributes:
+        optimizers: Those that it ended with.
+    """
+
+    def __init__(self) -> None:
+        self.optimizers: list[weakref.ref[Any]] = []
+        self._rise: Rise | None = None
+        self._failed = False
+
+    def before_forward(self) -> None:
+        """See `LedgerLike`."""
+        self._guarded(self._look)
+
+    def before_backward(self) -> None:
+        """See `LedgerLike`."""
+        if self._rise is not None:
+            self._guarded(self._rise.before_backward)
+
+    def step_end(self, step: int, optimizers: Iterable[Any], models: Iterable[Module]) -> None:
+        """See `LedgerLike`."""
+        self.optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
+
+    def seen(self) -> dict[torch.device, int]:
+        """The rise by device; none where it could not be told."""
+        return {} if self._rise is None or self._failed else self._rise.largest()
+
+    def _look(self) -> None:
+        if self._rise is None:
+            self._rise = Rise({0: gauge_unasked()})
+        self._rise.before_forward()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            work()
+        except Exception as error:
+            self._failed = True
+            if is_foreign(error):
+                raise
+
+
+def _with_buckets(now: ByCategory, buckets: int | None) -> ByCategory:
+    if now.buffers is None or buckets == 0:
+        return now
+    total = None if buckets is None else now.buffers + buckets
+    return ByCategory(params=now.params, grads=now.grads, optimizer=now.optimizer, buffers=total)

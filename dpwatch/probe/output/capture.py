@@ -1,0 +1,130 @@
+"""What this process prints: its writes to stdout and stderr, seen as they happen.
+
+The streams stay the objects they are. Each gets an attribute `write` of its own, over its class's,
+which writes as before and then appends to a bounded queue: nothing else happens on the thread that
+prints. What writes to the file descriptors past Python is not seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable
+from time import time_ns
+from typing import Any
+
+from dpwatch.probe.foreign import own_fault, suppress_own
+from dpwatch.probe.output.lines import Lines
+from dpwatch.wire.messages import Output
+
+STREAMS = ("out", "err")
+MOST_WRITES = 1024
+"""Writes kept until the sender comes round; older ones go."""
+
+MOST_CHARS = 8192
+"""Kept of a single write: its end."""
+
+Written = tuple[int, str, int, int]
+"""Index into `STREAMS`, text, wall clock in ns, lines that the stream ended before the text."""
+
+
+def wanted() -> bool:
+    """Whether this process's output is to be told: `DPWATCH_OUTPUT`, else under `dpwatch run`."""
+    said = os.environ.get("DPWATCH_OUTPUT")
+    return said != "0" if said else "DPWATCH_SESSION" in os.environ
+
+
+def _let_go(error: BaseException) -> None:
+    """A line that can't be kept is not told; nothing else is wrong."""
+
+
+class Tap:
+    """Hears what is written to `sys.stdout` and `sys.stderr` as they are now, until `close`."""
+
+    def __init__(self) -> None:
+        self._written: deque[Written] = deque(maxlen=MOST_WRITES)
+        self._ended = [0, 0]  # lines written so far; only writers touch it …
+        self._fed = [0, 0]  # … and only the sender this: what it has come to
+        self._lines = [Lines(name) for name in STREAMS]
+        self._placed: list[tuple[Any, Callable[..., Any], Callable[..., Any] | None]] = []
+        streams = [sys.stdout] if sys.stdout is sys.stderr else [sys.stdout, sys.stderr]
+        for index, stream in enumerate(streams):
+            with suppress_own(Exception):  # a stream of the script's own, of whatever kind
+                self._place(index, stream)
+
+    def _place(self, index: int, stream: Any) -> None:
+        before = vars(stream).get("write")
+        ours = self._writer(index, stream.write)
+        stream.write = ours
+        self._placed.append((stream, ours, before))
+
+    def _writer(self, index: int, plain: Callable[..., Any]) -> Callable[..., Any]:
+        keep = self._keep
+
+        def write(*args: Any, **kwargs: Any) -> Any:
+            result = plain(*args, **kwargs)
+            try:
+                text = args[0]
+                if type(text) is str:
+                    keep(index, text)
+            except Exception as error:  # noqa: BLE001 - never into the user's code
+                own_fault(error, _let_go)
+            return result
+
+        with suppress_own(Exception):  # the script may look at its name and signature
+            functools.update_wrapper(write, plain)
+            write.__self__ = plain.__self__  # type: ignore[attr-defined]  # as a method has it
+        return write
+
+    def _keep(self, index: int, text: str) -> None:
+        before = self._ended[index]
+        self._ended[index] = before + text.count("\n")
+        if len(text) > MOST_CHARS:
+            before += text.count("\n", 0, -MOST_CHARS)
+            text = text[-MOST_CHARS:]
+        self._written.append((index, text, time_ns(), before))
+
+    def tell(self, error: BaseException) -> None:
+        """Takes what Python is about to print of the exception that ends the process.
+
+        Nobody hears that any more: the probe says goodbye first.
+        """
+        with suppress_own(Exception):  # an exception's own text may raise
+            if isinstance(error, SystemExit):
+                text = f"{error.code}\n" if isinstance(error.code, str) else ""
+            else:
+                text = "".join(traceback.format_exception(error))
+            self._keep(STREAMS.index("err"), text)
+
+    def take(self, *, last: bool = False) -> list[Output]:
+        """What has come since the last call; on the sender thread only.
+
+        Args:
+            last: Nothing will come any more: a line that was not ended is told as it is.
+        """
+        now_ns = time_ns()
+        for _ in range(len(self._written)):
+            index, text, wall_ns, before = self._written.popleft()
+            # What went to make room is not there; two threads that print at once may miscount.
+            self._lines[index].feed(text, wall_ns, max(before - self._fed[index], 0))
+            self._fed[index] = before + text.count("\n")
+        if last:  # what made room for the other stream, too
+            for index, lines in enumerate(self._lines):
+                lines.left_out += max(self._ended[index] - self._fed[index], 0)
+        told = (lines.take(now_ns, last=last) for lines in self._lines)
+        return [output for output in told if output is not None]
+
+    def close(self) -> None:
+        """Takes ours off again, where nobody has put theirs on top."""
+        placed, self._placed = self._placed, []
+        for stream, ours, before in placed:
+            with suppress_own(Exception):
+                if vars(stream).get("write") is not ours:
+                    continue
+                if before is None:
+                    del stream.write
+                else:
+                    stream.write = before

@@ -1,0 +1,1 @@
+"""Where threads stand: Python's frames, library calls, the kernel's waits."""

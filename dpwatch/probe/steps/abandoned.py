@@ -1,0 +1,44 @@
+"""Passes that raised and that the script went on after: what they would have called is left out."""
+
+from __future__ import annotations
+
+from dpwatch.probe.exit_hooks import one_line
+
+_WHY_CHARS = 160
+
+
+class Abandoned:
+    """Counts forward and backward passes that one rank gave up.
+
+    Whether a script goes on after an exception shows only when it begins the next pass.
+
+    Attributes:
+        count: So many there have been.
+        step: Step of the first, None as long as there is none.
+        why: Its exception, in one line.
+    """
+
+    __slots__ = ("_pending", "count", "step", "why")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.step: int | None = None
+        self.why = ""
+        self._pending: tuple[int, str] | None = None
+
+    def raised(self, step: int, error: BaseException | None) -> None:
+        """A pass has raised."""
+        why = ""
+        if error is not None:  # no `str` of it, which may be the script's own code
+            told = next((each for each in error.args if type(each) is str), "")
+            why = one_line(f"{type(error).__name__}: {told[:_WHY_CHARS]}".rstrip(": "), _WHY_CHARS)
+        self._pending = step, why
+
+    def goes_on(self) -> None:
+        """The script begins another pass, or ends as if nothing had been."""
+        if self._pending is None:
+            return
+        (step, why), self._pending = self._pending, None
+        self.count += 1
+        if self.step is None:
+            self.step, self.why = step, why

@@ -1,0 +1,200 @@
+"""Which models and optimizers take part in training, and what is told of them.
+
+Nothing is kept alive, and nothing of the script's is called that is not torch's own, but for
+`parameters()` and `modules()`, which a script may have overridden.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from dpwatch.probe.steps.tensors import quiet
+from dpwatch.probe.steps.updates import Place, places
+from dpwatch.wire.messages import DeviceInfo
+
+MOST_MODULES = 4096
+"""Modules of a model that are looked through for one of torch's wrappers."""
+
+_T = TypeVar("_T")
+
+
+class Live(Generic[_T]):
+    """Things to be found again as long as somebody else keeps them.
+
+    Without callbacks: Python's own would run in the script's thread when a thing dies.
+    """
+
+    def __init__(self) -> None:
+        self._refs: dict[int, weakref.ref[_T]] = {}
+
+    def __contains__(self, thing: _T) -> bool:
+        ref = self._refs.get(id(thing))
+        return ref is not None and ref() is thing
+
+    def add(self, thing: _T) -> None:
+        """Keeps a weak reference to it, and lets go of those that have died."""
+        if len(self._refs) & (len(self._refs) - 1) == 0:
+            self._refs = {key: ref for key, ref in self._refs.items() if ref() is not None}
+        self._refs[id(thing)] = weakref.ref(thing)
+
+    def __iter__(self) -> Iterator[_T]:
+        return iter([thing for ref in list(self._refs.values()) if (thing := ref()) is not None])
+
+
+class Models:
+    """Models and optimizers seen so far.
+
+    Attributes:
+        all: Outermost modules with parameters that were called with gradients on.
+        optimizers: Those that have stepped.
+        params: Elements of the parameters of the models that are trained, None before the first,
+            or where a model does not say.
+        param_bytes: Their bytes.
+        wrapper: The strategy that one of the models is wrapped for, "" as long as none is.
+    """
+
+    def __init__(self) -> None:
+        self.all: Live[Module] = Live()
+        self.optimizers: Live[Optimizer] = Live()
+        self.params: int | None = None
+        self.param_bytes: int | None = None
+        self.wrapper = ""
+        self._trained: Live[Module] = Live()
+        self._bare: Live[Module] = Live()
+        self._recount = False
+
+    def is_trained(self, module: Module) -> bool:
+        """Whether an outermost module has parameters that get gradients."""
+        if module in self._trained:
+            return True
+        return False if module in self.all or module in self._bare else self._meet(module)
+
+    def _meet(self, module: Module) -> bool:
+        with quiet():
+            needs = [p.requires_grad for p in module.parameters()]
+        if not needs:
+            self._bare.add(module)
+            return False
+        self.all.add(module)
+        if any(needs):  # what is frozen is a teacher or a reference, and not what is trained
+            self._trained.add(module)
+            self.wrapper = self.wrapper or strategy_of(module)
+            self._recount = True  # at the step's end, when lazy ones have a shape
+        return any(needs)
+
+    def meet_optimizer(self, optimizer: Optimizer) -> None:
+        """An optimizer steps."""
+        if optimizer not in self.optimizers:
+            self.optimizers.add(optimizer)
+            self.wrapper = self.wrapper or _SHARDED_OPTIMIZERS.get(type(optimizer).__name__, "")
+
+    def places(self) -> Iterator[Place]:
+        """Where parameters lie that may be trained."""
+        return places(self.optimizers, self._trained)
+
+    def first_device(self) -> DeviceInfo | None:
+        """The device that the first trained model lies on."""
+        with quiet():
+            for model in self._trained:
+                for parameter in islice(model.parameters(), 1):
+                    return device_of(parameter)
+        return None
+
+    def is_on_cuda(self) -> bool:
+        """Whether a trained model lies on a CUDA device."""
+        with quiet():
+            return any(p.is_cuda for m in self._trained for p in islice(m.parameters(), 1))
+
+    def count(self) -> bool:
+        """Counts the parameters, where a model is new. Returns: whether it has."""
+        if not self._recount:
+            return False
+        self._recount = False
+        with quiet():
+            found = {id(p): p for model in self._trained for p in model.parameters()}
+            sizes = [(elements_of(p), p.element_size()) for p in found.values()]
+        if not sizes:
+            return False
+        known = [(count, size) for count, size in sizes if count is not None]
+        whole = len(known) == len(sizes)
+        self.params = sum(count for count, _ in known) if whole else None
+        self.param_bytes = sum(count * size for count, size in known) if whole else None
+        return True
+
+
+_WRAPPERS = {
+    "DistributedDataParallel": "ddp",
+    "FullyShardedDataParallel": "fsdp1",
+    "FSDPModule": "fsdp",
+}
+
+_SHARDED_OPTIMIZERS = {"ZeroRedundancyOptimizer": "zero1"}
+
+_DEEPSPEED = ("ddp", "zero1", "zero2", "zero3")
+"""By its stage."""
+
+
+def strategy_of(module: Module) -> str:
+    """The strategy that a model, or a module inside it, is wrapped for; "" if none is.
+
+    By name, since importing these classes would cost a script that does not use them.
+    `nn.DataParallel` counts with two or more devices; with fewer it passes through silently.
+    """
+    for each in islice(module.modules(), MOST_MODULES):
+        names = [kind.__name__ for kind in type(each).__mro__]
+        if "DataParallel" in names and len(getattr(each, "device_ids", ())) > 1:
+            return "dp"
+        if "DeepSpeedEngine" in names:
+            return _deepspeed(each)
+        wrapped = next((_WRAPPERS[name] for name in names if name in _WRAPPERS), "")
+        if wrapped:
+            return "hsdp" if wrapped == "fsdp" and _is_hybrid(each) else wrapped
+    return ""
+
+
+def _deepspeed(engine: Any) -> str:
+    stage = getattr(engine, "zero_optimization_stage", None)
+    number = stage() if callable(stage) else None
+    if not isinstance(number, int) or not 0 <= number < len(_DEEPSPEED):
+        return ""
+    return _DEEPSPEED[number]
+
+
+def _is_hybrid(module: Module) -> bool:
+    """Whether parameters are sharded within groups and replicated between them."""
+    for parameter in islice(module.parameters(), 1):
+        names = [type(each).__name__ for each in getattr(parameter, "placements", ())]
+        return "Replicate" in names and any(name.endswith("Shard") for name in names)
+    return False
+
+
+def elements_of(parameter: torch.Tensor) -> int | None:
+    """Elements of a parameter as a whole, where this rank holds but its shard, or nothing, of it.
+
+    None where its memory was given back and nothing says how large it is.
+    """
+    # FSDP1's flat parameter is its shard, padded, and remembers; DeepSpeed's ZeRO-3 leaves it empty
+    # outside of forward, and notes its size. A DTensor says so itself.
+    whole: torch.Size | None = getattr(parameter, "_unpadded_unsharded_size", None)
+    if whole is not None:
+        return whole.numel()
+    noted = getattr(parameter, "ds_numel", None)
+    if type(noted) is int:
+        return noted
+    return parameter.numel() or None
+
+
+def device_of(parameter: torch.Tensor) -> DeviceInfo:
+    """The device a model lies on."""
+    device = parameter.device
+    if device.type != "cuda":
+        return DeviceInfo(device.type, "cpu")
+    traits = torch.cuda.get_device_properties(device)
+    return DeviceInfo(str(device), "cuda", traits.total_memory, traits.name)

@@ -1,0 +1,142 @@
+"""Sees that parameters were updated, or gradients thrown away, where no hook tells.
+
+torch counts a tensor's in-place changes (`_version`), and `zero_grad` drops its `.grad`. One
+trained parameter stands for all. Nothing is computed, and both are read without anybody hearing.
+
+The parameter is looked up anew each time, by its place in an optimizer or a module: a weak
+reference to it would make `torch.utils.swap_tensors` raise.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+
+from dpwatch.probe.steps.tensors import is_plain, local, quiet
+
+MOST_LOOKED_AT = 64
+"""Parameters looked at for one that gets gradients."""
+
+MOST_TRIES = 8
+
+
+class Place(NamedTuple):
+    """Where a parameter lies: in a group of an optimizer, or under a name in a module."""
+
+    owner: weakref.ref[Any]
+    group: int
+    key: int | str
+
+    def parameter(self) -> torch.Tensor | None:
+        """What lies there now."""
+        owner = self.owner()
+        if owner is None:
+            return None
+        if isinstance(self.key, str):
+            found: torch.Tensor | None = owner._parameters.get(self.key)
+            return found
+        groups = owner.param_groups
+        if self.group >= len(groups) or self.key >= len(groups[self.group]["params"]):
+            return None
+        found = groups[self.group]["params"][self.key]
+        return found
+
+
+def places(optimizers: Iterable[Any], models: Iterable[torch.nn.Module]) -> Iterator[Place]:
+    """Where parameters lie, those of optimizers first."""
+    for optimizer in optimizers:
+        owner = weakref.ref(optimizer)
+        for g, group in enumerate(optimizer.param_groups):
+            for i in range(len(group["params"])):
+                yield Place(owner, g, i)
+    for model in models:
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    yield Place(weakref.ref(module), 0, name)
+
+
+class Watched:
+    """One parameter, as it was after the last backward."""
+
+    def __init__(self) -> None:
+        self._place: Place | None = None
+        self._tries = 0
+        self._version = -1
+        self._gradient_version: int | None = None
+
+    def mark(self, among: Iterable[Place]) -> None:
+        """A backward has ended: remembers how the parameter is now.
+
+        Args:
+            among: What to choose from, where none is chosen yet.
+        """
+        with quiet():
+            parameter = self._parameter()
+            if parameter is None:
+                parameter = self._choose(among)
+            if parameter is None:
+                self._version = -1
+                return
+            self._version = _version(parameter)
+            gradient = parameter.grad
+            self._gradient_version = None if gradient is None else _version(gradient)
+
+    def was_updated(self) -> bool:
+        """Whether the parameter has changed since; False where that isn't known."""
+        if self._version < 0:
+            return False
+        with quiet():
+            parameter = self._parameter()
+            return parameter is not None and _version(parameter) != self._version
+
+    def lost_gradient(self) -> bool | None:
+        """Whether its gradient was thrown away since.
+
+        None where it was changed in place: by a `zero_grad` that keeps it, or by clipping.
+        """
+        if self._version < 0 or self._gradient_version is None:
+            return False
+        with quiet():
+            parameter = self._parameter()
+            if parameter is None:
+                return None
+            gradient = parameter.grad
+            if gradient is None:
+                return True
+            return None if _version(gradient) != self._gradient_version else False
+
+    def _parameter(self) -> torch.Tensor | None:
+        return None if self._place is None else self._place.parameter()
+
+    def _choose(self, among: Iterable[Place]) -> torch.Tensor | None:
+        """One that has a gradient, else one that might get one."""
+        if self._tries >= MOST_TRIES:
+            return None
+        self._tries += 1
+        self._place = chosen = None
+        for place in islice(among, MOST_LOOKED_AT):
+            parameter = place.parameter()
+            if parameter is None or not _may_stand_for_all(parameter):
+                continue
+            if parameter.grad is not None:
+                self._place = place
+                return parameter
+            if chosen is None:
+                self._place, chosen = place, parameter
+        return chosen
+
+
+def _may_stand_for_all(parameter: torch.Tensor) -> bool:
+    return bool(is_plain(local(parameter)) and parameter.requires_grad and parameter.is_leaf)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    try:
+        return int(local(tensor)._version)
+    except RuntimeError:  # an inference tensor keeps none
+        return -1
