@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from dpwatch.hub.comparison import labels
-from dpwatch.hub.largest_batch import LargestBatch
-from dpwatch.hub.snapshot import Progress, Snapshot
+from dpwatch.run.derive.comparison import labels
+from dpwatch.run.model.largest_batch import LargestBatch
+from dpwatch.run.model.snapshot import Progress, Snapshot
 from dpwatch.tui.format import size
 
 from .children import Child

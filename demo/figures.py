@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpwatch.cli.markdown import markdown, table
-from dpwatch.hub.snapshot import Rank, Run, TransferStats
+from dpwatch.run.model.snapshot import Rank, Run, TransferStats
 from dpwatch.trainer.config import TrainConfig
 from dpwatch.trainer.registry import known_names
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from dpwatch.hub.comparison import Figures, figures, largest, peak_bytes
-from dpwatch.hub.snapshot import Run
+from dpwatch.run.derive.comparison import Figures, figures, largest, peak_bytes
+from dpwatch.run.model.snapshot import Run
 from dpwatch.tui import format as fmt
 
 Runs = Sequence[Run]

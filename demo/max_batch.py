@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 import dpwatch
-from dpwatch.hub.largest_batch import DevicePeak, LargestBatch
+from dpwatch.run.model.largest_batch import DevicePeak, LargestBatch
 from dpwatch.trainer.config import ConfigError, TrainConfig, new_run_id
 from dpwatch.trainer.forkserver import ForkServer
 from dpwatch.trainer.launch import StopSwitch, launch

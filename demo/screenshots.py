@@ -14,7 +14,7 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
-from dpwatch.hub.snapshot import Snapshot
+from dpwatch.run.model.snapshot import Snapshot
 from dpwatch.trainer.config import TrainConfig
 from dpwatch.trainer.options import MODELS
 from dpwatch.trainer.registry import known_names

@@ -18,10 +18,10 @@ from typing import IO, TYPE_CHECKING
 from msgspec.structs import replace
 
 from dpwatch.hub import processes
-from dpwatch.hub.comparison import labels
-from dpwatch.hub.follow import Watcher
-from dpwatch.hub.snapshot import Progress, Run, Snapshot
+from dpwatch.run.derive.comparison import labels
+from dpwatch.run.model.snapshot import Progress, Run, Snapshot
 from dpwatch.trainer.series import Series
+from dpwatch.viewer.follow import Watcher
 from dpwatch.wire.paths import RunDir, clean_run_id, run_dir, runtime_dir
 from dpwatch.wire.spawn import ensure_hub
 

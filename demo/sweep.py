@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 import dpwatch
-from dpwatch.hub.comparison import figures
-from dpwatch.hub.snapshot import Run
+from dpwatch.run.derive.comparison import figures
+from dpwatch.run.model.snapshot import Run
 from dpwatch.trainer.config import ConfigError, TrainConfig
 
 SCHEMA = "dpwatch.sweep/1"

@@ -1,8 +1,8 @@
 """Frames as a run's ranks would send them, from numbers a test chooses."""
 
-from dpwatch.hub.advance import advance
-from dpwatch.hub.series import Window
-from dpwatch.hub.state import RunState
+from dpwatch.run.diagnose.review import advance
+from dpwatch.run.state.run_state import RunState
+from dpwatch.run.state.series import Window
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
     Batch,

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import zmq
 
-from dpwatch.hub.follow import Watcher
 from dpwatch.hub.server import Hub
+from dpwatch.viewer.follow import Watcher
 from dpwatch.wire import codec, paths, transport
 
 DEADLINE_S = 90

@@ -13,8 +13,8 @@ import msgspec
 
 from dpwatch.cli.errors import CommandError
 from dpwatch.cli.plain import printable
-from dpwatch.hub.diagnose import KINDS
-from dpwatch.hub.snapshot import SEVERITIES, Diagnosis, Run
+from dpwatch.run.diagnose import KINDS
+from dpwatch.run.model.snapshot import SEVERITIES, Diagnosis, Run
 
 CLOSE_S = 5.0
 """How long alert commands may go on when all is over."""

@@ -145,8 +145,8 @@ def _values(action: argparse.Action, named: Mapping[str, Values]) -> Values:
 def _named_values() -> dict[str, Values]:
     """Of options that check their values themselves, or that are not what their metavar says."""
     from dpwatch.cli.settings import SETTINGS
-    from dpwatch.hub.diagnose import KINDS
-    from dpwatch.hub.snapshot import SEVERITIES
+    from dpwatch.run.diagnose import KINDS
+    from dpwatch.run.model.snapshot import SEVERITIES
     from dpwatch.trainer.registry import known_names
 
     counted = {f"--{each.key}": each.names for each in SETTINGS if each.names}

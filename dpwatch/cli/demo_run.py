@@ -19,8 +19,8 @@ from dpwatch.demo.max_batch import DEFAULT_CAPACITY_BYTES
 from dpwatch.demo.scenarios import Scenario, find
 from dpwatch.demo.session import Session
 from dpwatch.demo.sweep import STEPS, parse_counts
-from dpwatch.hub.diagnose.oom import MARK
-from dpwatch.hub.snapshot import Run, Snapshot
+from dpwatch.run.diagnose.oom import MARK
+from dpwatch.run.model.snapshot import Run, Snapshot
 from dpwatch.trainer.config import ConfigError, TrainConfig, parse_names, require
 from dpwatch.trainer.options import MODELS, configs_from
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dpwatch.cli.plain import printable
-from dpwatch.hub.comparison import Figures, figures, labels, traffic_bytes
-from dpwatch.hub.largest_batch import LargestBatch
-from dpwatch.hub.snapshot import Rank, Run
+from dpwatch.run.derive.comparison import Figures, figures, labels, traffic_bytes
+from dpwatch.run.model.largest_batch import LargestBatch
+from dpwatch.run.model.snapshot import Rank, Run
 
 UNKNOWN = "–"
 

@@ -17,7 +17,7 @@ from dpwatch.demo.max_batch import (
     Tried,
     find_all,
 )
-from dpwatch.hub.largest_batch import LargestBatch
+from dpwatch.run.model.largest_batch import LargestBatch
 from dpwatch.trainer.config import TrainConfig
 
 FAILED = 1

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import msgspec
 
 from dpwatch.cli.plain import escaped, printable
-from dpwatch.hub.comparison import peaks_of_processes
-from dpwatch.hub.issuers import recent
-from dpwatch.hub.snapshot import Alert, HostGpu, HostView, Rank, Run
-from dpwatch.hub.summarize import summary
+from dpwatch.run.derive.comparison import peaks_of_processes
+from dpwatch.run.derive.issuers import recent
+from dpwatch.run.derive.summarize import summary
+from dpwatch.run.model.snapshot import Alert, HostGpu, HostView, Rank, Run
 
 UNKNOWN = "–"
 

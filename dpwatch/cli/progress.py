@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from dpwatch.demo.session import Session
-from dpwatch.hub.snapshot import Run
+from dpwatch.run.model.snapshot import Run
 
 
 def teller(session: Session) -> Callable[[Run], None]:

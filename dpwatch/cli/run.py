@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from dpwatch.cli.alerts import Alerts
     from dpwatch.cli.command import Command
-    from dpwatch.hub.follow import Watcher
-    from dpwatch.hub.snapshot import Run
+    from dpwatch.run.model.snapshot import Run
+    from dpwatch.viewer.follow import Watcher
 
 EXAMPLES = """\
 examples:
@@ -198,9 +198,9 @@ class Watching:
 
     def _followed(self, place: Path, command: Command, alerts: Alerts) -> list[Run]:
         # Only now: ZeroMQ's threads must not be there when the command is forked off.
-        from dpwatch.hub.follow import Watcher
-        from dpwatch.hub.local_runs import LocalRuns
         from dpwatch.hub.nursery import Nursery
+        from dpwatch.viewer.follow import Watcher
+        from dpwatch.viewer.local_runs import LocalRuns
         from dpwatch.wire.requests import Session
 
         with closing(Session(place, self.session)), closing(Nursery()) as nursery:
@@ -274,7 +274,7 @@ def _writable(name: str | None) -> Path | None:
 
 def _tell(runs: Sequence[Run], target: Path | None, *, quiet: bool, watched: bool) -> None:
     from dpwatch.cli.output import json_text, report
-    from dpwatch.hub.titles import told_apart
+    from dpwatch.run.derive.titles import told_apart
 
     runs = told_apart(runs)
     if target is not None:

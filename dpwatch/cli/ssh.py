@@ -54,8 +54,8 @@ def run(options: argparse.Namespace) -> int:
     """Connects, and opens the dashboard or prints once."""
     if options.json and not options.once:
         raise CommandError("--json goes with --once")
-    from dpwatch.hub.follow import Watcher
-    from dpwatch.hub.ssh_hosts import SshError, SshHosts
+    from dpwatch.viewer.follow import Watcher
+    from dpwatch.viewer.remote.ssh_hosts import SshError, SshHosts
 
     if not options.once:
         watch.require_terminal()

@@ -12,8 +12,8 @@ import dpwatch
 from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, USAGE, CommandError
 
 if TYPE_CHECKING:
-    from dpwatch.hub.follow import Watcher
-    from dpwatch.hub.snapshot import RunView
+    from dpwatch.run.model.snapshot import RunView
+    from dpwatch.viewer.follow import Watcher
 
 SCHEMA = "dpwatch.stacks/1"
 
@@ -101,7 +101,7 @@ def _rank(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Asks, waits for the answers, prints them."""
-    from dpwatch.hub.follow import Watcher
+    from dpwatch.viewer.follow import Watcher
 
     watcher = Watcher()
     try:
@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
         runs = [_answer(view, options.ranks) for view in views]
         print(formatted(Stacks(SCHEMA, dpwatch.__version__, runs)))
     else:
-        from dpwatch.hub.stack_text import run_text
+        from dpwatch.run.derive.stack_text import run_text
 
         print("\n\n".join(run_text(view, options.ranks) for view in views))
     return FINE
@@ -137,7 +137,7 @@ def _asked(watcher: Watcher, ranks: tuple[int, ...]) -> list[RunView]:
         )
     known = {rank.rank for view in before.values() for rank in view.run.ranks}
     if unknown := set(ranks) - known:
-        from dpwatch.hub.stacks import spans
+        from dpwatch.run.model.stacks import spans
 
         raise CommandError(f"there is no {spans(unknown)}; this host has {spans(known)}", USAGE)
     for run_id in before:

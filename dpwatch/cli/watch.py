@@ -13,8 +13,8 @@ from dpwatch.cli import settings
 from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
 
 if TYPE_CHECKING:
-    from dpwatch.hub.follow import Watcher
-    from dpwatch.hub.snapshot import Snapshot
+    from dpwatch.run.model.snapshot import Snapshot
+    from dpwatch.viewer.follow import Watcher
 
 DRAWN_ELSEWHERE = "TEXTUAL_DRIVER"
 """Set by who draws the dashboard, such as textual-serve in a browser."""
@@ -93,8 +93,8 @@ def run(options: argparse.Namespace) -> int:
     if options.port is not None:
         raise CommandError("--port goes with --web")
     from dpwatch.hub import last
-    from dpwatch.hub.follow import Watcher
-    from dpwatch.hub.gpus import HostGpus
+    from dpwatch.viewer.follow import Watcher
+    from dpwatch.viewer.host_gpus import HostGpus
 
     kept = last.kept() if options.last else ()
     watcher = Watcher(gpus=HostGpus().read, kept=kept, most=options.last)

@@ -11,11 +11,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpwatch.hub.keeping import DRAFT, decoded, encoded, write_whole
-from dpwatch.hub.snapshot import RunView
-from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import view
-from dpwatch.hub.verdict import ended
+from dpwatch.hub.checkpoint import DRAFT, decoded, encoded, write_whole
+from dpwatch.run.derive.summarize import view
+from dpwatch.run.derive.verdict import ended
+from dpwatch.run.model.snapshot import RunView
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.listing import usable_paths
 from dpwatch.wire.run_dir import FALLBACK, RuntimeDirError, check_private, read_small
 

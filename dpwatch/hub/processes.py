@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import signal
 import struct
 from pathlib import Path
 
@@ -112,14 +111,6 @@ def exit_of(pid: int) -> int | None:
     if not stat or stat[0] not in ("Z", "X"):
         return None
     return _exit_code(int(stat[_EXIT_CODE]))
-
-
-def signal_name(number: int) -> str:
-    """A signal as people write it: `SIGKILL`."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _exit_by(pidfd: int) -> int | None:

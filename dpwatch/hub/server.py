@@ -20,34 +20,24 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from dpwatch.hub import last, looks
-from dpwatch.hub.advance import advance
-from dpwatch.hub.asking import Asking
-from dpwatch.hub.doors import Doors
-from dpwatch.hub.exits import joined, seen
-from dpwatch.hub.guard import LOOK_S, Guard, Seldom, allow_files
-from dpwatch.hub.joining import Joining
-from dpwatch.hub.keeping import Keeper
+from dpwatch.hub import last
+from dpwatch.hub.checkpoint import Keeper
+from dpwatch.hub.cluster.membership import Joining
+from dpwatch.hub.cluster.merge import merge
+from dpwatch.hub.endpoints import Doors
 from dpwatch.hub.last_steps import LastSteps
-from dpwatch.hub.merge import merge
-from dpwatch.hub.parts import RankState
 from dpwatch.hub.processes import Processes, exit_of, runs, state_of
-from dpwatch.hub.snapshot import Run
-from dpwatch.hub.state import RunState, encode, kept_earlier
-from dpwatch.hub.stuck import is_silent
-from dpwatch.hub.summarize import MANY, summarize
-from dpwatch.hub.verdict import ended
-from dpwatch.hub.viewing import (
-    COMMAND_REQUEST,
-    EVERY_FRAME,
-    FRAME_NUMBER,
-    LOOK,
-    LOOK_REQUEST,
-    NO_FRAME,
-    SAME,
-    STATE,
-    STATE_REQUEST,
-)
+from dpwatch.hub.resource_guard import LOOK_S, Guard, Seldom, allow_files
+from dpwatch.hub.stack_requests import Asking
+from dpwatch.run.derive import run_views
+from dpwatch.run.derive.summarize import MANY, summarize
+from dpwatch.run.derive.verdict import ended
+from dpwatch.run.derive.wait_graph import is_silent
+from dpwatch.run.diagnose.review import advance
+from dpwatch.run.model.snapshot import Run
+from dpwatch.run.state.exits import joined, seen
+from dpwatch.run.state.parts import RankState
+from dpwatch.run.state.run_state import RunState, encode, kept_earlier
 from dpwatch.wire import codec, transport
 from dpwatch.wire.asking import STACKS_REQUEST, encode_request
 from dpwatch.wire.listing import clear_all
@@ -64,6 +54,17 @@ from dpwatch.wire.messages import (
     Tick,
 )
 from dpwatch.wire.paths import HUB_FILES, RunDir, RunInfo, clean_run_id, host_name
+from dpwatch.wire.viewer_messages import (
+    COMMAND_REQUEST,
+    EVERY_FRAME,
+    FRAME_NUMBER,
+    LOOK,
+    LOOK_REQUEST,
+    NO_FRAME,
+    SAME,
+    STATE,
+    STATE_REQUEST,
+)
 
 CLEAR_S = 5.0
 """How long it may clear away what others have left, once its own run is over."""
@@ -442,7 +443,7 @@ class Hub:
         if seen == [FRAME_NUMBER.pack(self._run_number)]:
             return SAME
         if not self._look:
-            self._look = LOOK + looks.encode(self.state, self._run_number, self._run)
+            self._look = LOOK + run_views.encode(self.state, self._run_number, self._run)
         return self._look
 
     def _count_viewers(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from rich.text import Text
 
-from dpwatch.hub.snapshot import Alert, Diagnosis, Run, RunView, Snapshot
+from dpwatch.run.model.snapshot import Alert, Diagnosis, Run, RunView, Snapshot
 from dpwatch.tui import format as fmt
 from dpwatch.tui.blocks import Block, heading
 from dpwatch.tui.diagnoses import diagnosis_lines, no_diagnosis_lines, who

@@ -8,7 +8,7 @@ from functools import lru_cache
 from rich.style import Style
 from rich.text import Text
 
-from dpwatch.hub.snapshot import Progress
+from dpwatch.run.model.snapshot import Progress
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import gauge
 from dpwatch.tui.frame import Frame, all_diagnoses

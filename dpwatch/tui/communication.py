@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dpwatch.hub.snapshot import CollectiveStats, LastArrival, Run, RunView, TransferStats
+from dpwatch.run.model.snapshot import CollectiveStats, LastArrival, Run, RunView, TransferStats
 from dpwatch.tui import format as fmt
 from dpwatch.tui.blocks import Block, beside, heading, table
 from dpwatch.tui.palette import Palette

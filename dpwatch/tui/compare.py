@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rich.style import Style
 from rich.text import Text
 
-from dpwatch.hub.comparison import figures, labels, traffic_bytes
-from dpwatch.hub.snapshot import RunView, Snapshot
+from dpwatch.run.derive.comparison import figures, labels, traffic_bytes
+from dpwatch.run.model.snapshot import RunView, Snapshot
 from dpwatch.tui import format as fmt
 from dpwatch.tui.blocks import Block, beside, boxed
 from dpwatch.tui.compare_columns import BY_KEY, COLUMNS, Column, Entry

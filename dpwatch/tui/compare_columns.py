@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dpwatch.hub.comparison import Figures, devices
-from dpwatch.hub.largest_batch import DevicePeak, LargestBatch
-from dpwatch.hub.snapshot import Rank
+from dpwatch.run.derive.comparison import Figures, devices
+from dpwatch.run.model.largest_batch import DevicePeak, LargestBatch
+from dpwatch.run.model.snapshot import Rank
 from dpwatch.tui import format as fmt
 from dpwatch.wire.messages import CATEGORIES
 

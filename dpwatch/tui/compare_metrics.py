@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dpwatch.hub.comparison import Figures, devices, on_core_share, others_median
-from dpwatch.hub.snapshot import Rank
+from dpwatch.run.derive.comparison import Figures, devices, on_core_share, others_median
+from dpwatch.run.model.snapshot import Rank
 from dpwatch.tui.compare_columns import fill, keeps_most, kept_parts
 from dpwatch.tui.palette import (
     COMM_KINDS,

@@ -7,15 +7,15 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from dpwatch.hub.comparison import (
+from dpwatch.run.derive.comparison import (
     devices,
     largest,
     model_state_bytes,
     peak_bytes,
     peaks_of_processes,
 )
-from dpwatch.hub.largest_batch import LargestBatch
-from dpwatch.hub.snapshot import Run, RunView, Snapshot
+from dpwatch.run.model.largest_batch import LargestBatch
+from dpwatch.run.model.snapshot import Run, RunView, Snapshot
 from dpwatch.tui import format as fmt
 from dpwatch.tui.frame import latest_by_strategy
 from dpwatch.tui.text import clean

@@ -10,7 +10,7 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.reactive import reactive
 
-from dpwatch.hub.snapshot import Rank, Run, RunView
+from dpwatch.run.model.snapshot import Rank, Run, RunView
 from dpwatch.tui.metrics import Metric, by_metric
 from dpwatch.tui.palette import STATE_GLYPHS, TELLING_STATES, Palette
 from dpwatch.tui.pinned import Pinned

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from dpwatch.hub.snapshot import Diagnosis, RunView
+from dpwatch.run.model.snapshot import Diagnosis, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.blocks import Block, facts
 from dpwatch.tui.palette import SEVERITY_GLYPHS, STATE_GLYPHS, Palette

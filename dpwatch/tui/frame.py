@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from dpwatch.hub.snapshot import Diagnosis, Run, RunView, Snapshot
+from dpwatch.run.model.snapshot import Diagnosis, Run, RunView, Snapshot
 
 _ENDED = ("finished", "failed", "lost")
 SEVERITIES = ("critical", "warning", "info")

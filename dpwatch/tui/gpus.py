@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from dpwatch.hub.gpus import imbalance
-from dpwatch.hub.snapshot import HostGpu
+from dpwatch.run.model.snapshot import HostGpu
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import gauge
 from dpwatch.tui.blocks import Block, heading
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.text import clean, fitted, left, line, right, wrapped
+from dpwatch.viewer.host_gpus import imbalance
 
 _FIXED = 3 + 1 + 5 + 1 + 20 + 8 + 7
 """Cells of a row besides its name and its two bars."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.style import Style
 from rich.text import Text
 
-from dpwatch.hub.snapshot import HostGpu
+from dpwatch.run.model.snapshot import HostGpu
 from dpwatch.tui.bars import stacked
 from dpwatch.tui.blocks import Block, heading
 from dpwatch.tui.gpus import gpu_lines

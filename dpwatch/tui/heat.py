@@ -9,8 +9,8 @@ from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
-from dpwatch.hub.snapshot import Rank
-from dpwatch.hub.spread import Spread
+from dpwatch.run.derive.distribution import Spread
+from dpwatch.run.model.snapshot import Rank
 from dpwatch.tui import format as fmt
 from dpwatch.tui.blocks import Block
 from dpwatch.tui.heat_layout import FIGURE_CELL, Layout

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from dpwatch.hub.snapshot import Rank
+from dpwatch.run.model.snapshot import Rank
 from dpwatch.tui.text import clean
 
 FIGURE_CELL = 12

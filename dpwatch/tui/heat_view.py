@@ -9,8 +9,8 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.reactive import reactive
 
-from dpwatch.hub.snapshot import Rank, Run, RunView
-from dpwatch.hub.spread import Spread, spread
+from dpwatch.run.derive.distribution import Spread, spread
+from dpwatch.run.model.snapshot import Rank, Run, RunView
 from dpwatch.tui.heat import (
     TITLE,
     HeatScale,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from dpwatch.hub.snapshot import Curve, RunView, Snapshot
-from dpwatch.hub.snapshot import History as Curves
+from dpwatch.run.model.snapshot import Curve, RunView, Snapshot
+from dpwatch.run.model.snapshot import History as Curves
 
 MOST_FRAMES = 300
 MOST_ROWS = 65_536

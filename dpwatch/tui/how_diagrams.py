@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 
 from rich.text import Text
 
-from dpwatch.hub.comparison import HOST, devices
-from dpwatch.hub.per_rank import PerRank, per_rank
-from dpwatch.hub.snapshot import Run
 from dpwatch.plan.traffic import wire_bytes
+from dpwatch.run.derive.collective_totals import PerRank, per_rank
+from dpwatch.run.derive.comparison import HOST, devices
+from dpwatch.run.model.snapshot import Run
 from dpwatch.tui import format as fmt
 from dpwatch.tui.blocks import Block, table
 from dpwatch.tui.canvas import BOX_LINES, Canvas

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from dpwatch.hub.comparison import HOST, devices, figures
-from dpwatch.hub.per_rank import per_rank
-from dpwatch.hub.snapshot import Rank, Run
+from dpwatch.run.derive.collective_totals import per_rank
+from dpwatch.run.derive.comparison import HOST, devices, figures
+from dpwatch.run.model.snapshot import Rank, Run
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import stacked
 from dpwatch.tui.blocks import Block, beside, heading

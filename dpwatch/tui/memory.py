@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from rich.text import Text
 
-from dpwatch.hub.comparison import others_median, peak_bytes, peaks_of_processes
-from dpwatch.hub.elsewhere import elsewhere
-from dpwatch.hub.snapshot import Curve, MemoryUse, Rank, Run, RunView
+from dpwatch.run.derive.comparison import others_median, peak_bytes, peaks_of_processes
+from dpwatch.run.derive.predicted_memory import elsewhere
+from dpwatch.run.model.snapshot import Curve, MemoryUse, Rank, Run, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import segment_style, stacked
 from dpwatch.tui.blocks import heading

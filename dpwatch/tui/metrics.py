@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dpwatch.hub.comparison import peak_bytes, traffic_bytes
-from dpwatch.hub.snapshot import Rank
+from dpwatch.run.derive.comparison import peak_bytes, traffic_bytes
+from dpwatch.run.model.snapshot import Rank
 from dpwatch.tui import format as fmt
 from dpwatch.tui.text import clean
 

@@ -9,7 +9,7 @@ from textual import on, work
 from textual.reactive import var
 from textual.worker import get_current_worker
 
-from dpwatch.hub.snapshot import RunView, Snapshot
+from dpwatch.run.model.snapshot import RunView, Snapshot
 from dpwatch.tui.frame import Frame, last_known
 from dpwatch.tui.history import History
 from dpwatch.tui.pace import USUAL_S, Paced, beside

@@ -11,7 +11,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.style import Style
 from rich.text import Text
 
-from dpwatch.hub.snapshot import Printed, RankOutput, RunView
+from dpwatch.run.model.snapshot import Printed, RankOutput, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.text import clean, clip, fitted, left, line, right, visible, wrapped

@@ -15,7 +15,7 @@ from textual.geometry import Size
 from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 
-from dpwatch.hub.snapshot import RankOutput, RunView
+from dpwatch.run.model.snapshot import RankOutput, RunView
 from dpwatch.tui.lines import Line, Lines
 from dpwatch.tui.output import (
     Choice,

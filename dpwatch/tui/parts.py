@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from rich.text import Text
 
-from dpwatch.hub.snapshot import MemoryUse, PhaseTimes
+from dpwatch.run.model.snapshot import MemoryUse, PhaseTimes
 from dpwatch.tui.bars import segment_style
 from dpwatch.tui.palette import MEMORY_KINDS, PHASE_KINDS, PHASE_NAMES, Kind, Palette
 from dpwatch.tui.text import Part, fitted, line

@@ -10,7 +10,7 @@ from textual.geometry import Size
 from textual.reactive import var
 from textual.scroll_view import ScrollView
 
-from dpwatch.hub.snapshot import Rank, Run, RunView
+from dpwatch.run.model.snapshot import Rank, Run, RunView
 from dpwatch.tui.lines import Line, Lines
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.widgets import EMPTY, MOVES, Chosen, palette_of

@@ -12,7 +12,7 @@ from itertools import groupby
 from rich.style import Style
 from rich.text import Text
 
-from dpwatch.hub.snapshot import Curve
+from dpwatch.run.model.snapshot import Curve
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.text import Part, fitted, left, line, right
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from rich.text import Text
 
-from dpwatch.hub.comparison import peak_bytes, traffic_bytes
-from dpwatch.hub.snapshot import Curve, MemoryUse, Rank, RunView
+from dpwatch.run.derive.comparison import peak_bytes, traffic_bytes
+from dpwatch.run.model.snapshot import Curve, MemoryUse, Rank, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import stacked
 from dpwatch.tui.blocks import Block, beside, boxed, facts

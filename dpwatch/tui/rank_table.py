@@ -12,7 +12,7 @@ from textual.geometry import Size
 from textual.reactive import var
 from textual.scroll_view import ScrollView
 
-from dpwatch.hub.snapshot import Rank, Run
+from dpwatch.run.model.snapshot import Rank, Run
 from dpwatch.tui.frame import named_rows
 from dpwatch.tui.lines import Line, Lines
 from dpwatch.tui.metrics import by_metric

@@ -10,8 +10,8 @@ from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
-from dpwatch.hub.comparison import devices, largest, peak_bytes, traffic_bytes
-from dpwatch.hub.snapshot import MemoryUse, Rank, Run
+from dpwatch.run.derive.comparison import devices, largest, peak_bytes, traffic_bytes
+from dpwatch.run.model.snapshot import MemoryUse, Rank, Run
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import stacked
 from dpwatch.tui.metrics import BY_TITLE

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from textual.message import Message
 
-from dpwatch.hub.snapshot import Snapshot
+from dpwatch.run.model.snapshot import Snapshot
 
 
 class SnapshotSource(Protocol):

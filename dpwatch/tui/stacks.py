@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from rich.style import Style
 from rich.text import Text
 
-from dpwatch.hub.snapshot import RunView
-from dpwatch.hub.stack_text import age, group_name, thread_name, why
-from dpwatch.hub.stacks import Group, RankStacks, groups, spans
+from dpwatch.run.derive.stack_text import age, group_name, thread_name, why
+from dpwatch.run.model.snapshot import RunView
+from dpwatch.run.model.stacks import Group, RankStacks, groups, spans
 from dpwatch.tui.blocks import Block, heading
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.text import clean, clip, fitted, line, wrapped

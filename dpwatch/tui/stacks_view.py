@@ -7,8 +7,8 @@ from typing import Protocol, runtime_checkable
 from rich.text import Text
 from textual.reactive import reactive
 
-from dpwatch.hub.snapshot import RunView
-from dpwatch.hub.stack_text import run_text
+from dpwatch.run.derive.stack_text import run_text
+from dpwatch.run.model.snapshot import RunView
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.stacks import stack_lines
 from dpwatch.tui.widgets import Scrolling, palette_of

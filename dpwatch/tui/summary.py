@@ -6,8 +6,14 @@ from functools import lru_cache
 
 from rich.text import Text
 
-from dpwatch.hub.comparison import exposed_share, largest, others_median, peak_bytes, traffic_bytes
-from dpwatch.hub.snapshot import SEVERITIES, Curve, Diagnosis, MemoryUse, Run, RunView
+from dpwatch.run.derive.comparison import (
+    exposed_share,
+    largest,
+    others_median,
+    peak_bytes,
+    traffic_bytes,
+)
+from dpwatch.run.model.snapshot import SEVERITIES, Curve, Diagnosis, MemoryUse, Run, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import gauge, stacked
 from dpwatch.tui.blocks import Block, beside, boxed, facts

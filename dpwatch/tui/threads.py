@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from rich.text import Text
 
-from dpwatch.hub.comparison import on_core_share
-from dpwatch.hub.snapshot import Rank, Run, RunView
-from dpwatch.hub.spread import spread
+from dpwatch.run.derive.comparison import on_core_share
+from dpwatch.run.derive.distribution import spread
+from dpwatch.run.model.snapshot import Rank, Run, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import segment_style, stacked
 from dpwatch.tui.device_rows import DeviceRows

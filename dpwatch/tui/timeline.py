@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from rich.style import Style
 from rich.text import Text
 
-from dpwatch.hub.snapshot import LaneSteps
-from dpwatch.hub.timeline import Gap, Stretch, exposed_share, gaps, stretches
+from dpwatch.run.derive.timeline import Gap, Stretch, exposed_share, gaps, stretches
+from dpwatch.run.model.snapshot import LaneSteps
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import segment_style
 from dpwatch.tui.palette import COMM_KINDS, PHASE_KINDS, PHASE_NAMES, WAITING, Kind, Palette

@@ -10,8 +10,8 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.reactive import reactive
 
-from dpwatch.hub.snapshot import LaneSteps, Rank, Run, RunView
-from dpwatch.hub.timeline import LANES, clock_shifts, extent
+from dpwatch.run.derive.timeline import LANES, clock_shifts, extent
+from dpwatch.run.model.snapshot import LaneSteps, Rank, Run, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.device_rows import state_sign
 from dpwatch.tui.palette import Palette

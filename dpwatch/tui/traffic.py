@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from dpwatch.hub.comparison import HOST, others_median, traffic_bytes
-from dpwatch.hub.issuers import recent
-from dpwatch.hub.snapshot import CollectiveStats, IssuerStats, Rank, Run
+from dpwatch.run.derive.comparison import HOST, others_median, traffic_bytes
+from dpwatch.run.derive.issuers import recent
+from dpwatch.run.model.snapshot import CollectiveStats, IssuerStats, Rank, Run
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import stacked
 from dpwatch.tui.blocks import Block, beside, heading, table

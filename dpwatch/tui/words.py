@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from dpwatch.hub.snapshot import IssuerStats, Run, RunView
+from dpwatch.run.model.snapshot import IssuerStats, Run, RunView
 from dpwatch.tui import format as fmt
 from dpwatch.tui.text import clean
 

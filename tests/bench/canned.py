@@ -11,7 +11,7 @@ import time
 
 from msgspec.structs import replace
 
-from dpwatch.hub import snapshot as s
+from dpwatch.run.model import snapshot as s
 from dpwatch.tui.app import DashboardApp
 
 MOMENTS = 8

@@ -30,10 +30,10 @@ from typing import IO, NamedTuple
 
 import zmq
 
-from dpwatch.hub.state import RunState, decode
-from dpwatch.hub.viewing import STATE_REQUEST
+from dpwatch.run.state.run_state import RunState, decode
 from dpwatch.wire import paths, transport
 from dpwatch.wire.paths import RunDir
+from dpwatch.wire.viewer_messages import STATE_REQUEST
 from tests.bench import scale_page
 from tests.bench.simulated import LOADS
 

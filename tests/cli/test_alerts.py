@@ -7,7 +7,7 @@ import pytest
 
 from dpwatch.cli.alerts import Alerts
 from dpwatch.cli.errors import CommandError
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.summarize import summarize
 from tests.frames import dp_run, played
 
 

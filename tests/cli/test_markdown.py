@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 
 from dpwatch.cli.markdown import markdown, table
-from dpwatch.hub.largest_batch import LargestBatch
+from dpwatch.run.model.largest_batch import LargestBatch
 from tests.tui.scenes import ddp_run, dp_run, hostile_run, starting_run
 
 

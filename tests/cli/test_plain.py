@@ -10,8 +10,8 @@ from dpwatch.cli.alerts import Alerts
 from dpwatch.cli.errors import CommandError
 from dpwatch.cli.markdown import markdown
 from dpwatch.cli.output import json_text, report, table
-from dpwatch.hub.snapshot import Diagnosis
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.model.snapshot import Diagnosis
 from dpwatch.wire.messages import Bye, Transfer
 from tests.frames import batch, collective, hello, played, step
 

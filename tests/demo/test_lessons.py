@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from dpwatch.demo.lessons import lesson
 from dpwatch.demo.scenarios import all_scenarios
-from dpwatch.hub.snapshot import CommTimes, Diagnosis, MemoryUse, StepTime
+from dpwatch.run.model.snapshot import CommTimes, Diagnosis, MemoryUse, StepTime
 from tests.tui.scenes import starting_run
 
 MIB = 1 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dpwatch.demo.sweep import parse_counts, summary
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.summarize import summarize
 from dpwatch.trainer.config import ConfigError, TrainConfig
 from tests.frames import dp_run, played
 

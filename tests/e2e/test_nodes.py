@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dpwatch.hub.follow import Watcher
+from dpwatch.viewer.follow import Watcher
 from dpwatch.wire import paths
 from dpwatch.wire.keys import make_keys
 from dpwatch.wire.nodes import FIRST_PORT, PORTS

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from dpwatch.hub.far_side import script
-from dpwatch.hub.follow import Watcher
 from dpwatch.hub.server import FRAME_NUMBER
-from dpwatch.hub.ssh_hosts import SshError, SshHosts
+from dpwatch.viewer.follow import Watcher
+from dpwatch.viewer.remote.agent_script import script
+from dpwatch.viewer.remote.ssh_hosts import SshError, SshHosts
 from dpwatch.wire import codec, paths
 from dpwatch.wire.messages import PROTOCOL_VERSION
 from tests.frames import ddp_run
@@ -137,7 +137,7 @@ def test_hosts_are_asked_all_at_once_and_nobody_waits_for_a_silent_one(
     server, remote, tmp_path, monkeypatch
 ):
     """One takes its connection and says nothing: known by what ssh is, a command that hangs."""
-    monkeypatch.setattr("dpwatch.hub.ssh_hosts.PATIENCE_S", 0.2)
+    monkeypatch.setattr("dpwatch.viewer.remote.ssh_hosts.PATIENCE_S", 0.2)
     slow = tmp_path / "ssh"
     words = " ".join(server.ssh)
     slow.write_text(
@@ -449,7 +449,7 @@ def test_a_killed_viewer_leaves_nothing_on_either_side(server, remote, tmp_path)
 
 KILLED = """
 import sys, time
-from dpwatch.hub.ssh_hosts import SshHosts
+from dpwatch.viewer.remote.ssh_hosts import SshHosts
 remote, *ssh = sys.argv[1:]
 hosts = SshHosts(["node1"], ssh=ssh, remote_dir=remote)
 hosts.connect()

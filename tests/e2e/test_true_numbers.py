@@ -6,13 +6,13 @@ from functools import lru_cache
 
 import pytest
 
-from dpwatch.hub.follow import Watcher
 from dpwatch.plan.schemes import scheme
 from dpwatch.trainer import registry
 from dpwatch.trainer.config import TrainConfig
 from dpwatch.trainer.footprint import setup
 from dpwatch.trainer.forkserver import ForkServer
 from dpwatch.trainer.launch import launch
+from dpwatch.viewer.follow import Watcher
 from tests.hubs import has, until
 
 pytestmark = pytest.mark.dist

@@ -12,9 +12,9 @@ except ImportError:
 
 with atheris.instrument_imports(include=["dpwatch"]):
     from dpwatch.cli.output import json_text, report
-    from dpwatch.hub.advance import advance
-    from dpwatch.hub.state import RunState
-    from dpwatch.hub.summarize import view
+    from dpwatch.run.derive.summarize import view
+    from dpwatch.run.diagnose.review import advance
+    from dpwatch.run.state.run_state import RunState
     from dpwatch.wire import codec
 
 FRAMES_A_STATE = 200

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from dpwatch.hub.follow import Watcher
+from dpwatch.viewer.follow import Watcher
 from dpwatch.wire import codec, paths, transport
 from tests.frames import ddp_run
 from tests.fuzz.mutations import Mutator

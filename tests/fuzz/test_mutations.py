@@ -4,13 +4,13 @@ import msgspec
 import zmq
 
 from dpwatch.cli.output import json_text, report
-from dpwatch.hub.advance import advance
-from dpwatch.hub.follow import Follower
-from dpwatch.hub.state import RunState, decode, encode
-from dpwatch.hub.summarize import view
-from dpwatch.hub.viewing import FRAME_NUMBER, STATE
+from dpwatch.run.derive.summarize import view
+from dpwatch.run.diagnose.review import advance
+from dpwatch.run.state.run_state import RunState, decode, encode
+from dpwatch.viewer.follow import Follower
 from dpwatch.wire import codec, paths
 from dpwatch.wire.messages import Refused
+from dpwatch.wire.viewer_messages import FRAME_NUMBER, STATE
 from tests.frames import ddp_run
 from tests.fuzz.mutations import Mutator
 

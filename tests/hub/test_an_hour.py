@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwatch.hub.curves import CURVE_POINTS, Envelope, Thinned
-from dpwatch.hub.few import few
-from dpwatch.hub.looks import POINTS
 from dpwatch.hub.server import Hub
-from dpwatch.hub.summarize import MANY
-from dpwatch.hub.timeline import STEPS
+from dpwatch.run.derive.downsample import few
+from dpwatch.run.derive.run_views import POINTS
+from dpwatch.run.derive.summarize import MANY
+from dpwatch.run.derive.timeline import STEPS
+from dpwatch.run.state.curves import CURVE_POINTS, Envelope, Thinned
 from dpwatch.wire import codec, paths
 from dpwatch.wire.messages import Bye, Collective, Step, Tick
 from tests.frames import MS, batch, hello, memory

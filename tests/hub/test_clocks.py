@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dpwatch.hub.clocks import Clocks
+from dpwatch.hub.cluster.clock_sync import Clocks
 from dpwatch.wire.messages import Collective
 
 MS = 1_000_000

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from dpwatch.hub.diagnose import cpu_oversubscribed, master_imbalance
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.diagnose import cpu_oversubscribed, master_imbalance
 from dpwatch.wire.messages import Bye, Collective, DeviceInfo, Transfer
 from tests.frames import MS, START_NS, batch, hello, memory, played, step
 

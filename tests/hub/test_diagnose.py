@@ -2,7 +2,8 @@
 
 import msgspec
 
-from dpwatch.hub.diagnose import (
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.diagnose import (
     PATIENCE_NS,
     cpu_oversubscribed,
     gil_bound,
@@ -11,9 +12,8 @@ from dpwatch.hub.diagnose import (
     oom_risk,
     review,
 )
-from dpwatch.hub.snapshot import Balance, MemoryUse
-from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.model.snapshot import Balance, MemoryUse
+from dpwatch.run.state.run_state import RunState
 from tests.frames import START_NS, ddp_run, dp_run, played
 
 

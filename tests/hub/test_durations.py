@@ -2,10 +2,10 @@
 
 import pytest
 
-from dpwatch.hub.durations import LATE_STEPS, LATENCIES
-from dpwatch.hub.series import WINDOW
-from dpwatch.hub.state import RunState, decode, encode
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.state.late_durations import LATE_STEPS, LATENCIES
+from dpwatch.run.state.run_state import RunState, decode, encode
+from dpwatch.run.state.series import WINDOW
 from dpwatch.wire.messages import Duration
 from tests.frames import MS, batch, collective, hello, played, step
 

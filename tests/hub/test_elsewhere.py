@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
-from dpwatch.hub.elsewhere import elsewhere
-from dpwatch.hub.snapshot import Categories, Model
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.predicted_memory import elsewhere
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.model.snapshot import Categories, Model
 from tests.frames import ddp_run, dp_run, played
 
 MIB = 1 << 20

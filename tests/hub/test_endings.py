@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from dpwatch.hub.endings import (
+from dpwatch.run.state.endings import (
     ABORTED,
     FINISHED,
     GAVE_UP,
@@ -15,7 +15,7 @@ from dpwatch.hub.endings import (
     ending,
     ends,
 )
-from dpwatch.hub.state import RunState
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import INTERRUPTED, Bye
 from tests.frames import START_NS, batch, hello
 

@@ -4,11 +4,11 @@ import signal
 
 import pytest
 
-from dpwatch.hub import exits
-from dpwatch.hub.diagnose import rank_lost
-from dpwatch.hub.merge import merge
-from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import summarize
+from dpwatch.hub.cluster.merge import merge
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.diagnose import rank_lost
+from dpwatch.run.state import exits
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import INTERRUPTED, Bye, Command
 from tests.frames import MS, START_NS, batch, hello, played, step
 
@@ -153,3 +153,8 @@ def test_a_head_keeps_what_a_nodes_new_hub_does_not_know():
     again = played([batch(hello(), step(0)), batch(Bye("finished"), seq=1)])  # it saw no exit
     merge(head, again, "here")
     assert head.ranks[0].bye == Bye("failed", "exit code 1", 1)
+
+
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (63, "signal 63")])
+def test_signals_have_names(number, name):
+    assert exits.signal_name(number) == name

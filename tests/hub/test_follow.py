@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dpwatch.hub.follow import CURVES_S, INTERVAL_S, Follower
-from dpwatch.hub.snapshot import History
-from dpwatch.hub.summarize import summarize, view
+from dpwatch.run.derive.summarize import summarize, view
+from dpwatch.run.model.snapshot import History
+from dpwatch.viewer.follow import CURVES_S, INTERVAL_S, Follower
 from dpwatch.wire.messages import Bye
 from dpwatch.wire.paths import RunDir
 from tests.frames import batch, hello, played, step

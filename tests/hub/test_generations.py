@@ -3,11 +3,11 @@
 import msgspec
 import pytest
 
-from dpwatch.hub import state as state_module
-from dpwatch.hub.diagnose import desync
-from dpwatch.hub.pending import settle
-from dpwatch.hub.state import RunState, decode, encode
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.diagnose import desync
+from dpwatch.run.state import run_state as state_module
+from dpwatch.run.state.pending import settle
+from dpwatch.run.state.run_state import RunState, decode, encode
 from dpwatch.wire.gather import gathered
 from dpwatch.wire.messages import Beat, Collective, Position
 from tests.frames import MS, START_NS, batch, hello

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from dpwatch.hub.gpus import HostGpus, _process, imbalance
-from dpwatch.hub.snapshot import GpuProcess, HostGpu
+from dpwatch.run.model.snapshot import GpuProcess, HostGpu
+from dpwatch.viewer.host_gpus import HostGpus, _process, imbalance
 
 GIB = 1 << 30
 

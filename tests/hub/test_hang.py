@@ -5,9 +5,9 @@ import signal
 import msgspec
 import pytest
 
-from dpwatch.hub.diagnose import desync, hang, rank_lost
-from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.diagnose import desync, hang, rank_lost
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Collective, Position, Step, Tick
 from tests.frames import MS, START_NS, batch, hello, window
 

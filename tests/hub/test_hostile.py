@@ -18,14 +18,14 @@ import msgspec
 import pytest
 import zmq
 
-from dpwatch.hub.far_side import listed_run
-from dpwatch.hub.follow import Follower
-from dpwatch.hub.guard import Guard, Seldom
 from dpwatch.hub.processes import Processes
-from dpwatch.hub.state import RunState, encode
-from dpwatch.hub.viewing import FRAME_NUMBER, STATE, STATE_REQUEST
+from dpwatch.hub.resource_guard import Guard, Seldom
+from dpwatch.run.state.run_state import RunState, encode
+from dpwatch.viewer.follow import Follower
+from dpwatch.viewer.remote.agent_script import listed_run
 from dpwatch.wire import codec, paths, transport
 from dpwatch.wire.messages import Bye
+from dpwatch.wire.viewer_messages import FRAME_NUMBER, STATE, STATE_REQUEST
 from tests.frames import batch, dp_run, hello, step
 from tests.hubs import DEADLINE_S, has, rank, serving, until, watching
 from tests.processes import eventually
@@ -386,7 +386,7 @@ def test_a_viewer_withstands_a_hub_that_lies(lying):
 
 
 def test_a_flood_from_a_hub_leaves_a_viewer_time_to_draw(lying, monkeypatch):
-    from dpwatch.hub import follow
+    from dpwatch.viewer import follow
 
     taken = []
     monkeypatch.setattr(follow, "_receive", lambda socket: b"x" * 9)

@@ -1,8 +1,8 @@
 """What ranks tell of frameworks' collectives, as people see it."""
 
-from dpwatch.hub.issuers import recent
-from dpwatch.hub.state import RunState, decode, encode
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.issuers import recent
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.state.run_state import RunState, decode, encode
 from dpwatch.wire.messages import Beat, Bye, Issuer
 from tests.frames import batch, hello, step
 

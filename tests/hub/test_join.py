@@ -5,7 +5,7 @@ import time
 import pytest
 import zmq
 
-from dpwatch.hub.zap import Doorkeeper
+from dpwatch.hub.cluster.zap_handler import Doorkeeper
 from dpwatch.wire import join
 from dpwatch.wire.join import Here
 from dpwatch.wire.keys import Keys, Pair, make_keys

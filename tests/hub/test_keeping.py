@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from dpwatch.hub.keeping import EVERY_S, LONGEST_S, Keeper
+from dpwatch.hub.checkpoint import EVERY_S, LONGEST_S, Keeper
 from tests.frames import START_NS, batch, ddp_run, hello, played, step
 
 

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from dpwatch.hub import last
-from dpwatch.hub.summarize import view
+from dpwatch.run.derive.summarize import view
 from dpwatch.wire.listing import list_runs
 from dpwatch.wire.messages import Bye
 from dpwatch.wire.run_dir import FALLBACK

@@ -9,14 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import astuple
 
-from dpwatch.hub import columns, looks, summarize
-from dpwatch.hub.advance import advance
-from dpwatch.hub.curves import Thinned
-from dpwatch.hub.figures import Figures, cells_of, of_calls, of_op, of_steps, settled
-from dpwatch.hub.series import CALLS, NBYTES, WINDOW, ByStep
-from dpwatch.hub.state import RunState, decode, encode
-from dpwatch.hub.summarize import MANY, rows_of, view
 from dpwatch.plan.traffic import wire_bytes
+from dpwatch.run.derive import rank_metrics_by_numpy as columns
+from dpwatch.run.derive import run_views as looks
+from dpwatch.run.derive import summarize
+from dpwatch.run.derive.rank_metrics import Figures, cells_of, of_calls, of_op, of_steps, settled
+from dpwatch.run.derive.summarize import MANY, rows_of, view
+from dpwatch.run.diagnose.review import advance
+from dpwatch.run.state.curves import Thinned
+from dpwatch.run.state.run_state import RunState, decode, encode
+from dpwatch.run.state.series import CALLS, NBYTES, WINDOW, ByStep
 from dpwatch.wire.messages import Bye, Collective, Step, Tick, Transfer
 from tests.frames import MS, START_NS, batch, collective, hello, memory, played, step
 from tests.hubs import has, rank, serving, until, watching

@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
-from dpwatch.hub.diagnose import hang
-from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.diagnose import hang
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Joined, Meeting, Tick
 from tests.frames import START_NS, batch, hello
 

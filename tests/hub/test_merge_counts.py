@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from dpwatch.hub.merge import merge
+from dpwatch.hub.cluster.merge import merge
 from tests.frames import batch, hello, played, step
 
 

@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
-from dpwatch.hub.advance import advance
-from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.diagnose.review import advance
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Batch, Bye, DeviceInfo, Hello, Step, Tick
 
 HELLO = Hello(1, 0, "single", "", [DeviceInfo("cpu", "cpu")])

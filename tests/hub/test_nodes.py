@@ -12,8 +12,9 @@ from contextlib import contextmanager
 import msgspec
 import pytest
 
-from dpwatch.hub import head as head_module
-from dpwatch.hub import joining, server
+from dpwatch.hub import server
+from dpwatch.hub.cluster import head as head_module
+from dpwatch.hub.cluster import membership as joining
 from dpwatch.hub.server import Hub
 from dpwatch.wire import paths
 from dpwatch.wire.asking import AskedFile

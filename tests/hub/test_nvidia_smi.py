@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwatch.hub import nvidia_smi
-from dpwatch.hub.snapshot import GpuProcess, HostGpu
+from dpwatch.run.model.snapshot import GpuProcess, HostGpu
+from dpwatch.viewer.remote import nvidia_smi
 from tests.nvidia_smi import A100, A100_USERS, NO_DRIVER
 
 MIB = 1 << 20

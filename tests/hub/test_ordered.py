@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from dpwatch.hub.ordered import FEW, PHASE_FIELDS, Ordered
-from dpwatch.hub.series import NONE, STEP_COLUMNS, WINDOW, Window
-from dpwatch.hub.timeline import exposed_share
+from dpwatch.run.derive.timeline import exposed_share
+from dpwatch.run.state.series import NONE, STEP_COLUMNS, WINDOW, Window
+from dpwatch.run.state.sorted_window import FEW, PHASE_FIELDS, Ordered
 from dpwatch.wire.messages import Step
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from dpwatch.hub.diagnose import desync
-from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.diagnose import desync
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import (
     HUB_RANK,
     Beat,

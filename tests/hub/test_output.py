@@ -2,10 +2,10 @@
 
 import msgspec
 
-from dpwatch.hub.output import LINES, RUN_BYTES, RankLines, RunOutput
-from dpwatch.hub.snapshot import Printed
-from dpwatch.hub.state import RunState, decode, encode
-from dpwatch.hub.summarize import summarize, view
+from dpwatch.run.derive.summarize import summarize, view
+from dpwatch.run.model.snapshot import Printed
+from dpwatch.run.state.output import LINES, RUN_BYTES, RankLines, RunOutput
+from dpwatch.run.state.run_state import RunState, decode, encode
 from dpwatch.wire.messages import Line, Output
 from tests.frames import batch, hello, played
 

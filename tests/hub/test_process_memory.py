@@ -3,11 +3,11 @@
 import pytest
 
 from dpwatch.cli.output import table
-from dpwatch.hub.elsewhere import elsewhere
-from dpwatch.hub.merge import _keep_lane
-from dpwatch.hub.parts import LaneState
-from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import summarize
+from dpwatch.hub.cluster.merge import _keep_lane
+from dpwatch.run.derive.predicted_memory import elsewhere
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.state.parts import LaneState
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Beat, ByCategory, Memory
 from tests.frames import batch, hello, memory, step
 

@@ -67,8 +67,3 @@ def test_how_a_reaped_process_ended_is_known_where_linux_tells(code, status):
     watched.close()
     release = tuple(int(part) for part in os.uname().release.split(".")[:2])
     assert told == (status if release >= (6, 15) else None)
-
-
-@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (63, "signal 63")])
-def test_signals_have_names(number, name):
-    assert processes.signal_name(number) == name

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dpwatch.hub.received import MOST_SPANS, Received
+from dpwatch.run.state.frame_gaps import MOST_SPANS, Received
 
 
 def missing(came):

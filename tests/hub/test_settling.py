@@ -7,13 +7,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpwatch.hub import state as state_module
-from dpwatch.hub.arrivals import OPEN_CALLS
-from dpwatch.hub.durations import LATENCIES, keep_latencies, keep_latency
-from dpwatch.hub.pending import settle
-from dpwatch.hub.series import TALLY_WIDTH, WINDOW, ByStep, Ints
-from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.state import run_state as state_module
+from dpwatch.run.state.arrivals import OPEN_CALLS
+from dpwatch.run.state.late_durations import LATENCIES, keep_latencies, keep_latency
+from dpwatch.run.state.pending import settle
+from dpwatch.run.state.run_state import RunState
+from dpwatch.run.state.series import TALLY_WIDTH, WINDOW, ByStep, Ints
 from dpwatch.wire.gather import gathered
 from dpwatch.wire.messages import Collective, Duration
 from tests.frames import MS, START_NS, batch, hello, step

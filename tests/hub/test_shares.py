@@ -5,8 +5,9 @@ import math
 import msgspec
 import pytest
 
-from dpwatch.hub.alerts import KEPT, kept
-from dpwatch.hub.diagnose import (
+from dpwatch.run.derive.rank_metrics import IN_STEP
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.diagnose import (
     comm_bound,
     input_bound,
     master_imbalance,
@@ -16,10 +17,16 @@ from dpwatch.hub.diagnose import (
     overlap_poor,
     review,
 )
-from dpwatch.hub.figures import IN_STEP
-from dpwatch.hub.snapshot import Balance, Categories, Diagnosis, MemoryUse, PhaseTimes, StepTime
-from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.diagnose.alerts import KEPT, kept
+from dpwatch.run.model.snapshot import (
+    Balance,
+    Categories,
+    Diagnosis,
+    MemoryUse,
+    PhaseTimes,
+    StepTime,
+)
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import ByCategory, Memory
 from tests.frames import MS, batch, collective, ddp_run, hello, played, step
 

@@ -3,12 +3,12 @@
 import msgspec
 import pytest
 
-from dpwatch.hub.diagnose import straggler
-from dpwatch.hub.merge import merge
-from dpwatch.hub.shift import MOMENTS, shift_state, shifted_batch
-from dpwatch.hub.state import decode, encode
-from dpwatch.hub.summarize import summarize, view
-from dpwatch.hub.timeline import clock_shifts
+from dpwatch.hub.cluster.clock_rebase import MOMENTS, shift_state, shifted_batch
+from dpwatch.hub.cluster.merge import merge
+from dpwatch.run.derive.summarize import summarize, view
+from dpwatch.run.derive.timeline import clock_shifts
+from dpwatch.run.diagnose import straggler
+from dpwatch.run.state.run_state import decode, encode
 from dpwatch.wire import messages
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Host, Position, Tick
 from tests.frames import MS, START_NS, batch, collective, ddp_run, hello, played, step

@@ -8,12 +8,13 @@ import sys
 import msgspec
 import pytest
 
-from dpwatch.hub import stacks
-from dpwatch.hub.asking import EVERY_S, Asking
-from dpwatch.hub.stack_text import run_text
-from dpwatch.hub.stacks import groups, seen, spans
-from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import view
+from dpwatch.hub.stack_requests import EVERY_S, Asking
+from dpwatch.run.derive.stack_text import run_text
+from dpwatch.run.derive.stacks import seen
+from dpwatch.run.derive.summarize import view
+from dpwatch.run.model.stacks import groups, spans
+from dpwatch.run.state import stacks
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.asking import AskedFile, encode_request
 from dpwatch.wire.messages import HUB_RANK, Asked, Beat, Bye, Stacks, ThreadStack, Unanswered
 from tests.frames import MS, START_NS, batch, hello
@@ -318,7 +319,7 @@ def test_a_request_that_cannot_be_passed_on_harms_nobody(monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("dpwatch.hub.asking.write_asked", full)
+    monkeypatch.setattr("dpwatch.hub.stack_requests.write_asked", full)
     with serving() as hub, a_rank(hub.place) as send, watching() as watcher:
         send(batch(hello()))
         until(watcher, lambda s: s.runs)

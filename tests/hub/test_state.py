@@ -5,14 +5,14 @@ import statistics
 import msgspec
 import pytest
 
-from dpwatch.hub import bounds
-from dpwatch.hub.advance import advance
-from dpwatch.hub.curves import CURVE_POINTS, Thinned
-from dpwatch.hub.series import WINDOW, quantile
-from dpwatch.hub.snapshot import Loss
-from dpwatch.hub.state import RunState, decode, encode
-from dpwatch.hub.summarize import summarize, view
-from dpwatch.hub.timeline import LANES, STEPS
+from dpwatch.run.derive.summarize import summarize, view
+from dpwatch.run.derive.timeline import LANES, STEPS
+from dpwatch.run.diagnose.review import advance
+from dpwatch.run.model.snapshot import Loss
+from dpwatch.run.state import bounds
+from dpwatch.run.state.curves import CURVE_POINTS, Thinned
+from dpwatch.run.state.run_state import RunState, decode, encode
+from dpwatch.run.state.series import WINDOW, quantile
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Collective, Tick, Transfer
 from tests.frames import (
     MS,
@@ -385,7 +385,9 @@ def test_records_lost_on_the_way_are_counted_as_dropped():
 
 def test_no_rank_can_call_for_a_review_as_it_likes(monkeypatch):
     reviews = []
-    monkeypatch.setattr("dpwatch.hub.advance.review", lambda *_: (reviews.append(1), ([], {}))[1])
+    monkeypatch.setattr(
+        "dpwatch.run.diagnose.review.review", lambda *_: (reviews.append(1), ([], {}))[1]
+    )
     state = RunState("run")
     for i in range(20):
         advance(state, batch(Tick(), Bye("finished"), seq=i))

@@ -5,10 +5,10 @@ import random
 import msgspec
 import pytest
 
-from dpwatch.hub.diagnose import straggler, wait_in_turn
-from dpwatch.hub.diagnose.finding import MOST_LOOKED_AT, some_of
-from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.diagnose import straggler, wait_in_turn
+from dpwatch.run.diagnose.finding import MOST_LOOKED_AT, some_of
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Collective, Step
 from tests.frames import MS, START_NS, batch, hello, window
 

@@ -3,13 +3,13 @@
 import msgspec
 import pytest
 
-from dpwatch.hub import state as state_module
-from dpwatch.hub.communication import whole_bytes
-from dpwatch.hub.parts import Covered
-from dpwatch.hub.pending import settle
-from dpwatch.hub.state import RunState, decode, encode
-from dpwatch.hub.summarize import summarize, view
-from dpwatch.hub.timeline import exposed_share
+from dpwatch.run.derive.communication import whole_bytes
+from dpwatch.run.derive.summarize import summarize, view
+from dpwatch.run.derive.timeline import exposed_share
+from dpwatch.run.state import run_state as state_module
+from dpwatch.run.state.parts import Covered
+from dpwatch.run.state.pending import settle
+from dpwatch.run.state.run_state import RunState, decode, encode
 from dpwatch.wire.gather import gathered
 from dpwatch.wire.messages import Beat, Bye, Collective, Duration, Step
 from tests.frames import MS, START_NS, batch, hello, step

@@ -2,9 +2,9 @@
 
 import pytest
 
-from dpwatch.hub.advance import advance
-from dpwatch.hub.state import RunState, decode, encode
-from dpwatch.hub.summarize import summarize
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.diagnose.review import advance
+from dpwatch.run.state.run_state import RunState, decode, encode
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Step, Tick
 from tests.frames import MS, START_NS, batch, hello
 from tests.hub.test_hang import SECOND, WORLD, at

@@ -15,14 +15,14 @@ import torch
 import torch.distributed as dist
 from msgspec.structs import astuple
 
-from dpwatch.hub.state import RunState
-from dpwatch.hub.summarize import summarize
 from dpwatch.probe.collectives import cuda_capture as capture_mode
 from dpwatch.probe.collectives import flight_recorder as flight
 from dpwatch.probe.collectives import observer as collectives
 from dpwatch.probe.collectives.cuda_capture import CaptureMode, NoCaptureMode
 from dpwatch.probe.collectives.flight_matching import Call, Joiner, decode
 from dpwatch.probe.collectives.flight_recorder import Calls, Flight, Obstacle
+from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Collective, DeviceInfo, Duration
 from tests.frames import batch, hello, step
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dpwatch.hub import diagnose, doing
-from dpwatch.hub.diagnose import (
+from dpwatch.run import diagnose
+from dpwatch.run.derive import doing
+from dpwatch.run.derive.rank_metrics import IN_STEP
+from dpwatch.run.diagnose import (
     comm_bound,
     cpu_oversubscribed,
     desync,
@@ -28,8 +30,7 @@ from dpwatch.hub.diagnose import (
     uneven,
     wait_in_turn,
 )
-from dpwatch.hub.figures import IN_STEP
-from dpwatch.hub.step_offsets import STEADY_STEPS
+from dpwatch.run.state.step_offsets import STEADY_STEPS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
 RULES = Path(diagnose.__file__).parent

@@ -8,8 +8,8 @@ import msgspec
 from dpwatch.cli import doctor, stacks
 from dpwatch.cli.checks.check import Check
 from dpwatch.demo import max_batch, sweep
-from dpwatch.hub import snapshot
 from dpwatch.probe.stack.frameworks import PURPOSES
+from dpwatch.run.model import snapshot
 from dpwatch.trainer.registry import known_names
 from dpwatch.wire import messages
 from tests.e2e.added import ADDED

@@ -14,7 +14,7 @@ VIEWER = [
     "dpwatch.cli.checks.training",
     "dpwatch.cli.checks.runs",
     "dpwatch.hub.server",
-    "dpwatch.hub.follow",
+    "dpwatch.viewer.follow",
     "dpwatch.plan.traffic",
     "dpwatch.tui.app",
     "dpwatch.demo.session",

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from textual.pilot import Pilot
 from textual.screen import Screen
 
-from dpwatch.hub.snapshot import Snapshot
+from dpwatch.run.model.snapshot import Snapshot
 from dpwatch.tui.app import DashboardApp
 
 from .scenes import QueueSource

@@ -7,8 +7,8 @@ import queue
 
 from msgspec.structs import replace
 
-from dpwatch.hub import snapshot as s
-from dpwatch.hub.stacks import RankStacks
+from dpwatch.run.model import snapshot as s
+from dpwatch.run.model.stacks import RankStacks
 from dpwatch.wire.messages import Step, ThreadStack
 
 P = 12_900_000

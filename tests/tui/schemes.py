@@ -6,8 +6,8 @@ import math
 
 from msgspec.structs import replace
 
-from dpwatch.hub import snapshot as s
-from dpwatch.hub.largest_batch import DevicePeak, LargestBatch
+from dpwatch.run.model import snapshot as s
+from dpwatch.run.model.largest_batch import DevicePeak, LargestBatch
 
 P = 12_900_000
 """Parameter bytes of the model in these scenes."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from dpwatch.hub import snapshot as s
+from dpwatch.run.model import snapshot as s
 
 from .scenes import (
     GPUS,

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from textual.drivers._writer_thread import MAX_QUEUED_WRITES, WriterThread
 from textual.widgets import Input, Static
 
-from dpwatch.hub import snapshot as s
+from dpwatch.run.model import snapshot as s
 from dpwatch.tui import app as app_module
 from dpwatch.tui.alerts_view import Alerts
 from dpwatch.tui.compare import metrics_of, sorts_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from dpwatch.hub import snapshot as s
-from dpwatch.hub.comparison import on_core_share
+from dpwatch.run.derive.comparison import on_core_share
+from dpwatch.run.model import snapshot as s
 from dpwatch.tui.memory import Memory
 from dpwatch.tui.panels import RankDetail
 from dpwatch.tui.threads import Threads

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from dpwatch.hub import snapshot as s
-from dpwatch.hub.comparison import others_median, peak_bytes
+from dpwatch.run.derive.comparison import others_median, peak_bytes
+from dpwatch.run.model import snapshot as s
 from dpwatch.tui.blocks import beside, boxed, table
 from dpwatch.tui.chrome import header_line, nav_line
 from dpwatch.tui.communication import communication_lines

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from dpwatch.hub import snapshot as s
-from dpwatch.hub.spread import spread
+from dpwatch.run.derive.distribution import spread
+from dpwatch.run.model import snapshot as s
 from dpwatch.tui import heat_view
 from dpwatch.tui.heat import RAMP, TITLE, HeatScale
 from dpwatch.tui.heat_layout import FIGURE_CELL, by_host, layout, short_names

@@ -7,7 +7,7 @@ import itertools
 import pytest
 from msgspec.structs import replace
 
-from dpwatch.hub import snapshot as s
+from dpwatch.run.model import snapshot as s
 from dpwatch.tui.history import STEPS_A_ROW, History
 from dpwatch.tui.pace import INTERVALS_S, beside
 from dpwatch.tui.view import digit

@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 
 from dpwatch.cli.output import table
-from dpwatch.hub.snapshot import HostView, Snapshot
+from dpwatch.run.model.snapshot import HostView, Snapshot
 from dpwatch.tui.chrome import session_line
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.palette import palette

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from dpwatch.hub import snapshot as s
-from dpwatch.hub.per_rank import per_rank
+from dpwatch.run.derive.collective_totals import per_rank
+from dpwatch.run.model import snapshot as s
 from dpwatch.tui import format as fmt
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.how_it_works import how_lines

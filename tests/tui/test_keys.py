@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from textual.binding import Binding
 from textual.widgets import Input
 
-from dpwatch.hub.snapshot import Snapshot
+from dpwatch.run.model.snapshot import Snapshot
 from dpwatch.tui.app import OPENED, DashboardApp
 from dpwatch.tui.compare_view import Compare
 from dpwatch.tui.guidance import help_lines

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from textual import events
 from textual.widgets import Input
 
-from dpwatch.hub import snapshot as s
+from dpwatch.run.model import snapshot as s
 from dpwatch.tui import output_view
 from dpwatch.tui.app import DashboardApp
 from dpwatch.tui.output import Choice, entries, foot_line, head_line, pieces

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from dpwatch.hub import snapshot as s
+from dpwatch.run.model import snapshot as s
 from dpwatch.tui.palette import palette
 from dpwatch.tui.rank_detail import rank_lines
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from dpwatch.hub.stacks import RankStacks
+from dpwatch.run.model.stacks import RankStacks
 from dpwatch.tui.app import DashboardApp
 from dpwatch.tui.palette import palette
 from dpwatch.tui.stacks import stack_lines

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from dpwatch.hub import snapshot as s
-from dpwatch.hub.timeline import APART_NS, clock_shifts, exposed_share, extent, stretches
+from dpwatch.run.derive.timeline import APART_NS, clock_shifts, exposed_share, extent, stretches
+from dpwatch.run.model import snapshot as s
 from dpwatch.tui.palette import palette
 from dpwatch.tui.timeline import Window, caption, lane_bar, legend, step_line
 from dpwatch.tui.timeline_view import Timeline

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from dpwatch.hub.snapshot import IssuerStats
+from dpwatch.run.model.snapshot import IssuerStats
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.palette import palette
 from dpwatch.tui.traffic import traffic_lines

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from dpwatch.hub.local_runs import LocalRuns
+from dpwatch.viewer.local_runs import LocalRuns
 from dpwatch.wire import paths, requests, spawn
 from dpwatch.wire.messages import PROTOCOL_VERSION
 from dpwatch.wire.requests import Wanted

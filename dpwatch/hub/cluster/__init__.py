@@ -1,0 +1,1 @@
+"""A run over several hosts: one head, and nodes that join it."""

@@ -1,0 +1,126 @@
+"""Another host's frames and states brought to this host's clock.
+
+Times of records are of their sender's monotonic clock, which has nothing to do with any other
+host's. A head adds each host's offset as its frames come in, so that everything behind it reads
+one clock. Only moments are shifted; most `*_ns` are lengths, and a length is one on any clock.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar, cast
+
+import msgspec
+from msgspec.structs import astuple
+
+from dpwatch.run.state.parts import Covered, RankState
+from dpwatch.run.state.pending import settle
+from dpwatch.run.state.run_state import RunState
+from dpwatch.run.state.series import STEP_COLUMNS, STEP_WIDTH
+from dpwatch.wire.messages import (
+    AnyRecord,
+    Batch,
+    Beat,
+    Calls,
+    Collective,
+    Command,
+    Duration,
+    Position,
+    Stacks,
+    Step,
+    Steps,
+    Unfinished,
+)
+
+MOMENTS: dict[type[msgspec.Struct], tuple[str, ...]] = {
+    Step: ("start_ns", "end_ns"),
+    Collective: ("issued_ns", "completed_ns"),
+    Calls: ("latest_ns",),
+    Duration: ("completed_ns",),
+    Steps: ("latest_ns",),
+    Position: ("issued_ns",),
+    Unfinished: ("issued_ns",),
+    Stacks: ("taken_ns",),
+    Command: ("interrupted_ns",),
+}
+"""The moments in each record; a test holds that no `*_ns` field was forgotten."""
+
+_PLACES = {
+    struct: tuple(struct.__struct_fields__.index(name) for name in names)
+    for struct, names in MOMENTS.items()
+}
+_STEP_MOMENTS = tuple(STEP_COLUMNS.index(name) for name in MOMENTS[Step])
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+
+def shifted_batch(batch: Batch, offset_ns: int, wall_ns: int) -> Batch:
+    """A frame in this host's time; `wall_ns` is this host's wall clock."""
+    return msgspec.structs.replace(
+        batch,
+        mono_ns=batch.mono_ns + offset_ns,
+        wall_ns=wall_ns,
+        records=[shifted(record, offset_ns) for record in batch.records],
+    )
+
+
+def shifted(record: AnyRecord, offset_ns: int) -> AnyRecord:
+    """A record in this host's time."""
+    if isinstance(record, Beat):
+        if not record.positions:
+            return record
+        positions = [_shifted_place(place, offset_ns) for place in record.positions]
+        return msgspec.structs.replace(record, positions=positions)
+    return _moved(record, offset_ns)
+
+
+def _shifted_place(place: Position, offset_ns: int) -> Position:
+    moved = _moved(place, offset_ns)
+    if place.oldest is None:
+        return moved
+    return msgspec.structs.replace(moved, oldest=_moved(place.oldest, offset_ns))
+
+
+def _moved(struct: _Struct, offset_ns: int) -> _Struct:
+    """With the offset added to its moments; twice as fast as `msgspec.structs.replace`."""
+    places = _PLACES.get(type(struct))
+    if places is None:
+        return struct
+    values = list(msgspec.structs.astuple(struct))
+    for place in places:
+        if values[place] is not None:
+            values[place] += offset_ns
+    return type(struct)(*values)
+
+
+def shift_state(state: RunState, offset_ns: int) -> None:
+    """Brings a host's whole state to this host's time, in place."""
+    settle(state)
+    state.now_ns += offset_ns
+    if state.start_ns is not None:
+        state.start_ns += offset_ns
+    if state.end_ns is not None:
+        state.end_ns += offset_ns
+    for rank in state.ranks.values():
+        _shift_rank(rank, offset_ns)
+    state.arrivals.unpack()
+    for call in state.arrivals.calls.values():
+        call.entered = {r: _moved(each, offset_ns) for r, each in call.entered.items()}
+
+
+def _shift_rank(rank: RankState, offset_ns: int) -> None:
+    rank.seen_ns += offset_ns
+    # 0 is "not yet", and not a moment.
+    rank.progress_ns += offset_ns if rank.progress_ns else 0
+    rank.ended_ns += offset_ns if rank.ended_ns else 0
+    rank.waits = Covered(*(ns + offset_ns if ns else 0 for ns in astuple(rank.waits)))
+    rank.exited_ns += offset_ns if rank.exited_ns else 0
+    rank.dump.asked_ns += offset_ns if rank.dump.asked_ns else 0
+    if rank.dump.stacks is not None:
+        rank.dump.stacks = _moved(rank.dump.stacks, offset_ns)
+    if rank.beat is not None:
+        rank.beat = cast("Beat", shifted(rank.beat, offset_ns))
+    for lane in rank.lanes.values():
+        vars(lane.recent).clear()  # what was derived of them
+        rows = lane.recent.rows
+        for at in range(0, len(rows), STEP_WIDTH):
+            for place in _STEP_MOMENTS:
+                rows[at + place] += offset_ns

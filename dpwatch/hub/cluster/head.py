@@ -1,0 +1,275 @@
+"""The head's side of a run over several hosts: follows each node's hub as a viewer follows a hub.
+
+Frames of a node come numbered, after its whole state; a gap, another hub in its place or this hub's
+own death make the head ask for the state anew. Times are brought to this host's clock on the way
+in, so behind this there is one run on one clock.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import msgspec
+import zmq
+
+from dpwatch.hub.cluster.clock_rebase import shift_state, shifted_batch
+from dpwatch.hub.cluster.clock_sync import Clocks, Estimate
+from dpwatch.hub.cluster.zap_handler import Doorkeeper
+from dpwatch.run.state.run_state import RunState
+from dpwatch.run.state.run_state import decode as decode_state
+from dpwatch.wire import codec, join
+from dpwatch.wire.keys import Keys
+from dpwatch.wire.messages import HUB_RANK, PROTOCOL_VERSION, Asked, Batch, Host, Unanswered
+
+SILENT_NS = 3_500_000_000
+"""A node's hub speaks every second; silent for so long, what is known of it is old."""
+
+ASK_NS = 2_000_000_000
+"""A state is asked for no more often."""
+
+MOST_NODES = 4096
+TURN = 2048
+"""Messages read before others in the hub's loop have their turn."""
+
+_log = logging.getLogger("dpwatch.hub")
+
+
+class Taker(Protocol):
+    """Where what comes in goes: the hub."""
+
+    def take_frame(self, batch: Batch) -> None:
+        """A frame of another host's rank, in this host's time."""
+
+    def take_state(self, host: str, part: RunState) -> None:
+        """All that another host's hub knows, in this host's time."""
+
+
+class Node:
+    """One other host's hub.
+
+    Attributes:
+        number: The last of its frames that is in the state here, None while nothing is.
+    """
+
+    def __init__(self, host: str, identity: bytes, pid: int) -> None:
+        self.host, self.identity, self.pid = host, identity, pid
+        self.number: int | None = None
+        self.heard_ns = 0
+        self.asked_ns: int | None = None
+        self.states = 0
+        self.estimate: Estimate | None = None
+
+
+class Head:
+    """Takes other hosts' hubs in. Poll `sockets`; call `take` when one of them is ready.
+
+    Raises:
+        zmq.ZMQError: Nothing can be bound at `endpoint`.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        endpoint: str,
+        keys: Keys,
+        taker: Taker,
+        *,
+        run_id: str,
+        host: str,
+        known: Iterable[Host] = (),
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._door = Doorkeeper(context, [keys.client.public])
+        try:
+            self._socket = join.head_socket(context, endpoint, keys)
+        except zmq.ZMQError:
+            self._door.close()
+            raise
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._taker = taker
+        self._run_id, self._host = run_id, host
+        self._clock = clock
+        self._clocks = Clocks(host)
+        self._token = secrets.randbits(62)
+        self._nodes: dict[str, Node] = {}
+        self._by_identity: dict[bytes, Node] = {}
+        for each in known:
+            self._nodes[each.host] = _expected(each)
+
+    @property
+    def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
+        """What to poll."""
+        return self._door.socket, self._socket
+
+    def take(self) -> None:
+        """Lets in who may come, and reads what they have said."""
+        self._door.take()
+        for _ in range(TURN):
+            try:
+                identity, header, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            except ValueError:
+                continue
+            self._read(identity, join.decode(header), parts)
+
+    def ask(self, asked: Asked) -> None:
+        """Ranks of all hosts are to send their stacks."""
+        for node in self._by_identity.values():
+            self._send(node.identity, join.Ask(asked.number, asked.ranks))
+
+    def hear(self, batch: Batch) -> None:
+        """A frame of this host's own ranks: their collectives tell of the others' clocks."""
+        if self._nodes:
+            self._clocks.hear(self._host, batch.rank, batch.records)
+
+    def forget_states(self) -> None:
+        """The state here begins anew: every node is asked for its own."""
+        for node in self._nodes.values():
+            node.number = node.asked_ns = None
+
+    def silent(self, host: str, at_least_ns: int = SILENT_NS) -> bool:
+        """Whether a host's hub has said nothing for so long."""
+        node = self._nodes.get(host)
+        return node is None or self._clock() - node.heard_ns >= at_least_ns
+
+    def told(self) -> list[Host]:
+        """The hosts, for viewers."""
+        return [
+            Host(
+                host=node.host,
+                heard_ns=node.heard_ns,
+                silent=self.silent(node.host),
+                offset_ns=node.estimate.offset_ns if node.estimate else None,
+                error_ns=node.estimate.error_ns if node.estimate else None,
+                source=node.estimate.source if node.estimate else "",
+                resent=max(0, node.states - 1),
+            )
+            for node in self._nodes.values()
+        ]
+
+    def close(self) -> None:
+        """Nobody comes in any more."""
+        self._socket.close()
+        self._door.close()
+
+    def _read(self, identity: bytes, said: join.AnyMessage | None, parts: list[bytes]) -> None:
+        if isinstance(said, join.Here):
+            self._here(identity, said)
+            return
+        node = self._by_identity.get(identity)
+        if node is None:
+            return  # it will say who it is within a second
+        node.heard_ns = self._clock()
+        match said:
+            case join.Back():
+                self._clocks.exchange(node.host, said.sent_ns, said.here_ns, node.heard_ns)
+                node.estimate = self._clocks.estimate(node.host, node.heard_ns)
+                if node.number is None and node.asked_ns is None:
+                    self._ask(node)
+            case join.Frame() if len(parts) == 1:
+                self._frame(node, said.number, parts[0])
+            case join.State():
+                self._state(node, said.frames, parts)
+
+    def _here(self, identity: bytes, said: join.Here) -> None:
+        if why := self._objection(said):
+            self._send(identity, join.Refused(why))
+            return
+        node = self._nodes.get(said.host)
+        if node is None or node.identity != identity:
+            if node is not None:
+                self._by_identity.pop(node.identity, None)
+            fresh = Node(said.host, identity, said.pid)
+            if node is not None:
+                # Another hub on that host, whose clock is the same; its numbers are others.
+                fresh.estimate, fresh.states = node.estimate, node.states
+            node = self._nodes[said.host] = self._by_identity[identity] = fresh
+        node.heard_ns = self._clock()
+        if node.estimate is not None and node.number != said.frames:
+            self._ask(node)
+        else:
+            self._send(identity, join.Time(self._token, self._clock(), want_state=False))
+
+    def _objection(self, said: join.Here) -> str:
+        if said.version != PROTOCOL_VERSION:
+            return (
+                f"it speaks protocol {PROTOCOL_VERSION}, this host's dpwatch {said.version}: "
+                "use the same version"
+            )
+        if said.run_id != self._run_id:
+            return f"it is the head of another run, {self._run_id}"
+        if said.host == self._host:
+            return f"its own host is called {said.host} too: give hosts different names"
+        if said.host not in self._nodes and len(self._nodes) >= MOST_NODES:
+            return f"it has {MOST_NODES} hosts already"
+        return ""
+
+    def _ask(self, node: Node) -> None:
+        """Asks for the state, unless that was just done; a clock reading it is in any case."""
+        now_ns = self._clock()
+        want = node.asked_ns is None or now_ns - node.asked_ns >= ASK_NS
+        if want:
+            node.asked_ns = now_ns
+        self._send(node.identity, join.Time(self._token, now_ns, want_state=want))
+
+    def _frame(self, node: Node, number: int, frame: bytes) -> None:
+        if node.number is None or node.estimate is None or number <= node.number:
+            return
+        if number > node.number + 1:
+            node.number = None  # what is missing is in its state
+            self._ask(node)
+            return
+        node.number = number
+        try:
+            batch = codec.decode(frame)
+        except codec.WireError as error:
+            _log.warning("a frame from %s: %s", node.host, error)
+            return
+        if batch.host != node.host:
+            return
+        if batch.rank == HUB_RANK:
+            self._of_hub(node.estimate, batch)
+            return
+        self._clocks.hear(node.host, batch.rank, batch.records)
+        self._taker.take_frame(shifted_batch(batch, node.estimate.offset_ns, time.time_ns()))
+
+    def _of_hub(self, estimate: Estimate, batch: Batch) -> None:
+        """What a node's hub says itself is for its own viewers, but for how its processes are."""
+        found = [record for record in batch.records if isinstance(record, Unanswered)]
+        if found:
+            batch = msgspec.structs.replace(batch, records=found)
+            self._taker.take_frame(shifted_batch(batch, estimate.offset_ns, time.time_ns()))
+
+    def _state(self, node: Node, frames: int, parts: list[bytes]) -> None:
+        if node.estimate is None or len(parts) > join.MOST_PARTS:
+            return
+        try:
+            part = decode_state(b"".join(parts))
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            _log.warning("a state from %s: %s", node.host, error)
+            return
+        node.number, node.asked_ns = frames, None
+        node.states += 1
+        shift_state(part, node.estimate.offset_ns)
+        self._taker.take_state(node.host, part)
+
+    def _send(self, identity: bytes, message: join.AnyMessage) -> None:
+        try:
+            self._socket.send_multipart([identity, join.encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+
+
+def _expected(host: Host) -> Node:
+    """A node that this head's predecessor had, until it comes again."""
+    node = Node(host.host, b"", 0)
+    node.heard_ns, node.states = host.heard_ns, host.resent + 1
+    if host.offset_ns is not None and host.error_ns is not None:
+        node.estimate = Estimate(host.offset_ns, host.error_ns, host.source)
+    return node

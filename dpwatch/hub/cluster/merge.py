@@ -1,0 +1,194 @@
+"""Taking a host's whole state into the run's: what a head does when a hub joins, or comes back.
+
+Doing it twice is the same as doing it once. What was known of the same processes stays where the
+host's hub, which may have been killed and have begun anew, knows less.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from dpwatch.run.state.booking import arrive
+from dpwatch.run.state.curves import Thinned
+from dpwatch.run.state.exits import joined
+from dpwatch.run.state.parts import LaneState, OpState, RankState
+from dpwatch.run.state.pending import settle
+from dpwatch.run.state.run_state import RunState
+from dpwatch.run.state.series import CALLS, TALLY_WIDTH, WAIT_NS, ByStep, Window
+from dpwatch.run.state.stacks import Dump
+
+_Curve = TypeVar("_Curve", bound=Thinned)
+
+
+def merge(state: RunState, part: RunState, host: str) -> None:
+    """Takes in what a hub knows of its host's ranks, in the times of this state's clock."""
+    settle(state)
+    settle(part)
+    ours = {r: rank for r, rank in part.ranks.items() if rank.host == host}
+    news = {r for r in ours if not _is_same(state.ranks.get(r), ours[r])}
+    for r in news & state.ranks.keys():
+        left = state.forget(r)
+        ours[r].left = left if ours[r].left is None else ours[r].left
+    for r, rank in ours.items():
+        known = state.ranks.get(r)
+        if known is None:
+            state.admit(rank)
+        else:
+            _keep_known(known, rank)
+            state.ranks[r] = rank
+    state.measure()
+    state.count_room()
+    _take_ops(state, part)
+    for key, route in part.routes.items():
+        if route.rank in ours:
+            known_route = state.routes.get(key)
+            if known_route is not None:
+                route.by_step = _joined(known_route.by_step, route.by_step)
+            state.routes[key] = route
+    if ours.keys() == news:  # else these losses, or some of them, are in the sums already
+        _take_losses(state, part)
+    _take_arrivals(state, part)
+    state.output.join(part.output, ours.keys(), max(state.world_size, len(state.ranks)))
+    if part.start_ns is not None:
+        state.start_ns = min(state.start_ns or part.start_ns, part.start_ns)
+    if part.end_ns is not None:
+        state.end_ns = max(state.end_ns or part.end_ns, part.end_ns)
+
+
+def _is_same(known: RankState | None, rank: RankState) -> bool:
+    return known is not None and (known.host, known.pid) == (rank.host, rank.pid)
+
+
+def _keep_known(known: RankState, rank: RankState) -> None:
+    """What is known of the same process and its hub has not told (again)."""
+    rank.hello = rank.hello or known.hello
+    rank.own = rank.own or known.own
+    if rank.seen is None and known.seen is not None and known.seen.exit is not None:
+        rank.seen = known.seen  # an exit code is final; that a rank was silent may be taken back
+    rank.bye = joined(rank.own, rank.seen, rank.worker)
+    rank.beat = rank.beat or known.beat
+    rank.dropped = max(rank.dropped, known.dropped)
+    rank.received.join(known.received)
+    rank.refused = max(rank.refused, known.refused)
+    sent = max(known.taken + known.missed, rank.taken + rank.missed)
+    # What one of them missed the other may have; only what both did is lost.
+    rank.missed = min(known.missed, rank.missed) if rank.received.missing else 0
+    rank.taken = sent - rank.missed
+    rank.whole_steps = max(rank.whole_steps, known.whole_steps)
+    rank.waits = max(rank.waits, known.waits, key=lambda each: each.high)
+    rank.seen_ns = max(rank.seen_ns, known.seen_ns)
+    rank.progress_ns = max(rank.progress_ns, known.progress_ns)
+    rank.ended_ns = rank.ended_ns or known.ended_ns
+    rank.exited_ns = rank.exited_ns or known.exited_ns
+    rank.dump = _newer(known.dump, rank.dump)
+    if rank.good_loss is None:
+        rank.good_loss = known.good_loss
+    rank.left = known.left if rank.left is None else rank.left
+    rank.shifts = rank.shifts | known.shifts
+    rank.generations = rank.generations | known.generations
+    for key, by_step in known.peers.items():
+        rank.peers[key] = _joined(by_step, rank.peers.get(key, ByStep()))
+    for device, lane in known.lanes.items():
+        fresh = rank.lanes.get(device)
+        if fresh is None:
+            rank.lanes[device] = lane
+        else:
+            _keep_lane(lane, fresh)
+    rank.lanes = dict(sorted(rank.lanes.items()))
+
+
+def _newer(known: Dump, told: Dump) -> Dump:
+    """The later answer; whether it is awaited goes by the head's own requests."""
+    stacks = max(
+        (each for each in (known.stacks, told.stacks) if each is not None),
+        key=lambda each: each.taken_ns,
+        default=None,
+    )
+    return Dump(known.asked, known.asked_ns, known.process, stacks)
+
+
+def _keep_lane(known: LaneState, lane: LaneState) -> None:
+    lane.steps = max(lane.steps, known.steps)
+    lane.recent = _later(known.recent, lane.recent, lane.device)
+    lane.step_ms = _longer(known.step_ms, lane.step_ms)
+    lane.peak_bytes = _longer(known.peak_bytes, lane.peak_bytes)
+    if lane.held_from in ("", known.held_from):
+        lane.held_from = known.held_from
+        lane.held_bytes = _longer(known.held_bytes, lane.held_bytes)
+        lane.held_samples = _longer(known.held_samples, lane.held_samples)
+    lane.memory = lane.memory or known.memory
+    lane.gpu = lane.gpu or known.gpu
+    source = lane.memory.source if lane.memory else ""
+    highest = [
+        each for each in (known.highest, lane.highest) if each is not None and each.source == source
+    ]
+    lane.highest = max(highest, key=lambda each: each.peak_bytes, default=None)
+    for key, by_step in known.calls.items():
+        lane.calls[key] = _joined(by_step, lane.calls.get(key, ByStep()))
+    lane.late_calls = {**known.late_calls, **lane.late_calls}
+    lane.late = lane.late if lane.late.tallies else known.late
+
+
+def _longer(known: _Curve, curve: _Curve) -> _Curve:
+    """The curve that goes back further, with what only the other one has at its end."""
+    if not known.steps or (curve.steps and curve.steps[0] <= known.steps[0]):
+        return curve
+    last = known.steps[-1]
+    for step, value in zip(curve.steps, curve.values, strict=True):
+        if step > last:
+            known.push(step, value)
+    return known
+
+
+def _later(known: Window, window: Window, device: int) -> Window:
+    """The steps of both, the later ones where there is no room for all."""
+    steps = window.steps(device)
+    joined = Window()
+    before = [s for s in known.steps(device) if not steps or s.step < steps[0].step]
+    for step in [*before, *steps]:
+        joined.push(step)
+    return joined
+
+
+def _joined(known: ByStep, fresh: ByStep) -> ByStep:
+    """Tallies of both; a step that both have is the fuller one's, with the wait that a head books.
+
+    A hub can't tell how long its ranks waited for those of other hosts: the head has that.
+    """
+    joined = ByStep()
+    steps = {step for each in (known, fresh) for step in each.cells[::TALLY_WIDTH] if step >= 0}
+    for step in sorted(steps):
+        found = [(each, at) for each in (known, fresh) if (at := each.find(step)) is not None]
+        fuller, from_at = max(found, key=lambda one: one[0].cells[one[1] + CALLS])
+        to = joined.at(step)
+        if to is not None:
+            joined.cells[to : to + TALLY_WIDTH] = fuller.cells[from_at : from_at + TALLY_WIDTH]
+            joined.cells[to + WAIT_NS] = max(each.cells[at + WAIT_NS] for each, at in found)
+    return joined
+
+
+def _take_ops(state: RunState, part: RunState) -> None:
+    for key, op in part.ops.items():
+        known = state.ops.get(key)
+        if known is None:
+            known = state.ops[key] = OpState(op.op, op.group, op.ranks)
+            # Who came last is for whoever has seen all of the group come: here its own host.
+            known.latency_ms = op.latency_ms
+            known.last_calls, known.last_wait_ns = op.last_calls, op.last_wait_ns
+            known.booked = op.booked
+        known.timed_late = known.timed_late or op.timed_late
+
+
+def _take_losses(state: RunState, part: RunState) -> None:
+    for step, entry in part.losses.items():
+        state.add_loss(step, entry.total, entry.count)
+
+
+def _take_arrivals(state: RunState, part: RunState) -> None:
+    """Calls that this hub's ranks have entered, where they are still open here."""
+    latest = {group: calls[-1].seq for group, calls in state.arrivals.alike.items() if calls}
+    for call in list(part.arrivals.opened().values()):
+        for r, record in call.entered.items():
+            op = state.ops.get(f"{record.op}/{record.group}")
+            if op is not None and r in state.ranks and record.seq > latest.get(record.group, -1):
+                arrive(state, r, record, op)

@@ -1,0 +1,1 @@
+"""A run, pure: no socket, no file, no clock of its own."""

@@ -1,0 +1,1 @@
+"""From the state to what is seen: figures, sentences, rows."""

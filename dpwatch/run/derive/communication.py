@@ -1,0 +1,264 @@
+"""What a run's ranks and devices say to each other, per step: from sums in the state to figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import compress
+
+from dpwatch.plan.traffic import bus_factor
+from dpwatch.run.derive.rank_metrics import (
+    CallFigures,
+    OpFigures,
+    StepFigures,
+    settled,
+    tallies,
+    timed_ms,
+    traffic_steps,
+)
+from dpwatch.run.model.snapshot import (
+    CollectiveStats,
+    CommTimes,
+    LastArrival,
+    MessageStats,
+    Quantiles,
+    TransferStats,
+)
+from dpwatch.run.state.parts import LaneState, OpState, RankState, Route
+from dpwatch.run.state.run_state import RunState
+from dpwatch.run.state.series import CALLS, NBYTES, TIMED_NS, mean, quantile
+from dpwatch.wire.collectives import MESSAGES
+from dpwatch.wire.messages import DeviceInfo, Step
+
+BUSY_STEPS = 2
+
+MOST_MESSAGES = 512
+"""Pairs of ranks that are told of: the heaviest."""
+
+
+def traffic(
+    state: RunState,
+    rank: RankState,
+    lane: LaneState,
+    routes: Sequence[Route],
+    calls: CallFigures,
+    common: int,
+) -> tuple[int | None, int | None]:
+    """Bytes a step this device sends and receives: its copies, and its collectives' algorithm's.
+
+    Means over steps that all ranks have done (`common`, see `steps_in_common`). Unknown where the
+    rank exchanges what its probe can't see, and of one of several ranks of which nothing was seen.
+    """
+    steps = traffic_steps(rank, common)
+    was_seen = routes or len(state.ranks) == 1 or any(each.calls for each in rank.lanes.values())
+    if not steps or not was_seen or (rank.hello is not None and rank.hello.unseen):
+        return None, None
+    sent = _copied(routes, steps, [route.src == lane.device for route in routes])
+    received = _copied(routes, steps, [route.dst == lane.device for route in routes])
+    sent, received = sent + (calls.sent_bytes or 0), received + (calls.received_bytes or 0)
+    return whole_bytes(sent), whole_bytes(received)
+
+
+def whole_bytes(mean: float) -> int:
+    """A mean of bytes as an integer, which is 0 for none at all only."""
+    return max(1, round(mean)) if mean > 0 else 0
+
+
+def _copied(routes: Sequence[Route], steps: range, wanted: Sequence[bool]) -> float:
+    """Bytes a step over these routes."""
+    return sum(_mean_bytes(route, steps) for route in compress(routes, wanted))
+
+
+def _mean_bytes(route: Route, steps: range) -> float:
+    return sum(route.by_step.column(NBYTES, steps)) / len(steps)
+
+
+def comm_times(
+    rank: RankState,
+    lane: LaneState,
+    routes: Sequence[Route],
+    calls: CallFigures,
+    steps: StepFigures,
+) -> CommTimes:
+    """A device's time in communication per step: its copies, and what it issued of collectives.
+
+    Of collectives the probe tells in each step that it looks at for how long some was under way,
+    and for how long its thread was held up. Where Python waits for all of them (FSDP, ZeRO) the
+    latter is known of the other steps too, and the mean is taken over all.
+
+    What is only known call by call (copies, NCCL's durations) is added up, and can't be told apart
+    where it overlaps. No time is longer than the step, whose mean is over all of them: those looked
+    at may have been longer than the others.
+    """
+    total, exposed, share = steps.comm_ms, steps.exposed_ms, steps.exposed_share
+    if calls.waited_ms is not None and not routes and steps.mean_ms:
+        exposed = calls.waited_ms
+        share = min(exposed / steps.mean_ms, 1.0)
+        total = None if total is None else max(total, exposed)  # which few steps may not show
+    if total is None or routes:
+        total = _added_up_ms(rank, lane, routes)
+    within = _within(steps.mean_ms)
+    return CommTimes(within(total), within(exposed), within(calls.wait_ms), share)
+
+
+def _within(step_ms: float | None) -> Callable[[float | None], float | None]:
+    """A time of a step, which is no longer than that."""
+    return lambda ms: ms if ms is None or step_ms is None else min(ms, step_ms)
+
+
+def _added_up_ms(rank: RankState, lane: LaneState, routes: Sequence[Route]) -> float | None:
+    done = settled(rank.whole_steps)
+    calls = tallies(lane, done)
+    moved = [route.by_step.over(done) for route in routes if lane.device in (route.src, route.dst)]
+    if moved:
+        return mean(timed_ms(each) for each in zip(*moved, calls, strict=True))
+    busy = [tally for tally in calls if tally.calls]
+    timed = mean(timed_ms([tally]) for tally in busy)
+    if timed is None:  # the last steps that were timed
+        timed = mean(timed_ms([tally]) for tally in lane.late.tallies.values())
+    return None if timed is None or not done else timed * len(busy) / len(done)
+
+
+def collectives(
+    state: RunState, figures: Callable[[str], OpFigures], exposed_ms: Sequence[float | None]
+) -> list[CollectiveStats]:
+    """The heaviest first; once steps are done, without what none of the last ones called.
+
+    Args:
+        state: The run's.
+        figures: Those of an op, by its key in `state.ops`.
+        exposed_ms: Exposed communication of each rank's first device.
+    """
+    found = [_collective(state, key, figures(key), exposed_ms) for key in state.ops]
+    called = [each for each in found if each.count_per_step != 0]
+    return sorted(called, key=lambda each: -(each.bytes_per_step or 0))
+
+
+def _collective(
+    state: RunState, key: str, figures: OpFigures, exposed_ms: Sequence[float | None]
+) -> CollectiveStats:
+    op = state.ops[key]
+    timed_ns, handed_in = figures.timed_ns, figures.moved
+    if not timed_ns and op.timed_late:  # the last steps that were timed
+        timed_ns, handed_in = _timed_late(state, key)
+    seconds = timed_ns / 1e9
+    # nccl-tests' size of an all-gather is the gathered array, of the others what is handed in.
+    whole = op.ranks if op.op == "all_gather" else 1
+    moved = handed_in * whole
+    algbw = moved / seconds / 1e9 if seconds else None
+    factor = bus_factor(op.op, op.ranks)
+    exposed = figures.waited_ms
+    if exposed is None and _only_busy(state, key):
+        exposed = mean(exposed_ms)
+    cells = figures.cells
+    return CollectiveStats(
+        op=op.op,
+        group=op.group,
+        ranks=2 if op.op in MESSAGES else op.ranks,
+        count_per_step=figures.calls / cells if cells else None,
+        bytes_per_step=whole_bytes(figures.nbytes / cells) if cells else None,
+        latency_ms=Quantiles(quantile(op.latency_ms, 0.5), quantile(op.latency_ms, 0.95)),
+        algbw_gbps=algbw,
+        busbw_gbps=None if algbw is None or factor is None else algbw * factor,
+        exposed_ms_per_step=exposed,
+        last_arrival=_last_arrival(op),
+    )
+
+
+def _timed_late(state: RunState, key: str) -> tuple[int, float]:
+    """Nanoseconds of an op's calls that were timed late, and the bytes handed in to them."""
+    late = [
+        tally
+        for rank in state.ranks.values()
+        for lane in rank.lanes.values()
+        if key in lane.late_calls
+        for tally in lane.late_calls[key].tallies.values()
+    ]
+    moved = math.fsum(t.nbytes * t.timed_calls / t.calls for t in late)
+    return sum(t.timed_ns for t in late), moved
+
+
+def _only_busy(state: RunState, key: str) -> bool:
+    """Whether it is the only op that is called in more than a few steps.
+
+    Then the ranks' exposed time as a whole is this op's; of several it can't be split.
+    """
+    busy = {
+        name
+        for rank in state.ranks.values()
+        for lane in rank.lanes.values()
+        for name, by_step in lane.calls.items()
+        if by_step.seen > BUSY_STEPS
+    }
+    return busy == {key}
+
+
+def _last_arrival(op: OpState) -> LastArrival | None:
+    if not op.last_calls or op.ranks < 2:
+        return None
+    rank = max(op.last_calls, key=lambda r: op.last_calls[r])
+    calls = op.last_calls[rank]
+    return LastArrival(
+        rank=rank,
+        share=calls / sum(op.last_calls.values()),
+        wait_ms=op.last_wait_ns[rank] / calls / 1e6,
+    )
+
+
+def transfers(state: RunState) -> list[TransferStats]:
+    """Copies between the devices of one process, by kind, source and destination."""
+    found = []
+    for route in state.routes.values():
+        rank = state.ranks.get(route.rank)
+        if rank is None:
+            continue
+        steps = settled(rank.whole_steps)
+        if steps:
+            found.append(
+                TransferStats(
+                    kind=route.kind,
+                    src=device_of(rank, route.src).name,
+                    dst=device_of(rank, route.dst).name,
+                    bytes_per_step=whole_bytes(_mean_bytes(route, steps)),
+                    ms_per_step=sum(route.by_step.column(TIMED_NS, steps)) / len(steps) / 1e6,
+                )
+            )
+    return found
+
+
+def messages(state: RunState) -> list[MessageStats]:
+    """Who sends to whom point to point, the heaviest first."""
+    found: dict[tuple[int, int], MessageStats] = {}
+    for op in ("recv", "send"):  # what the sender says counts more
+        for rank in state.ranks.values():
+            steps = settled(rank.whole_steps)
+            for key, by_step in rank.peers.items() if steps else ():
+                direction, _, peer = key.partition("/")
+                ends = (rank.rank, int(peer)) if op == "send" else (int(peer), rank.rank)
+                calls = sum(by_step.column(CALLS, steps))
+                if direction == op and calls:
+                    nbytes = sum(by_step.column(NBYTES, steps))
+                    told = calls / len(steps), whole_bytes(nbytes / len(steps))
+                    found[ends] = MessageStats(*ends, *told)
+    return sorted(found.values(), key=lambda each: -each.bytes_per_step)[:MOST_MESSAGES]
+
+
+def steps_in_common(state: RunState) -> int:
+    """Steps that all ranks have done, and told all of."""
+    return min((rank.whole_steps for rank in state.ranks.values() if rank.lanes), default=0)
+
+
+def device_of(rank: RankState, index: int) -> DeviceInfo:
+    """The device as its rank announced it, or as a mere number before that."""
+    if rank.hello and index < len(rank.hello.devices):
+        return rank.hello.devices[index]
+    return DeviceInfo(f"device {index}", "")
+
+
+def untimed(device: DeviceInfo, step: Step) -> bool:
+    """Whether nothing is known of the step's phases, rather than that it had none.
+
+    A CUDA device's are known in steps that were measured on the device only.
+    """
+    times = (step.forward_ns, step.backward_ns, step.optimizer_ns)
+    return device.kind == "cuda" and all(ns is None for ns in times)

@@ -1,0 +1,193 @@
+"""What a rank that others wait for is doing, as its last signs of life tell, and how bad that is.
+
+Some of it passes by itself: a checkpoint goes to a slow disk, a dataset is read, a process is
+waited for. So each has a time for which it is nothing yet, and so has each pause that the run has
+made before and got over.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from dpwatch.run.derive.wait_graph import is_silent, is_stale
+from dpwatch.run.model.snapshot import SEVERITIES
+from dpwatch.run.state.endings import FINISHED, STOPPED, ending
+from dpwatch.run.state.parts import RankState
+from dpwatch.run.state.run_state import RunState
+from dpwatch.wire.messages import Beat
+
+STILL_NS = 2_000_000_000
+"""A thread at the same line for so long stands still."""
+
+LIMITS_S = {
+    "lock": 8.0,
+    "socket": 20.0,
+    "pipe": 20.0,
+    "poll": 20.0,
+    "file": 20.0,
+    "core": 20.0,
+    "sleep": 30.0,
+    "disk": 60.0,
+    "process": 60.0,
+}
+"""From so many seconds on, standing still in that is critical; …"""
+
+LOADER_LIMIT_S = 8.0
+"""… in a data loader, …"""
+
+CHECKPOINT_LIMIT_S = 120.0
+"""… inside of what writes and reads checkpoints, …"""
+
+NATIVE_LIMIT_S = 20.0
+"""… without a word, in native code that holds the interpreter's lock, …"""
+
+BUSY_LIMIT_S = 120.0
+"""… and running Python."""
+
+STARTING_LIMIT_S = 60.0
+"""Ranks that have not come yet while others wait may be starting for so long."""
+
+OVERCOME = 1.25
+"""A pause up to so many times as long as one that the run has got over is worth a note only."""
+
+FIRST_STEPS = 3
+"""Steps whose length says nothing of pauses: they make and compile what later ones use."""
+
+CHECKPOINTS = ("torch.save", "torch.load", "checkpoint")
+LOADER = "DataLoader"
+PROMPTS = {"prompt": "at a prompt", "pdb": "at pdb's prompt"}
+
+_PHRASES = {
+    "sleep": "asleep",
+    "lock": "waiting for a lock",
+    "disk": "waiting for a disk or a network file system (in the kernel)",
+    "file": "waiting for a file",
+    "pipe": "waiting at a pipe",
+    "socket": "waiting at a socket",
+    "poll": "waiting for input",
+    "process": "waiting for a process",
+    "core": "on a core, in native code",
+}
+
+
+class Doing(msgspec.Struct, frozen=True):
+    """What one rank does.
+
+    Attributes:
+        what: `still`, `busy`, `silent`, `unseen`, `stale`, or how it ended.
+        told: A sentence that says so, and where.
+        advice: What to do about it first, "" where nothing particular.
+        limit_s: For so long it may be nothing.
+        passes: It may pass by itself, as pauses before have.
+    """
+
+    what: str
+    told: str
+    advice: str = ""
+    limit_s: float = 0.0
+    passes: bool = False
+
+
+def doing(state: RunState, r: int) -> Doing:
+    """What a rank is doing now; of one that was stopped or gave up, what it did before."""
+    rank = state.ranks.get(r)
+    if rank is None or (rank.beat is None and rank.bye is None):
+        told = f"Nothing has been heard of rank {r}."
+        limit_s = 0.0 if _has_begun(state) else STARTING_LIMIT_S
+        return Doing("unseen", told, "Look whether its process was started.", limit_s)
+    how = ending(rank)
+    if how == FINISHED:
+        return _finished(rank)
+    if rank.bye is not None and (how != STOPPED or rank.beat is None):
+        return Doing(rank.bye.state, f"Rank {r} has {rank.bye.state}.")
+    quiet_s = (state.now_ns - rank.seen_ns) / 1e9
+    if is_stale(state, rank):
+        told = f"Rank {r} is on {rank.host}, of which nothing has been heard for {quiet_s:.0f} s."
+        return Doing("stale", told, "The host is down, or the network between.")
+    if is_silent(state, rank):
+        return _silent(rank, quiet_s)
+    beat = rank.beat
+    if beat is None:  # it has a goodbye and no sign of life before
+        return Doing("unseen", f"Nothing has been heard of rank {r}.")
+    return _still(rank, beat) if (beat.still_ns or 0) >= STILL_NS else _busy(rank, beat)
+
+
+def severity(state: RunState, each: Doing, stuck_s: float) -> str:
+    """How bad it is that a rank has done this for so long: a name of `SEVERITIES`."""
+    if each.passes and stuck_s < OVERCOME * longest_pause_s(state):
+        return SEVERITIES[0]
+    return SEVERITIES[2 if stuck_s >= each.limit_s else 1]
+
+
+def longest_pause_s(state: RunState) -> float:
+    """The longest step of any rank so far, but for the first ones: a step includes all pauses."""
+    longest_ms = 0.0
+    for rank in state.ranks.values():
+        lane = rank.lanes.get(0)
+        if lane is not None:
+            curve = zip(lane.step_ms.steps, lane.step_ms.values, strict=True)
+            longest_ms = max([longest_ms, *(ms for step, ms in curve if step >= FIRST_STEPS)])
+    return longest_ms / 1e3
+
+
+def _has_begun(state: RunState) -> bool:
+    return any(rank.steps_done for rank in state.ranks.values())
+
+
+def _finished(rank: RankState) -> Doing:
+    advice = (
+        "Look for what only it does: fewer batches in its share of the data, a stop decided by a "
+        "figure of its own, a step or call it left out."
+    )
+    return Doing(FINISHED, f"Rank {rank.rank} has finished.", advice)
+
+
+def _silent(rank: RankState, quiet_s: float) -> Doing:
+    who = f"Rank {rank.rank} (pid {rank.pid}) has been silent for {quiet_s:.0f} s"
+    where = f", last seen at {rank.beat.where}" if rank.beat and rank.beat.where else ""
+    match rank.process:
+        case "T" | "t":
+            told = f"{who}: it is stopped, by a signal or a debugger{where}."
+            return Doing("silent", told, f"`kill -CONT {rank.pid}` lets it go on.")
+        case "R" | "D" | "S":
+            told = f"{who}: a native call holds its interpreter{where}."
+            advice = f"`py-spy dump --native --pid {rank.pid}` shows which."
+            return Doing("silent", told, advice, NATIVE_LIMIT_S, passes=True)
+    told = f"{who}: stopped, swapped out, or a call that holds its interpreter{where}."
+    return Doing("silent", told)
+
+
+def _still(rank: RankState, beat: Beat) -> Doing:
+    who, at = f"Rank {rank.rank} (pid {rank.pid})", f" at {beat.where}" if beat.where else ""
+    if beat.inside == LOADER or beat.phase == "data":
+        return _waits_for_data(who, at, beat)
+    if beat.inside in PROMPTS:
+        told = f"{who} is {PROMPTS[beat.inside]}: it waits for a person's next line or cell."
+        return Doing("still", told, "", math.inf, passes=True)
+    inside = f" inside {beat.inside}" if beat.inside else ""
+    phrase = beat.waits_on or _PHRASES.get(beat.waits_in, "")
+    told = f"{who} stands still{at}{inside}{f', {phrase}' if phrase else ''}."
+    if not beat.waits_in:
+        return Doing("still", told)
+    limit_s = LIMITS_S.get(beat.waits_in, 0.0)
+    if beat.inside.startswith(CHECKPOINTS):
+        limit_s = CHECKPOINT_LIMIT_S
+    return Doing("still", told, "", limit_s, passes=True)
+
+
+def _waits_for_data(who: str, at: str, beat: Beat) -> Doing:
+    worker = f": {beat.waits_on}" if beat.waits_on else ""
+    told = f"{who} waits for a batch of its DataLoader{at}{worker}."
+    advice = (
+        "Look at that loader's worker processes (`py-spy dump`): a lock that was held when they "
+        "were forked, a file or server that does not answer, shared memory that is full."
+    )
+    return Doing("still", told, advice, LOADER_LIMIT_S if beat.waits_in else 0.0, passes=True)
+
+
+def _busy(rank: RankState, beat: Beat) -> Doing:
+    at = f" at {beat.where}" if beat.where else ""
+    told = f"Rank {rank.rank} (pid {rank.pid}) is busy{at}."
+    return Doing("busy", told, "", BUSY_LIMIT_S, passes=beat.still_ns is not None)

@@ -1,0 +1,55 @@
+"""Many curves, each in a few points that hold its peaks: all at once by numpy, if there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dpwatch.run.state.curves import Envelope, width_of
+from dpwatch.run.state.series import Floats, Ints
+
+Points = tuple[Ints, Floats]
+
+
+def few(curves: Sequence[Envelope], points: int) -> list[Points]:
+    """What `Envelope.few` gives of each. Ranks do alike: most curves are of one length."""
+    lengths: dict[int, list[int]] = {}
+    for place, curve in enumerate(curves):
+        lengths.setdefault(len(curve.steps), []).append(place)
+    found: list[Points] = [(Ints(), Floats())] * len(curves)
+    for length, places in lengths.items():
+        alike = [curves[place] for place in places]
+        thinned = _together(alike, length, points) if length > points else None
+        for i, place in enumerate(places):
+            found[place] = thinned[i] if thinned else curves[place].few(points)
+    return found
+
+
+def _together(curves: Sequence[Envelope], length: int, points: int) -> list[Points] | None:
+    """Of curves of one length; None without numpy.
+
+    Imported here, so that no viewer of a small run waits for it.
+    """
+    try:
+        import numpy as np
+    except ImportError:
+        return None
+    width = width_of(length, points)
+    parts = -(-length // width)
+    values = np.array([curve.values for curve in curves])
+    steps = np.array([curve.steps for curve in curves])
+    # Filled up with the last value, which is found at its own place first.
+    filled = np.pad(values, ((0, 0), (0, parts * width - length)), mode="edge")
+    split = filled.reshape(len(curves), parts, width)
+    ends = np.stack([split.argmin(axis=2), split.argmax(axis=2)], axis=2)
+    ends.sort(axis=2)
+    peaks = (ends + np.arange(parts)[:, None] * width).reshape(len(curves), 2 * parts)
+    kept = np.pad(peaks, ((0, 0), (1, 1)), constant_values=((0, 0), (0, length - 1)))
+    once = np.diff(kept, axis=1, prepend=-1) > 0
+    found = []
+    for i in range(len(curves)):
+        at = kept[i][once[i]]
+        pair = (Ints(), Floats())
+        pair[0].frombytes(steps[i][at].tobytes())
+        pair[1].frombytes(values[i][at].tobytes())
+        found.append(pair)
+    return found

@@ -1,0 +1,88 @@
+"""Ranks' stacks as plain text: for a pipe, a log, the clipboard. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from dpwatch.run.model.snapshot import Run, RunView
+from dpwatch.run.model.stacks import Group, RankStacks, groups, spans
+from dpwatch.wire.messages import ThreadStack
+
+
+def run_text(view: RunView, ranks: Sequence[int] = ()) -> str:
+    """A run's stacks: ranks that stand alike together, or each thread of the ranks named."""
+    entries = [entry for entry in view.stacks if not ranks or entry.rank in ranks]
+    lines = [_head(view.run)]
+    if ranks:
+        for entry in entries:
+            lines += ["", *_rank(entry)]
+    else:
+        for group in groups(entries):
+            lines += ["", *_group(group, len(entries))]
+    return "\n".join(_printable(line) for line in lines)
+
+
+def _head(run: Run) -> str:
+    return (
+        f"{run.title or run.run_id} · {run.strategy or 'strategy unknown'} · {run.state} · "
+        f"step {run.steps}; innermost frame first"
+    )
+
+
+def _group(group: Group, of: int) -> list[str]:
+    name = group_name(group, of)
+    if not group.frames:
+        return [f"{name}: {why(group)}"]
+    return [f"{name}: at {group.at}, {age(group.entries)}", *_frames(group.frames, group.theirs)]
+
+
+def group_name(group: Group, of: int) -> str:
+    """`rank 3`, `ranks 0-2 (3 of 4)`."""
+    many = len(group.entries)
+    return spans(group.ranks) + (f" ({many} of {of})" if many > 1 else "")
+
+
+def _rank(entry: RankStacks) -> list[str]:
+    lines = [f"rank {entry.rank} · {entry.host} · pid {entry.pid}"]
+    if entry.standing != "answered":
+        lines[0] += f": {why(Group((entry,)))}"
+    if entry.threads:
+        lines[0] += f" · {age([entry])}"
+    for thread in entry.threads:
+        lines += [f"  {thread_name(thread)}", *_frames(thread.frames, thread.theirs)]
+    if entry.left_out:
+        lines.append(f"  … {entry.left_out} more threads")
+    return lines
+
+
+def _frames(frames: Sequence[str], theirs: int | None) -> list[str]:
+    marks = ["  > " if index == theirs else "    " for index in range(len(frames))]
+    return [f"  {mark}{frame}" for mark, frame in zip(marks, frames, strict=True)][::-1]
+
+
+def thread_name(thread: ThreadStack) -> str:
+    """What to call a thread: `MainThread (trains) · tid 4711`."""
+    name = thread.name or "a thread that Python has not started"
+    trains = " (trains)" if thread.training else ""
+    return f"{name}{trains}" + (f" · tid {thread.tid}" if thread.tid is not None else "")
+
+
+def why(group: Group) -> str:
+    """Why these have no answer, and where their last heartbeats saw them if that was one place."""
+    places = {entry.seen_at for entry in group.entries}
+    seen_s = max((entry.seen_s or 0.0 for entry in group.entries), default=0.0)
+    said = group.entries[0].why
+    if group.entries[0].standing == "silent" and len(places) == 1 and (place := places.pop()):
+        said += f"; last seen at {place}, {seen_s:.0f} s ago"
+    return said
+
+
+def age(entries: Iterable[RankStacks]) -> str:
+    """How old the stacks are: `taken 2 s ago`."""
+    ages = [entry.age_s for entry in entries if entry.age_s is not None]
+    return f"taken {max(ages):.0f} s ago" if ages else "never taken"
+
+
+def _printable(line: str) -> str:
+    """Text from ranks never reaches a terminal as an escape sequence."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)

@@ -1,0 +1,117 @@
+"""What a run's state is and why: the same sentence on every screen, in the JSON and on stderr.
+
+Of a run that has broken the reason is its cause and not its first victim: what held when the first
+rank gave up waiting, else the rank that ended by itself first. Diagnoses that say such a thing stay
+once the run has broken (see `diagnose.review`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dpwatch.run.derive.doing import doing
+from dpwatch.run.model.snapshot import Diagnosis, Rank
+from dpwatch.run.state.endings import BY_ITSELF, GAVE_UP
+from dpwatch.run.state.exits import gave_way, may_have_failed, signal_name
+from dpwatch.run.state.parts import RankState
+from dpwatch.run.state.run_state import RunState
+from dpwatch.wire.messages import INTERRUPTED
+
+CAUSES = ("hang", "desync")
+"""Kinds that say why ranks gave up waiting."""
+
+ABSENT_S = 2.0
+"""How long an ended run waits for ranks that have not been heard of."""
+
+NAMED = 8
+
+
+def verdict(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
+    """The run's state and, where it is a bad one, a line that says why."""
+    if state.stopped:
+        return "failed", INTERRUPTED
+    dead = died(state)
+    if dead:
+        return _broken(state, dead)
+    if ended(state):
+        return _over(state)
+    stalled = sorted({row.rank for row in rows if row.state == "stalled"})
+    held = held_cause(state.diagnoses)
+    if held is not None and (held.kind == "hang" or stalled):
+        return "hung", first_sentence(held.text)
+    unexplained = [r for r in stalled if not doing(state, r).passes]
+    if unexplained:
+        return "hung", f"no step for long from {_ranks(unexplained)}"
+    silent = sorted({row.host for row in rows if row.state == "stale"})
+    why = f"not heard of: {', '.join(silent)}; its ranks are shown as last seen" if silent else ""
+    if any(row.steps for row in rows):
+        return "running", why
+    return "starting", ""
+
+
+def ended(state: RunState) -> bool:
+    """Whether every rank has said goodbye.
+
+    Of a small run one rank may be done before another is heard of for the first time; after a
+    while without, those known here are all (the others never came). So they are at once in the hub
+    of a host that is not the head: the others are on other hosts.
+    """
+    if not state.ranks or any(rank.bye is None for rank in state.ranks.values()):
+        return False
+    if state.joined is not None and state.joined.role == "node":
+        return True
+    quiet_ns = state.now_ns - (state.end_ns or 0)
+    return len(state.ranks) >= state.world_size or quiet_ns > ABSENT_S * 1e9
+
+
+def died(state: RunState) -> list[tuple[RankState, str]]:
+    """Ranks that have ended without finishing, and how, as `endings.ends` orders them."""
+    return state.died(explained=held_cause(state.diagnoses) is not None)
+
+
+def held_cause(diagnoses: Sequence[Diagnosis]) -> Diagnosis | None:
+    """The diagnosis that says why ranks gave up waiting, None if there is none."""
+    found = (d for d in diagnoses if d.kind in CAUSES and d.severity == "critical")
+    return next(found, None)
+
+
+def first_sentence(text: str) -> str:
+    """What stands before the first stop that ends a sentence, or a part of one."""
+    return text.partition(". ")[0].partition("; ")[0].rstrip(".")
+
+
+def command_end(code: int) -> str:
+    """How the command of `dpwatch run` ended, for a sentence."""
+    if code < 0:
+        return f"the command was killed by {signal_name(-code)}"
+    return f"the command ended with exit code {code}"
+
+
+def _over(state: RunState) -> tuple[str, str]:
+    """Of a run all of whose ranks say that they have finished."""
+    if gave_way(state.ranks.values(), state.command):
+        return "failed", INTERRUPTED
+    code = state.command.exit if state.command else None
+    if code and any(rank.bye and may_have_failed(rank.bye) for rank in state.ranks.values()):
+        return "failed", f"{command_end(code)}, and no rank said why"
+    return "finished", ""
+
+
+def _broken(state: RunState, dead: Sequence[tuple[RankState, str]]) -> tuple[str, str]:
+    first, how = dead[0]
+    outcome = first.bye.state if first.bye is not None else "lost"
+    reason = first.bye.reason if first.bye is not None else ""
+    gave_up = sorted(rank.rank for rank, each in dead if each == GAVE_UP)
+    held = held_cause(state.diagnoses)
+    if held is not None:
+        outcome = outcome if how in BY_ITSELF else "failed"
+        then = f"{_ranks(gave_up)} gave up waiting" if gave_up else f"rank {first.rank}: {reason}"
+        return outcome, f"{first_sentence(held.text)}; {then}"
+    if how == GAVE_UP:
+        return outcome, f"{_ranks(gave_up)} gave up waiting: {reason}"
+    return outcome, f"rank {first.rank}: {reason}"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    more = f" and {len(ranks) - NAMED} more" if len(ranks) > NAMED else ""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:NAMED]))}{more}"

@@ -1,0 +1,233 @@
+"""Who waits for whom when a run stands still: from how far each rank has come in its groups.
+
+A rank waits if it has entered a collective that another member of the group has not: an edge from
+the one to the other. Followed to their ends, edges lead to the ranks that wait for nobody, which
+are what holds the run up; where they lead round in a circle, it is a deadlock.
+
+Looked at are heartbeats, which come from the probe's own thread and so while a rank is stuck. A
+rank whose heart has stopped too is taken for the end of every way that leads to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from dpwatch.run.state.endings import FINISHED, GAVE_UP, MAYBE_GAVE_UP, ending, ends
+from dpwatch.run.state.parts import RankState
+from dpwatch.run.state.run_state import RunState
+from dpwatch.wire.messages import Position, Unfinished
+
+SILENT_NS = 2_000_000_000
+"""Beats come twice a second: a rank that has not been heard of for so long is silent, …"""
+
+CROWD_RANKS, CROWD_SILENT_NS = 512, 3_000_000_000
+"""… or, in a run of more ranks than this, so long: there they come once a second."""
+
+ALL_TOLD = 16
+"""A heartbeat that tells of so many groups may leave others out."""
+
+SURE_NS = 1_000_000_000
+"""Heard of so long after others had entered a call, a rank had its chance to enter it too."""
+
+_GIVING_UP = (GAVE_UP, *MAYBE_GAVE_UP)
+
+WORLD = "default"
+
+Place = tuple[str, int, int, int, tuple[int, ...]]
+"""A call: its group, that group's generation, its number, ranks and members."""
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A collective that some ranks of a group have entered and some have not.
+
+    Attributes:
+        entered: Ranks known to have entered it.
+        missing: Ranks that have not.
+    """
+
+    position: Position
+    entered: tuple[int, ...]
+    missing: tuple[int, ...]
+
+
+class Standstill(msgspec.Struct, frozen=True):
+    """Why nothing moves.
+
+    Attributes:
+        since_ns: When the last of the waiting ranks moved.
+        roots: Ranks that the others wait for, directly or not.
+        waiting: By rank, the call it waits in.
+        circle: The roots wait for each other.
+    """
+
+    since_ns: int
+    roots: tuple[int, ...]
+    waiting: dict[int, Call]
+    circle: bool = False
+
+
+def moved_ns(rank: RankState) -> int | None:
+    """When a rank last ended a step or entered a collective; None if it has done neither."""
+    entered = rank.beat.positions[0].issued_ns if rank.beat and rank.beat.positions else 0
+    return max(rank.progress_ns, entered) or None
+
+
+def is_silent(state: RunState, rank: RankState) -> bool:
+    """Whether its heart has stopped, although nobody has said that it ended."""
+    most_ns = SILENT_NS if state.told_size <= CROWD_RANKS else CROWD_SILENT_NS
+    return rank.bye is None and state.now_ns - rank.seen_ns >= most_ns
+
+
+def is_stale(state: RunState, rank: RankState) -> bool:
+    """Whether its host is not heard of: it may be well, and only the hubs be cut off."""
+    return rank.host in state.others and state.others[rank.host].silent
+
+
+def standstill(state: RunState, patience_ns: float) -> Standstill | None:
+    """Who waits for whom, if a rank has not moved for `patience_ns`.
+
+    Returns:
+        None while all move. Without `waiting`, the roots are ranks that stand still by themselves.
+    """
+    moved = {r: at for r, rank in state.ranks.items() if not rank.bye and (at := moved_ns(rank))}
+    held = [
+        r
+        for r, at in moved.items()
+        if state.now_ns - at >= patience_ns and not is_stale(state, state.ranks[r])
+    ]
+    if not held:
+        return None
+    calls: dict[Place, Call] = {}  # a thousand ranks that wait in one call share what is told of it
+    waiting = {r: call for r in held if (call := _waits_in(state, r, calls)) is not None}
+    if not waiting:
+        return Standstill(max(moved[r] for r in held), tuple(held), {})
+    roots, circle = _ends(waiting)
+    return Standstill(max(moved[r] for r in waiting), roots, waiting, circle)
+
+
+def given_up(state: RunState) -> Standstill | None:
+    """Whom the ranks waited for that gave up waiting, as far as that is beyond doubt.
+
+    Their last words tell what they had entered. Others are told of by heartbeats, which may be half
+    a second older: who had not the time to enter a call too is not said to have stayed away.
+
+    Returns:
+        None where no rank gave up, or nobody can be named.
+    """
+    ended = {r: rank for r, rank in state.ranks.items() if ending(rank) in _GIVING_UP}
+    calls: dict[Place, Call] = {}
+    waiting = {r: call for r in ended if (call := _waits_in(state, r, calls)) is not None}
+    if not waiting:
+        return None
+    roots, circle = _ends(waiting)
+    sure = any(ending(rank) == GAVE_UP for rank in ended.values())
+    if not sure:  # who quits without an error need not have waited, unless for one that finished
+        finished = (r for r in roots if r in state.ranks and ending(state.ranks[r]) == FINISHED)
+        roots, circle = tuple(finished), False
+    elif not circle:
+        last_ns = max(call.position.issued_ns for call in waiting.values())
+        roots = tuple(r for r in roots if _had_its_chance(state, r, last_ns))
+    since_ns = max(moved_ns(ended[r]) or 0 for r in waiting)
+    return Standstill(since_ns, roots, waiting, circle) if roots else None
+
+
+def _had_its_chance(state: RunState, r: int, issued_ns: int) -> bool:
+    rank = state.ranks.get(r)
+    if rank is None:
+        return (given_up_ns(state) or 0) - issued_ns >= SURE_NS
+    if ending(rank) == FINISHED:
+        return True
+    return (rank.ended_ns or rank.seen_ns) - issued_ns >= SURE_NS
+
+
+def given_up_ns(state: RunState) -> int | None:
+    """When the first rank gave up waiting, or may have; None while none has."""
+    gave_up = [rank for rank, how in ends(state.ranks.values()) if how in _GIVING_UP]
+    return min((rank.ended_ns for rank in gave_up), default=None)
+
+
+def distinct(waiting: dict[int, Call]) -> list[Call]:
+    """The calls that ranks wait in, each once."""
+    return list({id(call): call for call in waiting.values()}.values())
+
+
+def _waits_in(state: RunState, r: int, calls: dict[Place, Call]) -> Call | None:
+    """The first call that this rank waits in for others, None if there is none."""
+    rank = state.ranks[r]
+    if rank.beat is None or is_silent(state, rank):
+        return None
+    gave_up = ending(rank) in _GIVING_UP
+    for nth, place in enumerate(rank.beat.positions):
+        for position in under_way(place, failed=gave_up and not nth):
+            key = (position.group, position.generation, position.seq, position.ranks,
+                   tuple(position.members))  # fmt: skip
+            if (call := calls.get(key)) is None:
+                call = calls[key] = _call(state, position)
+            if call.missing:
+                return call
+    return None
+
+
+def under_way(position: Position, *, failed: bool = False) -> Iterator[Position]:
+    """A group's calls that a rank is in as far as is known: the oldest, and the newest.
+
+    A call that has `failed` is over too, and still what the rank waited in.
+    """
+    if position.oldest is not None:
+        yield oldest_of(position, position.oldest)
+    if failed or not position.done:
+        yield position
+
+
+def oldest_of(position: Position, oldest: Unfinished) -> Position:
+    """The oldest call of a group that is under way, as the newest stands in its place."""
+    return Position(
+        position.group, position.ranks, oldest.seq, oldest.op, oldest.nbytes, oldest.dtype,
+        oldest.issued_ns, oldest.step, False, oldest.where, position.members, position.generation,
+    )  # fmt: skip
+
+
+def _call(state: RunState, position: Position) -> Call:
+    entered: list[int] = []
+    missing: list[int] = []
+    for member in _members(state, position):
+        (entered if _entered(state.ranks.get(member), position) else missing).append(member)
+    return Call(position, tuple(entered), tuple(missing))
+
+
+def _members(state: RunState, position: Position) -> Iterable[int]:
+    """Ranks of the group, as far as they are known."""
+    if position.members:
+        return position.members
+    if position.group == WORLD:
+        return range(position.ranks)
+    return [r for r, rank in state.ranks.items() if _place(rank, position.group) is not None]
+
+
+def _entered(rank: RankState | None, position: Position) -> bool:
+    if rank is None or rank.beat is None:
+        return False
+    place = _place(rank, position.group)
+    if place is None:
+        return len(rank.beat.positions) >= ALL_TOLD  # it may be in a group that is not told of
+    return (place.generation, place.seq) >= (position.generation, position.seq)
+
+
+def _place(rank: RankState, group: str) -> Position | None:
+    positions = rank.beat.positions if rank.beat else []
+    return next((p for p in positions if p.group == group), None)
+
+
+def _ends(waiting: dict[int, Call]) -> tuple[tuple[int, ...], bool]:
+    """Where the ways from waiting ranks end, and whether that is a circle."""
+    reached = {m for call in distinct(waiting) for m in call.missing}
+    ends = reached - waiting.keys()
+    if ends:
+        return tuple(sorted(ends)), False
+    # Every way goes on for ever: what can be reached from everywhere is the circle.
+    circle = set(waiting)
+    while (inner := {m for r in circle for m in waiting[r].missing} & circle) != circle:
+        circle = inner
+    return tuple(sorted(circle)), True

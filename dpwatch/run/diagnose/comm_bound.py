@@ -1,0 +1,208 @@
+"""`comm_bound`: compute waits for communication, more than late ranks explain.
+
+Rule: for more than half of the ranks, exposed communication less what they waited in the same step
+for others to come to a call takes at least 25 % of the step; from 40 % on it is a warning. Ranks
+that wait for a late one are a `straggler`'s victims. What it is that takes the time:
+
+- *repeated*: under DDP, all-reduces of at least 1.9 times the model's bytes a step, as when
+  gradients are exchanged for each micro-batch and not once a step;
+- *messages*: most of it by send and recv, as between the stages of a pipeline;
+- *many_calls*: at least 32 calls a step of 64 KiB or less on average;
+- *few_bytes*: less than 64 KiB a step in fewer calls;
+- *bytes*: else.
+
+Where ranks share too few cores, their collectives wait for a core as all else does, and
+`cpu_oversubscribed` says so. There, and where it is less without the waits for late ranks,
+*repeated* and *many_calls* are told as a hint (`info`), from a tenth of the step and from a quarter
+on, those waits included: they are counted and not timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dpwatch.run.diagnose import cpu_oversubscribed
+from dpwatch.run.diagnose.finding import SETTLED_STEPS, Finding, mebibytes, shared_by_most, some_of
+from dpwatch.run.model.snapshot import CollectiveStats, Run
+from dpwatch.run.state.parts import RankState
+from dpwatch.run.state.run_state import RunState
+from dpwatch.run.state.series import NONE, WAIT_NS, median
+from dpwatch.wire.collectives import MESSAGES
+
+WORTH_SAYING = 0.25
+WARNING = 0.40
+STEPS = 32
+
+TIMES_THE_MODEL = 1.9
+MANY_CALLS = 32
+SMALL_BYTES = 64 << 10
+
+HINTS = {"repeated": 0.10, "many_calls": 0.25}
+"""Patterns that are certain whatever the times, and from which share of the step they matter."""
+
+_CURES = {
+    "bytes": "Send less: accumulate gradients over more batches (with no_sync), a larger batch, "
+    "bf16 gradients, or shard within a host only (HSDP).",
+    "many_calls": "It is their number that costs, not their bytes: put them together into few "
+    "calls (DDP's buckets, one flat tensor, a coalescing manager).",
+    "messages": "Those are messages from rank to rank, as between a pipeline's stages, which wait "
+    "for each other: take more micro-batches, another schedule (1F1B, interleaved), like stages.",
+    "few_bytes": "So few bytes take no time: what does is that all ranks meet in each call. Call "
+    "less often, or asynchronously and wait later.",
+}
+
+
+def rule(run: Run, state: RunState) -> Finding | None:
+    """Fires on exposed communication's share of the step."""
+    if not run.collectives or run.steps < SETTLED_STEPS:
+        return None
+    shares = net_shares(run, state)
+    share = shared_by_most(shares.values())
+    load = _load(run, state)
+    pattern = _pattern(run, load)
+    if share is None or share < WORTH_SAYING:
+        share = _gross_share(run)
+        if pattern not in HINTS or share is None or share < HINTS[pattern]:
+            return None
+        aside = "waits for late ranks included" if shares else "part of that is waiting for a core"
+        return _finding(run, state, load, pattern, share, share, aside)
+    return _finding(run, state, load, pattern, share, max(shares.values()))
+
+
+def net_shares(run: Run, state: RunState) -> dict[int, float]:
+    """By rank, exposed communication that late ranks don't explain, as a share of the step.
+
+    Empty where a lack of cores would be taken for it, and before steps have settled.
+    """
+    crowded = run.devices != "cuda" and run.cores is not None and len(run.ranks) > run.cores
+    if run.steps < SETTLED_STEPS or crowded or cpu_oversubscribed.rule(run) is not None:
+        return {}
+    shares = {r: _net_share(rank) for r, rank in some_of(list(state.ranks.items()))}
+    known = {r: share for r, share in shares.items() if share is not None}
+    return known if 2 * len(known) > len(shares) else {}
+
+
+def _net_share(rank: RankState) -> float | None:
+    """The median over the steps in which exposed time was measured, None of none."""
+    lane = rank.lanes.get(0)
+    if lane is None:
+        return None
+    columns = (lane.recent.field(name) for name in ("step", "exposed_ns"))
+    rows = zip(*columns, lane.recent.took_ns(), strict=True)
+    measured = [row for row in rows if row[1] != NONE and row[0]][-STEPS:]
+    mine = [by for each in rank.lanes.values() for by in each.calls.values()]
+    waited = [by.column(WAIT_NS, [step for step, _, _ in measured]) for by in mine]
+    waits_ns = list(map(sum, zip(*waited, strict=True))) or [0] * STEPS
+    return median(
+        max(0, exposed_ns - wait_ns) / max(1, took_ns)
+        for (_, exposed_ns, took_ns), wait_ns in zip(measured, waits_ns, strict=False)
+    )
+
+
+def _gross_share(run: Run) -> float | None:
+    """What compute waits for communication, whatever the reason: a share of the step."""
+    shares = (row.comm_ms.exposed_share for row in run.ranks)
+    return shared_by_most(share for share in shares if share is not None)
+
+
+class Load(NamedTuple):
+    """What a rank hands in per step: the most of any.
+
+    Attributes:
+        reduced: Bytes of it that are all-reduced.
+        heaviest: The op and group that take most of it.
+    """
+
+    calls: float
+    nbytes: int
+    reduced: int
+    heaviest: CollectiveStats
+
+
+def _load(run: Run, state: RunState) -> Load:
+    """Of the ops and groups that each rank calls: no rank is in all groups."""
+    by_key = {f"{each.op}/{each.group}": each for each in run.collectives}
+    loads = []
+    for rank in some_of(list(state.ranks.values())):
+        keys = {key for lane in rank.lanes.values() for key in lane.calls}
+        mine = [each for key, each in by_key.items() if key in keys]
+        if mine:
+            loads.append(_sum(mine))
+    return max(loads, key=lambda load: load.nbytes, default=None) or _sum(run.collectives)
+
+
+def _sum(each: Sequence[CollectiveStats]) -> Load:
+    reduced = sum(one.bytes_per_step or 0 for one in each if one.op == "all_reduce")
+    return Load(
+        sum(one.count_per_step or 0 for one in each),
+        sum(one.bytes_per_step or 0 for one in each),
+        reduced,
+        max(each, key=lambda one: one.bytes_per_step or 0),
+    )
+
+
+def _pattern(run: Run, load: Load) -> str:
+    times = _times_the_model(run, load) or 0
+    if times >= TIMES_THE_MODEL and run.strategy.startswith("ddp"):
+        return "repeated"
+    if load.heaviest.op in MESSAGES:
+        return "messages"
+    if load.calls >= MANY_CALLS and load.nbytes <= SMALL_BYTES * load.calls:
+        return "many_calls"
+    return "few_bytes" if load.nbytes < SMALL_BYTES else "bytes"
+
+
+def _times_the_model(run: Run, load: Load) -> float | None:
+    """How many times the model's bytes are all-reduced in a step; None where that is unknown."""
+    return load.reduced / run.model.param_bytes if run.model.param_bytes else None
+
+
+def _finding(
+    run: Run,
+    state: RunState,
+    load: Load,
+    pattern: str,
+    share: float,
+    most: float,
+    aside: str = "",
+) -> Finding:
+    """The finding; of a hint with an `aside` on what else is in the share."""
+    calls, moved, _, heaviest = load
+    times = _times_the_model(run, load)
+    of_it = f" ({aside})" if aside else ""
+    size = f"{moved} B" if moved < 1 << 10 else mebibytes(moved)
+    text = (
+        f"Compute waits for communication {share:.0%} of each step{of_it}; a rank hands in {size} "
+        f"a step in {calls:.0f} call{'s' * (round(calls) != 1)}, most of it to {heaviest.op} "
+        f"(group {heaviest.group}). {_cure(pattern, times)}"
+    )
+    return Finding(
+        kind="comm_bound",
+        severity="warning" if share >= WARNING and not aside else "info",
+        ranks=sorted(state.ranks),
+        text=text,
+        evidence={
+            "pattern": pattern,
+            "cost": share,
+            "cost_max": most,
+            "bytes_per_step": moved,
+            "calls_per_step": calls,
+            "bytes_over_model": times,
+            "op": heaviest.op,
+            "group": heaviest.group,
+            "exposed_ms": median(row.comm_ms.exposed for row in run.ranks),
+            "wait_ms": median(row.comm_ms.wait for row in run.ranks),
+        },
+    )
+
+
+def _cure(pattern: str, times: float | None) -> str:
+    if pattern != "repeated" or times is None:
+        return _CURES[pattern]
+    count = round(times)
+    return (
+        f"That is {times:.1f} times the model's own bytes: gradients are exchanged {count} times a "
+        f"step. If they are accumulated over micro-batches, {count - 1} of {count} exchanges can "
+        "be saved: wrap all backwards but a step's last in the model's no_sync()."
+    )

@@ -1,0 +1,203 @@
+"""`desync`: ranks of one group call different collectives at the same place of its sequence.
+
+Rule, the first of these that holds:
+
+- *calls*: two ranks' calls with the same number in the same group differ in op, or, for ops that
+  need equal shares, in bytes or type. Looked at are calls that are over, calls that some have
+  entered, and the newest and the oldest call under way that heartbeats tell of each. A group whose
+  numbers have never matched, in one call of all its ranks or in several of some, is not judged: the
+  probe may have joined its ranks at different places.
+- *members*: ranks that make or have one process group disagree about who is in it, and one of them
+  stands still or gave up.
+- *skipped*: a rank gave up a pass that the others went through, and went on with the next one.
+- *shift*: calls are alike, but a rank that was in step with the others has been some steps ahead or
+  behind since a certain step, steadily; or it is in a call that does not end.
+
+Ranks whose steps simply don't go on (parameter servers, ranks that have joined early in DDP's
+`join`) are in step as long as their calls are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+
+from dpwatch.run.derive.wait_graph import moved_ns, oldest_of
+from dpwatch.run.diagnose.finding import Finding, mebibytes, ranks_of
+from dpwatch.run.diagnose.out_of_step import members, shifted, skipped
+from dpwatch.run.model.snapshot import Run
+from dpwatch.run.state.arrivals import essence
+from dpwatch.run.state.generations import is_current
+from dpwatch.run.state.run_state import RunState
+from dpwatch.run.state.step_offsets import usual
+from dpwatch.wire.messages import Collective, Position
+
+MATCHED_CALLS = 8
+"""So many calls that some of the ranks entered alike do where there is none of all."""
+
+STOPPED_NS = 3_000_000_000
+"""Ranks that have not moved for so long may be judged by their steps too."""
+
+Called = Collective | Position
+
+
+def rule(run: Run, state: RunState) -> Finding | None:
+    """Fires on the first place where calls differ."""
+    standing: list[tuple[str, int, dict[int, Called]]] = []
+    for group, seq, calls in _places(state):
+        alike = {rank: essence(call) for rank, call in calls.items()}
+        if len(set(alike.values())) == 1:
+            standing.append((group, seq, calls))
+        elif _have_matched(state, group):
+            return _finding(state, group, seq, calls, alike)
+    found = members(state) or skipped(state) or shifted(state)
+    if found is not None:
+        return found
+    for group, seq, calls in standing:
+        if _strays(state, group, calls):
+            steps = {rank: (str(call.step), 0, "") for rank, call in calls.items()}
+            return _finding(state, group, seq, calls, steps)
+    return None
+
+
+def _strays(state: RunState, group: str, calls: dict[int, Called]) -> bool:
+    """Whether ranks that stand in one call, which does not end, got there in different steps."""
+    if not _under_way(calls) or not _stopped(state, calls) or not _have_matched(state, group):
+        return False
+    steps = {rank: call.step for rank, call in calls.items()}
+    most = usual(steps)
+    return any(state.offsets.has_left(group, r, step - most) for r, step in steps.items())
+
+
+def _under_way(calls: dict[int, Called]) -> bool:
+    """Whether a call is not known to be over in any rank."""
+    done = (
+        call.done if isinstance(call, Position) else call.completed_ns is not None
+        for call in calls.values()
+    )
+    return not any(done)
+
+
+def _have_matched(state: RunState, group: str) -> bool:
+    """Whether numbers in the group stand for the same call in all its ranks.
+
+    A rank that has died may have taken all that it called with it; then what the others called
+    alike has to do.
+    """
+    if state.arrivals.alike.get(group):
+        return True
+    matched = 0
+    for call in state.arrivals.calls.values():
+        each = {essence(record) for record in call.entered.values() if record.group == group}
+        matched += len(call.entered) > 1 and len(each) == 1
+    return matched >= MATCHED_CALLS
+
+
+def _places(state: RunState) -> Iterator[tuple[str, int, dict[int, Called]]]:
+    """Places in groups' sequences, and what each rank is known to have called there."""
+    found = state.arrivals.mismatch
+    if found is not None:
+        yield found.group, found.seq, dict(found.calls)
+    suspect = _suspects(state)
+    if not suspect:
+        return
+    standing: dict[tuple[str, int], dict[int, Called]] = {}
+    for rank, position in _positions(state):
+        if (position.group, position.seq) in suspect:
+            standing.setdefault((position.group, position.seq), {})[rank] = position
+    for call in state.arrivals.opened().values():
+        for rank, record in call.entered.items():
+            if (record.group, record.seq) in suspect:
+                standing.setdefault((record.group, record.seq), {}).setdefault(rank, record)
+    for (group, seq), calls in sorted(standing.items(), key=lambda item: item[0][1]):
+        if len(calls) > 1:
+            yield group, seq, calls
+
+
+def _suspects(state: RunState) -> set[tuple[str, int]]:
+    """Places at which not all is one call in one step; of thousands of ranks mostly none."""
+    found: dict[tuple[str, int], object] = {}
+    suspect = set()
+    positions = ((p.group, p.seq, p.step, essence(p)) for _, p in _positions(state))
+    for group, seq, *what in chain(positions, state.arrivals.standing()):
+        if found.setdefault((group, seq), what) != what:
+            suspect.add((group, seq))
+    return suspect
+
+
+def _positions(state: RunState) -> Iterator[tuple[int, Position]]:
+    """The newest and the oldest call that each rank is known to be in, in each of its groups."""
+    for rank, who in state.ranks.items():
+        for position in who.beat.positions if who.beat else ():
+            if is_current(state, position):
+                yield rank, position
+                if position.oldest is not None:
+                    yield rank, oldest_of(position, position.oldest)
+
+
+def _stopped(state: RunState, calls: dict[int, Called]) -> bool:
+    moved = [moved_ns(state.ranks[rank]) for rank in calls if rank in state.ranks]
+    return all(at is not None and state.now_ns - at >= STOPPED_NS for at in moved)
+
+
+def _finding(
+    state: RunState,
+    group: str,
+    seq: int,
+    calls: dict[int, Called],
+    alike: dict[int, tuple[str, int, str]],
+) -> Finding:
+    expected = _usual(state, group, seq, calls, alike)
+    astray = sorted(rank for rank in calls if alike[rank] != expected)
+    ranks = astray
+    if expected is None:  # as many call the one as the other, and nothing tells who is right
+        ranks, expected = sorted(calls), alike[max(calls)]
+        astray = [rank for rank in ranks if alike[rank] != expected]
+    odd, norm = calls[astray[0]], next(calls[r] for r in calls if alike[r] == expected)
+    told = ranks == astray
+    who = ranks_of(astray, start=False) if told else f"rank {astray[0]}"
+    them = "the others" if told else f"rank {ranks[-1]}"
+    said = (
+        f"At call {seq} of group {group} {who} called {_spelled(odd)}, {them} {_spelled(norm)}. "
+        "They are out of step: what they exchange is garbage or never ends. Look for a branch "
+        "that only some ranks take, a call left out after an exception, or uneven batches."
+    )
+    return Finding(
+        kind="desync",
+        severity="critical",
+        ranks=ranks,
+        text=said,
+        evidence={
+            "pattern": "calls",
+            "group": group,
+            "seq": seq,
+            "op": norm.op,
+            "missing": sorted(astray),
+            "calls": {str(rank): _spelled(call) for rank, call in sorted(calls.items())},
+            "where": {str(rank): call.where or None for rank, call in sorted(calls.items())},
+        },
+        began=min(call.step for call in calls.values()),
+    )
+
+
+def _usual(
+    state: RunState,
+    group: str,
+    seq: int,
+    calls: dict[int, Called],
+    alike: dict[int, tuple[str, int, str]],
+) -> tuple[str, int, str] | None:
+    """What was to be called: what most ranks did, or what the step before had there."""
+    (common, most), *_ = Counter(alike.values()).most_common(1)
+    if 2 * most > len(calls):
+        return common
+    step = min(call.step for call in calls.values())
+    expected = state.arrivals.expected(group, seq, step)
+    return expected if expected in alike.values() else None
+
+
+def _spelled(call: Called) -> str:
+    size = f"{call.nbytes} B" if call.nbytes < 1 << 10 else mebibytes(call.nbytes)
+    what = f"{call.op} of {size} {call.dtype}".rstrip()
+    return f"{what} in step {call.step}{f' at {call.where}' if call.where else ''}"

@@ -1,0 +1,38 @@
+"""`gil_bound`: threads of one process wait for each other's GIL.
+
+Rule: devices driven by threads of one process spend on average at least 5 % of the step blocked
+where only the GIL can block them. From 15 % on it is a warning.
+"""
+
+from __future__ import annotations
+
+from dpwatch.run.diagnose.finding import Finding
+from dpwatch.run.model.snapshot import Run
+from dpwatch.run.state.series import known
+
+WORTH_SAYING = 0.05
+WARNING = 0.15
+
+
+def rule(run: Run) -> Finding | None:
+    """Fires on the mean GIL wait over the devices of processes that drive several."""
+    threads: dict[tuple[str, int], list[float | None]] = {}
+    for row in run.ranks:
+        threads.setdefault((row.host, row.pid), []).append(row.gil_wait)
+    crowded = {process: waits for process, waits in threads.items() if len(waits) > 1}
+    waits = known(wait for each in crowded.values() for wait in each)
+    if not waits or (mean := sum(waits) / len(waits)) < WORTH_SAYING:
+        return None
+    return Finding(
+        kind="gil_bound",
+        severity="warning" if mean >= WARNING else "info",
+        ranks=sorted({row.rank for row in run.ranks if (row.host, row.pid) in crowded}),
+        text=f"The threads that drive the devices spend {mean:.0%} of each step (at most "
+        f"{max(waits):.0%}) waiting for the GIL, since they share one Python process. Use one "
+        "process a device: DistributedDataParallel, ZeRO or FSDP.",
+        evidence={
+            "gil_wait_mean": mean,
+            "gil_wait_max": max(waits),
+            "threads": max(len(waits) for waits in crowded.values()),
+        },
+    )

@@ -1,0 +1,239 @@
+"""`hang`: the run stands still, and this is the rank that holds it up.
+
+Rule: a rank has entered no collective and ended no step for 3 s and 4 median steps (10 s before the
+first steps are done), and either it waits for a rank that has not entered the same call, or it
+stands still at one line of Python; or ranks have stood for 12 s in making a process group (8 s
+where they can't meet). Named are the ranks that wait for nobody, or have not come. How bad it is
+goes by what they do and for how long (see `doing`), measured against pauses that the run has got
+over. Once a rank has given up waiting it is critical, and says whom that rank had waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dpwatch.run.derive.doing import Doing, doing, severity
+from dpwatch.run.derive.wait_graph import (
+    Call,
+    Standstill,
+    distinct,
+    given_up,
+    given_up_ns,
+    standstill,
+)
+from dpwatch.run.diagnose import desync
+from dpwatch.run.diagnose.finding import Finding, ranks_of
+from dpwatch.run.diagnose.meeting import meeting
+from dpwatch.run.model.snapshot import SEVERITIES, Run
+from dpwatch.run.state.endings import BY_ITSELF, FINISHED, ending
+from dpwatch.run.state.run_state import RunState
+from dpwatch.run.state.series import median
+from dpwatch.wire.messages import Beat, Position
+
+LEAST_NS = 3_000_000_000
+LEAST_STEPS = 4
+STARTING_NS = 10_000_000_000
+
+ALONE_CRITICAL_S = 15.0
+"""Standing still where nobody waits is critical only after so long: it may be one long call."""
+
+LARGEST_ERROR_NS = 500_000_000
+"""Clocks of several hosts that may be further off say nothing of seconds."""
+
+STARTED = 3
+"""Steps from which on the median step says what is long."""
+
+TOLD = 4
+"""Of more ranks than these not each gets a sentence."""
+
+
+def rule(run: Run, state: RunState) -> Finding | None:
+    """Fires on heartbeats: who has entered which call, who has not, and where they stand."""
+    if run.state == "finished" or not _compare(state):
+        return None
+    if (meets := meeting(run, state)) is not None:
+        return None if desync.rule(run, state) is not None else meets
+    broke_ns = given_up_ns(state)
+    found = standstill(state, _patience_ns(run)) if broke_ns is None else given_up(state)
+    if found is None or desync.rule(run, state) is not None:  # which then is why
+        return None
+    each = {rank: doing(state, rank) for rank in found.roots}
+    stuck_s = ((broke_ns or state.now_ns) - found.since_ns) / 1e9
+    if not found.waiting:
+        return _alone(run, state, found, each, stuck_s)
+    if all(_ended_by_itself(state, rank) for rank in found.roots):
+        return None  # `rank_lost` says it
+    unseen = any(told.what == "unseen" for told in each.values())
+    if state.joined and state.joined.role != "head" and unseen:
+        return None  # they are on other hosts, and only the head knows how they do
+    return _waited_for(state, found, each, stuck_s, broken=broke_ns is not None)
+
+
+def _compare(state: RunState) -> bool:
+    """Whether ranks' times compare well enough to say who has stood still for seconds."""
+    error_ns = state.clock_error_ns(rank.host for rank in state.ranks.values())
+    return error_ns is not None and error_ns <= LARGEST_ERROR_NS
+
+
+def _patience_ns(run: Run) -> float:
+    if run.steps < STARTED:
+        return STARTING_NS
+    step_ms = median(row.step_ms.p50 for row in run.ranks) or 0.0
+    return max(LEAST_NS, LEAST_STEPS * step_ms * 1e6)
+
+
+def _ended_by_itself(state: RunState, r: int) -> bool:
+    rank = state.ranks.get(r)
+    return rank is not None and ending(rank) in BY_ITSELF
+
+
+def _waited_for(
+    state: RunState, found: Standstill, each: dict[int, Doing], stuck_s: float, *, broken: bool
+) -> Finding:
+    call = _crowded(found)
+    position = call.position
+    if found.circle:
+        said = (
+            f"{ranks_of(found.roots)} wait for each other in different collectives, "
+            f"{_each_waits(found)}: a deadlock. Let all ranks call them in the same order."
+        )
+    else:
+        said = f"{_named(state, found, each, call, stuck_s)} {_sentences(each)}"
+    worst = max((severity(state, told, stuck_s) for told in each.values()), key=SEVERITIES.index)
+    return Finding(
+        kind="hang",
+        severity="critical" if broken or found.circle else worst,
+        ranks=list(found.roots),
+        text=said.strip(),
+        evidence={
+            "pattern": "deadlock" if found.circle else "missing",
+            "group": position.group,
+            "seq": position.seq,
+            "op": position.op,
+            "missing": list(call.missing),
+            "entered": list(call.entered),
+            "stuck_s": stuck_s,
+            "doing": {str(rank): told.what for rank, told in each.items()},
+            **_places(state),
+        },
+        began=position.step,
+    )
+
+
+def _named(
+    state: RunState, found: Standstill, each: dict[int, Doing], call: Call, stuck_s: float
+) -> str:
+    """Who has not come, to what, and how long others have waited there."""
+    position = call.position
+    where = f" at {position.where}" if position.where else ""
+    what = f"{position.op}{where} (group {position.group}, call {position.seq})"
+    waiters = sorted(found.waiting)
+    one = len(found.roots) == 1
+    it, itself, have = ("it", "itself", "has") if one else ("they", "themselves", "have")
+    if {told.what for told in each.values()} == {FINISHED}:
+        return (
+            f"{ranks_of(found.roots)} {have} finished: {it} ended{_after(state, found.roots)} by "
+            f"{itself}, the others go on. {ranks_of(call.entered)} called {what}, which {it} never "
+            "entered."
+        )
+    waited = f"{'has' if len(waiters) == 1 else 'have'} waited there for {stuck_s:.0f} s"
+    return (
+        f"{ranks_of(found.roots)} {'has' if one else 'have'} not entered {what}; "
+        f"{ranks_of(waiters, start=False)} {waited}."
+    )
+
+
+def _after(state: RunState, ranks: Sequence[int]) -> str:
+    """After how many steps ranks have ended, where these are the same of all."""
+    done = {state.ranks[r].steps_done for r in ranks}
+    steps = max(done) if len(done) == 1 else 0
+    return f" after {steps} step{'s' * (steps > 1)}" if steps else ""
+
+
+def _sentences(each: dict[int, Doing]) -> str:
+    """What the first ranks do, and what to do about it, each advice once."""
+    some = list(each.values())[:TOLD]
+    told = [one.told for one in some if one.what != FINISHED]
+    advice = list(dict.fromkeys(one.advice for one in some if one.advice))
+    return " ".join((*told, *advice))
+
+
+def _crowded(found: Standstill) -> Call:
+    """The call that most ranks wait in for a root."""
+    roots = set(found.roots)
+    calls = distinct(found.waiting)
+    direct = [c for c in calls if roots & set(c.missing)]
+    return max(direct or calls, key=lambda c: (len(c.entered), -c.position.seq))
+
+
+def _each_waits(found: Standstill) -> str:
+    calls = {r: found.waiting[r].position for r in found.roots[:TOLD]}
+    return ", ".join(f"rank {r} in {p.op} of {p.group}" for r, p in calls.items())
+
+
+def _alone(
+    run: Run, state: RunState, found: Standstill, each: dict[int, Doing], stuck_s: float
+) -> Finding | None:
+    """Ranks that have not moved though no collective holds them."""
+    moved = [rank for rank, told in each.items() if told.what not in ("still", "silent")]
+    running = [rank for rank, who in state.ranks.items() if who.bye is None]
+    if moved or run.steps < STARTED or len(found.roots) < len(running):
+        return None
+    first = state.ranks[found.roots[0]].beat
+    position = first.positions[0] if first and first.positions else None
+    entered = first is not None and len(running) > 1 and _stands_in(first, position)
+    if not entered and stuck_s < max(told.limit_s for told in each.values()):
+        return None  # nobody waits for them, and it may pass
+    why = ""
+    if entered and position is not None:
+        why = (
+            f" All ranks have entered {position.op} (group {position.group}, call {position.seq}) "
+            "and none goes on, so either it does not complete (network, or ranks called it with "
+            "different shapes) or they wait elsewhere."
+        )
+    some = dict(list(each.items())[:2])
+    worst = max((severity(state, told, stuck_s) for told in each.values()), key=SEVERITIES.index)
+    return Finding(
+        kind="hang",
+        severity=worst if stuck_s >= ALONE_CRITICAL_S else min(worst, "warning", key=_rank),
+        ranks=list(found.roots),
+        text=f"Nothing has moved for {stuck_s:.0f} s. {_sentences(some)}{why}".strip(),
+        evidence={
+            "pattern": "all_entered" if entered else "still",
+            "group": position.group if position else None,
+            "seq": position.seq if position else None,
+            "op": position.op if position else None,
+            "missing": [],
+            "entered": list(found.roots) if entered else [],
+            "stuck_s": stuck_s,
+            "doing": {str(rank): told.what for rank, told in each.items()},
+            **_places(state),
+        },
+    )
+
+
+def _rank(name: str) -> int:
+    return SEVERITIES.index(name)
+
+
+def _stands_in(beat: Beat, position: Position | None) -> bool:
+    """Whether a rank's thread is in the call that it entered last, rather than somewhere else.
+
+    Of a call that C++ issued it may be unknown that it is over.
+    """
+    if position is None or position.done or beat.phase == "data" or beat.inside:
+        return False
+    line = beat.where.partition(" ")[0]
+    return bool(beat.phase) or not (line and position.where) or line == position.where
+
+
+def _places(state: RunState) -> dict[str, Any]:
+    """Each rank's line of Python, what it waits in there, and stacks of those that stand still."""
+    beats = {r: rank.beat for r, rank in state.ranks.items() if rank.beat}
+    waits = {str(r): beat.waits_on or beat.waits_in for r, beat in beats.items() if beat.waits_in}
+    return {
+        "waits": waits,
+        "where": {str(r): beat.where or None for r, beat in beats.items()},
+        "stacks": {str(r): beat.stack for r, beat in list(beats.items())[:8] if beat.stack},
+    }

@@ -1,0 +1,103 @@
+"""Which phase made a rank late: the one it spent more time in than the others before the call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from dpwatch.run.derive.communication import device_of, untimed
+from dpwatch.run.diagnose.finding import some_of
+from dpwatch.run.state.arrivals import Late
+from dpwatch.run.state.run_state import RunState
+from dpwatch.run.state.series import median
+from dpwatch.wire.messages import PHASES, Step
+
+PHASE_WORDS = {
+    "data": "waiting for its data",
+    "h2d": "copying its batch to the device",
+    "forward": "in forward",
+    "backward": "in backward",
+    "optimizer": "in the optimizer",
+    "other": "in code outside of the phases",
+}
+PHASE_ADVICE = {
+    "data": "Look at its data loader: its disk or network, its workers, its shard of the data.",
+    "h2d": "Look at its link to the device and at pinned memory.",
+    "forward": "Look at its device (clock, temperature, other processes) and at its batch: longer "
+    "sequences, more work.",
+    "backward": "Look at its device (clock, temperature, other processes) and at hooks that only "
+    "run there.",
+    "optimizer": "Look at what only this rank does there, such as a larger shard.",
+    "other": "Look at what only this rank does between the phases: logging, checkpoints, "
+    "garbage collection.",
+}
+
+
+class Cause(msgspec.Struct, frozen=True):
+    """A phase, and how much longer the late rank was in it than the median of the others."""
+
+    phase: str
+    excess_ns: float
+
+
+def cause_of(state: RunState, late: Sequence[Late]) -> Cause | None:
+    """What typically delayed the rank of these calls; None if no step can tell."""
+    by_call = excesses_of(state, late)
+    if not by_call:
+        return None
+    typical = {p: median(found.get(p) for found in by_call) or 0.0 for p in PHASE_WORDS}
+    phase = max(typical, key=lambda p: typical[p])
+    return Cause(phase, typical[phase])
+
+
+def excesses_of(state: RunState, late: Sequence[Late]) -> list[dict[str, float]]:
+    """Of each of these calls, all of which one rank was late to, how much longer it took by phase.
+
+    Left out are those whose step can't tell.
+    """
+    rank = late[0].latest
+    steps = {call.step for call in late} | {call.step - 1 for call in late}
+    others = [r for r in some_of(list(state.ranks)) if r != rank]
+    records = {r: _records(state, r, steps) for r in (*others, rank)}
+    return [found for call in late if (found := _excesses(call, rank, records))]
+
+
+def _records(state: RunState, rank: int, steps: set[int]) -> dict[int, Step]:
+    lane = state.ranks[rank].lanes.get(0)
+    if lane is None:
+        return {}
+    device = device_of(state.ranks[rank], 0)
+    found = lane.recent.steps(0)
+    return {s.step: s for s in found if s.step in steps and not untimed(device, s)}
+
+
+def _excesses(
+    call: Late, rank: int, records: dict[int, dict[int, Step]]
+) -> dict[str, float] | None:
+    """By phase, how much longer the rank took than the others' median before it called.
+
+    None where steps were only counted, or not measured on the device: their phases are unknown.
+    """
+    own, before = records[rank].get(call.step), records[rank].get(call.step - 1)
+    if own is None or (call.first and before is None):
+        return None
+    excess = dict.fromkeys(PHASE_WORDS, 0.0)
+    reached = PHASES.index(call.phase) if call.phase else PHASES.index("optimizer")
+    if call.first:
+        # Since the last call of the step before: its optimizer, and this step so far.
+        excess["optimizer"] = _over(rank, records, call.step - 1, "optimizer")
+        for phase in PHASES[:reached]:
+            excess[phase] = _over(rank, records, call.step, phase)
+    if call.phase and call.excess_ns is not None:
+        excess[call.phase] += call.excess_ns
+    told = sum(value for value in excess.values() if value > 0)
+    excess["other"] = call.lag_ns - told
+    return excess
+
+
+def _over(rank: int, records: dict[int, dict[int, Step]], step: int, phase: str) -> float:
+    name = f"{phase}_ns"
+    own = getattr(records[rank].get(step), name, None) or 0
+    others = (getattr(found.get(step), name, None) for r, found in records.items() if r != rank)
+    return float(own - (median(others) or 0.0))

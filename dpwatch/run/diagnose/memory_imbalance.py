@@ -1,0 +1,48 @@
+"""`memory_imbalance`: one rank holds much more memory than the others, and it is not device 0.
+
+Rule: the fullest device holds 1.25 × the median of the others or more, at the peak or between
+steps, and 1 MiB more at least. Of whole processes (`rss`) what malloc has handed out is compared,
+between steps, and 64 MiB at least. Device 0 is `master_imbalance`'s; devices that hold different
+parts of a model by design (`ddp-mp`) and hosts that serve parameters are not compared.
+"""
+
+from __future__ import annotations
+
+from dpwatch.run.diagnose.finding import Finding, mebibytes
+from dpwatch.run.diagnose.uneven import WARNING_SHARE, fullest, uneven, why
+from dpwatch.run.model.snapshot import Run
+
+_DIFFERENT_PARTS = frozenset({"ddp-mp"})
+
+
+def rule(run: Run) -> Finding | None:
+    """Fires on what devices hold, which has to be known of all."""
+    rows = [row for row in run.ranks if row.device_kind != "host"]
+    if run.strategy in _DIFFERENT_PARTS:
+        return None
+    each = (uneven(rows, place) for place in fullest(rows) if place)
+    found = next((one for one in each if one is not None), None)
+    if found is None:
+        return None
+    row = found.row
+    mostly = f", {mebibytes(found.more)} of it {found.category}" if found.category else ""
+    verb = "peaks at" if found.at_peak else "holds"
+    times = f"{found.own / found.others:.1f}× " if found.others else ""
+    return Finding(
+        kind="memory_imbalance",
+        severity="warning" if found.share >= WARNING_SHARE else "info",
+        ranks=[row.rank],
+        text=f"Rank {row.rank} ({row.device}) {verb} {mebibytes(found.own)}, {times}what the "
+        f"others do ({mebibytes(found.others)}){mostly}: it runs out of memory first, and limits "
+        f"the batch of all. {why(found)}",
+        evidence={
+            "device": row.device,
+            "peak_bytes": row.memory.peak_bytes,
+            "held_bytes": None if found.at_peak else found.own,
+            "others_median_peak_bytes": found.others if found.at_peak else None,
+            "others_median_held_bytes": None if found.at_peak else found.others,
+            "peak_over_median": found.own / found.others if found.others else None,
+            "category": found.category or None,
+            "category_more_bytes": found.more if found.category else None,
+        },
+    )

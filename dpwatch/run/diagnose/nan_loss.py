@@ -1,0 +1,60 @@
+"""`nan_loss`: the loss is no number any more.
+
+Rule: the last loss that a rank told is nan or infinite. A rank is said to be the first only if all
+others that tell a loss told a good one for the step where its own was bad, or for a later one: in
+short steps the probe does not read every loss, and not all ranks' in the same steps.
+"""
+
+from __future__ import annotations
+
+from dpwatch.run.diagnose.finding import Finding, ranks_of
+from dpwatch.run.model.snapshot import Run
+from dpwatch.run.state.parts import BadLoss, RankState
+from dpwatch.run.state.run_state import RunState
+
+
+def rule(run: Run, state: RunState) -> Finding | None:
+    """Fires on the ranks whose loss is no number."""
+    bad = {r: rank.bad_loss for r, rank in state.ranks.items() if rank.bad_loss is not None}
+    if not bad:
+        return None
+    since = min(bad.values(), key=lambda loss: loss.step)
+    first = _first(bad, state.ranks)
+    blame = ""
+    if first is not None and len(state.ranks) > 1:
+        blame = f" Rank {first} was first: look at the batch it had there."
+    good_step, good_loss = since.before or (None, None)
+    good = "" if good_loss is None else f" (it was {good_loss:.4g} in step {good_step})"
+    return Finding(
+        kind="nan_loss",
+        severity="critical",
+        ranks=sorted(bad),
+        text=f"The loss of {ranks_of(sorted(bad), start=False)} is {since.value} since step "
+        f"{since.step}{good}: what is trained from here on is lost. Go back to the last "
+        f"checkpoint; lower the learning rate, clip gradients, look for log(0) or 0/0 (torch."
+        f"autograd.set_detect_anomaly), and with fp16 use a GradScaler or bf16.{blame}",
+        evidence={
+            "step": since.step,
+            "value": since.value,
+            "first_rank": first,
+            "step_before": good_step,
+            "loss_before": good_loss,
+        },
+        began=since.step,
+    )
+
+
+def _first(bad: dict[int, BadLoss], ranks: dict[int, RankState]) -> int | None:
+    """The rank where it began, if that is beyond doubt."""
+    first = min(bad, key=lambda r: bad[r].step)
+    others = (rank for r, rank in ranks.items() if r != first)
+    if all(_was_good(rank, bad[first].step) for rank in others):
+        return first
+    return None
+
+
+def _was_good(rank: RankState, step: int) -> bool:
+    """Whether its loss was still a number in `step`, if it tells any."""
+    if rank.good_loss is None:
+        return rank.bad_loss is None
+    return rank.good_loss[0] >= step

@@ -1,0 +1,32 @@
+"""`no_steps`: dpwatch sees the process and none of its training steps.
+
+Rule: a rank's probe says after ten seconds, or at the end, that it has seen no step, and why; and
+no rank has shown one. A rank that has failed did not come to it.
+"""
+
+from __future__ import annotations
+
+from dpwatch.run.diagnose.finding import Finding, ranks_of
+from dpwatch.run.model.snapshot import Run
+from dpwatch.run.state.endings import FINISHED, ending
+from dpwatch.run.state.run_state import RunState
+
+
+def rule(run: Run, state: RunState) -> Finding | None:
+    """Fires on what probes say of themselves."""
+    if run.steps:
+        return None
+    able = [rank for rank in state.ranks.values() if ending(rank) in (None, FINISHED)]
+    notes = {rank.rank: rank.hello.note for rank in able if rank.hello and rank.hello.note}
+    if not notes:
+        return None
+    ranks = sorted(notes)
+    why = notes[ranks[0]]
+    return Finding(
+        kind="no_steps",
+        severity="info",
+        ranks=ranks,
+        text=f"No training step was seen on {ranks_of(ranks, start=False)}: {why}. If it trains in "
+        "a way of its own, call dpwatch.step() where a step ends.",
+        evidence={"why": why},
+    )

@@ -1,0 +1,156 @@
+"""Ranks that are out of step although their calls are alike; findings of `desync`."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from dpwatch.run.derive.doing import STILL_NS
+from dpwatch.run.diagnose.finding import Finding, ranks_of
+from dpwatch.run.state.endings import ABORTED, GAVE_UP, ending
+from dpwatch.run.state.run_state import RunState
+
+PASSED_STEPS = 2
+"""All ranks have to be so far beyond the step of a pass that one of them gave up: they may all
+have, and not all have told of it yet."""
+
+
+def skipped(state: RunState) -> Finding | None:
+    """A rank gave up a pass in which others called collectives, and went on with the next one."""
+    beats = {r: rank.beat for r, rank in state.ranks.items() if rank.beat is not None}
+    counts = {r: beat.abandoned for r, beat in beats.items()}
+    if not any(counts.values()) or len(counts) < 2:
+        return None
+    most = (
+        Counter(counts.values()).most_common(1)[0][0] if len(counts) > 2 else min(counts.values())
+    )
+    astray = sorted(r for r, count in counts.items() if count > most)
+    if not astray or not state.ops:
+        return None
+    first = beats[min(astray, key=lambda r: beats[r].abandoned_step or 0)]
+    step = first.abandoned_step or 0
+    if min(rank.steps_done for rank in state.ranks.values()) < step + PASSED_STEPS:
+        return None
+    group = next(iter(state.ops.values())).group
+    ahead = counts[astray[0]] - most
+    passes = "a pass" if ahead == 1 else f"{ahead} passes"
+    why = f" ({first.abandoned_why})" if first.abandoned_why else ""
+    one = len(astray) == 1
+    text = (
+        f"{ranks_of(astray)} gave up {passes} that the others went through, in step {step}{why}, "
+        f"and went on. What {'it' if one else 'they'} would have called there was left out, so "
+        f"since then each call of {'its' if one else 'theirs'} meets the others' of an earlier "
+        "batch: gradients of different batches are mixed, and in the end calls are missing. Let "
+        "all ranks skip a batch together (all-reduce a flag first), or none."
+    )
+    return Finding(
+        kind="desync",
+        severity="critical",
+        ranks=astray,
+        text=text,
+        evidence={
+            "pattern": "skipped",
+            "group": group,
+            "seq": None,
+            "op": None,
+            "missing": astray,
+            "skipped": {str(r): count for r, count in sorted(counts.items())},
+            "reason": first.abandoned_why,
+            "where": {str(r): beat.where or None for r, beat in sorted(beats.items())},
+        },
+        began=step,
+    )
+
+
+def shifted(state: RunState) -> Finding | None:
+    """A rank's calls have met the others' of another step for a while, and go on like that."""
+    for group, offsets in state.offsets.shifted():
+        ranks = sorted(offsets)
+        first = min(offsets.values(), key=lambda each: each.since)
+        moved = first.steps - first.before
+        steps = f"{abs(moved)} step{'s' * (abs(moved) > 1)}"
+        way = "ahead of" if moved > 0 else "behind"
+        one = len(ranks) == 1
+        text = (
+            f"Since step {first.since} {ranks_of(ranks, start=False)} {'is' if one else 'are'} "
+            f"{steps} {way} the others in the same calls of group {group}. They are out of step: "
+            "what they exchange belongs to different steps, and no call fails. Look for what only "
+            f"{'that rank' if one else 'those ranks'} left out there: a backward, a skipped "
+            "optimizer step, a collective in a branch."
+        )
+        return Finding(
+            kind="desync",
+            severity="critical",
+            ranks=ranks,
+            text=text,
+            evidence={
+                "pattern": "shift",
+                "group": group,
+                "seq": None,
+                "op": None,
+                "missing": ranks,
+                "ahead_steps": {str(r): each.steps - each.before for r, each in offsets.items()},
+                "where": {},
+            },
+            began=first.since,
+        )
+    return None
+
+
+def members(state: RunState) -> Finding | None:
+    """Ranks that have or make one process group disagree about its members, and one is stuck."""
+    told: dict[str, dict[int, tuple[int, ...]]] = {}
+    for r, rank in state.ranks.items():
+        for group in rank.groups if rank.bye else rank.hello.groups if rank.hello else ():
+            told.setdefault(group.group, {})[r] = tuple(group.members)
+        meeting = rank.beat.meeting if rank.beat else None
+        if meeting is not None and meeting.group and meeting.members:
+            told.setdefault(meeting.group, {})[r] = tuple(meeting.members)
+    for name, by_rank in told.items():
+        if len(set(by_rank.values())) > 1 and any(_is_stuck(state, r) for r in by_rank):
+            return _disagree(state, name, by_rank)
+    return None
+
+
+def _is_stuck(state: RunState, r: int) -> bool:
+    rank = state.ranks[r]
+    if ending(rank) in (GAVE_UP, ABORTED):
+        return True
+    return rank.bye is None and rank.beat is not None and (rank.beat.still_ns or 0) >= STILL_NS
+
+
+def _disagree(state: RunState, name: str, by_rank: dict[int, tuple[int, ...]]) -> Finding:
+    ranks = sorted(by_rank)
+    each = ", ".join(
+        f"{ranks_of([r for r in ranks if by_rank[r] == made], start=False)} "
+        f"{'has' if sum(m == made for m in by_rank.values()) == 1 else 'have'} [{_listed(made)}]"
+        for made in dict.fromkeys(by_rank[r] for r in ranks)
+    )
+    beats = {r: state.ranks[r].beat for r in ranks}
+    where = {str(r): beat.where or None if beat else None for r, beat in beats.items()}
+    at = next((beat.where for beat in beats.values() if beat and beat.meeting and beat.where), "")
+    text = (
+        f"Ranks disagree about who is in process group {name}{f', made at {at}' if at else ''}: "
+        f"{each}. They meet in it as if it were one, and wait for ranks that never come. Every "
+        "rank has to call new_group for every group, in the same order, also for those it is not "
+        "in (or pass use_local_synchronization=True)."
+    )
+    return Finding(
+        kind="desync",
+        severity="critical",
+        ranks=ranks,
+        text=text,
+        evidence={
+            "pattern": "members",
+            "group": name,
+            "seq": None,
+            "op": "new_group",
+            "missing": [],
+            "members": {str(r): list(by_rank[r]) for r in ranks},
+            "where": where,
+        },
+    )
+
+
+def _listed(members: tuple[int, ...]) -> str:
+    more = ", …" if len(members) > 8 else ""
+    return ", ".join(map(str, members[:8])) + more

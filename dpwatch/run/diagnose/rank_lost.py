@@ -1,0 +1,162 @@
+"""`rank_lost`: a rank has died, and the run with it.
+
+Rule: a rank's process has ended without a goodbye, or its training raised (unless for want of
+memory, which is `oom`). Named is the one that ended by itself first. Its peers fail because it is
+gone: a rank that gave up waiting is never named alone. Where all did and neither a `hang` nor a
+`desync` says for whom, all are named, once every rank has ended or a while has passed.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+
+from dpwatch.run.derive.verdict import died, held_cause
+from dpwatch.run.diagnose import desync, hang, oom
+from dpwatch.run.diagnose.finding import Finding, ranks_of
+from dpwatch.run.model.snapshot import Run
+from dpwatch.run.state.endings import ABORTED, FINISHED, GAVE_UP, QUIT, STOPPED, ending, last_step
+from dpwatch.run.state.parts import RankState
+from dpwatch.run.state.run_state import RunState
+
+UNEXPLAINED_NS = 3_000_000_000
+"""So long after the first rank gave up, what explains it would be here."""
+
+_ADVICE = {
+    -signal.SIGKILL: "Often it is the kernel, out of memory: see dmesg and the container's limit.",
+    -signal.SIGSEGV: "A native library crashed: run it with -X faulthandler.",
+    -signal.SIGBUS: "Often shared memory is full (/dev/shm): give the container more of it.",
+    -signal.SIGABRT: "A native library gave up: its last words are in that rank's stderr.",
+    -signal.SIGTERM: "Somebody ended it: a scheduler's time limit, or a launcher.",
+}
+
+MOST_UNHEARD = 8
+
+_LOADER_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\)")
+
+
+def rule(run: Run, state: RunState) -> Finding | None:
+    """Fires on ranks that are gone."""
+    if oom.rule(run) is not None or state.stopped:
+        return None
+    dead = died(state)
+    if not dead:
+        return None
+    first, how = dead[0]
+    if how == GAVE_UP:
+        return _unexplained(run, state, dead)
+    if how in (QUIT, ABORTED, STOPPED) and _is_explained(run, state):
+        return None
+    others = [rank for rank, _ in dead if rank is not first]
+    parts = (_said(first), _advice(first), _went_after(others), _unheard(state, how))
+    return Finding(
+        kind="rank_lost",
+        severity="critical",
+        ranks=[first.rank],
+        text=" ".join(part for part in parts if part),
+        evidence={"pattern": "ended", **_facts(first), "also": [rank.rank for rank in others]},
+    )
+
+
+def _unheard(state: RunState, how: str) -> str:
+    """Of ranks that were only stopped: who may have failed before anybody could hear of it."""
+    alone = state.joined is None or state.joined.role == "head"
+    missing = [r for r in range(state.world_size) if r not in state.ranks] if alone else []
+    if how != STOPPED or not 0 < len(missing) <= MOST_UNHEARD:
+        return ""
+    return (
+        f"Nothing was ever heard of {ranks_of(missing, start=False)}: see what "
+        f"{'it' if len(missing) == 1 else 'they'} printed."
+    )
+
+
+def _is_explained(run: Run, state: RunState) -> bool:
+    """Whether another finding says why ranks ended."""
+    held = held_cause(state.diagnoses)
+    return bool(held or desync.rule(run, state) or hang.rule(run, state))
+
+
+def _unexplained(
+    run: Run, state: RunState, dead: Sequence[tuple[RankState, str]]
+) -> Finding | None:
+    """All that ended gave up waiting, and nobody is known that they waited for."""
+    gave_up = [rank for rank, how in dead if how == GAVE_UP]
+    first = gave_up[0]
+    waits = any(rank.bye is None for rank in state.ranks.values())
+    if waits and state.now_ns - first.ended_ns < UNEXPLAINED_NS:
+        return None
+    if _is_explained(run, state):
+        return None  # which says whom they waited for
+    ranks = sorted(rank.rank for rank in gave_up)
+    reason = first.bye.reason.rstrip(".") if first.bye else ""
+    return Finding(
+        kind="rank_lost",
+        severity="critical",
+        ranks=ranks,
+        text=f"{ranks_of(ranks)} gave up waiting for other ranks{_step(first)}: {reason}. "
+        f"{_who_else(state, gave_up)}",
+        evidence={"pattern": "gave_up", **_facts(first), "also": ranks[1:]},
+    )
+
+
+def _who_else(state: RunState, gave_up: Sequence[RankState]) -> str:
+    """What is known of the others, none of which is known to have been waited for."""
+    finished = sorted(r for r, rank in state.ranks.items() if ending(rank) == FINISHED)
+    running = sorted(r for r, rank in state.ranks.items() if rank.bye is None)
+    told = []
+    if finished:
+        told.append(f"{ranks_of(finished)} had finished before.")
+    if running:
+        told.append(f"{ranks_of(running)} still {'runs' if len(running) == 1 else 'run'}.")
+    if len(gave_up) == len(state.ranks):
+        told.append("No rank ended by itself first.")
+    told.append("Look at the network between them, and at what each printed last.")
+    return " ".join(told)
+
+
+def _facts(rank: RankState) -> dict[str, object]:
+    return {
+        "exit": rank.bye.exit if rank.bye else None,
+        "reason": rank.bye.reason if rank.bye else "",
+        "host": rank.host,
+        "pid": rank.pid,
+        "step": last_step(rank),
+        "where": rank.beat.where or None if rank.beat else None,
+    }
+
+
+def _step(rank: RankState) -> str:
+    step = last_step(rank)
+    return "" if step is None else f" in step {step}"
+
+
+def _said(rank: RankState) -> str:
+    bye = rank.bye
+    at = f" at {rank.beat.where}" if rank.beat and rank.beat.where else ""
+    if bye is not None and bye.state == "failed":
+        return f"Rank {rank.rank} failed{_step(rank)}{at}: {bye.reason.rstrip('.')}."
+    reason = bye.reason if bye else ""
+    return f"Rank {rank.rank} is lost{_step(rank)}: {reason}{f', last seen{at}' if at else ''}."
+
+
+def _advice(rank: RankState) -> str:
+    bye = rank.bye
+    if bye is None:
+        return ""
+    if _LOADER_WORKER.search(bye.reason):
+        return (
+            "A worker process of its DataLoader died: see dmesg (out of memory, or /dev/shm full), "
+            "and try num_workers=0 for its own error."
+        )
+    if bye.state == "failed":
+        return ""
+    if bye.exit is None:
+        return "Look for its last words in its stderr, and for the kernel's in dmesg."
+    return _ADVICE.get(bye.exit, "")
+
+
+def _went_after(others: Sequence[RankState]) -> str:
+    if not others:
+        return ""
+    return f"{ranks_of(sorted(rank.rank for rank in others))} went after it."

@@ -1,0 +1,105 @@
+"""Ranks' Python stacks for people, and which ranks stand at the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from dpwatch.wire.messages import ThreadStack
+
+
+class RankStacks(msgspec.Struct, frozen=True):
+    """A rank's stacks for people.
+
+    Attributes:
+        asked: Number of the latest request that went to it, 0 for none.
+        answered: Number of the one that `threads` answer, 0 for none.
+        standing: `answered`, `awaited`, `silent` (it should have answered by now), `ended`,
+            `unasked`.
+        why: Why there is no (newer) answer, or none of the training thread; else "".
+        waited_s: How long it has not answered, None while nothing is awaited.
+        age_s: How old the stacks are, None without any.
+        threads: The training thread first; frames outermost first.
+        left_out: Threads beyond those.
+        seen_at: `file:line function` its last heartbeat told …
+        seen_s: … and how long ago that was, None where none did.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    asked: int
+    answered: int
+    standing: str
+    why: str
+    waited_s: float | None
+    age_s: float | None
+    threads: tuple[ThreadStack, ...] = ()
+    left_out: int = 0
+    seen_at: str = ""
+    seen_s: float | None = None
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Ranks whose training threads stand at the same stack, or that lack one for the same reason.
+
+    Attributes:
+        entries: The ranks.
+        frames: Their common stack, outermost first; none if they have not answered.
+        theirs: Index of the innermost frame that is the user's.
+    """
+
+    entries: tuple[RankStacks, ...]
+    frames: tuple[str, ...] = ()
+    theirs: int | None = None
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks' numbers."""
+        return tuple(entry.rank for entry in self.entries)
+
+    @property
+    def at(self) -> str:
+        """Where they stand, in a line: the user's innermost frame, else the innermost."""
+        if not self.frames:
+            return ""
+        return self.frames[-1 if self.theirs is None else self.theirs]
+
+
+def groups(entries: Iterable[RankStacks]) -> list[Group]:
+    """The ranks by where their training threads stand, in the order of each group's first rank."""
+    found: dict[object, list[RankStacks]] = {}
+    for entry in entries:
+        thread = _training(entry)
+        key: object = (entry.standing, entry.why)
+        if entry.standing == "answered" and thread is not None:
+            key = tuple(thread.frames)
+        elif entry.standing == "silent":
+            key = ("silent", entry.why.partition(": ")[2])  # whatever each one's time
+        found.setdefault(key, []).append(entry)
+    return [_group(alike) for alike in found.values()]
+
+
+def _group(alike: Sequence[RankStacks]) -> Group:
+    thread = _training(alike[0]) if alike[0].standing == "answered" else None
+    if thread is None:
+        return Group(tuple(alike))
+    return Group(tuple(alike), tuple(thread.frames), thread.theirs)
+
+
+def _training(entry: RankStacks) -> ThreadStack | None:
+    return next((thread for thread in entry.threads if thread.training), None)
+
+
+def spans(ranks: Iterable[int]) -> str:
+    """`rank 7`, `ranks 0-6, 9`."""
+    parts: list[list[int]] = []
+    for rank in sorted(ranks):
+        if parts and rank == parts[-1][-1] + 1:
+            parts[-1][1:] = [rank]
+        else:
+            parts.append([rank])
+    text = ", ".join("-".join(map(str, part)) for part in parts)
+    many = len(parts) > 1 or any(len(part) > 1 for part in parts)
+    return f"{'ranks' if many else 'rank'} {text}"

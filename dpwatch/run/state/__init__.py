@@ -1,0 +1,1 @@
+"""A run's state, which `RunState.apply` alone changes."""

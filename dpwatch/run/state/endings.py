@@ -1,0 +1,126 @@
+"""How ranks ended, and whose end came first by itself.
+
+Most of a broken run's ranks end because another one did, or does not go on. So an end is one of
+
+- *own*: the script raised an error of its own;
+- *quit*: the process left with an exit code and no error, as scripts do that print what they catch;
+- *killed*: by a signal that nobody sends to end a training, or it is gone and nobody knows how;
+- *aborted*: by SIGABRT, as native libraries do that find something wrong, and also those that find
+  a peer gone;
+- *gave up*: a collective, or what precedes the first one, timed out or lost its peer;
+- *stopped*: from outside, by SIGTERM, SIGINT or SIGHUP; launchers stop the rest like that.
+
+A rank that gave up or was stopped is never the cause of the others' ends. Where it is known why
+some gave up, one that quit or aborted gave up too.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dpwatch.wire.messages import INTERRUPTED
+
+if TYPE_CHECKING:
+    from dpwatch.run.state.parts import RankState
+
+FINISHED, OWN, QUIT, KILLED, ABORTED, GAVE_UP, STOPPED = (
+    "finished",
+    "own",
+    "quit",
+    "killed",
+    "aborted",
+    "gave up",
+    "stopped",
+)
+
+BY_ITSELF = (OWN, QUIT, KILLED, ABORTED)
+"""Ends that need no other rank to explain them, …"""
+
+MAYBE_GAVE_UP = (QUIT, ABORTED)
+"""… though another may be behind these."""
+
+_ORDER = {OWN: 0, KILLED: 0, QUIT: 1, ABORTED: 1, GAVE_UP: 2, STOPPED: 3}
+"""The less, the likelier it is that the others followed this one."""
+
+_STOPS = frozenset((-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP))
+
+LAUNCHER_NS = 1_000_000_000
+"""A process that is gone so long after another rank had given up was probably stopped: its launcher
+is often faster than whoever would read its exit. Where it is known why they gave up, any is."""
+
+_LIBRARYS = re.compile(
+    r"^(?:torch\.distributed\.)?Dist(?:Backend|Network|Store|QueueEmpty)?Error\b"
+    r"|\bgloo(?:/|::)"
+    r"|^(?!\w*(?:Connection|Pipe|OS|Timeout|IO|URL|HTTP)\w*Error\b).*connection (?:closed|reset) by"
+    r"|^RuntimeError: .*(?:Socket Timeout|Broken pipe|TCPStore|store->|wait timeout after)"
+    r"|^RuntimeError: .*(?:monitoredBarrier|failed to recv)"
+    r"|Timed out waiting \d+ ?ms for|Application timeout caused pair closure"
+    r"|NCCL (?:error|communicator)|ncclRemoteError|Watchdog caught collective"
+    r"|ran for \d+ milliseconds before timing out|The client socket has timed out",
+    re.DOTALL | re.IGNORECASE,
+)
+"""Reasons that torch.distributed and what it builds on give for a collective that failed, …"""
+
+_EXIT_CODE = re.compile(r"^exit code -?\d+(?:: )?")
+_NO_ERROR = re.compile(r"^(?:process \d+ exited without reporting)?$")
+_KILLED = "killed by "
+"""How reasons begin that tell of an exit; what follows is the error that was on its way, if any."""
+
+_MISTAKES = re.compile(
+    r"ncclInvalid|Duplicate GPU|unhandled cuda error|address already in use|EADDRINUSE", re.I
+)
+"""… and those among them that the rank has itself to blame for."""
+
+
+def last_step(rank: RankState) -> int | None:
+    """The step that a rank is in, or was when it ended; None where nothing was heard of it."""
+    if rank.bye is not None and rank.bye.step is not None:
+        return rank.bye.step
+    return None if rank.beat is None else rank.beat.step
+
+
+def ending(rank: RankState) -> str | None:
+    """How a rank ended, None while it runs."""
+    bye = rank.bye
+    if bye is None:
+        return None
+    if bye.state == "finished":
+        return FINISHED
+    if bye.exit in _STOPS or bye.reason == INTERRUPTED:
+        return STOPPED
+    reason = _EXIT_CODE.sub("", bye.reason)
+    if bye.state == "failed" and not bye.reason.startswith(_KILLED):
+        if _LIBRARYS.search(reason) and not _MISTAKES.search(reason):
+            return GAVE_UP
+        return QUIT if _NO_ERROR.match(reason) else OWN
+    if bye.exit is None or bye.exit < 0:
+        return ABORTED if bye.exit == -signal.SIGABRT else KILLED
+    return QUIT
+
+
+def ends(ranks: Iterable[RankState], *, explained: bool = False) -> list[tuple[RankState, str]]:
+    """Ranks that have ended without finishing, and how: first whom the others likely followed.
+
+    Args:
+        ranks: All ranks.
+        explained: It is known why some gave up.
+    """
+    found = [(rank, how) for rank in ranks if (how := ending(rank)) not in (None, FINISHED) and how]
+    if explained:
+        found = [(rank, GAVE_UP if how in MAYBE_GAVE_UP else how) for rank, how in found]
+    grace_ns = 0 if explained else LAUNCHER_NS
+    gave_up_ns = min((rank.ended_ns for rank, how in found if how == GAVE_UP), default=None)
+    late = {
+        rank.rank for rank, how in found if how == KILLED and _is_late(rank, gave_up_ns, grace_ns)
+    }
+    told = [(rank, STOPPED if rank.rank in late else how) for rank, how in found]
+    return sorted(told, key=lambda end: (_ORDER[end[1]], end[0].ended_ns))
+
+
+def _is_late(rank: RankState, gave_up_ns: int | None, grace_ns: int) -> bool:
+    """Whether it is gone, nobody knows how, well after another one gave up."""
+    unknown = rank.bye is not None and rank.bye.exit is None
+    return unknown and gave_up_ns is not None and rank.ended_ns - gave_up_ns >= grace_ns

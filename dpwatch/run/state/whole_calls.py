@@ -1,0 +1,278 @@
+"""Who came to each collective when, of many ranks at once: what `arrivals` does, by numpy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from msgspec.structs import astuple
+
+from dpwatch.run.state.arrivals import PACKED, Arrivals, PackedCalls, alike, most_open, packed_call
+from dpwatch.run.state.parts import Covered
+from dpwatch.run.state.series import NONE, Ints, median
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dpwatch.run.state.run_state import RunState
+    from dpwatch.wire.calls import Kind
+    from dpwatch.wire.messages import Collective
+
+Array = np.ndarray[Any, Any]
+
+RANK, KIND, STEP, SEQ, ISSUED, _, _, INTO = range(PACKED)
+
+MOST_APART_NS = 1 << 48
+"""Sums over ranks that come further apart to a call might leave 64 bits: they are odd."""
+
+MOST_MARKS = 1 << 26
+"""Bytes to mark in them which rank has entered which call."""
+
+
+class Segments(NamedTuple):
+    """Entries ordered by call; those of one call are at `order[begin:end]`, as they came."""
+
+    order: Array
+    begins: Array
+    ends: Array
+
+    def only(self, wanted: Array) -> Segments:
+        """Some of the calls."""
+        counts = (self.ends - self.begins)[wanted]
+        ends = np.cumsum(counts)
+        order = self.order[np.repeat(wanted, self.ends - self.begins)]
+        return Segments(order, ends - counts, ends)
+
+
+def are_odd(entries: Array, kinds: Sequence[Kind]) -> bool:
+    """Whether ranks called different things, one called twice, or they lie too far apart.
+
+    Args:
+        entries: Of calls that are not whole as far as is known, in the order in which they came.
+        kinds: Those of the entries.
+    """
+    if not entries.shape[1]:
+        return False
+    order, begins, ends = _segments(entries, kinds)
+    names: dict[tuple[str, int, str, int], int] = {}
+    called = [
+        names.setdefault((kind.op, kind.nbytes, kind.dtype, kind.ranks), len(names))
+        for kind in kinds
+    ]
+    for values, most in (
+        (np.array(called)[entries[KIND, order]], 0),
+        (entries[ISSUED, order], MOST_APART_NS),
+    ):
+        apart = np.maximum.reduceat(values, begins) - np.minimum.reduceat(values, begins)
+        if apart.max() > most:
+            return True
+    call = np.repeat(np.arange(len(begins)), ends - begins)
+    rank = entries[RANK, order]
+    width = int(rank.max()) + 1
+    marks = call * width + rank
+    if len(begins) * width > MOST_MARKS:
+        return len(np.unique(marks)) < len(marks)
+    marked = np.zeros(len(begins) * width, bool)
+    marked[marks] = True
+    return int(np.count_nonzero(marked)) < len(marks)
+
+
+def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
+    """Books who came last to the calls that all have entered; what is not whole stays packed.
+
+    Args:
+        state: The run's. That there was anything open in it before is forgotten.
+        entries: As above, and not odd.
+        kinds: Those of the entries.
+
+    Returns:
+        How long each entry's rank waited for the last one, and in no other call meanwhile; 0 where
+        that is not known.
+    """
+    arrivals = state.arrivals
+    if not entries.shape[1]:
+        return np.zeros(0, np.int64)
+    segments = _segments(entries, kinds)
+    order, begins, ends = segments
+    counts = ends - begins
+    ranks = np.array([kind.ranks for kind in kinds])[entries[KIND, order[begins]]]
+    arrivals.calls, arrivals.packed = {}, PackedCalls()
+    timed = _Timed(entries, segments)
+    whole = np.flatnonzero(counts >= ranks)
+    booked: list[int] = []
+    for i in whole[np.argsort(order[ends[whole] - 1])].tolist():  # as their last entries came
+        members = order[begins[i] : ends[i]]
+        last = entries[:, members[-1]]
+        kind = kinds[last[KIND]]
+        arrivals.agree(kind.group, alike(kind, int(last[SEQ]), int(last[STEP])))
+        if counts[i] > 1:
+            _compare_steps(state, kind, entries[:, members])
+        if counts[i] > 1 and timed.compare(state, i):
+            booked.append(i)
+            if timed.first_step[i] > 0:
+                _book_last(state, kinds, timed, i)
+    wait_ns = _book_waits(state, entries, segments, timed.last_ns, booked)
+    _keep_open(arrivals, entries, kinds, segments.only(counts < ranks))
+    return wait_ns
+
+
+def _compare_steps(state: RunState, kind: Kind, entered: Array) -> None:
+    """Whether the ranks entered a call in the same step, each of its own count."""
+    steps = entered[STEP]
+    first = int(steps[0])
+    alike = bool((steps == first).all())
+    if alike and state.offsets.take_equal(kind.group, first, kind.generation):
+        return
+    by_rank = dict(zip(entered[RANK].tolist(), steps.tolist(), strict=True))
+    state.offsets.take(kind.group, by_rank, kind.generation)
+
+
+def _segments(entries: Array, kinds: Sequence[Kind]) -> Segments:
+    names: dict[tuple[str, int], int] = {}
+    group = np.array(
+        [names.setdefault((kind.group, kind.generation), len(names)) for kind in kinds]
+    )
+    group, seq = group[entries[KIND]], entries[SEQ]
+    order = np.argsort(seq, kind="stable") if len(names) == 1 else np.lexsort((seq, group))
+    changes = np.ones(len(order), bool)
+    group, seq = group[order], seq[order]
+    changes[1:] = (seq[1:] != seq[:-1]) | (group[1:] != group[:-1])
+    begins = np.flatnonzero(changes)
+    return Segments(order, begins, np.append(begins[1:], len(order)))
+
+
+def _book_waits(
+    state: RunState, entries: Array, segments: Segments, last_ns: Array, booked: list[int]
+) -> Array:
+    """`Covered.add` for each entry's rank, of these calls one after the other.
+
+    All ranks' first calls are booked together, then their second ones, and so on.
+
+    Returns:
+        For each entry what that gave.
+    """
+    wait_ns = np.zeros(entries.shape[1], np.int64)
+    order, begins, ends = segments
+    if not booked:
+        return wait_ns
+    each = np.concatenate([order[begins[i] : ends[i]] for i in booked])
+    until = np.repeat(last_ns[booked], (ends - begins)[booked])
+    waited = entries[ISSUED, each] < until
+    each, until = each[waited], until[waited]
+    of = entries[RANK, each]
+    if not len(of):
+        return wait_ns
+    counts = np.bincount(of)
+    nth = np.empty(len(of), np.int64)
+    nth[np.argsort(of, kind="stable")] = np.arange(len(of)) - np.repeat(
+        np.cumsum(counts) - counts, counts
+    )
+    numbers = np.flatnonzero(counts).tolist()
+    ranks = [rank for r in numbers if (rank := state.ranks.get(r)) is not None]
+    held = np.zeros((3, len(counts)), np.int64)
+    for rank in ranks:
+        held[:, rank.rank] = astuple(rank.waits)
+    by_nth = np.argsort(nth, kind="stable")
+    for some in np.split(by_nth, np.cumsum(np.bincount(nth))[:-1]):
+        entry = each[some]
+        wait_ns[entry] = _cover(held, of[some], entries[ISSUED, entry], until[some])
+    for rank in ranks:
+        rank.waits = Covered(*held[:, rank.rank].tolist())
+    return wait_ns
+
+
+def _cover(held: Array, place: Array, start: Array, end: Array) -> Array:
+    """`Covered.add` of an interval each to some of what is held, by column."""
+    before, low, high = held[:, place]
+    later = start > high
+    begins = np.where(later, start, np.maximum(start, before))
+    held[0, place] = np.where(later, high, before)
+    held[1, place] = np.where(later, start, np.minimum(low, begins))
+    held[2, place] = np.maximum(high, end)
+    left = np.maximum(0, np.minimum(end, low) - begins)
+    found: Array = np.where(later, end - start, left + np.maximum(0, end - high))
+    return found
+
+
+class _Timed:
+    """When the ranks came to each call.
+
+    Attributes:
+        order: Entries, each call's in the order of their times.
+        first_step: The earliest step that a rank entered the call in.
+    """
+
+    def __init__(self, entries: Array, segments: Segments) -> None:
+        order, self.begins, self.ends = segments
+        call = np.repeat(np.arange(len(self.begins)), self.ends - self.begins)
+        self.order = order[np.lexsort((entries[ISSUED, order], call))]
+        self.entries = entries
+        self.last_ns = entries[ISSUED, self.order[self.ends - 1]]
+        self.first_step = np.minimum.reduceat(entries[STEP, order], self.begins)
+
+    def ordered(self, i: int) -> Array:
+        """The entries of a call, in the order of their times."""
+        return self.order[self.begins[i] : self.ends[i]]
+
+    def compare(self, state: RunState, i: int) -> bool:
+        """Whether the times of a call's ranks compare, those of hosts whose clocks do."""
+        if len(state.hosts) < 2:
+            return True
+        ranks = [state.ranks.get(r) for r in self.entries[RANK, self.ordered(i)].tolist()]
+        hosts = {rank.host for rank in ranks if rank is not None}
+        return state.clock_error_ns(hosts) is not None
+
+
+def _book_last(state: RunState, kinds: Sequence[Kind], timed: _Timed, i: int) -> None:
+    entries = timed.entries
+    ordered = timed.ordered(i)
+    issued_ns = entries[ISSUED, ordered]
+    last_ns = int(issued_ns[-1])
+    waited_ns = int((last_ns - issued_ns).sum())
+    kind = kinds[entries[KIND, ordered[-1]]]
+    tied = ordered[np.searchsorted(issued_ns, last_ns)]
+    op = state.ops[f"{kind.op}/{kind.group}"]
+    op.book_last(int(entries[RANK, tied]), waited_ns // (len(ordered) - 1))
+    latest = entries[:, ordered[-1]]
+
+    def excess_ns() -> int | None:
+        others = entries[:, ordered[:-1]]
+        same = np.array([each.phase == kind.phase for each in kinds])[others[KIND]]
+        known = others[INTO, same & (others[INTO] != NONE)]
+        if latest[INTO] == NONE or not len(known):
+            return None
+        low, high = (len(known) - 1) // 2, len(known) // 2
+        ordered_ns = np.partition(known, (low, high))
+        typical = median((int(ordered_ns[low]), int(ordered_ns[high]))) or 0.0
+        return int(latest[INTO] - typical)
+
+    state.arrivals.keep_late(
+        int(latest[RANK]),
+        _call(latest, kinds),
+        last_ns - int(issued_ns[-2]),
+        last_ns - int(issued_ns[(len(ordered) - 1) // 2]),
+        waited_ns // len(ordered),
+        excess_ns,
+    )
+
+
+def _call(entry: Array, kinds: Sequence[Kind]) -> Collective:
+    return packed_call(kinds[entry[KIND]], entry[STEP:].tolist())
+
+
+def _keep_open(arrivals: Arrivals, entries: Array, kinds: Sequence[Kind], left: Segments) -> None:
+    """Of calls that are not whole the latest are kept, as many as there is room for."""
+    order, begins, ends = left
+    if not len(begins):
+        return
+    by_age = np.argsort(order[begins])  # of each the first entry
+    newest = kinds[entries[KIND, order[begins[by_age[-1]]]]]
+    most = most_open(newest.ranks)
+    old = np.zeros(len(begins), bool)
+    old[by_age[:-most]] = True
+    entries = entries[:, np.sort(order[~np.repeat(old, ends - begins)])]
+    used, place = np.unique(entries[KIND], return_inverse=True)
+    entries[KIND] = place.reshape(-1)
+    rows = Ints()
+    rows.frombytes(entries.T.tobytes())
+    arrivals.packed = PackedCalls(rows, [kinds[k] for k in used.tolist()])

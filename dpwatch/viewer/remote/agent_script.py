@@ -1,0 +1,197 @@
+"""What a session on another host runs, and what it says: a few lines of `sh`, and their meaning.
+
+It needs nothing of dpwatch's there. Once a second it lists the `run.json` of every run that has a
+living hub, then a line with a full stop. While there is none it looks now and then, in the
+background so that a sick driver holds up nothing, what the host's GPUs do: by nvidia-smi, else by a
+dpwatch that is installed there. Every line says first what it is; lines of both come between each
+other, whole.
+
+It ends with its standard input, so with whoever started it, and when nobody reads any more.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from dpwatch.run.model.snapshot import GpuProcess, HostGpu
+from dpwatch.viewer.remote import nvidia_smi
+from dpwatch.wire.paths import RunInfo, clean_run_id
+
+GPUS_EVERY_S = 3
+OLD_S = 15.0
+"""After so long without an answer the last is not shown any more: a sick driver's tools hang."""
+
+MOST_RUNS = 256
+"""Of one host; a listing is what another host says, and may be anything."""
+
+MOST_LINES = 4096
+"""Of one look at GPUs."""
+
+LINE_CHARS = 1 << 16
+CYCLE_END = "."
+NAME = "dpwatch"
+
+_PLACES = (
+    '"$DPWATCH_RUNTIME_DIR"',
+    '"$XDG_RUNTIME_DIR/dpwatch"',
+    '"/run/user/$u/dpwatch"',
+    '"${TMPDIR:-/tmp}/dpwatch-$u"',
+    '"/tmp/dpwatch-$u"',
+)
+# One line, since csh takes no line breaks within quotes; and without "!", which it would replace.
+# A lock that can be taken is nobody's: that hub is dead, and its run.json only what it left.
+_SCRIPT = (
+    "exec 3<&0; (while read -r x <&3; do :; done; kill $$) 2>/dev/null & "
+    "u=$(id -u); g=; t=0; "
+    'dead() {{ [ -f "$1" ] && command -v flock >/dev/null && flock -sn "$1" true; }} 2>/dev/null; '
+    'told() {{ while read -r x; do printf "%s %s\\n" "$1" "$x"; done; }}; '
+    "gpus() {{ "
+    "p=$(command -v {dpwatch}); "
+    "if command -v nvidia-smi >/dev/null; then "
+    "a=$({gpus}); s=$?; c=$({processes}); "
+    'if [ $s -eq 0 ]; then printf "%s\\n" "$a" | told gpu; printf "%s\\n" "$c" | told user; '
+    'else printf "%s\\n" "$a" | told bad; fi; '
+    'elif [ -n "$p" ]; then "$p" --once --json | told json; fi; '
+    'printf "end %s\\n" "$p"; }} 2>/dev/null; '
+    "while :; do n=; "
+    "for d in {places}; do "
+    'for f in "$d"/*/run.json; do '
+    'if [ -O "$f" ] && [ -r "$f" ]; then dead "${{f%run.json}}lock" || {{ n=1; '
+    'printf "run %s\\t%s\\n" "$f" "$(tr -d "\\n" <"$f")"; }}; fi; '
+    "done; done; echo . || exit; "
+    'if [ -z "$n" ] && [ $t -le 0 ]; then '
+    '[ -n "$g" ] && kill -0 "$g" 2>/dev/null || {{ gpus </dev/null & g=$!; t={every}; }}; fi; '
+    "t=$((t-1)); sleep 1; done"
+)
+
+
+def script(remote_dir: str | None, dpwatch: str) -> str:
+    """What `sh` is to run there.
+
+    Args:
+        remote_dir: The runtime directory there, where it is none of the usual places.
+        dpwatch: A dpwatch there, by its path or by the name that its PATH has.
+    """
+    return _SCRIPT.format(
+        places=" ".join(_PLACES) if remote_dir is None else _word(remote_dir),
+        dpwatch=_word(dpwatch),
+        gpus=nvidia_smi.command("gpu", nvidia_smi.GPU_FIELDS),
+        processes=nvidia_smi.command("compute-apps", nvidia_smi.PROCESS_FIELDS),
+        every=GPUS_EVERY_S,
+    )
+
+
+def _word(path: str) -> str:
+    """A path as one word of `sh`; a `~/` at its beginning is the home there."""
+    if path.startswith("~/"):
+        return f'"$HOME"/{shlex.quote(path[2:])}'
+    return shlex.quote(path)
+
+
+def listed_run(line: str) -> tuple[str, RunInfo] | None:
+    """The `run.json` that a line of a listing tells of, None if it tells of none.
+
+    Its folder's name becomes one here, and part of what ssh is asked to forward.
+    """
+    path, _, text = line.partition("\t")
+    folder = Path(path).parent
+    if clean_run_id(folder.name) != folder.name or ":" in path or not path.isprintable():
+        return None
+    try:
+        return path, msgspec.json.decode(text, type=RunInfo)
+    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
+        return None
+
+
+class _Summary(msgspec.Struct):
+    """As much of a `dpwatch.summary/1` as is wanted here; an older one has no GPUs."""
+
+    gpus: list[HostGpu] = []
+
+
+class Listing:
+    """What one session says, taken in line by line.
+
+    Attributes:
+        runs: By path, as of the last full stop.
+        dpwatch: Where dpwatch is there, "" where it is not found, None before that is known.
+    """
+
+    def __init__(self, host: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.runs: dict[str, RunInfo] = {}
+        self.dpwatch: str | None = None
+        self._host = host
+        self._clock = clock
+        self._looked = clock()
+        self._gpus: tuple[HostGpu, ...] = ()
+        self._trouble = ""
+        self._coming: dict[str, RunInfo] = {}
+        self._seen: dict[str, list[str]] = {}
+        self._count = 0
+
+    @property
+    def gpus(self) -> tuple[HostGpu, ...]:
+        """As of the last look at them, unless that is too old to be shown as now."""
+        return () if self._is_old else self._gpus
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with looking at GPUs there, "" while that works or nothing can."""
+        return "no answer" if self._is_old else self._trouble
+
+    @property
+    def _is_old(self) -> bool:
+        return self._clock() - self._looked > OLD_S
+
+    def take(self, line: str) -> bool:
+        """Takes in a line. Returns: whether it ends a listing of runs."""
+        kind, _, rest = line.rstrip("\r\n").partition(" ")
+        if kind == CYCLE_END:
+            if self.runs or self._coming:  # beside a run nobody looks
+                self._looked, self._gpus = self._clock(), ()
+            self.runs, self._coming = self._coming, {}
+            return True
+        if kind == "run":
+            found = listed_run(rest)
+            if found is not None and len(self._coming) < MOST_RUNS:
+                self._coming[found[0]] = found[1]
+        elif kind == "end":
+            self._look_at_gpus(rest.strip())
+        elif kind in ("gpu", "user", "bad", "json") and self._count < MOST_LINES:
+            self._count += 1
+            self._seen.setdefault(kind, []).append(rest)
+        return False
+
+    def _look_at_gpus(self, dpwatch: str) -> None:
+        seen, self._seen, self._count = self._seen, {}, 0
+        self.dpwatch, self._looked = dpwatch, self._clock()
+        said = [line.strip() for line in seen.get("bad", ()) if line.strip()]
+        self._trouble = said[0][:200] if said else ""
+        if "json" in seen:
+            self._gpus = _from_json(self._host, "".join(seen["json"]))
+        else:
+            self._gpus = nvidia_smi.gpus(self._host, seen.get("gpu", ()), seen.get("user", ()))
+
+
+def _from_json(host: str, text: str) -> tuple[HostGpu, ...]:
+    """GPUs as another dpwatch has them; what is out of bounds there is unknown here."""
+    try:
+        found = msgspec.json.decode(text, type=_Summary).gpus
+    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
+        return ()
+    return tuple(_of_host(host, gpu) for gpu in found[: nvidia_smi.MOST_GPUS])
+
+
+def _of_host(host: str, gpu: HostGpu) -> HostGpu:
+    most = nvidia_smi.NAME_CHARS
+    users = tuple(
+        GpuProcess(each.pid, each.name[:most], each.used_bytes)
+        for each in gpu.processes[: nvidia_smi.MOST_PROCESSES]
+    )
+    util = gpu.util if gpu.util is not None and 0 <= gpu.util <= 1 else None
+    return msgspec.structs.replace(gpu, name=gpu.name[:most], util=util, processes=users, host=host)

@@ -1,0 +1,333 @@
+"""Runs on another host, over the system's OpenSSH: found there, their sockets forwarded here.
+
+One `ssh` process a host is both: the master of its connection, and a session in which a few lines
+of `sh` tell what is there (`far_side`). The sockets of each run's hub are forwarded into a folder
+that looks like the run's own, `run.json` and lock and all, so that a `Watcher` follows it as if it
+were here. When the connection is lost the folder stays, the run's last state with it, and the
+connection is tried again.
+
+Everything in the user's ssh configuration applies: names, keys, agent, jump hosts, known hosts.
+When this process ends in whatever way, its end of the session closes, and so do session and master.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpwatch.run.model.snapshot import HostGpu
+from dpwatch.viewer.remote.agent_script import LINE_CHARS, NAME, Listing, script
+from dpwatch.viewer.remote.run_mirror import Mirror
+from dpwatch.wire.paths import RunDir, RunInfo
+
+FORWARDED = ("out", "ask")
+"""The hub's sockets that a viewer needs."""
+
+RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Waits between attempts to connect again, the last one for ever."""
+
+COMMAND_S = 20.0
+
+_OPTIONS = (
+    "ControlMaster=yes",
+    "ControlPersist=no",
+    "ServerAliveInterval=5",
+    "ServerAliveCountMax=3",
+    "ConnectTimeout=15",
+    "StreamLocalBindUnlink=yes",
+    "ClearAllForwardings=yes",
+    "LogLevel=ERROR",
+)
+_ASKS = re.compile(r"Permission denied|Host key verification failed|authentication failures", re.I)
+"""What ssh says where it would have asked, had there been somebody to answer."""
+
+_BEHIND = re.compile(r"Connection (closed|reset) by UNKNOWN|kex_exchange_identification", re.I)
+_CHANGED_KEY = re.compile(r"host key for .* has changed|HOST IDENTIFICATION HAS CHANGED", re.I)
+_KNOWN_AT = re.compile(r"Offending .* key in (.+)")
+
+
+class SshHost:
+    """One host's runs, mirrored in a folder here.
+
+    Args:
+        name: As ssh takes it: `node1`, `user@node1`, `ssh://user@node1:2222`.
+        ssh: The ssh command and options of the user's own.
+        folder: An empty, private folder for this host.
+        remote_dir: The runtime directory there, where it is none of the usual places.
+        remote_dpwatch: A dpwatch there, where it is not on the PATH.
+
+    Attributes:
+        trouble: Why it can't be followed right now, in a line that begins with its name.
+        why: Why the last attempt to connect has failed, "" as long as none has.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        ssh: Sequence[str],
+        folder: Path,
+        remote_dir: str | None = None,
+        remote_dpwatch: str = NAME,
+    ) -> None:
+        self.name = name
+        self.trouble = self.why = ""
+        self._ssh = tuple(ssh)
+        self._folder = folder
+        self._control = folder / "c"
+        self._script = script(remote_dir, remote_dpwatch)
+        self._remote_dpwatch = remote_dpwatch
+        self._listing = Listing(name)
+        self._mirrors: dict[str, Mirror] = {}
+        self._silent: set[Mirror] = set()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._tried = threading.Event()
+        self._released = threading.Event()
+        self._master: subprocess.Popen[str] | None = None
+        self._thread: threading.Thread | None = None
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `close`
+
+    def ask(self) -> None:
+        """Connects for the first time; ssh may ask for a password at the terminal."""
+        self._start(batch=False)
+        if self._cycle():
+            self.why = ""
+        else:
+            self._note_failure()
+            self._end()
+        self._tried.set()
+
+    def start(self) -> None:
+        """Follows from here on, on a thread of its own; connects by itself.
+
+        It asks nobody anything, and after the first failure waits for `go_on`.
+        """
+        self._thread = threading.Thread(target=self._run, name=f"ssh {self.name}", daemon=True)
+        self._thread.start()
+
+    def go_on(self) -> None:
+        """From here on failures are tried again."""
+        self._released.set()
+
+    def was_tried(self, timeout_s: float) -> bool:
+        """Waits for the first attempt's end. Returns: whether it has come to one."""
+        return self._tried.wait(timeout_s)
+
+    @property
+    def wants_person(self) -> bool:
+        """Whether somebody's answer (a password, yes) is what was missing."""
+        return bool(_ASKS.search(self.why))
+
+    def runs(self) -> list[RunDir]:
+        """The mirrored runs, newest first. From any thread."""
+        with self._lock:
+            mirrors = sorted(self._mirrors.values(), key=lambda m: -m.info.started_wall_s)
+            return [mirror.place for mirror in mirrors]
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a connection, or an attempt at one."""
+        return self._master is not None and self._master.poll() is None
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether it has answered, and is still there."""
+        return self.is_up and self._tried.is_set()
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether `start` has been called."""
+        return self._thread is not None
+
+    @property
+    def gpus(self) -> tuple[HostGpu, ...]:
+        """Its GPUs as they were seconds ago, while it can be reached and no run is there."""
+        return () if not self.is_up or self.runs() else self._listing.gpus
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether its GPUs are known as far as they can be."""
+        return self._listing.dpwatch is not None
+
+    @property
+    def idle(self) -> str:
+        """A line about a host without a run: how to start one that is seen."""
+        if not self._tried.is_set():
+            return f"connecting to {self.name}"
+        command = self._listing.dpwatch or NAME
+        line = f"no run on {self.name}; start one there with `{command} run -- torchrun … train.py`"
+        if self._listing.dpwatch == "":
+            named = self._remote_dpwatch
+            missing = "its PATH has no dpwatch" if named == NAME else f"there is no {named}"
+            line += (
+                f" ({missing}: `pip install` it into the Python that trains, or name it by "
+                "--remote-dpwatch)"
+            )
+        if self._listing.trouble:
+            line += f"; nvidia-smi there: {self._listing.trouble}"
+        return line
+
+    def close(self) -> None:
+        """Ends the connection; nothing of it stays on either side."""
+        self._closing.set()
+        self._released.set()
+        if self._master is not None:
+            self._master.terminate()  # which is also the end of what the thread reads
+        if self._thread is not None:
+            self._thread.join(COMMAND_S)
+        self._end()
+        for mirror in self._mirrors.values():
+            mirror.close()
+        self._errors.close()
+
+    # -- the connection -----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        attempt = 0
+        if self._master is None:
+            self._start(batch=True)
+        while not self._closing.is_set():
+            while not self._closing.is_set() and self._cycle():
+                attempt = 0
+                self.why = ""
+                self._tried.set()
+            if self._closing.is_set():
+                return
+            self._note_failure()
+            self.trouble = f"{self.name}: {self.why}; trying again"
+            self._end()
+            self._tried.set()
+            self._released.wait()
+            if self.is_up:  # somebody has answered what ssh wanted to know
+                continue
+            wait_s = RETRY_S[min(attempt, len(RETRY_S) - 1)]
+            attempt += 1
+            if not self._closing.wait(wait_s):
+                self._start(batch=True)
+
+    def _start(self, *, batch: bool) -> None:
+        """Starts ssh. With `batch` it asks nobody.
+
+        Then it has no terminal either: jump hosts get ssh processes of their own, which know
+        nothing of `BatchMode` and would ask across the screen.
+        """
+        options = [f"-o{option}" for option in _OPTIONS]
+        if batch:
+            options.append("-oBatchMode=yes")
+        self._errors.seek(0)
+        self._errors.truncate()
+        self._listing = Listing(self.name)
+        self._master = subprocess.Popen(
+            [*self._ssh, "-S", str(self._control), *options, "-T", self.name,
+             f"exec sh -c {shlex.quote(self._script)}"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+            errors="replace", start_new_session=batch,
+            env={**os.environ, "SSH_ASKPASS_REQUIRE": "never"} if batch else None,
+        )  # fmt: skip
+        for mirror in self._mirrors.values():
+            mirror.forwarded = mirror.speaks = False
+
+    def _end(self) -> None:
+        master = self._master
+        if master is None:
+            return
+        master.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            master.wait(COMMAND_S)
+        master.kill()
+        with contextlib.suppress(OSError):  # what was still to be written has no reader any more
+            master.communicate()
+
+    def _cycle(self) -> bool:
+        """Reads one listing of the runs there. Returns: False once the connection is gone."""
+        master = self._master
+        if master is None or master.stdout is None:
+            return False
+        while line := master.stdout.readline(LINE_CHARS):
+            if self._listing.take(line):
+                self.trouble = self._update(self._listing.runs)
+                return True
+        return False
+
+    def _note_failure(self) -> None:
+        """What ssh said last, else that it ended."""
+        if self._master is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._master.wait(1.0)
+        self._errors.seek(0)
+        self.why = told_failure(self.name, self._errors.read(8192))
+
+    # -- the runs there -----------------------------------------------------------------------
+
+    def _update(self, listed: dict[str, RunInfo]) -> str:
+        """Mirrors what is there now. Returns: what can't be, in a line; "" if all is well."""
+        trouble = ""
+        for path in [path for path in self._mirrors if path not in listed]:
+            with self._lock:
+                mirror = self._mirrors.pop(path)
+            self._forward("cancel", mirror)
+            mirror.close()
+        for path, info in listed.items():
+            known = self._mirrors.get(path)
+            if known is None:
+                try:
+                    known = Mirror(self._folder, Path(path).parent, info, self.name)
+                except OSError as error:
+                    trouble = f"{self.name}: cannot show run {info.run_id}: {error}"
+                    continue
+            known.told(info)
+            if not known.forwarded:
+                said = self._forward("forward", known)
+                known.forwarded = not said
+                if said:
+                    trouble = f"{self.name}: cannot forward a run's sockets: {said}"
+            if known.forwarded:
+                with self._lock:
+                    self._mirrors[path] = known
+        silent = [mirror for mirror in self._mirrors.values() if mirror.hangs_up()]
+        # Of a run that has just ended the next listing says so.
+        if self._silent.intersection(silent):
+            trouble = (
+                f"{self.name} refuses to forward its runs' sockets: its sshd_config must allow it "
+                "(AllowStreamLocalForwarding), or run dpwatch there"
+            )
+        self._silent = set(silent)
+        return trouble
+
+    def _forward(self, what: str, mirror: Mirror) -> str:
+        """Asks the master to forward a run's sockets, or to stop. Returns: what went wrong."""
+        ways = [way for name in FORWARDED for way in ("-L", mirror.way(name))]
+        try:
+            done = subprocess.run(
+                [*self._ssh, "-S", str(self._control), "-oStreamLocalBindUnlink=yes",
+                 "-O", what, *ways, self.name],
+                stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                timeout=COMMAND_S,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return f"no answer within {COMMAND_S:.0f} s"
+        return done.stderr.strip() or "ssh does not say why" if done.returncode else ""
+
+
+def told_failure(name: str, said: str) -> str:
+    """Why a host can't be reached, in one line, from what ssh wrote to its standard error."""
+    if _CHANGED_KEY.search(said):
+        known = _KNOWN_AT.search(said)
+        where = known.group(1).strip() if known else "known_hosts"
+        return (
+            f"its host key is another one than {where} has: somebody may stand in between; "
+            f"if it has a new key, remove the old one with `ssh-keygen -R` ({name}'s)"
+        )
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    # A jump host's ssh says it first, and then the one behind it that its connection is closed.
+    told = [line for line in lines if _ASKS.search(line)]
+    told = told or [line for line in lines if not _BEHIND.match(line)] or lines
+    return told[-1] if told else "the connection was closed"
