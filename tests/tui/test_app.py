@@ -658,6 +658,8 @@ async def test_who_has_gone_elsewhere_is_left_there(dashboard):
         app._source.queue.put(over)
         await shown(app, pilot, lambda: app.snapshot is over)
         assert app.panel == "alerts"
+        # The comparison is made meanwhile, and takes no room.
+        assert [each.id for each in app._panels.children if each.display] == ["alerts"]
 
 
 @pytest.mark.parametrize("name", NAMES)
