@@ -17,14 +17,15 @@ from dpwatch.tui.heat_layout import FIGURE_CELL, Layout
 from dpwatch.tui.metrics import METRICS, Metric, is_known, name_of
 from dpwatch.tui.palette import STATE_GLYPHS, TELLING_STATES, Palette
 from dpwatch.tui.text import clean, fitted, left, line
+from dpwatch.tui.words import plural
 
 RAMP = "▁▂▃▄▅▆▇█"
 UNKNOWN = "·"
 TITLE = 10
 """Cells of a metric's name before its row."""
 
-_LEAST_SPAN = 0.05
-"""A scale spans at least this share of its upper end, or noise would look like a difference."""
+_LEAST_SPAN = 0.2
+"""A scale spans at least this share of its lower end, or noise would look like a difference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,9 +36,10 @@ class HeatScale:
     high: float
 
     @classmethod
-    def of(cls, found: Spread) -> HeatScale:
+    def of(cls, found: Spread, metric: Metric) -> HeatScale:
         """From the lowest value to the highest; values that are nearly alike stay low."""
-        return cls(low=found.low, high=max(found.high, found.low * (1 + _LEAST_SPAN)))
+        span = max(found.high - found.low, found.low * _LEAST_SPAN, metric.least_span)
+        return cls(low=found.low, high=found.low + span)
 
     def level(self, value: float | None) -> int | None:
         """Step of the ramp, 0 to 7; None of unknown."""
@@ -168,7 +170,7 @@ def told_lines(
         (f"  {metric.title} ", palette.muted),
         (metric.show(value), palette.strong),
         (f"  {STATE_GLYPHS.get(state, '·')} {state}", palette.state(state)),
-        (f"  step {rank.steps} · {clean(rank.host, 40)}", palette.muted),
+        (f"  {plural(rank.steps, 'step')} · {clean(rank.host, 40)}", palette.muted),
     )
     if found is None:
         return [fitted(first, width), Text(" " * width, end="")]

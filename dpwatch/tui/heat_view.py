@@ -62,7 +62,7 @@ class Heatmap(Pinned):
     def choose(self, run: Run) -> list[Rank]:
         """Every rank, hosts together."""
         self._spread = spread(run, self.drawn.value)
-        self._scale = HeatScale.of(self._spread) if self._spread else None
+        self._scale = HeatScale.of(self._spread, self.drawn) if self._spread else None
         return by_host(run.ranks)
 
     def lay_out(self, view: RunView) -> int:
@@ -78,7 +78,7 @@ class Heatmap(Pinned):
         if multiples_width(self.rows) > self.body_width:
             return []
         found = [(each, spread(run, each.value)) for each in METRICS]
-        known = [(each, HeatScale.of(values)) for each, values in found if values]
+        known = [(each, HeatScale.of(values, each)) for each, values in found if values]
         return known if len(known) < self.body_height else []
 
     def head(self, view: RunView, width: int, colors: Palette) -> list[Text]:

@@ -13,7 +13,7 @@ from dpwatch.tui import heat_view
 from dpwatch.tui.heat import RAMP, TITLE, HeatScale
 from dpwatch.tui.heat_layout import FIGURE_CELL, by_host, layout, short_names
 from dpwatch.tui.heat_view import Heatmap
-from dpwatch.tui.metrics import METRICS, by_metric
+from dpwatch.tui.metrics import BY_TITLE, METRICS, by_metric
 from dpwatch.tui.panels import RankDetail
 
 from .conftest import calm, screen_text, shown
@@ -56,10 +56,13 @@ def test_hosts_are_called_by_what_tells_them_apart():
 
 def test_small_differences_do_not_fill_the_scale():
     noise = spread(_run(100.0, 101.0), lambda r: r.step_ms.p50)
-    scale = HeatScale.of(noise)
-    assert scale.level(100.0) == 0
-    assert 0 < scale.level(101.0) < len(RAMP) // 2
-    assert HeatScale.of(spread(_run(50.0, 100.0), lambda r: r.step_ms.p50)).level(50.0) == 0
+    step, gil = METRICS[0], BY_TITLE["GIL"]
+    scale = HeatScale.of(noise, step)
+    assert scale.level(100.0) == scale.level(101.0) == 0
+    assert scale.level(110.0) == len(RAMP) // 2
+    assert HeatScale.of(spread(_run(50.0, 100.0), step.value), step).level(50.0) == 0
+    low = spread(_run(0.0, 0.004), step.value)
+    assert HeatScale.of(low, gil).level(0.004) == 0  # both are shown as 0%
     assert scale.level(None) is None
     assert spread(_run(None, float("nan")), lambda r: r.step_ms.p50) is None
 
@@ -196,4 +199,4 @@ async def test_without_colour_the_blocks_still_tell(dashboard, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     async with dashboard(snapshot(ddp_run(ranks=64))) as (app, pilot):
         await pilot.press("2")
-        assert "▇▇ 80.0 ms" in screen_text(app)
+        assert "▃▃ 80.0 ms" in screen_text(app)
