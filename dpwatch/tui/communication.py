@@ -63,6 +63,16 @@ def _last(last: LastArrival | None) -> tuple[str, str]:
     return f"rank {last.rank} {fmt.share(last.share)}", fmt.millis(last.wait_ms)
 
 
+def last_to_arrive(run: Run) -> str:
+    """The same of the collective at which others wait the longest, in words; "" of none."""
+    known = [each.last_arrival for each in run.collectives if each.last_arrival is not None]
+    if not known:
+        return ""
+    worst = max(known, key=lambda last: last.wait_ms or 0.0)
+    share, wait = fmt.share(worst.share), fmt.millis(worst.wait_ms)
+    return f"rank {worst.rank} comes last in {share} of calls, others wait {wait}"
+
+
 def _copies(transfers: Sequence[TransferStats]) -> list[tuple[str, ...]]:
     """One row a kind and hub device: three replicas sent from device 0 are one line."""
     rows: list[tuple[str, ...]] = []

@@ -13,6 +13,7 @@ from textual.reactive import reactive
 from dpwatch.hub.snapshot import LaneSteps, Rank, Run, RunView
 from dpwatch.hub.timeline import LANES, clock_shifts, extent
 from dpwatch.tui import format as fmt
+from dpwatch.tui.communication import last_to_arrive
 from dpwatch.tui.device_rows import state_sign
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.pinned import Key, Pinned
@@ -106,6 +107,8 @@ class Timeline(Pinned):
             notes.append(f"{LANES} of {len(view.run.ranks)} ranks")
         if len(self._shifts) > 1:
             notes.append(alignment(view.run))
+        if late := last_to_arrive(view.run):
+            notes.append(late)
         lines = [
             status_line(self._window, self.place[1] is None, notes, width, colors),
             legend(width, colors, shares=bool(self._sharing)),

@@ -135,12 +135,21 @@ def test_without_colour_a_lane_is_letters():
 
 def test_the_caption_says_what_is_not_measured_and_fits():
     for width in (79, 119, 199):
-        assert "lengths measured" in caption(width)
+        assert "measured" in caption(width)
         assert len(caption(width)) <= width
 
 
 def timeline_of(app):
     return app.query_one(Timeline)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 35)])
+async def test_the_head_says_who_is_waited_for(dashboard, size):
+    async with dashboard(snapshot(with_lanes(ddp_run())), size=size) as (app, pilot):
+        await pilot.press("5")
+        text = screen_text(app)
+        assert " · rank 2 comes last in 41% of calls, others wait 3.10 ms" in text
+        assert ("E exposed: waits for communication" in text) == (size[0] > 80)
 
 
 async def test_zoom_and_pan_by_keys(dashboard):
