@@ -18,6 +18,7 @@ from dpwatch.tui.panels import RankDetail
 
 from .conftest import calm, screen_text, shown
 from .scenes import cluster_run, ddp_run, dp_run, hostile_run, snapshot, starting_run
+from .states import hung
 
 
 def rank(number: int, host: str = "box", **more) -> s.Rank:
@@ -193,6 +194,17 @@ async def test_unknown_figures_and_hostile_names(dashboard, scene, size):
         text = screen_text(app)
         assert not any(ord(c) < 32 and c != "\n" for c in text)
         assert "–" in text
+
+
+async def test_in_a_hang_the_ranks_that_are_waited_for_stand_out(dashboard):
+    for size in ((80, 24), (120, 35)):
+        async with dashboard(*hung(), size=size) as (app, pilot):
+            await pilot.press("2")
+            text = screen_text(app)
+            body = "\n".join(text.splitlines()[4:-3])
+            assert body.count("✗✗") * 3 == body.count("‖‖")  # 2 of 8, whatever has rows
+            marked = size[0] > 80
+            assert ("✗ rank 5" in body and "✗ rank 7" in body) == marked
 
 
 async def test_without_colour_the_blocks_still_tell(dashboard, monkeypatch):
