@@ -17,7 +17,7 @@ from dpwatch.tui.communication import last_to_arrive
 from dpwatch.tui.device_rows import state_sign
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.pinned import Key, Pinned
-from dpwatch.tui.text import fitted, left, line
+from dpwatch.tui.text import clean, fitted, left, line
 from dpwatch.tui.timeline import (
     LABEL,
     Window,
@@ -107,7 +107,8 @@ class Timeline(Pinned):
             notes.append(f"{LANES} of {len(view.run.ranks)} ranks")
         if len(self._shifts) > 1:
             notes.append(alignment(view.run))
-        if late := last_to_arrive(view.run):
+        hung = view.run.state == "hung"  # then what was usual before does not matter
+        if late := clean(view.run.reason, 80) if hung else last_to_arrive(view.run):
             notes.append(late)
         lines = [
             status_line(self._window, self.place[1] is None, notes, width, colors),

@@ -18,6 +18,7 @@ from dpwatch.wire.messages import Step
 
 from .conftest import calm, screen_text, shown
 from .scenes import cluster_run, ddp_run, dp_run, snapshot, starting_run, with_lanes
+from .states import hung
 
 MS = 1_000_000
 
@@ -150,6 +151,9 @@ async def test_the_head_says_who_is_waited_for(dashboard, size):
         text = screen_text(app)
         assert " · rank 2 comes last in 41% of calls, others wait 3.10 ms" in text
         assert ("E exposed: waits for communication" in text) == (size[0] > 80)
+    async with dashboard(*hung(), size=size) as (app, pilot):
+        await pilot.press("5")
+        assert "the newest · ranks 5, 7 are waited for" in screen_text(app)
 
 
 async def test_zoom_and_pan_by_keys(dashboard):
