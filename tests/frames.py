@@ -1,6 +1,6 @@
 """Frames as a run's ranks would send them, from numbers a test chooses."""
 
-from dpwatch.run.diagnose.review import advance
+from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import Window
 from dpwatch.wire.messages import (

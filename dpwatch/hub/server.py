@@ -33,7 +33,7 @@ from dpwatch.run.derive import run_views
 from dpwatch.run.derive.summarize import MANY, summarize
 from dpwatch.run.derive.verdict import ended
 from dpwatch.run.derive.wait_graph import is_silent
-from dpwatch.run.diagnose.review import advance
+from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.exits import joined, seen
 from dpwatch.run.state.parts import RankState

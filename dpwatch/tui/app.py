@@ -265,6 +265,7 @@ class DashboardApp(Moments):
             if known.id == name:
                 return known
         made = BY_NAME[name].make()
+        made.display = False  # the switcher hides what it began with, not what is mounted later
         self._panels.mount(made)
         if isinstance(made, Pinned) and self._chosen is not None:
             made.select(self._chosen)

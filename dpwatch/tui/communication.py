@@ -63,6 +63,21 @@ def _last(last: LastArrival | None) -> tuple[str, str]:
     return f"rank {last.rank} {fmt.share(last.share)}", fmt.millis(last.wait_ms)
 
 
+MOSTLY = 0.7
+"""Of a collective's calls: who comes last in fewer may just have had its turn."""
+
+
+def last_to_arrive(run: Run) -> str:
+    """The same of the collective with the longest wait; "" where nobody is mostly last."""
+    arrivals = [each.last_arrival for each in run.collectives if each.last_arrival is not None]
+    known = [each for each in arrivals if each.share >= MOSTLY]
+    if not known:
+        return ""
+    worst = max(known, key=lambda last: last.wait_ms or 0.0)
+    share, wait = fmt.share(worst.share), fmt.millis(worst.wait_ms)
+    return f"rank {worst.rank} comes last in {share} of calls, others wait {wait}"
+
+
 def _copies(transfers: Sequence[TransferStats]) -> list[tuple[str, ...]]:
     """One row a kind and hub device: three replicas sent from device 0 are one line."""
     rows: list[tuple[str, ...]] = []

@@ -63,7 +63,7 @@ class DeviceRows(Pinned):
         """How the rows are sorted and filtered, for the head."""
         by = self.sorted_by.title if self.sorted_by else "rank"
         arrow = "▲" if self.order[1] != (self.sorted_by is None) else "▼"
-        note = f"by {by} {arrow}"
+        note = f"sorted by {by} {arrow}"
         return f"{note} · only “{clean(self.terms, 30)}”" if self.terms else note
 
     def watch_terms(self) -> None:

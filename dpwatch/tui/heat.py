@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
@@ -15,16 +15,19 @@ from dpwatch.tui import format as fmt
 from dpwatch.tui.blocks import Block
 from dpwatch.tui.heat_layout import FIGURE_CELL, Layout
 from dpwatch.tui.metrics import METRICS, Metric, is_known, name_of
-from dpwatch.tui.palette import STATE_GLYPHS, TELLING_STATES, Palette
+from dpwatch.tui.palette import SEVERITY_GLYPHS, STATE_GLYPHS, TELLING_STATES, Palette
 from dpwatch.tui.text import clean, fitted, left, line
+from dpwatch.tui.words import plural
 
+Named = Mapping[tuple[int, str], str]
+"""Rows that a finding is about, with its severity: see `frame.named_rows`."""
 RAMP = "▁▂▃▄▅▆▇█"
 UNKNOWN = "·"
 TITLE = 10
 """Cells of a metric's name before its row."""
 
-_LEAST_SPAN = 0.05
-"""A scale spans at least this share of its upper end, or noise would look like a difference."""
+_LEAST_SPAN = 0.2
+"""A scale spans at least this share of its lower end, or noise would look like a difference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,9 +38,10 @@ class HeatScale:
     high: float
 
     @classmethod
-    def of(cls, found: Spread) -> HeatScale:
+    def of(cls, found: Spread, metric: Metric) -> HeatScale:
         """From the lowest value to the highest; values that are nearly alike stay low."""
-        return cls(low=found.low, high=max(found.high, found.low * (1 + _LEAST_SPAN)))
+        span = max(found.high - found.low, found.low * _LEAST_SPAN, metric.least_span)
+        return cls(low=found.low, high=found.low + span)
 
     def level(self, value: float | None) -> int | None:
         """Step of the ramp, 0 to 7; None of unknown."""
@@ -71,7 +75,10 @@ def legend_line(
     for glyph, style in zip(RAMP, palette.heat, strict=True):
         told.append(glyph * 2, style)
     told.append(f" {metric.show(scale.high)}", palette.muted)
-    marks = f"  {UNKNOWN} unknown  " + "  ".join(f"{STATE_GLYPHS[s]} {s}" for s in TELLING_STATES)
+    meanings = {"failed": "failed or critical"}
+    marks = f"  {UNKNOWN} unknown  " + "  ".join(
+        f"{STATE_GLYPHS[state]} {meanings.get(state, state)}" for state in TELLING_STATES
+    )
     if told.cell_len + cell_len(marks) <= width:
         told.append(marks, palette.muted)
     return fitted(told, width)
@@ -85,6 +92,7 @@ def heat_row(
     scale: HeatScale | None,
     cursor: int,
     palette: Palette,
+    named: Named,
 ) -> Text:
     """One row of cells with the hosts' names, or ranks' numbers, before them."""
     result = Text(no_wrap=True, end="")
@@ -92,7 +100,7 @@ def heat_row(
     for index in where.rows[row]:
         here = palette.chosen if index == cursor else None
         x = where.places[index][1]
-        for text, style in _cell(ranks[index], where.cell, metric, scale, palette):
+        for text, style in _cell(ranks[index], where.cell, metric, scale, palette, named):
             pieces.append((x, text, here or style))
             x += len(text)
     for x, text, style in sorted(pieces, key=lambda piece: piece[0]):
@@ -106,12 +114,15 @@ def multiples_width(ranks: Sequence[Rank]) -> int:
     return TITLE + len(ranks) * FIGURE_CELL
 
 
-def multiples_head(ranks: Sequence[Rank], cursor: int, palette: Palette) -> Text:
-    """What each column is: a rank, or a device of the one process."""
+def multiples_head(ranks: Sequence[Rank], cursor: int, palette: Palette, named: Named) -> Text:
+    """What each column is: a rank, or a device of the one process; marked where a finding is."""
     result = Text(" " * TITLE, no_wrap=True, end="")
     for index, rank in enumerate(ranks):
         style = palette.chosen if index == cursor else palette.muted
-        result.append(left(name_of(rank, ranks), FIGURE_CELL - 1), style)
+        severity = named.get((rank.rank, rank.device))
+        mark = f"{SEVERITY_GLYPHS.get(severity, '·')} " if severity else ""
+        result.append(mark, palette.severity(severity or ""))
+        result.append(left(name_of(rank, ranks), FIGURE_CELL - 1 - len(mark)), style)
         result.append(" ")
     return result
 
@@ -121,6 +132,7 @@ def multiple_row(
     metric: Metric,
     scale: HeatScale | None,
     palette: Palette,
+    named: Named,
     *,
     chosen: bool,
 ) -> Text:
@@ -129,20 +141,30 @@ def multiple_row(
     style = (palette.strong if chosen else palette.muted) + target
     result = line((left(f" {metric.title}", TITLE), style))
     for rank in ranks:
-        for text, cell_style in _cell(rank, FIGURE_CELL, metric, scale, palette):
+        for text, cell_style in _cell(rank, FIGURE_CELL, metric, scale, palette, named):
             result.append(text, cell_style)
         result.append(" ")
     return result
 
 
 def _cell(
-    rank: Rank, cell: int, metric: Metric, scale: HeatScale | None, palette: Palette
+    rank: Rank,
+    cell: int,
+    metric: Metric,
+    scale: HeatScale | None,
+    palette: Palette,
+    named: Named,
 ) -> list[tuple[str, Style]]:
-    """Its glyph in the figure's colour; the figure itself, where it fits in, to be read."""
+    """Its glyph in the figure's colour; the figure itself, where it fits in, to be read.
+
+    In a hang all ranks stand still: the ones that the others wait for have a glyph of their own.
+    """
     value = metric.value(rank)
     level = scale.level(value) if scale else None
     glyph, style = UNKNOWN, palette.faint
-    if rank.state in TELLING_STATES:
+    if rank.state == "stalled" and named.get((rank.rank, rank.device)) == "critical":
+        glyph, style = SEVERITY_GLYPHS["critical"], palette.bad
+    elif rank.state in TELLING_STATES:
         glyph, style = STATE_GLYPHS[rank.state], palette.state(rank.state)
     elif level is not None:
         glyph, style = RAMP[level], palette.heat[level]
@@ -168,7 +190,7 @@ def told_lines(
         (f"  {metric.title} ", palette.muted),
         (metric.show(value), palette.strong),
         (f"  {STATE_GLYPHS.get(state, '·')} {state}", palette.state(state)),
-        (f"  step {rank.steps} · {clean(rank.host, 40)}", palette.muted),
+        (f"  {plural(rank.steps, 'step')} · {clean(rank.host, 40)}", palette.muted),
     )
     if found is None:
         return [fitted(first, width), Text(" " * width, end="")]

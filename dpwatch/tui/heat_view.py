@@ -11,6 +11,7 @@ from textual.reactive import reactive
 
 from dpwatch.run.derive.distribution import Spread, spread
 from dpwatch.run.model.snapshot import Rank, Run, RunView
+from dpwatch.tui.frame import named_rows
 from dpwatch.tui.heat import (
     TITLE,
     HeatScale,
@@ -49,6 +50,7 @@ class Heatmap(Pinned):
         self._spread: Spread | None = None
         self._scale: HeatScale | None = None
         self._multiples: list[tuple[Metric, HeatScale]] = []
+        self._named: dict[tuple[int, str], str] = {}
 
     @property
     def drawn(self) -> Metric:
@@ -62,11 +64,12 @@ class Heatmap(Pinned):
     def choose(self, run: Run) -> list[Rank]:
         """Every rank, hosts together."""
         self._spread = spread(run, self.drawn.value)
-        self._scale = HeatScale.of(self._spread) if self._spread else None
+        self._scale = HeatScale.of(self._spread, self.drawn) if self._spread else None
         return by_host(run.ranks)
 
     def lay_out(self, view: RunView) -> int:
         """Cells as large as they fit."""
+        self._named = named_rows(view.run)
         self._multiples = self._all_metrics(view.run)
         if self._multiples:
             return 1 + len(self._multiples)
@@ -78,7 +81,7 @@ class Heatmap(Pinned):
         if multiples_width(self.rows) > self.body_width:
             return []
         found = [(each, spread(run, each.value)) for each in METRICS]
-        known = [(each, HeatScale.of(values)) for each, values in found if values]
+        known = [(each, HeatScale.of(values, each)) for each, values in found if values]
         return known if len(known) < self.body_height else []
 
     def head(self, view: RunView, width: int, colors: Palette) -> list[Text]:
@@ -99,15 +102,25 @@ class Heatmap(Pinned):
             return self._multiple(index, colors)
         if index >= len(self._where.rows):
             return Text(end="")
-        return heat_row(self.rows, self._where, index, self.drawn, self._scale, self.cursor, colors)
+        return heat_row(
+            self.rows,
+            self._where,
+            index,
+            self.drawn,
+            self._scale,
+            self.cursor,
+            colors,
+            self._named,
+        )
 
     def _multiple(self, index: int, colors: Palette) -> Text:
         if index == 0:
-            return multiples_head(self.rows, self.cursor, colors)
+            return multiples_head(self.rows, self.cursor, colors, self._named)
         if index > len(self._multiples):
             return Text(end="")
         metric, scale = self._multiples[index - 1]
-        return multiple_row(self.rows, metric, scale, colors, chosen=metric is self.drawn)
+        chosen = metric is self.drawn
+        return multiple_row(self.rows, metric, scale, colors, self._named, chosen=chosen)
 
     def span(self, index: int) -> tuple[int, int]:
         """The row its cell is in."""

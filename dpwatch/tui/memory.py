@@ -64,9 +64,11 @@ class Memory(DeviceRows):
     def head(self, view: RunView, width: int, colors: Palette) -> list[Text]:
         """Device 0 against the others, what the colours mean, and the figures' names."""
         full = "capacity" if Scale.of(view.run).capacity else "the largest peak"
-        title = f"  a full bar is {full}, {self.sort_note()}"
+        title = f"  a full bar is {full} · {self.sort_note()}"
         names = (
-            left(title, width - 2 * _FIGURE - 1) + right("peak", _FIGURE) + right("of", _FIGURE + 1)
+            left(title, width - 2 * _FIGURE - 1)
+            + right("peak", _FIGURE)
+            + right("capacity", _FIGURE + 1)
         )
         first = balance_line(view.run, width, colors)
         return [first, legend(width, colors), line((names, colors.muted))]

@@ -21,13 +21,17 @@ class Metric:
         told: The same in a sentence, with what it is measured over.
         value: Takes it from a row, None where it is unknown.
         show: Writes it with its unit.
+        least_span: A scale spans at least this much of it, whatever the values.
     """
 
     title: str
     told: str
     value: Callable[[Rank], float | None]
     show: Callable[[float | None], str]
+    least_span: float = 0.0
 
+
+_LEAST_SHARE = 0.1
 
 METRICS = (
     Metric(
@@ -56,17 +60,34 @@ METRICS = (
         value=lambda rank: rank.phases_ms.data,
         show=fmt.millis,
     ),
-    Metric(title="idle", told="idle share of a step", value=lambda r: r.idle, show=fmt.share),
+    Metric(
+        title="idle",
+        told="idle share of a step",
+        value=lambda rank: rank.idle,
+        show=fmt.share,
+        least_span=_LEAST_SHARE,
+    ),
     Metric(
         title="queue",
         told="share of a step without a free core",
         value=lambda rank: rank.runqueue_wait,
         show=fmt.share,
+        least_span=_LEAST_SHARE,
     ),
     Metric(
-        title="GIL", told="GIL wait, share of a step", value=lambda r: r.gil_wait, show=fmt.share
+        title="GIL",
+        told="GIL wait, share of a step",
+        value=lambda rank: rank.gil_wait,
+        show=fmt.share,
+        least_span=_LEAST_SHARE,
     ),
-    Metric(title="GPU", told="GPU busy", value=lambda rank: rank.gpu.util, show=fmt.share),
+    Metric(
+        title="GPU",
+        told="GPU busy",
+        value=lambda rank: rank.gpu.util,
+        show=fmt.share,
+        least_span=_LEAST_SHARE,
+    ),
     Metric(title="steps", told="steps done", value=lambda rank: float(rank.steps), show=fmt.count),
 )
 BY_TITLE = {metric.title: metric for metric in METRICS}

@@ -130,9 +130,11 @@ def head_line(view: RunView, choice: Choice, shown: int, width: int, palette: Pa
             (f"r{choice.rank}", rank_style(choice.rank, palette) + Style(bold=True)),
             (" only", palette.strong),
         )
-    what = line(("  only " if choice.only_err else "  stdout and ", palette.text))
-    what.append(ERR_MARK, palette.warn)
-    what.append(" stderr", palette.text)
+    what = line(
+        ("  stderr only" if choice.only_err else "  stdout, and stderr marked ", palette.text)
+    )
+    if not choice.only_err:
+        what.append(ERR_MARK, palette.warn)
     count = line((f"  {plural(shown, 'line')}", palette.muted))
     if choice.terms:
         room = width - who.cell_len - what.cell_len - count.cell_len - 9

@@ -18,6 +18,8 @@ from dpwatch.tui.text import Part, fitted, left, line, right
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BRAILLE = 0x2800
+_MIDDLE_TICK_FROM = 7
+"""Lines."""
 _RISES = {
     (side, low, high): sum(_DOTS[y][side] for y in range(low, high + 1))
     for side in (0, 1)
@@ -53,7 +55,7 @@ def plot(
         width: Cells, labels included.
         height: Lines, the x axis included.
         palette: Theme.
-        label: Formats the two values on the y axis.
+        label: Formats the values on the y axis: both ends and, of high plots, the middle.
         x_axis: Draw the step numbers below.
         from_zero: Let the y axis begin at 0 rather than at the lowest value.
 
@@ -69,15 +71,19 @@ def plot(
         lowest = min(lowest, 0.0)
     start, stop = min(x for x, _ in every), max(x for x, _ in every)
     names = max((len(each.name) for each in series if each.name), default=0)
-    margin = max(len(label(lowest)), len(label(highest))) + 1
+    middle = lowest / 2 + highest / 2
+    margin = max(len(label(y)) for y in (lowest, middle, highest)) + 1
     across, down = width - margin - (names + 1 if names else 0), height - (1 if x_axis else 0)
     grid = Grid(max(across, 4), down, (start, stop), (lowest, highest))
     for each in series:
         grid.draw(points[each.name], each.style)
     ends = _end_labels(series, points, grid) if names else {}
+    ticks = {down - 1: label(lowest), 0: label(highest)}
+    if down >= _MIDDLE_TICK_FROM:
+        ticks[grid.dot((start, middle))[1] // 4] = label(middle)
     lines = []
     for row in range(down):
-        tick = label(highest) if row == 0 else label(lowest) if row == down - 1 else ""
+        tick = ticks.get(row, "")
         name, style = ends.get(row, ("", palette.muted))
         parts: list[Part] = [(right(tick, margin - 1) + " ", palette.muted), grid.row(row)]
         lines.append(line(*parts, (f" {name}", style)) if names else line(*parts))

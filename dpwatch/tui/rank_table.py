@@ -32,7 +32,7 @@ class RankTable(ScrollView, Lines, can_focus=True):
     BINDINGS: ClassVar[list[BindingType]] = [
         *MOVES,
         Binding("enter", "open", "Open"),
-        Binding("full_stop", "sort(1)", "Sort", show=False),
+        Binding("full_stop", "sort(1)", "Sort", key_display=", ."),
         Binding("comma", "sort(-1)", "Sort by the column before", show=False),
         Binding("r", "reverse", "Reverse", show=False),
     ]

@@ -22,7 +22,7 @@ _LABEL = 15
 _FIGURE = 8
 _TOLD = {"idle": "idle: waits for data, devices or ranks", "queue": "queue: no free core"}
 _SORTS = (
-    Metric(title="on a core", told="on a core", value=on_core_share, show=fmt.share),
+    Metric(title="core", told="on a core", value=on_core_share, show=fmt.share),
     Metric(title="queue", told="queue", value=lambda r: r.runqueue_wait, show=fmt.share),
     Metric(title="GIL", told="GIL wait", value=lambda r: r.gil_wait, show=fmt.share),
     Metric(title="idle", told="idle", value=lambda r: r.idle, show=fmt.share),
@@ -43,7 +43,7 @@ class Threads(DeviceRows):
     def _names(self, width: int, colors: Palette) -> Text:
         names = ("core", "queue", "GIL", "idle")
         room = width - _FIGURE * len(names)
-        text = left(f"  a step of each device, {self.sort_note()}", room)
+        text = left(f"  a step of each device · {self.sort_note()}", room)
         return line((text + "".join(right(each, _FIGURE) for each in names), colors.muted))
 
     def foot(self, view: RunView, width: int, colors: Palette) -> list[Text]:
@@ -91,9 +91,10 @@ def summary_line(run: Run, width: int, palette: Palette) -> Text:
     for metric in _SORTS[1:]:
         found = spread(run, metric.value)
         if found is not None:
-            where = name_of(found.highest, run.ranks)
-            lost.append(f"{metric.title} ≤ {metric.show(found.high)} ({where})")
-    told = line((" · ".join(lost) or "thread times are not known yet", palette.text))
+            where = f" {name_of(found.highest, run.ranks)}" if found.high else ""
+            lost.append(f"{metric.title} {metric.show(found.high)}{where}")
+    text = f"highest: {' · '.join(lost)}" if lost else "thread times are not known yet"
+    told = line((text, palette.strong))
     cores = f"  {plural(run.cores, 'core')} a process" if run.cores is not None else ""
     if told.cell_len + len(cores) <= width:
         told.append(cores, palette.muted)

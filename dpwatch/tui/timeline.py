@@ -10,6 +10,7 @@ from rich.style import Style
 from rich.text import Text
 
 from dpwatch.run.derive.timeline import Gap, Stretch, exposed_share, gaps, stretches
+from dpwatch.run.diagnose.comm_bound import WORTH_SAYING
 from dpwatch.run.model.snapshot import LaneSteps
 from dpwatch.tui import format as fmt
 from dpwatch.tui.bars import segment_style
@@ -18,7 +19,8 @@ from dpwatch.tui.text import clean, clip, fitted, left, line, right
 from dpwatch.wire.messages import Step
 
 KINDS: dict[str, Kind] = {**PHASE_KINDS, "exposed": COMM_KINDS["exposed"], "waiting": WAITING}
-LABEL, FIGURES = 16, 17
+_EXPOSED_TOLD = "exposed: waits for communication"
+LABEL, FIGURES = 16, 19
 """Cells before a lane and behind it."""
 
 
@@ -124,9 +126,16 @@ def lane_line(
     return line(
         head,
         bar,
-        (right(took, 9), palette.text),
-        (right(fmt.share(share), 7), palette.muted if share is None else palette.warn),
+        (right(took, 10), palette.text),
+        (right(fmt.share(share), 9), _exposed_style(share, palette)),
     )
+
+
+def _exposed_style(share: float | None, palette: Palette) -> Style:
+    """A warning only from where the diagnosis warns too."""
+    if share is None:
+        return palette.muted
+    return palette.warn if share >= WORTH_SAYING else palette.text
 
 
 def step_line(step: Step | None, width: int, palette: Palette, *, shares: bool = False) -> Text:
@@ -164,19 +173,22 @@ def tick_line(
         if free <= at and at + len(text) <= cells:
             row[at : at + len(text)] = text
             free = at + len(text) + 1
-    names = right("last step", 9) + right("exposed", 8)
+    names = right("last step", 10) + right("exposed", 9)
     return line((left("  step", LABEL), palette.muted), ("".join(row) + names, palette.muted))
 
 
 def legend(width: int, palette: Palette, *, shares: bool = False) -> Text:
     """What colours and letters mean."""
-    result = Text(no_wrap=True, end="")
-    for name, kind in KINDS.items():
-        if kind is WAITING and not shares:
-            continue
-        style: Style = palette.strong if palette.mono else segment_style(kind)
-        result.append(kind.letter, style)
-        result.append(f" {name}  ", palette.muted)
+    for exposed in (_EXPOSED_TOLD, "exposed"):
+        result = Text(no_wrap=True, end="")
+        for name, kind in KINDS.items():
+            if kind is WAITING and not shares:
+                continue
+            style: Style = palette.strong if palette.mono else segment_style(kind)
+            result.append(kind.letter, style)
+            result.append(f" {exposed if name == 'exposed' else name}  ", palette.muted)
+        if result.cell_len <= width:
+            break
     return fitted(result, width)
 
 
@@ -192,15 +204,15 @@ def status_line(
     text = f"{span} on screen, {where}"
     if len(text) + len(note) > width:
         text = f"{span}, {where}"
-    return fitted(line((clip(text, width), palette.text), (note, palette.muted)), width)
+    return fitted(line((clip(text, width), palette.muted), (note, palette.text)), width)
 
 
 CAPTIONS: tuple[Callable[[], str], ...] = (
     lambda: (
-        "Phases in order, lengths measured; what no phase accounts for stands before the "
+        "Phases are in order and their lengths measured. Time outside of them is drawn before the "
         "optimizer, exposed communication at the end of backward."
     ),
-    lambda: "phases in order, lengths measured; gaps before O, exposed at B's end",
+    lambda: "lengths measured, places not: other drawn before O, exposed at the end of B",
 )
 
 

@@ -13,10 +13,11 @@ from textual.reactive import reactive
 from dpwatch.run.derive.timeline import LANES, clock_shifts, extent
 from dpwatch.run.model.snapshot import LaneSteps, Rank, Run, RunView
 from dpwatch.tui import format as fmt
+from dpwatch.tui.communication import last_to_arrive
 from dpwatch.tui.device_rows import state_sign
 from dpwatch.tui.palette import Palette
 from dpwatch.tui.pinned import Key, Pinned
-from dpwatch.tui.text import fitted, left, line
+from dpwatch.tui.text import clean, fitted, left, line
 from dpwatch.tui.timeline import (
     LABEL,
     Window,
@@ -106,6 +107,9 @@ class Timeline(Pinned):
             notes.append(f"{LANES} of {len(view.run.ranks)} ranks")
         if len(self._shifts) > 1:
             notes.append(alignment(view.run))
+        hung = view.run.state == "hung"  # then what was usual before does not matter
+        if late := clean(view.run.reason, 80) if hung else last_to_arrive(view.run):
+            notes.append(late)
         lines = [
             status_line(self._window, self.place[1] is None, notes, width, colors),
             legend(width, colors, shares=bool(self._sharing)),

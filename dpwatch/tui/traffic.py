@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from dpwatch.run.derive.comparison import HOST, others_median, traffic_bytes
+from dpwatch.run.derive.comparison import HOST, exposed_share, others_median, traffic_bytes
+from dpwatch.run.derive.distribution import spread
 from dpwatch.run.derive.issuers import recent
 from dpwatch.run.model.snapshot import CollectiveStats, IssuerStats, Rank, Run
 from dpwatch.tui import format as fmt
@@ -16,6 +17,7 @@ from dpwatch.tui.communication import copies_lines
 from dpwatch.tui.frame import Frame
 from dpwatch.tui.how_diagrams import WIDTH, diagram, shape_of
 from dpwatch.tui.how_steps import SCHEMES, Shape
+from dpwatch.tui.metrics import name_of
 from dpwatch.tui.palette import TRAFFIC_KINDS, Palette
 from dpwatch.tui.text import clean, fitted, left, line, right
 from dpwatch.tui.widgets import Scrolling, palette_of
@@ -51,6 +53,7 @@ def traffic_lines(frame: Frame, width: int, palette: Palette) -> Block:
         return _nothing(run, width, palette)
     room = width - WIDTH - 4 if width >= _BESIDE_WIDTH else width
     told = [
+        *_cost(run, room, palette),
         *_collectives(run.collectives, room, palette),
         *_issuers(recent(run), room, palette),
         *copies_lines(run, room, palette),
@@ -66,6 +69,22 @@ def traffic_lines(frame: Frame, width: int, palette: Palette) -> Block:
     else:
         lines = [*told, Text(end=""), *picture]
     return [fitted(each, width) for each in lines]
+
+
+def _cost(run: Run, width: int, palette: Palette) -> Block:
+    """What communication costs the device that it costs the most; empty while that is unknown."""
+    found = spread(run, lambda rank: rank.comm_ms.exposed)
+    if found is None:
+        return []
+    text = "Compute does not wait for communication."
+    if found.high:
+        share = fmt.share(exposed_share(found.highest))
+        who = name_of(found.highest, run.ranks)
+        text = (
+            f"Compute waits up to {fmt.millis(found.high)} a step for communication: "
+            f"{share} of {who}'s step."
+        )
+    return [fitted(line((text, palette.strong)), width)]
 
 
 def _nothing(run: Run, width: int, palette: Palette) -> Block:

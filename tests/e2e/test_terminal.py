@@ -89,7 +89,7 @@ def test_quitting_ends_the_search(terminal, private_runtime):
 
 ANSWERS = {
     "2": "by median step time", "3": "device 0 peaks at", "4": "replicate: vgpu:0 → ",
-    "5": "last step", "6": "GIL ≤", "7": "Memory at the peak", "8": "dp",
+    "5": "last step", "6": "highest: ", "7": "Memory at the peak", "8": "dp",
     "9": "Nothing was printed", "0": "One process, a thread a device",
     "?": "Keys in How it works",
 }  # fmt: skip

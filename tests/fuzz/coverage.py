@@ -13,7 +13,7 @@ except ImportError:
 with atheris.instrument_imports(include=["dpwatch"]):
     from dpwatch.cli.output import json_text, report
     from dpwatch.run.derive.summarize import view
-    from dpwatch.run.diagnose.review import advance
+    from dpwatch.run.diagnose.advance import advance
     from dpwatch.run.state.run_state import RunState
     from dpwatch.wire import codec
 

@@ -15,7 +15,7 @@ from dpwatch.run.derive import run_views as looks
 from dpwatch.run.derive import summarize
 from dpwatch.run.derive.rank_metrics import Figures, cells_of, of_calls, of_op, of_steps, settled
 from dpwatch.run.derive.summarize import MANY, rows_of, view
-from dpwatch.run.diagnose.review import advance
+from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.state.curves import Thinned
 from dpwatch.run.state.run_state import RunState, decode, encode
 from dpwatch.run.state.series import CALLS, NBYTES, WINDOW, ByStep

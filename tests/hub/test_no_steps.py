@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from dpwatch.run.derive.summarize import summarize
-from dpwatch.run.diagnose.review import advance
+from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Batch, Bye, DeviceInfo, Hello, Step, Tick
 

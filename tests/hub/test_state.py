@@ -7,7 +7,7 @@ import pytest
 
 from dpwatch.run.derive.summarize import summarize, view
 from dpwatch.run.derive.timeline import LANES, STEPS
-from dpwatch.run.diagnose.review import advance
+from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.model.snapshot import Loss
 from dpwatch.run.state import bounds
 from dpwatch.run.state.curves import CURVE_POINTS, Thinned
@@ -386,7 +386,7 @@ def test_records_lost_on_the_way_are_counted_as_dropped():
 def test_no_rank_can_call_for_a_review_as_it_likes(monkeypatch):
     reviews = []
     monkeypatch.setattr(
-        "dpwatch.run.diagnose.review.review", lambda *_: (reviews.append(1), ([], {}))[1]
+        "dpwatch.run.diagnose.advance.review", lambda *_: (reviews.append(1), ([], {}))[1]
     )
     state = RunState("run")
     for i in range(20):

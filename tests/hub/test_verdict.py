@@ -3,7 +3,7 @@
 import pytest
 
 from dpwatch.run.derive.summarize import summarize
-from dpwatch.run.diagnose.review import advance
+from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.state.run_state import RunState, decode, encode
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Step, Tick
 from tests.frames import MS, START_NS, batch, hello

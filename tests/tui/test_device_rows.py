@@ -33,8 +33,8 @@ async def test_threads_show_every_share_with_its_figure(dashboard, size):
         await pilot.press("6", "j")
         text = screen_text(app)
         for words in (
-            "queue ≤ 24% (vgpu:1)",
-            "GIL ≤ 13%",
+            "highest: queue 24% vgpu:1",
+            "GIL 13% vgpu:1",
             "27%     24%     13%     36%",
             "▸ vgpu:1  27% on a core, 24% in the queue, 13% at the GIL, 36% idle",
         ):

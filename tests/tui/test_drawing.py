@@ -107,6 +107,14 @@ def test_a_falling_curve_falls():
     assert "step 0" in lines[4]
 
 
+def test_a_high_plot_has_a_middle_on_its_axis():
+    curve = s.Curve((0, 1), (1.0, 3.0))
+    series = [Series(name="", curve=curve, style=COLOR.text)]
+    for height, ticks in ((8, ["3.0", "2.0", "1.0"]), (7, ["3.0", "1.0"])):
+        lines = plot(series, 30, height, COLOR, label=lambda v: f"{v:.1f}")
+        assert [row for each in lines[:-1] if (row := each.plain[:3]).strip()] == ticks
+
+
 def test_boxes_and_columns_fill_their_cells():
     box = boxed("Title", [line(("x" * 50, COLOR.text))], 20, 4, COLOR)
     assert [each.cell_len for each in box] == [20] * 4

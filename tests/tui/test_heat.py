@@ -13,11 +13,12 @@ from dpwatch.tui import heat_view
 from dpwatch.tui.heat import RAMP, TITLE, HeatScale
 from dpwatch.tui.heat_layout import FIGURE_CELL, by_host, layout, short_names
 from dpwatch.tui.heat_view import Heatmap
-from dpwatch.tui.metrics import METRICS, by_metric
+from dpwatch.tui.metrics import BY_TITLE, METRICS, by_metric
 from dpwatch.tui.panels import RankDetail
 
 from .conftest import calm, screen_text, shown
 from .scenes import cluster_run, ddp_run, dp_run, hostile_run, snapshot, starting_run
+from .states import hung
 
 
 def rank(number: int, host: str = "box", **more) -> s.Rank:
@@ -56,10 +57,13 @@ def test_hosts_are_called_by_what_tells_them_apart():
 
 def test_small_differences_do_not_fill_the_scale():
     noise = spread(_run(100.0, 101.0), lambda r: r.step_ms.p50)
-    scale = HeatScale.of(noise)
-    assert scale.level(100.0) == 0
-    assert 0 < scale.level(101.0) < len(RAMP) // 2
-    assert HeatScale.of(spread(_run(50.0, 100.0), lambda r: r.step_ms.p50)).level(50.0) == 0
+    step, gil = METRICS[0], BY_TITLE["GIL"]
+    scale = HeatScale.of(noise, step)
+    assert scale.level(100.0) == scale.level(101.0) == 0
+    assert scale.level(110.0) == len(RAMP) // 2
+    assert HeatScale.of(spread(_run(50.0, 100.0), step.value), step).level(50.0) == 0
+    low = spread(_run(0.0, 0.004), step.value)
+    assert HeatScale.of(low, gil).level(0.004) == 0  # both are shown as 0%
     assert scale.level(None) is None
     assert spread(_run(None, float("nan")), lambda r: r.step_ms.p50) is None
 
@@ -192,8 +196,19 @@ async def test_unknown_figures_and_hostile_names(dashboard, scene, size):
         assert "–" in text
 
 
+async def test_in_a_hang_the_ranks_that_are_waited_for_stand_out(dashboard):
+    for size in ((80, 24), (120, 35)):
+        async with dashboard(*hung(), size=size) as (app, pilot):
+            await pilot.press("2")
+            text = screen_text(app)
+            body = "\n".join(text.splitlines()[4:-3])
+            assert body.count("✗✗") * 3 == body.count("‖‖")  # 2 of 8, whatever has rows
+            marked = size[0] > 80
+            assert ("✗ rank 5" in body and "✗ rank 7" in body) == marked
+
+
 async def test_without_colour_the_blocks_still_tell(dashboard, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     async with dashboard(snapshot(ddp_run(ranks=64))) as (app, pilot):
         await pilot.press("2")
-        assert "▇▇ 80.0 ms" in screen_text(app)
+        assert "▃▃ 80.0 ms" in screen_text(app)

@@ -174,7 +174,7 @@ SCRIPTS: dict[str, Script] = {
         ("l", Moves(start, 1)), ("comma", Moves(start, -1)), ("full_stop", Moves(start, 1)),
         ("left", None), ("f", lambda app: the(app, Timeline).place[1] is None),
     ],
-    "threads": [*rows(7), *OPENS, *FILTERS, *sorts("on a core", "idle")],
+    "threads": [*rows(7), *OPENS, *FILTERS, *sorts("core", "idle")],
     "compare": [
         *((key, is_at(n)) for key, n in (("j", 1), ("down", 2), ("k", 1), ("up", 0))),
         ("G", at_end), ("g", at_top), ("end", at_end), ("home", at_top),
@@ -389,7 +389,7 @@ CLICKS: dict[str, list[tuple[str, Holds]]] = {
     "memory": [("vgpu:2", is_at(2)), ("by rank", by("peak")), ("vgpu:2", panel("rank"))],
     "communication": [],
     "timeline": [("vgpu:2", is_at(2)), ("vgpu:2", panel("rank"))],
-    "threads": [("vgpu:2", is_at(2)), ("by rank", by("on a core")), ("vgpu:2", panel("rank"))],
+    "threads": [("vgpu:2", is_at(2)), ("by rank", by("core")), ("vgpu:2", panel("rank"))],
     "compare": [
         ("time", metric(Compare, 3)), ("traffic", metric(Compare, 2)),
         ("zero2", is_at(8)), ("strategy", lambda app: the(app, Compare).choice.sort == "strategy"),

@@ -81,7 +81,7 @@ def test_the_head_tells_how_many_ranks_have_printed():
         number: head_line(replace(view, output=view.output[:number]), Choice(), 5, 80, colors).plain
         for number in (4, 2)
     }
-    assert told[4].startswith("all 4 ranks  stdout and ! stderr")
+    assert told[4].startswith("all 4 ranks  stdout, and stderr marked !")
     assert told[2].startswith("2 of 4 ranks")
     one = replace(dp_run(), output=(printed(0, (1, "a")),))
     assert head_line(one, Choice(), 1, 80, colors).plain.startswith("the only rank")
@@ -200,7 +200,7 @@ async def test_arrows_and_clicks_show_one_rank_or_all_and_t_stderr_only(dashboar
         assert "all 4 ranks" in screen_text(app)
         await pilot.press("t")
         text = screen_text(app)
-        assert "only ! stderr" in text
+        assert "stderr only" in text
         assert "UserWarning" in text
         assert "step 1" not in text
         await pilot.press("t")

@@ -18,6 +18,7 @@ from dpwatch.wire.messages import Step
 
 from .conftest import calm, screen_text, shown
 from .scenes import cluster_run, ddp_run, dp_run, snapshot, starting_run, with_lanes
+from .states import hung
 
 MS = 1_000_000
 
@@ -135,12 +136,36 @@ def test_without_colour_a_lane_is_letters():
 
 def test_the_caption_says_what_is_not_measured_and_fits():
     for width in (79, 119, 199):
-        assert "lengths measured" in caption(width)
+        assert "measured" in caption(width)
         assert len(caption(width)) <= width
 
 
 def timeline_of(app):
     return app.query_one(Timeline)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 35)])
+async def test_the_head_says_who_is_waited_for(dashboard, size):
+    late = with_lanes(ddp_run())
+    calls = [
+        replace(each, last_arrival=each.last_arrival and replace(each.last_arrival, share=0.81))
+        for each in late.run.collectives
+    ]
+    late = replace(late, run=replace(late.run, collectives=calls))
+    async with dashboard(snapshot(late), size=size) as (app, pilot):
+        await pilot.press("5")
+        text = screen_text(app)
+        assert " · rank 2 comes last in 81% of calls, others wait 3.10 ms" in text
+        assert ("E exposed: waits for communication" in text) == (size[0] > 80)
+    async with dashboard(*hung(), size=size) as (app, pilot):
+        await pilot.press("5")
+        assert "the newest · ranks 5, 7 are waited for" in screen_text(app)
+
+
+async def test_nobody_is_named_who_is_not_mostly_last(dashboard):
+    async with dashboard(snapshot(with_lanes(ddp_run()))) as (app, pilot):
+        await pilot.press("5")
+        assert "comes last" not in screen_text(app)
 
 
 async def test_zoom_and_pan_by_keys(dashboard):

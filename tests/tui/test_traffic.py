@@ -34,7 +34,18 @@ def test_unknown_figures_are_dashes():
     bare = replace(view.run.collectives[0], algbw_gbps=None, busbw_gbps=None, last_arrival=None,
                    exposed_ms_per_step=None)  # fmt: skip
     view = replace(view, run=replace(view.run, collectives=[bare]))
-    assert told(view).splitlines()[2].split()[-5:] == ["–"] * 5
+    assert told(view).splitlines()[3].split()[-5:] == ["–"] * 5
+
+
+def test_what_communication_costs_stands_first():
+    view = ddp_run()
+    cost = "Compute waits up to 6.20 ms a step for communication: 8% of rank 0's step."
+    assert told(view, 79).splitlines()[0].rstrip() == cost
+    assert "Compute waits" not in told(dp_run())  # not known of it
+    hidden = replace(view.run.ranks[0].comm_ms, exposed=0.0)
+    ranks = [replace(rank, comm_ms=hidden) for rank in view.run.ranks]
+    view = replace(view, run=replace(view.run, ranks=ranks))
+    assert told(view).startswith("Compute does not wait for communication.")
 
 
 def test_copies_are_a_star_around_device_0_and_its_traffic_stands_out():
