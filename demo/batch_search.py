@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from dpwatch.run.derive.comparison import labels
 from dpwatch.run.model.largest_batch import LargestBatch
 from dpwatch.run.model.snapshot import Progress, Snapshot
-from dpwatch.tui.format import size
+from dpwatch.tui.draw.format import size
 
 from .children import Child
 from .max_batch import Found, News, SearchError, StoppedError, Trying, find_all

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dpwatch.run.derive.comparison import Figures, figures, largest, peak_bytes
 from dpwatch.run.model.snapshot import Run
-from dpwatch.tui import format as fmt
+from dpwatch.tui.draw import format as fmt
 
 Runs = Sequence[Run]
 """A scenario's runs, in the order of its variants."""

@@ -19,8 +19,8 @@ from dpwatch.trainer.config import TrainConfig
 from dpwatch.trainer.options import MODELS
 from dpwatch.trainer.registry import known_names
 from dpwatch.tui.app import DashboardApp
-from dpwatch.tui.view import digit
-from dpwatch.tui.views import VIEWS
+from dpwatch.tui.views.registry import VIEWS
+from dpwatch.tui.widgets.view import digit
 
 from .session import Session
 

@@ -152,7 +152,7 @@ def _headless(
 
 def _leave_verdict(snapshot: Snapshot | None) -> None:
     """What the comparison showed stays in the terminal when the dashboard has gone."""
-    from dpwatch.tui.compare_sentences import verdict
+    from dpwatch.tui.views.compare.sentences import verdict
 
     told = verdict(snapshot) if snapshot is not None else []
     if told:

@@ -104,15 +104,15 @@ def _port(value: Any) -> int:
 
 
 def _views() -> Sequence[str]:
-    from dpwatch.tui.views import VIEWS  # slow to import: only where a view is named
+    from dpwatch.tui.views.registry import VIEWS  # slow to import: only where a view is named
 
     return [view.name for view in VIEWS]
 
 
 def _view(value: Any) -> str:
     """A view's name, from that or what the screen says of it: its digit, its title."""
-    from dpwatch.tui.view import digit
-    from dpwatch.tui.views import VIEWS
+    from dpwatch.tui.views.registry import VIEWS
+    from dpwatch.tui.widgets.view import digit
 
     for index, view in enumerate(VIEWS):
         said = (view.name, view.title, view.short, digit(index) if view.short else "")
@@ -122,7 +122,7 @@ def _view(value: Any) -> str:
 
 
 def _sorts() -> Sequence[str]:
-    from dpwatch.tui.ranks import SORTS
+    from dpwatch.tui.widgets.rank_columns import SORTS
 
     return list(SORTS)
 

@@ -41,7 +41,7 @@ def run(configs: Sequence[TrainConfig], *, as_json: bool, as_markdown: bool) -> 
 
 def text(sweep: Sweep) -> str:
     """Charts, then the figures."""
-    from dpwatch.tui.sweep_chart import lines
+    from dpwatch.tui.views.compare.sweep_chart import lines
 
     width = min(MOST_COLUMNS, shutil.get_terminal_size().columns)
     said = [f"{sweep.title}, batch {sweep.batch_per_gpu} a device"]

@@ -26,28 +26,28 @@ from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Input, Static
 
 from dpwatch.tui.commands import COMMANDS
-from dpwatch.tui.frame import Frame
-from dpwatch.tui.guidance import MIN_HEIGHT, MIN_WIDTH, too_small_line
-from dpwatch.tui.keys_line import KeysLine
-from dpwatch.tui.lines import Ground
-from dpwatch.tui.moments import Moments
-from dpwatch.tui.pace import USUAL_S
-from dpwatch.tui.palette import THEMES
-from dpwatch.tui.panels import Header, Help, Nav, RankDetail, SessionLine, Waiting
-from dpwatch.tui.pinned import Key, Pinned
-from dpwatch.tui.plain import PlainFilter, PlainScrollBar
-from dpwatch.tui.rank_table import RankTable
-from dpwatch.tui.source import SnapshotSource
-from dpwatch.tui.stacks_view import AsksStacks, StackPanel
-from dpwatch.tui.terminal import lasting, terminal_size
-from dpwatch.tui.text import clean
-from dpwatch.tui.view import digit
-from dpwatch.tui.views import BY_NAME, PAGES, VIEWS
-from dpwatch.tui.widgets import Chosen
+from dpwatch.tui.draw.palette import THEMES
+from dpwatch.tui.draw.text import clean
+from dpwatch.tui.render.ascii import PlainFilter, PlainScrollBar
+from dpwatch.tui.render.driver import lasting, terminal_size
+from dpwatch.tui.render.line_widget import Ground
+from dpwatch.tui.snapshots.frame import Frame
+from dpwatch.tui.snapshots.playback import Moments
+from dpwatch.tui.snapshots.refresh_rate import USUAL_S
+from dpwatch.tui.snapshots.source import SnapshotSource
+from dpwatch.tui.views.panels import Header, Help, Nav, RankDetail, SessionLine, Waiting
+from dpwatch.tui.views.registry import BY_NAME, PAGES, VIEWS
+from dpwatch.tui.views.stacks.widget import AsksStacks, StackPanel
+from dpwatch.tui.views.waiting_and_help import MIN_HEIGHT, MIN_WIDTH, too_small_line
+from dpwatch.tui.widgets.base import Chosen
+from dpwatch.tui.widgets.footer import KeysLine
+from dpwatch.tui.widgets.rank_list import Key, Pinned
+from dpwatch.tui.widgets.rank_table import RankTable
+from dpwatch.tui.widgets.view import digit
 
 if TYPE_CHECKING:
-    from dpwatch.tui.alerts_view import Alerts
-    from dpwatch.tui.compare_view import Compare
+    from dpwatch.tui.views.alerts.widget import Alerts
+    from dpwatch.tui.views.compare.widget import Compare
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that close the dashboard and give the terminal back, like `q` but with their code."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dpwatch.tui.view import digit
-from dpwatch.tui.views import VIEWS
+from dpwatch.tui.views.registry import VIEWS
+from dpwatch.tui.widgets.view import digit
 
 COMMANDS = (
     *(

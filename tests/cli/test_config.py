@@ -10,7 +10,7 @@ from dpwatch.cli import config, settings, watch
 from dpwatch.cli.errors import CommandError
 from dpwatch.cli.parser import build_parser
 from dpwatch.tui.app import DashboardApp
-from dpwatch.tui.palette import THEMES
+from dpwatch.tui.draw.palette import THEMES
 from tests.processes import dpwatch
 
 if sys.version_info >= (3, 11):

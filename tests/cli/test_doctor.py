@@ -17,7 +17,7 @@ import pytest
 from dpwatch.cli import doctor
 from dpwatch.cli.checks import child, host, installed, runs, terminal, training
 from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check
-from dpwatch.tui import guidance
+from dpwatch.tui.views import waiting_and_help as guidance
 from dpwatch.wire.paths import RUN_ID_CHARS
 from tests.processes import dpwatch, environment, processes_with, start
 

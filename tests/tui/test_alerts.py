@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from dpwatch.tui.alerts import alert_lines, entries
-from dpwatch.tui.palette import palette
-from dpwatch.tui.words import strategy_names
+from dpwatch.tui.draw.palette import palette
+from dpwatch.tui.draw.sentences import strategy_names
+from dpwatch.tui.views.alerts.entries import alert_lines, entries
 
 from .scenes import dp_run, gil_bound, hostile_run, past, snapshot, with_alerts
 

@@ -9,16 +9,16 @@ from textual.widgets import Input, Static
 
 from dpwatch.run.model import snapshot as s
 from dpwatch.tui import app as app_module
-from dpwatch.tui.alerts_view import Alerts
-from dpwatch.tui.compare import metrics_of, sorts_of
-from dpwatch.tui.compare_columns import COLUMNS
-from dpwatch.tui.compare_view import Compare
-from dpwatch.tui.panels import RankDetail
-from dpwatch.tui.rank_table import RankTable
-from dpwatch.tui.source import Arrived
-from dpwatch.tui.terminal import Lasting
-from dpwatch.tui.view import digit
-from dpwatch.tui.views import VIEWS
+from dpwatch.tui.render.driver import Lasting
+from dpwatch.tui.snapshots.source import Arrived
+from dpwatch.tui.views.alerts.widget import Alerts
+from dpwatch.tui.views.compare.columns import COLUMNS
+from dpwatch.tui.views.compare.panel import metrics_of, sorts_of
+from dpwatch.tui.views.compare.widget import Compare
+from dpwatch.tui.views.panels import RankDetail
+from dpwatch.tui.views.registry import VIEWS
+from dpwatch.tui.widgets.rank_table import RankTable
+from dpwatch.tui.widgets.view import digit
 
 from .conftest import screen_text, shown
 from .scenes import ddp_run, dp_run, hostile_run, snapshot, starting_run, with_lanes
@@ -475,7 +475,7 @@ async def test_snapshots_faster_than_the_screen_are_skipped(dashboard, monkeypat
 
 
 async def test_a_thousand_ranks_are_drawn_only_where_visible(dashboard, monkeypatch):
-    from dpwatch.tui import rank_table
+    from dpwatch.tui.widgets import rank_table
 
     drawn = set()
     draw = rank_table.row_lines

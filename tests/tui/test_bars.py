@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwatch.tui.bars import apportion, gauge, stacked
-from dpwatch.tui.palette import MEMORY_KINDS, PHASE_KINDS, palette
+from dpwatch.tui.draw.bars import apportion, gauge, stacked
+from dpwatch.tui.draw.palette import MEMORY_KINDS, PHASE_KINDS, palette
 
 from .conftest import calm
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from dpwatch.run.model.snapshot import RunView
-from dpwatch.tui.compare_sentences import compare_sentences
+from dpwatch.tui.views.compare.sentences import compare_sentences
 
 from .scenes import ddp_run, dp_run, starting_run
 from .schemes import every_run, searched_runs

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from rich.style import Style
 
-from dpwatch.tui.bars import segment_style
-from dpwatch.tui.format import UNKNOWN
-from dpwatch.tui.palette import (
+from dpwatch.tui.draw.bars import segment_style
+from dpwatch.tui.draw.format import UNKNOWN
+from dpwatch.tui.draw.palette import (
     COMM_KINDS,
     FILL_KINDS,
     MEMORY_KINDS,
@@ -17,8 +17,8 @@ from dpwatch.tui.palette import (
     WAIT_KINDS,
     palette,
 )
-from dpwatch.tui.view import digit
-from dpwatch.tui.views import VIEWS
+from dpwatch.tui.views.registry import VIEWS
+from dpwatch.tui.widgets.view import digit
 
 from .scenes import alerted, snapshot, stuck_run, with_lanes, with_output
 

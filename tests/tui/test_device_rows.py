@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from dpwatch.run.derive.comparison import on_core_share
 from dpwatch.run.model import snapshot as s
-from dpwatch.tui.memory import Memory
-from dpwatch.tui.panels import RankDetail
-from dpwatch.tui.threads import Threads
+from dpwatch.tui.views.gil import Threads
+from dpwatch.tui.views.memory import Memory
+from dpwatch.tui.views.panels import RankDetail
 
 from .conftest import screen_text, shown
 from .scenes import cluster_run, ddp_run, dp_run, hostile_run, snapshot, starting_run, with_lanes

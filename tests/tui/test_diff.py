@@ -15,7 +15,7 @@ from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.geometry import Region
 from textual.strip import Strip
 
-from dpwatch.tui.diff import Screenful
+from dpwatch.tui.render.terminal_diff import Screenful
 from tests.bench.terminal import Screen
 
 WIDTH, HEIGHT = 24, 3

@@ -12,29 +12,23 @@ from msgspec.structs import replace
 
 from dpwatch.run.derive.comparison import others_median, peak_bytes
 from dpwatch.run.model import snapshot as s
-from dpwatch.tui.blocks import beside, boxed, table
-from dpwatch.tui.chrome import header_line, nav_line
-from dpwatch.tui.communication import communication_lines
-from dpwatch.tui.compare import compare_lines
-from dpwatch.tui.diagnoses import diagnosis_lines, who, with_unit
-from dpwatch.tui.frame import Frame, latest_by_strategy, named_rows
-from dpwatch.tui.gpus import gpu_lines
-from dpwatch.tui.guidance import help_lines, waiting_lines
-from dpwatch.tui.palette import palette
-from dpwatch.tui.parts import legend_lines, memory_parts
-from dpwatch.tui.plot import _DOTS, Grid, Series, plot, sparkline
-from dpwatch.tui.rank_detail import rank_lines
-from dpwatch.tui.ranks import (
-    Scale,
-    columns_for,
-    head_line,
-    matches,
-    row_lines,
-)
-from dpwatch.tui.summary import summary_lines
-from dpwatch.tui.text import clean, clip, fitted, left, line, right, wrapped
-from dpwatch.tui.views import VIEWS
-from dpwatch.tui.words import balance_sentence, devices_of, odd_states
+from dpwatch.tui.draw.bar_segments import legend_lines, memory_parts
+from dpwatch.tui.draw.layout import beside, boxed, table
+from dpwatch.tui.draw.palette import palette
+from dpwatch.tui.draw.plot import _DOTS, Grid, Series, plot, sparkline
+from dpwatch.tui.draw.sentences import balance_sentence, devices_of, odd_states
+from dpwatch.tui.draw.text import clean, clip, fitted, left, line, right, wrapped
+from dpwatch.tui.snapshots.frame import Frame, latest_by_strategy, named_rows
+from dpwatch.tui.views.alerts.findings import diagnosis_lines, who, with_unit
+from dpwatch.tui.views.communication.tables import communication_lines
+from dpwatch.tui.views.compare.panel import compare_lines
+from dpwatch.tui.views.host_gpus import gpu_lines
+from dpwatch.tui.views.overview import summary_lines
+from dpwatch.tui.views.rank_detail import rank_lines
+from dpwatch.tui.views.registry import VIEWS
+from dpwatch.tui.views.waiting_and_help import help_lines, waiting_lines
+from dpwatch.tui.widgets.header import header_line, nav_line
+from dpwatch.tui.widgets.rank_columns import Scale, columns_for, head_line, matches, row_lines
 
 from .conftest import calm
 from .scenes import GPUS, cluster_run, ddp_run, dp_run, hostile_run, snapshot, starting_run

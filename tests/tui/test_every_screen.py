@@ -11,9 +11,9 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
-from dpwatch.tui.panels import RankDetail
-from dpwatch.tui.plain import to_ascii
-from dpwatch.tui.views import VIEWS
+from dpwatch.tui.render.ascii import to_ascii
+from dpwatch.tui.views.panels import RankDetail
+from dpwatch.tui.views.registry import VIEWS
 
 from .conftest import resized, screen_text
 from .states import SHOWN, STATES

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwatch.tui import format as fmt
+from dpwatch.tui.draw import format as fmt
 
 from .conftest import calm
 

@@ -9,12 +9,12 @@ from msgspec.structs import replace
 
 from dpwatch.run.derive.distribution import spread
 from dpwatch.run.model import snapshot as s
-from dpwatch.tui import heat_view
-from dpwatch.tui.heat import RAMP, TITLE, HeatScale
-from dpwatch.tui.heat_layout import FIGURE_CELL, by_host, layout, short_names
-from dpwatch.tui.heat_view import Heatmap
-from dpwatch.tui.metrics import BY_TITLE, METRICS, by_metric
-from dpwatch.tui.panels import RankDetail
+from dpwatch.tui.draw.metrics import BY_TITLE, METRICS, by_metric
+from dpwatch.tui.views.panels import RankDetail
+from dpwatch.tui.views.ranks import widget as heat_view
+from dpwatch.tui.views.ranks.cells import RAMP, TITLE, HeatScale
+from dpwatch.tui.views.ranks.layout import FIGURE_CELL, by_host, layout, short_names
+from dpwatch.tui.views.ranks.widget import Heatmap
 
 from .conftest import calm, screen_text, shown
 from .scenes import cluster_run, ddp_run, dp_run, hostile_run, snapshot, starting_run

@@ -8,10 +8,10 @@ import pytest
 from msgspec.structs import replace
 
 from dpwatch.run.model import snapshot as s
-from dpwatch.tui.history import STEPS_A_ROW, History
-from dpwatch.tui.pace import INTERVALS_S, beside
-from dpwatch.tui.view import digit
-from dpwatch.tui.views import VIEWS
+from dpwatch.tui.snapshots.history import STEPS_A_ROW, History
+from dpwatch.tui.snapshots.refresh_rate import INTERVALS_S, beside
+from dpwatch.tui.views.registry import VIEWS
+from dpwatch.tui.widgets.view import digit
 
 from .conftest import screen_text, shown
 from .scenes import cluster_run, ddp_run, dp_run, snapshot, with_lanes

@@ -4,11 +4,11 @@ from msgspec.structs import replace
 
 from dpwatch.cli.output import table
 from dpwatch.run.model.snapshot import HostView, Snapshot
-from dpwatch.tui.chrome import session_line
-from dpwatch.tui.frame import Frame
-from dpwatch.tui.palette import palette
-from dpwatch.tui.rank_detail import rank_lines
-from dpwatch.tui.timeline_view import alignment
+from dpwatch.tui.draw.palette import palette
+from dpwatch.tui.snapshots.frame import Frame
+from dpwatch.tui.views.rank_detail import rank_lines
+from dpwatch.tui.views.timeline.widget import alignment
+from dpwatch.tui.widgets.header import session_line
 from tests.tui.scenes import dp_run
 
 AWAY = HostView("node\x1b[2J1", 12.4, -5_000_000.028, 0.438, "exchange", 1)

@@ -7,12 +7,12 @@ from msgspec.structs import replace
 
 from dpwatch.run.derive.collective_totals import per_rank
 from dpwatch.run.model import snapshot as s
-from dpwatch.tui import format as fmt
-from dpwatch.tui.frame import Frame
-from dpwatch.tui.how_it_works import how_lines
-from dpwatch.tui.how_steps import SCHEMES
-from dpwatch.tui.palette import palette
-from dpwatch.tui.words import STRATEGIES
+from dpwatch.tui.draw import format as fmt
+from dpwatch.tui.draw.palette import palette
+from dpwatch.tui.draw.sentences import STRATEGIES
+from dpwatch.tui.snapshots.frame import Frame
+from dpwatch.tui.views.how_it_works.panel import how_lines
+from dpwatch.tui.views.how_it_works.steps import SCHEMES
 
 from .scenes import ddp_run, dp_run, hostile_run, snapshot, starting_run
 from .schemes import LOGITS, NAMES, A, P, scheme_run

@@ -19,14 +19,14 @@ from textual.widgets import Input
 
 from dpwatch.run.model.snapshot import Snapshot
 from dpwatch.tui.app import OPENED, DashboardApp
-from dpwatch.tui.compare_view import Compare
-from dpwatch.tui.guidance import help_lines
-from dpwatch.tui.heat_view import Heatmap
-from dpwatch.tui.output_view import Output
-from dpwatch.tui.palette import palette
-from dpwatch.tui.timeline_view import Timeline
-from dpwatch.tui.view import digit
-from dpwatch.tui.views import PAGES, VIEWS
+from dpwatch.tui.draw.palette import palette
+from dpwatch.tui.views.compare.widget import Compare
+from dpwatch.tui.views.output.widget import Output
+from dpwatch.tui.views.ranks.widget import Heatmap
+from dpwatch.tui.views.registry import PAGES, VIEWS
+from dpwatch.tui.views.timeline.widget import Timeline
+from dpwatch.tui.views.waiting_and_help import help_lines
+from dpwatch.tui.widgets.view import digit
 
 from .conftest import screen_text
 from .scenes import alerted, snapshot, stuck_run, with_lanes, with_output

@@ -11,11 +11,11 @@ from textual import events
 from textual.widgets import Input
 
 from dpwatch.run.model import snapshot as s
-from dpwatch.tui import output_view
 from dpwatch.tui.app import DashboardApp
-from dpwatch.tui.output import Choice, entries, foot_line, head_line, pieces
-from dpwatch.tui.output_view import Output
-from dpwatch.tui.palette import palette
+from dpwatch.tui.draw.palette import palette
+from dpwatch.tui.views.output import widget as output_view
+from dpwatch.tui.views.output.lines import Choice, entries, foot_line, head_line, pieces
+from dpwatch.tui.views.output.widget import Output
 
 from .conftest import calm, resized, screen_text, shown
 from .scenes import (

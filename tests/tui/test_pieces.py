@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from dpwatch.tui.pieces import pieces_of
-from dpwatch.tui.text import fitted, line
+from dpwatch.tui.draw.styled_line import pieces_of
+from dpwatch.tui.draw.text import fitted, line
 
 STYLES = [Style(color="red"), Style(bold=True), Style(meta={"run": "x"}), Style.null()]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from dpwatch.run.model import snapshot as s
-from dpwatch.tui.palette import palette
-from dpwatch.tui.rank_detail import rank_lines
+from dpwatch.tui.draw.palette import palette
+from dpwatch.tui.views.rank_detail import rank_lines
 
 from .conftest import screen_text
 from .scenes import ddp_run, snapshot

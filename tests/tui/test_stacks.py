@@ -7,8 +7,8 @@ from msgspec.structs import replace
 
 from dpwatch.run.model.stacks import RankStacks
 from dpwatch.tui.app import DashboardApp
-from dpwatch.tui.palette import palette
-from dpwatch.tui.stacks import stack_lines
+from dpwatch.tui.draw.palette import palette
+from dpwatch.tui.views.stacks.lines import stack_lines
 from dpwatch.wire.messages import ThreadStack
 
 from .conftest import screen_text, shown

@@ -9,10 +9,10 @@ from rich.style import Style
 from rich.text import Text
 from textual.strip import Strip
 
-from dpwatch.tui.panels import Header
-from dpwatch.tui.rank_table import RankTable
-from dpwatch.tui.strips import strip_of
-from dpwatch.tui.text import line
+from dpwatch.tui.draw.text import line
+from dpwatch.tui.render.strips import strip_of
+from dpwatch.tui.views.panels import Header
+from dpwatch.tui.widgets.rank_table import RankTable
 
 from .scenes import dp_run, snapshot
 

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwatch.tui.plot import apart
-from dpwatch.tui.sweep_chart import lines
+from dpwatch.tui.draw.plot import apart
+from dpwatch.tui.views.compare.sweep_chart import lines
 
 from .conftest import calm
 

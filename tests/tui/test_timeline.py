@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from dpwatch.run.derive.timeline import APART_NS, clock_shifts, exposed_share, extent, stretches
 from dpwatch.run.model import snapshot as s
-from dpwatch.tui.palette import palette
-from dpwatch.tui.timeline import Window, caption, lane_bar, legend, step_line
-from dpwatch.tui.timeline_view import Timeline
+from dpwatch.tui.draw.palette import palette
+from dpwatch.tui.views.timeline.lanes import Window, caption, lane_bar, legend, step_line
+from dpwatch.tui.views.timeline.widget import Timeline
 from dpwatch.wire.messages import Step
 
 from .conftest import calm, screen_text, shown

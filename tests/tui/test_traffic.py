@@ -6,9 +6,9 @@ import pytest
 from msgspec.structs import replace
 
 from dpwatch.run.model.snapshot import IssuerStats
-from dpwatch.tui.frame import Frame
-from dpwatch.tui.palette import palette
-from dpwatch.tui.traffic import traffic_lines
+from dpwatch.tui.draw.palette import palette
+from dpwatch.tui.snapshots.frame import Frame
+from dpwatch.tui.views.communication.panel import traffic_lines
 
 from .conftest import screen_text
 from .scenes import cluster_run, ddp_run, dp_run, hostile_run, snapshot, starting_run

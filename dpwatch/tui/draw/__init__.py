@@ -1,0 +1,1 @@
+"""Pure: numbers, words, bars, curves as styled text."""

@@ -1,0 +1,121 @@
+"""Lines of styled text, and the cleaning of text that came from outside.
+
+A line is a `rich.text.Text`: built span by span, never parsed as markup. Whatever a training
+process named itself (titles, hosts, reasons, devices) passes `clean` first.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+
+from rich.cells import cell_len, set_cell_size
+from rich.control import strip_control_codes
+from rich.style import Style
+from rich.text import Text
+
+from dpwatch.tui.draw.styled_line import Piece, Pieced, pieces_of
+
+Part = Piece | Text
+
+
+def clean(text: str, limit: int = 400) -> str:
+    """One line without control, format and surrogate characters, at most `limit` long.
+
+    Escapes can't reach the terminal, and right-to-left overrides can't reorder what is shown.
+    """
+    kept = " ".join(visible(text[: limit * 4]).split())
+    return kept if len(kept) <= limit else kept[: limit - 1] + "…"
+
+
+def visible(text: str) -> str:
+    """The text on one line without what `clean` takes out, its blanks as they are."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        " " if char in "\n\r\t\v\f" else char
+        for char in text
+        if char in "\n\r\t\v\f" or unicodedata.category(char) not in _HIDDEN
+    )
+
+
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Mn", "Me"})
+
+
+def clip(text: str, width: int) -> str:
+    """The text, shortened with `…` to at most `width` cells."""
+    if width <= 0:
+        return ""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, width - 1).rstrip() + "…"
+
+
+def left(text: str, width: int) -> str:
+    """Clipped and padded on the right to exactly `width` cells."""
+    return set_cell_size(clip(text, width), width)
+
+
+def right(text: str, width: int) -> str:
+    """Clipped and padded on the left to exactly `width` cells."""
+    clipped = clip(text, width)
+    return " " * (width - cell_len(clipped)) + clipped
+
+
+def line(*parts: Part) -> Text:
+    """A line of (text, style) pairs and of lines.
+
+    It is what `Text.append` would give part by part, at a fraction of the cost: a screen has some
+    hundred of them, four times a second.
+    """
+    pieces: list[Piece] = []
+    for part in parts:
+        if not isinstance(part, Text):
+            if part[0]:
+                pieces.append(part)
+        elif part:
+            pieces += pieces_of(part)
+    plain = "".join([piece for piece, _ in pieces])
+    if not plain.isprintable() and plain != strip_control_codes(plain):
+        pieces = [(strip_control_codes(piece), style) for piece, style in pieces]
+        plain = "".join([piece for piece, _ in pieces])
+    return Pieced(tuple(pieces), plain)
+
+
+def fitted(text: Text, width: int) -> Text:
+    """The line, cut with `…` or padded to exactly `width` cells."""
+    if width <= 0:
+        return Text(end="")
+    found = text.cell_len
+    if found > width:
+        text = text.copy()
+        text.truncate(width, overflow="ellipsis")
+        found = text.cell_len
+    return line(text, (" " * (width - found), _BARE))
+
+
+_BARE = Style.null()
+
+
+def wrapped(text: str, width: int, style: Style, indent: int = 0) -> list[Text]:
+    """A paragraph broken at spaces, `indent` cells in from the left; words too long are cut."""
+    room = max(width - indent, 8)
+    lines: list[str] = []
+    current = ""
+    for word in text.split():
+        for piece in _pieces(word, room):
+            if current and cell_len(current) + 1 + cell_len(piece) > room:
+                lines.append(current)
+                current = piece
+            else:
+                current = f"{current} {piece}" if current else piece
+    lines.append(current)
+    return [line((" " * indent + each, style)) for each in lines]
+
+
+def _pieces(word: str, room: int) -> Iterable[str]:
+    while cell_len(word) > room:
+        piece = set_cell_size(word, room).rstrip()
+        yield piece
+        word = word[len(piece) :]
+    yield word

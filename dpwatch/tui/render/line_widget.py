@@ -1,0 +1,140 @@
+"""Widgets that draw themselves line by line, and of new data only the lines that differ.
+
+Textual draws a widget anew as a whole. Of a dashboard most lines stay as they were from one moment
+to the next, and drawing one costs more than finding out that it need not be drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.style import Style
+from rich.text import Text
+from textual.filter import ANSIToTruecolor
+from textual.geometry import Region
+from textual.reactive import var
+from textual.strip import Strip
+from textual.widget import Widget
+
+from dpwatch.tui.render.strips import strip_of
+from dpwatch.tui.snapshots.frame import Frame
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Line(NamedTuple):
+    """A line, and the style that lies beneath it on the widget's ground."""
+
+    text: Text
+    under: Style | None = None
+
+    def is_like(self, other: Line | None) -> bool:
+        """Whether the two look the same."""
+        if other is None or self.under != other.under:
+            return False
+        mine, its = self.text, other.text
+        return mine is its or (mine == its and mine.style == its.style)
+
+
+class Lines(Widget):
+    """Says what its lines are (`lines_at` or `line_at`).
+
+    Its lines are all there is to it: it has neither padding nor border, which on every line would
+    cost more than the text does. A margin stands around it instead.
+
+    Attributes:
+        frame: What there is to draw.
+    """
+
+    ALLOW_SELECT = False
+    # `var`: a new frame draws what it changes (`redraw`), not all.
+    frame: var[Frame | None] = var[Frame | None](None)
+
+    def __init__(self, *children: Widget, **options: Any) -> None:
+        super().__init__(*children, **options)
+        self._standing: dict[int, Line] = {}
+        self._strips: dict[int, Strip] = {}
+        self._ground: object = None
+
+    def line_at(self, y: int) -> Line:
+        """The line at that place of the screen, 0 being the widget's first."""
+        (found,) = self.lines_at((y,))
+        return found
+
+    def lines_at(self, ys: Iterable[int]) -> list[Line]:
+        """The lines at those places. A widget says either these or each by itself."""
+        return [self.line_at(y) for y in ys]
+
+    def watch_frame(self) -> None:
+        """New data."""
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Draws the lines that are not any more what they were when they were drawn."""
+        if not self.is_attached or not self.is_on_screen:
+            self._forget()  # whatever was drawn once, it is not to come up again
+            return
+        size, standing = self.size, self._standing
+        now = enumerate(self.lines_at(range(size.height)))
+        fresh = {y: found for y, found in now if not found.is_like(standing.get(y))}
+        if fresh:
+            super().refresh(*(Region(0, y, size.width, 1) for y in fresh))
+            for y, found in fresh.items():
+                standing[y] = found
+                self._strips.pop(y, None)
+
+    def refresh(
+        self,
+        *regions: Region,
+        repaint: bool = True,
+        layout: bool = False,
+        recompose: bool = False,
+    ) -> Self:
+        """See Textual: for whatever reason, all of it is to be drawn anew."""
+        self._forget()
+        return super().refresh(*regions, repaint=repaint, layout=layout, recompose=recompose)
+
+    def _forget(self) -> None:
+        self._standing = {}
+        self._strips = {}
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The lines in that part of the widget, as Textual puts them together."""
+        width, style = self.outer_size.width, self.visual_style.rich_style
+        if self._ground != (width, style):
+            self._ground = (width, style)
+            self._forget()
+        strips = [self._strips.get(y) or self._strip(y, width, style) for y in crop.line_range]
+        if crop.column_span == (0, width):
+            return strips
+        return [strip.crop(*crop.column_span) for strip in strips]
+
+    def _strip(self, y: int, width: int, ground: Style) -> Strip:
+        found = self._standing.get(y)
+        if found is None:
+            found = self._standing[y] = self.line_at(y)
+        strip = _filtered(self, strip_of(found.text, width, ground, under=found.under))
+        self._strips[y] = strip
+        return strip
+
+
+class Ground(Widget):
+    """Of a container nothing shows but its ground, and that only where no other widget lies.
+
+    Textual renders it whole with every line that changes on it.
+    """
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Blank lines."""
+        strip = Strip.blank(crop.width, self.visual_style.rich_style)
+        return [_filtered(self, strip)] * crop.height
+
+
+def _filtered(widget: Widget, strip: Strip) -> Strip:
+    for each in widget.get_line_filters():
+        # Palettes have true colours only; to look for others takes longer than to draw.
+        if not isinstance(each, ANSIToTruecolor):
+            strip = strip.apply_filter(each, widget.background_colors[1])
+    return strip

@@ -1,0 +1,1 @@
+"""Which moment of which run is on the screen."""

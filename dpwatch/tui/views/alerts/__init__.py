@@ -1,0 +1,1 @@
+"""Alerts: what holds, and what is over."""

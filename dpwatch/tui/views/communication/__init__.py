@@ -1,0 +1,1 @@
+"""Communication: what is exchanged, and by which way."""

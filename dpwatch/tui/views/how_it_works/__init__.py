@@ -1,0 +1,1 @@
+"""How it works: what a strategy does in a step."""

@@ -1,0 +1,1 @@
+"""Output: what ranks have printed."""

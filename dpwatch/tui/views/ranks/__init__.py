@@ -1,0 +1,1 @@
+"""Ranks: all of them on one screen."""

@@ -1,0 +1,1 @@
+"""Stacks: where ranks stand in their Python."""

@@ -1,0 +1,1 @@
+"""Timeline: the last steps on one clock."""
