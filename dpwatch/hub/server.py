@@ -35,9 +35,10 @@ from dpwatch.run.derive.verdict import ended
 from dpwatch.run.derive.wait_graph import is_silent
 from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.model.snapshot import Run
+from dpwatch.run.state.encoding import encode
 from dpwatch.run.state.exits import joined, seen
 from dpwatch.run.state.parts import RankState
-from dpwatch.run.state.run_state import RunState, encode, kept_earlier
+from dpwatch.run.state.run_state import RunState, kept_earlier
 from dpwatch.wire import codec, transport
 from dpwatch.wire.asking import STACKS_REQUEST, encode_request
 from dpwatch.wire.listing import clear_all

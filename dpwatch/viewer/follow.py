@@ -22,7 +22,8 @@ from dpwatch.run.derive.titles import told_apart
 from dpwatch.run.derive.verdict import ended
 from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.model.snapshot import History, HostGpu, Run, RunView, Snapshot
-from dpwatch.run.state.run_state import RunState, decode
+from dpwatch.run.state.encoding import decode
+from dpwatch.run.state.run_state import RunState
 from dpwatch.viewer.local_runs import LocalRuns
 from dpwatch.wire import codec, transport
 from dpwatch.wire.asking import STACKS_REQUEST, encode_request

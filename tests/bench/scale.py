@@ -30,7 +30,8 @@ from typing import IO, NamedTuple
 
 import zmq
 
-from dpwatch.run.state.run_state import RunState, decode
+from dpwatch.run.state.encoding import decode
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire import paths, transport
 from dpwatch.wire.paths import RunDir
 from dpwatch.wire.viewer_messages import STATE_REQUEST

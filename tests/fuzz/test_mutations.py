@@ -6,7 +6,8 @@ import zmq
 from dpwatch.cli.output import json_text, report
 from dpwatch.run.derive.summarize import view
 from dpwatch.run.diagnose.advance import advance
-from dpwatch.run.state.run_state import RunState, decode, encode
+from dpwatch.run.state.encoding import decode, encode
+from dpwatch.run.state.run_state import RunState
 from dpwatch.viewer.follow import Follower
 from dpwatch.wire import codec, paths
 from dpwatch.wire.messages import Refused

@@ -3,8 +3,10 @@
 import pytest
 
 from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.state.apply import apply
+from dpwatch.run.state.encoding import decode, encode
 from dpwatch.run.state.late_durations import LATE_STEPS, LATENCIES
-from dpwatch.run.state.run_state import RunState, decode, encode
+from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import WINDOW
 from dpwatch.wire.messages import Duration
 from tests.frames import MS, batch, collective, hello, played, step
@@ -37,7 +39,7 @@ def only(state):
 def test_unknown_before_known_after(state):
     assert only(state).latency_ms.p50 is only(state).algbw_gbps is None
     assert summarize(state).ranks[0].comm_ms.total is None
-    state.apply(batch(duration(9, 2), duration(10, 4)))
+    apply(state, batch(duration(9, 2), duration(10, 4)))
     stats = only(state)
     assert stats.latency_ms.p50 == 3.0
     assert stats.algbw_gbps == pytest.approx(2e6 / 6e-3 / 1e9)
@@ -49,11 +51,11 @@ def test_unknown_before_known_after(state):
 
 
 def test_a_call_is_never_timed_twice(state):
-    state.apply(batch(duration(9, 2), duration(9, 2), duration(9, 50)))
+    apply(state, batch(duration(9, 2), duration(9, 2), duration(9, 50)))
     assert only(state).latency_ms.p95 == 2.0
     timed = collective(STEPS, STEPS, nbytes=1_000_000, ranks=2, at_ms=2000, took_ms=7)
-    state.apply(batch(timed, step(STEPS)))
-    state.apply(batch(duration(STEPS, 50)))
+    apply(state, batch(timed, step(STEPS)))
+    apply(state, batch(duration(STEPS, 50)))
     assert summarize(state).collectives[0].latency_ms.p95 < 8
 
 
@@ -65,21 +67,21 @@ def test_a_call_is_never_timed_twice(state):
     ],
 )
 def test_what_belongs_to_no_call_is_not_booked(state, strange):
-    state.apply(batch(strange))
-    state.apply(batch(duration(9, 2), rank=1))
+    apply(state, batch(strange))
+    apply(state, batch(duration(9, 2), rank=1))
     assert only(state).latency_ms.p50 is None
     assert only(state).algbw_gbps is None
 
 
 def test_the_last_timed_steps_stay_until_others_are_timed(state):
-    state.apply(batch(duration(9, 2)))
+    apply(state, batch(duration(9, 2)))
     for frame in frames(STEPS, 2 * WINDOW):
-        state.apply(frame)
+        apply(state, frame)
     stats = only(state)
     assert stats.latency_ms.p50 == 2.0
     assert stats.algbw_gbps == pytest.approx(1e6 / 2e-3 / 1e9)
     assert summarize(state).ranks[0].comm_ms.total == 2.0
-    state.apply(batch(duration(2 * WINDOW, 4), duration(3, 8)))  # the latter's step is long gone
+    apply(state, batch(duration(2 * WINDOW, 4), duration(3, 8)))  # the latter's step is long gone
     stats = only(state)
     assert stats.algbw_gbps == pytest.approx(1e6 / 4e-3 / 1e9)
     assert stats.latency_ms.p95 > 4
@@ -88,24 +90,25 @@ def test_the_last_timed_steps_stay_until_others_are_timed(state):
 def test_a_step_with_calls_that_were_not_timed_has_no_total():
     second = collective(9, 99, nbytes=8, ranks=2, at_ms=901, op="broadcast")
     state = played([batch(hello(2)), *frames(), batch(second)])
-    state.apply(batch(duration(9, 2)))
+    apply(state, batch(duration(9, 2)))
     assert summarize(state).ranks[0].comm_ms.total is None
-    state.apply(batch(duration(9, 1, seq=99, op="broadcast", nbytes=8)))
+    apply(state, batch(duration(9, 1, seq=99, op="broadcast", nbytes=8)))
     assert summarize(state).ranks[0].comm_ms.total == 3.0
 
 
 def test_it_is_bounded_and_travels():
     state = RunState("run")
     for frame in [batch(hello(2)), *frames(0, 2000)]:
-        state.apply(frame)
-        state.apply(
+        apply(state, frame)
+        apply(
+            state,
             batch(
                 *[
                     duration(r.step, 2)
                     for r in frame.records
                     if r.__class__.__name__ == "Collective"
                 ]
-            )
+            ),
         )
     op = state.ops["all_reduce/default"]
     assert len(state.ranks[0].lanes[0].late.tallies) == LATE_STEPS

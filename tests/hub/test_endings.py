@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from dpwatch.run.state.apply import apply
 from dpwatch.run.state.endings import (
     ABORTED,
     FINISHED,
@@ -55,9 +56,9 @@ def ended(*byes, apart_ns=10**9):
     """Ranks that ended like that, each so long after the one before."""
     state = RunState("run")
     for r in range(len(byes)):
-        state.apply(batch(hello(len(byes)), rank=r))
+        apply(state, batch(hello(len(byes)), rank=r))
     for r, bye in enumerate(byes):
-        state.apply(batch(bye, rank=r, now_ns=START_NS + r * apart_ns))
+        apply(state, batch(bye, rank=r, now_ns=START_NS + r * apart_ns))
     return state.ranks
 
 
@@ -95,7 +96,7 @@ def test_other_ends(bye, how):
 
 def test_of_a_rank_that_runs_there_is_no_end():
     state = RunState("run")
-    state.apply(batch(hello()))
+    apply(state, batch(hello()))
     assert ending(state.ranks[0]) is None
 
 

@@ -8,6 +8,7 @@ from dpwatch.hub.cluster.merge import merge
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.diagnose import rank_lost
 from dpwatch.run.state import exits
+from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import INTERRUPTED, Bye, Command
 from tests.frames import MS, START_NS, batch, hello, played, step
@@ -86,21 +87,21 @@ def test_an_order_of_frames_changes_nothing():
         ]
     )
     assert state.ranks[0].bye == told
-    state.apply(batch(Bye("finished"), seq=2, now_ns=START_NS + 3 * MS))
+    apply(state, batch(Bye("finished"), seq=2, now_ns=START_NS + 3 * MS))
     assert state.ranks[0].bye == Bye("failed", "killed by SIGKILL after its goodbye", -9)
 
 
 def test_a_rank_that_was_only_silent_speaks_again():
     state = played([batch(hello(), step(0)), batch(exits.seen(1000, None), seq=-1)])
     assert summarize(state).state == "lost"
-    state.apply(batch(step(1), seq=1))
+    apply(state, batch(step(1), seq=1))
     assert summarize(state).ranks[0].state == "running"
 
 
 def test_a_rank_that_has_turned_to_something_else_may_come_back():
     state = played([batch(hello(), step(0)), batch(Bye("finished", then="idle"), seq=1)])
     assert summarize(state).state == "finished"
-    state.apply(batch(step(1), seq=2))
+    apply(state, batch(step(1), seq=2))
     assert summarize(state).ranks[0].state == "running"
 
 

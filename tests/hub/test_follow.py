@@ -10,6 +10,7 @@ import pytest
 
 from dpwatch.run.derive.summarize import summarize, view
 from dpwatch.run.model.snapshot import History
+from dpwatch.run.state.apply import apply
 from dpwatch.viewer.follow import CURVES_S, INTERVAL_S, Follower
 from dpwatch.wire.messages import Bye
 from dpwatch.wire.paths import RunDir
@@ -43,7 +44,7 @@ def state():
 def test_curves_of_a_running_run_are_a_second_old_at_most(follower, state):
     first = follower.look(state)
     assert first == view(state)
-    state.apply(batch(step(5), seq=2))
+    apply(state, batch(step(5), seq=2))
     follower.now += 0.9 * CURVES_S
     second = follower.look(state)
     assert second.history is first.history
@@ -55,13 +56,13 @@ def test_curves_of_a_running_run_are_a_second_old_at_most(follower, state):
 @pytest.mark.parametrize("connection", ["stale", "closed"])
 def test_what_will_not_go_on_is_shown_whole(follower, state, connection):
     follower.look(state)
-    state.apply(batch(step(5), seq=2))
+    apply(state, batch(step(5), seq=2))
     assert follower.look(state, connection) == view(state, connection)
 
 
 def test_an_ended_run_is_shown_whole(follower, state):
     follower.look(state)
-    state.apply(batch(step(5), Bye("finished", ""), seq=2))
+    apply(state, batch(step(5), Bye("finished", ""), seq=2))
     found = follower.look(state)
     assert found.run.state == "finished"
     assert found == view(state)
@@ -70,7 +71,7 @@ def test_an_ended_run_is_shown_whole(follower, state):
 def test_a_reviews_summary_is_good_for_one_look_though_nothing_comes(follower, state):
     reviewed = summarize(state)
     follower._reviewed = (follower.now, reviewed)
-    state.apply(batch(step(5), seq=2))
+    apply(state, batch(step(5), seq=2))
     assert follower.look(state).run is reviewed
     assert follower.look(state, fresh=False).run == summarize(state)
     assert follower.look(state, fresh=False) is follower.look(state, fresh=False)
@@ -78,14 +79,14 @@ def test_a_reviews_summary_is_good_for_one_look_though_nothing_comes(follower, s
 
 def test_a_review_of_a_while_ago_is_not_shown(follower, state):
     follower._reviewed = (follower.now, summarize(state))
-    state.apply(batch(step(5), seq=2))
+    apply(state, batch(step(5), seq=2))
     follower.now += 2 * INTERVAL_S
     assert follower.look(state).run == summarize(state)
 
 
 def test_curves_catch_up_though_nothing_comes(follower, state):
     follower.look(state)
-    state.apply(batch(step(5), seq=2))
+    apply(state, batch(step(5), seq=2))
     follower.now += 0.5 * CURVES_S
     follower.look(state)
     follower.now += 0.5 * CURVES_S

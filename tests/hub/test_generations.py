@@ -5,9 +5,11 @@ import pytest
 
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.diagnose import desync
-from dpwatch.run.state import run_state as state_module
-from dpwatch.run.state.pending import settle
-from dpwatch.run.state.run_state import RunState, decode, encode
+from dpwatch.run.state import apply as apply_module
+from dpwatch.run.state.apply import apply
+from dpwatch.run.state.encoding import decode, encode
+from dpwatch.run.state.run_state import RunState
+from dpwatch.run.state.settle import settle
 from dpwatch.wire.gather import gathered
 from dpwatch.wire.messages import Beat, Collective, Position
 from tests.frames import MS, START_NS, batch, hello
@@ -19,7 +21,7 @@ OTHER_PID = 77
 def run(request, monkeypatch):
     """A run of two ranks; of few ranks each call is booked as it comes, of many all together."""
     if request.param == "together":
-        monkeypatch.setattr(state_module, "MANY", 0)
+        monkeypatch.setattr(apply_module, "MANY", 0)
     return RunState("run")
 
 
@@ -31,7 +33,7 @@ def call(seq, generation=0, *, op="all_reduce", ms=0, group="default", nbytes=8)
 
 
 def say(run, rank, *records, pid=None):
-    run.apply(batch(*gathered(records), rank=rank, pid=pid))
+    apply(run, batch(*gathered(records), rank=rank, pid=pid))
 
 
 def whole(run):
@@ -96,7 +98,7 @@ def test_steps_compare_within_a_group_that_was_made_anew(run):
                          [], 1 - rank)  # fmt: skip
         beat = batch(Beat(step, "", positions=[place]), rank=rank, now_ns=now_ns,
                      pid=OTHER_PID if rank else None)  # fmt: skip
-        run.apply(beat)
+        apply(run, beat)
     assert desync.rule(summarize(run), run) is None
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.diagnose import desync, hang, rank_lost
+from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Collective, Position, Step, Tick
 from tests.frames import MS, START_NS, batch, hello, window
@@ -31,7 +32,7 @@ def standing(places, *, after_s=4.0, still=True, silent=(), steps=10, ended=None
     for r in places:
         records = [Step(0, i, START_NS + i * 100 * MS, START_NS + (i + 1) * 100 * MS)
                    for i in range(steps)]  # fmt: skip
-        state.apply(batch(hello(world), *records, rank=r, now_ns=START_NS + 1000 * MS))
+        apply(state, batch(hello(world), *records, rank=r, now_ns=START_NS + 1000 * MS))
     now = START_NS + 1000 * MS + int(after_s * SECOND)
     for r, positions in places.items():
         still_ns = int(after_s * SECOND) if still is True or r in (still or ()) else 0
@@ -39,10 +40,10 @@ def standing(places, *, after_s=4.0, still=True, silent=(), steps=10, ended=None
         if inside:
             beat = msgspec.structs.replace(beat, phase="", inside=inside, waits_in="poll")
         said = now - 3 * SECOND if r in silent else now
-        state.apply(batch(beat, rank=r, now_ns=said))
+        apply(state, batch(beat, rank=r, now_ns=said))
     for r, bye in (ended or {}).items():
-        state.apply(batch(bye, rank=r, now_ns=now))
-    state.apply(batch(Tick(), rank=HUB_RANK, now_ns=now))
+        apply(state, batch(bye, rank=r, now_ns=now))
+    apply(state, batch(Tick(), rank=HUB_RANK, now_ns=now))
     return state
 
 
@@ -187,10 +188,10 @@ def in_step(steps=3, ranks=range(4)):
     """Ranks that have called a small and a large all_reduce in each step."""
     state = RunState("run")
     for r in ranks:
-        state.apply(batch(hello(4), rank=r))
+        apply(state, batch(hello(4), rank=r))
         for i in range(steps):
             records = [called(2 * i, step=i, nbytes=12), called(2 * i + 1, step=i, nbytes=9000)]
-            state.apply(batch(*records, rank=r))
+            apply(state, batch(*records, rank=r))
     return state
 
 
@@ -206,7 +207,7 @@ def test_a_rank_that_calls_another_thing_is_named(odd):
     assert strayed(state) is None
     for r in range(4):
         call = called(6, step=3, **(odd if r == 1 else {"nbytes": 12}))
-        state.apply(batch(call, rank=r))
+        apply(state, batch(call, rank=r))
     found = strayed(state)
     assert (found.kind, found.ranks, found.began) == ("desync", [1], 3)
     assert (found.evidence["group"], found.evidence["seq"]) == (WORLD, 6)
@@ -218,15 +219,15 @@ def test_it_is_seen_in_heartbeats_of_calls_that_never_end():
     state = in_step()
     for r in range(4):
         odd = {"op": "broadcast"} if r == 3 else {}
-        state.apply(batch(Beat(3, "", positions=[at(WORLD, 6, nbytes=12, **odd)]), rank=r))
+        apply(state, batch(Beat(3, "", positions=[at(WORLD, 6, nbytes=12, **odd)]), rank=r))
     assert strayed(state).ranks == [3]
 
 
 def test_of_two_that_differ_the_step_before_tells_who_is_right():
     """Rank 0 left the small one out, so that its large one comes in its place."""
     state = in_step()
-    state.apply(batch(called(6, step=3, nbytes=9000), rank=0))
-    state.apply(batch(called(6, step=3, nbytes=12), rank=1))
+    apply(state, batch(called(6, step=3, nbytes=9000), rank=0))
+    apply(state, batch(called(6, step=3, nbytes=12), rank=1))
     found = strayed(state)
     assert found.ranks == found.evidence["missing"] == [0]
 
@@ -236,7 +237,7 @@ def test_what_a_dead_rank_took_with_it_is_not_needed(steps):
     """Rank 0 died before any record of its got here, of a call for which rank 1 left one out."""
     state = in_step(steps, ranks=(1, 2, 3))
     for r in (1, 2, 3):
-        state.apply(batch(called(2 * steps, step=steps, nbytes=9000 if r == 1 else 12), rank=r))
+        apply(state, batch(called(2 * steps, step=steps, nbytes=9000 if r == 1 else 12), rank=r))
     found = strayed(state)
     if steps == 3:  # too few calls to be sure that their numbers go together
         assert found is None
@@ -246,8 +247,8 @@ def test_what_a_dead_rank_took_with_it_is_not_needed(steps):
 
 def test_where_nothing_tells_both_are_named():
     state = in_step()
-    state.apply(batch(called(6, step=3, nbytes=1), rank=0))
-    state.apply(batch(called(6, step=3, nbytes=2), rank=1))
+    apply(state, batch(called(6, step=3, nbytes=1), rank=0))
+    apply(state, batch(called(6, step=3, nbytes=2), rank=1))
     assert strayed(state).ranks == [0, 1]
 
 
@@ -256,7 +257,7 @@ def test_a_left_out_call_among_equal_ones_is_seen_by_the_steps():
     state = standing(places)
     for seq in range(8):
         for r in range(4):
-            state.apply(batch(called(seq, step=seq), rank=r))
+            apply(state, batch(called(seq, step=seq), rank=r))
     found = strayed(state)
     assert found.ranks == [1]
     assert finding(state) is None  # the hang is explained
@@ -266,11 +267,11 @@ def test_a_left_out_call_among_equal_ones_is_seen_by_the_steps():
 def test_uneven_gathers_and_groups_that_never_matched_are_no_desync():
     state = in_step()
     for r in range(4):
-        state.apply(batch(called(6, step=3, op="all_gather", nbytes=100 + r), rank=r))
+        apply(state, batch(called(6, step=3, op="all_gather", nbytes=100 + r), rank=r))
     assert strayed(state) is None
     apart = RunState("run")
     for r in range(4):
-        apart.apply(batch(called(0, step=0, nbytes=10 + r), rank=r))
+        apply(apart, batch(called(0, step=0, nbytes=10 + r), rank=r))
     assert strayed(apart) is None
 
 
@@ -278,7 +279,7 @@ def test_once_they_have_found_together_it_is_over():
     state = in_step()
     for seq in range(6, 90):
         for r in range(4):
-            state.apply(batch(called(seq, step=seq, nbytes=1 if r + seq == 6 else 12), rank=r))
+            apply(state, batch(called(seq, step=seq, nbytes=1 if r + seq == 6 else 12), rank=r))
     assert strayed(state) is None
 
 
@@ -289,9 +290,9 @@ def died(*ends):
     """A run of which ranks ended like that, in this order."""
     state = RunState("run")
     for r in range(4):
-        state.apply(batch(hello(4), rank=r))
+        apply(state, batch(hello(4), rank=r))
     for i, (rank, bye) in enumerate(ends):
-        state.apply(batch(bye, rank=rank, now_ns=START_NS + i))
+        apply(state, batch(bye, rank=rank, now_ns=START_NS + i))
     return state, rank_lost.rule(summarize(state), state)
 
 
@@ -318,7 +319,7 @@ def test_ranks_that_all_gave_up_waiting_are_named_together():
     state, found = died((1, RESET), (0, RESET))
     assert found is None  # what explains it may be on its way
     assert summarize(state).reason.startswith("ranks 0, 1 gave up waiting: RuntimeError")
-    state.apply(batch(Tick(), rank=HUB_RANK, now_ns=START_NS + 4 * SECOND))
+    apply(state, batch(Tick(), rank=HUB_RANK, now_ns=START_NS + 4 * SECOND))
     found = rank_lost.rule(summarize(state), state)
     assert (found.ranks, found.evidence["pattern"]) == ([0, 1], "gave_up")
     assert "Ranks 0 and 1 gave up waiting" in found.text

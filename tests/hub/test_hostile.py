@@ -20,7 +20,9 @@ import zmq
 
 from dpwatch.hub.processes import Processes
 from dpwatch.hub.resource_guard import Guard, Seldom
-from dpwatch.run.state.run_state import RunState, encode
+from dpwatch.run.state.apply import apply
+from dpwatch.run.state.encoding import encode
+from dpwatch.run.state.run_state import RunState
 from dpwatch.viewer.follow import Follower
 from dpwatch.viewer.remote.agent_script import listed_run
 from dpwatch.wire import codec, paths, transport
@@ -358,7 +360,7 @@ def lying():
 def good_state():
     state = RunState("run")
     for frame in dp_run(steps=3):
-        state.apply(frame)
+        apply(state, frame)
     return state
 
 

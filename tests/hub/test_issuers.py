@@ -2,7 +2,9 @@
 
 from dpwatch.run.derive.issuers import recent
 from dpwatch.run.derive.summarize import summarize
-from dpwatch.run.state.run_state import RunState, decode, encode
+from dpwatch.run.state.apply import apply
+from dpwatch.run.state.encoding import decode, encode
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Beat, Bye, Issuer
 from tests.frames import batch, hello, step
 
@@ -20,8 +22,8 @@ def flag(calls, *, steps=None, **other):
 def run_of(steps, *told):
     state = RunState("run")
     for rank in range(2):
-        state.apply(batch(hello(2), *map(step, range(steps)), rank=rank))
-    state.apply(batch(Beat(steps, "", issuers=list(told)), rank=0))
+        apply(state, batch(hello(2), *map(step, range(steps)), rank=rank))
+    apply(state, batch(Beat(steps, "", issuers=list(told)), rank=0))
     return state
 
 
@@ -35,7 +37,7 @@ def test_sums_become_means_over_the_steps_so_far():
 
 def test_what_comes_after_the_last_step_makes_no_step_more():
     state = run_of(20, flag(20), flag(1, purpose="end", first_step=20, last_step=20, steps=21))
-    state.apply(batch(Bye("finished"), rank=0))
+    apply(state, batch(Bye("finished"), rank=0))
     flagged, end = summarize(state).issuers
     assert flagged.count_per_step == 1.0
     assert end.count_per_step == 1 / 20
@@ -48,7 +50,7 @@ def test_nothing_is_known_a_step_before_the_first():
 
 def test_a_later_heartbeat_takes_the_place_of_the_one_before():
     state = run_of(20, flag(10))
-    state.apply(batch(Beat(20, "", issuers=[flag(20)]), rank=0))
+    apply(state, batch(Beat(20, "", issuers=[flag(20)]), rank=0))
     assert [each.calls for each in summarize(state).issuers] == [20]
 
 

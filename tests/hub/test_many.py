@@ -17,7 +17,8 @@ from dpwatch.run.derive.rank_metrics import Figures, cells_of, of_calls, of_op, 
 from dpwatch.run.derive.summarize import MANY, rows_of, view
 from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.state.curves import Thinned
-from dpwatch.run.state.run_state import RunState, decode, encode
+from dpwatch.run.state.encoding import decode, encode
+from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import CALLS, NBYTES, WINDOW, ByStep
 from dpwatch.wire.messages import Bye, Collective, Step, Tick, Transfer
 from tests.frames import MS, START_NS, batch, collective, hello, memory, played, step

@@ -5,6 +5,7 @@ import pytest
 
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.diagnose import hang
+from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Joined, Meeting, Tick
 from tests.frames import START_NS, batch, hello
@@ -27,14 +28,14 @@ def standing(meetings, *, still_s=13.0, others=(), ended=None, records=()):
     for r, meeting in meetings.items():
         told = hello(meeting.ranks)
         beat = Beat(0, "", None, None, HERE, int(still_s * SECOND), meeting=meeting)
-        state.apply(batch(told, beat, rank=r, now_ns=now))
+        apply(state, batch(told, beat, rank=r, now_ns=now))
     for r in others:
         beat = Beat(0, "", None, None, "data.py:7 index", 0)
         told = hello(3)
-        state.apply(batch(_without_backend(told), beat, rank=r, now_ns=now))
+        apply(state, batch(_without_backend(told), beat, rank=r, now_ns=now))
     for r, bye in (ended or {}).items():
-        state.apply(batch(bye, rank=r, now_ns=now))
-    state.apply(batch(*records, Tick(), rank=HUB_RANK, now_ns=now))
+        apply(state, batch(bye, rank=r, now_ns=now))
+    apply(state, batch(*records, Tick(), rank=HUB_RANK, now_ns=now))
     return state
 
 

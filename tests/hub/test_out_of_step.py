@@ -4,6 +4,7 @@ import pytest
 
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.diagnose import desync
+from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import (
     HUB_RANK,
@@ -32,7 +33,7 @@ class Run:
         self.seq = 0
         self.now_ns = START_NS
         for r in range(ranks):
-            self.state.apply(batch(hello(ranks), rank=r))
+            apply(self.state, batch(hello(ranks), rank=r))
 
     def step(self, *steps, times=1, op="all_reduce"):
         """Calls of all ranks: rank r is in step `steps[r]`, and in the next one the time after."""
@@ -43,7 +44,7 @@ class Run:
                     step + i, op, WORLD, self.ranks, self.seq, 400, self.now_ns, dtype="float32"
                 )
                 ended = Step(0, step + i, self.now_ns - MS, self.now_ns)
-                self.state.apply(batch(call, ended, rank=r, now_ns=self.now_ns))
+                apply(self.state, batch(call, ended, rank=r, now_ns=self.now_ns))
             self.seq += 1
         return self
 
@@ -54,15 +55,15 @@ class Run:
         for r, step in enumerate(steps):
             place = Position(WORLD, self.ranks, self.seq, op, 0, "", issued_ns, step, done)
             beat = Beat(step, "", None, None, f"train.py:{r} main", seconds * SECOND, [place])
-            self.state.apply(batch(beat, rank=r, now_ns=self.now_ns))
+            apply(self.state, batch(beat, rank=r, now_ns=self.now_ns))
         return self
 
     def say(self, r, record):
-        self.state.apply(batch(record, rank=r, now_ns=self.now_ns))
+        apply(self.state, batch(record, rank=r, now_ns=self.now_ns))
         return self
 
     def finding(self):
-        self.state.apply(batch(Tick(), rank=HUB_RANK, now_ns=self.now_ns))
+        apply(self.state, batch(Tick(), rank=HUB_RANK, now_ns=self.now_ns))
         return desync.rule(summarize(self.state), self.state)
 
 

@@ -4,8 +4,10 @@ import msgspec
 
 from dpwatch.run.derive.summarize import summarize, view
 from dpwatch.run.model.snapshot import Printed
+from dpwatch.run.state.apply import apply
+from dpwatch.run.state.encoding import decode, encode
 from dpwatch.run.state.output import LINES, RUN_BYTES, RankLines, RunOutput
-from dpwatch.run.state.run_state import RunState, decode, encode
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Line, Output
 from tests.frames import batch, hello, played
 
@@ -34,7 +36,7 @@ def test_lines_are_kept_by_rank_and_stream():
 def test_an_open_line_comes_last_and_gives_way():
     state = RunState("run")
     for n, still_open in enumerate((Line(1, "1%"), Line(2, "2%"), None)):
-        state.apply(batch(output(f"line {n}", open=still_open), seq=n))
+        apply(state, batch(output(f"line {n}", open=still_open), seq=n))
         expected = [f"line {m}" for m in range(n + 1)] + ([still_open.text] if still_open else [])
         assert kept(state) == expected
 
@@ -42,7 +44,7 @@ def test_an_open_line_comes_last_and_gives_way():
 def test_the_last_lines_stay_and_the_others_are_counted():
     state = RunState("run")
     for n in range(500):
-        state.apply(batch(output(str(n), left_out=2), seq=n))
+        apply(state, batch(output(str(n), left_out=2), seq=n))
     (found,) = view(state).output
     assert [p.text for p in found.lines] == [str(n) for n in range(500 - LINES, 500)]
     assert (found.let_go, found.left_out) == (500 - LINES, 1000)
@@ -52,7 +54,7 @@ def test_many_ranks_share_one_budget():
     ranks, state = 1024, RunState("run")
     for rank in range(ranks):
         frame = batch(hello(ranks), output(*["x" * 400] * LINES), rank=rank)
-        state.apply(frame)
+        apply(state, frame)
     assert sum(lines.nbytes for lines in state.output.ranks.values()) <= RUN_BYTES
     assert all(lines.lines for lines in state.output.ranks.values())
     assert len(msgspec.msgpack.encode(state.output)) <= 1.5 * RUN_BYTES
@@ -71,8 +73,9 @@ def test_ranks_that_nobody_announced_find_room_too():
 
 def test_what_a_hostile_sender_claims_is_bounded():
     state = RunState("run")
-    state.apply(
-        batch(output("x" * 900_000, stream="\x1b[31m", left_out=-5, open=Line(0, "y" * 9999)))
+    apply(
+        state,
+        batch(output("x" * 900_000, stream="\x1b[31m", left_out=-5, open=Line(0, "y" * 9999))),
     )
     (found,) = view(state).output
     assert [len(printed.text) for printed in found.lines] == [400, 400]

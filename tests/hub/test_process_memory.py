@@ -6,6 +6,7 @@ from dpwatch.cli.output import table
 from dpwatch.hub.cluster.merge import _keep_lane
 from dpwatch.run.derive.predicted_memory import elsewhere
 from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.state.apply import apply
 from dpwatch.run.state.parts import LaneState
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Beat, ByCategory, Memory
@@ -24,15 +25,16 @@ def run_of(*peaks, record=resident):
     """A rank for each peak, in MiB."""
     state = RunState("run")
     for rank, peak in enumerate(peaks):
-        state.apply(
-            batch(hello(len(peaks), param_bytes=MIB), step(0), record(0, peak * MIB), rank=rank)
+        apply(
+            state,
+            batch(hello(len(peaks), param_bytes=MIB), step(0), record(0, peak * MIB), rank=rank),
         )
     return state
 
 
 def lane_of(*records):
     state = RunState("run")
-    state.apply(batch(hello(), *records))
+    apply(state, batch(hello(), *records))
     return state.ranks[0].lanes[0], summarize(state).ranks[0].memory
 
 
@@ -49,12 +51,12 @@ def test_the_peak_is_the_processes_and_only_what_is_there_throughout_is_known_of
 def test_a_beat_brings_the_peak_up_to_date():
     """Samples may lie far apart, and the end lies behind the last one."""
     state = run_of(400)
-    state.apply(batch(Beat(3, "", peak_rss_bytes=450 * MIB), seq=1))
+    apply(state, batch(Beat(3, "", peak_rss_bytes=450 * MIB), seq=1))
     assert summarize(state).ranks[0].memory.peak_bytes == 450 * MIB
-    state.apply(batch(Beat(3, "", peak_rss_bytes=None), seq=2))
+    apply(state, batch(Beat(3, "", peak_rss_bytes=None), seq=2))
     assert summarize(state).ranks[0].memory.peak_bytes == 400 * MIB
     measured = run_of(40, record=memory)
-    measured.apply(batch(Beat(3, "", peak_rss_bytes=450 * MIB), seq=1))
+    apply(measured, batch(Beat(3, "", peak_rss_bytes=450 * MIB), seq=1))
     assert summarize(measured).ranks[0].memory.peak_bytes == 40 * MIB
 
 

@@ -8,12 +8,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dpwatch.run.derive.summarize import summarize
-from dpwatch.run.state import run_state as state_module
+from dpwatch.run.state import apply as apply_module
+from dpwatch.run.state.apply import apply
 from dpwatch.run.state.arrivals import OPEN_CALLS
 from dpwatch.run.state.late_durations import LATENCIES, keep_latencies, keep_latency
-from dpwatch.run.state.pending import settle
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import TALLY_WIDTH, WINDOW, ByStep, Ints
+from dpwatch.run.state.settle import settle
 from dpwatch.wire.gather import gathered
 from dpwatch.wire.messages import Collective, Duration
 from tests.frames import MS, START_NS, batch, hello, step
@@ -106,10 +107,10 @@ def astuple(call):
 
 def played(frames, many, monkeypatch):
     """The state after these frames, with what is not whole as one finds it there."""
-    monkeypatch.setattr(state_module, "MANY", many)
+    monkeypatch.setattr(apply_module, "MANY", many)
     state = RunState("run")
     for frame, is_read in frames:
-        state.apply(frame)
+        apply(state, frame)
         if is_read:
             settle(state)
     settle(state)

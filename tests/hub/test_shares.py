@@ -26,6 +26,7 @@ from dpwatch.run.model.snapshot import (
     PhaseTimes,
     StepTime,
 )
+from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import ByCategory, Memory
 from tests.frames import MS, batch, collective, ddp_run, hello, played, step
@@ -72,7 +73,7 @@ def exchanging(exposed, *, wait=0, queue=0, total=50, backward=80, strategy="ddp
     """The rule's arguments: two ranks with steps of 100 ms; `wait` is for rank 1, always late."""
     state = RunState("run")
     for r in range(2):
-        state.apply(batch(hello(2, strategy=strategy, cores=cores), rank=r))
+        apply(state, batch(hello(2, strategy=strategy, cores=cores), rank=r))
     for index in range(20):
         for r in range(2):
             at = 10 + index * 100 + r * wait
@@ -84,7 +85,7 @@ def exchanging(exposed, *, wait=0, queue=0, total=50, backward=80, strategy="ddp
                 comm_ns=None if total is None else total * MS,
             )
             call = collective(index, index, nbytes=MIB, ranks=2, at_ms=at, took_ms=total)
-            state.apply(batch(call, told, rank=r, now_ns=told.end_ns))
+            apply(state, batch(call, told, rank=r, now_ns=told.end_ns))
     return summarize(state), state
 
 
@@ -111,7 +112,7 @@ def calling(
     state = RunState("run")
     for r in range(2):
         greeting = hello(2, cores=8, param_bytes=param_bytes, strategy=strategy)
-        state.apply(batch(greeting, rank=r))
+        apply(state, batch(greeting, rank=r))
     for index in range(20):
         for r in range(2):
             each = [
@@ -127,8 +128,8 @@ def calling(
             ]
             told = step(index, exposed_ns=exposed * MS, runqueue_ns=queue * MS)
             for at in range(0, calls, 32):
-                state.apply(batch(*each[at : at + 32], rank=r, now_ns=told.end_ns))
-            state.apply(batch(told, rank=r, now_ns=told.end_ns))
+                apply(state, batch(*each[at : at + 32], rank=r, now_ns=told.end_ns))
+            apply(state, batch(told, rank=r, now_ns=told.end_ns))
     return summarize(state), state
 
 
@@ -273,14 +274,14 @@ def test_memory_imbalance_is_silent_when_nearly_even_or_of_device_0():
 def holding(held, *, source="ledger", steps=100, every=1, samples=lambda i: 8):
     """A lone rank that holds `held(step)` bytes at the steps' ends."""
     state = RunState("run")
-    state.apply(batch(hello(1)))
+    apply(state, batch(hello(1)))
     for i in range(steps):
         size = int(held(i))
         by = ByCategory(params=size)
         records = [step(i, samples=samples(i))]
         if i % every == 0:
             records.append(Memory(0, i, size, size + 5, by, by, source))
-        state.apply(batch(*records, seq=i))
+        apply(state, batch(*records, seq=i))
     return memory_growth.rule(summarize(state), state)
 
 
@@ -348,9 +349,9 @@ def losses(*by_rank):
 def told(*by_rank):
     state = RunState("run")
     for r, values in enumerate(by_rank):
-        state.apply(batch(hello(len(by_rank)), rank=r))
+        apply(state, batch(hello(len(by_rank)), rank=r))
         for i, value in enumerate(values):
-            state.apply(batch(step(i, loss=value), rank=r, seq=i))
+            apply(state, batch(step(i, loss=value), rank=r, seq=i))
     return state
 
 

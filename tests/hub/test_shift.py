@@ -8,7 +8,7 @@ from dpwatch.hub.cluster.merge import merge
 from dpwatch.run.derive.summarize import summarize, view
 from dpwatch.run.derive.timeline import clock_shifts
 from dpwatch.run.diagnose import straggler
-from dpwatch.run.state.run_state import decode, encode
+from dpwatch.run.state.encoding import decode, encode
 from dpwatch.wire import messages
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Host, Position, Tick
 from tests.frames import MS, START_NS, batch, collective, ddp_run, hello, played, step

@@ -14,6 +14,7 @@ from dpwatch.run.derive.stacks import seen
 from dpwatch.run.derive.summarize import view
 from dpwatch.run.model.stacks import groups, spans
 from dpwatch.run.state import stacks
+from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.asking import AskedFile, encode_request
 from dpwatch.wire.messages import HUB_RANK, Asked, Beat, Bye, Stacks, ThreadStack, Unanswered
@@ -35,17 +36,17 @@ def other(name="worker"):
 def a_run(world=4):
     state = RunState("run")
     for r in range(world):
-        state.apply(batch(hello(world), Beat(3, "", where=f"train.py:{r} main"), rank=r))
+        apply(state, batch(hello(world), Beat(3, "", where=f"train.py:{r} main"), rank=r))
     return state
 
 
 def said(state, record, after_s=0.0):
-    state.apply(batch(record, rank=HUB_RANK, now_ns=START_NS + int(after_s * SECOND)))
+    apply(state, batch(record, rank=HUB_RANK, now_ns=START_NS + int(after_s * SECOND)))
 
 
 def answer(state, r, *threads, asked=1, after_s=0.5):
     now = START_NS + int(after_s * SECOND)
-    state.apply(batch(Stacks(asked, now, list(threads)), rank=r, now_ns=now))
+    apply(state, batch(Stacks(asked, now, list(threads)), rank=r, now_ns=now))
 
 
 def test_nothing_is_shown_before_somebody_asks():
@@ -118,12 +119,12 @@ def test_what_is_said_of_another_process_is_not_this_ones():
 
 def test_a_rank_that_has_ended_is_not_asked_and_says_so():
     state = a_run(1)
-    state.apply(batch(Bye("failed", "x")))
+    apply(state, batch(Bye("failed", "x")))
     said(state, Asked(1))
     assert view(state).stacks == ()
     state = a_run(1)
     said(state, Asked(1))
-    state.apply(batch(Bye("failed", "x")))
+    apply(state, batch(Bye("failed", "x")))
     assert (seen(state)[0].standing, seen(state)[0].why) == (
         "ended",
         "its process has ended (failed)",
@@ -245,7 +246,7 @@ def test_ranks_are_asked_once_a_second_and_what_comes_meanwhile_together(asking,
 def test_who_owes_an_answer_is_asked_along_and_the_dead_are_not(asking):
     state = a_run()
     said(state, Asked(1, [1]))
-    state.apply(batch(Bye("finished"), rank=3))
+    apply(state, batch(Bye("finished"), rank=3))
     wants(asking, 2, 3)
     assert asking.ask(state, 10.0) == Asked(1, [1, 2])
     wants(asking)
@@ -254,7 +255,7 @@ def test_who_owes_an_answer_is_asked_along_and_the_dead_are_not(asking):
 
 def test_nobody_left_to_ask_is_no_request(asking, tmp_path):
     state = a_run(1)
-    state.apply(batch(Bye("finished")))
+    apply(state, batch(Bye("finished")))
     wants(asking)
     assert asking.ask(state, 10.0) is None
     assert list(tmp_path.iterdir()) == []
@@ -269,8 +270,8 @@ def test_a_stopped_process_is_found_at_once_another_after_three_seconds(asking):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         state = RunState("run")
-        state.apply(batch(hello(2), rank=0, pid=child.pid))
-        state.apply(batch(hello(2), rank=1, pid=child.pid, host="elsewhere"))
+        apply(state, batch(hello(2), rank=0, pid=child.pid))
+        apply(state, batch(hello(2), rank=1, pid=child.pid, host="elsewhere"))
         said(state, Asked(1))
         assert list(asking.unanswered(state, START_NS + SECOND)) == []
         late = {u.rank: u.process for u in asking.unanswered(state, START_NS + 3 * SECOND)}

@@ -10,8 +10,10 @@ from dpwatch.run.derive.timeline import LANES, STEPS
 from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.model.snapshot import Loss
 from dpwatch.run.state import bounds
+from dpwatch.run.state.apply import apply
 from dpwatch.run.state.curves import CURVE_POINTS, Thinned
-from dpwatch.run.state.run_state import RunState, decode, encode
+from dpwatch.run.state.encoding import decode, encode
+from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import WINDOW, quantile
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Collective, Tick, Transfer
 from tests.frames import (
@@ -118,12 +120,12 @@ def test_beats_count_the_steps_that_have_no_record():
 def test_of_a_pipeline_the_ranks_that_have_a_loss_tell_it():
     state = RunState("run")
     for r in range(3):
-        state.apply(batch(hello(3), rank=r))
+        apply(state, batch(hello(3), rank=r))
     told = []
     for i in range(80):
-        state.apply(batch(step(i), rank=0, seq=i + 1))
-        state.apply(batch(step(i), rank=1, seq=i + 1))
-        state.apply(batch(step(i, loss=80.0 - i), rank=2, seq=i + 1))
+        apply(state, batch(step(i), rank=0, seq=i + 1))
+        apply(state, batch(step(i), rank=1, seq=i + 1))
+        apply(state, batch(step(i, loss=80.0 - i), rank=2, seq=i + 1))
         told.append(summarize(state).loss)
     assert told[8] == Loss(None, None)  # the others may still tell theirs
     assert told[20] == Loss(80.0, 60.0)
@@ -362,7 +364,7 @@ def test_sums_stay_within_what_can_be_sent():
     most = Collective(0, "all_reduce", "default", 1, 0, 1 << 43, 0, 1 << 61, 1 << 55)
     far = Transfer(0, "reduce", 1, 0, 1 << 43, 1 << 55)
     for _ in range(200):
-        state.apply(batch(*[most] * 32, *[far] * 32))
+        apply(state, batch(*[most] * 32, *[far] * 32))
     encode(state)
     assert summarize(state).ranks[0].dropped > 6000
 
@@ -379,7 +381,7 @@ def test_records_lost_on_the_way_are_counted_as_dropped():
     state = RunState("run")
     for sent, count in ((0, 3), (3, 5), (18, 2), (20, 1)):  # ten are missing before the third
         frame = batch(*[step(i) for i in range(count)], seq=sent, dropped=4)
-        state.apply(msgspec.structs.replace(frame, sent=sent))
+        apply(state, msgspec.structs.replace(frame, sent=sent))
     assert summarize(state).ranks[0].dropped == 4 + 10
 
 

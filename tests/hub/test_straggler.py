@@ -8,6 +8,7 @@ import pytest
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.diagnose import straggler, wait_in_turn
 from dpwatch.run.diagnose.finding import MOST_LOOKED_AT, some_of
+from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Collective, Step
 from tests.frames import MS, START_NS, batch, hello, window
@@ -28,7 +29,7 @@ class Run:
         self.clock = [float(START_NS)] * ranks
         self.steps = 0
         for r in range(ranks):
-            self.state.apply(batch(hello(ranks, kind=kind), rank=r))
+            apply(self.state, batch(hello(ranks, kind=kind), rank=r))
 
     def step(self, late=None, phase="forward", ms=50.0, looked_at=True):
         """One step; `late` spends `ms` more in that phase (`other`: between the phases)."""
@@ -70,7 +71,7 @@ class Run:
             told = {f"{name}_ns": int(span[name] * MS) for name in PHASES}
             told["backward_ns"] += int(end - arrived)  # it waits there
             records.append(Step(0, self.steps, start, int(end), **told))
-        self.state.apply(batch(*records, rank=r, now_ns=int(end)))
+        apply(self.state, batch(*records, rank=r, now_ns=int(end)))
 
     def finding(self):
         return straggler.rule(summarize(self.state), self.state)
@@ -192,7 +193,7 @@ def test_the_cause_is_named_and_not_whom_it_delays_in_the_next_group():
     """Two groups of two, crossed: rank 1 delays 0, which is then late to its call with 2."""
     state = RunState("run")
     for r in range(4):
-        state.apply(batch(hello(4), rank=r))
+        apply(state, batch(hello(4), rank=r))
     pairs = [("a", 0, 1), ("a2", 2, 3), ("b", 0, 2), ("b2", 1, 3)]
     for index in range(20):
         at = START_NS + index * 100 * MS
@@ -202,9 +203,9 @@ def test_the_cause_is_named_and_not_whom_it_delays_in_the_next_group():
                 delayed = r == 1 or (r == 0 and n >= 2)
                 issued = at + (10 if n < 2 else 20) * MS + (late if delayed else 0) + r * 1000
                 call = Collective(index, "all_reduce", group, 2, index, 8, issued)
-                state.apply(batch(call, rank=r, now_ns=at))
+                apply(state, batch(call, rank=r, now_ns=at))
         for r in range(4):
-            state.apply(batch(Step(0, index, at, at + 100 * MS), rank=r, now_ns=at + 100 * MS))
+            apply(state, batch(Step(0, index, at, at + 100 * MS), rank=r, now_ns=at + 100 * MS))
     found = straggler.rule(summarize(state), state)
     assert found.ranks == [1]
 

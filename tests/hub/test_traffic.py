@@ -6,10 +6,12 @@ import pytest
 from dpwatch.run.derive.communication import whole_bytes
 from dpwatch.run.derive.summarize import summarize, view
 from dpwatch.run.derive.timeline import exposed_share
-from dpwatch.run.state import run_state as state_module
+from dpwatch.run.state import apply as apply_module
+from dpwatch.run.state.apply import apply
+from dpwatch.run.state.encoding import decode, encode
 from dpwatch.run.state.parts import Covered
-from dpwatch.run.state.pending import settle
-from dpwatch.run.state.run_state import RunState, decode, encode
+from dpwatch.run.state.run_state import RunState
+from dpwatch.run.state.settle import settle
 from dpwatch.wire.gather import gathered
 from dpwatch.wire.messages import Beat, Bye, Collective, Duration, Step
 from tests.frames import MS, START_NS, batch, hello, step
@@ -18,7 +20,7 @@ from tests.frames import MS, START_NS, batch, hello, step
 @pytest.fixture(params=["one by one", "together"])
 def run(request, monkeypatch):
     if request.param == "together":
-        monkeypatch.setattr(state_module, "MANY", 0)
+        monkeypatch.setattr(apply_module, "MANY", 0)
     return RunState("run")
 
 
@@ -34,7 +36,7 @@ def call(index, seq, *, at_ms=10.0, took_ms=2.0, nbytes=1000, blocked_ms=None, *
 
 
 def say(run, rank, *records, now_ms=0.0, **more):
-    run.apply(batch(*gathered(records), rank=rank, now_ns=START_NS + int(now_ms * MS), **more))
+    apply(run, batch(*gathered(records), rank=rank, now_ns=START_NS + int(now_ms * MS), **more))
 
 
 def greet(run, ranks=2, **more):

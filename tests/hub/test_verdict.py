@@ -4,7 +4,8 @@ import pytest
 
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.diagnose.advance import advance
-from dpwatch.run.state.run_state import RunState, decode, encode
+from dpwatch.run.state.encoding import decode, encode
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Step, Tick
 from tests.frames import MS, START_NS, batch, hello
 from tests.hub.test_hang import SECOND, WORLD, at

@@ -13,9 +13,9 @@ import msgspec
 from msgspec.structs import astuple
 
 from dpwatch.run.state.parts import Covered, RankState
-from dpwatch.run.state.pending import settle
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import STEP_COLUMNS, STEP_WIDTH
+from dpwatch.run.state.settle import settle
 from dpwatch.wire.messages import (
     AnyRecord,
     Batch,

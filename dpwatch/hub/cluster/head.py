@@ -19,8 +19,8 @@ import zmq
 from dpwatch.hub.cluster.clock_rebase import shift_state, shifted_batch
 from dpwatch.hub.cluster.clock_sync import Clocks, Estimate
 from dpwatch.hub.cluster.zap_handler import Doorkeeper
+from dpwatch.run.state.encoding import decode as decode_state
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.run_state import decode as decode_state
 from dpwatch.wire import codec, join
 from dpwatch.wire.keys import Keys
 from dpwatch.wire.messages import HUB_RANK, PROTOCOL_VERSION, Asked, Batch, Host, Unanswered

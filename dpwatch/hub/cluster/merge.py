@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from dpwatch.run.state.apply import forget
 from dpwatch.run.state.booking import arrive
 from dpwatch.run.state.curves import Thinned
 from dpwatch.run.state.exits import joined
 from dpwatch.run.state.parts import LaneState, OpState, RankState
-from dpwatch.run.state.pending import settle
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import CALLS, TALLY_WIDTH, WAIT_NS, ByStep, Window
+from dpwatch.run.state.settle import settle
 from dpwatch.run.state.stacks import Dump
 
 _Curve = TypeVar("_Curve", bound=Thinned)
@@ -27,7 +28,7 @@ def merge(state: RunState, part: RunState, host: str) -> None:
     ours = {r: rank for r, rank in part.ranks.items() if rank.host == host}
     news = {r for r in ours if not _is_same(state.ranks.get(r), ours[r])}
     for r in news & state.ranks.keys():
-        left = state.forget(r)
+        left = forget(state, r)
         ours[r].left = left if ours[r].left is None else ours[r].left
     for r, rank in ours.items():
         known = state.ranks.get(r)

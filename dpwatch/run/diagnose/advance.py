@@ -12,6 +12,7 @@ from dpwatch.run.derive.verdict import verdict
 from dpwatch.run.diagnose import review
 from dpwatch.run.diagnose.alerts import kept
 from dpwatch.run.model.snapshot import Run
+from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import HUB_RANK, Batch, Bye, Command, Tick
 
@@ -31,7 +32,7 @@ def advance(state: RunState, batch: Batch) -> Run | None:
         The run as it is now if it has been reviewed, else None.
     """
     called_for = len(state.ranks) <= MANY and _calls_for_review(state, batch)
-    state.apply(batch)
+    apply(state, batch)
     if len(state.ranks) > MANY:
         if batch.rank != HUB_RANK or not _is_due(state):
             return None

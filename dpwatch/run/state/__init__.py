@@ -1,1 +1,1 @@
-"""A run's state, which `RunState.apply` alone changes."""
+"""A run's state: data, which `apply` alone changes."""

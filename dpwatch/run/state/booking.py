@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.run.state import bounds
 from dpwatch.run.state.late_durations import book, keep_latency
 from dpwatch.run.state.parts import LaneState, OpState, RankState
+from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import (
     CALLS,
     NBYTES,
@@ -23,9 +22,6 @@ from dpwatch.run.state.series import (
 from dpwatch.wire.calls import Kind
 from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import Collective, Duration
-
-if TYPE_CHECKING:
-    from dpwatch.run.state.run_state import RunState
 
 
 def collective(state: RunState, rank: RankState, record: Collective) -> None:

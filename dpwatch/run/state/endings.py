@@ -19,12 +19,9 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
+from dpwatch.run.state.parts import RankState
 from dpwatch.wire.messages import INTERRUPTED
-
-if TYPE_CHECKING:
-    from dpwatch.run.state.parts import RankState
 
 FINISHED, OWN, QUIT, KILLED, ABORTED, GAVE_UP, STOPPED = (
     "finished",

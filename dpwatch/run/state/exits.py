@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
+from dpwatch.run.state.parts import RankState
 from dpwatch.wire.messages import INTERRUPTED, Bye, Command
-
-if TYPE_CHECKING:
-    from dpwatch.run.state.parts import RankState
 
 SIGNAL_NS = 500_000_000
 """How long before Ctrl-C is noticed a rank may have ended of it."""

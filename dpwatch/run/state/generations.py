@@ -10,18 +10,15 @@ everything behind reads that.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from dpwatch.run.state import bounds
+from dpwatch.run.state.parts import RankState
+from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.calls import Calls, Kind, encoded, kinds_of
 from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import AnyRecord, Beat, Collective, Position
-
-if TYPE_CHECKING:
-    from dpwatch.run.state.parts import RankState
-    from dpwatch.run.state.run_state import RunState
 
 
 def in_run(state: RunState, rank: RankState, record: AnyRecord) -> AnyRecord:

@@ -7,19 +7,12 @@ few ranks, and where there is no numpy, each is booked as it comes (`booking`).
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
 import msgspec
 
+from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.series import WINDOW
 from dpwatch.wire.calls import Calls
 from dpwatch.wire.messages import AnyRecord, Collective, Duration, Step, Steps
-
-if TYPE_CHECKING:
-    from dpwatch.run.state.parts import RankState
-    from dpwatch.run.state.run_state import RunState
 
 MANY = 32
 """Of more ranks than this all is derived together, and a viewer gets looks."""
@@ -67,27 +60,3 @@ class Pending(msgspec.Struct):
             self.since[rank.rank] = record.step
         self.is_due |= self.count >= MOST_RECORDS or record.step - since >= MOST_STEPS
         return True
-
-
-def settle(state: RunState) -> None:
-    """Puts what is pending into the sums."""
-    pending = state.pending
-    if not pending.count:
-        return
-    state.pending = Pending()
-    settler = settler_of_many()
-    if settler is not None:
-        settler(state, pending)
-
-
-@functools.cache
-def settler_of_many() -> Callable[[Any, Pending], None] | None:
-    """What settles, None where numpy is not installed.
-
-    Imported here, so that no hub of a small run takes the time and memory.
-    """
-    try:
-        from dpwatch.run.state import settling
-    except ImportError:
-        return None
-    return settling.settled

@@ -8,7 +8,7 @@ a call twice, ranks that call different things) is left to `booking`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,10 @@ from dpwatch.plan.traffic import wire_bytes
 from dpwatch.run.state import booking, bounds
 from dpwatch.run.state.arrivals import PACKED
 from dpwatch.run.state.late_durations import LATENCIES, keep_latencies
+from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.pending import Pending
+from dpwatch.run.state.records import take
+from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import (
     CALLS,
     NBYTES,
@@ -36,10 +39,6 @@ from dpwatch.run.state.whole_calls import are_odd, waits_of
 from dpwatch.wire.calls import ROW, UNKNOWN, Calls, Kind, kind_of, kinds_of, spread
 from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import Collective
-
-if TYPE_CHECKING:
-    from dpwatch.run.state.parts import RankState
-    from dpwatch.run.state.run_state import RunState
 
 Array = np.ndarray[Any, Any]
 
@@ -118,13 +117,13 @@ def settled(state: RunState, pending: Pending) -> None:
     for r, record in pending.durations:
         rank = state.ranks.get(r)
         if rank is not None:
-            state.take(rank, record)
+            take(state, rank, record)
 
 
 def _one_by_one(state: RunState, pending: Pending) -> None:
     for r, record in pending.calls:
         for call in spread(record) if isinstance(record, Calls) else (record,):
-            state.take(state.ranks[r], call)
+            take(state, state.ranks[r], call)
 
 
 def _together(state: RunState, entries: Array, old: int, kinds: Sequence[Kind]) -> None:

@@ -6,18 +6,16 @@ A test holds one against the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dpwatch.run.state.parts import OPEN_LOSSES, OpenLoss
+from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import NONE, STEP_BYTES, STEP_WIDTH, kept_of
 from dpwatch.wire.calls import UNKNOWN
 from dpwatch.wire.messages import Step, Steps
 from dpwatch.wire.steps import ROW
-
-if TYPE_CHECKING:
-    from dpwatch.run.state.run_state import RunState
 
 Array = np.ndarray[Any, Any]
 

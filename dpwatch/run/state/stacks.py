@@ -6,15 +6,10 @@ its share: where there are many ranks, threads that do not train are let go firs
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 from msgspec.structs import replace
 
-from dpwatch.wire.messages import Asked, Stacks, ThreadStack, Unanswered
-
-if TYPE_CHECKING:
-    from dpwatch.run.state.run_state import RunState
+from dpwatch.wire.messages import Stacks, ThreadStack
 
 BUDGET_CHARS = 8 << 20
 """What all ranks' stacks may take together …"""
@@ -67,18 +62,6 @@ class Dump(msgspec.Struct):
         self.stacks = replace(bounded, asked=min(answer.asked, self.asked))
         if not self.awaited:
             self.process = None
-
-
-def hear(state: RunState, record: Asked | Unanswered, now_ns: int) -> None:
-    """Takes in what the hub says of stacks."""
-    if isinstance(record, Unanswered):
-        rank = state.ranks.get(record.rank)
-        if rank is not None and rank.pid == record.pid and rank.dump.awaited:
-            rank.dump.process = record.process
-        return
-    for number in record.ranks or state.ranks:
-        if (rank := state.ranks.get(number)) is not None and rank.bye is None:
-            rank.dump.ask(record.number, now_ns)
 
 
 def _bounded(answer: Stacks, chars: int) -> Stacks:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec.structs import astuple
 
 from dpwatch.run.state.arrivals import PACKED, Arrivals, PackedCalls, alike, most_open, packed_call
 from dpwatch.run.state.parts import Covered
+from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import NONE, Ints, median
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dpwatch.run.state.run_state import RunState
-    from dpwatch.wire.calls import Kind
-    from dpwatch.wire.messages import Collective
+from dpwatch.wire.calls import Kind
+from dpwatch.wire.messages import Collective
 
 Array = np.ndarray[Any, Any]
 

@@ -1,0 +1,28 @@
+"""A run's state as bytes: for a viewer that comes late, and for a hub's successor."""
+
+from __future__ import annotations
+
+import msgspec
+
+from dpwatch.run.state.run_state import RunState
+from dpwatch.run.state.series import packed, unpacked
+from dpwatch.run.state.settle import settle
+
+
+def encode(state: RunState) -> bytes:
+    """A state as it travels to a viewer that comes late."""
+    settle(state)
+    return _encoder.encode(state)
+
+
+def decode(data: bytes | memoryview) -> RunState:
+    """A state that has travelled.
+
+    Raises:
+        msgspec.MsgspecError, RecursionError, UnicodeDecodeError: It is none.
+    """
+    return _decoder.decode(data)
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=packed)
+_decoder = msgspec.msgpack.Decoder(RunState, dec_hook=unpacked)
