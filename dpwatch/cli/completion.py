@@ -7,6 +7,7 @@ pressed. After `dpwatch run --` they hand over to the shell's own completion of 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from importlib import import_module
 
 from dpwatch.cli.errors import FINE
@@ -28,8 +29,10 @@ bash completes commands by its package bash-completion, or files alone where tha
 """
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the command."""
+def add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], whole: argparse.ArgumentParser
+) -> None:
+    """Describes the command; `whole` is the command line that the script completes."""
     parser = commands.add_parser(
         "completion",
         help="print a script by which bash, zsh or fish completes all of this",
@@ -38,14 +41,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh or fish")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=partial(run, whole))
 
 
-def run(options: argparse.Namespace) -> int:
+def run(whole: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """Prints it."""
     from dpwatch.cli.command_line import command_line
-    from dpwatch.cli.parser import build_parser
 
     shell = import_module(f"dpwatch.cli.shells.{options.shell}")
-    print(shell.script(command_line(build_parser())), end="")
+    print(shell.script(command_line(whole)), end="")
     return FINE

@@ -44,5 +44,5 @@ def build_parser() -> argparse.ArgumentParser:
     stacks.add(commands)
     doctor.add(commands)
     config.add(commands)
-    completion.add(commands)
+    completion.add(commands, parser)
     return parser
