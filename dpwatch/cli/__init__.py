@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from dpwatch.cli.errors import FINE, USAGE, CommandError
-from dpwatch.cli.plain import printable
+from dpwatch.text_safety import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

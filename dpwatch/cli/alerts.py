@@ -12,9 +12,9 @@ from collections.abc import Iterable
 import msgspec
 
 from dpwatch.cli.errors import CommandError
-from dpwatch.cli.plain import printable
 from dpwatch.run.diagnose import KINDS
 from dpwatch.run.model.snapshot import SEVERITIES, Diagnosis, Run
+from dpwatch.text_safety import printable
 
 CLOSE_S = 5.0
 """How long alert commands may go on when all is over."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpwatch.cli.compare_lines import Comparison, compare
-from dpwatch.cli.plain import printable
+from dpwatch.text_safety import printable
 
 NAMES = ("without-1", "without-2", "with")
 

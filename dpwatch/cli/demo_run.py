@@ -12,7 +12,6 @@ from dpwatch.cli import max_batch, sweep
 from dpwatch.cli.errors import FINE, CommandError
 from dpwatch.cli.markdown import markdown
 from dpwatch.cli.output import json_text, table
-from dpwatch.cli.plain import printable
 from dpwatch.cli.progress import teller
 from dpwatch.cli.watch import on_terminal, require_terminal, screen_options
 from dpwatch.demo.max_batch import DEFAULT_CAPACITY_BYTES
@@ -21,6 +20,7 @@ from dpwatch.demo.session import Session
 from dpwatch.demo.sweep import STEPS, parse_counts
 from dpwatch.run.diagnose.oom import MARK
 from dpwatch.run.model.snapshot import Run, Snapshot
+from dpwatch.text_safety import printable
 from dpwatch.trainer.config import ConfigError, TrainConfig, parse_names, require
 from dpwatch.trainer.options import MODELS, configs_from
 

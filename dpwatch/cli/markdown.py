@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dpwatch.cli.plain import printable
 from dpwatch.run.derive.comparison import Figures, figures, labels, traffic_bytes
 from dpwatch.run.model.largest_batch import LargestBatch
 from dpwatch.run.model.snapshot import Rank, Run
+from dpwatch.text_safety import printable
 
 UNKNOWN = "–"
 

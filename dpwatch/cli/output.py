@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from dpwatch.cli.plain import escaped, printable
 from dpwatch.run.derive.comparison import peaks_of_processes
 from dpwatch.run.derive.issuers import recent
 from dpwatch.run.derive.summarize import summary
 from dpwatch.run.model.snapshot import Alert, HostGpu, HostView, Rank, Run
+from dpwatch.text_safety import escaped, printable
 
 UNKNOWN = "–"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpwatch.cli.errors import CommandError
-from dpwatch.cli.plain import printable
+from dpwatch.text_safety import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,7 @@ from importlib import import_module
 
 from dpwatch.cli import settings, watch
 from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
-from dpwatch.cli.plain import printable
+from dpwatch.text_safety import printable
 
 EXAMPLES = """\
 examples:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from dpwatch.run.model.snapshot import Run, RunView
 from dpwatch.run.model.stacks import Group, RankStacks, groups, spans
+from dpwatch.text_safety import printable
 from dpwatch.wire.messages import ThreadStack
 
 
@@ -19,7 +20,7 @@ def run_text(view: RunView, ranks: Sequence[int] = ()) -> str:
     else:
         for group in groups(entries):
             lines += ["", *_group(group, len(entries))]
-    return "\n".join(_printable(line) for line in lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _head(run: Run) -> str:
@@ -81,8 +82,3 @@ def age(entries: Iterable[RankStacks]) -> str:
     """How old the stacks are: `taken 2 s ago`."""
     ages = [entry.age_s for entry in entries if entry.age_s is not None]
     return f"taken {max(ages):.0f} s ago" if ages else "never taken"
-
-
-def _printable(line: str) -> str:
-    """Text from ranks never reaches a terminal as an escape sequence."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)

@@ -1,6 +1,6 @@
 """Text from ranks and other hosts, made safe for a terminal, an environment, a JSON file.
 
-The dashboard has a cleaner of its own (`tui.text`), since it draws cells.
+The dashboard has a cleaner of its own (`tui.draw.text`), since it draws cells.
 """
 
 from __future__ import annotations
