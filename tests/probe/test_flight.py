@@ -22,6 +22,7 @@ from dpwatch.probe.collectives.cuda_capture import CaptureMode, NoCaptureMode
 from dpwatch.probe.collectives.flight_matching import Call, Joiner, decode
 from dpwatch.probe.collectives.flight_recorder import Calls, Flight, Obstacle
 from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Collective, DeviceInfo, Duration
 from tests.frames import batch, hello, step
@@ -396,7 +397,7 @@ def test_the_summary_has_the_recorders_durations(reader, fake, records):
 
     state = RunState("run")
     for frame in [*frames, batch(*records, seq=99)]:
-        state.apply(frame)
+        apply(state, frame)
     run = summarize(state)
     found = {c.op: c for c in run.collectives}
     gather, reduce = found["all_gather"], found["all_reduce"]
