@@ -1,6 +1,6 @@
 """The dashboard: panels, and what is opened from them. It computes no metric.
 
-Which moment of which run they draw is decided in `moments`.
+Which moment of which run they draw is decided in `snapshots.playback`.
 """
 
 from __future__ import annotations

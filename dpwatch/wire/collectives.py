@@ -137,7 +137,7 @@ class Issuer(msgspec.Struct, array_like=True, frozen=True):
     Told by the first rank of the group only, and of its own calls.
 
     Attributes:
-        framework: Whose function it is: a name from `probe.frameworks`, else the package's.
+        framework: Whose function it is: a name from `probe.stack.frameworks`, else the package's.
         function: The function, as one would import it.
         purpose: What for, in a few words; "" where that is not known.
         op: As all up to `dtype` in `Collective`.

@@ -133,7 +133,7 @@ def in_parts(blob: bytes) -> list[bytes]:
 
 
 def head_socket(context: zmq.Context[Any], endpoint: str, keys: Keys) -> zmq.Socket[bytes]:
-    """The head's end: only who has the client's key comes in (see `hub.zap`).
+    """The head's end: only who has the client's key comes in (see `hub.cluster.zap_handler`).
 
     Raises:
         zmq.ZMQError: Nothing can be bound there.

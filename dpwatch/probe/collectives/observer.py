@@ -6,13 +6,13 @@ kernel boxed, holds it, and deadlocks with gloo's worker.) It changes neither ar
 
 When a call is done is known in two ways:
 
-- Python callers get a `Work`, or a future of it, and wait for it: see `collectives_waits`. Nothing
+- Python callers get a `Work`, or a future of it, and wait for it: see `waits`. Nothing
   keeps either alive.
 - From C++ nobody passes by again, so on sampled steps a callback on the work's future tells. It
   needs the GIL on the backend's thread, hence only as often as costs under 1 % of a step.
 
 On CUDA neither tells the truth (both come when the kernel is queued): `completed_ns` is None there.
-Durations may follow from torch's flight recorder (see `flight`), which is told of returned calls.
+Durations may follow from torch's own recorder (see `flight_recorder`), told of returned calls.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A `TorchDispatchMode` sees what each op returns; a weak reference on the untyped storage tells when
 it is gone, wherever that happens, in C++ autograd on another thread too. What comes out is a list
-of events in time order that `memory_account` adds up after the step.
+of events in time order that `account` adds up after the step.
 
 The mode is on only in sampled steps, and runs the very op it was handed. That it is there at all
 makes ATen choose other ways through some composite operations: so it is for virtual devices, and

@@ -33,7 +33,7 @@ class Entry:
     Attributes:
         device: Index of the device that owns it.
         nbytes: Its size now.
-        category: Once known for sure, else None (`memory_account` then goes by its life).
+        category: Once known for sure, else None (`account` then goes by its life).
         in_backward: Allocated while autograd ran.
         carried: It was there before the sampled step began.
         bucket: A gradient bucket of DDP's reducer.

@@ -1,13 +1,13 @@
 """Which instrument measures memory, and the exact one: a ledger of every storage.
 
-`start` chooses. A script's own devices are measured passively (`memory_passive`): nothing of the
+`start` chooses. A script's own devices are measured passively (`passive`): nothing of the
 probe stands in the dispatcher's way. The exact ledger is for virtual devices, whose bytes lie
 beside each other in one process's host memory, and for whoever asks for it
 (`watch(memory="exact")`, `dpwatch run --memory exact`, `DPWATCH_MEMORY=exact`).
 
-On a sampled step it follows every storage through the dispatcher (`memory_mode`), and finds what
-was there before by walking models and optimizers (`memory_walk`). A sampled step costs a few to
-twenty percent, so steps are sampled so seldom that the mean stays below one (`memory_pace`).
+On a sampled step it follows every storage through the dispatcher (`dispatch_mode`), and finds what
+was there before by walking models and optimizers (`walk`). A sampled step costs a few to
+twenty percent, so steps are sampled so seldom that the mean stays below one (`pace`).
 
 Any dispatch mode makes ATen choose other ways through some operations, so results may differ in
 the last bits there. So the ledger stands aside for good as soon as it meets what modes are known

@@ -1,9 +1,9 @@
 """Memory of a user's script: read and walked now and then, nothing followed and nothing hooked.
 
-In a sampled step: what the device holds by whoever counts it anyway (`memory_gauges`), what models
-and optimizers keep by walking them (`memory_walk`), to the byte, and activations as an estimate
-(`memory_rise`). What is neither, such as temporaries, is unknown. Samples are spaced by what they
-cost (`memory_pace`).
+In a sampled step: what the device holds by whoever counts it anyway (`gauges`), what models
+and optimizers keep by walking them (`walk`), to the byte, and activations as an estimate
+(`rise`). What is neither, such as temporaries, is unknown. Samples are spaced by what they
+cost (`pace`).
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Lane:
         asleep: The step is only counted: hooks pass by, but for backward and the optimizer.
         over: The probe, or this lane's part in it, has ended.
         taken: A thread has a job for this lane at the moment.
-        sums: Of the step under way, laid out as in `sums`.
+        sums: Of the step under way, laid out as in `step_record`.
         transfers: Bytes and nanoseconds by (kind, source, destination).
         phase: Index into `PHASES`, `NO_PHASE` between phases.
         named: The phase is one that the trainer named itself (`probe.phase`).

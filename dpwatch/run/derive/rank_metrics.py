@@ -1,6 +1,6 @@
 """A lane's typical figures, from its last steps and its collectives' tallies.
 
-Here they are derived lane by lane. `columns` derives the same of many lanes at once.
+Here they are derived lane by lane. `rank_metrics_by_numpy` derives the same of many lanes at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The figures of `figures`, of many lanes at once, by numpy.
+"""The figures of `rank_metrics`, of many lanes at once, by numpy.
 
 The same sums, medians and interpolations in the same order, so both give the same numbers; a test
 holds one against the other. Lanes of ranks with several devices or copies are few, since such a
-rank is one process, and are left to `figures`.
+rank is one process, and are left to `rank_metrics`.
 """
 
 from __future__ import annotations

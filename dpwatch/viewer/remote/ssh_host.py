@@ -1,9 +1,9 @@
 """Runs on another host, over the system's OpenSSH: found there, their sockets forwarded here.
 
 One `ssh` process a host is both: the master of its connection, and a session in which a few lines
-of `sh` tell what is there (`far_side`). The sockets of each run's hub are forwarded into a folder
-that looks like the run's own, `run.json` and lock and all, so that a `Watcher` follows it as if it
-were here. When the connection is lost the folder stays, the run's last state with it, and the
+of `sh` tell what is there (`agent_script`). The sockets of each run's hub are forwarded into a
+folder that looks like the run's own, `run.json` and lock and all, so that a `Watcher` follows it as
+if it were here. When the connection is lost the folder stays, the run's last state with it, and the
 connection is tried again.
 
 Everything in the user's ssh configuration applies: names, keys, agent, jump hosts, known hosts.
