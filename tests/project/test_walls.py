@@ -1,8 +1,10 @@
 """The import walls, seen in a fresh interpreter: what a package really brings with it."""
 
+import graphlib
 import subprocess
 import sys
 
+import grimp
 import pytest
 
 VIEWER = [
@@ -22,7 +24,9 @@ VIEWER = [
     "dpwatch.trainer.launch",
 ]
 HEAVY = {"torch", "numpy"}
-SCREEN = {"textual", "rich", "dpwatch.hub", "dpwatch.tui", "dpwatch.cli"}
+SCREEN = {
+    "textual", "rich", "dpwatch.run", "dpwatch.hub", "dpwatch.viewer", "dpwatch.tui", "dpwatch.cli",
+}  # fmt: skip
 
 
 def modules_after(statement):
@@ -44,4 +48,10 @@ def test_the_probe_brings_no_screen():
 
 def test_the_hub_process_is_light():
     brought = modules_after("import dpwatch.hub.server")
-    assert not brought & {"textual", "rich", "asyncio", "dpwatch.tui"}
+    assert not brought & {"textual", "rich", "asyncio", "dpwatch.tui", "dpwatch.viewer"}
+
+
+def test_no_modules_import_each_other_in_a_circle_not_even_for_types():
+    graph = grimp.build_graph("dpwatch", exclude_type_checking_imports=False, cache_dir=None)
+    imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    graphlib.TopologicalSorter(imports).prepare()

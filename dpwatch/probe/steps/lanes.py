@@ -20,8 +20,8 @@ counts behind.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dpwatch.probe.steps.step_record import (
     BUSY,
@@ -38,8 +38,11 @@ from dpwatch.probe.steps.thread_clock import Clocks, Sample, ThreadClock
 from dpwatch.wire.messages import PHASES
 
 if TYPE_CHECKING:
+    from torch.amp import GradScaler
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
     from dpwatch.probe.steps.cuda_events import DeviceTimes
-    from dpwatch.probe.steps.tracker import Steps
 
 DATA, H2D, FORWARD, BACKWARD, OPTIMIZER = range(len(PHASES))
 NO_PHASE = -1
@@ -68,6 +71,75 @@ class Here(threading.local):
 
 
 here = Here()
+
+
+class Events(Protocol):
+    """What hooks tell of a thread's work, to whoever finds steps in it (`tracker.Steps`).
+
+    Those that begin something return what `Lane.leave` goes back to, `KEPT` if it does not count.
+
+    Attributes:
+        main: The training thread's lane.
+        dozed_backwards: Backwards of a step that is only counted …
+        heeded: … and from how many on they are told of one by one.
+    """
+
+    main: MainLane
+    dozed_backwards: int
+    heeded: int
+
+    def module_begins(
+        self, lane: Lane, module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> int:
+        """An outermost module is called."""
+
+    def pass_raised(self, lane: Lane) -> None:
+        """A forward or backward has raised, and does so still."""
+
+    def data_begins(self, lane: Lane) -> int:
+        """A data loader is asked for a batch."""
+
+    def backward_begins(self, lane: Lane) -> int:
+        """Backward, or `torch.autograd.grad`, is called."""
+
+    def backward_ends(
+        self,
+        lane: Lane,
+        before: int,
+        roots: Sequence[Any],
+        gradients: Sequence[Any],
+        *,
+        done: bool,
+        keeps: bool,
+    ) -> None:
+        """It is over, `done` unless it raised; `keeps`: its gradients are added up."""
+
+    def optimizer_begins(self, lane: Lane, optimizer: Optimizer) -> None:
+        """An optimizer's step begins, perhaps inside another's."""
+
+    def optimizer_ends(self, lane: Lane, optimizer: Optimizer) -> None:
+        """It is over."""
+
+    def dozed_backward(self) -> None:
+        """A backward of a step that is only counted is over."""
+
+    def dozed_optimizer_begins(self, lane: Lane) -> None:
+        """An optimizer's step in such a step begins."""
+
+    def dozed_optimizer_ends(self, lane: Lane) -> None:
+        """It is over."""
+
+    def scaled(self, scaler: GradScaler, outputs: Any) -> None:
+        """A GradScaler has scaled these losses."""
+
+    def say_step(self) -> None:
+        """The script says that its step ends here."""
+
+    def say_samples(self, lane: Lane, n: int) -> None:
+        """The trainer counts its samples itself."""
+
+    def phase_begins(self, lane: Lane, phase: int) -> int:
+        """The trainer names a phase itself."""
 
 
 class Lane:
@@ -118,7 +190,7 @@ class Lane:
     between = GIL
     """What blocked time between the phases counts as."""
 
-    def __init__(self, device: int, clocks: Clocks, steps: Steps) -> None:
+    def __init__(self, device: int, clocks: Clocks, steps: Events) -> None:
         self.device = device
         self.steps = steps
         self.wall: Callable[[], int] = clocks.wall
@@ -306,7 +378,7 @@ class MainLane(Lane):
 
     between = IDLE
 
-    def __init__(self, clocks: Clocks, collectives: Issues, steps: Steps, device: int = 0) -> None:
+    def __init__(self, clocks: Clocks, collectives: Issues, steps: Events, device: int = 0) -> None:
         super().__init__(device, clocks, steps)
         self.thread = threading.get_ident()
         self._collectives = collectives

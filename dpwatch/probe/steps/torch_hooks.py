@@ -40,8 +40,8 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from dpwatch.probe import dynamo
 from dpwatch.probe.foreign import own_fault
 from dpwatch.probe.stack.frameworks import stands_for
-from dpwatch.probe.steps.lanes import KEPT, Lane, here
-from dpwatch.probe.steps.tracker import Steps, hook_codes
+from dpwatch.probe.steps.lanes import KEPT, Events, Lane, here
+from dpwatch.probe.steps.tracker import hook_codes
 
 Fail = Callable[[BaseException], None]
 Newcomer = Callable[[], Lane | None]
@@ -195,7 +195,7 @@ def _forward_over(original: Callable[..., Any], fail: Fail) -> Callable[..., Any
     return __call__
 
 
-def _heed(steps: Steps, fail: Fail) -> None:
+def _heed(steps: Events, fail: Fail) -> None:
     try:
         steps.dozed_backward()
     except Exception as error:  # noqa: BLE001
