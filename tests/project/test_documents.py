@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from dpwatch.cli import doctor, stacks
 from dpwatch.cli.checks.check import Check
@@ -41,15 +42,32 @@ def test_every_record_and_its_fields_in_order():
         assert named == list(record.__struct_fields__), tag
 
 
-def test_every_json_field():
+JSON_SECTIONS = {
+    "## Summary": ("Summary",),
+    "## A run": ("Run", "Model", "Loss"),
+    "## `ranks[]`": ("Rank", "StepTime", "PhaseTimes", "CommTimes", "GpuUse"),
+    "### `memory`": ("MemoryUse", "Categories"),
+    "## `other_hosts[]`": ("HostView",),
+    "## `collectives[]`": ("CollectiveStats", "LastArrival"),
+    "## `issuers[]`": ("IssuerStats",),
+    "## `messages[]`": ("MessageStats",),
+    "## `transfers[]`": ("TransferStats",),
+    "## `balance`": ("Balance",),
+    "## `diagnoses[]`": ("Diagnosis",),
+    "## `alerts[]`": ("Alert",),
+}
+
+
+@pytest.mark.parametrize("heading", JSON_SECTIONS)
+def test_every_json_field_stands_in_its_section(heading):
     page = text("json.md")
     assert snapshot.SCHEMA in page
-    for name in ("Run", "Rank", "StepTime", "PhaseTimes", "CommTimes", "MemoryUse", "Categories",
-                 "GpuUse", "CollectiveStats", "MessageStats", "LastArrival", "TransferStats",
-                 "Balance", "Diagnosis", "Model", "Loss", "Summary", "HostView",
-                 "IssuerStats"):  # fmt: skip
+    _, found, rest = page.partition(f"\n{heading}")
+    assert found
+    section = re.split(r"\n##? ", rest)[0]
+    for name in JSON_SECTIONS[heading]:
         for field in getattr(snapshot, name).__struct_fields__:
-            assert f"`{field}`" in page, f"docs/json.md does not name {name}.{field}"
+            assert f"`{field}`" in section, f"{heading} does not name {name}.{field}"
 
 
 def test_the_json_of_searches_and_sweeps():

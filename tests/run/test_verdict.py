@@ -8,7 +8,7 @@ from dpwatch.run.state.encoding import decode, encode
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Step, Tick
 from tests.frames import MS, START_NS, batch, hello
-from tests.hub.test_hang import SECOND, WORLD, at
+from tests.run.test_hang import SECOND, WORLD, at
 
 TIMED_OUT = Bye("failed", "RuntimeError: [gloo/transport/tcp/pair.cc] Timed out waiting 25000ms")
 RESET = Bye("failed", "RuntimeError: [gloo/transport/tcp/pair.cc] Connection closed by peer")
