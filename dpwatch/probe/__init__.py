@@ -37,9 +37,10 @@ def watch(
     """Streams what this process's training does, from now until the end or `close`.
 
     The calling thread is the training thread. A second call returns the same probe; where the
-    first was `dpwatch run`'s, which knows nothing of the run, what the second one says counts. With
-    `DPWATCH=0`, or when the probe can't start (which it says in one line on stderr), what comes
-    back does nothing.
+    first was `dpwatch run`'s, which knows nothing of the run, what the second one says counts.
+
+        with dpwatch.watch(total_steps=1000):
+            train()
 
     Args:
         strategy: `single`, `dp`, `ddp`, …; "" if nobody knows.
@@ -48,6 +49,14 @@ def watch(
         total_steps: Steps the run intends to do, if known.
         memory: `passive` or `exact` (docs/memory.md says what the latter may change); by default
             what `DPWATCH_MEMORY` says, else `passive`.
+
+    Returns:
+        The process's probe, which is a context manager: at the end of its block the run is closed,
+        `failed` if an exception leaves it. With `DPWATCH=0`, or when the probe can't start (which
+        it says in one line on stderr), one that does nothing.
+
+    Raises:
+        Nothing of its own, neither here nor later.
     """
     if os.environ.get("DPWATCH") == "0" or sys.is_finalizing():
         return NullProbe()
@@ -139,8 +148,11 @@ def _say(error: Exception) -> None:
 def step() -> None:
     """Says that a training step ends here, for scripts whose steps are not their optimizer's.
 
-    From the first call on only such calls end steps. On the training thread, outside of forward
-    and backward; without a probe it does nothing.
+    From the first call on only such calls end steps. To be called on the training thread, outside
+    of forward and backward, once a step; elsewhere, and without a probe, it does nothing.
+
+    Raises:
+        Nothing of its own.
     """
     if _current is not None and not _current.over:
         _current.step()

@@ -21,13 +21,29 @@ class ProbeLike(Protocol):
     """The probe's public face. No method blocks, raises into the caller, or touches a tensor."""
 
     def lane(self, device: int) -> AbstractContextManager[None]:
-        """This thread works for `device` (index into the run's devices) meanwhile."""
+        """This thread works for a device meanwhile.
+
+        Args:
+            device: Index into the devices that `watch` was given.
+        """
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """The current lane is in phase `name`, of `wire.messages.PHASES`; the outermost wins."""
+        """The thread's device is in a phase of the step meanwhile.
+
+        Args:
+            name: `data`, `h2d`, `forward`, `backward` or `optimizer`. Of nested phases the
+                outermost counts; any other name counts as `other`.
+        """
 
     def transfer(self, kind: str, src: int, dst: int, nbytes: int) -> AbstractContextManager[None]:
-        """Times one copy of `nbytes` between two devices of this process."""
+        """Times one copy between two devices of this process.
+
+        Args:
+            kind: What it is for, as Communication shows it: `scatter`, `gather`, …
+            src: Index of the device that sends …
+            dst: … and of the one that receives.
+            nbytes: Its payload, in bytes.
+        """
 
     def waiting(self) -> AbstractContextManager[None]:
         """This thread waits for another one meanwhile: idle time, never GIL wait.
@@ -47,13 +63,26 @@ class ProbeLike(Protocol):
         """
 
     def samples(self, n: int) -> None:
-        """This lane's device processes `n` batch elements in this step (calls add up)."""
+        """Counts what the thread's device processes in this step.
+
+        Args:
+            n: Batch elements; calls add up.
+        """
 
     def loss(self, value: float) -> None:
-        """This step's loss; a later call in the same step replaces it."""
+        """Tells this step's loss.
+
+        Args:
+            value: In whatever unit the script has; a later call in the same step replaces it.
+        """
 
     def close(self, state: str = "finished", reason: str = "") -> None:
-        """Ends the run: `finished`, or `failed` with one line why. Later calls do nothing."""
+        """Ends the run; later calls do nothing.
+
+        Args:
+            state: `finished` or `failed`.
+            reason: One line that says why it failed.
+        """
 
     def __enter__(self) -> ProbeLike: ...
 
