@@ -142,7 +142,7 @@ class _Rank:
 
     @property
     def in_trouble(self) -> bool:
-        """It failed, was ended by somebody, or is gone without a word."""
+        """It failed, was ended by somebody, or exited without reporting."""
         return self.gone_silently or isinstance(self.end, Failed | Stopped)
 
     @property
@@ -310,7 +310,7 @@ class _Run:
     def _cause(self) -> tuple[str, str, str]:
         """What began the trouble: a line, a traceback if any, a device that ran out of memory.
 
-        A rank that is gone without a word comes before one that raised: its peers raise because
+        A rank that exited without reporting comes before one that raised: its peers raise because
         it is gone.
         """
         for rank in self.ranks:

@@ -18,7 +18,7 @@ examples:
   dpwatch ssh node1                       a host as your ssh configuration knows it
   dpwatch ssh ada@node1 ada@node2         several hosts in one screen
   dpwatch ssh --ssh 'ssh -p 2222' node1   options for ssh itself
-  dpwatch ssh node1 --once --json         one look, as JSON
+  dpwatch ssh node1 --once --json         one snapshot, as JSON
 
 Over there nothing is needed but sh and a run that is watched (dpwatch run, or dpwatch.watch()).
 Of a host without a run the GPUs are shown, where nvidia-smi is on its PATH or a dpwatch is there.

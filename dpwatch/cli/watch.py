@@ -1,4 +1,4 @@
-"""`dpwatch`: the dashboard over every live run on this host, or one look at them (`--once`)."""
+"""`dpwatch`: the dashboard over every live run on this host, or one snapshot of them (`--once`)."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def how_many(text: str) -> int:
         argparse.ArgumentTypeError: It is none.
     """
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of runs, such as 3")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of runs, such as 3")
     return int(text)
 
 

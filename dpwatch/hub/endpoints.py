@@ -2,7 +2,7 @@
 
 A cleaner of /tmp, a second program that binds the same path (which libzmq lets it, silently), or a
 whole directory removed: ranks that are connected would go on sending to a hub that no viewer finds.
-So the hub looks whether all is as it left it, and makes it anew, unless another hub has come.
+So the hub looks whether all is as it left it, and recreates it, unless another hub has come.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 One thread, one poll loop. Ranks' frames come in, move the state, and go out again numbered;
 a viewer that comes late asks for the whole state first. The hub ticks once a second, tells when a
-rank's process has ended without a word, and ends by itself when nobody needs it any more.
+rank's process has ended without reporting, and ends by itself when nobody needs it any more.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ class Hub:
             self.displaced = True
             self.stop()
         else:
-            _log.warning("its files in %s were taken away: made anew", self.place.path)
+            _log.warning("its files in %s were taken away: recreated", self.place.path)
 
     def _take_in(self) -> None:
         for _ in range(TURN_FRAMES):
@@ -519,7 +519,7 @@ class Hub:
 
 
 class _LogFile(logging.Handler):
-    """`hub.log`, opened for each of its few lines: the folder may be removed and made anew."""
+    """`hub.log`, opened for each of its few lines: the folder may be removed and recreated."""
 
     def __init__(self, place: RunDir) -> None:
         super().__init__()

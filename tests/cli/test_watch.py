@@ -71,7 +71,7 @@ needs_torch = pytest.mark.skipif(not TORCH, reason="the demo asks for torch firs
         (["--json"], "--once"),
         (["nonsense"], "demo"),
         (["--once", "extra"], "demo"),
-        (["--last", "0"], "'0' is no number of runs"),
+        (["--last", "0"], "'0' is not a number of runs"),
         (["--last", "--web"], "--last"),
         (["demo", "--json", "--markdown"], "not allowed with"),
         ([], "terminal"),

@@ -76,7 +76,7 @@ def test_an_error_of_its_own_is_none_of_its_peers(reason):
     ("bye", "how"),
     [
         (Bye("lost", "process 1 was killed by SIGKILL", -signal.SIGKILL), KILLED),
-        (Bye("lost", "process 1 is gone without a word"), KILLED),
+        (Bye("lost", "process 1 exited without reporting"), KILLED),
         (Bye("lost", "process 1 ended with exit code 3", 3), QUIT),
         (Bye("failed", "exit code 3: process 1 exited without reporting", 3), QUIT),
         (Bye("failed", "exit code 1", 1), QUIT),
@@ -113,7 +113,7 @@ def test_who_gave_up_or_was_stopped_comes_after_who_ended_by_itself():
 
 def test_who_is_gone_nobody_knows_how_after_another_gave_up_was_stopped():
     """A launcher often fetches an exit before anybody can read it."""
-    gone = Bye("lost", "process 1 is gone without a word")
+    gone = Bye("lost", "process 1 exited without reporting")
     gave_up = Bye("failed", GIVEN_UP[0])
     assert order(gone, gave_up) == [(0, KILLED), (1, GAVE_UP)]
     assert order(gave_up, gone) == [(0, GAVE_UP), (1, STOPPED)]

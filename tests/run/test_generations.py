@@ -1,4 +1,4 @@
-"""Groups that are destroyed and made anew: calls match within a generation only."""
+"""Groups that are destroyed and recreated: calls match within a generation only."""
 
 import msgspec
 import pytest

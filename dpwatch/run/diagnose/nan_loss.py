@@ -1,4 +1,4 @@
-"""`nan_loss`: the loss is no number any more.
+"""`nan_loss`: the loss is NaN or infinite.
 
 Rule: the last loss that a rank told is nan or infinite. A rank is said to be the first only if all
 others that tell a loss told a good one for the step where its own was bad, or for a later one: in
@@ -14,7 +14,7 @@ from dpwatch.run.state.run_state import RunState
 
 
 def rule(run: Run, state: RunState) -> Finding | None:
-    """Fires on the ranks whose loss is no number."""
+    """Fires on the ranks whose loss is NaN or infinite."""
     bad = {r: rank.bad_loss for r, rank in state.ranks.items() if rank.bad_loss is not None}
     if not bad:
         return None

@@ -1,4 +1,4 @@
-"""Who came to each collective when: calls that are not whole yet, and who came last to the others.
+"""Who came to each collective when: calls still waiting for ranks, and who came last to the others.
 
 A collective goes on when its last rank has come: `wait(r) = last arrival - arrival(r)`. So the rank
 that came last made the others wait, however fast it looks otherwise, and they are its victims.
@@ -144,7 +144,7 @@ class Arrivals(msgspec.Struct):
     generations: dict[str, int] = {}
 
     def opened(self) -> dict[str, OpenCall]:
-        """Calls that are not whole yet, the packed ones too, in groups that are still there."""
+        """Calls still waiting for ranks, the packed ones too, in groups that are still there."""
         if not self.generations:
             return self._all()
         return {

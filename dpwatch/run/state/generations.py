@@ -1,4 +1,4 @@
-"""Process groups that are destroyed and made anew: which calls of equal numbers belong together.
+"""Process groups that are destroyed and recreated: which calls of equal numbers belong together.
 
 torch reuses a group's name, and each group of a name numbers its calls from 0. So a probe says how
 many groups of that name its process has had before (`Collective.generation`), and calls match only

@@ -43,7 +43,7 @@ class LaneState(msgspec.Struct):
 
 
 class BadLoss(msgspec.Struct, array_like=True):
-    """A loss that is no number: since which step, which (`nan`, `inf`), the last good one's too."""
+    """A NaN or infinite loss: since which step, which (`nan`, `inf`), the last good one's too."""
 
     step: int
     value: str

@@ -321,12 +321,12 @@ def _ending(frame: Frame, view: RunView, width: int, palette: Palette) -> Block:
     reason = clean(view.run.reason, 300)
     if frame.state == "stale":
         silent = f" for {fmt.silence(frame.silent_s)}" if frame.silent_s is not None else ""
-        text = f" ~ STALE  the run's hub has been silent{silent}; what stands here is old"
+        text = f" ~ STALE  the run's hub has been silent{silent}; showing last known values"
         return [line((text, palette.warn))]
     words = {
         "finished": "this is the last state",
         "failed": reason or "no reason was given",
-        "lost": reason or "its processes are gone, without a word",
+        "lost": reason or "its processes exited without reporting",
         "hung": reason or "ranks wait for each other and nothing moves",
     }
     if view.run.state not in words:

@@ -30,7 +30,7 @@ NOTICES = 8
 WITH_TORCH = (
     ("see it at work, no GPU needed", "dpwatch demo --gpus 4"),
     (
-        "train with the trainer that comes along",
+        "train with the bundled trainer",
         "torchrun --nproc-per-node 4 -m dpwatch.trainer --strategy ddp",
     ),
 )
@@ -164,8 +164,8 @@ _STATES = (
     ("failed", "it raised"),
     ("stalled", "no step for long"),
     ("hung", "ranks wait for each other"),
-    ("lost", "the process is gone without a word"),
-    ("stale", "the hub is silent; what stands here is old"),
+    ("lost", "the process exited without reporting"),
+    ("stale", "the hub is silent; these are the last known values"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Process groups that are destroyed and made anew, with training before, between and after.
+"""Process groups that are destroyed and recreated, with training before, between and after.
 
 command: {torchrun} {script}
 order: any
