@@ -1,6 +1,7 @@
 """What a signal handler raises while the probe sees a collective reaches the script, whole."""
 
 import ctypes
+import gc
 import operator
 import signal
 import sys
@@ -36,9 +37,20 @@ def handler():
     signal.signal(signal.SIGUSR1, before)
 
 
+LAST_GROUP = []
+
+
 @pytest.fixture
 def world():
+    """A group that outlives its DDP models.
+
+    A reducer that is the last to own a group ends the group's threads with the GIL held, and for
+    good if one of them waits for the GIL: to tell of a call that an interrupt has left unwaited.
+    """
+    gc.collect()
+    LAST_GROUP.clear()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    LAST_GROUP.append(dist.group.WORLD)
     yield
     dist.destroy_process_group()
 
