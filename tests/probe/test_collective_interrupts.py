@@ -44,8 +44,8 @@ LAST_GROUP = []
 def world():
     """A group that outlives its DDP models.
 
-    A reducer that is the last to own a group ends the group's threads with the GIL held, and for
-    good if one of them waits for the GIL: to tell of a call that an interrupt has left unwaited.
+    A reducer that is the last to own a group ends the group's threads with the GIL held, and waits
+    for good if one of them wants the GIL (torch 2.13, with and without an observer).
     """
     gc.collect()
     LAST_GROUP.clear()
