@@ -265,7 +265,7 @@ def test_a_frame_that_the_hub_fails_at_does_not_end_it(monkeypatch, caplog):
     assert "some bug" in caplog.text
 
 
-def test_a_folder_that_is_removed_is_made_anew():
+def test_a_folder_that_is_removed_is_recreated():
     with hub_process() as (place, process), rank(place) as send:
         send(batch(hello(), step(0)))
         still_serves(place)
@@ -277,7 +277,7 @@ def test_a_folder_that_is_removed_is_made_anew():
             send(batch(step(1), seq=1))  # and who was connected still is
             until(watcher, has("run", steps=2))
         assert place.read_info().hub_pid == process.pid
-        assert "made anew" in log_of(place)
+        assert "recreated" in log_of(place)
 
 
 def test_a_stolen_socket_is_taken_back():
@@ -286,7 +286,7 @@ def test_a_stolen_socket_is_taken_back():
         thief = context.socket(zmq.PULL)
         thief.bind(place.ingest)  # libzmq takes the path from the hub, and says nothing
         mark = (place.path / "in").lstat().st_ino
-        eventually(lambda: "made anew" in log_of(place), "a line in the log")
+        eventually(lambda: "recreated" in log_of(place), "a line in the log")
         assert (place.path / "in").lstat().st_ino != mark
         still_serves(place)
         thief.close(linger=0)  # which removes the path once more

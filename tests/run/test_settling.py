@@ -155,7 +155,7 @@ def in_the_window(tallies):
     tallies.cells, tallies.size, tallies.seen = whole.cells, whole.size, min(len(kept), 3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 1 << 32))
 @example(seed=46315)  # an older row goes, or stays where nobody looks
 @example(seed=3881189)  # such a row's step comes once more
