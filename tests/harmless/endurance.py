@@ -18,6 +18,7 @@ from typing import Any
 
 from tests.harmless.parallel import in_order
 from tests.harmless.rows import DIFFERS, SAME, Report, Row, wanted
+from tests.harmless.script_run import wait_for_end_of_hubs
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 3600
@@ -58,11 +59,11 @@ def run(report: Report, patterns: Sequence[str], *, quick: bool, jobs: int) -> N
 
 
 def _told(kind: str, count: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="dpw-") as runtime:
+    with tempfile.TemporaryDirectory(prefix="dpw-") as folder:
         env = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
-            "DPWATCH_RUNTIME_DIR": runtime,
+            "DPWATCH_RUNTIME_DIR": f"{folder}/rt",
             "DPWATCH_RUN_ID": "long",
             "DPWATCH_HUB_LINGER_S": "3",
         }
@@ -74,6 +75,7 @@ def _told(kind: str, count: int) -> dict[str, Any]:
             text=True,
             timeout=TIMEOUT_S,
         )
+        wait_for_end_of_hubs(Path(folder))  # which would make the folder again
     if done.returncode:
         return {"failed": done.stderr[-2000:] or f"exit code {done.returncode}"}
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
