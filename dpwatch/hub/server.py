@@ -30,10 +30,10 @@ from dpwatch.hub.processes import Processes, exit_of, runs, state_of
 from dpwatch.hub.resource_guard import LOOK_S, Guard, Seldom, allow_files
 from dpwatch.hub.stack_requests import Asking
 from dpwatch.run.derive import run_views
-from dpwatch.run.derive.summarize import MANY, summarize
+from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.derive.verdict import ended
 from dpwatch.run.derive.wait_graph import is_silent
-from dpwatch.run.diagnose.advance import advance
+from dpwatch.run.diagnose.advance import MANY, advance
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.encoding import encode
 from dpwatch.run.state.exits import joined, seen

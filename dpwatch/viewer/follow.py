@@ -17,10 +17,10 @@ import msgspec
 import zmq
 
 from dpwatch.run.derive import run_views
-from dpwatch.run.derive.summarize import MANY, summarize, view
+from dpwatch.run.derive.summarize import summarize, view
 from dpwatch.run.derive.titles import told_apart
 from dpwatch.run.derive.verdict import ended
-from dpwatch.run.diagnose.advance import advance
+from dpwatch.run.diagnose.advance import MANY, advance
 from dpwatch.run.model.snapshot import History, HostGpu, Run, RunView, Snapshot
 from dpwatch.run.state.encoding import decode
 from dpwatch.run.state.run_state import RunState

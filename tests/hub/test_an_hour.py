@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from dpwatch.hub.server import Hub
 from dpwatch.run.derive.downsample import few
 from dpwatch.run.derive.run_views import POINTS
-from dpwatch.run.derive.summarize import MANY
 from dpwatch.run.derive.timeline import STEPS
+from dpwatch.run.diagnose.advance import MANY
 from dpwatch.run.state.curves import CURVE_POINTS, Envelope, Thinned
 from dpwatch.wire import codec, paths
 from dpwatch.wire.messages import Bye, Collective, Step, Tick

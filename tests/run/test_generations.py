@@ -5,11 +5,10 @@ import pytest
 
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.diagnose import desync
-from dpwatch.run.state import apply as apply_module
 from dpwatch.run.state.apply import apply
 from dpwatch.run.state.encoding import decode, encode
+from dpwatch.run.state.flush import flush
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.settle import settle
 from dpwatch.wire.gather import gathered
 from dpwatch.wire.messages import Beat, Collective, Position
 from tests.frames import MS, START_NS, batch, hello
@@ -17,11 +16,9 @@ from tests.frames import MS, START_NS, batch, hello
 OTHER_PID = 77
 
 
-@pytest.fixture(params=["one by one", "together"])
-def run(request, monkeypatch):
-    """A run of two ranks; of few ranks each call is booked as it comes, of many all together."""
-    if request.param == "together":
-        monkeypatch.setattr(apply_module, "MANY", 0)
+@pytest.fixture
+def run():
+    """A run of two ranks."""
     return RunState("run")
 
 
@@ -38,7 +35,7 @@ def say(run, rank, *records, pid=None):
 
 def whole(run):
     """How many calls both ranks are known to have entered."""
-    settle(run)
+    flush(run)
     return sum(sum(op.last_calls.values()) for op in run.ops.values())
 
 
@@ -54,7 +51,7 @@ def test_ranks_that_make_a_group_anew_together_match_in_each(run):
         for rank in range(2):
             say(run, rank, *life(generation))
     assert whole(run) == 15
-    assert not run.arrivals.opened()
+    assert not run.arrivals.open.rows
 
 
 def test_many_generations_in_a_frame_match_each_its_own(run):
@@ -75,7 +72,7 @@ def test_a_process_in_anothers_place_is_in_the_next_generation(run, first):
     says[first]()
     says[1 - first]()
     assert whole(run) == 9 + 5
-    assert not run.arrivals.opened()
+    assert not run.arrivals.open.rows
     assert run.arrivals.mismatch is None
     # Both count on from there.
     say(run, 0, *life(2))
@@ -91,7 +88,7 @@ def test_steps_compare_within_a_group_that_was_made_anew(run):
     stuck = call(10, 1), msgspec.structs.replace(call(10, 1), step=410)
     say(run, 0, *at_400, stuck[1])
     say(run, 1, hello(2), *life(0, calls=9), pid=OTHER_PID)
-    settle(run)
+    flush(run)
     now_ns = START_NS + 60_000 * MS
     for rank, step in ((0, 410), (1, 10)):
         place = Position("default", 2, 10, "all_reduce", 8, "f32", START_NS, step, False, "a:1",
@@ -109,8 +106,8 @@ def test_what_was_left_open_in_a_group_that_is_no_more_is_compared_with_nothing(
     for rank in range(2):
         say(run, rank, *life(1, calls=7))
     assert whole(run) == 5 + 7
-    assert not run.arrivals.opened()
-    assert not list(run.arrivals.standing())
+    assert not list(run.arrivals.waiting())
+    assert not list(run.arrivals.open_signatures())
     assert desync.rule(summarize(run), run) is None
 
 
@@ -120,7 +117,7 @@ def test_a_rank_that_joins_later_is_in_the_newest_generation(run):
     say(run, 0, *life(1))
     say(run, 1, *life(1))
     say(run, 2, hello(3), *life(0))
-    settle(run)
+    flush(run)
     assert run.ranks[2].shifts == {"default": 1}
 
 
@@ -155,6 +152,6 @@ def test_strangers_do_not_make_the_count_grow_without_end(run):
     say(run, 0, hello(1), pid=OTHER_PID)
     for place in range(600):
         say(run, 0, call(0, 3, group=f"g{place}"), pid=OTHER_PID)
-    settle(run)
+    flush(run)
     rank = run.ranks[0]
     assert max(map(len, (rank.shifts, rank.generations))) <= 513

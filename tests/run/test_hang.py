@@ -8,6 +8,7 @@ import pytest
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.diagnose import desync, hang, rank_lost
 from dpwatch.run.state.apply import apply
+from dpwatch.run.state.flush import flush
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Collective, Position, Step, Tick
 from tests.frames import MS, START_NS, batch, hello, window
@@ -44,6 +45,7 @@ def standing(places, *, after_s=4.0, still=True, silent=(), steps=10, ended=None
     for r, bye in (ended or {}).items():
         apply(state, batch(bye, rank=r, now_ns=now))
     apply(state, batch(Tick(), rank=HUB_RANK, now_ns=now))
+    flush(state)
     return state
 
 

@@ -13,6 +13,7 @@ from dpwatch.run.state import bounds
 from dpwatch.run.state.apply import apply
 from dpwatch.run.state.curves import CURVE_POINTS, Thinned
 from dpwatch.run.state.encoding import decode, encode
+from dpwatch.run.state.flush import flush
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import WINDOW, quantile
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Collective, Tick, Transfer
@@ -346,12 +347,13 @@ def test_a_billion_of_anything_finds_no_room(monkeypatch):
         advance(state, batch(step(i, device=i), collective(i, i, nbytes=8, ranks=1, at_ms=i,
                                                            group=f"new {i}"),
                              Transfer(i, f"kind {i}", 0, 1, 8, MS)))  # fmt: skip
+    flush(state)
     assert len(state.ranks) == 9
     assert state.refused == 91
     assert len(state.ranks[0].lanes) == 5
     assert state.lanes == sum(len(rank.lanes) for rank in state.ranks.values())
     assert len(state.ops) == 6
-    assert len(state.arrivals.alike) <= 7
+    assert len(state.arrivals.matched) <= 7
     assert len(state.routes) == 4
     run = summarize(state)
     assert run.ranks[0].dropped == 300 - 5 - 6 - 4

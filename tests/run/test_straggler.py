@@ -9,6 +9,7 @@ from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.diagnose import straggler, wait_in_turn
 from dpwatch.run.diagnose.finding import MOST_LOOKED_AT, some_of
 from dpwatch.run.state.apply import apply
+from dpwatch.run.state.flush import flush
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Collective, Step
 from tests.frames import MS, START_NS, batch, hello, window
@@ -171,6 +172,7 @@ def test_a_device_whose_phases_were_not_measured_names_no_cause():
         run = Run(noise_ms=3, kind=kind)
         for _ in range(16):
             run.step(late=1)
+        flush(run.state)
         for rank in run.state.ranks.values():
             lane = rank.lanes[0]
             lane.recent = window(_untimed(step) for step in lane.recent.steps(0))
@@ -215,6 +217,7 @@ def in_turn(ms, queued_ms=0):
     run = Run()
     for index in range(40):
         run.step(late=index % RANKS, ms=ms)
+    flush(run.state)
     for rank in run.state.ranks.values():
         lane = rank.lanes[0]
         lane.recent = window(_queued(s, queued_ms) for s in lane.recent.steps(0))

@@ -6,21 +6,18 @@ import pytest
 from dpwatch.run.derive.communication import whole_bytes
 from dpwatch.run.derive.summarize import summarize, view
 from dpwatch.run.derive.timeline import exposed_share
-from dpwatch.run.state import apply as apply_module
 from dpwatch.run.state.apply import apply
 from dpwatch.run.state.encoding import decode, encode
+from dpwatch.run.state.flush import flush
 from dpwatch.run.state.parts import Covered
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.settle import settle
 from dpwatch.wire.gather import gathered
 from dpwatch.wire.messages import Beat, Bye, Collective, Duration, Step
 from tests.frames import MS, START_NS, batch, hello, step
 
 
-@pytest.fixture(params=["one by one", "together"])
-def run(request, monkeypatch):
-    if request.param == "together":
-        monkeypatch.setattr(apply_module, "MANY", 0)
+@pytest.fixture
+def run():
     return RunState("run")
 
 
@@ -133,7 +130,7 @@ def test_messages_are_sent_by_one_and_received_by_the_other(run):
     assert {(op.op, op.ranks, op.bytes_per_step) for op in told.collectives} == {
         ("send", 2, 1000), ("recv", 2, 1000),
     }  # fmt: skip
-    assert not run.arrivals.opened()  # they belong to no other rank's call
+    assert not run.arrivals.open.rows  # they belong to no other rank's call
     assert summarize(decode(encode(run))) == told
 
 
@@ -305,7 +302,7 @@ def test_an_end_that_comes_late_is_the_calls_own(run):
             for i, at in enumerate(issued)
         ]
         say(run, rank, *ends)
-    settle(run)
+    flush(run)
     (op,) = summarize(run).collectives
     assert op.latency_ms.p50 == 6.0
     assert op.exposed_ms_per_step == 4.0

@@ -12,10 +12,10 @@ from typing import TypeVar, cast
 import msgspec
 from msgspec.structs import astuple
 
+from dpwatch.run.state.flush import flush
 from dpwatch.run.state.parts import Covered, RankState
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import STEP_COLUMNS, STEP_WIDTH
-from dpwatch.run.state.settle import settle
 from dpwatch.wire.messages import (
     AnyRecord,
     Batch,
@@ -93,7 +93,7 @@ def _moved(struct: _Struct, offset_ns: int) -> _Struct:
 
 def shift_state(state: RunState, offset_ns: int) -> None:
     """Brings a host's whole state to this host's time, in place."""
-    settle(state)
+    flush(state)
     state.now_ns += offset_ns
     if state.start_ns is not None:
         state.start_ns += offset_ns
@@ -101,9 +101,7 @@ def shift_state(state: RunState, offset_ns: int) -> None:
         state.end_ns += offset_ns
     for rank in state.ranks.values():
         _shift_rank(rank, offset_ns)
-    state.arrivals.unpack()
-    for call in state.arrivals.calls.values():
-        call.entered = {r: _moved(each, offset_ns) for r, each in call.entered.items()}
+    state.arrivals.open.shift(offset_ns)
 
 
 def _shift_rank(rank: RankState, offset_ns: int) -> None:

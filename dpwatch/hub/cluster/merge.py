@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import TypeVar
 
 from dpwatch.run.state.apply import forget
-from dpwatch.run.state.booking import arrive
 from dpwatch.run.state.curves import Thinned
 from dpwatch.run.state.exits import joined
+from dpwatch.run.state.flush import flush, match_open
 from dpwatch.run.state.parts import LaneState, OpState, RankState
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import CALLS, TALLY_WIDTH, WAIT_NS, ByStep, Window
-from dpwatch.run.state.settle import settle
 from dpwatch.run.state.stacks import Dump
 
 _Curve = TypeVar("_Curve", bound=Thinned)
@@ -23,8 +22,8 @@ _Curve = TypeVar("_Curve", bound=Thinned)
 
 def merge(state: RunState, part: RunState, host: str) -> None:
     """Takes in what a hub knows of its host's ranks, in the times of this state's clock."""
-    settle(state)
-    settle(part)
+    flush(state)
+    flush(part)
     ours = {r: rank for r, rank in part.ranks.items() if rank.host == host}
     news = {r for r in ours if not _is_same(state.ranks.get(r), ours[r])}
     for r in news & state.ranks.keys():
@@ -187,9 +186,14 @@ def _take_losses(state: RunState, part: RunState) -> None:
 
 def _take_arrivals(state: RunState, part: RunState) -> None:
     """Calls that this hub's ranks have entered, where they are still open here."""
-    latest = {group: calls[-1].seq for group, calls in state.arrivals.alike.items() if calls}
-    for call in list(part.arrivals.opened().values()):
-        for r, record in call.entered.items():
-            op = state.ops.get(f"{record.op}/{record.group}")
-            if op is not None and r in state.ranks and record.seq > latest.get(record.group, -1):
-                arrive(state, r, record, op)
+    latest = {group: calls[-1].seq for group, calls in state.arrivals.matched.items() if calls}
+    entered = [
+        (r, call)
+        for calls in part.arrivals.waiting()
+        for r, call in calls.items()
+        if r in state.ranks
+        and f"{call.op}/{call.group}" in state.ops
+        and call.seq > latest.get(call.group, -1)
+    ]
+    state.arrivals.open.add(entered)
+    match_open(state)

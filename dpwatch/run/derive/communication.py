@@ -11,7 +11,7 @@ from dpwatch.run.derive.rank_metrics import (
     CallFigures,
     OpFigures,
     StepFigures,
-    settled,
+    complete_steps,
     tallies,
     timed_ms,
     traffic_steps,
@@ -107,7 +107,7 @@ def _within(step_ms: float | None) -> Callable[[float | None], float | None]:
 
 
 def _added_up_ms(rank: RankState, lane: LaneState, routes: Sequence[Route]) -> float | None:
-    done = settled(rank.whole_steps)
+    done = complete_steps(rank.whole_steps)
     calls = tallies(lane, done)
     moved = [route.by_step.over(done) for route in routes if lane.device in (route.src, route.dst)]
     if moved:
@@ -212,7 +212,7 @@ def transfers(state: RunState) -> list[TransferStats]:
         rank = state.ranks.get(route.rank)
         if rank is None:
             continue
-        steps = settled(rank.whole_steps)
+        steps = complete_steps(rank.whole_steps)
         if steps:
             found.append(
                 TransferStats(
@@ -231,7 +231,7 @@ def messages(state: RunState) -> list[MessageStats]:
     found: dict[tuple[int, int], MessageStats] = {}
     for op in ("recv", "send"):  # what the sender says counts more
         for rank in state.ranks.values():
-            steps = settled(rank.whole_steps)
+            steps = complete_steps(rank.whole_steps)
             for key, by_step in rank.peers.items() if steps else ():
                 direction, _, peer = key.partition("/")
                 ends = (rank.rank, int(peer)) if op == "send" else (int(peer), rank.rank)

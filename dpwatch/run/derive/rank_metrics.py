@@ -1,19 +1,15 @@
-"""A lane's typical figures, from its last steps and its collectives' tallies.
+"""What a lane's last steps and its collectives come to: the figures, and over which steps they are.
 
-Here they are derived lane by lane. `rank_metrics_by_numpy` derives the same of many lanes at once.
+`lane_metrics` computes them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from itertools import compress
 from typing import NamedTuple
 
 from dpwatch.run.state.parts import LaneState, RankState
-from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import WINDOW, WIRE, Columns, Tally, Window, quantile_ms, summed
-from dpwatch.run.state.sorted_window import Ordered
+from dpwatch.run.state.series import WINDOW, Tally, summed
 from dpwatch.wire.messages import PHASES
 
 DEVICE_TIMES = tuple(map(PHASES.index, ("forward", "backward", "optimizer")))
@@ -26,9 +22,6 @@ IN_STEP = WINDOW // 4
 
 NEARLY_ALL = 0.8
 """Of the steps with calls: in so many of them it is known how long their callers waited."""
-
-_WIDTH = len(Tally.__struct_fields__)
-_CALLS, _NBYTES, _WIRE, _TIMED_CALLS, _TIMED_NS, _WAIT_NS, _WAITED_CALLS, _WAITED_NS = range(_WIDTH)
 
 
 class StepFigures(NamedTuple):
@@ -60,7 +53,7 @@ class StepFigures(NamedTuple):
 
 
 class CallFigures(NamedTuple):
-    """What a lane's collectives come to per step: means over settled steps (see `settled`).
+    """What a lane's collectives come to per step: means over complete steps (see `complete_steps`).
 
     Attributes:
         sent_bytes: By the algorithm, over the steps asked for; None without any, …
@@ -102,89 +95,9 @@ class Figures(NamedTuple):
     op: Callable[[str], OpFigures]
 
 
-def of_steps(window: Window) -> StepFigures:
-    """Figures of a lane's last steps."""
-    kept: Ordered | None = getattr(window, "ordered", None)
-    if kept is None:
-        kept = window.ordered = Ordered()  # type: ignore[attr-defined]
-    kept.follow(window)
-    last_ns = kept.last_ns
-    exposed_ms, comm_ms, mean_ms = kept.means_ms
-    return StepFigures(
-        p50_ms=quantile_ms(kept.took_ns, 0.5),
-        p95_ms=quantile_ms(kept.took_ns, 0.95),
-        last_ms=None if last_ns is None else last_ns / 1e6,
-        phases_ms=tuple(quantile_ms(field, 0.5) for field in kept.fields),
-        timed=any(kept.fields[place] for place in DEVICE_TIMES),
-        exposed_ms=exposed_ms,
-        comm_ms=comm_ms,
-        mean_ms=mean_ms,
-        exposed_share=kept.exposed_share,
-        shares=kept.shares,
-        samples_per_s=kept.samples_per_s,
-    )
-
-
-def of_calls(rank: RankState, lane: LaneState, steps: range, common: int) -> CallFigures:
-    """Figures of a lane's collectives; see `traffic_steps` for `common`."""
-    # Waits for other ranks are a rank's; they stand in the row of its first device.
-    lanes = [other for other in rank.lanes.values() if other.calls and lane.device == 0]
-    if not lane.calls and not lanes:
-        return CallFigures(None, None, None, None)
-    waits_ns = [sum(_columns(other, steps)[_WAIT_NS]) for other in lanes]
-    shared = traffic_steps(rank, common)
-    return CallFigures(
-        sent_bytes=_wire_bytes(lane, shared, "recv"),
-        received_bytes=_wire_bytes(lane, shared, "send"),
-        wait_ms=sum(waits_ns) / len(steps) / 1e6 if waits_ns and steps else None,
-        waited_ms=waited_ms(*_waited(_columns(lane, steps)), len(steps)) if lane.calls else None,
-    )
-
-
-def _wire_bytes(lane: LaneState, steps: range, other: str) -> float | None:
-    """What a lane's calls put on the wire per step, without those of the other direction."""
-    if not steps:
-        return None
-    some = [by_step for key, by_step in lane.calls.items() if op_of(key) != other]
-    return sum(sum(by_step.column(WIRE, steps)) for by_step in some) / len(steps)
-
-
 def op_of(key: str) -> str:
     """The op of a key of `LaneState.calls`."""
     return key.partition("/")[0]
-
-
-def of_op(cells: Columns) -> OpFigures:
-    """Figures of an op's calls, a tally for each rank and step."""
-    calls, nbytes, timed_calls = cells[_CALLS], cells[_NBYTES], cells[_TIMED_CALLS]
-    if timed_calls == calls:
-        moved = float(sum(nbytes))
-    else:
-        timed = compress(zip(nbytes, timed_calls, calls, strict=True), timed_calls)
-        moved = math.fsum([of * n / whole for of, n, whole in timed])
-    return OpFigures(
-        cells=len(calls),
-        calls=sum(calls),
-        nbytes=sum(nbytes),
-        timed_ns=sum(compress(cells[_TIMED_NS], timed_calls)),
-        moved=moved,
-        waited_ms=per_step_ms(*_waited(cells), len(calls)),
-    )
-
-
-def _waited(cells: Columns) -> tuple[int, int, int]:
-    """For how long callers waited in steps in which that is known of each call.
-
-    Returns:
-        Nanoseconds, how many such steps there are, and how many in which there are calls.
-    """
-    calls = cells[_CALLS]
-    known = [
-        ns
-        for of, some, ns in zip(calls, cells[_WAITED_CALLS], cells[_WAITED_NS], strict=True)
-        if of and some >= of
-    ]
-    return sum(known), len(known), len(calls) - calls.count(0)
 
 
 def waited_ms(known_ns: int, known: int, busy: int, steps: int) -> float | None:
@@ -206,19 +119,6 @@ def per_step_ms(known_ns: int, known: int, busy: int, steps: int) -> float | Non
     return known_ns / known * busy / steps / 1e6 if known else None
 
 
-def _columns(lane: LaneState, steps: range) -> Columns:
-    """A lane's collectives in each of these steps, whatever op and group."""
-    return _summed([by_step.columns(steps) for by_step in lane.calls.values()], len(steps))
-
-
-def _summed(each: Sequence[Columns], count: int) -> Columns:
-    if not each:
-        return [[0] * count] * _WIDTH
-    if len(each) == 1:
-        return each[0]
-    return [list(map(sum, zip(*same, strict=True))) for same in zip(*each, strict=True)]
-
-
 def tallies(lane: LaneState, steps: Sequence[int]) -> list[Tally]:
     """A lane's collectives in each of these steps, whatever op and group."""
     by_op = [by_step.over(steps) for by_step in lane.calls.values()]
@@ -227,23 +127,7 @@ def tallies(lane: LaneState, steps: Sequence[int]) -> list[Tally]:
     )
 
 
-def cells_of(state: RunState, key: str) -> Columns:
-    """A tally for each rank and settled step of an op."""
-    found: Columns = [[] for _ in range(_WIDTH)]
-    for rank in state.ranks.values():
-        for column, more in zip(found, cells_of_rank(rank, key), strict=True):
-            column += more
-    return found
-
-
-def cells_of_rank(rank: RankState, key: str) -> Columns:
-    """A rank's tally for each settled step of an op, over its devices; none if it never called."""
-    steps = settled(rank.whole_steps)
-    lanes = [lane.calls[key] for lane in rank.lanes.values() if key in lane.calls]
-    return _summed([by_step.columns(steps) for by_step in lanes], 0)
-
-
-def settled(whole_steps: int) -> range:
+def complete_steps(whole_steps: int) -> range:
     """Steps that per-step figures are taken over: complete, recent, and not the first two.
 
     These are unlike the rest: in the first DDP broadcasts the model and the optimizer makes its
@@ -266,7 +150,7 @@ def traffic_steps(rank: RankState, common: int) -> range:
         common: Steps that all ranks have done.
     """
     done = rank.whole_steps
-    return settled(common if done - common < IN_STEP else done)
+    return complete_steps(common if done - common < IN_STEP else done)
 
 
 def timed_ms(each: Sequence[Tally]) -> float | None:

@@ -16,16 +16,8 @@ from dpwatch.run.derive.communication import (
     transfers,
 )
 from dpwatch.run.derive.issuers import issuers
-from dpwatch.run.derive.rank_metrics import (
-    CallFigures,
-    Figures,
-    StepFigures,
-    cells_of,
-    of_calls,
-    of_op,
-    of_steps,
-    settled,
-)
+from dpwatch.run.derive.lane_metrics import figures_of
+from dpwatch.run.derive.rank_metrics import CallFigures, Figures, StepFigures
 from dpwatch.run.derive.stacks import seen
 from dpwatch.run.derive.timeline import LANES, STEPS
 from dpwatch.run.derive.verdict import command_end, ended, verdict
@@ -49,11 +41,10 @@ from dpwatch.run.model.snapshot import (
     StepTime,
     Summary,
 )
+from dpwatch.run.state.flush import flush
 from dpwatch.run.state.parts import OPEN_LOSSES, LaneState, RankState, Route
-from dpwatch.run.state.pending import MANY as MANY
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import known, median
-from dpwatch.run.state.settle import settle
 from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Gpu, Host, Memory
 
 STALL_S = 5.0
@@ -93,6 +84,7 @@ def view(
         curves: With the rows' curves.
         history: The curves of a moment ago, where they will do.
     """
+    flush(state)
     lanes = rows_of(state)
     end_ns = state.end_ns if ended(state) and state.end_ns else state.now_ns
     return RunView(
@@ -138,12 +130,12 @@ def _last_steps(state: RunState, lane: LaneState) -> LaneSteps:
 
 def summarize(state: RunState) -> Run:
     """The run as `dpwatch.summary/1` has it."""
-    settle(state)
+    flush(state)
     hellos = [rank.hello for rank in state.ranks.values() if rank.hello]
     first = hellos[0] if hellos else None
     lanes = rows_of(state)
     common = steps_in_common(state)
-    figures = _figures(state, lanes, common)
+    figures = figures_of(state, lanes, common)
     rows = _rows(state, lanes, figures, common)
     devices = [device for hello in hellos for device in hello.devices if device.kind != "host"]
     told, why = verdict(state, rows)
@@ -210,32 +202,6 @@ def rows_of(state: RunState) -> list[LaneState]:
             for device in sorted({*rank.lanes, *range(named)})
         )
     return lanes
-
-
-def _figures(state: RunState, lanes: Sequence[LaneState], common: int) -> Figures:
-    if len(lanes) > MANY and (many := _of_many(state, lanes, common)) is not None:
-        return many
-    return Figures(
-        [of_steps(lane.recent) for lane in lanes],
-        [_calls(state.ranks[lane.rank], lane, common) for lane in lanes],
-        lambda key: of_op(cells_of(state, key)),
-    )
-
-
-def _calls(rank: RankState, lane: LaneState, common: int) -> CallFigures:
-    return of_calls(rank, lane, settled(rank.whole_steps), common)
-
-
-def _of_many(state: RunState, lanes: Sequence[LaneState], common: int) -> Figures | None:
-    """The same figures by numpy, where it is installed: of a thousand lanes twenty times faster.
-
-    Imported here, so that no viewer of a small run waits for it.
-    """
-    try:
-        from dpwatch.run.derive import rank_metrics_by_numpy
-    except ImportError:
-        return None
-    return rank_metrics_by_numpy.figures(state, lanes, common)
 
 
 def _rows(state: RunState, lanes: Sequence[LaneState], figures: Figures, common: int) -> list[Rank]:

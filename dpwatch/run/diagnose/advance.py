@@ -1,13 +1,9 @@
-"""One frame forward: the state takes it in, and now and then what is wrong is looked at anew.
-
-Hub and viewer both go through here, so a viewer's state stays equal to its hub's.
-"""
-
+"""One frame forward: the state takes it in; now and then what is wrong is looked at anew."""
 from __future__ import annotations
 
 import msgspec
 
-from dpwatch.run.derive.summarize import MANY, summarize
+from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.derive.verdict import verdict
 from dpwatch.run.diagnose import review
 from dpwatch.run.diagnose.alerts import kept
@@ -15,6 +11,9 @@ from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import HUB_RANK, Batch, Bye, Command, Tick
+
+MANY = 32
+"""Of more ranks than this, ends come together: they are left to the tick after them."""
 
 PACE_ROWS = 340
 """Rows that are looked at in a second: of more ranks a review comes that much more seldom, …"""

@@ -27,7 +27,7 @@ from dpwatch.run.derive.wait_graph import moved_ns, oldest_of
 from dpwatch.run.diagnose.finding import Finding, mebibytes, ranks_of
 from dpwatch.run.diagnose.out_of_step import members, shifted, skipped
 from dpwatch.run.model.snapshot import Run
-from dpwatch.run.state.arrivals import essence
+from dpwatch.run.state.arrivals import fingerprint
 from dpwatch.run.state.generations import is_current
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.step_offsets import usual
@@ -46,7 +46,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
     """Fires on the first place where calls differ."""
     standing: list[tuple[str, int, dict[int, Called]]] = []
     for group, seq, calls in _places(state):
-        alike = {rank: essence(call) for rank, call in calls.items()}
+        alike = {rank: fingerprint(call) for rank, call in calls.items()}
         if len(set(alike.values())) == 1:
             standing.append((group, seq, calls))
         elif _have_matched(state, group):
@@ -85,12 +85,12 @@ def _have_matched(state: RunState, group: str) -> bool:
     A rank that has died may have taken all that it called with it; then what the others called
     alike has to do.
     """
-    if state.arrivals.alike.get(group):
+    if state.arrivals.matched.get(group):
         return True
     matched = 0
-    for call in state.arrivals.calls.values():
-        each = {essence(record) for record in call.entered.values() if record.group == group}
-        matched += len(call.entered) > 1 and len(each) == 1
+    for entered in state.arrivals.waiting():
+        each = {fingerprint(record) for record in entered.values() if record.group == group}
+        matched += len(entered) > 1 and len(each) == 1
     return matched >= MATCHED_CALLS
 
 
@@ -106,8 +106,8 @@ def _places(state: RunState) -> Iterator[tuple[str, int, dict[int, Called]]]:
     for rank, position in _positions(state):
         if (position.group, position.seq) in suspect:
             standing.setdefault((position.group, position.seq), {})[rank] = position
-    for call in state.arrivals.opened().values():
-        for rank, record in call.entered.items():
+    for entered in state.arrivals.waiting():
+        for rank, record in entered.items():
             if (record.group, record.seq) in suspect:
                 standing.setdefault((record.group, record.seq), {}).setdefault(rank, record)
     for (group, seq), calls in sorted(standing.items(), key=lambda item: item[0][1]):
@@ -119,8 +119,8 @@ def _suspects(state: RunState) -> set[tuple[str, int]]:
     """Places at which not all is one call in one step; of thousands of ranks mostly none."""
     found: dict[tuple[str, int], object] = {}
     suspect = set()
-    positions = ((p.group, p.seq, p.step, essence(p)) for _, p in _positions(state))
-    for group, seq, *what in chain(positions, state.arrivals.standing()):
+    positions = ((p.group, p.seq, p.step, fingerprint(p)) for _, p in _positions(state))
+    for group, seq, *what in chain(positions, state.arrivals.open_signatures()):
         if found.setdefault((group, seq), what) != what:
             suspect.add((group, seq))
     return suspect

@@ -8,7 +8,7 @@ import msgspec
 
 from dpwatch.run.derive.communication import device_of, untimed
 from dpwatch.run.diagnose.finding import some_of
-from dpwatch.run.state.arrivals import Late
+from dpwatch.run.state.arrivals import LateArrival
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import median
 from dpwatch.wire.messages import PHASES, Step
@@ -41,7 +41,7 @@ class Cause(msgspec.Struct, frozen=True):
     excess_ns: float
 
 
-def cause_of(state: RunState, late: Sequence[Late]) -> Cause | None:
+def cause_of(state: RunState, late: Sequence[LateArrival]) -> Cause | None:
     """What typically delayed the rank of these calls; None if no step can tell."""
     by_call = excesses_of(state, late)
     if not by_call:
@@ -51,7 +51,7 @@ def cause_of(state: RunState, late: Sequence[Late]) -> Cause | None:
     return Cause(phase, typical[phase])
 
 
-def excesses_of(state: RunState, late: Sequence[Late]) -> list[dict[str, float]]:
+def excesses_of(state: RunState, late: Sequence[LateArrival]) -> list[dict[str, float]]:
     """Of each of these calls, all of which one rank was late to, how much longer it took by phase.
 
     Left out are those whose step can't tell.
@@ -73,7 +73,7 @@ def _records(state: RunState, rank: int, steps: set[int]) -> dict[int, Step]:
 
 
 def _excesses(
-    call: Late, rank: int, records: dict[int, dict[int, Step]]
+    call: LateArrival, rank: int, records: dict[int, dict[int, Step]]
 ) -> dict[str, float] | None:
     """By phase, how much longer the rank took than the others' median before it called.
 

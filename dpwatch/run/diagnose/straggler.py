@@ -27,7 +27,7 @@ from statistics import fmean, stdev
 from dpwatch.run.diagnose.finding import Finding, some_of
 from dpwatch.run.diagnose.late_phase import PHASE_ADVICE, PHASE_WORDS, Cause, cause_of
 from dpwatch.run.model.snapshot import Run
-from dpwatch.run.state.arrivals import Late
+from dpwatch.run.state.arrivals import LateArrival
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import median
 
@@ -90,7 +90,7 @@ def _step_ns(state: RunState) -> float | None:
     )
 
 
-def widest_by_step(state: RunState) -> list[Late]:
+def widest_by_step(state: RunState) -> list[LateArrival]:
     """Each complete step's call with the widest gap, the oldest step first."""
     done = min((r.lanes[0].steps for r in state.ranks.values() if 0 in r.lanes), default=0)
     chosen = []
@@ -107,7 +107,7 @@ def widest_by_step(state: RunState) -> list[Late]:
     return chosen
 
 
-def _always(state: RunState, steps: Sequence[Late], step_ns: float) -> Finding | None:
+def _always(state: RunState, steps: Sequence[LateArrival], step_ns: float) -> Finding | None:
     crowd_ns = CROWDS * crowding_ns(state)
     is_crowded = crowd_ns >= CROWDED * step_ns
     for size in SIZES[SIZES.index(CROWDED_SIZE) :] if is_crowded else SIZES:
@@ -134,7 +134,7 @@ def _always(state: RunState, steps: Sequence[Late], step_ns: float) -> Finding |
     return None
 
 
-def _streak(steps: Sequence[Late], rank: int, gap_ns: float) -> int:
+def _streak(steps: Sequence[LateArrival], rank: int, gap_ns: float) -> int:
     """The step from which on the rank has come last, and by about as much as now."""
     began = steps[-1].step
     for late in reversed(steps):
@@ -146,7 +146,9 @@ def _streak(steps: Sequence[Late], rank: int, gap_ns: float) -> int:
     return began
 
 
-def _usual_ns(window: Sequence[Late], before: Sequence[Late], ranks: int) -> float | None:
+def _usual_ns(
+    window: Sequence[LateArrival], before: Sequence[LateArrival], ranks: int
+) -> float | None:
     """How far apart ranks usually come; None if nothing tells."""
     if len(before) >= LEAST_STEPS:
         return median(late.gap_ns for late in before)
@@ -167,7 +169,7 @@ def _luck(size: int, count: int, ranks: int) -> float:
     return min(1.0, ranks * tail)
 
 
-def _now_and_then(state: RunState, steps: Sequence[Late], step_ns: float) -> Finding | None:
+def _now_and_then(state: RunState, steps: Sequence[LateArrival], step_ns: float) -> Finding | None:
     usual_ns = median(late.gap_ns for late in steps) or 0.0
     wide_ns = max(2 * least_ns(state), OUTLIER * step_ns, OUTLYING * usual_ns)
     held_up = [late for late in steps if late.gap_ns >= wide_ns]
@@ -218,7 +220,7 @@ def _typical_queue(state: RunState, rank: int) -> float | None:
 
 def _finding(
     state: RunState,
-    own: Sequence[Late],
+    own: Sequence[LateArrival],
     of: int,
     step_ns: float,
     gap_ns: float,

@@ -20,7 +20,7 @@ from dpwatch.run.diagnose import straggler
 from dpwatch.run.diagnose.finding import Finding, some_of
 from dpwatch.run.diagnose.late_phase import excesses_of
 from dpwatch.run.model.snapshot import Run
-from dpwatch.run.state.arrivals import Late
+from dpwatch.run.state.arrivals import LateArrival
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import known, median
 
@@ -95,7 +95,7 @@ def _mean_step_ns(state: RunState) -> float | None:
     return median(means)
 
 
-def _shares(steps: Sequence[Late]) -> dict[int, float]:
+def _shares(steps: Sequence[LateArrival]) -> dict[int, float]:
     """By rank, its share of what is waited for; the largest first."""
     lost: Counter[int] = Counter()
     for late in steps:
@@ -110,7 +110,7 @@ def _most(ranks: int) -> float:
 
 def _finding(
     state: RunState,
-    steps: Sequence[Late],
+    steps: Sequence[LateArrival],
     shares: dict[int, float],
     severity: str,
     cost: float,
@@ -147,7 +147,7 @@ def _finding(
     )
 
 
-def _pattern(steps: Sequence[Late]) -> tuple[str, float]:
+def _pattern(steps: Sequence[LateArrival]) -> tuple[str, float]:
     """Whether it is pauses that are waited for, and in what share of the steps."""
     typical = median(late.waited_ns for late in steps) or 0.0
     long = [late.waited_ns for late in steps if late.waited_ns > OUTLYING * typical]
@@ -156,7 +156,7 @@ def _pattern(steps: Sequence[Late]) -> tuple[str, float]:
     return ("pauses" if mostly and share < 0.5 else "varying"), share
 
 
-def _phase(state: RunState, steps: Sequence[Late]) -> str | None:
+def _phase(state: RunState, steps: Sequence[LateArrival]) -> str | None:
     """The phase in which the last ranks had together spent most time more than the others."""
     total: Counter[str] = Counter()
     for rank in {late.latest for late in steps}:

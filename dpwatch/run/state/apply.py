@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dpwatch.run.state import bounds, generations
 from dpwatch.run.state.exits import joined
+from dpwatch.run.state.flush import flush
 from dpwatch.run.state.parts import RankState
-from dpwatch.run.state.pending import MANY
 from dpwatch.run.state.records import take
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.settle import settle, settler_of_many
 from dpwatch.wire.gather import counted
 from dpwatch.wire.messages import (
     HUB_RANK,
@@ -37,15 +36,14 @@ def apply(state: RunState, batch: Batch) -> None:
     except bounds.Full:
         state.refused += counted(batch.records)
         return
-    together = len(state.ranks) > MANY and settler_of_many() is not None
-    if state.pending.is_due or not together:
-        settle(state)
+    if state.pending.is_due:
+        flush(state)
     for told in batch.records:
         record = generations.in_run(state, rank, told)
         if isinstance(record, Bye):
             _bye(state, rank, record, batch)
-        elif not (together and state.pending.take(rank, record)):
-            take(state, rank, record, batch.mono_ns)
+        else:
+            take(state, rank, record)
 
 
 def _hub(state: RunState, batch: Batch) -> None:
@@ -107,7 +105,7 @@ def forget(state: RunState, r: int) -> dict[str, int] | None:
     Returns:
         The generations of groups that it has left, None if nothing was known of it.
     """
-    settle(state)
+    flush(state)
     state.arrivals.forget(r)
     state.offsets.forget(r)
     before = state.ranks.pop(r, None)

@@ -4,6 +4,7 @@ A collective goes on when its last rank has come: `wait(r) = last arrival - arri
 that came last made the others wait, however fast it looks otherwise, and they are its victims.
 Times of ranks on one host compare to the nanosecond. Those of several hosts do so once the head has
 brought them to its own clock, as far as that clock's error (`RunState.clock_error_ns`) lets them.
+`call_order` finds out who came when; this is what is kept of it.
 """
 
 from __future__ import annotations
@@ -13,16 +14,31 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import msgspec
+import numpy as np
 
-from dpwatch.run.state.series import NONE, Ints, keep_last, median
-from dpwatch.wire.calls import Kind, call_of
+from dpwatch.run.state.call_entries import (
+    DONE,
+    ISSUED,
+    KIND,
+    RANK,
+    SEQ,
+    STEP,
+    WIDTH,
+    Array,
+    Kinds,
+    call_at,
+    column_of,
+    columns,
+)
+from dpwatch.run.state.series import NONE, Ints, keep_last
+from dpwatch.wire.calls import Kind
 from dpwatch.wire.messages import Collective, Position
 
 OPEN_CALLS = 1024
 OPEN_ENTRIES = 1 << 19
-"""Calls that are not whole are kept up to these numbers of calls, and of ranks in them."""
+"""Calls that still wait for ranks are kept up to these numbers of calls, and of ranks in them."""
 
-ALIKE_CALLS = 64
+MATCHED_CALLS = 64
 LATE_STEPS = 192
 """Steps back to which it is known who came late, …"""
 
@@ -33,45 +49,68 @@ SAME_SIZE = frozenset({"all_reduce", "broadcast", "reduce", "reduce_scatter"})
 """Ops to which all ranks have to hand in the same number of bytes of the same type."""
 
 
-class OpenCall(msgspec.Struct):
-    """A collective that not every rank is known to have entered: what each rank called."""
+class OpenCalls(msgspec.Struct):
+    """Calls that not every rank is known to have entered: who called what.
 
-    entered: dict[int, Collective] = {}
-
-
-PACKED = 8
-"""Numbers of a packed entry: rank, kind, step, seq, when issued and done, blocked, into its phase;
-`NONE` where one is unknown."""
-
-
-class PackedCalls(msgspec.Struct):
-    """The same of many ranks, as a table: an entry a row, whose kind is one of `kinds`."""
+    Attributes:
+        rows: `WIDTH` numbers for each rank in a call (see `call_entries`), in the order in which
+            these came.
+        kinds: What the numbers of their kinds stand for.
+    """
 
     rows: Ints = msgspec.field(default_factory=Ints)
     kinds: list[Kind] = []
 
-    def each(self) -> Iterator[tuple[int, Collective]]:
-        """Each entry's rank, and what it called; in the order in which they came."""
-        for at in range(0, len(self.rows), PACKED):
-            rank, kind, *numbers = self.rows[at : at + PACKED]
-            yield rank, packed_call(self.kinds[kind], numbers)
+    @classmethod
+    def of(cls, entries: Array, kinds: Sequence[Kind]) -> OpenCalls:
+        """Those of a table, with no more kinds than it has."""
+        used, place = np.unique(entries[KIND], return_inverse=True)
+        entries = entries.copy()
+        entries[KIND] = place.reshape(-1)
+        rows = Ints()
+        rows.frombytes(entries.T.tobytes())
+        return cls(rows, [kinds[k] for k in used.tolist()])
 
-    def standing(self) -> Iterator[tuple[Kind, int, int]]:
-        """Each kind, seq and step that there is, once."""
-        rows, kinds = self.rows, self.kinds
-        for kind, step, seq in set(
-            zip(rows[1::PACKED], rows[2::PACKED], rows[3::PACKED], strict=True)
-        ):
-            yield kinds[kind], seq, step
+    def table(self) -> Array:
+        """int64, of shape (`WIDTH`, entries)."""
+        found: Array = np.frombuffer(self.rows, np.int64).reshape(-1, WIDTH).T
+        return found
+
+    def by_call(self) -> dict[tuple[str, int, int], dict[int, Collective]]:
+        """By group, generation and number of a call, what each rank called that has entered it."""
+        found: dict[tuple[str, int, int], dict[int, Collective]] = {}
+        for column in self.table().T.tolist():
+            call = call_at(column, self.kinds)
+            found.setdefault(place_of(call), {})[column[RANK]] = call
+        return found
+
+    def signatures(self) -> Iterator[tuple[Kind, int, int]]:
+        """Each kind, number and step of a call that there is, once."""
+        for kind, step, seq in np.unique(self.table()[[KIND, STEP, SEQ]], axis=1).T.tolist():
+            yield self.kinds[kind], seq, step
+
+    def without(self, rank: int) -> OpenCalls:
+        """The same but for what a rank has entered."""
+        table = self.table()
+        return OpenCalls.of(table[:, table[RANK] != rank], self.kinds)
+
+    def shift(self, offset_ns: int) -> None:
+        """Moves all times, in place."""
+        table = self.table().copy()
+        for row in (ISSUED, DONE):
+            table[row] += np.where(table[row] == NONE, 0, offset_ns)
+        self.rows = Ints()
+        self.rows.frombytes(table.T.tobytes())
+
+    def add(self, calls: list[tuple[int, Collective]]) -> None:
+        """Adds what ranks have called."""
+        kinds = Kinds(self.kinds)
+        added = columns([column_of(rank, call, kinds) for rank, call in calls])
+        self.rows.frombytes(added.T.tobytes())
+        self.kinds = kinds.all
 
 
-def packed_call(kind: Kind, numbers: Sequence[int]) -> Collective:
-    """A packed entry's call, from what follows its kind."""
-    step, seq, issued_ns, *others = numbers
-    return call_of(kind, step, seq, issued_ns, *(None if n == NONE else n for n in others))
-
-
-class Late(msgspec.Struct, array_like=True, frozen=True):
+class LateArrival(msgspec.Struct, array_like=True, frozen=True):
     """A collective that is over, and who came last to it.
 
     Attributes:
@@ -102,12 +141,12 @@ class Late(msgspec.Struct, array_like=True, frozen=True):
     waited_ns: int = 0
 
 
-class Alike(msgspec.Struct, array_like=True, frozen=True, order=True):
+class MatchedCall(msgspec.Struct, array_like=True, frozen=True, order=True):
     """A call that all ranks of a group entered alike."""
 
     seq: int
     step: int
-    essence: tuple[str, int, str]
+    fingerprint: tuple[str, int, str]
     generation: int = 0
 
 
@@ -118,120 +157,73 @@ class Mismatch(msgspec.Struct, array_like=True, frozen=True):
     seq: int
     calls: dict[int, Collective]
 
-    def is_past(self, call: Alike) -> bool:
+    def is_past(self, call: MatchedCall) -> bool:
         """Whether a call that the group's ranks entered alike came so long after that it is."""
         generation = next(iter(self.calls.values())).generation
-        return (call.generation, call.seq) > (generation, self.seq + ALIKE_CALLS)
+        return (call.generation, call.seq) > (generation, self.seq + MATCHED_CALLS)
 
 
 class Arrivals(msgspec.Struct):
     """All that is known of arrivals.
 
     Attributes:
-        calls: Not whole yet, by `place`; of many ranks they are `packed`.
-        alike: By group, the latest calls that all its ranks entered alike, oldest first.
+        open: Calls still waiting for ranks.
+        matched: By group, the latest calls that all its ranks entered alike, oldest first.
         late: By step, the calls with the widest gaps.
         mismatch: The first place where ranks called different things, None as long as none did.
+        newest: By group, the step of the latest of all those calls.
         generations: By group, the newest of that name; of those before it nothing matters any more.
     """
 
-    calls: dict[str, OpenCall] = {}
-    alike: dict[str, list[Alike]] = {}
-    late: dict[int, list[Late]] = {}
+    open: OpenCalls = msgspec.field(default_factory=OpenCalls)
+    matched: dict[str, list[MatchedCall]] = {}
+    late: dict[int, list[LateArrival]] = {}
     mismatch: Mismatch | None = None
     newest: dict[str, int] = {}
-    packed: PackedCalls = msgspec.field(default_factory=PackedCalls)
     generations: dict[str, int] = {}
 
-    def opened(self) -> dict[str, OpenCall]:
-        """Calls still waiting for ranks, the packed ones too, in groups that are still there."""
-        if not self.generations:
-            return self._all()
-        return {
-            key: call
-            for key, call in self._all().items()
-            if self._is_current(next(iter(call.entered.values())))
-        }
+    def waiting(self) -> Iterator[dict[int, Collective]]:
+        """What each rank called, of calls still waiting for ranks in groups that still exist."""
+        for (group, generation, _), entered in self.open.by_call().items():
+            if generation >= self.generations.get(group, 0):
+                yield entered
 
-    def _all(self) -> dict[str, OpenCall]:
-        if not self.packed.rows:
-            return self.calls
-        found = {key: OpenCall(dict(call.entered)) for key, call in self.calls.items()}
-        for rank, record in self.packed.each():
-            found.setdefault(place(record), OpenCall()).entered[rank] = record
-        return found
-
-    def standing(self) -> Iterator[tuple[str, int, int, tuple[str, int, str]]]:
-        """What has been called in calls that are not whole: group, seq, step and essence."""
-        for call in self.calls.values():
-            for record in call.entered.values():
-                if self._is_current(record):
-                    yield record.group, record.seq, record.step, essence(record)
-        for kind, seq, step in self.packed.standing():
-            if self._is_current(kind):
-                yield kind.group, seq, step, essence(kind)
-
-    def _is_current(self, call: Collective | Kind) -> bool:
-        return call.generation >= self.generations.get(call.group, 0)
-
-    def unpack(self) -> None:
-        """From now on each call is to be found in `calls`."""
-        if self.packed.rows:
-            self.calls, self.packed = self._all(), PackedCalls()
-
-    def enter(self, rank: int, record: Collective) -> dict[int, Collective] | None:
-        """A rank has entered a call. Returns: what each rank called, once all have."""
-        self.unpack()
-        key = place(record)
-        call = self.calls.get(key)
-        if call is None:
-            call = self.calls[key] = OpenCall()
-            if len(self.calls) > most_open(record.ranks):
-                del self.calls[next(iter(self.calls))]
-        entered = call.entered
-        entered[rank] = record
-        if len(entered) < record.ranks:
-            return None
-        del self.calls[key]
-        self._compare(record, entered)
-        return entered
+    def open_signatures(self) -> Iterator[tuple[str, int, int, tuple[str, int, str]]]:
+        """Of the same calls: group, number, step and fingerprint, each once."""
+        for kind, seq, step in self.open.signatures():
+            if kind.generation >= self.generations.get(kind.group, 0):
+                yield kind.group, seq, step, fingerprint(kind)
 
     def forget(self, rank: int) -> None:
         """A rank begins anew: what it had entered belongs to nobody's call any more."""
-        self.unpack()
-        for key, call in list(self.calls.items()):
-            call.entered.pop(rank, None)
-            if not call.entered:
-                del self.calls[key]
-        self.alike.clear()
+        self.open = self.open.without(rank)
+        self.matched.clear()
         self.mismatch = None
 
-    def _compare(self, record: Collective, entered: dict[int, Collective]) -> None:
-        called = {(call.op, call.nbytes, call.dtype) for call in entered.values()}
-        if len(called) > 1 and len({essence(call) for call in entered.values()}) > 1:
-            self.mismatch = self.mismatch or Mismatch(record.group, record.seq, entered)
-            return
-        self.agree(record.group, alike(record, record.seq, record.step))
+    def differ(self, group: str, seq: int, calls: dict[int, Collective]) -> None:
+        """All ranks of a group have entered a call, and called different things."""
+        self.mismatch = self.mismatch or Mismatch(group, seq, calls)
 
-    def agree(self, group: str, call: Alike) -> None:
+    def agree(self, group: str, call: MatchedCall) -> None:
         """All ranks of a group have entered a call, and called the same."""
         found = self.mismatch
-        kept = self.alike.setdefault(group, [])
+        kept = self.matched.setdefault(group, [])
         if kept and kept[-1].generation < call.generation:
             kept.clear()
         if not kept or kept[-1].generation == call.generation:
             kept.append(call)
-        keep_last(cast("list[object]", kept), ALIKE_CALLS)
+        keep_last(cast("list[object]", kept), MATCHED_CALLS)
         if found is not None and found.group == group and found.is_past(call):
             self.mismatch = None  # they have found together again
 
     def expected(self, group: str, seq: int, step: int) -> tuple[str, int, str] | None:
         """What was called at the same place of an earlier step, None if that isn't known."""
-        known = {call.seq: call for call in self.alike.get(group, ())}
-        for open_call in self.opened().values():
-            for call in open_call.entered.values():  # the calls of the last moments lack ranks
+        known = {call.seq: call for call in self.matched.get(group, ())}
+        for entered in self.waiting():  # the calls of the last moments lack ranks
+            for call in entered.values():
                 if call.group == group and call.seq not in known:
-                    known[call.seq] = alike(call, call.seq, call.step)
+                    what = fingerprint(call)
+                    known[call.seq] = MatchedCall(call.seq, call.step, what, call.generation)
         first = min((call.seq for call in known.values() if call.step == step), default=seq)
         sizes = Counter(call.step for call in known.values() if call.step < step)
         if not sizes:
@@ -239,27 +231,7 @@ class Arrivals(msgspec.Struct):
         usual = Counter(sizes.values()).most_common(1)[0][0]
         whole = max(s for s, size in sizes.items() if size == usual)
         before = sorted(call for call in known.values() if call.step == whole)
-        return before[seq - first].essence if 0 <= seq - first < len(before) else None
-
-    def book_late(self, entered: dict[int, Collective], issued_ns: list[int]) -> None:
-        """Keeps who came last to a call that is whole, if its step has not many wider ones.
-
-        Args:
-            entered: What each rank called, …
-            issued_ns: … and when.
-        """
-        ordered_ns = sorted(issued_ns)
-        place = len(issued_ns) - 1 - issued_ns[::-1].index(ordered_ns[-1])
-        latest = list(entered)[place]
-        call = entered[latest]
-        gap_ns = ordered_ns[-1] - ordered_ns[-2]
-        lag_ns = call.issued_ns - ordered_ns[(len(entered) - 1) // 2]
-
-        def excess_ns() -> int | None:
-            return _excess_ns(call, [each for r, each in entered.items() if r != latest])
-
-        waited_ns = (len(issued_ns) * ordered_ns[-1] - sum(issued_ns)) // len(issued_ns)
-        self.keep_late(latest, call, gap_ns, lag_ns, waited_ns, excess_ns)
+        return before[seq - first].fingerprint if 0 <= seq - first < len(before) else None
 
     def keep_late(
         self,
@@ -270,7 +242,7 @@ class Arrivals(msgspec.Struct):
         waited_ns: int,
         excess_ns: Callable[[], int | None],
     ) -> None:
-        """Keeps who came last to a call, if its step has not many wider ones; see `Late`."""
+        """Keeps who came last to a call, if its step has not many wider ones; see `LateArrival`."""
         kept = self.late.get(call.step)
         if kept is None:
             kept = self.late[call.step] = []
@@ -282,7 +254,7 @@ class Arrivals(msgspec.Struct):
         self.newest[call.group] = call.step
         if len(kept) == LATE_CALLS and gap_ns <= kept[-1].gap_ns:
             return
-        late = Late(
+        late = LateArrival(
             step=call.step,
             op=call.op,
             group=call.group,
@@ -302,30 +274,23 @@ class Arrivals(msgspec.Struct):
         del kept[LATE_CALLS:]
 
 
-def place(call: Collective) -> str:
-    """What calls have in common that belong together."""
-    return f"{call.group}/{call.generation}/{call.seq}"
+def place_of(call: Collective) -> tuple[str, int, int]:
+    """What calls have in common that belong together: group, generation and number."""
+    return call.group, call.generation, call.seq
 
 
-def alike(call: Collective | Kind, seq: int, step: int) -> Alike:
+def matched_call(kind: Kind, seq: int, step: int) -> MatchedCall:
     """A call that all ranks entered like this one."""
-    return Alike(seq, step, essence(call), call.generation)
+    return MatchedCall(seq, step, fingerprint(kind), kind.generation)
 
 
 def most_open(ranks: int) -> int:
-    """Calls of so many ranks that are kept while they are not whole."""
+    """Calls of so many ranks that are kept while they wait for others."""
     return min(OPEN_CALLS, max(8, OPEN_ENTRIES // ranks))
 
 
-def essence(call: Collective | Position | Kind) -> tuple[str, int, str]:
+def fingerprint(call: Collective | Position | Kind) -> tuple[str, int, str]:
     """What ranks have to agree on: the op, and the bytes and type of most ops' payload."""
     if call.op in SAME_SIZE:
         return call.op, call.nbytes, call.dtype
     return call.op, 0, ""
-
-
-def _excess_ns(call: Collective, others: list[Collective]) -> int | None:
-    """How much longer than the others the latest had been in the phase it came from."""
-    alike = [other.into_ns for other in others if other.phase == call.phase]
-    typical = median(alike)
-    return None if call.into_ns is None or typical is None else int(call.into_ns - typical)

@@ -37,9 +37,8 @@ CALLS_A_STEP = 1 << 19
 SUMMED_NS = 1 << 61
 """… and the time they take. With what a record may say, no sum leaves 64 bits."""
 
-
-APART_NS = 1 << 50
-"""Ranks that come to a collective thirteen days apart do not tell the same time."""
+APART_NS = 1 << 46
+"""Ranks that come to a collective a day apart do not tell the same time."""
 
 
 class Full(Exception):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
+from dpwatch.run.state.flush import flush
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import packed, unpacked
-from dpwatch.run.state.settle import settle
 
 
 def encode(state: RunState) -> bytes:
     """A state as it travels to a viewer that comes late."""
-    settle(state)
+    flush(state)
     return _encoder.encode(state)
 
 

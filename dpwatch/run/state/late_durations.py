@@ -80,15 +80,8 @@ def book(
     return True
 
 
-def keep_latency(latencies_ms: list[float], took_ns: int) -> None:
-    """Adds to the latencies of the last calls."""
-    latencies_ms.append(took_ns / 1e6)
-    if len(latencies_ms) > 2 * LATENCIES:
-        del latencies_ms[:-LATENCIES]
-
-
 def keep_latencies(latencies_ms: list[float], took_ms: list[float], before: int) -> None:
-    """As `keep_latency` of one after the other, of which only the last ones are given.
+    """Adds to the latencies of the last calls, between one and two times `LATENCIES` of them.
 
     Args:
         latencies_ms: What is kept.

@@ -19,6 +19,7 @@ class LaneState(msgspec.Struct):
     """One device of one rank.
 
     Attributes:
+        samples: Batch elements of its last step, 0 where that is not known.
         held_bytes: Held at steps' ends …
         held_from: … by what account: `heap` (malloc's), else a source of `Memory`, …
         held_samples: … and the batch elements of those steps, 0 where that is not known.
@@ -34,6 +35,7 @@ class LaneState(msgspec.Struct):
     held_bytes: Thinned = msgspec.field(default_factory=Thinned)
     held_from: str = ""
     held_samples: Thinned = msgspec.field(default_factory=Thinned)
+    samples: int = 0
     memory: Memory | None = None
     highest: Memory | None = None
     gpu: Gpu | None = None

@@ -1,25 +1,20 @@
-"""Collectives and steps that are not in the sums yet: of many ranks, those of some seconds.
+"""Collectives and steps that are not in the sums yet.
 
-One by one they cost a hub of a thousand ranks half a core; together, by numpy (`settling`), a
-hundredth. Nobody sees the difference: who reads the state has what is pending settled before. Of
-few ranks, and where there is no numpy, each is booked as it comes (`booking`).
+They are put there together, by numpy (`flush`): one by one they cost a hub of a thousand ranks half
+a core, together a hundredth. Nobody sees the difference: who reads the state flushes it before.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.series import WINDOW
 from dpwatch.wire.calls import Calls
-from dpwatch.wire.messages import AnyRecord, Collective, Duration, Step, Steps
-
-MANY = 32
-"""Of more ranks than this all is derived together, and a viewer gets looks."""
+from dpwatch.wire.messages import Collective, Duration, Step, Steps
 
 MOST_RECORDS = 1 << 18
 MOST_STEPS = 3 * WINDOW // 8
-"""Pending records, and steps of a rank: what comes for one later finds its sums still kept."""
+"""Pending calls and steps, and steps of a rank: what comes for one later finds its sums kept."""
 
 
 class Pending(msgspec.Struct):
@@ -30,7 +25,7 @@ class Pending(msgspec.Struct):
         steps: The same of steps.
         durations: Of calls that are pending too, or came after such.
         count: How many calls and steps these are.
-        is_due: There are so many that they are to be settled.
+        is_due: There are so many that they are to be flushed.
         since: By rank, the earliest step that it has something pending of.
     """
 
@@ -41,22 +36,26 @@ class Pending(msgspec.Struct):
     is_due: bool = False
     since: dict[int, int] = {}
 
-    def take(self, rank: RankState, record: AnyRecord) -> bool:
-        """Keeps a record for later. Returns: whether it did; else it is to be booked now."""
-        if isinstance(record, Duration):
-            if record.step < self.since.get(rank.rank, record.step + 1):
-                return False
-            self.durations.append((rank.rank, record))
-            return True
-        if isinstance(record, Calls | Collective):
-            self.calls.append((rank.rank, record))
-        elif isinstance(record, Steps | Step) and record.device in rank.lanes:
-            self.steps.append((rank.rank, record))
-        else:
-            return False
-        self.count += record.count if isinstance(record, Calls | Steps) else 1
-        since = self.since.setdefault(rank.rank, record.step)
-        if record.step < since:
-            self.since[rank.rank] = record.step
-        self.is_due |= self.count >= MOST_RECORDS or record.step - since >= MOST_STEPS
-        return True
+    def add_calls(self, rank: int, record: Calls | Collective) -> None:
+        """What a rank called."""
+        self.calls.append((rank, record))
+        self._count(rank, record.step, record.count if isinstance(record, Calls) else 1)
+
+    def add_steps(self, rank: int, record: Steps | Step) -> None:
+        """Steps of a device that its rank's state has a lane for."""
+        self.steps.append((rank, record))
+        self._count(rank, record.step, record.count if isinstance(record, Steps) else 1)
+
+    def add_duration(self, rank: int, record: Duration) -> bool:
+        """Returns: whether it may be of a pending call; else it is to be added to the sums."""
+        is_of_pending = record.step >= self.since.get(rank, record.step + 1)
+        if is_of_pending:
+            self.durations.append((rank, record))
+        return is_of_pending
+
+    def _count(self, rank: int, step: int, count: int) -> None:
+        self.count += count
+        since = self.since.setdefault(rank, step)
+        if step < since:
+            self.since[rank] = step
+        self.is_due |= self.count >= MOST_RECORDS or step - since >= MOST_STEPS

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dpwatch.run.state import booking, bounds
+from dpwatch.run.state import bounds
+from dpwatch.run.state.call_tallies import add_duration
 from dpwatch.run.state.curves import Envelope, Thinned
 from dpwatch.run.state.parts import LaneState, RankState, Route
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import CALLS, NBYTES, SAMPLES, TIMED_CALLS, TIMED_NS
-from dpwatch.wire.gather import one_by_one
+from dpwatch.run.state.series import CALLS, NBYTES, TIMED_CALLS, TIMED_NS, Ints
+from dpwatch.run.state.step_rows import last_samples
 from dpwatch.wire.messages import (
     AnyRecord,
     Beat,
@@ -26,19 +27,19 @@ from dpwatch.wire.messages import (
 )
 
 
-def take(state: RunState, rank: RankState, record: AnyRecord, now_ns: int = 0) -> None:
-    """Takes in a record, sent at that time."""
+def take(state: RunState, rank: RankState, record: AnyRecord) -> None:
+    """Takes in a record."""
     try:
         match record:
-            case Step():
-                _step(state, rank, record)
-            case Calls() | Steps():
-                for each in one_by_one((record,)):
-                    take(state, rank, each, now_ns)
-            case Collective():
-                booking.collective(state, rank, record)
+            case Steps() | Step():
+                lane = rank.lanes.get(record.device) or state.lane(rank, record.device)
+                lane.samples = last_samples(record)
+                state.pending.add_steps(rank.rank, record)
+            case Calls() | Collective():
+                state.pending.add_calls(rank.rank, record)
             case Duration():
-                booking.duration(state, rank, record)
+                if not state.pending.add_duration(rank.rank, record):
+                    add_duration(state, rank, record)
             case Transfer():
                 _transfer(state, rank, record)
             case Memory():
@@ -57,26 +58,6 @@ def take(state: RunState, rank: RankState, record: AnyRecord, now_ns: int = 0) -
                 rank.refused += 1
     except (bounds.Full, OverflowError):  # no room, or numbers that no run has
         rank.refused += 1
-
-
-def _step(state: RunState, rank: RankState, record: Step) -> None:
-    lane = rank.lanes.get(record.device) or state.lane(rank, record.device)
-    lane.recent.push(record)
-    if record.step >= lane.steps:
-        lane.steps = record.step + 1
-    if record.step >= rank.whole_steps:  # a step's calls come before it
-        rank.whole_steps = record.step + 1
-    took_ms = (record.end_ns - record.start_ns) / 1e6
-    lane.step_ms.push(record.step, took_ms)
-    rank.progress_ns = max(rank.progress_ns, record.end_ns)
-    if state.start_ns is None or record.start_ns < state.start_ns:
-        state.start_ns = record.start_ns
-    if record.device == 0:
-        if record.loss is not None:
-            state.judge_loss(rank, record.step, record.loss)
-            state.add_loss(record.step, record.loss)
-        if rank.rank == next(iter(state.ranks)):
-            state.step_ms.push(record.step, took_ms)
 
 
 def _beat(state: RunState, rank: RankState, record: Beat) -> None:
@@ -110,12 +91,19 @@ def _transfer(state: RunState, rank: RankState, record: Transfer) -> None:
         state.routes[key] = route
     at, cells = route.by_step.at(record.step), route.by_step.cells
     if at is not None:
-        if booking.is_full(cells, at):
+        if _is_full(cells, at):
             raise bounds.Full
         cells[at + CALLS] += 1
         cells[at + NBYTES] += record.nbytes
         cells[at + TIMED_CALLS] += 1
         cells[at + TIMED_NS] += record.duration_ns
+
+
+def _is_full(cells: Ints, at: int) -> bool:
+    """Whether another copy could take a sum of that row beyond 64 bits."""
+    return bool(
+        cells[at + CALLS] >= bounds.CALLS_A_STEP or cells[at + TIMED_NS] >= bounds.SUMMED_NS
+    )
 
 
 def _memory(lane: LaneState, record: Memory) -> None:
@@ -130,7 +118,6 @@ def _memory(lane: LaneState, record: Memory) -> None:
         lane.held_bytes, lane.held_samples, lane.held_from = Thinned(), Thinned(), account
     held = record.heap_bytes if by_heap else record.current_bytes
     lane.held_bytes.push(record.step, held or 0)
-    newest = lane.recent.column(SAMPLES, 1)  # of this step, or of one shortly before
-    lane.held_samples.push(record.step, max(0, newest[0]) if newest else 0)
+    lane.held_samples.push(record.step, lane.samples)  # of this step, or of one shortly before
     if lane.highest is None or record.peak_bytes >= lane.highest.peak_bytes:
         lane.highest = record

@@ -1,33 +1,28 @@
-"""Who came to each collective when, of many ranks at once: what `arrivals` does, by numpy."""
+"""Who came to each collective when: ranks' calls, brought together by group and number."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from msgspec.structs import astuple
 
-from dpwatch.run.state.arrivals import PACKED, Arrivals, PackedCalls, alike, most_open, packed_call
+from dpwatch.run.state import bounds
+from dpwatch.run.state.arrivals import Arrivals, OpenCalls, fingerprint, matched_call, most_open
+from dpwatch.run.state.call_entries import INTO, ISSUED, KIND, RANK, SEQ, STEP, Array, call_at
 from dpwatch.run.state.parts import Covered
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import NONE, Ints, median
+from dpwatch.run.state.series import NONE, median
 from dpwatch.wire.calls import Kind
 from dpwatch.wire.messages import Collective
 
-Array = np.ndarray[Any, Any]
-
-RANK, KIND, STEP, SEQ, ISSUED, _, _, INTO = range(PACKED)
-
-MOST_APART_NS = 1 << 48
-"""Sums over ranks that come further apart to a call might leave 64 bits: they are odd."""
-
 MOST_MARKS = 1 << 26
-"""Bytes to mark in them which rank has entered which call."""
+"""Bytes to mark in them which rank has entered which call; with more it takes a sort."""
 
 
 class Segments(NamedTuple):
-    """Entries ordered by call; those of one call are at `order[begin:end]`, as they came."""
+    """Entries by call; those of one call are at `order[begin:end]`, a rank once, as they came."""
 
     order: Array
     begins: Array
@@ -40,68 +35,48 @@ class Segments(NamedTuple):
         order = self.order[np.repeat(wanted, self.ends - self.begins)]
         return Segments(order, ends - counts, ends)
 
-
-def are_odd(entries: Array, kinds: Sequence[Kind]) -> bool:
-    """Whether ranks called different things, one called twice, or they lie too far apart.
-
-    Args:
-        entries: Of calls that are not whole as far as is known, in the order in which they came.
-        kinds: Those of the entries.
-    """
-    if not entries.shape[1]:
-        return False
-    order, begins, ends = _segments(entries, kinds)
-    names: dict[tuple[str, int, str, int], int] = {}
-    called = [
-        names.setdefault((kind.op, kind.nbytes, kind.dtype, kind.ranks), len(names))
-        for kind in kinds
-    ]
-    for values, most in (
-        (np.array(called)[entries[KIND, order]], 0),
-        (entries[ISSUED, order], MOST_APART_NS),
-    ):
-        apart = np.maximum.reduceat(values, begins) - np.minimum.reduceat(values, begins)
-        if apart.max() > most:
-            return True
-    call = np.repeat(np.arange(len(begins)), ends - begins)
-    rank = entries[RANK, order]
-    width = int(rank.max()) + 1
-    marks = call * width + rank
-    if len(begins) * width > MOST_MARKS:
-        return len(np.unique(marks)) < len(marks)
-    marked = np.zeros(len(begins) * width, bool)
-    marked[marks] = True
-    return int(np.count_nonzero(marked)) < len(marks)
+    def spread(self, values: Array) -> Array:
+        """Of each call, the highest less the lowest of its entries' values."""
+        ordered = values[self.order]
+        high, low = (each.reduceat(ordered, self.begins) for each in (np.maximum, np.minimum))
+        found: Array = high - low
+        return found
 
 
 def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
-    """Books who came last to the calls that all have entered; what is not whole stays packed.
+    """Books who came last to the calls that all have entered; the others stay open.
+
+    A rank that enters a call twice is in it as it entered it last.
 
     Args:
-        state: The run's. That there was anything open in it before is forgotten.
-        entries: As above, and not odd.
+        state: The run's. What was open in it is replaced.
+        entries: Open calls and new ones (see `call_entries`), in the order in which they came.
         kinds: Those of the entries.
 
     Returns:
-        How long each entry's rank waited for the last one, and in no other call meanwhile; 0 where
-        that is not known.
+        For each entry, nanoseconds that its rank waited for the last one, and in no other call
+        meanwhile; 0 where that is not known.
     """
     arrivals = state.arrivals
+    arrivals.open = OpenCalls()
     if not entries.shape[1]:
         return np.zeros(0, np.int64)
     segments = _segments(entries, kinds)
     order, begins, ends = segments
     counts = ends - begins
-    ranks = np.array([kind.ranks for kind in kinds])[entries[KIND, order[begins]]]
-    arrivals.calls, arrivals.packed = {}, PackedCalls()
+    ranks = np.array([kind.ranks for kind in kinds])[entries[KIND, order[ends - 1]]]
     timed = _Timed(entries, segments)
+    differ = _differ(entries, kinds, segments)
     whole = np.flatnonzero(counts >= ranks)
     booked: list[int] = []
     for i in whole[np.argsort(order[ends[whole] - 1])].tolist():  # as their last entries came
         members = order[begins[i] : ends[i]]
         last = entries[:, members[-1]]
-        kind = kinds[last[KIND]]
-        arrivals.agree(kind.group, alike(kind, int(last[SEQ]), int(last[STEP])))
+        kind, seq = kinds[last[KIND]], int(last[SEQ])
+        if differ[i]:
+            _compare_calls(arrivals, entries[:, members], kinds)
+        else:
+            arrivals.agree(kind.group, matched_call(kind, seq, int(last[STEP])))
         if counts[i] > 1:
             _compare_steps(state, kind, entries[:, members])
         if counts[i] > 1 and timed.compare(state, i):
@@ -111,6 +86,20 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
     wait_ns = _book_waits(state, entries, segments, timed.last_ns, booked)
     _keep_open(arrivals, entries, kinds, segments.only(counts < ranks))
     return wait_ns
+
+
+def _differ(entries: Array, kinds: Sequence[Kind], segments: Segments) -> Array:
+    """In which calls ranks called something different."""
+    names: dict[tuple[str, int, str], int] = {}
+    called = [names.setdefault(fingerprint(kind), len(names)) for kind in kinds]
+    found: Array = segments.spread(np.array(called)[entries[KIND]]) > 0
+    return found
+
+
+def _compare_calls(arrivals: Arrivals, entered: Array, kinds: Sequence[Kind]) -> None:
+    calls = {int(column[RANK]): call_at(column, kinds) for column in entered.T.tolist()}
+    first = next(iter(calls.values()))
+    arrivals.differ(first.group, first.seq, calls)
 
 
 def _compare_steps(state: RunState, kind: Kind, entered: Array) -> None:
@@ -126,16 +115,39 @@ def _compare_steps(state: RunState, kind: Kind, entered: Array) -> None:
 
 def _segments(entries: Array, kinds: Sequence[Kind]) -> Segments:
     names: dict[tuple[str, int], int] = {}
-    group = np.array(
-        [names.setdefault((kind.group, kind.generation), len(names)) for kind in kinds]
-    )
-    group, seq = group[entries[KIND]], entries[SEQ]
+    groups = [names.setdefault((kind.group, kind.generation), len(names)) for kind in kinds]
+    group, seq = np.array(groups)[entries[KIND]], entries[SEQ]
     order = np.argsort(seq, kind="stable") if len(names) == 1 else np.lexsort((seq, group))
-    changes = np.ones(len(order), bool)
-    group, seq = group[order], seq[order]
+    begins = _begins(group[order], seq[order])
+    ends = np.append(begins[1:], len(order))
+    call = np.repeat(np.arange(len(begins)), ends - begins)
+    rank = entries[RANK, order]
+    if _repeats(call * (int(rank.max()) + 1) + rank):
+        by_rank = np.lexsort((rank, call))  # stable: a rank's last entry comes last
+        rank, call = rank[by_rank], call[by_rank]
+        kept = np.ones(len(order), bool)
+        kept[by_rank[:-1][(rank[1:] == rank[:-1]) & (call[1:] == call[:-1])]] = False
+        order = order[kept]
+        begins = _begins(group[order], seq[order])
+        ends = np.append(begins[1:], len(order))
+    return Segments(order, begins, ends)
+
+
+def _repeats(numbers: Array) -> bool:
+    """Whether a number occurs twice."""
+    most = int(numbers.max()) + 1
+    if most > MOST_MARKS:
+        return len(np.unique(numbers)) < len(numbers)
+    marked = np.zeros(most, bool)
+    marked[numbers] = True
+    return int(np.count_nonzero(marked)) < len(numbers)
+
+
+def _begins(group: Array, seq: Array) -> Array:
+    """Where another call's entries begin."""
+    changes = np.ones(len(seq), bool)
     changes[1:] = (seq[1:] != seq[:-1]) | (group[1:] != group[:-1])
-    begins = np.flatnonzero(changes)
-    return Segments(order, begins, np.append(begins[1:], len(order)))
+    return np.flatnonzero(changes)
 
 
 def _book_waits(
@@ -205,6 +217,7 @@ class _Timed:
         self.order = order[np.lexsort((entries[ISSUED, order], call))]
         self.entries = entries
         self.last_ns = entries[ISSUED, self.order[self.ends - 1]]
+        self.apart_ns = self.last_ns - entries[ISSUED, self.order[self.begins]]
         self.first_step = np.minimum.reduceat(entries[STEP, order], self.begins)
 
     def ordered(self, i: int) -> Array:
@@ -212,7 +225,9 @@ class _Timed:
         return self.order[self.begins[i] : self.ends[i]]
 
     def compare(self, state: RunState, i: int) -> bool:
-        """Whether the times of a call's ranks compare, those of hosts whose clocks do."""
+        """Whether the times of a call's ranks compare: of one clock, or of clocks that do."""
+        if self.apart_ns[i] > bounds.APART_NS:
+            return False
         if len(state.hosts) < 2:
             return True
         ranks = [state.ranks.get(r) for r in self.entries[RANK, self.ordered(i)].tolist()]
@@ -254,7 +269,7 @@ def _book_last(state: RunState, kinds: Sequence[Kind], timed: _Timed, i: int) ->
 
 
 def _call(entry: Array, kinds: Sequence[Kind]) -> Collective:
-    return packed_call(kinds[entry[KIND]], entry[STEP:].tolist())
+    return call_at(entry.tolist(), kinds)
 
 
 def _keep_open(arrivals: Arrivals, entries: Array, kinds: Sequence[Kind], left: Segments) -> None:
@@ -267,9 +282,5 @@ def _keep_open(arrivals: Arrivals, entries: Array, kinds: Sequence[Kind], left: 
     most = most_open(newest.ranks)
     old = np.zeros(len(begins), bool)
     old[by_age[:-most]] = True
-    entries = entries[:, np.sort(order[~np.repeat(old, ends - begins)])]
-    used, place = np.unique(entries[KIND], return_inverse=True)
-    entries[KIND] = place.reshape(-1)
-    rows = Ints()
-    rows.frombytes(entries.T.tobytes())
-    arrivals.packed = PackedCalls(rows, [kinds[k] for k in used.tolist()])
+    kept = np.sort(order[~np.repeat(old, ends - begins)])
+    arrivals.open = OpenCalls.of(entries[:, kept], kinds)

@@ -1,7 +1,4 @@
-"""Steps of many ranks booked at once, by numpy: what `RunState` does with each as it comes.
-
-A test holds one against the other.
-"""
+"""Steps into their lanes' windows and curves, and their losses into the run's mean."""
 
 from __future__ import annotations
 
@@ -25,7 +22,15 @@ STEP, START, END = range(3)
 DEVICE_BITS = 10
 
 
-def settle_steps(state: RunState, pending: Sequence[tuple[int, Steps | Step]]) -> None:
+def last_samples(record: Steps | Step) -> int:
+    """Batch elements of a record's last step, 0 where that is not known."""
+    if isinstance(record, Step):
+        return record.samples or 0
+    *_, samples = ROW.unpack(record.rows[-ROW.size :])
+    return 0 if samples == UNKNOWN else samples
+
+
+def add_steps(state: RunState, pending: Sequence[tuple[int, Steps | Step]]) -> None:
     """Takes in steps of ranks whose devices are known, in the order in which they came."""
     if not pending:
         return

@@ -1,14 +1,9 @@
-"""The figures of `rank_metrics`, of many lanes at once, by numpy.
-
-The same sums, medians and interpolations in the same order, so both give the same numbers; a test
-holds one against the other. Lanes of ranks with several devices or copies are few, since such a
-rank is one process, and are left to `rank_metrics`.
-"""
+"""The figures of all lanes at once, by numpy; `rank_metrics` says what they mean."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +14,13 @@ from dpwatch.run.derive.rank_metrics import (
     Figures,
     OpFigures,
     StepFigures,
-    cells_of_rank,
-    of_calls,
+    complete_steps,
     op_of,
     per_step_ms,
-    settled,
     traffic_steps,
     waited_ms,
 )
-from dpwatch.run.state.parts import LaneState
+from dpwatch.run.state.parts import LaneState, RankState
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import (
     CALLS,
@@ -46,18 +39,24 @@ from dpwatch.run.state.series import (
     WIRE,
     ByStep,
 )
-from dpwatch.run.state.sorted_window import MEANS, PHASE_FIELDS, SHARES
+from dpwatch.wire.messages import PHASES
 
 Array = np.ndarray[Any, Any]
 
 TOGETHER = 128
 """Lanes worked on at once: what they hold stays in a processor's cache."""
 
-SETTLED = WINDOW // 2
+PHASE_FIELDS = tuple(f"{phase}_ns" for phase in PHASES)
+SHARES = ("gil_wait_ns", "idle_ns", "runqueue_ns")
+
+MEANS = ("exposed_ns", "comm_ns")
+"""What is a mean over steps and not a median, so that what comes every few steps counts."""
+
+COMPLETE_STEPS = WINDOW // 2
 _MOST = np.iinfo(np.int64).max
 
 
-def figures(state: RunState, lanes: Sequence[LaneState], common: int) -> Figures:
+def figures_of(state: RunState, lanes: Sequence[LaneState], common: int) -> Figures:
     """Figures of all lanes, in their order.
 
     Args:
@@ -66,27 +65,22 @@ def figures(state: RunState, lanes: Sequence[LaneState], common: int) -> Figures
         common: Steps that all ranks have done.
     """
     steps: list[StepFigures] = []
-    calls: list[CallFigures | None] = []
+    calls: list[CallFigures] = []
     cells: dict[str, list[Array]] = {key: [] for key in state.ops}
-    for at in range(0, len(lanes), TOGETHER):
-        some = lanes[at : at + TOGETHER]
+    for some in _blocks(lanes):
         steps += _of_steps(some)
         calls += _of_calls(state, some, common, cells)
-    for key in state.ops:
-        cells[key] += _cells_of_others(state, key)
-    return Figures(
-        steps,
-        [
-            _lone(state, lane, common) if known is None else known
-            for lane, known in zip(lanes, calls, strict=True)
-        ],
-        lambda key: _of_op(cells[key]),
-    )
+    return Figures(steps, calls, lambda key: _of_op(cells[key]))
 
 
-def _lone(state: RunState, lane: LaneState, common: int) -> CallFigures:
-    rank = state.ranks[lane.rank]
-    return of_calls(rank, lane, settled(rank.whole_steps), common)
+def _blocks(lanes: Sequence[LaneState]) -> Iterator[Sequence[LaneState]]:
+    """The lanes in blocks; those of one rank lie in the same."""
+    begin = 0
+    for end in range(1, len(lanes) + 1):
+        is_last = end == len(lanes)
+        if is_last or (end - begin >= TOGETHER and lanes[end].rank != lanes[end - 1].rank):
+            yield lanes[begin:end]
+            begin = end
 
 
 # -- steps ------------------------------------------------------------------------------------
@@ -179,47 +173,61 @@ def _rates(samples: Array, took_ns: Array, step: Array) -> list[float | None]:
 
 def _of_calls(
     state: RunState, lanes: Sequence[LaneState], common: int, cells: dict[str, list[Array]]
-) -> list[CallFigures | None]:
-    """Figures of those lanes that are their rank's only one; their cells go to `cells`, by op."""
+) -> list[CallFigures]:
+    """Figures of a block of lanes; their ranks' tallies go to `cells`, by op."""
     ranks = [state.ranks[lane.rank] for lane in lanes]
-    lone = np.array([len(rank.lanes) == 1 for rank in ranks])
-    done = _indices([settled(rank.whole_steps) for rank in ranks])
+    number = np.array([lane.rank for lane in lanes])
+    done = _indices([complete_steps(rank.whole_steps) for rank in ranks])
     shared = _indices([traffic_steps(rank, common) for rank in ranks])
-    sums = np.zeros((len(lanes), SETTLED, TALLY_WIDTH), np.int64)
+    sums = np.zeros((len(lanes), COMPLETE_STEPS, TALLY_WIDTH), np.int64)
     sent, received = np.zeros(len(lanes), np.int64), np.zeros(len(lanes), np.int64)
     for key in state.ops:
-        has = np.array([key in lane.calls for lane in lanes]) & lone
+        has = np.array([key in lane.calls for lane in lanes])
         if not has.any():
             continue
-        held = np.stack(
-            [_whole(lane.calls[key]) for lane, ok in zip(lanes, has.tolist(), strict=True) if ok]
-        )
+        called = [lane.calls[key] for lane in lanes if key in lane.calls]
+        held = np.stack([_whole(by_step) for by_step in called])
         found = _at(held, done[has])
         sums[has] += found
         wire = _at(held, shared[has])[:, :, WIRE].sum(axis=1)
         for moved, other in ((sent, "recv"), (received, "send")):
             if op_of(key) != other:
                 moved[has] += wire
-        cells[key].append(found[done[has] >= 0])
+        first = _first_of_ranks(number[has])
+        of_ranks = np.add.reduceat(found, first, axis=0)
+        cells[key].append(of_ranks[done[has][first] >= 0])
     busy = sums[:, :, CALLS] > 0
-    told = busy & (sums[:, :, WAITED_CALLS] >= sums[:, :, CALLS])
+    known = busy & (sums[:, :, WAITED_CALLS] >= sums[:, :, CALLS])
     each = zip(
         lanes,
-        lone.tolist(),
         sent.tolist(),
         received.tolist(),
         (shared >= 0).sum(axis=1).tolist(),
-        sums[:, :, WAIT_NS].sum(axis=1).tolist(),
-        np.where(told, sums[:, :, WAITED_NS], 0).sum(axis=1).tolist(),
-        told.sum(axis=1).tolist(),
+        _waits_of_ranks(number, sums).tolist(),
+        np.where(known, sums[:, :, WAITED_NS], 0).sum(axis=1).tolist(),
+        known.sum(axis=1).tolist(),
         busy.sum(axis=1).tolist(),
         (done >= 0).sum(axis=1).tolist(),
         strict=True,
     )
-    return [_call_figures(lane, *of_lane) if only else None for lane, only, *of_lane in each]
+    return [_call_figures(ranks[i], *of_lane) for i, of_lane in enumerate(each)]
+
+
+def _first_of_ranks(numbers: Array) -> Array:
+    """Where each rank's lanes begin, which lie together."""
+    return np.flatnonzero(np.diff(numbers, prepend=-1))
+
+
+def _waits_of_ranks(numbers: Array, sums: Array) -> Array:
+    """Of each lane, for how long its rank waited for others, whichever device called."""
+    first = _first_of_ranks(numbers)
+    waits = np.add.reduceat(sums[:, :, WAIT_NS].sum(axis=1), first)
+    found: Array = np.repeat(waits, np.diff(first, append=len(numbers)))
+    return found
 
 
 def _call_figures(
+    rank: RankState,
     lane: LaneState,
     sent: int,
     received: int,
@@ -230,20 +238,22 @@ def _call_figures(
     busy: int,
     steps: int,
 ) -> CallFigures:
-    if not lane.calls:
+    # Waits for other ranks are a rank's; they stand in the row of its first device.
+    waits = lane.device == 0 and any(each.calls for each in rank.lanes.values())
+    if not lane.calls and not waits:
         return CallFigures(None, None, None, None)
     return CallFigures(
         sent_bytes=sent / shared if shared else None,
         received_bytes=received / shared if shared else None,
-        wait_ms=wait_ns / steps / 1e6 if steps and lane.device == 0 else None,
-        waited_ms=waited_ms(known_ns, known, busy, steps),
+        wait_ms=wait_ns / steps / 1e6 if steps and waits else None,
+        waited_ms=waited_ms(known_ns, known, busy, steps) if lane.calls else None,
     )
 
 
 def _indices(ranges: Sequence[range]) -> Array:
     """Steps, a row for each range, -1 after its end."""
     starts = np.array([[each.start, each.stop] for each in ranges])
-    steps = starts[:, :1] + np.arange(SETTLED)
+    steps = starts[:, :1] + np.arange(COMPLETE_STEPS)
     return np.where(steps < starts[:, 1:], steps, -1)
 
 
@@ -262,16 +272,6 @@ def _at(held: Array, steps: Array) -> Array:
     """The cells of these steps, zero where nothing happened in one."""
     found: Array = held[np.arange(len(held))[:, None], steps % WINDOW]
     found[(found[:, :, 0] != steps) | (steps < 0)] = 0
-    return found
-
-
-def _cells_of_others(state: RunState, key: str) -> list[Array]:
-    """The cells of ranks that have several lanes."""
-    found = []
-    for rank in state.ranks.values():
-        cells = cells_of_rank(rank, key) if len(rank.lanes) > 1 else []
-        if cells and cells[0]:
-            found.append(np.array([[0] * len(cells[0]), *cells], np.int64).T)
     return found
 
 

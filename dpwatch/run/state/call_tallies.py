@@ -1,24 +1,18 @@
-"""What `booking` does with each collective, with those of many ranks at once, by numpy.
-
-The same sums and the same orders, so that the state is the same but for how calls that are not
-whole are kept; a test holds one against the other. What is out of the ordinary (a rank that enters
-a call twice, ranks that call different things) is left to `booking`.
-"""
+"""Sums of collectives by rank, device, op and step: what a table of calls adds to them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from dpwatch.plan.traffic import wire_bytes
-from dpwatch.run.state import booking, bounds
-from dpwatch.run.state.arrivals import PACKED
-from dpwatch.run.state.late_durations import LATENCIES, keep_latencies
-from dpwatch.run.state.parts import RankState
-from dpwatch.run.state.pending import Pending
-from dpwatch.run.state.records import take
+from dpwatch.run.state import bounds
+from dpwatch.run.state.call_entries import BLOCKED, DONE, ISSUED, KIND, RANK, STEP, Array
+from dpwatch.run.state.call_order import waits_of
+from dpwatch.run.state.late_durations import LATENCIES, book, keep_latencies
+from dpwatch.run.state.parts import LaneState, OpState, RankState
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import (
     CALLS,
@@ -34,47 +28,15 @@ from dpwatch.run.state.series import (
     WIRE,
     ByStep,
 )
-from dpwatch.run.state.settling_steps import settle_steps
-from dpwatch.run.state.whole_calls import are_odd, waits_of
-from dpwatch.wire.calls import ROW, UNKNOWN, Calls, Kind, kind_of, kinds_of, spread
+from dpwatch.wire.calls import Kind
 from dpwatch.wire.collectives import MESSAGES
-from dpwatch.wire.messages import Collective
-
-Array = np.ndarray[Any, Any]
-
-RANK, KIND, STEP, SEQ, ISSUED, DONE, BLOCKED, INTO = range(PACKED)
-"""Rows of entries, which are the columns of `PackedCalls.rows`: here each lies together."""
-
+from dpwatch.wire.messages import Duration
 
 MOST_COUNTED = 1 << 22
 """Numbers up to this are told apart by counting, which takes memory by the highest of them."""
 
 TOGETHER = 128
 """Tallies worked on at once: what they hold stays in a processor's cache."""
-
-
-class Kinds:
-    """All kinds of calls there are, numbered in the order in which they came."""
-
-    def __init__(self, known: Sequence[Kind]) -> None:
-        self.all = list(known)
-        self._numbers = {kind: number for number, kind in enumerate(self.all)}
-        self._tables: dict[bytes, list[int]] = {}
-
-    def number(self, kind: Kind) -> int:
-        """A kind's number."""
-        found = self._numbers.get(kind)
-        if found is None:
-            found = self._numbers[kind] = len(self.all)
-            self.all.append(kind)
-        return found
-
-    def table(self, kinds: bytes) -> list[int]:
-        """The numbers of a record's kinds."""
-        found = self._tables.get(kinds)
-        if found is None:
-            found = self._tables[kinds] = [self.number(kind) for kind in kinds_of(kinds)]
-        return found
 
 
 class Ops(NamedTuple):
@@ -93,41 +55,15 @@ class Ops(NamedTuple):
     wire: Array
 
 
-def settled(state: RunState, pending: Pending) -> None:
-    """Puts what was pending into a state's sums."""
-    settle_steps(state, pending.steps)
-    pending.steps.clear()
-    packed = state.arrivals.packed
-    kinds = Kinds(packed.kinds)
-    entered = [
-        _column(rank, record, kinds)
-        for call in state.arrivals.calls.values()
-        for rank, record in call.entered.items()
-    ]
-    held = np.frombuffer(packed.rows, np.int64).reshape(-1, PACKED).T
-    old = held.shape[1] + len(entered)
-    each = [held, _columns(entered), _entries(pending.calls, kinds)]
-    entries = np.concatenate(each, axis=1)
-    del each
-    messages = _messages(entries, kinds.all)
-    if are_odd(entries if messages is None else entries[:, ~messages], kinds.all):
-        _one_by_one(state, pending)
-    else:
-        _together(state, entries, old, kinds.all)
-    for r, record in pending.durations:
-        rank = state.ranks.get(r)
-        if rank is not None:
-            take(state, rank, record)
+def tally(state: RunState, entries: Array, old: int, kinds: Sequence[Kind]) -> None:
+    """Adds calls to the sums, and books who came last to those that all ranks have entered now.
 
-
-def _one_by_one(state: RunState, pending: Pending) -> None:
-    for r, record in pending.calls:
-        for call in spread(record) if isinstance(record, Calls) else (record,):
-            take(state, state.ranks[r], call)
-
-
-def _together(state: RunState, entries: Array, old: int, kinds: Sequence[Kind]) -> None:
-    """Books entries, and who came last to calls; of those before `old` that has been done."""
+    Args:
+        state: The run's.
+        entries: A table of calls (see `call_entries`), in the order in which they came.
+        old: How many of them are in the sums already, and waited for other ranks since.
+        kinds: Those of the entries.
+    """
     ops = _ops(kinds)
     refused = _refused(state, entries[:, old:], kinds, ops)
     if refused.any():
@@ -143,6 +79,18 @@ def _together(state: RunState, entries: Array, old: int, kinds: Sequence[Kind]) 
     _tally(state, entries, old, wait_ns, ops)
 
 
+def add_duration(state: RunState, rank: RankState, record: Duration) -> None:
+    """How long a call took that is in the sums already."""
+    key = f"{record.op}/{record.group}"
+    op, lane = state.ops.get(key), rank.lanes.get(record.device)
+    if op is None or lane is None:
+        return
+    took = book(record, key, lane.calls, lane.late_calls, lane.late)
+    if took and record.duration_ns is not None:
+        op.timed_late |= record.completed_ns is None
+        keep_latencies(op.latency_ms, [record.duration_ns / 1e6], 0)
+
+
 def _messages(entries: Array, kinds: Sequence[Kind]) -> Array | None:
     """Which entries are messages from rank to rank, None if none is."""
     are_messages = [kind.op in MESSAGES for kind in kinds]
@@ -156,70 +104,24 @@ def _exchange(state: RunState, entries: Array, kinds: Sequence[Kind]) -> None:
         rank, kind = state.ranks.get(r), kinds[k]
         if rank is not None and kind.peer is not None:
             key = f"{kind.op}/{kind.peer}"
-            booking.exchanged(state, rank, key, step, calls, calls * kind.nbytes)
+            _exchanged(state, rank, key, step, calls, calls * kind.nbytes)
 
 
-# -- entries ----------------------------------------------------------------------------------
-
-
-def _entries(pending: Sequence[tuple[int, Calls | Collective]], kinds: Kinds) -> Array:
-    """A column for each call, in the order in which they came."""
-    runs: list[Array] = []
-    several: list[tuple[int, Calls]] = []
-    for rank, record in pending:
-        if isinstance(record, Calls):
-            several.append((rank, record))
-        else:
-            runs += [_table(several, kinds), _columns([_column(rank, record, kinds)])]
-            several = []
-    last = _table(several, kinds)
-    return np.concatenate([*runs, last], axis=1) if runs else last
-
-
-def _table(calls: Sequence[tuple[int, Calls]], kinds: Kinds) -> Array:
-    if not calls:
-        return _columns([])
-    records = [record for _, record in calls]
-    of = np.repeat(np.arange(len(records)), [len(record.which) for record in records])
-    numbers: list[int] = []
-    offsets: dict[bytes, int] = {}
-    for record in records:
-        if record.kinds not in offsets:
-            offsets[record.kinds] = len(numbers)
-            numbers += kinds.table(record.kinds)
-    which = np.frombuffer(b"".join([record.which for record in records]), np.uint8)
-    rows = np.frombuffer(b"".join([record.rows for record in records]), "<u4")
-    step, seq, ago, took, blocked, into = rows.reshape(-1, ROW.size // 4).T
-    ended_ns = np.array([record.latest_ns for record in records])[of] - ago
-    done = took != UNKNOWN
-    place = np.array([offsets[record.kinds] for record in records])[of] + which
-    found = np.empty((PACKED, len(of)), np.int64)
-    found[RANK] = np.array([rank for rank, _ in calls])[of]
-    found[KIND] = np.array(numbers)[place]
-    found[STEP] = np.array([record.step for record in records])[of] + step
-    found[SEQ] = np.array([record.seq for record in records])[of] + seq
-    found[ISSUED] = ended_ns - np.where(done, took, 0)
-    found[DONE] = np.where(done, ended_ns, NONE)
-    for row, told in ((BLOCKED, blocked), (INTO, into)):
-        found[row] = told
-        found[row, told == UNKNOWN] = NONE
-    return found
-
-
-def _column(rank: int, call: Collective, kinds: Kinds) -> list[int]:
-    known = (call.completed_ns, call.blocked_ns, call.into_ns)
-    return [
-        rank, kinds.number(kind_of(call)), call.step, call.seq, call.issued_ns,
-        *(NONE if each is None else each for each in known),
-    ]  # fmt: skip
-
-
-def _columns(each: Sequence[list[int]]) -> Array:
-    found: Array = np.array(each, np.int64).reshape(-1, PACKED).T
-    return found
-
-
-# -- tallies ----------------------------------------------------------------------------------
+def _exchanged(
+    state: RunState, rank: RankState, key: str, step: int, calls: int, nbytes: int
+) -> None:
+    """Messages of a rank to or from another one; `key` is `op/peer`."""
+    by_step = rank.peers.get(key)
+    if by_step is None:
+        if rank.cells >= bounds.CELLS_A_RANK or state.cells >= bounds.CELLS:
+            return  # what it sends is counted all the same
+        rank.cells += 1
+        state.cells += 1
+        by_step = rank.peers[key] = ByStep()
+    at = by_step.at(step)
+    if at is not None:
+        by_step.cells[at + CALLS] += calls
+        by_step.cells[at + NBYTES] += nbytes
 
 
 def _ops(kinds: Sequence[Kind]) -> Ops:
@@ -256,11 +158,25 @@ def _refused(state: RunState, entries: Array, kinds: Sequence[Kind], ops: Ops) -
         rank, kind = state.ranks[int(entries[RANK, at])], kinds[entries[KIND, at]]
         try:
             lane = rank.lanes.get(kind.device) or state.lane(rank, kind.device)
-            booking.called(state, rank, lane, f"{kind.op}/{kind.group}", kind)
+            _begin(state, rank, lane, kind)
         except bounds.Full:
             rank.refused += int(np.count_nonzero(blocks == blocks[at]))
             refused.append(blocks[at])
     return np.isin(blocks, refused) if refused else none
+
+
+def _begin(state: RunState, rank: RankState, lane: LaneState, kind: Kind) -> None:
+    """Makes room for a kind of collective that a lane has not called before."""
+    if rank.cells >= bounds.CELLS_A_RANK or state.cells >= bounds.CELLS:
+        raise bounds.Full
+    key = f"{kind.op}/{kind.group}"
+    if key not in state.ops:
+        if len(state.ops) >= bounds.OPS:
+            raise bounds.Full
+        state.ops[key] = OpState(kind.op, kind.group, kind.ranks)
+    rank.cells += 1
+    state.cells += 1
+    lane.calls[key] = ByStep()
 
 
 def _distinct(numbers: Array) -> list[int]:

@@ -1,0 +1,119 @@
+"""Collectives as a table: what pending records say, a column of numbers for each call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dpwatch.run.state.series import NONE
+from dpwatch.wire.calls import ROW, UNKNOWN, Calls, Kind, call_of, kind_of, kinds_of
+from dpwatch.wire.messages import Collective
+
+Array = np.ndarray[Any, Any]
+
+RANK, KIND, STEP, SEQ, ISSUED, DONE, BLOCKED, INTO = range(8)
+"""Rows of a table of calls; `NONE` stands for an unknown time."""
+
+WIDTH = 8
+"""Numbers of a call."""
+
+
+class Kinds:
+    """The kinds of calls in a table, numbered in the order in which they came."""
+
+    def __init__(self, known: Sequence[Kind] = ()) -> None:
+        self.all = list(known)
+        self._numbers = {kind: number for number, kind in enumerate(self.all)}
+        self._tables: dict[bytes, list[int]] = {}
+
+    def number(self, kind: Kind) -> int:
+        """A kind's number."""
+        found = self._numbers.get(kind)
+        if found is None:
+            found = self._numbers[kind] = len(self.all)
+            self.all.append(kind)
+        return found
+
+    def table(self, kinds: bytes) -> list[int]:
+        """The numbers of a record's kinds."""
+        found = self._tables.get(kinds)
+        if found is None:
+            found = self._tables[kinds] = [self.number(kind) for kind in kinds_of(kinds)]
+        return found
+
+
+def table_of(calls: Sequence[tuple[int, Calls | Collective]], kinds: Kinds) -> Array:
+    """What ranks called, in the order in which their records came.
+
+    Args:
+        calls: Ranks, and what each of them sent.
+        kinds: Learns the kinds of these calls.
+
+    Returns:
+        int64, of shape (`WIDTH`, calls).
+    """
+    parts: list[Array] = []
+    packed: list[tuple[int, Calls]] = []
+    for rank, record in calls:
+        if isinstance(record, Calls):
+            packed.append((rank, record))
+        else:
+            parts += [_unpacked(packed, kinds), columns([column_of(rank, record, kinds)])]
+            packed = []
+    last = _unpacked(packed, kinds)
+    return np.concatenate([*parts, last], axis=1) if parts else last
+
+
+def column_of(rank: int, call: Collective, kinds: Kinds) -> list[int]:
+    """One call as a column."""
+    times = (call.completed_ns, call.blocked_ns, call.into_ns)
+    return [
+        rank, kinds.number(kind_of(call)), call.step, call.seq, call.issued_ns,
+        *(NONE if each is None else each for each in times),
+    ]  # fmt: skip
+
+
+def columns(each: Sequence[Sequence[int]]) -> Array:
+    """Columns side by side."""
+    found: Array = np.array(each, np.int64).reshape(-1, WIDTH).T
+    return found
+
+
+def call_at(column: Sequence[int], kinds: Sequence[Kind]) -> Collective:
+    """A column as a call."""
+    _, kind, step, seq, issued_ns, *times = column
+    return call_of(
+        kinds[kind], step, seq, issued_ns, *(None if each == NONE else each for each in times)
+    )
+
+
+def _unpacked(calls: Sequence[tuple[int, Calls]], kinds: Kinds) -> Array:
+    if not calls:
+        return columns([])
+    records = [record for _, record in calls]
+    of = np.repeat(np.arange(len(records)), [len(record.which) for record in records])
+    numbers: list[int] = []
+    offsets: dict[bytes, int] = {}
+    for record in records:
+        if record.kinds not in offsets:
+            offsets[record.kinds] = len(numbers)
+            numbers += kinds.table(record.kinds)
+    which = np.frombuffer(b"".join([record.which for record in records]), np.uint8)
+    rows = np.frombuffer(b"".join([record.rows for record in records]), "<u4")
+    step, seq, ago, took, blocked, into = rows.reshape(-1, ROW.size // 4).T
+    ended_ns = np.array([record.latest_ns for record in records])[of] - ago
+    done = took != UNKNOWN
+    place = np.array([offsets[record.kinds] for record in records])[of] + which
+    found = np.empty((WIDTH, len(of)), np.int64)
+    found[RANK] = np.array([rank for rank, _ in calls])[of]
+    found[KIND] = np.array(numbers)[place]
+    found[STEP] = np.array([record.step for record in records])[of] + step
+    found[SEQ] = np.array([record.seq for record in records])[of] + seq
+    found[ISSUED] = ended_ns - np.where(done, took, 0)
+    found[DONE] = np.where(done, ended_ns, NONE)
+    for row, known in ((BLOCKED, blocked), (INTO, into)):
+        found[row] = known
+        found[row, known == UNKNOWN] = NONE
+    return found
