@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import msgspec
 
+import dpwatch
 from dpwatch.run.derive.comparison import peaks_of_processes
 from dpwatch.run.derive.issuers import recent
-from dpwatch.run.derive.summarize import summary
-from dpwatch.run.model.snapshot import Alert, HostGpu, HostView, Rank, Run
+from dpwatch.run.model.snapshot import SCHEMA, Alert, HostGpu, HostView, Rank, Run, Summary
 from dpwatch.text_safety import escaped, printable
 
 UNKNOWN = "–"
@@ -31,7 +31,7 @@ _COLUMNS = (
 
 def json_text(runs: Sequence[Run], gpus: Sequence[HostGpu] = ()) -> str:
     """The `dpwatch.summary/1` object, indented."""
-    return formatted(summary(runs, gpus))
+    return formatted(Summary(SCHEMA, dpwatch.__version__, list(runs), list(gpus)))
 
 
 def formatted(told: msgspec.Struct) -> str:

@@ -92,11 +92,11 @@ def run(options: argparse.Namespace) -> int:
         return serve(found["port"].value, _flags(found))
     if options.port is not None:
         raise CommandError("--port goes with --web")
-    from dpwatch.hub import last
     from dpwatch.viewer.follow import Watcher
     from dpwatch.viewer.host_gpus import HostGpus
+    from dpwatch.viewer.last_runs import last_runs
 
-    kept = last.kept() if options.last else ()
+    kept = last_runs() if options.last else ()
     watcher = Watcher(gpus=HostGpus().read, kept=kept, most=options.last)
     try:
         if options.once:

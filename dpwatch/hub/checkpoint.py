@@ -17,7 +17,8 @@ import msgspec
 
 from dpwatch.hub.processes import runs
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import packed, unpacked
+from dpwatch.wire.arrays import packed, unpacked
+from dpwatch.wire.kept_runs import DRAFT
 from dpwatch.wire.messages import PROTOCOL_VERSION
 
 EVERY_S = 1.0
@@ -26,9 +27,6 @@ SHARE = 0.02
 
 LONGEST_S = 0.1
 """A state that takes longer is not written any more: viewers would notice."""
-
-DRAFT = ".new"
-"""Ends the name of a file that is being written."""
 
 _log = logging.getLogger("dpwatch.hub")
 
@@ -109,7 +107,7 @@ class Keeper:
         began = self._clock()
         try:
             write_whole(self._path, encoded(state))
-        except OSError as error:  # a full disk, say: then a successor begins anew
+        except (OSError, OverflowError) as error:  # a full disk: then a successor begins anew
             self._give_up(str(error))
             return
         took_s = self._clock() - began

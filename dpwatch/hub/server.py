@@ -29,12 +29,11 @@ from dpwatch.hub.last_steps import LastSteps
 from dpwatch.hub.processes import Processes, exit_of, runs, state_of
 from dpwatch.hub.resource_guard import LOOK_S, Guard, Seldom, allow_files
 from dpwatch.hub.stack_requests import Asking
-from dpwatch.run.derive import run_views
+from dpwatch.hub.views import Views
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.derive.verdict import ended
 from dpwatch.run.derive.wait_graph import is_silent
-from dpwatch.run.diagnose.advance import MANY, advance
-from dpwatch.run.model.snapshot import Run
+from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.state.encoding import encode
 from dpwatch.run.state.exits import joined, seen
 from dpwatch.run.state.parts import RankState
@@ -57,14 +56,10 @@ from dpwatch.wire.messages import (
 from dpwatch.wire.paths import HUB_FILES, RunDir, RunInfo, clean_run_id, host_name
 from dpwatch.wire.viewer_messages import (
     COMMAND_REQUEST,
-    EVERY_FRAME,
-    FRAME_NUMBER,
-    LOOK,
-    LOOK_REQUEST,
-    NO_FRAME,
-    SAME,
+    PRESENT,
     STATE,
     STATE_REQUEST,
+    VIEW_REQUEST,
 )
 
 CLEAR_S = 5.0
@@ -143,10 +138,8 @@ class Hub:
         self._asking = Asking(place.stacks_file, self.host)
         asked = [rank.dump.asked for rank in self.state.ranks.values()]
         self._asking.catch_up(max(asked, default=0) + 1)
-        self._topics: set[bytes] = set()
-        self._run: Run | None = None
-        self._run_number = 0
-        self._look = b""
+        self._is_watched = False
+        self._views = Views()
         self._stopping = False
         self._idle_since = self._started = time.monotonic()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -312,8 +305,8 @@ class Hub:
     def take_state(self, host: str, part: RunState) -> None:
         """All that another host's hub knows, in this host's time."""
         merge(self.state, part, host)
-        # A number that no viewer is sent: each sees the gap, and asks for the state.
         self.state.frames += 1
+        self._views.forget()
 
     def _is_impostor(self, batch: Batch) -> bool:
         """Whether another process has this rank, and lives: two can't take turns in one row."""
@@ -325,7 +318,6 @@ class Hub:
         claims = f"processes {rank.pid} and {batch.pid} both say that they are rank {rank.rank}"
         self._frames.again(claims)
         if not self.state.claims:
-            # A number that no viewer is sent: each sees the gap, and asks for the state.
             self.state.frames += 1
             self.state.claims = f"{claims}: the second is not shown; give each a run of its own"
         return True
@@ -343,6 +335,7 @@ class Hub:
             frames = self.state.frames + 1
             self.state = RunState(self.place.run_id, frames=frames, earlier=earlier)
             self._joining.forget_states()
+            self._views.forget()
 
     def _is_mine(self, run_id: str) -> bool:
         return run_id == self.place.run_id or clean_run_id(run_id) == self.place.run_id
@@ -376,11 +369,9 @@ class Hub:
             run = advance(self.state, batch)
         except Exception as error:  # noqa: BLE001 - one frame must not cost the run its hub
             self._failures.again(codec.told(error))
-            return  # viewers miss its number, and ask for the state as it is here
+            return  # nodes' heads miss its number, and ask for the state as it is here
         if run is not None:
-            self._run, self._run_number, self._look = run, self.state.frames, b""
-        if EVERY_FRAME in self._topics or len(self.state.ranks) <= MANY:
-            self._outlet.send(FRAME_NUMBER.pack(self.state.frames) + frame)
+            self._views.reviewed(run)
         self._joining.forward(self.state.frames, frame, of_rank=batch.rank != HUB_RANK)
 
     def _answer(self) -> None:
@@ -414,8 +405,8 @@ class Hub:
     def _answer_to(self, request: list[bytes]) -> bytes:
         """What a viewer gets; nothing where it asked for nothing that there is."""
         if request == [STATE_REQUEST]:
-            return encode(self.state)
-        return self._looked_at(request[1:]) if request[:1] == [LOOK_REQUEST] else b""
+            return STATE + encode(self.state)
+        return self._views.answer(self.state, request[1:]) if request[:1] == [VIEW_REQUEST] else b""
 
     def _ask_ranks(self) -> None:
         try:
@@ -435,26 +426,11 @@ class Hub:
             self._asking.take(encode_request(mine))
             self._ask_ranks()
 
-    def _looked_at(self, seen: list[bytes]) -> bytes:
-        """The whole state of a small run; of a large one how it looks."""
-        if len(self.state.ranks) <= MANY:
-            return STATE + encode(self.state)
-        if self._run is None:
-            self._run, self._run_number = summarize(self.state), self.state.frames
-        if seen == [FRAME_NUMBER.pack(self._run_number)]:
-            return SAME
-        if not self._look:
-            self._look = LOOK + run_views.encode(self.state, self._run_number, self._run)
-        return self._look
-
     def _count_viewers(self) -> None:
-        """A viewer subscribes to every frame, or to a topic that none has: it is there."""
+        """A viewer subscribes as long as it is there."""
         said = self._outlet.recv()
-        topic = said[1:]
-        if said[:1] == b"\x00":
-            self._topics.discard(topic)
-        elif topic in (EVERY_FRAME, NO_FRAME):  # others are no viewer's
-            self._topics.add(topic)
+        if said[1:] == PRESENT:
+            self._is_watched = said[:1] == b"\x01"
 
     def _tick(self) -> None:
         self._hold_the_place()
@@ -477,7 +453,7 @@ class Hub:
         patience_s = self.linger_s if self.state.ranks else max(EMPTY_S, self.linger_s)
         if self._joining.owes:
             patience_s = max(patience_s, OWES_S)
-        if idle_s > MOST_S or (idle_s > patience_s and not self._topics):
+        if idle_s > MOST_S or (idle_s > patience_s and not self._is_watched):
             self.stop()
 
     def _silent(self) -> list[Silent]:

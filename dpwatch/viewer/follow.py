@@ -1,29 +1,24 @@
 """A viewer's end: following runs, and taking a frozen snapshot of all of them.
 
-`Follower` keeps one run's state equal to its hub's: it subscribes, asks for the whole state, then
-applies the numbered frames that come after it; a gap makes it ask again. `Watcher` finds runs and
-follows them all. Both live on one thread; nothing a viewer does can reach a rank.
+`Follower` asks a run's hub for its view, as often as a viewer draws, and is sent what has changed.
+`Watcher` finds runs and follows them all. Both live on one thread; nothing a viewer does can reach
+a rank.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
 
-from dpwatch.run.derive import run_views
-from dpwatch.run.derive.summarize import summarize, view
 from dpwatch.run.derive.titles import told_apart
-from dpwatch.run.derive.verdict import ended
-from dpwatch.run.diagnose.advance import MANY, advance
-from dpwatch.run.model.snapshot import History, HostGpu, Run, RunView, Snapshot
-from dpwatch.run.state.encoding import decode
-from dpwatch.run.state.run_state import RunState
+from dpwatch.run.model.snapshot import HostGpu, Run, RunView, Snapshot
+from dpwatch.run.model.view_message import ViewReader
 from dpwatch.viewer.local_runs import LocalRuns
 from dpwatch.wire import codec, transport
 from dpwatch.wire.asking import STACKS_REQUEST, encode_request
@@ -31,30 +26,37 @@ from dpwatch.wire.messages import PROTOCOL_VERSION, Command
 from dpwatch.wire.paths import RunDir
 from dpwatch.wire.viewer_messages import (
     COMMAND_REQUEST,
-    EVERY_FRAME,
-    FRAME_NUMBER,
-    LOOK,
-    LOOK_REQUEST,
-    NO_FRAME,
     SAME,
     STATE,
+    STATE_REQUEST,
+    VIEW,
+    VIEW_NUMBER,
+    VIEW_REQUEST,
 )
 
+if TYPE_CHECKING:
+    from dpwatch.run.state.run_state import RunState
+
 STALE_S = 3.0
-"""A hub ticks every second; silent for this long, it is shown as stale."""
+"""A hub that has not answered for so long is shown as stale."""
 
 ASK_AGAIN_S = 1.0
+"""After this long without an answer the next question goes out, in case that one was lost."""
+
 INTERVAL_S = 0.25
 """How often a viewer takes a snapshot, if it is not told otherwise."""
 
-CURVES_S = 1.0
-"""How old a running run's curves may be."""
+SSH_INTERVAL_S = 0.5
+"""How often a hub on another host is asked at most."""
 
-TURN_FRAMES = 1024
-"""Frames taken in at a stretch, so that a hub that never stops leaves time to draw."""
+PATIENCE_S = 0.05
+"""How long a snapshot waits for answers that it has asked for."""
+
+TURN_ANSWERS = 64
+"""Taken in at a stretch, so that a hub that never stops leaves time to draw."""
 
 NAP_S = 0.25
-"""How long frames may lie in their sockets, which hold a thousand each."""
+"""How long it may be away from its runs: new ones, and requests for stacks, wait for it."""
 
 SCAN_S = 0.5
 NOTICES = 64
@@ -64,9 +66,16 @@ NOTICES = 64
 class Follower:
     """Follows one run.
 
+    Args:
+        context: Of the sockets.
+        place: The run's folder.
+        hub_pid: The hub's process.
+        keeps_end: Fetch the run's whole state when nothing more can come, so that what becomes of
+            the command that started it can still be told of it.
+        clock: Seconds.
+
     Attributes:
         nonsense: What is wrong with what its hub sends, "" as long as that makes sense.
-        protocol: The version that its frames have.
     """
 
     def __init__(
@@ -74,32 +83,45 @@ class Follower:
         context: zmq.Context[zmq.Socket[bytes]],
         place: RunDir,
         hub_pid: int,
+        *,
+        keeps_end: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.place = place
         self.hub_pid = hub_pid
-        self.state: RunState | None = None
         self.closed = self.done = False
         self.nonsense = ""
-        self.protocol = PROTOCOL_VERSION
+        self.end: RunState | None = None
+        self._keeps_end = keeps_end
         self._clock = clock
+        self._interval_s = SSH_INTERVAL_S if place.ssh_host else 0.0
+        self._reader = ViewReader()
         self._heard = clock()
-        self._asked: float | None = None
+        self._asked = -ASK_AGAIN_S
+        self._is_waiting = False
         self._told: Command | None = None
-        self._view: RunView | None = None
-        self._look: run_views.Look | None = None
-        self._view_ends = math.inf  # when it is to be made anew, though nothing has come
-        self._reviewed: tuple[float, Run] | None = None
-        self._curves = (-CURVES_S, History())
-        self.frames = transport.subscribe_socket(context, place.publish)
+        self._shown: tuple[RunView | None, str, RunView] | None = None
+        self.presence = transport.subscribe_socket(context, place.publish)
         self.answers = transport.ask_socket(context, place.ask)
-        self._ask()
 
-    def _ask(self) -> None:
-        self._asked = self._clock()
-        seen = [] if self._look is None else [FRAME_NUMBER.pack(self._look.number)]
-        with contextlib.suppress(zmq.Again):  # a stopped hub has many questions before it
-            self.answers.send_multipart([LOOK_REQUEST, *seen], zmq.NOBLOCK)
+    def ask(self) -> None:
+        """Asks for the run's view, unless an answer is still to come or one has just come."""
+        now = self._clock()
+        pause_s = ASK_AGAIN_S if self._is_waiting else self._interval_s
+        if self.closed or now - self._asked < pause_s:
+            return
+        self._asked, self._is_waiting = now, True
+        # A stopped hub has many questions before it.
+        with contextlib.suppress(zmq.Again):
+            number = VIEW_NUMBER.pack(self._reader.number)
+            self.answers.send_multipart([VIEW_REQUEST, number], zmq.NOBLOCK)
+            if self._keeps_end and self._reader.is_over and self.end is None:
+                self.answers.send(STATE_REQUEST, zmq.NOBLOCK)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether an answer is still to come."""
+        return self._is_waiting and not self.closed
 
     def ask_stacks(self, ranks: Sequence[int]) -> None:
         """Asks ranks for their stacks, all if none are named; what comes of it is in the view."""
@@ -110,116 +132,55 @@ class Follower:
 
     def tell(self, command: Command) -> None:
         """Says what has become of the command that started the run, once."""
-        if self.closed:
-            if self.state is not None and self.state.command != command:
-                self.state.command, self._view = command, None
-            return
         if command == self._told:
+            return
+        if self.closed:
+            self._told = command
+            self._show_command(command)
             return
         with contextlib.suppress(zmq.Again):
             request = [COMMAND_REQUEST, msgspec.msgpack.encode(command)]
             self.answers.send_multipart(request, zmq.NOBLOCK)
             self._told = command
 
-    def poll(self) -> None:
-        """Takes in all that has come."""
-        if self.closed:
-            return
-        # The answer first: frames that came before it are older than it and fall away.
-        while (answer := _receive(self.answers)) is not None:
-            self._take_answer(answer)
-        for _ in range(TURN_FRAMES):
-            if (frame := _receive(self.frames)) is None:
-                break
-            self._take_frame(frame)
-        if self._asked is not None and self._clock() - self._asked > self._patience_s:
-            self._ask()
+    def _show_command(self, command: Command) -> None:
+        """What a hub would make of it that is no more there."""
+        found = self._reader.view
+        if self.end is not None:
+            from dpwatch.run.derive.summarize import view  # what a viewer needs in no other case
 
-    @property
-    def _patience_s(self) -> float:
-        """How long after a question the next one comes, as long as there is any to ask."""
-        answered = self._asked is not None and self._heard >= self._asked
-        return INTERVAL_S if self._look is not None and answered else ASK_AGAIN_S
+            self.end.command = command
+            self._reader.view = view(self.end)
+        elif found is not None:
+            run = msgspec.structs.replace(found.run, command_exit=command.exit)
+            self._reader.view = msgspec.structs.replace(found, run=run)
+
+    def poll(self) -> None:
+        """Takes in what has come."""
+        for _ in range(TURN_ANSWERS):
+            if self.closed or (answer := _receive(self.answers)) is None:
+                break
+            self._take_answer(answer)
 
     def _take_answer(self, answer: bytes) -> None:
         kind, data = answer[:1], memoryview(answer)[1:]
         try:
-            if kind == STATE:
-                self._take_state(decode(data))
-            elif kind == LOOK:
-                self._take_look(run_views.decode(data))
-            elif kind == SAME:
-                self._heard = self._clock()
-            else:
+            if kind == VIEW:
+                self._reader.read(data)
+            elif kind == STATE:
+                from dpwatch.run.state.encoding import decode
+
+                self.end = decode(data)
+            elif kind != SAME:
                 raise ValueError("an answer of no known kind")
         # Of another host's hub anything may come, states that contradict themselves too.
         except Exception as error:  # noqa: BLE001
-            self._distrust(error)
-
-    def _take_state(self, state: RunState) -> None:
-        shown = view(state)
-        if self._look is not None:  # too many ranks have become fewer: another hub's
-            self._follow_frames(on=True)
-            self._look = None
-        if self.state is None or state.frames >= self.state.frames:
-            self.state = state
-        self._asked = None
-        self._fresh()
-        self._reviewed = None
-        if self.state is state:
-            self._view = shown
-
-    def _take_look(self, look: run_views.Look) -> None:
-        """From now on asks for the next look, frame by frame of the screen."""
-        if self._look is None:
-            self._follow_frames(on=False)
-        self._look, self.state = look, None
-        self._fresh()
-
-    def _follow_frames(self, *, on: bool) -> None:
-        self.frames.setsockopt(zmq.SUBSCRIBE, EVERY_FRAME if on else NO_FRAME)
-        self.frames.setsockopt(zmq.UNSUBSCRIBE, NO_FRAME if on else EVERY_FRAME)
-
-    def _take_frame(self, frame: bytes) -> None:
+            self.nonsense = f"{type(error).__name__}: {codec.told(error)}"
+            self._reader = ViewReader()
+        else:
+            self.nonsense = ""
+            self._is_waiting &= kind == STATE
         self._heard = self._clock()
-        if self.state is None or len(frame) < FRAME_NUMBER.size:
-            return
-        (number,) = FRAME_NUMBER.unpack_from(frame)
-        if number <= self.state.frames:
-            return
-        if number > self.state.frames + 1:
-            if self._asked is None:
-                self._ask()
-            return
-        try:
-            reviewed = advance(self.state, codec.decode(frame[FRAME_NUMBER.size :]))
-        except codec.VersionError as error:
-            self.protocol = error.version
-            return
-        except codec.WireError:
-            return
-        except Exception as error:  # noqa: BLE001
-            self._distrust(error)
-            return
-        if len(self.state.ranks) > MANY and self._asked is None:
-            self._ask()
-        self._fresh()
-        if reviewed is not None:
-            self._reviewed = (self._heard, reviewed)
-
-    def _distrust(self, error: Exception) -> None:
-        """Lets go of a state that can't be, and waits before asking for another one."""
-        self.nonsense = f"{type(error).__name__}: {codec.told(error)}"
-        self.state = self._view = self._reviewed = None
-        if self._look is not None:
-            self._follow_frames(on=True)
-            self._look = None
-        self._asked = self._clock()
-
-    def _fresh(self) -> None:
-        self._heard = self._clock()
-        self._view = None
-        self.nonsense = ""
 
     @property
     def connection(self) -> str:
@@ -229,63 +190,31 @@ class Follower:
         return "stale" if self._clock() - self._heard > STALE_S else "live"
 
     def view(self) -> RunView | None:
-        """The run now, None before its state has come and a rank has spoken."""
-        if not self.complete or (self.state is not None and not self.state.ranks):
+        """The run now, None before a rank has spoken."""
+        found, connection = self._reader.view, self.connection
+        if found is None or not found.run.hosts:
             return None
-        connection = self.connection
-        ends = self._clock() >= self._view_ends
-        if self._view is None or self._view.connection != connection or ends:
-            if self._look is not None:
-                self._view_ends = math.inf
-                self._view = msgspec.structs.replace(self._look.view, connection=connection)
-            elif self.state is not None:
-                try:
-                    self._view = self._viewed(self.state, connection)
-                except Exception as error:  # noqa: BLE001
-                    self._distrust(error)
-            if self._view is not None and self.place.ssh_host:
-                self._view = msgspec.structs.replace(self._view, ssh_host=self.place.ssh_host)
-        return self._view
+        # Who draws compares objects: what has not changed has to be the same one.
+        if self._shown is None or self._shown[0] is not found or self._shown[1] != connection:
+            ssh_host = self.place.ssh_host
+            shown = msgspec.structs.replace(found, connection=connection, ssh_host=ssh_host)
+            self._shown = found, connection, shown
+        return self._shown[2]
 
-    def _viewed(self, state: RunState, connection: str) -> RunView:
-        """The state to look at; of a run that goes on, with curves that are a second old at most.
-
-        A curve of hundreds of points looks the same then, and to draw it costs more than the rest.
-        """
-        now, self._view_ends = self._clock(), math.inf
-        run = self._just_reviewed(now) if connection == "live" else None
-        self._reviewed = None
-        if run is None:
-            run = summarize(state)
-        else:
-            self._view_ends = now  # of what came since nothing is in it: good for one look
-        at, curves = self._curves
-        young = now - at < CURVES_S and len(curves.rank_step_ms) == len(run.ranks)
-        if young and connection == "live" and run.state == "running":
-            self._view_ends = min(self._view_ends, at + CURVES_S)
-            return view(state, connection, run, history=curves)
-        found = view(state, connection, run)
-        self._curves = (now, found.history)
-        return found
-
-    def _just_reviewed(self, now: float) -> Run | None:
-        """A running run's summary that a review made a moment ago."""
-        at, run = self._reviewed or (-math.inf, None)
-        fresh = run is not None and run.state == "running" and now - at <= INTERVAL_S
-        return run if fresh else None
+    @property
+    def earlier(self) -> list[Run]:
+        """Runs that are over and whose hub has begun anew with this one since."""
+        return self._reader.earlier
 
     @property
     def complete(self) -> bool:
         """Whether the hub has handed over what it knows."""
-        return self.state is not None or self._look is not None
+        return self._reader.view is not None
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing more can come: it was a single process's run, whose exit is known."""
-        state = self.state
-        if state is None or state.world_size > 1 or not ended(state):
-            return False
-        return all(rank.bye and rank.bye.exit is not None for rank in state.ranks.values())
+        """Whether nothing more can come, and what has is all here."""
+        return self._reader.is_over and self.end is not None
 
     @property
     def is_to_be_replaced(self) -> bool:
@@ -293,10 +222,10 @@ class Follower:
         return self.closed and not self.done
 
     def close(self) -> None:
-        """Lets go of the hub; the last state stays."""
+        """Lets go of the hub; the last view stays."""
         if not self.closed:
             self.closed = True
-            self.frames.close()
+            self.presence.close()
             self.answers.close()
 
 
@@ -362,8 +291,10 @@ class Watcher:
             now = time.monotonic()
             if now >= self._look_at:
                 self._look()
-            self._pump(min(deadline, self._shown_at + self.interval_s) - now)
-            now = time.monotonic()
+            due_at = self._shown_at + self.interval_s
+            self._wait(min(deadline, due_at) - now)
+            if (now := time.monotonic()) >= due_at:
+                self._ask()
             known = {path for path, each in self._followers.items() if each.complete}
             if now >= self._shown_at + self.interval_s or not known <= self._shown:
                 self._shown_at, self._shown = now, known
@@ -384,11 +315,6 @@ class Watcher:
         runs = [view for view in views if view is not None]
         bad = [f for f in self._followers.values() if f.nonsense and not f.closed]
         told = [f"run {f.place.run_id}: its hub makes no sense ({f.nonsense})" for f in bad[:1]]
-        told += [
-            other_protocol(f.place, f.protocol)
-            for f in self._followers.values()
-            if f.protocol != PROTOCOL_VERSION and not f.closed
-        ][:1]
         notice = "\n".join([*([self.notice] if self.notice else []), *told])
         if self._most is not None:
             known = {view.run.run_id for view in runs}
@@ -401,18 +327,14 @@ class Watcher:
     @property
     def earlier(self) -> list[Run]:
         """Runs that are over and whose hubs have begun anew with others since."""
-        states = [follower.state for follower in self._followers.values()]
-        return [run for state in states if state is not None for run in state.earlier]
+        return [run for follower in self._followers.values() for run in follower.earlier]
 
     @property
     def complete(self) -> bool:
-        """Whether every run found has handed over its state."""
+        """Whether every run found has shown what is known of it."""
         if isinstance(self._places, LocalRuns) and self._places.awaits:
             return False
-        return all(
-            f.complete or f.nonsense or f.closed or f.protocol != PROTOCOL_VERSION
-            for f in self._followers.values()
-        )
+        return all(f.complete or f.nonsense or f.closed for f in self._followers.values())
 
     def close(self) -> None:
         """Closes every socket; a second call does nothing."""
@@ -458,33 +380,48 @@ class Watcher:
         self._followers = new | kept
 
     def _follow(self, place: RunDir, hub_pid: int) -> Follower:
-        follower = Follower(self._context, place, hub_pid)
-        self._poller.register(follower.frames, zmq.POLLIN)
+        follower = Follower(self._context, place, hub_pid, keeps_end=self._lets_go)
         self._poller.register(follower.answers, zmq.POLLIN)
         return follower
 
     def _drop(self, follower: Follower) -> None:
         if not follower.closed:
             follower.poll()
-            self._poller.unregister(follower.frames)
             self._poller.unregister(follower.answers)
             follower.close()
 
-    def _pump(self, wait_s: float) -> None:
+    def _wait(self, wait_s: float) -> None:
+        """Until the next snapshot is due, or something is known of a run that was not."""
         while self._to_ask:
             run_id, ranks = self._to_ask.popleft()
             for follower in self._followers.values():
                 if follower.place.run_id == run_id:
                     follower.ask_stacks(ranks)
         if self.complete:
-            # Nobody waits for a single frame, and to wake up for each costs more than to take it.
             time.sleep(min(max(wait_s, 0), NAP_S))
-        else:
-            wait_s = min(wait_s, self._look_at - time.monotonic())
-            self._poller.poll(max(0, int(wait_s * 1e3)))
+            return
+        for follower in self._followers.values():
+            follower.ask()
+        wait_s = min(wait_s, self._look_at - time.monotonic())
+        self._poller.poll(max(0, int(wait_s * 1e3)))
+        self._poll()
+
+    def _ask(self) -> None:
+        """Asks all hubs for what is new, and waits a moment for their answers."""
         for follower in self._followers.values():
             if self.command is not None:
                 follower.tell(self.command)
+            follower.ask()
+        until = time.monotonic() + PATIENCE_S
+        while any(each.is_waiting for each in self._followers.values()):
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                break
+            self._poller.poll(max(1, int(left_s * 1e3)))
+            self._poll()
+
+    def _poll(self) -> None:
+        for follower in self._followers.values():
             follower.poll()
 
 

@@ -27,7 +27,7 @@ from dpwatch.wire.record import Record as Record
 from dpwatch.wire.steps import Step as Step
 from dpwatch.wire.steps import Steps as Steps
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 MAX_RECORDS = 64
 """Records in one frame."""

@@ -12,7 +12,7 @@ $DPWATCH_RUNTIME_DIR | $XDG_RUNTIME_DIR/dpwatch | /tmp/dpwatch-UID      0700
     └── wanted          a rank's request for a hub (`wire.requests`)
 ```
 
-Beside them `.last/` has the states of runs that are over, for `dpwatch --last` (`hub.last`).
+Beside them `.last/` has the views of runs that are over, for `dpwatch --last` (`kept_runs`).
 
 Ranks use one runtime directory, by their own environment. A viewer's may differ, so viewers look
 into all that there may be (`runtime_paths`).

@@ -48,7 +48,7 @@ def pull_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.S
 
 
 def publish_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """A hub's outlet; as an XPUB it also learns whether anybody listens."""
+    """Where a hub learns whether viewers are there, which subscribe to it; it publishes nothing."""
     socket = _socket(context, zmq.XPUB, max_bytes=REQUEST_BYTES)
     socket.setsockopt(zmq.SNDHWM, VIEWER_HWM)
     bind(socket, endpoint)
@@ -56,7 +56,7 @@ def publish_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zm
 
 
 def answer_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """Where a hub answers viewers that ask for its whole state."""
+    """Where a hub answers viewers."""
     socket = _socket(context, zmq.ROUTER, max_bytes=REQUEST_BYTES)
     socket.setsockopt(zmq.SNDHWM, 16)
     socket.setsockopt(zmq.RCVHWM, 16)
@@ -65,7 +65,7 @@ def answer_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq
 
 
 def subscribe_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """A viewer's end of a hub's outlet."""
+    """A viewer's end of that: it is there as long as this is open."""
     socket = _socket(context, zmq.SUB)
     socket.setsockopt(zmq.RCVHWM, VIEWER_HWM)
     socket.setsockopt(zmq.SUBSCRIBE, b"")
@@ -74,7 +74,7 @@ def subscribe_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> 
 
 
 def ask_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """A viewer's end for asking a hub's state (which may be larger than a frame)."""
+    """A viewer's end for asking a hub for views and states (which may be larger than a frame)."""
     socket = _socket(context, zmq.DEALER, max_bytes=256 * MAX_FRAME_BYTES)
     socket.connect(endpoint)
     return socket

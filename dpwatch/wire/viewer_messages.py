@@ -1,19 +1,22 @@
-"""What hub and viewers say to each other beside the frames themselves."""
+"""What hub and viewers say to each other."""
 
 from __future__ import annotations
 
 import struct
 
-FRAME_NUMBER = struct.Struct("!Q")
-"""Stands before each frame that a hub sends on; a gap tells a viewer to ask for the state."""
+VIEW_REQUEST = b"view"
+"""Asks for the run's view; the number of the view that the viewer has may follow."""
 
-EVERY_FRAME, NO_FRAME = b"", b"\xff"
-"""Topics: frames begin with their number, which never begins like the second."""
+VIEW_NUMBER = struct.Struct("!Q")
 
 STATE_REQUEST = b"state"
-LOOK_REQUEST = b"look"
-COMMAND_REQUEST = b"command"
-"""What a viewer's request begins with. After the last comes a `Command`, and no answer."""
+"""Asks for the whole state."""
 
-STATE, LOOK, SAME = b"s", b"l", b"="
-"""What an answer begins with: a state follows, a look follows, or the viewer has it already."""
+COMMAND_REQUEST = b"command"
+"""Says what has become of the command that started the run: a `Command` follows. No answer."""
+
+VIEW, SAME, STATE = b"v", b"=", b"s"
+"""What an answer begins with: a view or changes follow; there is no newer one; a state follows."""
+
+PRESENT = b""
+"""The topic that a viewer subscribes to as long as it is there. Nothing is published."""

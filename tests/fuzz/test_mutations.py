@@ -4,14 +4,15 @@ import msgspec
 import zmq
 
 from dpwatch.cli.output import json_text, report
-from dpwatch.run.derive.summarize import view
+from dpwatch.run.derive.summarize import summarize, view
+from dpwatch.run.derive.view_messages import ViewWriter
 from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.state.encoding import decode, encode
 from dpwatch.run.state.run_state import RunState
 from dpwatch.viewer.follow import Follower
 from dpwatch.wire import codec, paths
 from dpwatch.wire.messages import Refused
-from dpwatch.wire.viewer_messages import FRAME_NUMBER, STATE
+from dpwatch.wire.viewer_messages import VIEW
 from tests.frames import ddp_run
 from tests.fuzz.mutations import Mutator
 
@@ -46,22 +47,20 @@ def test_no_damaged_frame_breaks_a_state_or_moves_another_ranks_figures():
     assert all(char.isprintable() or char == "\n" for char in text)
 
 
-def test_a_damaged_state_is_no_state_or_one_that_can_be_shown():
+def test_a_damaged_view_is_no_view_or_one_that_can_be_shown():
     mutator = Mutator(2)
-    frames = [*ddp_run(steps=5, ranks=2)]
     state = RunState("run")
-    for frame in frames:
+    for frame in ddp_run(steps=5, ranks=2):
         advance(state, frame)
-    whole = encode(state)
+    writer = ViewWriter(0)
+    writer.renew(state, summarize(state), curves=True)
+    whole = writer.message(0)
     context, shown = zmq.Context(), 0
     follower = Follower(context, paths.run_dir("run"), hub_pid=1)
     for _ in range(500):
         damaged = bytearray(whole)
         mutator._damage(damaged)
-        follower.state = None
-        follower._take_answer(STATE + bytes(damaged))
-        if follower.state is not None:
-            follower._take_frame(FRAME_NUMBER.pack(follower.state.frames + 1) + mutator.next())
+        follower._take_answer(VIEW + bytes(damaged))
         shown += follower.view() is not None
     follower.close()
     context.term()

@@ -7,6 +7,8 @@ import pytest
 
 from dpwatch.hub import last
 from dpwatch.run.derive.summarize import view
+from dpwatch.viewer.last_runs import last_runs
+from dpwatch.wire.kept_runs import FOLDER
 from dpwatch.wire.listing import list_runs
 from dpwatch.wire.messages import Bye
 from dpwatch.wire.run_dir import FALLBACK
@@ -27,9 +29,9 @@ def names(views):
 def test_a_run_looks_as_it_did_when_its_hub_was_there(private_runtime):
     state = a_run()
     last.keep(private_runtime, state)
-    (found,) = last.kept()
+    (found,) = last_runs()
     assert found == view(state, "closed")
-    files = [private_runtime / last.FOLDER, private_runtime / last.FOLDER / "run"]
+    files = [private_runtime / FOLDER, private_runtime / FOLDER / "run"]
     assert [stat.S_IMODE(path.stat().st_mode) for path in files] == [0o700, 0o600]
 
 
@@ -39,7 +41,7 @@ def test_a_hub_keeps_its_run_when_it_ends(private_runtime):
         send(batch(Bye("finished"), seq=1, pid=os.getpid()))
         seen = until(watcher, has("run", state="finished")).runs[0].run
     assert list_runs() == []
-    with watching(kept=last.kept(), most=1) as watcher:
+    with watching(kept=last_runs(), most=1) as watcher:
         (shown,) = watcher.snapshot().runs
     assert shown.connection == "closed"
     assert (shown.run.steps, shown.run.state) == (seen.steps, "finished")
@@ -47,13 +49,13 @@ def test_a_hub_keeps_its_run_when_it_ends(private_runtime):
 
 def test_a_run_that_goes_on_is_not_kept(private_runtime):
     last.keep(private_runtime, played([batch(hello(), step(0), pid=os.getpid())]))
-    assert last.kept() == []
+    assert last_runs() == []
 
 
 def test_the_newest_are_kept(private_runtime):
     for n in range(last.MOST + 3):
         last.keep(private_runtime, a_run(f"run.{n}"))
-    assert names(last.kept()) == {f"run.{n}" for n in range(3, last.MOST + 3)}
+    assert names(last_runs()) == {f"run.{n}" for n in range(3, last.MOST + 3)}
 
 
 def test_a_directory_that_goes_with_its_last_run_keeps_nothing(tmp_path):
@@ -66,17 +68,17 @@ def test_a_directory_that_goes_with_its_last_run_keeps_nothing(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"\xc1", b"\x92\x01\xc0", b"\x92\xff\xc0"])
 def test_what_makes_no_sense_is_left_out(private_runtime, content):
     last.keep(private_runtime, a_run("good"))
-    (private_runtime / last.FOLDER / "bad").write_bytes(content)
-    os.mkfifo(private_runtime / last.FOLDER / "pipe")
-    assert names(last.kept()) == {"good"}
+    (private_runtime / FOLDER / "bad").write_bytes(content)
+    os.mkfifo(private_runtime / FOLDER / "pipe")
+    assert names(last_runs()) == {"good"}
 
 
 def test_a_folder_that_others_may_read_is_not_used(private_runtime):
     last.keep(private_runtime, a_run())
-    (private_runtime / last.FOLDER).chmod(0o755)
-    assert last.kept() == []
+    (private_runtime / FOLDER).chmod(0o755)
+    assert last_runs() == []
     last.keep(private_runtime, a_run("another"))
-    assert not (private_runtime / last.FOLDER / "another").exists()
+    assert not (private_runtime / FOLDER / "another").exists()
 
 
 def test_runs_that_live_and_runs_that_are_over_by_when_they_began(private_runtime):

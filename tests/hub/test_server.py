@@ -28,19 +28,6 @@ def test_early_and_late_viewers_see_the_same_run():
     assert len(again.runs[0].history.loss.steps) == 10
 
 
-def test_a_viewer_that_missed_frames_asks_again():
-    with serving() as hub, rank(hub.place) as send, watching() as watcher:
-        frames = list(dp_run(steps=6))
-        for frame in frames[:3]:
-            send(frame)
-        until(watcher, has("run", steps=2))
-        (follower,) = watcher._followers.values()
-        follower.state.frames -= 2  # as if two had been lost on the way
-        for frame in frames[3:]:
-            send(frame)
-        assert until(watcher, has("run", steps=6, state="finished"))
-
-
 def test_frames_of_strangers_are_refused_and_counted():
     with serving() as hub, rank(hub.place) as send, watching() as watcher:
         send(batch(hello(), run_id="another"))

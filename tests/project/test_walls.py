@@ -15,7 +15,6 @@ VIEWER = [
     "dpwatch.cli.doctor",
     "dpwatch.cli.checks.training",
     "dpwatch.cli.checks.runs",
-    "dpwatch.hub.server",
     "dpwatch.viewer.follow",
     "dpwatch.plan.traffic",
     "dpwatch.tui.app",

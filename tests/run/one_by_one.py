@@ -6,7 +6,8 @@ Plain Python, call by call, so that it can be checked by reading it.
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.run.state import bounds, generations
 from dpwatch.run.state.apply import apply
-from dpwatch.run.state.arrivals import OpenCalls, fingerprint, matched_call, most_open
+from dpwatch.run.state.arrivals import fingerprint, matched_call, most_open
+from dpwatch.run.state.call_entries import Kinds, open_calls, table_of
 from dpwatch.run.state.call_tallies import _begin, _exchanged
 from dpwatch.run.state.flush import flush
 from dpwatch.run.state.late_durations import LATENCIES
@@ -152,10 +153,9 @@ class OneByOne:
 
     def finish(self):
         """The state, with what is open in it as the product keeps it."""
-        self.state.arrivals.open = OpenCalls()
-        self.state.arrivals.open.add(
-            [(r, call) for entered in self.open.values() for r, call in entered.items()]
-        )
+        kinds = Kinds()
+        each = [(r, call) for entered in self.open.values() for r, call in entered.items()]
+        self.state.arrivals.open = open_calls(table_of(each, kinds), kinds.all)
         return self.state
 
 

@@ -12,8 +12,9 @@ from dpwatch.run.state.flush import flush
 from dpwatch.run.state.late_durations import LATENCIES, keep_latencies
 from dpwatch.run.state.parts import Covered
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import TALLY_WIDTH, WAIT_NS, WINDOW, ByStep, Ints
+from dpwatch.run.state.series import TALLY_WIDTH, WAIT_NS, WINDOW, ByStep
 from dpwatch.run.state.step_offsets import StepOffsets
+from dpwatch.wire.arrays import Ints
 from dpwatch.wire.gather import gathered
 from dpwatch.wire.messages import Collective, Duration
 from tests.frames import MS, START_NS, batch, hello, step

@@ -6,9 +6,8 @@ import msgspec
 import pytest
 
 from dpwatch.run.derive.summarize import summarize, view
-from dpwatch.run.derive.timeline import LANES, STEPS
 from dpwatch.run.diagnose.advance import advance
-from dpwatch.run.model.snapshot import Loss
+from dpwatch.run.model.snapshot import LANE_STEPS, LANES, Loss
 from dpwatch.run.state import bounds
 from dpwatch.run.state.apply import apply
 from dpwatch.run.state.curves import CURVE_POINTS, Thinned
@@ -65,11 +64,11 @@ def test_ddp_bytes_are_payload_and_ring():
 
 
 def test_a_view_carries_the_last_steps_of_the_first_rows():
-    steps = [step(i, device=d) for i in range(STEPS + 5) for d in range(2)]
+    steps = [step(i, device=d) for i in range(LANE_STEPS + 5) for d in range(2)]
     devices = [f"vgpu:{d}" for d in range(LANES + 3)]
     seen = view(played([batch(hello(devices=devices), *steps)]))
     assert [lane.device for lane in seen.lanes] == devices[:LANES]
-    assert [each.step for each in seen.lanes[1].steps] == list(range(5, STEPS + 5))
+    assert [each.step for each in seen.lanes[1].steps] == list(range(5, LANE_STEPS + 5))
     assert seen.lanes[2].steps == ()
     assert [(r.rank, r.device) for r in seen.run.ranks[:LANES]] == [
         (lane.rank, lane.device) for lane in seen.lanes

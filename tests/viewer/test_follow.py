@@ -1,39 +1,56 @@
-"""What a viewer shows of a state: figures of now, curves of a moment ago."""
-
-from __future__ import annotations
-
-import math
-from pathlib import Path
-from types import SimpleNamespace
+"""What a viewer makes of its hub's answers, and of none."""
 
 import pytest
+import zmq
 
 from dpwatch.run.derive.summarize import summarize, view
-from dpwatch.run.model.snapshot import History
-from dpwatch.run.state.apply import apply
-from dpwatch.viewer.follow import CURVES_S, INTERVAL_S, Follower
-from dpwatch.wire.messages import Bye
-from dpwatch.wire.paths import RunDir
+from dpwatch.run.derive.view_messages import ViewWriter
+from dpwatch.run.state.encoding import encode
+from dpwatch.viewer.follow import ASK_AGAIN_S, STALE_S, Follower
+from dpwatch.wire import paths, transport
+from dpwatch.wire.messages import Bye, Command
+from dpwatch.wire.viewer_messages import SAME, STATE, STATE_REQUEST, VIEW, VIEW_REQUEST
 from tests.frames import batch, hello, played, step
 
 
+class Asked:
+    """A follower, its clock, and the questions that a hub would get."""
+
+    def __init__(self, **options):
+        self.now = 100.0
+        self.context = zmq.Context()
+        place = paths.run_dir("run")
+        self.hub = transport.answer_socket(self.context, place.ask)
+        self.follower = Follower(self.context, place, 1, clock=lambda: self.now, **options)
+        self.writer = ViewWriter(7)
+
+    def questions(self, most_ms=0):
+        found = []
+        while self.hub.poll(most_ms):
+            found.append(self.hub.recv_multipart()[1:])
+        return found
+
+    def answer(self, state):
+        self.writer.renew(state, summarize(state), curves=True)
+        self.follower._take_answer(VIEW + self.writer.message(self.follower._reader.number))
+
+    def close(self):
+        self.follower.close()
+        self.hub.close()
+        self.context.term()
+
+
 @pytest.fixture
-def follower():
-    """As much of one as looks at a state; its clock stands until it is set."""
-    at = SimpleNamespace(now=100.0, _view=None, _look=None, complete=True, connection="live")
-    at._view_ends, at._reviewed, at._curves = math.inf, None, (-CURVES_S, History())
-    at.place = RunDir(Path("run"))
-    at._clock = lambda: at.now
-    at._just_reviewed = lambda now: Follower._just_reviewed(at, now)
-    at._viewed = lambda state, connection: Follower._viewed(at, state, connection)
+def asked():
+    made = []
 
-    def look(state, connection="live", *, fresh=True):
-        at.state, at.connection = state, connection
-        at._view = None if fresh else at._view
-        return Follower.view(at)
+    def make(**options):
+        made.append(Asked(**options))
+        return made[-1]
 
-    at.look = look
-    return at
+    yield make
+    for each in made:
+        each.close()
 
 
 @pytest.fixture
@@ -41,53 +58,66 @@ def state():
     return played([batch(hello(1)), batch(*(step(i) for i in range(5)), seq=1)])
 
 
-def test_curves_of_a_running_run_are_a_second_old_at_most(follower, state):
-    first = follower.look(state)
+def test_a_question_goes_out_once_until_it_is_answered_or_lost(asked, state):
+    it = asked()
+    it.follower.ask()
+    it.follower.ask()
+    (question,) = it.questions(2000)
+    assert question[0] == VIEW_REQUEST
+    it.now += 1.1 * ASK_AGAIN_S
+    it.follower.ask()
+    assert len(it.questions(2000)) == 1
+    it.answer(state)
+    assert not it.follower.is_waiting
+    it.follower.ask()
+    assert len(it.questions(2000)) == 1
+
+
+def test_a_hub_that_says_nothing_is_stale(asked, state):
+    it = asked()
+    it.answer(state)
+    first = it.follower.view()
     assert first == view(state)
-    apply(state, batch(step(5), seq=2))
-    follower.now += 0.9 * CURVES_S
-    second = follower.look(state)
-    assert second.history is first.history
-    assert second.run == summarize(state) != first.run
-    follower.now += 0.1 * CURVES_S
-    assert follower.look(state) == view(state)
+    assert it.follower.view() is first
+    it.now += 1.1 * STALE_S
+    assert it.follower.view().connection == "stale"
+    it.follower._take_answer(SAME)
+    assert it.follower.view() == first
 
 
-@pytest.mark.parametrize("connection", ["stale", "closed"])
-def test_what_will_not_go_on_is_shown_whole(follower, state, connection):
-    follower.look(state)
-    apply(state, batch(step(5), seq=2))
-    assert follower.look(state, connection) == view(state, connection)
+def test_a_run_without_ranks_is_not_shown(asked):
+    it = asked()
+    it.answer(played([]))
+    assert it.follower.complete
+    assert it.follower.view() is None
 
 
-def test_an_ended_run_is_shown_whole(follower, state):
-    follower.look(state)
-    apply(state, batch(step(5), Bye("finished", ""), seq=2))
-    found = follower.look(state)
-    assert found.run.state == "finished"
-    assert found == view(state)
+def test_of_a_run_that_is_over_the_command_s_end_is_still_told(asked, state):
+    """Its hub is let go, so that it can end."""
+    it = asked(keeps_end=True)
+    from dpwatch.run.state.apply import apply
+
+    apply(state, batch(Bye("finished", exit=0), seq=2))
+    it.answer(state)
+    assert not it.follower.is_done
+    it.follower.ask()
+    assert [STATE_REQUEST] in it.questions(2000)
+    it.follower._take_answer(STATE + encode(state))
+    assert it.follower.is_done
+    it.follower.close()
+    it.follower.tell(Command(exit=3))
+    run = it.follower.view().run
+    assert (run.state, run.command_exit) == ("finished", 3)
+    assert "exit code 3 afterwards" in run.note
+    assert it.follower.view().connection == "closed"
 
 
-def test_a_reviews_summary_is_good_for_one_look_though_nothing_comes(follower, state):
-    reviewed = summarize(state)
-    follower._reviewed = (follower.now, reviewed)
-    apply(state, batch(step(5), seq=2))
-    assert follower.look(state).run is reviewed
-    assert follower.look(state, fresh=False).run == summarize(state)
-    assert follower.look(state, fresh=False) is follower.look(state, fresh=False)
-
-
-def test_a_review_of_a_while_ago_is_not_shown(follower, state):
-    follower._reviewed = (follower.now, summarize(state))
-    apply(state, batch(step(5), seq=2))
-    follower.now += 2 * INTERVAL_S
-    assert follower.look(state).run == summarize(state)
-
-
-def test_curves_catch_up_though_nothing_comes(follower, state):
-    follower.look(state)
-    apply(state, batch(step(5), seq=2))
-    follower.now += 0.5 * CURVES_S
-    follower.look(state)
-    follower.now += 0.5 * CURVES_S
-    assert follower.look(state, fresh=False) == view(state)
+def test_what_makes_no_sense_is_let_go_of(asked, state):
+    it = asked()
+    it.answer(state)
+    it.follower._take_answer(VIEW + b"\xc1")
+    assert it.follower.view() is None
+    assert it.follower.nonsense
+    it.answer(state)
+    assert it.follower.view() == view(state)
+    assert it.follower.nonsense == ""

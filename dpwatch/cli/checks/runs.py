@@ -139,10 +139,11 @@ def _answers(place: RunDir, pid: int, deadline: float) -> bool:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     follower = Follower(context, place, pid)
     try:
-        while follower.state is None and time.monotonic() < deadline:
+        while not follower.complete and time.monotonic() < deadline:
+            follower.ask()
             follower.answers.poll(100)
             follower.poll()
-        return follower.state is not None
+        return follower.complete
     finally:
         follower.close()
         context.term()

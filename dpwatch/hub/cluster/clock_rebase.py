@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 import msgspec
 from msgspec.structs import astuple
 
-from dpwatch.run.state.flush import flush
+from dpwatch.run.state.flush import flush, shift_calls
 from dpwatch.run.state.parts import Covered, RankState
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import STEP_COLUMNS, STEP_WIDTH
@@ -101,7 +101,7 @@ def shift_state(state: RunState, offset_ns: int) -> None:
         state.end_ns += offset_ns
     for rank in state.ranks.values():
         _shift_rank(rank, offset_ns)
-    state.arrivals.open.shift(offset_ns)
+    shift_calls(state, offset_ns)
 
 
 def _shift_rank(rank: RankState, offset_ns: int) -> None:

@@ -11,11 +11,13 @@ from typing import TypeVar
 from dpwatch.run.state.apply import forget
 from dpwatch.run.state.curves import Thinned
 from dpwatch.run.state.exits import joined
-from dpwatch.run.state.flush import flush, match_open
+from dpwatch.run.state.flush import enter_open, flush
 from dpwatch.run.state.parts import LaneState, OpState, RankState
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import CALLS, TALLY_WIDTH, WAIT_NS, ByStep, Window
 from dpwatch.run.state.stacks import Dump
+from dpwatch.wire.calls import Calls
+from dpwatch.wire.messages import Collective
 
 _Curve = TypeVar("_Curve", bound=Thinned)
 
@@ -187,7 +189,7 @@ def _take_losses(state: RunState, part: RunState) -> None:
 def _take_arrivals(state: RunState, part: RunState) -> None:
     """Calls that this hub's ranks have entered, where they are still open here."""
     latest = {group: calls[-1].seq for group, calls in state.arrivals.matched.items() if calls}
-    entered = [
+    entered: list[tuple[int, Calls | Collective]] = [
         (r, call)
         for calls in part.arrivals.waiting()
         for r, call in calls.items()
@@ -195,5 +197,4 @@ def _take_arrivals(state: RunState, part: RunState) -> None:
         and f"{call.op}/{call.group}" in state.ops
         and call.seq > latest.get(call.group, -1)
     ]
-    state.arrivals.open.add(entered)
-    match_open(state)
+    enter_open(state, entered)

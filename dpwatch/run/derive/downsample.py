@@ -1,11 +1,13 @@
-"""Many curves, each in a few points that hold its peaks: all at once by numpy, if there is one."""
+"""Many curves, each in a few points that hold its peaks: all at once by numpy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from dpwatch.run.state.curves import Envelope, width_of
-from dpwatch.run.state.series import Floats, Ints
+from dpwatch.wire.arrays import Floats, Ints
 
 Points = tuple[Ints, Floats]
 
@@ -18,21 +20,18 @@ def few(curves: Sequence[Envelope], points: int) -> list[Points]:
     found: list[Points] = [(Ints(), Floats())] * len(curves)
     for length, places in lengths.items():
         alike = [curves[place] for place in places]
-        thinned = _together(alike, length, points) if length > points else None
-        for i, place in enumerate(places):
-            found[place] = thinned[i] if thinned else curves[place].few(points)
+        some = _together(alike, length, points) if length > points else map(_all_of, alike)
+        for place, few_points in zip(places, some, strict=True):
+            found[place] = few_points
     return found
 
 
-def _together(curves: Sequence[Envelope], length: int, points: int) -> list[Points] | None:
-    """Of curves of one length; None without numpy.
+def _all_of(curve: Envelope) -> Points:
+    return Ints(curve.steps), Floats(curve.values)
 
-    Imported here, so that no viewer of a small run waits for it.
-    """
-    try:
-        import numpy as np
-    except ImportError:
-        return None
+
+def _together(curves: Sequence[Envelope], length: int, points: int) -> list[Points]:
+    """Of curves of one length."""
     width = width_of(length, points)
     parts = -(-length // width)
     values = np.array([curve.values for curve in curves])

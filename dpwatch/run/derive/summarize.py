@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import dpwatch
 from dpwatch.run.derive.communication import (
     collectives,
     comm_times,
@@ -19,16 +18,15 @@ from dpwatch.run.derive.issuers import issuers
 from dpwatch.run.derive.lane_metrics import figures_of
 from dpwatch.run.derive.rank_metrics import CallFigures, Figures, StepFigures
 from dpwatch.run.derive.stacks import seen
-from dpwatch.run.derive.timeline import LANES, STEPS
 from dpwatch.run.derive.verdict import command_end, ended, verdict
 from dpwatch.run.derive.wait_graph import is_stale
 from dpwatch.run.model.snapshot import (
-    SCHEMA,
+    LANE_STEPS,
+    LANES,
     Balance,
     Categories,
     GpuUse,
     History,
-    HostGpu,
     HostView,
     LaneSteps,
     Loss,
@@ -39,7 +37,6 @@ from dpwatch.run.model.snapshot import (
     Run,
     RunView,
     StepTime,
-    Summary,
 )
 from dpwatch.run.state.flush import flush
 from dpwatch.run.state.parts import OPEN_LOSSES, LaneState, RankState, Route
@@ -62,18 +59,10 @@ UNSEEN = "its process went on to other work, and did not show whether this one r
 """Of a pool's task, until the command has ended."""
 
 
-def summary(runs: Sequence[Run], gpus: Sequence[HostGpu] = ()) -> Summary:
-    """The `--json` object over these runs."""
-    return Summary(SCHEMA, dpwatch.__version__, list(runs), list(gpus))
-
-
 def view(
     state: RunState,
     connection: str = "live",
     run: Run | None = None,
-    *,
-    curves: bool = True,
-    history: History | None = None,
 ) -> RunView:
     """A run for a screen: its summary (made here unless it is given), its curves, its age.
 
@@ -81,22 +70,30 @@ def view(
         state: The run's.
         connection: See `RunView`.
         run: Its summary.
-        curves: With the rows' curves.
-        history: The curves of a moment ago, where they will do.
     """
     flush(state)
     lanes = rows_of(state)
-    end_ns = state.end_ns if ended(state) and state.end_ns else state.now_ns
     return RunView(
         run=summarize(state) if run is None else run,
-        history=_history(state, lanes if curves else []) if history is None else history,
-        elapsed_s=None if state.start_ns is None else max(0, end_ns - state.start_ns) / 1e9,
+        history=_history(state, lanes),
+        elapsed_s=elapsed_s(state),
         connection=connection,
         lanes=tuple(_last_steps(state, lane) for lane in lanes[:LANES]),
         stacks=seen(state),
         output=state.output.freeze(),
-        tells_output=sum(bool(r.hello and r.hello.tells_output) for r in state.ranks.values()),
+        tells_output=tells_output(state),
     )
+
+
+def elapsed_s(state: RunState) -> float | None:
+    """Seconds since the first step began, until now or until the end; None before it."""
+    end_ns = state.end_ns if ended(state) and state.end_ns else state.now_ns
+    return None if state.start_ns is None else max(0, end_ns - state.start_ns) / 1e9
+
+
+def tells_output(state: RunState) -> int:
+    """Ranks whose output is told at all."""
+    return sum(bool(rank.hello and rank.hello.tells_output) for rank in state.ranks.values())
 
 
 def _history(state: RunState, lanes: Sequence[LaneState]) -> History:
@@ -124,7 +121,7 @@ def _host(state: RunState, host: Host) -> HostView:
 
 def _last_steps(state: RunState, lane: LaneState) -> LaneSteps:
     rank = state.ranks[lane.rank]
-    steps = lane.recent.newest(lane.device, STEPS)
+    steps = lane.recent.newest(lane.device, LANE_STEPS)
     return LaneSteps(lane.rank, device_of(rank, lane.device).name, rank.host, steps)
 
 

@@ -13,11 +13,6 @@ from itertools import pairwise
 from dpwatch.run.model.snapshot import LaneSteps
 from dpwatch.wire.messages import Step
 
-LANES = 64
-"""Lanes whose steps a snapshot carries: the first ones …"""
-STEPS = 32
-"""… and how many of each."""
-
 APART_NS = 1_000_000_000
 """Lanes whose newest steps lie further apart do not wait for each other."""
 
@@ -134,7 +129,7 @@ def extent(lanes: Sequence[LaneSteps], shifts: dict[str, int]) -> tuple[int, int
 def exposed_share(steps: Iterable[Step]) -> float | None:
     """Share of these steps that compute waited for communication, None where nobody measured.
 
-    As `Ordered.exposed_share` over all recent steps: without the first, which also holds what
+    As `StepFigures.exposed_share` over all recent steps: without the first, which also holds what
     start-up costs, where there are others.
     """
     measured = [step for step in steps if step.exposed_ns is not None]

@@ -1,4 +1,5 @@
 """One frame forward: the state takes it in; now and then what is wrong is looked at anew."""
+
 from __future__ import annotations
 
 import msgspec

@@ -388,6 +388,13 @@ class History(msgspec.Struct, frozen=True):
     rank_peak_bytes: tuple[Curve, ...] = ()
 
 
+LANES = 64
+"""Rows whose last steps a view has: the first ones …"""
+
+LANE_STEPS = 32
+"""… and how many of each."""
+
+
 class LaneSteps(msgspec.Struct, frozen=True):
     """The last steps of one row of `Run.ranks`, as its rank sent them; times are its host's."""
 

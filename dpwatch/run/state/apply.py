@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dpwatch.run.state import bounds, generations
 from dpwatch.run.state.exits import joined
-from dpwatch.run.state.flush import flush
+from dpwatch.run.state.flush import flush, forget_calls
 from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.records import take
 from dpwatch.run.state.run_state import RunState
@@ -106,7 +106,7 @@ def forget(state: RunState, r: int) -> dict[str, int] | None:
         The generations of groups that it has left, None if nothing was known of it.
     """
     flush(state)
-    state.arrivals.forget(r)
+    forget_calls(state, r)
     state.offsets.forget(r)
     before = state.ranks.pop(r, None)
     if before is not None:

@@ -14,25 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import msgspec
-import numpy as np
 
-from dpwatch.run.state.call_entries import (
-    DONE,
-    ISSUED,
-    KIND,
-    RANK,
-    SEQ,
-    STEP,
-    WIDTH,
-    Array,
-    Kinds,
-    call_at,
-    column_of,
-    columns,
-)
-from dpwatch.run.state.series import NONE, Ints, keep_last
-from dpwatch.wire.calls import Kind
+from dpwatch.run.state.series import NONE, keep_last
+from dpwatch.wire.arrays import Ints
+from dpwatch.wire.calls import Kind, call_of
 from dpwatch.wire.messages import Collective, Position
+
+RANK, KIND, STEP, SEQ, ISSUED, DONE, BLOCKED, INTO = range(8)
+"""The numbers of a call that is kept open; `NONE` stands for an unknown time."""
+
+WIDTH = 8
 
 OPEN_CALLS = 1024
 OPEN_ENTRIES = 1 << 19
@@ -61,53 +52,26 @@ class OpenCalls(msgspec.Struct):
     rows: Ints = msgspec.field(default_factory=Ints)
     kinds: list[Kind] = []
 
-    @classmethod
-    def of(cls, entries: Array, kinds: Sequence[Kind]) -> OpenCalls:
-        """Those of a table, with no more kinds than it has."""
-        used, place = np.unique(entries[KIND], return_inverse=True)
-        entries = entries.copy()
-        entries[KIND] = place.reshape(-1)
-        rows = Ints()
-        rows.frombytes(entries.T.tobytes())
-        return cls(rows, [kinds[k] for k in used.tolist()])
-
-    def table(self) -> Array:
-        """int64, of shape (`WIDTH`, entries)."""
-        found: Array = np.frombuffer(self.rows, np.int64).reshape(-1, WIDTH).T
-        return found
-
     def by_call(self) -> dict[tuple[str, int, int], dict[int, Collective]]:
         """By group, generation and number of a call, what each rank called that has entered it."""
         found: dict[tuple[str, int, int], dict[int, Collective]] = {}
-        for column in self.table().T.tolist():
-            call = call_at(column, self.kinds)
-            found.setdefault(place_of(call), {})[column[RANK]] = call
+        for at in range(0, len(self.rows), WIDTH):
+            rank, kind, *numbers = self.rows[at : at + WIDTH]
+            call = packed_call(self.kinds[kind], numbers)
+            found.setdefault((call.group, call.generation, call.seq), {})[rank] = call
         return found
 
     def signatures(self) -> Iterator[tuple[Kind, int, int]]:
         """Each kind, number and step of a call that there is, once."""
-        for kind, step, seq in np.unique(self.table()[[KIND, STEP, SEQ]], axis=1).T.tolist():
+        columns = (self.rows[row::WIDTH] for row in (KIND, SEQ, STEP))
+        for kind, seq, step in set(zip(*columns, strict=True)):
             yield self.kinds[kind], seq, step
 
-    def without(self, rank: int) -> OpenCalls:
-        """The same but for what a rank has entered."""
-        table = self.table()
-        return OpenCalls.of(table[:, table[RANK] != rank], self.kinds)
 
-    def shift(self, offset_ns: int) -> None:
-        """Moves all times, in place."""
-        table = self.table().copy()
-        for row in (ISSUED, DONE):
-            table[row] += np.where(table[row] == NONE, 0, offset_ns)
-        self.rows = Ints()
-        self.rows.frombytes(table.T.tobytes())
-
-    def add(self, calls: list[tuple[int, Collective]]) -> None:
-        """Adds what ranks have called."""
-        kinds = Kinds(self.kinds)
-        added = columns([column_of(rank, call, kinds) for rank, call in calls])
-        self.rows.frombytes(added.T.tobytes())
-        self.kinds = kinds.all
+def packed_call(kind: Kind, numbers: Sequence[int]) -> Collective:
+    """A call of that kind, from the numbers that follow its kind."""
+    step, seq, issued_ns, *times = numbers
+    return call_of(kind, step, seq, issued_ns, *(None if ns == NONE else ns for ns in times))
 
 
 class LateArrival(msgspec.Struct, array_like=True, frozen=True):
@@ -194,12 +158,6 @@ class Arrivals(msgspec.Struct):
             if kind.generation >= self.generations.get(kind.group, 0):
                 yield kind.group, seq, step, fingerprint(kind)
 
-    def forget(self, rank: int) -> None:
-        """A rank begins anew: what it had entered belongs to nobody's call any more."""
-        self.open = self.open.without(rank)
-        self.matched.clear()
-        self.mismatch = None
-
     def differ(self, group: str, seq: int, calls: dict[int, Collective]) -> None:
         """All ranks of a group have entered a call, and called different things."""
         self.mismatch = self.mismatch or Mismatch(group, seq, calls)
@@ -272,11 +230,6 @@ class Arrivals(msgspec.Struct):
         kept.append(late)
         kept.sort(key=lambda each: -each.gap_ns)
         del kept[LATE_CALLS:]
-
-
-def place_of(call: Collective) -> tuple[str, int, int]:
-    """What calls have in common that belong together: group, generation and number."""
-    return call.group, call.generation, call.seq
 
 
 def matched_call(kind: Kind, seq: int, step: int) -> MatchedCall:

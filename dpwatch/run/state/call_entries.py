@@ -7,17 +7,25 @@ from typing import Any
 
 import numpy as np
 
+from dpwatch.run.state.arrivals import (
+    BLOCKED,
+    DONE,
+    INTO,
+    ISSUED,
+    KIND,
+    RANK,
+    SEQ,
+    STEP,
+    WIDTH,
+    OpenCalls,
+    packed_call,
+)
 from dpwatch.run.state.series import NONE
-from dpwatch.wire.calls import ROW, UNKNOWN, Calls, Kind, call_of, kind_of, kinds_of
+from dpwatch.wire.arrays import Ints
+from dpwatch.wire.calls import ROW, UNKNOWN, Calls, Kind, kind_of, kinds_of
 from dpwatch.wire.messages import Collective
 
 Array = np.ndarray[Any, Any]
-
-RANK, KIND, STEP, SEQ, ISSUED, DONE, BLOCKED, INTO = range(8)
-"""Rows of a table of calls; `NONE` stands for an unknown time."""
-
-WIDTH = 8
-"""Numbers of a call."""
 
 
 class Kinds:
@@ -60,14 +68,35 @@ def table_of(calls: Sequence[tuple[int, Calls | Collective]], kinds: Kinds) -> A
         if isinstance(record, Calls):
             packed.append((rank, record))
         else:
-            parts += [_unpacked(packed, kinds), columns([column_of(rank, record, kinds)])]
+            parts += [_unpacked(packed, kinds), _columns([_column(rank, record, kinds)])]
             packed = []
     last = _unpacked(packed, kinds)
     return np.concatenate([*parts, last], axis=1) if parts else last
 
 
-def column_of(rank: int, call: Collective, kinds: Kinds) -> list[int]:
-    """One call as a column."""
+def table_of_open(calls: OpenCalls) -> Array:
+    """The same of calls that are kept open; a view of their numbers."""
+    found: Array = np.frombuffer(calls.rows, np.int64).reshape(-1, WIDTH).T
+    return found
+
+
+def open_calls(entries: Array, kinds: Sequence[Kind]) -> OpenCalls:
+    """A table to be kept, with no more kinds than it has."""
+    used, place = np.unique(entries[KIND], return_inverse=True)
+    entries = entries.copy()
+    entries[KIND] = place.reshape(-1)
+    rows = Ints()
+    rows.frombytes(entries.T.tobytes())
+    return OpenCalls(rows, [kinds[k] for k in used.tolist()])
+
+
+def call_at(column: Array, kinds: Sequence[Kind]) -> Collective:
+    """A column as a call."""
+    numbers = column.tolist()
+    return packed_call(kinds[numbers[KIND]], numbers[STEP:])
+
+
+def _column(rank: int, call: Collective, kinds: Kinds) -> list[int]:
     times = (call.completed_ns, call.blocked_ns, call.into_ns)
     return [
         rank, kinds.number(kind_of(call)), call.step, call.seq, call.issued_ns,
@@ -75,23 +104,14 @@ def column_of(rank: int, call: Collective, kinds: Kinds) -> list[int]:
     ]  # fmt: skip
 
 
-def columns(each: Sequence[Sequence[int]]) -> Array:
-    """Columns side by side."""
+def _columns(each: Sequence[Sequence[int]]) -> Array:
     found: Array = np.array(each, np.int64).reshape(-1, WIDTH).T
     return found
 
 
-def call_at(column: Sequence[int], kinds: Sequence[Kind]) -> Collective:
-    """A column as a call."""
-    _, kind, step, seq, issued_ns, *times = column
-    return call_of(
-        kinds[kind], step, seq, issued_ns, *(None if each == NONE else each for each in times)
-    )
-
-
 def _unpacked(calls: Sequence[tuple[int, Calls]], kinds: Kinds) -> Array:
     if not calls:
-        return columns([])
+        return _columns([])
     records = [record for _, record in calls]
     of = np.repeat(np.arange(len(records)), [len(record.which) for record in records])
     numbers: list[int] = []

@@ -9,13 +9,24 @@ import numpy as np
 from msgspec.structs import astuple
 
 from dpwatch.run.state import bounds
-from dpwatch.run.state.arrivals import Arrivals, OpenCalls, fingerprint, matched_call, most_open
-from dpwatch.run.state.call_entries import INTO, ISSUED, KIND, RANK, SEQ, STEP, Array, call_at
+from dpwatch.run.state.arrivals import (
+    INTO,
+    ISSUED,
+    KIND,
+    RANK,
+    SEQ,
+    STEP,
+    Arrivals,
+    OpenCalls,
+    fingerprint,
+    matched_call,
+    most_open,
+)
+from dpwatch.run.state.call_entries import Array, call_at, open_calls
 from dpwatch.run.state.parts import Covered
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import NONE, median
 from dpwatch.wire.calls import Kind
-from dpwatch.wire.messages import Collective
 
 MOST_MARKS = 1 << 26
 """Bytes to mark in them which rank has entered which call; with more it takes a sort."""
@@ -97,7 +108,7 @@ def _differ(entries: Array, kinds: Sequence[Kind], segments: Segments) -> Array:
 
 
 def _compare_calls(arrivals: Arrivals, entered: Array, kinds: Sequence[Kind]) -> None:
-    calls = {int(column[RANK]): call_at(column, kinds) for column in entered.T.tolist()}
+    calls = {int(column[RANK]): call_at(column, kinds) for column in entered.T}
     first = next(iter(calls.values()))
     arrivals.differ(first.group, first.seq, calls)
 
@@ -260,16 +271,12 @@ def _book_last(state: RunState, kinds: Sequence[Kind], timed: _Timed, i: int) ->
 
     state.arrivals.keep_late(
         int(latest[RANK]),
-        _call(latest, kinds),
+        call_at(latest, kinds),
         last_ns - int(issued_ns[-2]),
         last_ns - int(issued_ns[(len(ordered) - 1) // 2]),
         waited_ns // len(ordered),
         excess_ns,
     )
-
-
-def _call(entry: Array, kinds: Sequence[Kind]) -> Collective:
-    return call_at(entry.tolist(), kinds)
 
 
 def _keep_open(arrivals: Arrivals, entries: Array, kinds: Sequence[Kind], left: Segments) -> None:
@@ -283,4 +290,4 @@ def _keep_open(arrivals: Arrivals, entries: Array, kinds: Sequence[Kind], left: 
     old = np.zeros(len(begins), bool)
     old[by_age[:-most]] = True
     kept = np.sort(order[~np.repeat(old, ends - begins)])
-    arrivals.open = OpenCalls.of(entries[:, kept], kinds)
+    arrivals.open = open_calls(entries[:, kept], kinds)

@@ -9,7 +9,8 @@ import numpy as np
 
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.run.state import bounds
-from dpwatch.run.state.call_entries import BLOCKED, DONE, ISSUED, KIND, RANK, STEP, Array
+from dpwatch.run.state.arrivals import BLOCKED, DONE, ISSUED, KIND, RANK, STEP
+from dpwatch.run.state.call_entries import Array
 from dpwatch.run.state.call_order import waits_of
 from dpwatch.run.state.late_durations import LATENCIES, book, keep_latencies
 from dpwatch.run.state.parts import LaneState, OpState, RankState

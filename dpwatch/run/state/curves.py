@@ -9,7 +9,7 @@ from operator import lt
 import msgspec
 
 from dpwatch.run.model.snapshot import Curve
-from dpwatch.run.state.series import Floats, Ints
+from dpwatch.wire.arrays import Floats, Ints
 
 CURVE_POINTS = 240
 """A curve has at least so many once it had them, and less than twice as many."""

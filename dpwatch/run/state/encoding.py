@@ -6,7 +6,7 @@ import msgspec
 
 from dpwatch.run.state.flush import flush
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import packed, unpacked
+from dpwatch.wire.arrays import packed, unpacked
 
 
 def encode(state: RunState) -> bytes:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from dpwatch.run.state.call_entries import Kinds, table_of
+from dpwatch.run.state.arrivals import DONE, ISSUED, RANK
+from dpwatch.run.state.call_entries import Kinds, open_calls, table_of, table_of_open
 from dpwatch.run.state.call_tallies import add_duration, tally
 from dpwatch.run.state.pending import Pending
 from dpwatch.run.state.run_state import RunState
+from dpwatch.run.state.series import NONE
 from dpwatch.run.state.step_rows import add_steps
 from dpwatch.wire.calls import Calls
 from dpwatch.wire.messages import Collective
@@ -27,14 +29,33 @@ def flush(state: RunState) -> None:
             add_duration(state, rank, record)
 
 
-def match_open(state: RunState) -> None:
-    """Looks anew which of the open calls all ranks have entered."""
-    _add_calls(state, [])
+def enter_open(state: RunState, calls: list[tuple[int, Calls | Collective]]) -> None:
+    """Ranks have entered calls that are in the sums already: of a state that is taken in."""
+    kinds = Kinds(state.arrivals.open.kinds)
+    entries = np.concatenate([table_of_open(state.arrivals.open), table_of(calls, kinds)], axis=1)
+    tally(state, entries, entries.shape[1], kinds.all)
+
+
+def forget_calls(state: RunState, rank: int) -> None:
+    """A rank begins anew: what it had entered belongs to nobody's call any more."""
+    arrivals = state.arrivals
+    table = table_of_open(arrivals.open)
+    arrivals.open = open_calls(table[:, table[RANK] != rank], arrivals.open.kinds)
+    arrivals.matched.clear()
+    arrivals.mismatch = None
+
+
+def shift_calls(state: RunState, offset_ns: int) -> None:
+    """Moves the times of open calls."""
+    open_ones = state.arrivals.open
+    table = table_of_open(open_ones).copy()
+    for row in (ISSUED, DONE):
+        table[row] += np.where(table[row] == NONE, 0, offset_ns)
+    state.arrivals.open = open_calls(table, open_ones.kinds)
 
 
 def _add_calls(state: RunState, calls: list[tuple[int, Calls | Collective]]) -> None:
-    waiting = state.arrivals.open
-    kinds = Kinds(waiting.kinds)
-    old = waiting.table()
+    old = table_of_open(state.arrivals.open)
+    kinds = Kinds(state.arrivals.open.kinds)
     entries = np.concatenate([old, table_of(calls, kinds)], axis=1)
     tally(state, entries, old.shape[1], kinds.all)

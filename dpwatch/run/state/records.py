@@ -7,8 +7,9 @@ from dpwatch.run.state.call_tallies import add_duration
 from dpwatch.run.state.curves import Envelope, Thinned
 from dpwatch.run.state.parts import LaneState, RankState, Route
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import CALLS, NBYTES, TIMED_CALLS, TIMED_NS, Ints
+from dpwatch.run.state.series import CALLS, NBYTES, TIMED_CALLS, TIMED_NS
 from dpwatch.run.state.step_rows import last_samples
+from dpwatch.wire.arrays import Ints
 from dpwatch.wire.messages import (
     AnyRecord,
     Beat,

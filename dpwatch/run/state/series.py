@@ -10,39 +10,18 @@ import operator
 import struct
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import astuple
 
+from dpwatch.wire.arrays import Ints
 from dpwatch.wire.messages import Step
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 WINDOW = 128
 """Steps that recent figures (medians, quantiles, shares) are taken over."""
 
 NONE = -1
 """Stands for an unknown number in what is packed."""
-
-
-class Ints(array):  # type: ignore[type-arg]  # not subscriptable before Python 3.12
-    """Integers of 8 bytes."""
-
-    __slots__ = ()
-
-    def __new__(cls, values: Iterable[int] = ()) -> Self:  # noqa: D102
-        return super().__new__(cls, "q", values)  # type: ignore[return-value]
-
-
-class Floats(array):  # type: ignore[type-arg]
-    """Floats of 8 bytes."""
-
-    __slots__ = ()
-
-    def __new__(cls, values: Iterable[float] = ()) -> Self:  # noqa: D102
-        return super().__new__(cls, "d", values)  # type: ignore[return-value]
 
 
 STEP_COLUMNS = (*Step.__struct_fields__[1:14], "comm_ns")
@@ -268,22 +247,6 @@ def summed(each: Sequence[Tally]) -> Tally:
     if len(each) == 1:
         return each[0]
     return Tally(*map(sum, zip(*map(astuple, each), strict=True)))
-
-
-def packed(value: Any) -> Any:
-    """What msgspec encodes an array as: its bytes (an `enc_hook`)."""
-    if isinstance(value, array):
-        return value.tobytes()
-    raise NotImplementedError(f"no encoding of {type(value)}")
-
-
-def unpacked(kind: Any, value: Any) -> Any:
-    """The array that was encoded as these bytes (a `dec_hook`)."""
-    if kind not in (Ints, Floats) or not isinstance(value, bytes):
-        raise NotImplementedError(f"no decoding of {kind}")
-    found = kind()
-    found.frombytes(value)
-    return found
 
 
 def keep_last(items: list[object], limit: int) -> None:

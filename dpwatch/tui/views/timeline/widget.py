@@ -10,8 +10,8 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.reactive import reactive
 
-from dpwatch.run.derive.timeline import LANES, clock_shifts, extent
-from dpwatch.run.model.snapshot import LaneSteps, Rank, Run, RunView
+from dpwatch.run.derive.timeline import clock_shifts, extent
+from dpwatch.run.model.snapshot import LANES, LaneSteps, Rank, Run, RunView
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.palette import Palette
 from dpwatch.tui.draw.text import clean, fitted, left, line

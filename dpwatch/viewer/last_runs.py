@@ -1,0 +1,37 @@
+"""Runs that are over and whose hubs have gone, as these have left them (`hub.last`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from dpwatch.run.model.snapshot import RunView
+from dpwatch.run.model.view_message import ViewReader
+from dpwatch.wire.kept_runs import MOST_BYTES, KeptView, folders, newest_first
+from dpwatch.wire.messages import PROTOCOL_VERSION
+from dpwatch.wire.run_dir import read_small
+
+_decoder = msgspec.msgpack.Decoder(KeptView)
+
+
+def last_runs() -> list[RunView]:
+    """Runs that are over, in any order.
+
+    Raises:
+        RuntimeDirError: `DPWATCH_RUNTIME_DIR` names what can't be used.
+    """
+    paths = newest_first(*folders())
+    return [found for path in paths if (found := _read(path)) is not None]
+
+
+def _read(path: Path) -> RunView | None:
+    """What one file says, None where it is another version's or none of ours."""
+    reader = ViewReader()
+    try:
+        kept = _decoder.decode(read_small(path, MOST_BYTES))
+        if kept.version == PROTOCOL_VERSION:
+            reader.read(kept.view)
+    except Exception:  # noqa: BLE001 - anything may lie there
+        return None
+    return reader.view and msgspec.structs.replace(reader.view, connection="closed")
