@@ -34,15 +34,33 @@ def test_protocol_version():
     assert f"protocol version {messages.PROTOCOL_VERSION}" in text("protocol.md").lower()
 
 
+def wire_word(kind):
+    """A record's field's type as protocol.md writes it."""
+    kinds, nullable = alternatives(kind)
+    (only,) = kinds
+    only = getattr(only, "__origin__", only)  # of Annotated, of list[…]
+    only = only if isinstance(only, type) else typing.get_origin(only)
+    said = "array" if is_struct(only) or only in (list, tuple) else only.__name__
+    return f"{said.replace('bytes', 'bin')}{' or nil' * nullable}"
+
+
+def wire_unit(field):
+    """The unit that a record's field's name tells, None where it tells none."""
+    ends = {"ns": "ns", "bytes": "B", "c": "°C", "w": "W"}
+    return "B" if field.startswith("nbytes") else ends.get(field.rpartition("_")[2])
+
+
 def test_every_record_and_its_fields_in_order():
     page = text("protocol.md")
     for record in structs(messages, messages.Record):
         tag = msgspec.inspect.type_info(record).tag
         section = page.split(f"### `{tag}`")
         assert len(section) == 2, f"docs/protocol.md has no section `{tag}`"
-        table = section[1].split("###")[0]
-        named = re.findall(r"^\| `(\w+)`", table, re.M)
-        assert named == list(record.__struct_fields__), tag
+        rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]*)\| ", section[1].split("###")[0], re.M)
+        fields = msgspec.structs.fields(record)
+        assert [row[:2] for row in rows] == [(f.name, wire_word(f.type)) for f in fields], tag
+        for field, _, unit in rows:
+            assert unit.strip() == (wire_unit(field) or unit.strip()), f"{tag}.{field}"
 
 
 OBJECTS = {
