@@ -1,6 +1,9 @@
 """The documents and the code say the same."""
 
+import itertools
 import re
+import types
+import typing
 from pathlib import Path
 
 import msgspec
@@ -31,68 +34,134 @@ def test_protocol_version():
     assert f"protocol version {messages.PROTOCOL_VERSION}" in text("protocol.md").lower()
 
 
+def wire_word(kind):
+    """A record's field's type as protocol.md writes it."""
+    kinds, nullable = alternatives(kind)
+    (only,) = kinds
+    only = getattr(only, "__origin__", only)  # of Annotated, of list[…]
+    only = only if isinstance(only, type) else typing.get_origin(only)
+    said = "array" if is_struct(only) or only in (list, tuple) else only.__name__
+    return f"{said.replace('bytes', 'bin')}{' or nil' * nullable}"
+
+
+def wire_unit(field):
+    """The unit that a record's field's name tells, None where it tells none."""
+    ends = {"ns": "ns", "bytes": "B", "c": "°C", "w": "W"}
+    return "B" if field.startswith("nbytes") else ends.get(field.rpartition("_")[2])
+
+
 def test_every_record_and_its_fields_in_order():
     page = text("protocol.md")
     for record in structs(messages, messages.Record):
         tag = msgspec.inspect.type_info(record).tag
         section = page.split(f"### `{tag}`")
         assert len(section) == 2, f"docs/protocol.md has no section `{tag}`"
-        table = section[1].split("###")[0]
-        named = re.findall(r"^\| `(\w+)`", table, re.M)
-        assert named == list(record.__struct_fields__), tag
+        rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]*)\| ", section[1].split("###")[0], re.M)
+        fields = msgspec.structs.fields(record)
+        assert [row[:2] for row in rows] == [(f.name, wire_word(f.type)) for f in fields], tag
+        for field, _, unit in rows:
+            assert unit.strip() == (wire_unit(field) or unit.strip()), f"{tag}.{field}"
 
 
-JSON_SECTIONS = {
-    "## Summary": ("Summary",),
-    "## A run": ("Run", "Model", "Loss"),
-    "## `ranks[]`": ("Rank", "StepTime", "PhaseTimes", "CommTimes", "GpuUse"),
-    "### `memory`": ("MemoryUse", "Categories"),
-    "## `other_hosts[]`": ("HostView",),
-    "## `collectives[]`": ("CollectiveStats", "LastArrival"),
-    "## `issuers[]`": ("IssuerStats",),
-    "## `messages[]`": ("MessageStats",),
-    "## `transfers[]`": ("TransferStats",),
-    "## `balance`": ("Balance",),
-    "## `diagnoses[]`": ("Diagnosis",),
-    "## `alerts[]`": ("Alert",),
+OBJECTS = {
+    "### Summary": snapshot.Summary,
+    "### `gpus[]`": snapshot.HostGpu,
+    "### `runs[]`": snapshot.Run,
+    "### `ranks[]`": snapshot.Rank,
+    "### `memory`": snapshot.MemoryUse,
+    "### `other_hosts[]`": snapshot.HostView,
+    "### `collectives[]`": snapshot.CollectiveStats,
+    "### `issuers[]`": snapshot.IssuerStats,
+    "### `messages[]`": snapshot.MessageStats,
+    "### `transfers[]`": snapshot.TransferStats,
+    "### `balance`": snapshot.Balance,
+    "### `diagnoses[]`": snapshot.Diagnosis,
+    "### `alerts[]`": snapshot.Alert,
+    f"## `{max_batch.SCHEMA}`": max_batch.MaxBatches,
+    f"## `{sweep.SCHEMA}`": sweep.Sweep,
+    f"## `{stacks.SCHEMA}`": stacks.Stacks,
+    "### `runs[].ranks[]`": stacks.RankAnswer,
+    "### `checks[]`": Check,
 }
+"""By its heading in json.md, the Struct that the table there describes."""
+
+UNITS = (
+    (r"per_s$", "1/s"),
+    (r"(share|util|gil_wait|idle|runqueue_wait)$", "0..1"),
+    (r"(^|[._])bytes(_per_step)?$", "B"),
+    (r"(^|[._])ms(_per_step|\..*)?$", "ms"),
+    (r"_s$", "s"),
+    (r"_c$", "°C"),
+    (r"_w$", "W"),
+    (r"_gbps$", "10⁹ B/s"),
+)
+"""Units that fields' names tell."""
 
 
-@pytest.mark.parametrize("heading", JSON_SECTIONS)
-def test_every_json_field_stands_in_its_section(heading):
-    page = text("json.md")
-    assert snapshot.SCHEMA in page
-    _, found, rest = page.partition(f"\n{heading}")
-    assert found
-    section = re.split(r"\n##? ", rest)[0]
-    for name in JSON_SECTIONS[heading]:
-        for field in getattr(snapshot, name).__struct_fields__:
-            assert f"`{field}`" in section, f"{heading} does not name {name}.{field}"
+def is_struct(kind):
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
-def test_the_json_of_searches_and_sweeps():
-    page = text("json.md")
-    for module in (max_batch, sweep):
-        assert f"`{module.SCHEMA}`" in page
-    for struct in (max_batch.MaxBatches, max_batch.LargestBatch, max_batch.DevicePeak,
-                   sweep.Sweep, sweep.Point):  # fmt: skip
-        for field in struct.__struct_fields__:
-            assert f"`{field}`" in page, f"docs/json.md does not name {struct.__name__}.{field}"
+def word(kind):
+    """A type as json.md writes it."""
+    if typing.get_origin(kind) in (list, tuple):
+        of = typing.get_args(kind)[0]
+        return f"array of {'objects' if is_struct(of) else word(of)}"
+    if is_struct(kind) or typing.get_origin(kind) is dict:
+        return "object"
+    return kind.__name__
 
 
-def test_the_json_of_the_doctor():
-    page = text("json.md")
-    assert f"`{doctor.SCHEMA}`" in page
-    for field in Check.__struct_fields__:
-        assert f"`{field}`" in page.split(doctor.SCHEMA, 1)[1], f"docs/json.md lacks {field}"
+def alternatives(kind):
+    """What a type allows besides None, and whether it allows None."""
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return [kind], False
+    allowed = typing.get_args(kind)
+    return [each for each in allowed if each is not type(None)], type(None) in allowed
 
 
-def test_the_json_of_stacks():
-    page = text("json.md")
-    assert f"`{stacks.SCHEMA}`" in page
-    for struct in (stacks.Stacks, stacks.RunStacks, stacks.RankAnswer, stacks.Thread):
-        for field in struct.__struct_fields__:
-            assert f"`{field}`" in page.split(stacks.SCHEMA, 1)[1], f"docs/json.md lacks {field}"
+def described(struct, before=""):
+    """By path, each field's type and whether it may be null; objects without a table unfolded."""
+    for field in msgspec.structs.fields(struct):
+        path = before + field.name
+        kinds, nullable = alternatives(field.type)
+        words = [word(kind) for kind in kinds]
+        spelled = " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+        of = (typing.get_args(kinds[0]) or kinds)[0]
+        unfolded = is_struct(of) and of not in OBJECTS.values()
+        if not (unfolded and spelled == "object" and not nullable):
+            yield path, (spelled, nullable)
+        if unfolded:
+            yield from described(of, f"{path}{'[]' * spelled.startswith('array')}.")
+
+
+def table(heading):
+    """By field, the other cells of its row in the table under a heading of json.md."""
+    _, found, rest = text("json.md").partition(f"\n{heading}\n")
+    assert found, f"docs/json.md has no {heading}"
+    lines = re.split(r"\n##+ ", rest)[0].split("\n| field | type | unit | null when | meaning |\n")
+    rows = {}
+    for line in itertools.takewhile(lambda each: each.startswith("|"), lines[1].splitlines()[1:]):
+        fields, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        for field in re.findall(r"`([^`]+)`", fields):
+            assert field not in rows, f"{heading}: two rows of {field}"
+            rows[field] = cells
+    return rows
+
+
+@pytest.mark.parametrize("heading", OBJECTS)
+def test_every_json_field_has_its_row_and_its_type(heading):
+    rows = table(heading)
+    said = {field: (kind, never != "–") for field, (kind, _, never, _) in rows.items()}
+    assert said == dict(described(OBJECTS[heading]))
+    for field, (_, unit, _, _) in rows.items():
+        known = next((unit for pattern, unit in UNITS if re.search(pattern, field)), unit)
+        assert unit == known, field
+
+
+def test_every_schema_is_named():
+    for module in (snapshot, max_batch, sweep, stacks, doctor):
+        assert f"\n## `{module.SCHEMA}`\n" in text("json.md")
 
 
 def test_no_path_of_a_machine():
@@ -100,10 +169,21 @@ def test_no_path_of_a_machine():
         assert "/root/" not in path.read_text()
 
 
-def test_local_links_lead_somewhere():
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
-            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+def anchors(page):
+    """What GitHub makes of a page's headings; code blocks have none."""
+    plain = re.sub(r"^```.*?^```", "", page, flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", plain, re.M)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).strip().replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=lambda path: path.name
+)
+def test_local_links_lead_somewhere(path):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", path.read_text()):
+        page = path.parent / target if target else path
+        assert page.exists(), f"{path.name} links to {target}"
+        assert not anchor or anchor in anchors(page.read_text()), f"{path.name}: {target}#{anchor}"
 
 
 def test_every_strategy_has_its_page_with_figures():
