@@ -20,10 +20,10 @@ from msgspec.structs import replace
 from dpwatch.hub import processes
 from dpwatch.run.derive.comparison import labels
 from dpwatch.run.model.snapshot import Progress, Run, Snapshot
+from dpwatch.runtime.paths import RunDir, clean_run_id, run_dir, runtime_dir
+from dpwatch.runtime.spawn import ensure_hub
 from dpwatch.trainer.series import Series
 from dpwatch.viewer.follow import Watcher
-from dpwatch.wire.paths import RunDir, clean_run_id, run_dir, runtime_dir
-from dpwatch.wire.spawn import ensure_hub
 
 from .batch_search import BatchSearch
 from .children import PATIENCE_S, Child

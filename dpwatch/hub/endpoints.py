@@ -13,8 +13,8 @@ from pathlib import Path
 
 import zmq
 
+from dpwatch.runtime.paths import RunDir, RunInfo
 from dpwatch.wire import transport
-from dpwatch.wire.paths import RunDir, RunInfo
 
 PLACES = 8
 """How often a hub makes its place anew; who is stronger than that may have it."""

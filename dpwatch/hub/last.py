@@ -16,8 +16,8 @@ from dpwatch.run.derive.summarize import view
 from dpwatch.run.derive.verdict import ended
 from dpwatch.run.model.snapshot import RunView
 from dpwatch.run.state.run_state import RunState
-from dpwatch.wire.listing import usable_paths
-from dpwatch.wire.run_dir import FALLBACK, RuntimeDirError, check_private, read_small
+from dpwatch.runtime.listing import usable_paths
+from dpwatch.runtime.run_dir import FALLBACK, RuntimeDirError, check_private, read_small
 
 FOLDER = ".last"
 """No run's folder begins with a dot."""

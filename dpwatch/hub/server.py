@@ -39,9 +39,10 @@ from dpwatch.run.state.encoding import encode
 from dpwatch.run.state.exits import joined, seen
 from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.run_state import RunState, kept_earlier
+from dpwatch.runtime.listing import clear_all
+from dpwatch.runtime.paths import HUB_FILES, RunDir, RunInfo, clean_run_id, host_name
+from dpwatch.runtime.stack_request import STACKS_REQUEST, encode_request
 from dpwatch.wire import codec, transport
-from dpwatch.wire.asking import STACKS_REQUEST, encode_request
-from dpwatch.wire.listing import clear_all
 from dpwatch.wire.messages import (
     HUB_RANK,
     PROTOCOL_VERSION,
@@ -54,7 +55,6 @@ from dpwatch.wire.messages import (
     Silent,
     Tick,
 )
-from dpwatch.wire.paths import HUB_FILES, RunDir, RunInfo, clean_run_id, host_name
 from dpwatch.wire.viewer_messages import (
     COMMAND_REQUEST,
     EVERY_FRAME,

@@ -13,7 +13,7 @@ from dpwatch.hub.processes import state_of
 from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.stacks import PATIENCE_NS, STOPPED
-from dpwatch.wire.asking import MOST_RANKS, decode_request, write_asked
+from dpwatch.runtime.stack_request import MOST_RANKS, decode_request, write_asked
 from dpwatch.wire.messages import Asked, Unanswered
 
 EVERY_S = 1.0

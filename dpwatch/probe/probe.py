@@ -55,10 +55,10 @@ from dpwatch.probe.steps.thread_clock import Clocks
 from dpwatch.probe.steps.torch_hooks import Hooks
 from dpwatch.probe.steps.tracker import Steps
 from dpwatch.probe.steps.training_threads import Threads
-from dpwatch.wire.last_step import LastStep
-from dpwatch.wire.limits import cores
+from dpwatch.runtime.cgroup_limits import cores
+from dpwatch.runtime.last_step import LastStep
+from dpwatch.runtime.paths import host_name
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks, Step
-from dpwatch.wire.paths import host_name
 
 STILL_NS = 2_000_000_000
 """Still for so long, a training thread's stack is told too."""

@@ -24,11 +24,11 @@ from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.model.snapshot import History, HostGpu, Run, RunView, Snapshot
 from dpwatch.run.state.encoding import decode
 from dpwatch.run.state.run_state import RunState
+from dpwatch.runtime.paths import RunDir
+from dpwatch.runtime.stack_request import STACKS_REQUEST, encode_request
 from dpwatch.viewer.local_runs import LocalRuns
 from dpwatch.wire import codec, transport
-from dpwatch.wire.asking import STACKS_REQUEST, encode_request
 from dpwatch.wire.messages import PROTOCOL_VERSION, Command
-from dpwatch.wire.paths import RunDir
 from dpwatch.wire.viewer_messages import (
     COMMAND_REQUEST,
     EVERY_FRAME,

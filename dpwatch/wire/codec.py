@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from dpwatch.wire import sane
+from dpwatch.wire import validation
 from dpwatch.wire.messages import MAX_RECORDS, PROTOCOL_VERSION, AnyRecord, Batch, Refused
 
 __all__ = ["MAX_FRAME_BYTES", "MAX_RECORDS", "VersionError", "WireError", "decode", "encode"]
@@ -68,7 +68,7 @@ def decode(frame: bytes) -> Batch:
         batch = _piecemeal(frame, error)
     if batch.version != PROTOCOL_VERSION:
         raise VersionError(batch.version)
-    if found := sane.faults(batch):
+    if found := validation.faults(batch):
         records = [Refused(found[i]) if i in found else r for i, r in enumerate(batch.records)]
         batch = msgspec.structs.replace(batch, records=records)
     return batch

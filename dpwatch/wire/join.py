@@ -11,13 +11,15 @@ Each message is one header, an array with its kind first; `State` and `Frame` ha
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import zmq
 
 from dpwatch.wire.codec import MAX_FRAME_BYTES
-from dpwatch.wire.keys import Keys
+
+if TYPE_CHECKING:
+    from dpwatch.runtime.curve_keys import Keys
 
 ZAP_DOMAIN = b"dpwatch"
 QUEUE = 4096

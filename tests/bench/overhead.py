@@ -49,12 +49,12 @@ from dpwatch.probe import probe as probe_module
 from dpwatch.probe.instruments import NoLedger
 from dpwatch.probe.probe import Probe
 from dpwatch.probe.steps.lanes import here
-from dpwatch.wire import paths
+from dpwatch.runtime import paths
 
 READER = """
 import sys, zmq
 from dpwatch.wire import codec, transport
-from dpwatch.wire.paths import RunDir
+from dpwatch.runtime.paths import RunDir
 from pathlib import Path
 place = RunDir(Path(sys.argv[1]))
 lock = place.try_lock()  # so that the probe finds a hub here

@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 import msgspec
 import zmq
 
+from dpwatch.runtime.paths import RunDir, host_name
 from dpwatch.wire import codec, transport
-from dpwatch.wire.gather import counted, gathered
+from dpwatch.wire.batching import counted, gathered
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
     AnyRecord,
@@ -40,7 +41,6 @@ from dpwatch.wire.messages import (
     Position,
     Step,
 )
-from dpwatch.wire.paths import RunDir, host_name
 
 FRAME_NS = 250_000_000
 MANY_RANKS, MANY_FRAME_NS = 64, 500_000_000

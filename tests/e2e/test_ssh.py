@@ -16,10 +16,11 @@ import msgspec
 import pytest
 
 from dpwatch.hub.server import FRAME_NUMBER
+from dpwatch.runtime import paths
 from dpwatch.viewer.follow import Watcher
 from dpwatch.viewer.remote.agent_script import script
 from dpwatch.viewer.remote.ssh_hosts import SshError, SshHosts
-from dpwatch.wire import codec, paths
+from dpwatch.wire import codec
 from dpwatch.wire.messages import PROTOCOL_VERSION
 from tests.frames import ddp_run
 from tests.hubs import DEADLINE_S, has, rank, serving, until

@@ -6,7 +6,7 @@ import random
 import msgspec
 
 from dpwatch.wire import codec
-from dpwatch.wire.gather import gathered
+from dpwatch.wire.batching import gathered
 from dpwatch.wire.messages import (
     Batch,
     Beat,

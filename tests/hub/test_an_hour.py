@@ -22,7 +22,8 @@ from dpwatch.run.derive.run_views import POINTS
 from dpwatch.run.derive.summarize import MANY
 from dpwatch.run.derive.timeline import STEPS
 from dpwatch.run.state.curves import CURVE_POINTS, Envelope, Thinned
-from dpwatch.wire import codec, paths
+from dpwatch.runtime import paths
+from dpwatch.wire import codec
 from dpwatch.wire.messages import Bye, Collective, Step, Tick
 from tests.frames import MS, batch, hello, memory
 from tests.hubs import DEADLINE_S, has, until, watching

@@ -23,9 +23,10 @@ from dpwatch.hub.resource_guard import Guard, Seldom
 from dpwatch.run.state.apply import apply
 from dpwatch.run.state.encoding import encode
 from dpwatch.run.state.run_state import RunState
+from dpwatch.runtime import paths
 from dpwatch.viewer.follow import Follower
 from dpwatch.viewer.remote.agent_script import listed_run
-from dpwatch.wire import codec, paths, transport
+from dpwatch.wire import codec, transport
 from dpwatch.wire.messages import Bye
 from dpwatch.wire.viewer_messages import FRAME_NUMBER, STATE, STATE_REQUEST
 from tests.frames import batch, dp_run, hello, step

@@ -7,9 +7,9 @@ import pytest
 
 from dpwatch.hub import last
 from dpwatch.run.derive.summarize import view
-from dpwatch.wire.listing import list_runs
+from dpwatch.runtime.listing import list_runs
+from dpwatch.runtime.run_dir import FALLBACK
 from dpwatch.wire.messages import Bye
-from dpwatch.wire.run_dir import FALLBACK
 from tests.frames import batch, ddp_run, hello, played, step
 from tests.hubs import has, rank, serving, until, watching
 

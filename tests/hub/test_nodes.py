@@ -16,11 +16,11 @@ from dpwatch.hub import server
 from dpwatch.hub.cluster import head as head_module
 from dpwatch.hub.cluster import membership as joining
 from dpwatch.hub.server import Hub
-from dpwatch.wire import paths
-from dpwatch.wire.asking import AskedFile
-from dpwatch.wire.keys import make_keys
+from dpwatch.runtime import paths
+from dpwatch.runtime.curve_keys import make_keys
+from dpwatch.runtime.launcher_env import FIRST_PORT, PORTS, HeadPlace
+from dpwatch.runtime.stack_request import AskedFile
 from dpwatch.wire.messages import Bye, Line, Output, Stacks, ThreadStack
-from dpwatch.wire.nodes import FIRST_PORT, PORTS, HeadPlace
 from tests.frames import MS, START_NS, batch, collective, hello, step
 from tests.hubs import DEADLINE_S, rank, watching
 

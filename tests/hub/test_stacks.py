@@ -16,7 +16,7 @@ from dpwatch.run.model.stacks import groups, spans
 from dpwatch.run.state import stacks
 from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
-from dpwatch.wire.asking import AskedFile, encode_request
+from dpwatch.runtime.stack_request import AskedFile, encode_request
 from dpwatch.wire.messages import HUB_RANK, Asked, Beat, Bye, Stacks, ThreadStack, Unanswered
 from tests.frames import MS, START_NS, batch, hello
 from tests.hubs import rank as a_rank

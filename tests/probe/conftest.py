@@ -14,7 +14,7 @@ from dpwatch.probe.probe import Probe
 from dpwatch.probe.steps.lanes import here
 from dpwatch.probe.steps.thread_clock import Clocks
 from dpwatch.wire import codec
-from dpwatch.wire.gather import one_by_one
+from dpwatch.wire.batching import one_by_one
 from dpwatch.wire.messages import Asked, Batch, Issuer, Position, Step
 
 

@@ -24,8 +24,8 @@ from dpwatch import probe as probe_package
 from dpwatch.probe import NullProbe, ProbeLike, current
 from dpwatch.probe import probe as probe_module
 from dpwatch.probe.send import identity
+from dpwatch.runtime.paths import RuntimeDirError
 from dpwatch.wire.messages import Beat, Bye, Hello, Step
-from dpwatch.wire.paths import RuntimeDirError
 
 
 def train(steps: int = 6) -> tuple[list[float], list[torch.Tensor]]:

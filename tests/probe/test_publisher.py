@@ -24,7 +24,8 @@ from dpwatch.probe.send.publisher import (
     Publisher,
 )
 from dpwatch.probe.send.recorder import Recorder
-from dpwatch.wire import codec, paths, requests, transport
+from dpwatch.runtime import hub_request, paths
+from dpwatch.wire import codec, transport
 from dpwatch.wire.messages import (
     Asked,
     Beat,
@@ -613,12 +614,12 @@ def test_other_ranks_start_it_only_when_the_first_does_not(hub_link, launched):
 def test_under_dpwatch_run_the_hub_is_asked_for_and_started_only_if_nobody_does(
     hub_link, launched, monkeypatch, private_runtime
 ):
-    monkeypatch.setenv(requests.SESSION, "abc")
-    session = requests.Session(private_runtime, "abc")
+    monkeypatch.setenv(hub_request.SESSION, "abc")
+    session = hub_request.Session(private_runtime, "abc")
     hub_link.open("mine", 0)
     hub_link.tend(0)
-    wanted = requests.read(paths.RunDir(private_runtime / "mine"))
-    assert (wanted.pid, wanted.environment[requests.SESSION]) == (os.getpid(), "abc")
+    wanted = hub_request.read(paths.RunDir(private_runtime / "mine"))
+    assert (wanted.pid, wanted.environment[hub_request.SESSION]) == (os.getpid(), "abc")
     assert launched == []
     hub_link.tend(HUB_PATIENCE_NS)
     assert len(launched) == 1
@@ -628,7 +629,7 @@ def test_under_dpwatch_run_the_hub_is_asked_for_and_started_only_if_nobody_does(
 def test_where_that_command_is_on_another_host_a_rank_starts_it_at_once(
     hub_link, launched, monkeypatch
 ):
-    monkeypatch.setenv(requests.SESSION, "abc")
+    monkeypatch.setenv(hub_request.SESSION, "abc")
     hub_link.open("mine", 0)
     hub_link.tend(0)
     assert len(launched) == 1
@@ -645,7 +646,7 @@ def test_a_rank_that_had_better_start_nothing_says_so_once_and_waits_for_a_viewe
     for turn in range(4):
         hub_link.tend(turn * HUB_PATIENCE_NS)
     assert launched == []
-    assert requests.read(paths.RunDir(private_runtime / "mine")) is not None
+    assert hub_request.read(paths.RunDir(private_runtime / "mine")) is not None
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "`dpwatch` in another terminal" in said

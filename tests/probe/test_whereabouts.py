@@ -74,7 +74,7 @@ def code_of(part):
     [
         ("hook/sitecustomize.py", False),
         ("probe/steps/torch_hooks.py", False),
-        ("wire/spawn.py", False),
+        ("runtime/spawn.py", False),
         ("__init__.py", False),
         ("trainer/loop.py", True),  # a script like anybody's
     ],

@@ -10,7 +10,7 @@ from dpwatch.run.state.apply import apply
 from dpwatch.run.state.encoding import decode, encode
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.settle import settle
-from dpwatch.wire.gather import gathered
+from dpwatch.wire.batching import gathered
 from dpwatch.wire.messages import Beat, Collective, Position
 from tests.frames import MS, START_NS, batch, hello
 

@@ -15,7 +15,7 @@ from dpwatch.run.state.late_durations import LATENCIES, keep_latencies, keep_lat
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import TALLY_WIDTH, WINDOW, ByStep, Ints
 from dpwatch.run.state.settle import settle
-from dpwatch.wire.gather import gathered
+from dpwatch.wire.batching import gathered
 from dpwatch.wire.messages import Collective, Duration
 from tests.frames import MS, START_NS, batch, hello, step
 

@@ -22,7 +22,7 @@ from dpwatch.trainer.strategies import build
 from dpwatch.trainer.strategies.base import make_optimizer
 from dpwatch.trainer.strategies.ddp_mp import FirstHalf, SecondHalf
 from dpwatch.wire import codec
-from dpwatch.wire.gather import one_by_one
+from dpwatch.wire.batching import one_by_one
 from dpwatch.wire.messages import Collective, Memory, Step, Transfer
 
 from .support import tiny

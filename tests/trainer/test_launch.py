@@ -8,11 +8,11 @@ from importlib import import_module
 
 import pytest
 
+from dpwatch.runtime.paths import run_dir
 from dpwatch.trainer.config import ConfigError
 from dpwatch.trainer.forkserver import ForkServer
 from dpwatch.trainer.launch import StopSwitch, launch
 from dpwatch.trainer.messages import RunEnded, RunProgress, RunStarted
-from dpwatch.wire.paths import run_dir
 
 from .support import Watched, tiny
 

@@ -11,9 +11,9 @@ import pytest
 from dpwatch.run.derive.summarize import summarize, view
 from dpwatch.run.model.snapshot import History
 from dpwatch.run.state.apply import apply
+from dpwatch.runtime.paths import RunDir
 from dpwatch.viewer.follow import CURVES_S, INTERVAL_S, Follower
 from dpwatch.wire.messages import Bye
-from dpwatch.wire.paths import RunDir
 from tests.frames import batch, hello, played, step
 
 

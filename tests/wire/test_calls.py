@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwatch.wire import codec
+from dpwatch.wire.batching import counted
 from dpwatch.wire.calls import MOST_CALLS, MOST_KINDS, UNKNOWN, Calls, gathered, spread
-from dpwatch.wire.gather import counted
 from dpwatch.wire.messages import Collective, Refused, Tick
 from tests.frames import MS, START_NS, batch
 

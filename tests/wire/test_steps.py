@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwatch.wire import codec
+from dpwatch.wire.batching import counted, gathered, one_by_one
 from dpwatch.wire.calls import UNKNOWN
-from dpwatch.wire.gather import counted, gathered, one_by_one
 from dpwatch.wire.messages import Refused, Step, Steps, Tick
 from tests.frames import MS, START_NS, batch, step
 

@@ -1,9 +1,8 @@
 """The probe's end of the wire: a PUSH socket to this host's hub, which it starts if need be.
 
-To start a process is something that a script may notice: its SIGCHLD handler is called, and what
-`sys.executable` starts is a Python only where it is one. So a rank asks whoever else may start the
-hub (`wire.requests`): under `dpwatch run` that command, which does so at once; where the rank had
-better start nothing at all, any viewer.
+A script may notice that a process is started: its SIGCHLD handler runs, and `sys.executable` is not
+always a Python interpreter. So a rank first asks others to start the hub (`runtime.hub_request`):
+`dpwatch run`, which starts it at once, or, where the rank must start no process, any viewer.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ import time
 
 import zmq
 
-from dpwatch.wire import paths, requests, spawn, transport
-from dpwatch.wire.asking import AskedFile
+from dpwatch.runtime import hub_request, paths, spawn
+from dpwatch.runtime.stack_request import AskedFile
+from dpwatch.wire import transport
 from dpwatch.wire.messages import Asked
 
 HUB_PATIENCE_NS = 5_000_000_000
@@ -111,14 +111,14 @@ class HubLink:
     def _bring_hub(self, place: paths.RunDir) -> None:
         if not self._asked_for and _session_lives(place):
             self._asked_for = True
-            requests.ask_for_hub(place)
+            hub_request.ask_for_hub(place)
             return
         if why := _obstacle():
             if not self._asked_for:
                 self._asked_for = True
                 self._expects = False
                 _say(f"{why}; to watch this run, start `dpwatch` in another terminal")
-            requests.ask_for_hub(place)
+            hub_request.ask_for_hub(place)
             return
         self._launches += 1
         spawn.ensure_hub(place)
@@ -146,15 +146,15 @@ class HubLink:
         """Takes the run's folder away, unless a hub is in it or about to come."""
         if self._asked_for and self._expects and time.monotonic() - self._opened_s < YOUNG_S:
             return  # what has been sent waits for it
-        requests.take_back(place)
+        hub_request.take_back(place)
         with contextlib.suppress(OSError):  # there is a hub in it, and so it isn't empty
             place.path.rmdir()
 
 
 def _session_lives(place: paths.RunDir) -> bool:
     """Whether a `dpwatch run` of this host looks into the directory that this run is in."""
-    number = os.environ.get(requests.SESSION)
-    return bool(number) and requests.session_lives(place.path.parent, str(number))
+    number = os.environ.get(hub_request.SESSION)
+    return bool(number) and hub_request.session_lives(place.path.parent, str(number))
 
 
 def _obstacle() -> str:

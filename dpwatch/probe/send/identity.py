@@ -20,8 +20,8 @@ from types import FrameType
 from typing import Any
 
 from dpwatch.probe.send.backend import backend_of_world
-from dpwatch.wire.nodes import over_hosts
-from dpwatch.wire.paths import clean_run_id
+from dpwatch.runtime.launcher_env import over_hosts
+from dpwatch.runtime.paths import clean_run_id
 
 _NAME_CHARS = 24
 _WORKER_CHARS = 60

@@ -19,7 +19,7 @@ import msgspec
 from dpwatch.probe.send.identity import Identity
 from dpwatch.probe.send.recorder import Recorder
 from dpwatch.wire import codec
-from dpwatch.wire.gather import counted, gathered
+from dpwatch.wire.batching import counted, gathered
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
     AnyRecord,

@@ -47,7 +47,9 @@ _TYPED = ("<stdin>", "<ipython-", *(["<string>"] if sys.argv[:1] == ["-c"] else 
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _PACKAGE = str(Path(__file__).absolute().parents[2])
-_OURS = tuple(os.path.join(_PACKAGE, part) for part in ("probe/", "wire/", "hook/", "__init__.py"))
+_OURS = tuple(
+    os.path.join(_PACKAGE, part) for part in ("probe/", "runtime/", "wire/", "hook/", "__init__.py")
+)
 """Of dpwatch what runs in other people's processes; its trainer is a script like theirs."""
 
 _BOOTSTRAP = multiprocessing.process.BaseProcess._bootstrap.__code__  # type: ignore[attr-defined]

@@ -122,7 +122,7 @@ class Steps:
 
     Attributes:
         step: The step under way, from 0.
-        tells: Where its number is written too (see `wire.last_step`).
+        tells: Where its number is written too (see `runtime.last_step`).
         backwards: Outermost backwards seen so far while steps are looked at.
         dozed_backwards: Backwards of the step under way, while it is only counted.
         heeded: How many of them may pass before `dozed_backward` is called.

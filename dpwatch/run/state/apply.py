@@ -9,7 +9,7 @@ from dpwatch.run.state.pending import MANY
 from dpwatch.run.state.records import take
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.settle import settle, settler_of_many
-from dpwatch.wire.gather import counted
+from dpwatch.wire.batching import counted
 from dpwatch.wire.messages import (
     HUB_RANK,
     Asked,

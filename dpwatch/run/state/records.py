@@ -7,7 +7,7 @@ from dpwatch.run.state.curves import Envelope, Thinned
 from dpwatch.run.state.parts import LaneState, RankState, Route
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import CALLS, NBYTES, SAMPLES, TIMED_CALLS, TIMED_NS
-from dpwatch.wire.gather import one_by_one
+from dpwatch.wire.batching import one_by_one
 from dpwatch.wire.messages import (
     AnyRecord,
     Beat,

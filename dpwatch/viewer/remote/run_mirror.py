@@ -11,7 +11,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from dpwatch.wire.paths import IPC_PATH_BYTES, RUN_ID_CHARS, RunDir, RunInfo
+from dpwatch.runtime.paths import IPC_PATH_BYTES, RUN_ID_CHARS, RunDir, RunInfo
 
 PREFIX = "dpw-"
 """Short: paths of sockets within are bounded."""

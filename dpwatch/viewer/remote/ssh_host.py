@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpwatch.run.model.snapshot import HostGpu
+from dpwatch.runtime.paths import RunDir, RunInfo
 from dpwatch.viewer.remote.agent_script import LINE_CHARS, NAME, Listing, script
 from dpwatch.viewer.remote.run_mirror import Mirror
-from dpwatch.wire.paths import RunDir, RunInfo
 
 FORWARDED = ("out", "ask")
 """The hub's sockets that a viewer needs."""

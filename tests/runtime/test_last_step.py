@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from dpwatch.hub.last_steps import LastSteps
-from dpwatch.wire import last_step
-from dpwatch.wire.last_step import LastStep
+from dpwatch.runtime import last_step
+from dpwatch.runtime.last_step import LastStep
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux only")
 
 AT_STEP_7 = """
-from dpwatch.wire.last_step import LastStep
+from dpwatch.runtime.last_step import LastStep
 mine = LastStep()
 mine.cell[0] = 7
 print(mine.fd, flush=True)

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from dpwatch.wire.paths import runtime_dir, runtime_path, runtime_paths
-from dpwatch.wire.run_dir import RunDir, RuntimeDirError, check_private
+from dpwatch.runtime.paths import runtime_dir, runtime_path, runtime_paths
+from dpwatch.runtime.run_dir import RunDir, RuntimeDirError, check_private
 
 EMPTY_S = 10.0
 """A folder that has been empty for so long is nobody's any more: a rank would have a hub by now, or

@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpwatch.wire import asking
-from dpwatch.wire.asking import AskedFile, decode_request, encode_request, write_asked
+from dpwatch.runtime import stack_request
+from dpwatch.runtime.stack_request import AskedFile, decode_request, encode_request, write_asked
 from dpwatch.wire.messages import Asked
 
 
 def test_a_request_survives_the_wire():
     assert decode_request(encode_request([3, 1])).ranks == [3, 1]
     assert decode_request(encode_request([])).ranks == []
-    assert decode_request(encode_request(list(range(asking.MOST_RANKS + 1)))).ranks == []
+    assert decode_request(encode_request(list(range(stack_request.MOST_RANKS + 1)))).ranks == []
 
 
 @pytest.mark.parametrize(
@@ -23,9 +23,9 @@ def test_a_request_survives_the_wire():
         b"state",
         msgspec.msgpack.encode([[-1]]),
         msgspec.msgpack.encode([["0"]]),
-        msgspec.msgpack.encode([list(range(asking.MOST_RANKS + 1))]),
+        msgspec.msgpack.encode([list(range(stack_request.MOST_RANKS + 1))]),
         b"\x91" * 50_000,
-        b"\x00" * (asking.MOST_BYTES + 1),
+        b"\x00" * (stack_request.MOST_BYTES + 1),
     ],
 )
 def test_what_is_no_request_is_none(payload):

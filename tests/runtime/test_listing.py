@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dpwatch.wire import listing, paths, requests
-from dpwatch.wire.paths import RunDir, RunInfo, RuntimeDirError
+from dpwatch.runtime import hub_request, listing, paths
+from dpwatch.runtime.paths import RunDir, RunInfo, RuntimeDirError
 from tests.processes import eventually
 
 LONG_AGO_S = 100
@@ -76,13 +76,13 @@ def test_a_rank_that_comes_to_a_folder_at_that_moment_has_one(private_runtime, m
     place = paths.run_dir("run")
     assert place.path.exists()
     assert time.time() - place.path.stat().st_mtime < LONG_AGO_S / 2
-    requests.ask_for_hub(place)
+    hub_request.ask_for_hub(place)
     assert not listing.clear(str(place.path))
 
 
 def test_a_request_is_handed_on_and_a_living_hub_s_run_is_listed():
     wanting, living = paths.run_dir("wanting"), paths.run_dir("living")
-    requests.ask_for_hub(wanting)
+    hub_request.ask_for_hub(wanting)
     living.write_info(RunInfo("living", "here", 1, 2.0))
     held = living.try_lock()
     asked = []
@@ -156,7 +156,7 @@ def test_one_that_is_named_is_the_only_one(private_runtime):
 def test_ranks_put_their_runs_where_dpwatch_run_looks(usual, monkeypatch, tmp_path):
     chosen = tmp_path / "chosen"
     chosen.mkdir(mode=0o700)
-    monkeypatch.setenv(requests.SESSION_DIR, str(chosen))
+    monkeypatch.setenv(hub_request.SESSION_DIR, str(chosen))
     assert paths.runtime_path() == chosen
     chosen.chmod(0o777)  # as on another host, where it isn't what it was
     assert paths.runtime_path() == usual / "xdg" / "dpwatch"

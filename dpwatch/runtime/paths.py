@@ -9,7 +9,7 @@ $DPWATCH_RUNTIME_DIR | $XDG_RUNTIME_DIR/dpwatch | /tmp/dpwatch-UID      0700
     ├── state           what it knows, written now and then for a successor
     ├── in, out, ask    its ipc sockets: records in, records out, state on request
     ├── ask-stacks      which ranks are to send their stacks; there once somebody has asked
-    └── wanted          a rank's request for a hub (`wire.requests`)
+    └── wanted          a rank's request for a hub (`runtime.hub_request`)
 ```
 
 Beside them `.last/` has the states of runs that are over, for `dpwatch --last` (`hub.last`).
@@ -27,12 +27,12 @@ import socket
 import tempfile
 from pathlib import Path
 
-from dpwatch.wire.run_dir import FALLBACK as FALLBACK
-from dpwatch.wire.run_dir import HUB_FILES as HUB_FILES
-from dpwatch.wire.run_dir import RunDir as RunDir
-from dpwatch.wire.run_dir import RunInfo as RunInfo
-from dpwatch.wire.run_dir import RuntimeDirError as RuntimeDirError
-from dpwatch.wire.run_dir import check_private
+from dpwatch.runtime.run_dir import FALLBACK as FALLBACK
+from dpwatch.runtime.run_dir import HUB_FILES as HUB_FILES
+from dpwatch.runtime.run_dir import RunDir as RunDir
+from dpwatch.runtime.run_dir import RunInfo as RunInfo
+from dpwatch.runtime.run_dir import RuntimeDirError as RuntimeDirError
+from dpwatch.runtime.run_dir import check_private
 
 IPC_PATH_BYTES = 107
 """Longest path of a unix socket on Linux (sun_path, less its final NUL)."""

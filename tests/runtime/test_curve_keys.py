@@ -5,7 +5,14 @@ import stat
 
 import pytest
 
-from dpwatch.wire.keys import CLIENT_FILE, HEAD_FILE, KeysError, keys_path, load_keys, make_keys
+from dpwatch.runtime.curve_keys import (
+    CLIENT_FILE,
+    HEAD_FILE,
+    KeysError,
+    keys_path,
+    load_keys,
+    make_keys,
+)
 
 
 def mode(path):

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
+from dpwatch.runtime import hub_request, paths, spawn
+from dpwatch.runtime.hub_request import Wanted
 from dpwatch.viewer.local_runs import LocalRuns
-from dpwatch.wire import paths, requests, spawn
 from dpwatch.wire.messages import PROTOCOL_VERSION
-from dpwatch.wire.requests import Wanted
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def started(monkeypatch):
 
 
 def wanted(**fields):
-    told = {"pid": os.getpid(), "namespace": requests._pid_namespace(),
+    told = {"pid": os.getpid(), "namespace": hub_request._pid_namespace(),
             "protocol": PROTOCOL_VERSION, "environment": {}}  # fmt: skip
     return Wanted(**{**told, **fields})
 
@@ -39,8 +39,8 @@ def test_what_a_hub_goes_by_is_handed_on_and_nothing_else(monkeypatch):
                         "DPWATCH_SESSION": "abc", "SECRET": "x"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     place = paths.run_dir("run")
-    requests.ask_for_hub(place)
-    told = requests.read(place)
+    hub_request.ask_for_hub(place)
+    told = hub_request.read(place)
     assert told.environment == {
         "MASTER_ADDR": "node0",
         "DPWATCH_SESSION": "abc",
@@ -49,17 +49,17 @@ def test_what_a_hub_goes_by_is_handed_on_and_nothing_else(monkeypatch):
         "DPWATCH_NODE_RANK": "1",
     }
     assert place.wanted_file.stat().st_mode & 0o777 == 0o600
-    requests.take_back(place)
-    assert requests.read(place) is None
+    hub_request.take_back(place)
+    assert hub_request.read(place) is None
 
 
 def test_another_process_s_request_is_not_taken_back():
     place = paths.run_dir("run")
-    requests.ask_for_hub(place)
+    hub_request.ask_for_hub(place)
     text = place.wanted_file.read_text().replace(f'"pid":{os.getpid()}', '"pid":1')
     place.wanted_file.write_text(text)
-    requests.take_back(place)
-    assert requests.read(place).pid == 1
+    hub_request.take_back(place)
+    assert hub_request.read(place).pid == 1
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ def test_a_hub_that_lives_is_enough(started):
 
 
 def test_dpwatch_run_meets_its_own_ranks_requests_at_once(started, monkeypatch):
-    monkeypatch.setenv(requests.SESSION, "abc")
+    monkeypatch.setenv(hub_request.SESSION, "abc")
     place = paths.run_dir("run")
-    requests.ask_for_hub(place)
+    hub_request.ask_for_hub(place)
     assert LocalRuns("xyz")() == []
     assert started == []
     runs = LocalRuns("abc")
     assert runs() == []
-    assert [(each.run_id, more[requests.SESSION]) for each, more in started] == [("run", "abc")]
+    assert [(each.run_id, more[hub_request.SESSION]) for each, more in started] == [("run", "abc")]
     assert runs.awaits
     assert runs() == []
     assert len(started) == 1  # it is under way
@@ -102,7 +102,7 @@ def test_dpwatch_run_meets_its_own_ranks_requests_at_once(started, monkeypatch):
 
 def test_a_viewer_meets_what_nobody_has_met(started):
     place = paths.run_dir("run")
-    requests.ask_for_hub(place)
+    hub_request.ask_for_hub(place)
     runs = LocalRuns()
     assert runs() == []
     assert started == []
@@ -114,7 +114,7 @@ def test_a_viewer_meets_what_nobody_has_met(started):
 
 def test_a_dead_rank_s_folder_is_cleared_away():
     place = paths.run_dir("run")
-    requests.ask_for_hub(place)
+    hub_request.ask_for_hub(place)
     told = place.wanted_file.read_text().replace(f'"pid":{os.getpid()}', f'"pid":{gone()}')
     place.wanted_file.write_text(told)
     assert LocalRuns()() == []
@@ -125,18 +125,18 @@ def test_what_is_no_request_is_none():
     place = paths.run_dir("run")
     for text in ("", "{", '{"pid": -1}', "[]"):
         place.wanted_file.write_text(text)
-        assert requests.read(place) is None
+        assert hub_request.read(place) is None
     place.wanted_file.unlink()
     os.mkfifo(place.wanted_file)
-    assert requests.read(place) is None
+    assert hub_request.read(place) is None
 
 
 def test_a_dpwatch_run_is_seen_while_it_lives(private_runtime):
-    session = requests.Session(private_runtime, "abc")
-    assert requests.session_lives(private_runtime, "abc")
-    assert not requests.session_lives(private_runtime, "xyz")
+    session = hub_request.Session(private_runtime, "abc")
+    assert hub_request.session_lives(private_runtime, "abc")
+    assert not hub_request.session_lives(private_runtime, "xyz")
     session.close()
-    assert not requests.session_lives(private_runtime, "abc")
+    assert not hub_request.session_lives(private_runtime, "abc")
     assert list(private_runtime.iterdir()) == []
 
 

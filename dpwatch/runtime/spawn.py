@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import spawn
 from typing import Any
 
-from dpwatch.wire import nodes, requests
-from dpwatch.wire.paths import RunDir
+from dpwatch.runtime import hub_request, launcher_env
+from dpwatch.runtime.paths import RunDir
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LD_PRELOAD", "PYTHONSTARTUP")
 
@@ -55,7 +55,7 @@ def ensure_hub(place: RunDir, more: Mapping[str, str] | None = None) -> None:
 
 def meet(
     place: RunDir,
-    wanted: requests.Wanted,
+    wanted: hub_request.Wanted,
     start: Callable[[RunDir, Mapping[str, str]], None] | None = None,
 ) -> bool:
     """Starts the hub that a rank wants, where that can be done from here.
@@ -63,7 +63,7 @@ def meet(
     Returns:
         Whether one was started.
     """
-    if not requests.can_be_met(wanted) or place.has_hub():
+    if not hub_request.can_be_met(wanted) or place.has_hub():
         return False
     try:
         (start or ensure_hub)(place, wanted.environment)
@@ -75,7 +75,7 @@ def meet(
 def hub_environment() -> dict[str, str]:
     """A hub's environment: this process's, less what makes it a rank."""
     kept = {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES}
-    return kept | nodes.variables_for_hub(os.environ)
+    return kept | launcher_env.variables_for_hub(os.environ)
 
 
 def python() -> str | None:

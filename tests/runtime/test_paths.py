@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from dpwatch.wire import listing, paths, run_dir
-from dpwatch.wire.paths import RunDir, RunInfo, RuntimeDirError
+from dpwatch.runtime import listing, paths, run_dir
+from dpwatch.runtime.paths import RunDir, RunInfo, RuntimeDirError
 
 
 def test_directories_are_private(private_runtime, monkeypatch):

@@ -17,9 +17,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from dpwatch.wire import nodes
+from dpwatch.runtime import launcher_env
+from dpwatch.runtime.run_dir import RunDir, is_locked, opened, read_small
 from dpwatch.wire.messages import PROTOCOL_VERSION
-from dpwatch.wire.run_dir import RunDir, is_locked, opened, read_small
 
 SESSION = "DPWATCH_SESSION"
 SESSION_DIR = "DPWATCH_SESSION_DIR"
@@ -27,7 +27,7 @@ SESSION_DIR = "DPWATCH_SESSION_DIR"
 
 _HANDED_ON = (
     SESSION,
-    nodes.HEAD,
+    launcher_env.HEAD,
     "DPWATCH_KEYS",
     "DPWATCH_HUB_LINGER_S",
     "MASTER_ADDR",
@@ -67,7 +67,7 @@ def ask_for_hub(place: RunDir) -> None:
         os.getpid(),
         _pid_namespace(),
         PROTOCOL_VERSION,
-        kept | nodes.variables_for_hub(os.environ),
+        kept | launcher_env.variables_for_hub(os.environ),
     )
     draft = place.path / f"wanted.{os.getpid()}"
     place.path.mkdir(mode=0o700, exist_ok=True)  # a viewer may have cleared an old empty one
