@@ -285,7 +285,7 @@ class Probe:
         """See `dpwatch.step`."""
         lane = here.lane
         try:
-            (self.steps if lane is None else lane.steps).say_step()
+            (self.steps if lane is None else lane.steps).end_step()
         except Exception as error:  # noqa: BLE001 - never into the user's code
             own_fault(error, self.fail)
 
@@ -293,12 +293,12 @@ class Probe:
         """See `ProbeLike`."""
         lane = here.lane
         if lane is not None and not lane.over:
-            lane.steps.say_samples(lane, int(n))
+            lane.steps.set_samples(lane, int(n))
 
     def loss(self, value: float) -> None:
         """See `ProbeLike`."""
         if not self._over:
-            self.steps.say_loss(float(value))
+            self.steps.set_loss(float(value))
 
     def joins(self) -> None:
         """The script stands in `init_process_group`: there are no steps to be seen yet."""

@@ -228,7 +228,7 @@ def pairs_of_steps(size: Size, seconds: float) -> tuple[Array, Array, Array, flo
             for watched in (False, True, True, False):
                 here.lane = main if watched else None
                 if watched:
-                    kinds.append(0 if main.asleep else 1 + main.measuring)
+                    kinds.append(0 if main.sampled_out else 1 + main.measuring)
                     probe.steps._start_ns = time.monotonic_ns()  # as if on all along
                 start = time.perf_counter_ns()
                 next(steps)

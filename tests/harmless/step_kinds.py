@@ -107,7 +107,7 @@ class Watched:
     @property
     def sampled_out(self) -> bool:
         """Whether the step under way is only counted."""
-        return bool(self._probe.steps.main.asleep)
+        return bool(self._probe.steps.main.sampled_out)
 
     def reported_memory(self, step: int) -> bool:
         """Whether memory of that step was among what the probe, now closed, has sent."""

@@ -208,7 +208,7 @@ class Collectives:
 
     def _is_due(self, call: Call) -> bool:
         """Whether a callback is to tell when it is done: not in steps that are only counted."""
-        if self.main is not None and self.main.asleep:
+        if self.main is not None and self.main.sampled_out:
             return False
         return self._pace.due(call.step, call.issued_ns)
 

@@ -80,13 +80,13 @@ class Events(Protocol):
 
     Attributes:
         main: The training thread's lane.
-        dozed_backwards: Backwards of a step that is only counted …
-        heeded: … and from how many on they are told of one by one.
+        skipped_backwards: Backwards of a step that is only counted …
+        notify_after: … and from how many on they are told of one by one.
     """
 
     main: MainLane
-    dozed_backwards: int
-    heeded: int
+    skipped_backwards: int
+    notify_after: int
 
     def module_begins(
         self, lane: Lane, module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -120,22 +120,22 @@ class Events(Protocol):
     def optimizer_ends(self, lane: Lane, optimizer: Optimizer) -> None:
         """It is over."""
 
-    def dozed_backward(self) -> None:
+    def skipped_backward(self) -> None:
         """A backward of a step that is only counted is over."""
 
-    def dozed_optimizer_begins(self, lane: Lane) -> None:
+    def skipped_optimizer_begins(self, lane: Lane) -> None:
         """An optimizer's step in such a step begins."""
 
-    def dozed_optimizer_ends(self, lane: Lane) -> None:
+    def skipped_optimizer_ends(self, lane: Lane) -> None:
         """It is over."""
 
     def scaled(self, scaler: GradScaler, outputs: Any) -> None:
         """A GradScaler has scaled these losses."""
 
-    def say_step(self) -> None:
+    def end_step(self) -> None:
         """The script says that its step ends here."""
 
-    def say_samples(self, lane: Lane, n: int) -> None:
+    def set_samples(self, lane: Lane, n: int) -> None:
         """The trainer counts its samples itself."""
 
     def phase_begins(self, lane: Lane, phase: int) -> int:
@@ -149,7 +149,7 @@ class Lane:
         steps: Whose steps the lane's work belongs to.
         in_module: Inside a module call or a backward, so module calls go straight through; for
             good once the probe is `over`.
-        asleep: The step is only counted: hooks pass by, but for backward and the optimizer.
+        sampled_out: The step is only counted: hooks pass by, but for backward and the optimizer.
         over: The probe, or this lane's part in it, has ended.
         taken: A thread has a job for this lane at the moment.
         sums: Of the step under way, laid out as in `step_record`.
@@ -168,7 +168,6 @@ class Lane:
         "_read",
         "_wait_ns",
         "_waits",
-        "asleep",
         "clock",
         "device",
         "events",
@@ -179,6 +178,7 @@ class Lane:
         "over",
         "phase",
         "phase_start",
+        "sampled_out",
         "steps",
         "sums",
         "taken",
@@ -198,7 +198,7 @@ class Lane:
         self._read: Callable[[], Sample] | None = None
         self.in_module = False
         self.over = False
-        self.asleep = False
+        self.sampled_out = False
         self.taken = False
         self.measuring = False
         self.phase = NO_PHASE
@@ -231,14 +231,14 @@ class Lane:
         self.over = self.in_module = True
         self.measuring = False
 
-    def doze(self) -> None:
+    def begin_skipping(self) -> None:
         """Steps are only counted from here on."""
-        self.asleep = self.in_module = True
+        self.sampled_out = self.in_module = True
         self.measuring = False
 
-    def wake(self) -> None:
+    def end_skipping(self) -> None:
         """A step begins that is looked at."""
-        self.asleep = False
+        self.sampled_out = False
         self.in_module = self.over
         self.phase, self.named, self.events = NO_PHASE, False, 0
         self.sums = EMPTY.copy()

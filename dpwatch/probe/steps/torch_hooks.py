@@ -162,7 +162,7 @@ def _forward(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
             done = True
             return result
         finally:
-            lane.in_module = lane.over or lane.asleep
+            lane.in_module = lane.over or lane.sampled_out
             if before != KEPT:
                 _leave(lane, before, done, fail)
 
@@ -188,16 +188,16 @@ def _forward_over(original: Callable[..., Any], fail: Fail) -> Callable[..., Any
             done = True
             return result
         finally:
-            lane.in_module = lane.over or lane.asleep
+            lane.in_module = lane.over or lane.sampled_out
             if before != KEPT:
                 _leave(lane, before, done, fail)
 
     return __call__
 
 
-def _heed(steps: Events, fail: Fail) -> None:
+def _notify_skipped_backward(steps: Events, fail: Fail) -> None:
     try:
-        steps.dozed_backward()
+        steps.skipped_backward()
     except Exception as error:  # noqa: BLE001
         own_fault(error, fail)
 
@@ -234,7 +234,7 @@ def _backward(original: Callable[..., Any], newcomer: Newcomer, fail: Fail) -> C
         lane = local.lane
         if lane is None or lane.over:
             lane = newcomer()
-        watched = lane if lane is not None and not lane.asleep else None
+        watched = lane if lane is not None and not lane.sampled_out else None
         before, inside, done = KEPT, False, False
         try:
             if watched is not None:
@@ -253,7 +253,7 @@ def _backward(original: Callable[..., Any], newcomer: Newcomer, fail: Fail) -> C
             return result
         finally:
             if watched is not None:
-                watched.in_module = inside or watched.over or watched.asleep
+                watched.in_module = inside or watched.over or watched.sampled_out
                 given = args[0] if args else ()
                 keeps = kwargs.get("accumulate_grad", True)
                 try:
@@ -263,9 +263,9 @@ def _backward(original: Callable[..., Any], newcomer: Newcomer, fail: Fail) -> C
                 except Exception as error:  # noqa: BLE001
                     own_fault(error, fail)
             elif lane is not None and done:
-                lane.steps.dozed_backwards += 1
-                if lane.steps.dozed_backwards >= lane.steps.heeded:
-                    _heed(lane.steps, fail)
+                lane.steps.skipped_backwards += 1
+                if lane.steps.skipped_backwards >= lane.steps.notify_after:
+                    _notify_skipped_backward(lane.steps, fail)
 
     return _engine_run_backward
 
@@ -282,12 +282,12 @@ def _backward_over(
         if _compiling():
             return original(t_outputs, *args, **kwargs)
         lane = local.lane
-        if lane is not None and lane.asleep and not lane.over:
+        if lane is not None and lane.sampled_out and not lane.over:
             result = original(t_outputs, *args, **kwargs)
             steps = lane.steps
-            steps.dozed_backwards += 1
-            if steps.dozed_backwards >= steps.heeded:
-                _heed(steps, fail)
+            steps.skipped_backwards += 1
+            if steps.skipped_backwards >= steps.notify_after:
+                _notify_skipped_backward(steps, fail)
             return result
         keeps = kwargs.get("accumulate_grad", True)
         given = args[0] if args else ()
@@ -330,11 +330,11 @@ def _around_backward(newcomer: Newcomer, fail: Fail) -> Callable[..., Any]:
             if lane is None:
                 return original(*args, **kwargs)
         steps = lane.steps
-        if lane.asleep:
+        if lane.sampled_out:
             result = original(*args, **kwargs)
-            steps.dozed_backwards += 1
-            if steps.dozed_backwards >= steps.heeded:
-                _heed(steps, fail)
+            steps.skipped_backwards += 1
+            if steps.skipped_backwards >= steps.notify_after:
+                _notify_skipped_backward(steps, fail)
             return result
         before, inside, done = KEPT, lane.in_module, False
         try:
@@ -347,7 +347,7 @@ def _around_backward(newcomer: Newcomer, fail: Fail) -> Callable[..., Any]:
             done = True
             return result
         finally:
-            lane.in_module = inside or lane.over or lane.asleep
+            lane.in_module = inside or lane.over or lane.sampled_out
             try:
                 steps.backward_ends(lane, before, roots, gradients, done=done, keeps=keeps)
             except Exception as error:  # noqa: BLE001
@@ -362,7 +362,7 @@ def _next_batch(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def __next__(self: Any) -> Any:
-        if _compiling() or (lane := local.lane) is None or lane.over or lane.asleep:
+        if _compiling() or (lane := local.lane) is None or lane.over or lane.sampled_out:
             return original(self)
         before, inside = KEPT, lane.in_module
         try:
@@ -373,7 +373,7 @@ def _next_batch(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
                 own_fault(error, fail)
             return original(self)
         finally:
-            lane.in_module = inside or lane.over or lane.asleep
+            lane.in_module = inside or lane.over or lane.sampled_out
             if before != KEPT:
                 _leave(lane, before, True, fail)
 
@@ -388,7 +388,12 @@ def _scale(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
         scaled = original(self, outputs)
         if _compiling() or (lane := local.lane) is None:
             return scaled
-        if lane is lane.steps.main and not lane.asleep and not lane.over and scaled is not outputs:
+        if (
+            lane is lane.steps.main
+            and not lane.sampled_out
+            and not lane.over
+            and scaled is not outputs
+        ):
             try:
                 lane.steps.scaled(self, scaled)
             except Exception as error:  # noqa: BLE001
@@ -405,8 +410,8 @@ def _optimizer(fail: Fail) -> tuple[Callable[..., None], Callable[..., None]]:
         if _compiling() or (lane := local.lane) is None or lane.over:
             return
         try:
-            if lane.asleep:
-                lane.steps.dozed_optimizer_begins(lane)
+            if lane.sampled_out:
+                lane.steps.skipped_optimizer_begins(lane)
             else:
                 lane.steps.optimizer_begins(lane, optimizer)
         except Exception as error:  # noqa: BLE001
@@ -416,8 +421,8 @@ def _optimizer(fail: Fail) -> tuple[Callable[..., None], Callable[..., None]]:
         if _compiling() or (lane := local.lane) is None or lane.over:
             return
         try:
-            if lane.asleep:
-                lane.steps.dozed_optimizer_ends(lane)
+            if lane.sampled_out:
+                lane.steps.skipped_optimizer_ends(lane)
             else:
                 lane.steps.optimizer_ends(lane, optimizer)
         except Exception as error:  # noqa: BLE001

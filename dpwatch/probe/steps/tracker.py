@@ -98,10 +98,10 @@ FIRST_EVENTS, PAIR_EVENTS = 4_096, 65_536
 """Events of one of the first steps, and of one of a pair, before their cost is looked at: these are
 seldom, and are to be seen whole."""
 
-DEAR_AWAKE = 2
+COSTLY_FIRST_STEPS = 2
 """Of dear steps so many first ones are looked at."""
 
-TURN = 4
+UNUSUAL_FACTOR = 4
 """A step that would make the stretch last so many times as long is unusual, and the next is looked
 at: something may have changed. …"""
 
@@ -109,7 +109,7 @@ ALERT_STEPS = 20
 ALERT_NS = 1_000_000_000
 """… Once in so long that many are, so that of what comes back every few steps it is seen why."""
 
-FIRST_AWAKE = 10
+FIRST_STEPS = 10
 """The first steps are all looked at: they are unlike the rest, and short runs have no others."""
 
 BARE_UPDATES = 3
@@ -124,8 +124,8 @@ class Steps:
         step: The step under way, from 0.
         tells: Where its number is written too (see `runtime.last_step`).
         backwards: Outermost backwards seen so far while steps are looked at.
-        dozed_backwards: Backwards of the step under way, while it is only counted.
-        heeded: How many of them may pass before `dozed_backward` is called.
+        skipped_backwards: Backwards of the step under way, while it is only counted.
+        notify_after: How many of them may pass before `skipped_backward` is called.
         ledger: Told of step boundaries; put in its place when the devices are known.
         lanes: By device; the first is the training thread's.
         devices: What this process drives. Learned from the model when nobody said.
@@ -148,7 +148,7 @@ class Steps:
         self.step = 0
         self.tells: memoryview[int] | list[int] = [0]
         self.backwards = 0
-        self.heeded = 0
+        self.notify_after = 0
         self.devices = devices
         self.ledger: LedgerLike = NoLedger()
         self.own_threads = 0
@@ -173,12 +173,12 @@ class Steps:
         self._bare_updates = 0
         self._keeps = False
         self._reads_loss = True
-        self._told_ends = False
+        self._explicit_ends = False
         self._pair = -1
         self._long_ns = 0
         self._alert_ns = -ALERT_NS
-        self._awake_until = FIRST_AWAKE
-        self._begin()
+        self._measure_all_until = FIRST_STEPS
+        self._reset_step()
 
     def move(self) -> MainLane:
         """The calling thread is the training thread from now on. Returns: its lane."""
@@ -189,16 +189,16 @@ class Steps:
         lane.clock = self._clocks.of_this_thread()
         self.lanes[before.device] = lane
         self._start_ns = None
-        self._begin()
+        self._reset_step()
         if before.clock is not None:
             before.clock.close()
         return lane
 
-    def _begin(self) -> None:
-        self._in_step = self.dozed_backwards = 0
-        self._unseen = False
+    def _reset_step(self) -> None:
+        self._in_step = self.skipped_backwards = 0
+        self._start_unseen = False
         self._relation = Relation.MORE
-        self._torn = self._updated = self._had_changed = False
+        self._phases_torn = self._updated = self._had_changed = False
         self._forward_due = True
         self._said_samples = False
         self._loss.begin()
@@ -214,8 +214,8 @@ class Steps:
             return KEPT
         if lane is self.main:
             self.abandoned.goes_on()
-            self._comes()
-            if lane.events >= lane.most_events and self._is_tired(lane):
+            self._on_event()
+            if lane.events >= lane.most_events and self._is_over_budget(lane):
                 return KEPT
             if self.models.is_trained(module):
                 self._count_batch(args, kwargs)
@@ -234,8 +234,8 @@ class Steps:
         if not torch.is_grad_enabled():
             return KEPT
         if lane is self.main:
-            self._comes()
-            if lane.events >= lane.most_events and self._is_tired(lane):
+            self._on_event()
+            if lane.events >= lane.most_events and self._is_over_budget(lane):
                 return KEPT
         return lane.enter(DATA)
 
@@ -245,7 +245,7 @@ class Steps:
             return lane.enter(BACKWARD)
         if lane.phase == BACKWARD and torch._C._current_graph_task_id() == -1:
             lane.forget_phase()  # an interrupt has left it behind
-        self._comes()
+        self._on_event()
         before = lane.enter(BACKWARD)
         if before != KEPT:  # checkpointing calls backward inside backward
             self._had_changed = self._watched.was_updated()
@@ -282,14 +282,14 @@ class Steps:
             self._take_batch()
         changed_inside = not self._had_changed and self._watched.was_updated()
         self._watched.mark(self.models.places())
-        if self._told_ends:
+        if self._explicit_ends:
             return
         if self._updated:  # the optimizer has stepped inside
             self._end(now)
         elif changed_inside and (ended := self._elsewhere.ended(True, self._in_step)):
-            self._end_elsewhere(ended)
+            self._end_without_optimizer(ended)
         elif lane.events >= lane.most_events:
-            self._is_tired(lane)
+            self._is_over_budget(lane)
 
     def optimizer_begins(self, lane: Lane, optimizer: Optimizer) -> None:
         """An optimizer's step begins, perhaps inside another's (ZeRO wraps one)."""
@@ -297,10 +297,10 @@ class Steps:
         if lane is self.main:
             if opened and len(opened) > (outer := _steps_around()):
                 del opened[outer:]  # one has raised, and so its end was never announced
-                self._torn = True
+                self._phases_torn = True
                 if not outer:
                     lane.forget_phase()
-            self._comes_first()
+            self._ensure_started()
             self.models.meet_optimizer(optimizer)
         opened.append(lane.enter(OPTIMIZER))
 
@@ -315,7 +315,7 @@ class Steps:
             return
         if before == BACKWARD:
             self._updated = True
-        elif self._has_gradients() and not self._told_ends:
+        elif self._has_gradients() and not self._explicit_ends:
             self._elsewhere.optimizer_ended(self._in_step)
             self._end(now)
 
@@ -323,7 +323,7 @@ class Steps:
         """Whether there was a backward in this step, or never one and gradients come otherwise."""
         if self._in_step:
             return True
-        if self.backwards or self.dozed_backwards:
+        if self.backwards or self.skipped_backwards:
             return False
         self._bare_updates += 1
         return self._bare_updates > BARE_UPDATES
@@ -335,34 +335,34 @@ class Steps:
 
     # -- what the trainer tells ---------------------------------------------------------------
 
-    def say_step(self) -> None:
+    def end_step(self) -> None:
         """The script says that its step ends here, and so that it alone says when."""
         main = self.main
-        if here.lane is not main or (main.phase != NO_PHASE and not main.asleep):
+        if here.lane is not main or (main.phase != NO_PHASE and not main.sampled_out):
             return
-        first, self._told_ends = not self._told_ends, True
+        first, self._explicit_ends = not self._explicit_ends, True
         if self._start_ns is None:  # nothing has begun that could end
             self._first_event()
-        elif main.asleep:
-            self._dozed_end()
+        elif main.sampled_out:
+            self._end_skipped()
         elif not first or not self.step or self._in_step:  # else an optimizer has just ended it
             self._end(main.sample(IDLE) if main.measuring else self._clocks.wall())
 
-    def say_samples(self, lane: Lane, n: int) -> None:
+    def set_samples(self, lane: Lane, n: int) -> None:
         """The trainer's own count replaces what was read off the model's input."""
         if lane is self.main and not self._said_samples:
             self._said_samples = True
             lane.sums[SAMPLES] = -1
         lane.sums[SAMPLES] = max(lane.sums[SAMPLES], 0) + n
 
-    def say_loss(self, value: float) -> None:
+    def set_loss(self, value: float) -> None:
         """The trainer's own loss replaces what was read off backward's root."""
         self._loss.say(value)
 
     def phase_begins(self, lane: Lane, phase: int) -> int:
         """The trainer names the phase itself. Returns: as `module_begins`."""
         if lane is self.main:
-            self._comes_first()
+            self._ensure_started()
         return lane.enter(phase)
 
     def blindness(self) -> str:
@@ -400,33 +400,33 @@ class Steps:
 
     # -- step boundaries ----------------------------------------------------------------------
 
-    def _comes(self) -> None:
+    def _on_event(self) -> None:
         """An event on the training thread, before it counts."""
-        if self._in_step and not self.main.updating and not self._told_ends:
+        if self._in_step and not self.main.updating and not self._explicit_ends:
             ended = self._elsewhere.ended(self._watched.was_updated(), self._in_step)
             if ended:
-                self._end_elsewhere(ended)
-        self._comes_first()
+                self._end_without_optimizer(ended)
+        self._ensure_started()
 
-    def _end_elsewhere(self, steps: int) -> None:
+    def _end_without_optimizer(self, steps: int) -> None:
         """Parameters have changed without an optimizer's step: so many steps have ended."""
         if steps > 1:  # in the dark, and so nothing is known of each
             self.step += steps - 1
             self._start_ns = None
         self._end(self._clocks.wall())
 
-    def _is_tired(self, lane: Lane) -> bool:
+    def _is_over_budget(self, lane: Lane) -> bool:
         """Whether so many events in one step cost too much: then it goes on uncounted."""
         took = self._clocks.wall() - (self._start_ns or 0)
-        if not _is_dear(took, lane.events) or not self._alone():
+        if not _is_costly(took, lane.events) or not self._is_single_lane():
             lane.most_events = 2 * lane.events
             return False
-        self.dozed_backwards = self._in_step
-        self._sleep(self.step + 1, took, lane.events)
+        self.skipped_backwards = self._in_step
+        self._skip_until_pair(self.step + 1, took, lane.events)
         return True
 
-    def _comes_first(self) -> None:
-        if self._start_ns is None and not self._unseen:
+    def _ensure_started(self) -> None:
+        if self._start_ns is None and not self._start_unseen:
             self._first_event()
 
     def _first_event(self) -> None:
@@ -439,13 +439,13 @@ class Steps:
         if clock is not None:
             self.main.adopt(clock, measuring=measuring)
 
-    def _alone(self) -> bool:
+    def _is_single_lane(self) -> bool:
         return len(self.lanes) == 1 and not self.main.transfers
 
     def _end(self, now: int) -> None:
         main, step, start = self.main, self.step, self._start_ns
         took = 0 if start is None else now - start
-        alone = self._alone()
+        alone = self._is_single_lane()
         left_behind = main.in_module or (main.phase != NO_PHASE and not main.named)
         if left_behind and not _inside_hooks():  # by an interrupt in the probe's own code
             main.forget_phase()
@@ -458,14 +458,14 @@ class Steps:
         self.step = self.tells[0] = step = step + 1
         self._start_ns = now
         self._issued_before = self._collectives.issued
-        self._begin()
+        self._reset_step()
         turn = sampling.is_second(step)
         self._reads_loss = turn or took > LOOK_NS // sampling.BLOCK
         wanted = turn or took >= self._long_step_ns()
         if wanted or main.measuring:
             self._measure(wanted)
-        main.most_events = FIRST_EVENTS if step < FIRST_AWAKE else MOST_EVENTS
-        if not (alone and start is not None and self._dozes(step, took, events)):
+        main.most_events = FIRST_EVENTS if step < FIRST_STEPS else MOST_EVENTS
+        if not (alone and start is not None and self._starts_skipping(step, took, events)):
             if step - self._pair in (0, 1):
                 main.most_events = PAIR_EVENTS
             self.ledger.step_begin(step)
@@ -483,7 +483,7 @@ class Steps:
         sums, main.sums = main.sums, EMPTY.copy()
         if start is None:  # nobody saw it begin
             return
-        if self._torn:
+        if self._phases_torn:
             sums[SEEN] = 0
         seen = None if self._blind else self._collectives.issued != self._issued_before
         record = (step_record, main.device, self.step, start, now, sums, seen, measured,
@@ -502,89 +502,89 @@ class Steps:
             self.devices.append(device)
             self._on_devices(self.devices)
 
-    # -- dozing: steps that are only counted --------------------------------------------------
+    # -- skipped steps, which are only counted ------------------------------------------------
 
-    def dozed_backward(self) -> None:
-        """A backward of a step that is only counted; called from the one on that is heeded."""
+    def skipped_backward(self) -> None:
+        """A backward of a skipped step has ended; called once `notify_after` is reached."""
         if self._updated:
             self._updated = False
-            self._dozed_end()
+            self._end_skipped()
         elif self._elsewhere.engaged:
             changed = self._watched.was_updated()
             self._watched.mark(self.models.places())
-            if changed and self.dozed_backwards > 1:
-                self._dozed_end()
-                self._goes_on(1)
+            if changed and self.skipped_backwards > 1:
+                self._end_skipped()
+                self._resume_unseen(1)
         else:
-            backwards = self.dozed_backwards
-            self._wake()  # no optimizer's step for long: steps may end otherwise now
-            self._goes_on(backwards)
+            backwards = self.skipped_backwards
+            self._end_skipping()  # no optimizer's step for long: steps may end otherwise now
+            self._resume_unseen(backwards)
 
     def conclude(self) -> None:
         """Nothing will follow: ends the step that only what follows would have shown to be over."""
         if not self._elsewhere.engaged or not self._watched.was_updated():
             return
-        if self.main.asleep:
-            self.step += bool(self.dozed_backwards)
+        if self.main.sampled_out:
+            self.step += bool(self.skipped_backwards)
             self.tells[0] = self.step
         else:
-            self._comes()
+            self._on_event()
 
-    def _goes_on(self, backwards: int) -> None:
+    def _resume_unseen(self, backwards: int) -> None:
         """A step is under way whose beginning nobody saw, and so many backwards of it are over."""
         self._start_ns = None
-        self._unseen = True
-        self.dozed_backwards = self._in_step = backwards
+        self._start_unseen = True
+        self.skipped_backwards = self._in_step = backwards
 
-    def dozed_optimizer_begins(self, lane: Lane) -> None:
+    def skipped_optimizer_begins(self, lane: Lane) -> None:
         """An optimizer's step in it begins, perhaps inside another's."""
         opened = lane.updating
         if opened:
             del opened[_steps_around() :]
         opened.append(KEPT)
 
-    def dozed_optimizer_ends(self, lane: Lane) -> None:
+    def skipped_optimizer_ends(self, lane: Lane) -> None:
         """It is over: as always, the first outermost one after a backward ends the step."""
         opened = lane.updating
         if opened:
             opened.pop()
-        if opened or self._told_ends:
+        if opened or self._explicit_ends:
             return
         if torch._C._current_graph_task_id() != -1:
             self._updated = True
-            self.heeded = 0
-        elif self.dozed_backwards:
-            self._dozed_end()
+            self.notify_after = 0
+        elif self.skipped_backwards:
+            self._end_skipped()
 
-    def _dozed_end(self) -> None:
-        self._elsewhere.knows(self.dozed_backwards)
-        self.dozed_backwards = 0
+    def _end_skipped(self) -> None:
+        self._elsewhere.knows(self.skipped_backwards)
+        self.skipped_backwards = 0
         now = self._clocks.wall()
         took_ns = now - (self._start_ns or now)
         self.step += 1
         self.tells[0] = self.step
         self._start_ns = now
-        self._heed()
+        self._set_notify_after()
         if took_ns > self._long_ns:
             if now - self._alert_ns >= ALERT_NS:
-                self._alert_ns, self._awake_until = now, self.step + ALERT_STEPS
-            self._wake()
+                self._alert_ns, self._measure_all_until = now, self.step + ALERT_STEPS
+            self._end_skipping()
         elif self.step >= self._pair:
-            self._wake()
+            self._end_skipping()
         if self.stop is not None:
             self.stop()
 
-    def _dozes(self, step: int, took_ns: int, events: int) -> bool:
+    def _starts_skipping(self, step: int, took_ns: int, events: int) -> bool:
         """Whether the step that begins after one like that is only counted."""
         short = took_ns <= LOOK_NS // sampling.BLOCK
-        dear = _is_dear(took_ns, events) and (not short or events > MOST_EVENTS)
+        dear = _is_costly(took_ns, events) and (not short or events > MOST_EVENTS)
         if not (short or dear) or step == self._pair + 1:
             return False
-        return step >= (DEAR_AWAKE if dear else self._awake_until) and self._sleep(
-            step, took_ns, events
-        )
+        return step >= (
+            COSTLY_FIRST_STEPS if dear else self._measure_all_until
+        ) and self._skip_until_pair(step, took_ns, events)
 
-    def _sleep(self, step: int, took_ns: int, events: int) -> bool:
+    def _skip_until_pair(self, step: int, took_ns: int, events: int) -> bool:
         """Counts steps only, up to the next pair. Returns: whether it does not begin at `step`."""
         took_ns = max(1, took_ns)
         apart = 2 * events * EVENT_NS / (COST_SHARE * took_ns * sampling.BLOCK)
@@ -594,25 +594,25 @@ class Steps:
             self._long_ns = sys.maxsize
         elif stretches:
             stretch_ns = LOOK_NS // (sampling.BLOCK << doublings)
-            self._long_ns = min(LOOK_NS // sampling.BLOCK, TURN * stretch_ns)
+            self._long_ns = min(LOOK_NS // sampling.BLOCK, UNUSUAL_FACTOR * stretch_ns)
         else:
-            self._long_ns = TURN * took_ns
+            self._long_ns = UNUSUAL_FACTOR * took_ns
         self._pair = sampling.next_pair(step, doublings)
         if step >= self._pair:
             return False
-        self.main.doze()
-        self._heed()
+        self.main.begin_skipping()
+        self._set_notify_after()
         return True
 
-    def _heed(self) -> None:
-        """From which backward on `dozed_backward` is to be called in the step that begins."""
-        self.heeded = 0 if self._elsewhere.engaged else self._elsewhere.patience + 1
+    def _set_notify_after(self) -> None:
+        """From which backward on `skipped_backward` is to be called in the step that begins."""
+        self.notify_after = 0 if self._elsewhere.engaged else self._elsewhere.patience + 1
 
-    def _wake(self) -> None:
-        self.main.wake()
+    def _end_skipping(self) -> None:
+        self.main.end_skipping()
         self.main.most_events = PAIR_EVENTS
         self._issued_before = self._collectives.issued
-        self._begin()
+        self._reset_step()
         self._reads_loss = turn = sampling.is_second(self.step)
         self._measure(turn)
         self.ledger.step_begin(self.step)
@@ -662,7 +662,7 @@ class Steps:
         self.main.measuring = wanted
 
 
-def _is_dear(took_ns: int, events: int) -> bool:
+def _is_costly(took_ns: int, events: int) -> bool:
     """Whether looking at all such steps would cost more than it may."""
     return events * EVENT_NS > COST_SHARE * took_ns
 
