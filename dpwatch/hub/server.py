@@ -375,7 +375,7 @@ class Hub:
         try:
             run = advance(self.state, batch)
         except Exception as error:  # noqa: BLE001 - one frame must not cost the run its hub
-            self._failures.again(codec.told(error))
+            self._failures.again(codec.describe_error(error))
             return  # viewers miss its number, and ask for the state as it is here
         if run is not None:
             self._run, self._run_number, self._look = run, self.state.frames, b""
@@ -393,7 +393,7 @@ class Hub:
         try:
             answer = self._answer_to(request)
         except Exception as error:  # noqa: BLE001 - a state that can't be told
-            self._failures.again(codec.told(error))
+            self._failures.again(codec.describe_error(error))
         else:
             if answer:
                 self._answers.send_multipart([viewer, answer])

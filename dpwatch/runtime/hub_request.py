@@ -37,7 +37,7 @@ _HANDED_ON = (
 """What of a rank's environment its hub goes by."""
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class HubRequest(msgspec.Struct, frozen=True):
     """What a rank writes that wants a hub.
 
     Attributes:
@@ -53,17 +53,17 @@ class Wanted(msgspec.Struct, frozen=True):
     environment: dict[str, str]
 
 
-_decoder = msgspec.json.Decoder(Wanted)
+_decoder = msgspec.json.Decoder(HubRequest)
 
 
-def ask_for_hub(place: RunDir) -> None:
+def request_hub(place: RunDir) -> None:
     """Says in a run's folder that a hub is wanted there.
 
     Raises:
         OSError: It can't be written.
     """
     kept = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
-    told = Wanted(
+    told = HubRequest(
         os.getpid(),
         _pid_namespace(),
         PROTOCOL_VERSION,
@@ -79,7 +79,7 @@ def ask_for_hub(place: RunDir) -> None:
     draft.replace(place.wanted_file)
 
 
-def take_back(place: RunDir) -> None:
+def withdraw(place: RunDir) -> None:
     """Removes this process's request, where there is one."""
     wanted = read(place)
     if wanted is not None and wanted.pid == os.getpid():
@@ -87,7 +87,7 @@ def take_back(place: RunDir) -> None:
             place.wanted_file.unlink()
 
 
-def read(place: RunDir) -> Wanted | None:
+def read(place: RunDir) -> HubRequest | None:
     """The request in a run's folder, None if there is none."""
     try:
         return _decoder.decode(read_small(place.wanted_file))
@@ -95,14 +95,14 @@ def read(place: RunDir) -> Wanted | None:
         return None
 
 
-def can_be_met(wanted: Wanted) -> bool:
+def can_fulfil(wanted: HubRequest) -> bool:
     """Whether a hub started from here is what the rank wants, and the rank still lives."""
     if wanted.protocol != PROTOCOL_VERSION or wanted.namespace != _pid_namespace():
         return False
     return _lives(wanted.pid)
 
 
-def is_dead(wanted: Wanted) -> bool:
+def is_stale(wanted: HubRequest) -> bool:
     """Whether the rank has gone that wanted a hub, as far as can be seen from here."""
     return wanted.namespace == _pid_namespace() and not _lives(wanted.pid)
 
@@ -139,7 +139,7 @@ class Session:
         os.close(self._fd)
 
 
-def session_lives(directory: Path, number: str) -> bool:
+def session_is_alive(directory: Path, number: str) -> bool:
     """Whether a `dpwatch run` of that number looks after the runs in a directory."""
     return is_locked(_session_file(directory, number))
 

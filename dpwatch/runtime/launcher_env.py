@@ -39,7 +39,7 @@ class HeadPlace:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def over_hosts(env: Mapping[str, str]) -> bool:
+def is_multi_host(env: Mapping[str, str]) -> bool:
     """Whether the launcher has spread the run over several hosts."""
     if env.get(HEAD) or env.get(SPREAD):
         return True
@@ -78,10 +78,10 @@ def head_place(env: Mapping[str, str], run_id: str) -> HeadPlace | None:
     if named := env.get(HEAD):
         host, port = _split(named, port)
         return HeadPlace(host=host, port=port, here=local_address(host) is not None)
-    if not over_hosts(env):
+    if not is_multi_host(env):
         return None
     host, node = (
-        env.get("MASTER_ADDR") or first_of(env.get("SLURM_STEP_NODELIST", "")),
+        env.get("MASTER_ADDR") or first_host(env.get("SLURM_STEP_NODELIST", "")),
         node_rank(env),
     )
     if not host or node is None:
@@ -89,7 +89,7 @@ def head_place(env: Mapping[str, str], run_id: str) -> HeadPlace | None:
     return HeadPlace(host=host, port=port, here=node == 0)
 
 
-def first_of(nodes: str) -> str:
+def first_host(nodes: str) -> str:
     """The first host of a Slurm list such as `node[01-04,7],gpu2`, "" of an empty one."""
     found = re.match(r"([^\[,]*)(?:\[([^-,\]]+)[^\]]*\]([^,]*))?", nodes)
     return "".join(part or "" for part in found.groups()) if found else ""
@@ -124,7 +124,7 @@ def _split(named: str, port: int) -> tuple[str, int]:
 
 def variables_for_hub(env: Mapping[str, str]) -> dict[str, str]:
     """What a hub that this rank starts is to know of its place among the hosts."""
-    if not over_hosts(env):
+    if not is_multi_host(env):
         return {}
     node = node_rank(env)
     return {SPREAD: "1"} | ({} if node is None else {NODE_RANK: str(node)})

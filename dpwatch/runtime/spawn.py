@@ -53,9 +53,9 @@ def ensure_hub(place: RunDir, more: Mapping[str, str] | None = None) -> None:
     starter.wait()
 
 
-def meet(
+def fulfil(
     place: RunDir,
-    wanted: hub_request.Wanted,
+    wanted: hub_request.HubRequest,
     start: Callable[[RunDir, Mapping[str, str]], None] | None = None,
 ) -> bool:
     """Starts the hub that a rank wants, where that can be done from here.
@@ -63,7 +63,7 @@ def meet(
     Returns:
         Whether one was started.
     """
-    if not hub_request.can_be_met(wanted) or place.has_hub():
+    if not hub_request.can_fulfil(wanted) or place.has_hub():
         return False
     try:
         (start or ensure_hub)(place, wanted.environment)
@@ -104,7 +104,7 @@ def _is_python(path: str) -> bool:
     return named and os.path.isfile(path) and os.access(path, os.X_OK)
 
 
-def minds_children() -> bool:
+def handles_sigchld() -> bool:
     """Whether the script has a SIGCHLD handler of its own, which would see a child of ours.
 
     torch's, which a DataLoader sets, looks at the DataLoader's workers alone.

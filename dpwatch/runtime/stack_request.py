@@ -54,7 +54,7 @@ def decode_request(payload: bytes) -> StacksRequest | None:
         return None
 
 
-def write_asked(file: Path, asked: Asked) -> None:
+def write_request(file: Path, asked: Asked) -> None:
     """Writes the file that ranks look at, readable by its owner alone.
 
     Raises:
@@ -69,7 +69,7 @@ def write_asked(file: Path, asked: Asked) -> None:
     draft.replace(file)
 
 
-class AskedFile:
+class RequestFile:
     """A rank's look at that file. What it says at first was meant for earlier processes."""
 
     def __init__(self, file: Path) -> None:

@@ -209,7 +209,7 @@ class Follower:
 
     def _distrust(self, error: Exception) -> None:
         """Lets go of a state that can't be, and waits before asking for another one."""
-        self.nonsense = f"{type(error).__name__}: {codec.told(error)}"
+        self.nonsense = f"{type(error).__name__}: {codec.describe_error(error)}"
         self.state = self._view = self._reviewed = None
         if self._look is not None:
             self._follow_frames(on=True)

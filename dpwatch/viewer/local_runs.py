@@ -60,12 +60,12 @@ class LocalRuns:
         wanted = hub_request.read(place)
         if wanted is None or str(place.path) in self._started:
             return
-        if hub_request.is_dead(wanted):
+        if hub_request.is_stale(wanted):
             place.remove_if_idle()
-        elif self._is_ours(place, wanted) and spawn.meet(place, wanted, self._start):
+        elif self._is_ours(place, wanted) and spawn.fulfil(place, wanted, self._start):
             self._started[str(place.path)] = time.monotonic()
 
-    def _is_ours(self, place: RunDir, wanted: hub_request.Wanted) -> bool:
+    def _is_ours(self, place: RunDir, wanted: hub_request.HubRequest) -> bool:
         if self._session:
             return wanted.environment.get(hub_request.SESSION) == self._session
         try:

@@ -8,26 +8,26 @@ from dpwatch.wire import calls, steps
 from dpwatch.wire.messages import AnyRecord, Calls, Collective, Step, Steps
 
 
-def gathered(records: Sequence[AnyRecord]) -> list[AnyRecord]:
+def pack(records: Sequence[AnyRecord]) -> list[AnyRecord]:
     """Collectives as `Calls` and steps as `Steps`, these first, and the rest as it is."""
     collectives = [each for each in records if isinstance(each, Collective)]
     ended = [each for each in records if isinstance(each, Step)]
     others = [each for each in records if not isinstance(each, Collective | Step)]
-    return [*calls.gathered(collectives), *steps.gathered(ended), *others]
+    return [*calls.pack(collectives), *steps.pack(ended), *others]
 
 
-def one_by_one(records: Iterable[AnyRecord]) -> Iterator[AnyRecord]:
+def unpack(records: Iterable[AnyRecord]) -> Iterator[AnyRecord]:
     """What a rank has told of in these records, each by itself."""
     for record in records:
         if isinstance(record, Calls):
-            yield from calls.spread(record)
+            yield from calls.unpack(record)
         elif isinstance(record, Steps):
-            yield from steps.spread(record)
+            yield from steps.unpack(record)
         else:
             yield record
 
 
-def counted(records: Sequence[AnyRecord]) -> int:
+def count_records(records: Sequence[AnyRecord]) -> int:
     """How many records a rank has told of in these."""
     count = len(records)
     for each in records:

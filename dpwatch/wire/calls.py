@@ -152,7 +152,7 @@ def fault(calls: Calls, latest_ns: int) -> str:
     return "lie too far back" if calls.latest_ns < EARLIEST_NS else ""
 
 
-def spread(
+def unpack(
     calls: Calls, wanted: Callable[[Kind, int], bool] = lambda kind, seq: True
 ) -> Iterator[Collective]:
     """Each call by itself; only those `wanted`, by kind and `seq`."""
@@ -177,14 +177,14 @@ def _one(calls: Calls, kind: Kind, row: tuple[int, ...]) -> Collective:
     )
 
 
-def gathered(calls: Sequence[Collective]) -> list[Calls | Collective]:
+def pack(calls: Sequence[Collective]) -> list[Calls | Collective]:
     """The same calls in as few records as can be, up to `MOST_CALLS` of them in one.
 
     In their order, but that those which do not fit come after the others.
     """
     if len(calls) < 2:
         return list(calls)
-    alike = _at_once(calls) if len(calls) <= MOST_CALLS else None
+    alike = _pack_columns(calls) if len(calls) <= MOST_CALLS else None
     if alike is not None:
         return [alike]
     table = _Table(
@@ -197,7 +197,7 @@ def gathered(calls: Sequence[Collective]) -> list[Calls | Collective]:
     return [*table.ended, *alone]
 
 
-def _at_once(calls: Sequence[Collective]) -> Calls | None:
+def _pack_columns(calls: Sequence[Collective]) -> Calls | None:
     """One record of all, column by column, which takes half a microsecond a call.
 
     Returns:
@@ -233,8 +233,8 @@ def _at_once(calls: Sequence[Collective]) -> Calls | None:
         [n - first for n in seq],
         [latest_ns - ns for ns in ended],
         took,
-        known(blocked),
-        known(into),
+        encode_unknown(blocked),
+        encode_unknown(into),
         strict=True,
     )
     try:
@@ -244,7 +244,7 @@ def _at_once(calls: Sequence[Collective]) -> Calls | None:
     return Calls(least, first, latest_ns, kinds, bytes(map(places.__getitem__, each)), packed)
 
 
-def known(numbers: Sequence[int | None]) -> Sequence[int]:
+def encode_unknown(numbers: Sequence[int | None]) -> Sequence[int]:
     """The numbers as in rows."""
     return [UNKNOWN if number is None else number for number in numbers]
 

@@ -15,7 +15,7 @@ MAX_FRAME_BYTES = 1 << 20
 _HOSTILE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 """What decoding raises of a stranger's bytes: they can also nest too deep or hold broken text."""
 
-_TOLD_CHARS = 200
+_ERROR_CHARS = 200
 
 _RECORDS = Batch.__struct_fields__.index("records")
 
@@ -76,7 +76,7 @@ def decode(frame: bytes) -> Batch:
 
 def _piecemeal(frame: bytes, error: Exception) -> Batch:
     """The frame record by record, if it is one but for some records that do not decode."""
-    refusal = WireError(f"malformed frame: {told(error)}")
+    refusal = WireError(f"malformed frame: {describe_error(error)}")
     try:
         fields = _header.decode(frame)
         records = _records.decode(fields[_RECORDS])
@@ -93,14 +93,14 @@ def _decoded(record: msgspec.Raw) -> AnyRecord:
     try:
         decoded: AnyRecord = _record.decode(record)
     except _HOSTILE as error:
-        return Refused(told(error))
+        return Refused(describe_error(error))
     return decoded
 
 
-def told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """An error over a stranger's bytes in a short line, nothing of theirs in it unescaped."""
     text = str(error).encode("unicode_escape", "replace").decode("ascii", "replace")
-    return text if len(text) <= _TOLD_CHARS else f"{text[:_TOLD_CHARS]}..."
+    return text if len(text) <= _ERROR_CHARS else f"{text[:_ERROR_CHARS]}..."
 
 
 def _version_of(frame: bytes) -> int | None:

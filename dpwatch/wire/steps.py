@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from dpwatch.wire import ranges as r
-from dpwatch.wire.calls import EARLIEST_NS, UNKNOWN, known
+from dpwatch.wire.calls import EARLIEST_NS, UNKNOWN, encode_unknown
 from dpwatch.wire.record import Record
 
 MOST_STEPS = 256
@@ -106,7 +106,7 @@ def fault(steps: Steps, latest_ns: int) -> str:
     return "lie too far back" if steps.latest_ns < EARLIEST_NS else ""
 
 
-def spread(steps: Steps) -> Iterator[Step]:
+def unpack(steps: Steps) -> Iterator[Step]:
     """Each step by itself."""
     losses = steps.losses or [None] * steps.count
     for row, loss in zip(ROW.iter_unpack(steps.rows), losses, strict=True):
@@ -117,7 +117,7 @@ def spread(steps: Steps) -> Iterator[Step]:
         yield Step(steps.device, steps.step + step, end_ns - took, end_ns, *told)  # type: ignore[arg-type]
 
 
-def gathered(steps: Sequence[Step]) -> list[Steps | Step]:
+def pack(steps: Sequence[Step]) -> list[Steps | Step]:
     """The same steps in as few records as can be, each device's in their order."""
     devices: dict[int, list[Step]] = {}
     for step in steps:
@@ -126,16 +126,16 @@ def gathered(steps: Sequence[Step]) -> list[Steps | Step]:
         record
         for of_device in devices.values()
         for at in range(0, len(of_device), MOST_STEPS)
-        for record in _gathered(of_device[at : at + MOST_STEPS])
+        for record in _pack_device(of_device[at : at + MOST_STEPS])
     ]
 
 
-def _gathered(steps: list[Step]) -> list[Steps | Step]:
+def _pack_device(steps: list[Step]) -> list[Steps | Step]:
     least = min([each.step for each in steps])
     latest_ns = max([each.end_ns for each in steps])
     if len(steps) < 2 or latest_ns < EARLIEST_NS:
         return [*steps]
-    alike = _at_once(steps, least, latest_ns)
+    alike = _pack_columns(steps, least, latest_ns)
     if alike is not None:
         return [alike]
     rows = bytearray()
@@ -154,7 +154,7 @@ def _gathered(steps: list[Step]) -> list[Steps | Step]:
     return [Steps(steps[0].device, least, latest_ns, bytes(rows), told), *alone]
 
 
-def _at_once(steps: list[Step], least: int, latest_ns: int) -> Steps | None:
+def _pack_columns(steps: list[Step], least: int, latest_ns: int) -> Steps | None:
     """One record of all, column by column; None if some do not fit."""
     _, step, start, end, *times, loss, samples, comm = zip(
         *map(msgspec.structs.astuple, steps), strict=True
@@ -166,7 +166,7 @@ def _at_once(steps: list[Step], least: int, latest_ns: int) -> Steps | None:
         [n - least for n in step],
         [latest_ns - ns for ns in end],
         [e - s for s, e in zip(start, end, strict=True)],
-        *map(known, times),
+        *map(encode_unknown, times),
         strict=True,
     )
     try:

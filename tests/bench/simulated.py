@@ -28,7 +28,7 @@ import zmq
 
 from dpwatch.runtime.paths import RunDir, host_name
 from dpwatch.wire import codec, transport
-from dpwatch.wire.batching import counted, gathered
+from dpwatch.wire.batching import count_records, pack
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
     AnyRecord,
@@ -171,7 +171,7 @@ class Ranks:
         if found is None:
             made = make()
             found = self._encoded[variant, key] = [
-                Encoded(self._encoder.encode(each), counted([each]))
+                Encoded(self._encoder.encode(each), count_records([each]))
                 for each in (made if isinstance(made, list) else [made])
             ]
         return found
@@ -242,7 +242,7 @@ class Ranks:
 
     def _steps(self, rank: int, steps: range) -> list[AnyRecord]:
         each = range(len(self.load.calls))
-        return gathered(
+        return pack(
             [
                 record
                 for step in steps

@@ -19,7 +19,7 @@ from dpwatch.hub.server import Hub
 from dpwatch.runtime import paths
 from dpwatch.runtime.curve_keys import make_keys
 from dpwatch.runtime.launcher_env import FIRST_PORT, PORTS, HeadPlace
-from dpwatch.runtime.stack_request import AskedFile
+from dpwatch.runtime.stack_request import RequestFile
 from dpwatch.wire.messages import Bye, Line, Output, Stacks, ThreadStack
 from tests.frames import MS, START_NS, batch, collective, hello, step
 from tests.hubs import DEADLINE_S, rank, watching
@@ -242,7 +242,7 @@ def test_ranks_of_other_hosts_are_asked_for_their_stacks_at_the_head(keys, run_i
     with hub_on(0, run_id, tmp_path) as head, hub_on(1, run_id, tmp_path) as node:
         tell([head, node], run_id, 2)
         seen_by(head, has_all(2))
-        file = AskedFile(node.place.stacks_file)
+        file = RequestFile(node.place.stacks_file)
         with watching(places=lambda: [head.place]) as watcher, rank(node.place) as send:
             deadline = time.monotonic() + DEADLINE_S
             asked, view, seq = None, None, itertools.count(2)

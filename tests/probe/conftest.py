@@ -14,7 +14,7 @@ from dpwatch.probe.probe import Probe
 from dpwatch.probe.steps.lanes import here
 from dpwatch.probe.steps.thread_clock import Clocks
 from dpwatch.wire import codec
-from dpwatch.wire.batching import one_by_one
+from dpwatch.wire.batching import unpack
 from dpwatch.wire.messages import Asked, Batch, Issuer, Position, Step
 
 
@@ -62,9 +62,7 @@ class MemoryLink:
 
     def records(self, kind: type) -> list[Any]:
         """Those of a kind, each by itself; steps of several devices step by step."""
-        found = [
-            r for batch in self.batches for r in one_by_one(batch.records) if isinstance(r, kind)
-        ]
+        found = [r for batch in self.batches for r in unpack(batch.records) if isinstance(r, kind)]
         return sorted(found, key=lambda step: step.step) if kind is Step else found
 
 

@@ -511,7 +511,7 @@ def test_recorder_loses_nothing_between_threads():
 @pytest.fixture(autouse=True)
 def _no_handlers(monkeypatch):
     """Whatever other tests have done to SIGCHLD."""
-    monkeypatch.setattr(link_module.spawn, "minds_children", lambda: False)
+    monkeypatch.setattr(link_module.spawn, "handles_sigchld", lambda: False)
 
 
 @pytest.fixture
@@ -639,7 +639,7 @@ def test_where_that_command_is_on_another_host_a_rank_starts_it_at_once(
 def test_a_rank_that_had_better_start_nothing_says_so_once_and_waits_for_a_viewer(
     hub_link, launched, monkeypatch, private_runtime, capsys, obstacle
 ):
-    name = "minds_children" if obstacle == "handler" else "python"
+    name = "handles_sigchld" if obstacle == "handler" else "python"
     found = True if obstacle == "handler" else None
     monkeypatch.setattr(link_module.spawn, name, lambda: found)
     hub_link.open("mine", 0)

@@ -15,7 +15,7 @@ from dpwatch.run.state.late_durations import LATENCIES, keep_latencies, keep_lat
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import TALLY_WIDTH, WINDOW, ByStep, Ints
 from dpwatch.run.state.settle import settle
-from dpwatch.wire.batching import gathered
+from dpwatch.wire.batching import pack
 from dpwatch.wire.messages import Collective, Duration
 from tests.frames import MS, START_NS, batch, hello, step
 
@@ -89,7 +89,7 @@ def a_run(seed):
             if rnd.random() < 0.5:
                 pid = 1000 + r + 5000 * (rnd.random() < odd / 20)
                 frame = batch(
-                    *(gathered(held[r]) if rnd.random() < 0.8 else held[r]),
+                    *(pack(held[r]) if rnd.random() < 0.8 else held[r]),
                     rank=r,
                     seq=i,
                     pid=pid,

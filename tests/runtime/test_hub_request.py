@@ -9,7 +9,7 @@ import time
 import pytest
 
 from dpwatch.runtime import hub_request, paths, spawn
-from dpwatch.runtime.hub_request import Wanted
+from dpwatch.runtime.hub_request import HubRequest
 from dpwatch.viewer.local_runs import LocalRuns
 from dpwatch.wire.messages import PROTOCOL_VERSION
 
@@ -25,7 +25,7 @@ def started(monkeypatch):
 def wanted(**fields):
     told = {"pid": os.getpid(), "namespace": hub_request._pid_namespace(),
             "protocol": PROTOCOL_VERSION, "environment": {}}  # fmt: skip
-    return Wanted(**{**told, **fields})
+    return HubRequest(**{**told, **fields})
 
 
 def gone():
@@ -39,7 +39,7 @@ def test_what_a_hub_goes_by_is_handed_on_and_nothing_else(monkeypatch):
                         "DPWATCH_SESSION": "abc", "SECRET": "x"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     place = paths.run_dir("run")
-    hub_request.ask_for_hub(place)
+    hub_request.request_hub(place)
     told = hub_request.read(place)
     assert told.environment == {
         "MASTER_ADDR": "node0",
@@ -49,16 +49,16 @@ def test_what_a_hub_goes_by_is_handed_on_and_nothing_else(monkeypatch):
         "DPWATCH_NODE_RANK": "1",
     }
     assert place.wanted_file.stat().st_mode & 0o777 == 0o600
-    hub_request.take_back(place)
+    hub_request.withdraw(place)
     assert hub_request.read(place) is None
 
 
 def test_another_process_s_request_is_not_taken_back():
     place = paths.run_dir("run")
-    hub_request.ask_for_hub(place)
+    hub_request.request_hub(place)
     text = place.wanted_file.read_text().replace(f'"pid":{os.getpid()}', '"pid":1')
     place.wanted_file.write_text(text)
-    hub_request.take_back(place)
+    hub_request.withdraw(place)
     assert hub_request.read(place).pid == 1
 
 
@@ -75,21 +75,21 @@ def test_who_can_meet_it(started, fields, met):
     if "pid" in fields:
         fields = {"pid": gone()}
     place = paths.run_dir("run")
-    assert spawn.meet(place, wanted(**fields)) is met
+    assert spawn.fulfil(place, wanted(**fields)) is met
     assert len(started) == met
 
 
 def test_a_hub_that_lives_is_enough(started):
     place = paths.run_dir("run")
     held = place.try_lock()
-    assert not spawn.meet(place, wanted())
+    assert not spawn.fulfil(place, wanted())
     os.close(held)
 
 
 def test_dpwatch_run_meets_its_own_ranks_requests_at_once(started, monkeypatch):
     monkeypatch.setenv(hub_request.SESSION, "abc")
     place = paths.run_dir("run")
-    hub_request.ask_for_hub(place)
+    hub_request.request_hub(place)
     assert LocalRuns("xyz")() == []
     assert started == []
     runs = LocalRuns("abc")
@@ -102,7 +102,7 @@ def test_dpwatch_run_meets_its_own_ranks_requests_at_once(started, monkeypatch):
 
 def test_a_viewer_meets_what_nobody_has_met(started):
     place = paths.run_dir("run")
-    hub_request.ask_for_hub(place)
+    hub_request.request_hub(place)
     runs = LocalRuns()
     assert runs() == []
     assert started == []
@@ -114,7 +114,7 @@ def test_a_viewer_meets_what_nobody_has_met(started):
 
 def test_a_dead_rank_s_folder_is_cleared_away():
     place = paths.run_dir("run")
-    hub_request.ask_for_hub(place)
+    hub_request.request_hub(place)
     told = place.wanted_file.read_text().replace(f'"pid":{os.getpid()}', f'"pid":{gone()}')
     place.wanted_file.write_text(told)
     assert LocalRuns()() == []
@@ -133,10 +133,10 @@ def test_what_is_no_request_is_none():
 
 def test_a_dpwatch_run_is_seen_while_it_lives(private_runtime):
     session = hub_request.Session(private_runtime, "abc")
-    assert hub_request.session_lives(private_runtime, "abc")
-    assert not hub_request.session_lives(private_runtime, "xyz")
+    assert hub_request.session_is_alive(private_runtime, "abc")
+    assert not hub_request.session_is_alive(private_runtime, "xyz")
     session.close()
-    assert not hub_request.session_lives(private_runtime, "abc")
+    assert not hub_request.session_is_alive(private_runtime, "abc")
     assert list(private_runtime.iterdir()) == []
 
 
@@ -193,11 +193,11 @@ def test_whether_a_script_minds_its_children():
     try:
         for handler, minds in ((signal.SIG_DFL, False), (signal.SIG_IGN, False), (mine, True)):
             signal.signal(signal.SIGCHLD, handler)
-            assert spawn.minds_children() is minds
+            assert spawn.handles_sigchld() is minds
             torchs._SIGCHLD_handler_set = False
             torchs._set_SIGCHLD_handler()  # as a DataLoader with workers does, on top of it
             assert signal.getsignal(signal.SIGCHLD) is not handler
-            assert spawn.minds_children() is minds
+            assert spawn.handles_sigchld() is minds
     finally:
         torchs._SIGCHLD_handler_set = was_set
         signal.signal(signal.SIGCHLD, before)

@@ -93,7 +93,7 @@ def test_no_one_knows_where_rank_0_is():
     ],
 )
 def test_the_first_host_of_a_slurm_list(nodes_told, first):
-    assert launcher_env.first_of(nodes_told) == first
+    assert launcher_env.first_host(nodes_told) == first
 
 
 def test_a_slurm_step_whose_script_names_no_master():

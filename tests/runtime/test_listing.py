@@ -76,13 +76,13 @@ def test_a_rank_that_comes_to_a_folder_at_that_moment_has_one(private_runtime, m
     place = paths.run_dir("run")
     assert place.path.exists()
     assert time.time() - place.path.stat().st_mtime < LONG_AGO_S / 2
-    hub_request.ask_for_hub(place)
+    hub_request.request_hub(place)
     assert not listing.clear(str(place.path))
 
 
 def test_a_request_is_handed_on_and_a_living_hub_s_run_is_listed():
     wanting, living = paths.run_dir("wanting"), paths.run_dir("living")
-    hub_request.ask_for_hub(wanting)
+    hub_request.request_hub(wanting)
     living.write_info(RunInfo("living", "here", 1, 2.0))
     held = living.try_lock()
     asked = []

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwatch.runtime import stack_request
-from dpwatch.runtime.stack_request import AskedFile, decode_request, encode_request, write_asked
+from dpwatch.runtime.stack_request import RequestFile, decode_request, encode_request, write_request
 from dpwatch.wire.messages import Asked
 
 
@@ -39,12 +39,12 @@ def test_any_bytes_are_a_request_or_none(payload):
 
 def test_a_rank_sees_each_new_request_once(tmp_path):
     file = tmp_path / "ask-stacks"
-    looks = AskedFile(file)
+    looks = RequestFile(file)
     assert looks.changed() is None
-    write_asked(file, Asked(1, [0]))
+    write_request(file, Asked(1, [0]))
     assert looks.changed() == Asked(1, [0])
     assert looks.changed() is None
-    write_asked(file, Asked(2))
+    write_request(file, Asked(2))
     assert looks.changed() == Asked(2)
     assert file.stat().st_mode & 0o777 == 0o600
     assert [each.name for each in tmp_path.iterdir()] == ["ask-stacks"]
@@ -52,15 +52,15 @@ def test_a_rank_sees_each_new_request_once(tmp_path):
 
 def test_what_earlier_processes_were_asked_is_not_for_this_one(tmp_path):
     file = tmp_path / "ask-stacks"
-    write_asked(file, Asked(1))
-    assert AskedFile(file).changed() is None
+    write_request(file, Asked(1))
+    assert RequestFile(file).changed() is None
 
 
 @pytest.mark.parametrize("held", [b"", b"nonsense", b"[[[", b'["beat", 1, ""]', b"\xff" * 9])
 def test_a_file_that_says_something_else_is_no_request(tmp_path, held):
     file = tmp_path / "ask-stacks"
-    looks = AskedFile(file)
+    looks = RequestFile(file)
     file.write_bytes(held)
     assert looks.changed() is None
-    write_asked(file, Asked(1))
+    write_request(file, Asked(1))
     assert looks.changed() == Asked(1)

@@ -22,7 +22,7 @@ from dpwatch.trainer.strategies import build
 from dpwatch.trainer.strategies.base import make_optimizer
 from dpwatch.trainer.strategies.ddp_mp import FirstHalf, SecondHalf
 from dpwatch.wire import codec
-from dpwatch.wire.batching import one_by_one
+from dpwatch.wire.batching import unpack
 from dpwatch.wire.messages import Collective, Memory, Step, Transfer
 
 from .support import tiny
@@ -45,7 +45,7 @@ class Keeps:
         pass
 
     def send(self, frame):
-        self.records.extend(one_by_one(codec.decode(frame).records))
+        self.records.extend(unpack(codec.decode(frame).records))
         return True
 
     def tend(self, now_ns):

@@ -15,7 +15,7 @@ import time
 import zmq
 
 from dpwatch.runtime import hub_request, paths, spawn
-from dpwatch.runtime.stack_request import AskedFile
+from dpwatch.runtime.stack_request import RequestFile
 from dpwatch.wire import transport
 from dpwatch.wire.messages import Asked
 
@@ -42,7 +42,7 @@ class HubLink:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._place: paths.RunDir | None = None
-        self._asked: AskedFile | None = None
+        self._asked: RequestFile | None = None
         self._pid = os.getpid()
         self._first = False
         self._next_look: int | None = None
@@ -63,7 +63,7 @@ class HubLink:
         self._next_look, self._launches, self._asked_for = None, 0, False
         self.there = False
         self._place = paths.run_dir(run_id)
-        self._asked = AskedFile(self._place.stacks_file)
+        self._asked = RequestFile(self._place.stacks_file)
         if not transport.has_room():
             raise OSError("this process has no file descriptors left; raise `ulimit -n`")
         self._context = zmq.Context()
@@ -109,16 +109,16 @@ class HubLink:
                 self._bring_hub(self._place)
 
     def _bring_hub(self, place: paths.RunDir) -> None:
-        if not self._asked_for and _session_lives(place):
+        if not self._asked_for and _session_is_alive(place):
             self._asked_for = True
-            hub_request.ask_for_hub(place)
+            hub_request.request_hub(place)
             return
         if why := _obstacle():
             if not self._asked_for:
                 self._asked_for = True
                 self._expects = False
                 _say(f"{why}; to watch this run, start `dpwatch` in another terminal")
-            hub_request.ask_for_hub(place)
+            hub_request.request_hub(place)
             return
         self._launches += 1
         spawn.ensure_hub(place)
@@ -146,20 +146,20 @@ class HubLink:
         """Takes the run's folder away, unless a hub is in it or about to come."""
         if self._asked_for and self._expects and time.monotonic() - self._opened_s < YOUNG_S:
             return  # what has been sent waits for it
-        hub_request.take_back(place)
+        hub_request.withdraw(place)
         with contextlib.suppress(OSError):  # there is a hub in it, and so it isn't empty
             place.path.rmdir()
 
 
-def _session_lives(place: paths.RunDir) -> bool:
+def _session_is_alive(place: paths.RunDir) -> bool:
     """Whether a `dpwatch run` of this host looks into the directory that this run is in."""
     number = os.environ.get(hub_request.SESSION)
-    return bool(number) and hub_request.session_lives(place.path.parent, str(number))
+    return bool(number) and hub_request.session_is_alive(place.path.parent, str(number))
 
 
 def _obstacle() -> str:
     """Why this process had better start no other, "" where it may."""
-    if spawn.minds_children():
+    if spawn.handles_sigchld():
         return "this script handles SIGCHLD itself, so dpwatch starts no process in it"
     if spawn.python() is None:
         return f"{sys.executable or 'this process'} is no Python that dpwatch could start"

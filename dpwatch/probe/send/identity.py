@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from dpwatch.probe.send.backend import backend_of_world
-from dpwatch.runtime.launcher_env import over_hosts
+from dpwatch.runtime.launcher_env import is_multi_host
 from dpwatch.runtime.paths import clean_run_id
 
 _NAME_CHARS = 24
@@ -151,7 +151,7 @@ def _in_common_over_hosts() -> str | None:
     another one restarts it for. A hub begins anew when a run that was over has other processes.
     """
     env = os.environ
-    if not over_hosts(env):
+    if not is_multi_host(env):
         return None
     if "TORCHELASTIC_RUN_ID" not in env and "SLURM_STEP_ID" in env and "SLURM_JOB_ID" in env:
         return f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"

@@ -19,7 +19,7 @@ import msgspec
 from dpwatch.probe.send.identity import Identity
 from dpwatch.probe.send.recorder import Recorder
 from dpwatch.wire import codec
-from dpwatch.wire.batching import counted, gathered
+from dpwatch.wire.batching import count_records, pack
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
     AnyRecord,
@@ -503,7 +503,7 @@ class Publisher:
             if not rows:
                 break
         # Where they differ so much that they do not go as few, some wait for another frame.
-        found = [*self._left, *gathered(waiting)]
+        found = [*self._left, *pack(waiting)]
         self._left = found[most:]
         return found[:most]
 
@@ -548,10 +548,10 @@ class Publisher:
         try:
             frame = codec.encode(batch)
         except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError):
-            self._lost += counted(records)
+            self._lost += count_records(records)
             return None
         self._seq += 1
-        self._sent += counted(records)
+        self._sent += count_records(records)
         return frame
 
 

@@ -9,7 +9,7 @@ from dpwatch.run.state.pending import MANY
 from dpwatch.run.state.records import take
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.settle import settle, settler_of_many
-from dpwatch.wire.batching import counted
+from dpwatch.wire.batching import count_records
 from dpwatch.wire.messages import (
     HUB_RANK,
     Asked,
@@ -35,7 +35,7 @@ def apply(state: RunState, batch: Batch) -> None:
     try:
         rank = _rank(state, batch)
     except bounds.Full:
-        state.refused += counted(batch.records)
+        state.refused += count_records(batch.records)
         return
     together = len(state.ranks) > MANY and settler_of_many() is not None
     if state.pending.is_due or not together:
@@ -79,7 +79,7 @@ def _rank(state: RunState, batch: Batch) -> RankState:
         rank.received.add(batch.seq)
         if batch.sent is not None and batch.sent - rank.taken > rank.missed:
             rank.missed = batch.sent - rank.taken
-        rank.taken += counted(batch.records)
+        rank.taken += count_records(batch.records)
     rank.seen_ns = batch.mono_ns
     rank.process = ""
     if batch.dropped > rank.dropped:

@@ -7,7 +7,7 @@ from dpwatch.run.state.curves import Envelope, Thinned
 from dpwatch.run.state.parts import LaneState, RankState, Route
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import CALLS, NBYTES, SAMPLES, TIMED_CALLS, TIMED_NS
-from dpwatch.wire.batching import one_by_one
+from dpwatch.wire.batching import unpack
 from dpwatch.wire.messages import (
     AnyRecord,
     Beat,
@@ -33,7 +33,7 @@ def take(state: RunState, rank: RankState, record: AnyRecord, now_ns: int = 0) -
             case Step():
                 _step(state, rank, record)
             case Calls() | Steps():
-                for each in one_by_one((record,)):
+                for each in unpack((record,)):
                     take(state, rank, each, now_ns)
             case Collective():
                 booking.collective(state, rank, record)

@@ -36,7 +36,7 @@ from dpwatch.run.state.series import (
 )
 from dpwatch.run.state.settling_steps import settle_steps
 from dpwatch.run.state.whole_calls import are_odd, waits_of
-from dpwatch.wire.calls import ROW, UNKNOWN, Calls, Kind, kind_of, kinds_of, spread
+from dpwatch.wire.calls import ROW, UNKNOWN, Calls, Kind, kind_of, kinds_of, unpack
 from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import Collective
 
@@ -122,7 +122,7 @@ def settled(state: RunState, pending: Pending) -> None:
 
 def _one_by_one(state: RunState, pending: Pending) -> None:
     for r, record in pending.calls:
-        for call in spread(record) if isinstance(record, Calls) else (record,):
+        for call in unpack(record) if isinstance(record, Calls) else (record,):
             take(state, state.ranks[r], call)
 
 
