@@ -154,7 +154,7 @@ def _start() -> None:
     if not _MARKS.clear() or "DPWATCH_SESSION" not in os.environ:
         return
     try:
-        from dpwatch.probe import watch_unasked
+        from dpwatch.probe import watch_implicitly
     except Exception as error:  # such as no dpwatch in this Python
         if _is_foreign(error):
             raise
@@ -164,7 +164,7 @@ def _start() -> None:
                 "dpwatch must be installed beside torch\n"
             )
         return
-    watch_unasked(_MARKS.set)
+    watch_implicitly(_MARKS.set)
 
 
 def _is_foreign(error: Exception) -> bool:

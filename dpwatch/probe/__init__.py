@@ -17,12 +17,12 @@ from dpwatch.wire.messages import DeviceInfo
 if TYPE_CHECKING:
     from dpwatch.probe.probe import Probe
 
-__all__ = ["NullProbe", "ProbeLike", "current", "step", "watch", "watch_unasked"]
+__all__ = ["NullProbe", "ProbeLike", "current", "step", "watch", "watch_implicitly"]
 
 _lock = threading.Lock()
 _current: Probe | None = None
 _started = 0
-_again: Callable[[], None] | None = None
+_rearm: Callable[[], None] | None = None
 """Sets `dpwatch run`'s marks once more."""
 
 
@@ -61,36 +61,36 @@ def watch(
     if os.environ.get("DPWATCH") == "0" or sys.is_finalizing():
         return NullProbe()
     with _lock:
-        goes_on = _goes_on()
+        goes_on = _is_active()
         if _current is not None and goes_on:
-            _current.told(strategy=strategy, title=title, devices=devices,
+            _current.configure(strategy=strategy, title=title, devices=devices,
                           total_steps=total_steps, memory=memory)  # fmt: skip
             return _current
-        return _begun(
+        return _start(
             strategy=strategy, title=title, devices=devices, total_steps=total_steps, memory=memory
         )
 
 
-def watch_unasked(again: Callable[[], None]) -> None:
+def watch_implicitly(rearm: Callable[[], None]) -> None:
     """What `dpwatch run` starts in a script that does not call `watch` itself, or not yet.
 
     Args:
-        again: Called where the next training is to be heard of as this one was: in a forked child,
+        rearm: Called where the next training is to be heard of as this one was: in a forked child,
             and in a worker whose task is over.
     """
-    global _again
+    global _rearm
     if os.environ.get("DPWATCH") == "0":
         return
-    _again = again
+    _rearm = rearm
     with _lock:
-        if not _goes_on() and not isinstance(_begun(), NullProbe) and _current is not None:
-            _current.unasked = True
-            _current.when_idle = again
+        if not _is_active() and not isinstance(_start(), NullProbe) and _current is not None:
+            _current.implicit = True
+            _current.when_idle = rearm
             if _current.task is not None:  # the next one constructs an optimizer of its own
-                again()
+                rearm()
 
 
-def _goes_on() -> bool:
+def _is_active() -> bool:
     """Whether there is a probe at work.
 
     A pool's worker trains task after task. The probe of one that is over makes room for the next,
@@ -106,7 +106,7 @@ def _goes_on() -> bool:
     return False
 
 
-def _begun(**told: Any) -> ProbeLike:
+def _start(**told: Any) -> ProbeLike:
     global _current, _started
     try:
         if "torch" not in sys.modules and _is_subinterpreter():
@@ -114,12 +114,12 @@ def _begun(**told: Any) -> ProbeLike:
         from dpwatch.probe.exit_hooks import prepare
         from dpwatch.probe.probe import Probe
 
-        prepare(_ended, _forked)
+        prepare(_on_exit, _on_fork)
         _current = Probe(incarnation=_started, before=_current, **told)
     except Exception as error:
         if is_foreign(error):
             raise
-        _say(error)
+        _print_error(error)
         return NullProbe()
     _started += 1
     return _current
@@ -136,7 +136,7 @@ def _is_subinterpreter() -> bool:
     return False
 
 
-def _say(error: Exception) -> None:
+def _print_error(error: Exception) -> None:
     if sys.stderr is not None:
         try:
             print(f"dpwatch: not watching this run: {error}", file=sys.stderr)  # noqa: T201
@@ -163,20 +163,20 @@ def current() -> ProbeLike | None:
     return None if _current is None or _current.over else _current
 
 
-def _forked() -> None:
+def _on_fork() -> None:
     global _current, _lock, _started
     _lock = threading.Lock()
     parents, _current, _started = _current, None, 0
     if parents is not None:
         parents.forked()
-    if _again is not None:
-        _again()
+    if _rearm is not None:
+        _rearm()
 
 
-def _ended(error: BaseException | None) -> None:
+def _on_exit(error: BaseException | None) -> None:
     if _current is None or _current.over:
         return
     if error is None:
         _current.close(then="exit")
     else:
-        _current.failed_of(error, then="exit")
+        _current.close_failed(error, then="exit")

@@ -32,9 +32,16 @@ from dpwatch.probe.send.identity import Identity
 from dpwatch.probe.send.publisher import Link, Publisher
 from dpwatch.probe.send.recorder import Recorder
 from dpwatch.probe.stack.all_threads import stacks_of, tid_of
-from dpwatch.probe.stack.call_site import is_in, raised_at, root_of, standing
-from dpwatch.probe.stack.kernel_waits import NOTHING, Wait, wait_of, worker
-from dpwatch.probe.stack.library_calls import NOWHERE, Groups, Inside, inside, inside_of, rank_in
+from dpwatch.probe.stack.call_site import is_in, raised_at, root_of, where_is
+from dpwatch.probe.stack.kernel_waits import NOTHING, Wait, describe_worker, wait_of
+from dpwatch.probe.stack.library_calls import (
+    NO_CALL,
+    Groups,
+    LibraryCall,
+    library_call_in_traceback,
+    library_call_of,
+    rank_given_to_init,
+)
 from dpwatch.probe.steps import (
     abandoned,
     cuda_events,
@@ -60,16 +67,16 @@ from dpwatch.runtime.last_step import LastStep
 from dpwatch.runtime.paths import host_name
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks, Step
 
-STILL_NS = 2_000_000_000
-"""Still for so long, a training thread's stack is told too."""
+STACK_NS = 2_000_000_000
+"""Still for so long, a training thread's stack is configure too."""
 
-NOTHING_SEEN_NS = 9_000_000_000
+NO_STEP_NOTE_NS = 9_000_000_000
 """After so long without a step it is said why."""
 
-LOOK_NS = 1_000_000_000
-"""Still for so long, it is told what it waits in."""
+WAIT_CAUSE_NS = 1_000_000_000
+"""Still for so long, it is configure what it waits in."""
 
-COMPUTES = 0.2
+COMPUTING_SHARE = 0.2
 """On a core for this share of the time, a thread does not stand still."""
 
 _NOTHING = nullcontext()
@@ -89,7 +96,7 @@ class Probe:
 
     Attributes:
         task: The task of a pool that its process is at, None outside of pools.
-        unasked: The script has not called `watch` itself, or not yet.
+        implicit: The script has not called `watch` itself, or not yet.
         when_idle: Called, on the sender thread, when its training function is over and the process
             waits for more to do.
 
@@ -124,13 +131,13 @@ class Probe:
         self.strategy = one_line(strategy, _NAME_CHARS)
         self.title = one_line(title)
         self.total_steps = total_steps
-        self.unasked = False
+        self.implicit = False
         self._memory = memory
         self.when_idle: Callable[[], None] | None = None
         self._trouble: BaseException | None = None
         self._over = False
         self._raised_at = ""
-        self._raised_in: Inside | None = None
+        self._raised_in: LibraryCall | None = None
         self._entered = 0
         self.task = identity.task()
         self._lock = threading.Lock()
@@ -172,7 +179,7 @@ class Probe:
             here.lane = self.steps.main
             undo.pop_all()
 
-    def told(
+    def configure(
         self,
         *,
         strategy: str,
@@ -181,10 +188,10 @@ class Probe:
         total_steps: int | None,
         memory: str | None = None,
     ) -> None:
-        """Takes what the script itself says of the run, where the probe came unasked."""
-        if not self.unasked or self.steps.step:
+        """Takes what the script itself says of the run, where the probe came implicit."""
+        if not self.implicit or self.steps.step:
             return
-        self.unasked = False
+        self.implicit = False
         self.strategy = one_line(strategy, _NAME_CHARS) or self.strategy
         self.title = one_line(title) or self.title
         self.total_steps = self.total_steps if total_steps is None else total_steps
@@ -197,7 +204,7 @@ class Probe:
     @property
     def idle(self) -> bool:
         """Whether what it watched has come to its end, and the process waits for more to do."""
-        return self._publisher.resting and self._publisher.task_over
+        return self._publisher.paused and self._publisher.task_over
 
     @property
     def over(self) -> bool:
@@ -300,14 +307,14 @@ class Probe:
         if not self._over:
             self.steps.set_loss(float(value))
 
-    def joins(self) -> None:
+    def group_joining(self) -> None:
         """The script stands in `init_process_group`: there are no steps to be seen yet."""
         self._began_ns = time.monotonic_ns()
 
     def note(self) -> str:
         """Why no step has been seen so far, "" once one has or while it is too early to tell."""
         steps = self.steps
-        early = not self._over and time.monotonic_ns() - self._began_ns < NOTHING_SEEN_NS
+        early = not self._over and time.monotonic_ns() - self._began_ns < NO_STEP_NOTE_NS
         return "" if steps.step or early else steps.blindness()
 
     # -- the end ------------------------------------------------------------------------------
@@ -329,10 +336,10 @@ class Probe:
     def _turn_off(self) -> None:
         self.close("lost", f"the probe turned itself off: {self._trouble}")
 
-    def failed_of(self, error: BaseException, *, then: str = "") -> None:
+    def close_failed(self, error: BaseException, *, then: str = "") -> None:
         """Closes with the exception that ends the run."""
         self._raised_at = raised_at(error.__traceback__)
-        self._raised_in = inside_of(error.__traceback__)
+        self._raised_in = library_call_in_traceback(error.__traceback__)
         self.close("failed", describe(error), then=then)
 
     def close(self, state: str = "finished", reason: str = "", *, then: str = "") -> None:
@@ -342,13 +349,13 @@ class Probe:
                 return
             self._over = True
         if state == "finished":
-            self.steps.abandoned.goes_on()
+            self.steps.abandoned.script_continued()
         bye = Bye(state, one_line(reason, REASON_CHARS), None, then)
         with contextlib.ExitStack() as ending:  # all of it, whatever a signal handler raises
             if self.steps.main.clock is not None:
                 ending.callback(self.steps.main.clock.close)
             ending.callback(self._publisher.close, bye)
-            ending.callback(self._take_down)
+            ending.callback(self._teardown)
             if threading.get_ident() == self.thread:
                 ending.callback(_quietly, self.steps.conclude)
 
@@ -360,9 +367,9 @@ class Probe:
         on_device, self.steps.main.on_device = self.steps.main.on_device, None
         if on_device is not None:
             on_device.abandon()
-        self._take_down()
+        self._teardown()
 
-    def _take_down(self) -> None:
+    def _teardown(self) -> None:
         self.steps.tells = [0]
         self._last_step.close()
         self._threads.close()
@@ -390,8 +397,10 @@ class Probe:
                 self.close()
             else:
                 if self._tap is not None and not self._over:
-                    self._tap.tell(error)  # Python prints its traceback when this is over
-                self.failed_of(error)
+                    self._tap.record_exception(
+                        error
+                    )  # Python prints its traceback when this is over
+                self.close_failed(error)
 
 
 def _quietly(work: Callable[[], None]) -> None:
@@ -423,10 +432,10 @@ class _Source:
             return me
         # Before the process group is there, what the script gives to `init_process_group` counts,
         # and what it gave where none came of it.
-        given = rank_in(self._probe.thread)
+        given = rank_given_to_init(self._probe.thread)
         if given is None:
             return self._given or me
-        self._probe.joins()
+        self._probe.group_joining()
         rank, size = given
         env_rank = "RANK" in os.environ
         if rank < 0:
@@ -446,9 +455,9 @@ class _Source:
     def has_stepped(self) -> bool:
         return self._probe.steps.step > 0
 
-    def has_left(self) -> bool:
+    def has_left_group(self) -> bool:
         thread = self._probe.thread
-        return not identity.resolve(thread).backend and rank_in(thread) is None
+        return not identity.resolve(thread).backend and rank_given_to_init(thread) is None
 
     def is_idle(self) -> bool:
         thread = self._probe.thread
@@ -460,7 +469,7 @@ class _Source:
             return False
         return not is_in(thread, function)
 
-    def rests(self) -> None:
+    def on_idle(self) -> None:
         if self._probe.when_idle is not None:
             self._probe.when_idle()
 
@@ -499,13 +508,13 @@ class _Source:
     def beat(self) -> Beat:
         probe, steps = self._probe, self._probe.steps
         phase = steps.main.phase
-        at, stack, theirs = standing(probe.thread)
+        at, stack, theirs = where_is(probe.thread)
         mark = (at, steps.step, phase, probe._collectives.issued)
         now = time.monotonic_ns()
-        if mark != self._mark or self._computes(now):
+        if mark != self._mark or self._is_computing(now):
             self._mark, self._moved_ns = mark, now
         still_ns = now - self._moved_ns
-        within, wait = self._standing(still_ns)
+        within, wait = self._stall_cause(still_ns)
         held, peak = resident()
         return Beat(
             step=steps.step,
@@ -515,7 +524,7 @@ class _Source:
             still_ns=still_ns,
             positions=probe._collectives.positions(),
             issuers=probe._collectives.issuers(),
-            stack=stack if still_ns >= STILL_NS else [],
+            stack=stack if still_ns >= STACK_NS else [],
             inside=within.call,
             waits_in=wait.kind,
             waits_on=wait.on,
@@ -526,19 +535,19 @@ class _Source:
             peak_rss_bytes=peak,
         )
 
-    def _standing(self, still_ns: int) -> tuple[Inside, Wait]:
-        """Inside of which call a thread that does not move stands, and what it waits in there."""
+    def _stall_cause(self, still_ns: int) -> tuple[LibraryCall, Wait]:
+        """The library call that a stalled training thread is in, and what it waits in."""
         probe = self._probe
         if probe._raised_in is not None:
             return probe._raised_in, NOTHING
-        if still_ns < LOOK_NS:
-            return NOWHERE, NOTHING
-        within, wait = inside(probe.thread), wait_of(tid_of(probe.thread))
+        if still_ns < WAIT_CAUSE_NS:
+            return NO_CALL, NOTHING
+        within, wait = library_call_of(probe.thread), wait_of(tid_of(probe.thread))
         if within.worker is not None:
-            wait = wait._replace(on=worker(*within.worker))
+            wait = wait._replace(on=describe_worker(*within.worker))
         return within, wait
 
-    def _computes(self, now: int) -> bool:
+    def _is_computing(self, now: int) -> bool:
         """Whether the training thread has been on a core since the last beat.
 
         A tight loop may be at the same place at each look. With an accelerator a thread that waits
@@ -549,7 +558,7 @@ class _Source:
         before, self._ran = self._ran, (now, ran)
         if ran is None or before[1] is None or any(d.kind == "cuda" for d in devices):
             return False
-        return ran - before[1] >= COMPUTES * (now - before[0])
+        return ran - before[1] >= COMPUTING_SHARE * (now - before[0])
 
     def stacks(self, asked: int) -> Stacks | None:
         try:
@@ -559,7 +568,7 @@ class _Source:
 
     def output(self, *, last: bool = False) -> list[Output]:
         tap = self._probe._tap
-        return [] if tap is None else tap.take(last=last)
+        return [] if tap is None else tap.drain(last=last)
 
     def gpus(self) -> list[Gpu]:
         if self._gpu is None:

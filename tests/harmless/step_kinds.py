@@ -132,7 +132,7 @@ class Watched:
 class _Kept:
     """A link that takes every frame."""
 
-    there, patience_s = True, 0.0
+    hub_seen, patience_s = True, 0.0
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
@@ -144,10 +144,10 @@ class _Kept:
         self.frames.append(frame)
         return True
 
-    def tend(self, now_ns: int) -> None:
+    def ensure_hub(self, now_ns: int) -> None:
         pass
 
-    def asked(self) -> Any:
+    def stack_request(self) -> Any:
         return None
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from dpwatch.wire.messages import Asked, Batch, Issuer, Position, Step
 class MemoryLink:
     """A link that keeps its frames; `full` makes it refuse them."""
 
-    there = True
+    hub_seen = True
     patience_s = 0.0
 
     def __init__(self) -> None:
@@ -43,17 +43,17 @@ class MemoryLink:
             self.frames.append(frame)
         return not self.full
 
-    def tend(self, now_ns: int) -> None:
+    def ensure_hub(self, now_ns: int) -> None:
         self.tended += 1
 
-    def asked(self) -> Asked | None:
+    def stack_request(self) -> Asked | None:
         request, self.request = self.request, None
         return request
 
     def close(self) -> None:
         self.closed.set()
 
-    def last_word(self, frame: bytes) -> None:
+    def send_after_close(self, frame: bytes) -> None:
         self.frames.append(frame)
 
     @property

@@ -36,7 +36,7 @@ SIZES = {"d_model": 48, "layers": 3, "heads": 3, "seq_len": 24, "steps": STEPS}
 class Keeps:
     """A link that keeps the records."""
 
-    there, patience_s = True, 0.0
+    hub_seen, patience_s = True, 0.0
 
     def __init__(self):
         self.records = []
@@ -48,10 +48,10 @@ class Keeps:
         self.records.extend(unpack(codec.decode(frame).records))
         return True
 
-    def tend(self, now_ns):
+    def ensure_hub(self, now_ns):
         pass
 
-    def asked(self):
+    def stack_request(self):
         return None
 
     def close(self):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dpwatch.probe.collectives.ops import Op, nbytes_of
-from dpwatch.probe.stack.call_site import issuer, spelled
+from dpwatch.probe.stack.call_site import format_place, issuer
 from dpwatch.probe.steps.lanes import NO_PHASE, Lane
 from dpwatch.wire.messages import PHASES, Collective, Duration, Position, Unfinished
 
@@ -152,7 +152,7 @@ class Call:
                 self.latest_ns = began_ns
         self.closed = True
 
-    def is_settled(self) -> bool:
+    def is_final(self) -> bool:
         """Whether all is known of it that will be."""
         return self.closed or not self.watched or bool(self.ended and not self.handles)
 
@@ -164,7 +164,7 @@ class Call:
         """When it was done, None if that is not known."""
         return self.ended[0] if self.ended else self.completed_ns
 
-    def kept(self) -> tuple[Any, ...]:
+    def as_returned(self) -> tuple[Any, ...]:
         """What `flight_entries.Call` has of it, now that it has returned."""
         group = self.group
         return (self.issued_ns, time.monotonic_ns(), group.uid, self.op.name, self.nbytes,
@@ -190,7 +190,7 @@ class Call:
             device=self.device,
             phase=PHASES[self.phase] if self.phase >= 0 else "",
             into_ns=self.into_ns,
-            where=spelled(self.place),
+            where=format_place(self.place),
             is_async=self.is_async,
             nbytes_out=self.nbytes_out,
             generation=group.generation if self.op.peer is None else 0,
@@ -220,7 +220,7 @@ class Call:
             issued_ns=self.issued_ns,
             step=self.step,
             done=self.is_over(),
-            where=spelled(self.place),
+            where=format_place(self.place),
             members=[] if group.name == WORLD or group.size > MOST_TOLD else group.members,
             generation=group.generation,
             oldest=None if oldest is None else oldest.unfinished(),
@@ -230,7 +230,7 @@ class Call:
         """This call as one that is not known to be over."""
         return Unfinished(
             self.seq, self.op.name, self.nbytes, _dtype_name(self.dtype), self.issued_ns,
-            self.step, spelled(self.place),
+            self.step, format_place(self.place),
         )  # fmt: skip
 
 

@@ -127,15 +127,15 @@ def decode(dump: bytes) -> list[Entry]:
     return told.entries
 
 
-class Joiner:
+class EntryMatcher:
     """Finds the calls that entries are of, dump after dump; tells of each entry once."""
 
     def __init__(self) -> None:
-        self._settled: set[tuple[int, int]] = set()
+        self._done: set[tuple[int, int]] = set()
 
-    def settle(self, entries: Iterable[Entry]) -> None:
+    def discard(self, entries: Iterable[Entry]) -> None:
         """Takes these for told: nothing can be said of them."""
-        self._settled = {entry.key for entry in entries}
+        self._done = {entry.key for entry in entries}
 
     def durations(
         self, entries: list[Entry], calls: Iterable[Call], wall_less_mono_ns: int
@@ -154,7 +154,7 @@ class Joiner:
         matches = {
             entry.key: index.at(entry, entry.time_created_ns - wall_less_mono_ns)
             for entry in entries
-            if entry.key not in self._settled
+            if entry.key not in self._done
         }
         claims = Counter(call for found in matches.values() for call in found)
         told = []
@@ -163,12 +163,12 @@ class Joiner:
             if found is None:
                 continue
             if len(found) > 1 or any(claims[call] > 1 for call in found):
-                self._settled.add(entry.key)  # for good: later it might look plain
+                self._done.add(entry.key)  # for good: later it might look plain
             elif entry.duration_ms is not None:
-                self._settled.add(entry.key)
+                self._done.add(entry.key)
                 if found and math.isfinite(entry.duration_ms) and entry.duration_ms >= 0:
                     told.append((found[0], round(entry.duration_ms * 1e6)))
-        self._settled &= {entry.key for entry in entries}
+        self._done &= {entry.key for entry in entries}
         return told
 
 

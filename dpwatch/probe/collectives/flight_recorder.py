@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 
 from dpwatch.probe.collectives import cuda_capture
-from dpwatch.probe.collectives.flight_matching import Call, Joiner, decode
+from dpwatch.probe.collectives.flight_matching import Call, EntryMatcher, decode
 from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.send.recorder import RecordSink
 from dpwatch.wire.messages import Duration
@@ -78,7 +78,7 @@ class Calls:
         self.captured = False
         self.returned: deque[tuple[Any, ...]] = deque(maxlen=MOST_CALLS)
 
-    def look(self) -> None:
+    def note_capture(self) -> None:
         """A collective is about to be issued by this thread.
 
         Raises:
@@ -174,7 +174,7 @@ class Flight:
         self._recorder = recorder
         self._wall = wall
         self._cpu = cpu
-        self._joiner = Joiner()
+        self._matcher = EntryMatcher()
         self._open: list[Call] = []
         self._shift_ns = recorder.wall_less_mono_ns()
         self._next = now_ns + LEAST_GAP_NS
@@ -199,23 +199,23 @@ class Flight:
             return
         # All of the dump's wall time counts: it holds the GIL while it waits for a lock, too.
         held_ns, dump_ns = self._wall() - wall, self._cpu() - cpu
-        self._tell(dump)
+        self._record_durations(dump)
         cost_ns = max(held_ns, self._cpu() - cpu)
         self._next = now_ns + max(LEAST_GAP_NS, COST_FACTOR * cost_ns)
         if dump_ns > MOST_DUMP_NS:
             self._stop(f"a dump of the flight recorder took {dump_ns // 1_000_000} ms")
 
-    def _tell(self, dump: bytes) -> None:
+    def _record_durations(self, dump: bytes) -> None:
         entries = decode(dump)
         returned = self._calls.returned
         fresh = [Call(*returned.popleft()) for _ in range(len(returned))]
         self._open = [*self._open, *fresh][-MOST_CALLS:]
         before, self._shift_ns = self._shift_ns, self._recorder.wall_less_mono_ns()
         if abs(self._shift_ns - before) > MOST_SHIFT_NS:
-            self._joiner.settle(entries)
+            self._matcher.discard(entries)
             self._open.clear()
             return
-        told = self._joiner.durations(entries, self._open, self._shift_ns)
+        told = self._matcher.durations(entries, self._open, self._shift_ns)
         for call, duration_ns in told:
             self._record(
                 (Duration, call.step, call.op, call.group, call.ranks, call.seq, call.nbytes,

@@ -85,7 +85,7 @@ class Groups:
         """The group's name. Groups of the same ranks that are there at once count apart."""
         if process_group is dist.group.WORLD:
             return WORLD
-        base = name = spelled(members, _role(process_group))
+        base = name = group_label(members, _role(process_group))
         nth = 1
         while (holder := self._holders.get(name)) is not None and _members(holder()) is not None:
             nth += 1
@@ -103,7 +103,7 @@ def _members(process_group: Any) -> list[int] | None:
         return None
 
 
-def spelled(ranks: Sequence[int], role: str = "ranks") -> str:
+def group_label(ranks: Sequence[int], role: str = "ranks") -> str:
     """Names a group by its ranks: `ranks 0,2`; long ones shortened: `ranks 0,8,…,504 (64)`.
 
     Args:

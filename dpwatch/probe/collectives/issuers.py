@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from dpwatch.probe.stack.frameworks import NOBODYS, function_of, package_of
+from dpwatch.probe.stack.frameworks import NO_PURPOSE, function_of, package_of
 from dpwatch.wire.messages import Issuer
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Issuers:
         found.nbytes += call.nbytes
         found.last_step = max(found.last_step, call.step)
 
-    def told(self) -> list[Issuer]:
+    def totals(self) -> list[Issuer]:
         """All sums so far."""
         return [_issuer(key, found, self._steps) for key, found in self._sums.items()]
 
@@ -103,6 +103,6 @@ def _is_framework(path: str) -> bool:
 def _fits(purpose: Purpose, call: Call) -> bool:
     """Whether a call is of the kind that is named under such a function."""
     if not purpose.native:
-        return purpose is not NOBODYS
+        return purpose is not NO_PURPOSE
     dtype = str(call.dtype).removeprefix("torch.")
     return not call.from_python and (call.op.name, dtype) == (purpose.op, purpose.dtype)

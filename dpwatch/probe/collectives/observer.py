@@ -36,7 +36,7 @@ from dpwatch.probe.collectives.flight_recorder import calls_to_keep
 from dpwatch.probe.collectives.groups import Groups, Unknown
 from dpwatch.probe.collectives.ops import DISPATCHER_OPS, GROUP_METHODS, Op, is_fake
 from dpwatch.probe.collectives.reports import Reports
-from dpwatch.probe.collectives.uninterrupted import raise_on_return, theirs, uninterrupted
+from dpwatch.probe.collectives.uninterrupted import raise_on_return, script_exception, uninterrupted
 from dpwatch.probe.collectives.waits import Waits, now
 from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.steps.lanes import Lane, here
@@ -95,7 +95,7 @@ class Collectives:
         self._thread = _Thread()
         self._waits = Waits(self._pace)
         self._reports = Reports(record, step_of, self._groups, self._waits)
-        self._tell = self._reports.tell
+        self._to_record = self._reports.to_record
         self._has_unknown_groups = False
         self._unseen: set[str] = set()
         self._future_of: Callable[[Any], Any] = _itself
@@ -117,7 +117,7 @@ class Collectives:
 
     def issuers(self) -> list[Issuer]:
         """What frameworks have issued so far. On the sender thread."""
-        return self._reports.issuers.told()
+        return self._reports.issuers.totals()
 
     def complete(self, step: Step) -> Step:
         """A step's record with what is known of its communication. On the sender thread."""
@@ -145,7 +145,7 @@ class Collectives:
 
     # -- what happens to one call ------------------------------------------------------------
 
-    def _enter(self, form: Form, args: tuple[Any, ...], seen: list[Call]) -> None:
+    def _enter(self, form: CallShape, args: tuple[Any, ...], seen: list[Call]) -> None:
         """Takes note of a call that is about to be issued. Done again, it goes on from there.
 
         Args:
@@ -158,14 +158,14 @@ class Collectives:
         """
         if not seen:
             try:
-                self._see(form, args, seen)
+                self._observe_call(form, args, seen)
             except Exception as error:
-                if theirs(error):
+                if script_exception(error):
                     raise
         for call in seen:
             if call.seq >= 0:
                 continue
-            row, group = (self._tell, call), call.group
+            row, group = (self._to_record, call), call.group
             # From here to the record nothing is called: no signal handler and no thread runs.
             if call.op.peer is None:
                 call.seq = group.issued
@@ -177,7 +177,7 @@ class Collectives:
                 group.messages[name] = call.seq + 1
             self._record(row)
 
-    def _see(self, form: Form, args: tuple[Any, ...], seen: list[Call]) -> None:
+    def _observe_call(self, form: CallShape, args: tuple[Any, ...], seen: list[Call]) -> None:
         op = form.op
         first = None if op.payload is None else args[op.payload]
         while type(first) is list or type(first) is tuple:
@@ -231,7 +231,7 @@ class Collectives:
         try:
             call.ended = completion_of(self._future_of(work))
         except Exception as error:  # gloo's reduce_scatter has no future, nor have its messages
-            if theirs(error):
+            if script_exception(error):
                 raise
             return False
         return True
@@ -239,7 +239,7 @@ class Collectives:
     def _issued(self, call: Call, result: Any) -> None:
         """The backend has it. Of C++ no one comes back here, but perhaps the future does."""
         if self.calls is not None and not (call.on_host or call.op.peer is not None):
-            self.calls.returned.append(call.kept())
+            self.calls.returned.append(call.as_returned())
         if call.from_python or not call.watched:
             return
         boxed = _work_in(result)
@@ -273,11 +273,11 @@ class Collectives:
             if packet is None:
                 continue
             overload = packet.default
-            form = _form(op, unbox, overload)
+            form = _call_shape(op, unbox, overload)
             if form is not None:
                 yield name, self._kernel(form, overload._handle.redispatch_boxed, below)
 
-    def _kernel(self, form: Form, redispatch: Any, below: Any) -> Callable[..., Any]:
+    def _kernel(self, form: CallShape, redispatch: Any, below: Any) -> Callable[..., Any]:
         enter, leave = self._enter, self._issued
 
         # C++ calls it, so nothing may come out of it that `redispatch` did not raise.
@@ -289,10 +289,10 @@ class Collectives:
                 seen: list[Call] = []
                 issue = starmap(redispatch, [(keys & below, *args)])
                 if self.calls is not None:
-                    self.calls.look()
+                    self.calls.note_capture()
                 enter(form, args, seen)
             except BaseException as error:  # noqa: BLE001
-                held = theirs(error)
+                held = script_exception(error)
                 issue = issue or starmap(redispatch, [(keys & below, *args)])
                 enter(form, args, seen)  # it is issued all the same, and has to have its number
             try:
@@ -305,7 +305,7 @@ class Collectives:
                 if seen:
                     leave(seen[0], result)
             except BaseException as error:  # noqa: BLE001
-                held = theirs(error)
+                held = script_exception(error)
                 seen[0].closed = True
             if held is not None:
                 (_,) = raise_on_return(held)
@@ -322,7 +322,7 @@ class Collectives:
 
     def _method(self, op: Op, original: Any) -> Callable[..., Any]:
         thread = self._thread
-        form = Form(op, -1, 1 if op.peer else None, None, _itself)
+        form = CallShape(op, -1, 1 if op.peer else None, None, _itself)
 
         @functools.wraps(original)
         def method(group: Any, *args: Any, **kwargs: Any) -> Any:
@@ -355,7 +355,7 @@ class Collectives:
         ours = _method_of_c(function)
 
         def put_back() -> None:
-            if vars(owner).get(name) is not ours:  # somebody has since put theirs on top
+            if vars(owner).get(name) is not ours:  # somebody has since put script_exception on top
                 return
             if own is None:
                 delattr(owner, name)
@@ -366,7 +366,7 @@ class Collectives:
         self._restore.append(put_back)
 
 
-class Form(NamedTuple):
+class CallShape(NamedTuple):
     """How a call is spelled: positions of arguments, None where there is none of that kind.
 
     Attributes:
@@ -381,13 +381,13 @@ class Form(NamedTuple):
     unbox: Callable[[Any], Any]
 
 
-def _form(op: Op, unbox: Any, overload: Any) -> Form | None:
+def _call_shape(op: Op, unbox: Any, overload: Any) -> CallShape | None:
     """An op's by its schema, None where this torch's is another than is known here."""
     places = {argument.name: i for i, argument in enumerate(overload._schema.arguments)}
     if "process_group" not in places:
         return None
     peer = places.get(op.peer) if op.peer else None
-    return Form(op, places["process_group"], peer, places.get("async_op"), unbox)
+    return CallShape(op, places["process_group"], peer, places.get("async_op"), unbox)
 
 
 class _Thread(threading.local):
@@ -403,7 +403,7 @@ def _itself(thing: Any) -> Any:
 def _method_of_c(function: Callable[..., Any]) -> Any:
     """A function in the guise that pybind's methods have.
 
-    So torch.compile stops at it as it does at theirs; a Python function it would trace.
+    So torch.compile stops at it as it does at script_exception; a Python function it would trace.
     """
     guise = ctypes.pythonapi.PyInstanceMethod_New
     guise.restype, guise.argtypes = ctypes.py_object, [ctypes.py_object]

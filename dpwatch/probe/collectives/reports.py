@@ -60,14 +60,14 @@ class Reports:
         self._under_way: list[Call] = []
         self._over: deque[Span] = deque(maxlen=MOST_UNDER_WAY)
 
-    def tell(self, call: Call) -> Collective | None:
+    def to_record(self, call: Call) -> Collective | None:
         """The call's record as it leaves, None of one that could not be issued."""
         if self._under_way and time.monotonic_ns() - self._followed_ns > FOLLOW_UP_NS:
             self.follow_up()
         if call.cancelled:
             return None
         self.issuers.add(call)
-        settled = call.is_settled()
+        settled = call.is_final()
         if settled:
             self._is_over(call)
         else:
@@ -107,7 +107,7 @@ class Reports:
         self._groups.forget()
         waiting, self._under_way = self._under_way[-MOST_UNDER_WAY:], []
         for call in waiting:
-            if not call.is_settled():
+            if not call.is_final():
                 self._under_way.append(call)
                 continue
             self._is_over(call)
@@ -164,7 +164,7 @@ class Span(NamedTuple):
     def of(cls, call: Call) -> Span:
         """A call's as it is now."""
         done_ns = call.done_ns()
-        under_way = done_ns is None and not call.is_settled()
+        under_way = done_ns is None and not call.is_final()
         latest_ns = call.latest_ns if done_ns is None else done_ns
         native = not call.from_python
         return cls(call.device, call.step, call.issued_ns, done_ns, latest_ns, under_way, native)

@@ -81,7 +81,7 @@ def raise_on_return(error: BaseException) -> Iterator[Any]:
     return map(raise_in, [thread], [ctypes.py_object(stand_in)])
 
 
-def theirs(error: BaseException) -> BaseException | None:
+def script_exception(error: BaseException) -> BaseException | None:
     """An exception that came up in the probe if it is the script's, None if it is the probe's own.
 
     It may have been held back before, and have come up again on its way to the script.

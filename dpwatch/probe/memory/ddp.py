@@ -16,7 +16,13 @@ import torch
 
 from dpwatch.probe.memory.dispatch_mode import StorageTracker
 from dpwatch.probe.memory.events import Entry
-from dpwatch.probe.memory.walk import attributes_of, first_trained, modules_of, place_of, unseen
+from dpwatch.probe.memory.walk import (
+    attributes_of,
+    first_trained,
+    modules_of,
+    no_torch_function,
+    place_of,
+)
 
 
 class BucketSizes:
@@ -41,7 +47,7 @@ class BucketSizes:
 
 
 def _asked(ddp: Any) -> tuple[weakref.ref[Any], torch.device | None, int | None]:
-    with unseen():
+    with no_torch_function():
         first = first_trained(ddp)
         where = None if first is None else place_of(first)
     return weakref.ref(ddp), where, logged_bytes_of(ddp)
@@ -55,11 +61,11 @@ class Buckets:
         self._unseen_bytes: dict[int, int] = {}
         self._unseen: dict[int, Entry] = {}
 
-    def look(self, models: Iterable[torch.nn.Module]) -> None:
+    def scan(self, models: Iterable[torch.nn.Module]) -> None:
         """Before a sampled step: works out what there is beyond the buckets seen."""
         logged: dict[int, int] = {}
         for ddp in _instances(modules_of(models)):
-            with unseen():
+            with no_torch_function():
                 device = self._tracker.device_of(first_trained(ddp))
             logged[device] = logged.get(device, 0) + (logged_bytes_of(ddp) or 0)
         self._unseen_bytes = {
@@ -75,8 +81,8 @@ class Buckets:
                 entry.bucket = True
                 self._tracker.events.append((entry, entry.nbytes))
 
-    def settle(self) -> None:
-        """At its end: buckets made meanwhile replaced the unseen ones, just before the first."""
+    def finish(self) -> None:
+        """At its end: buckets made meanwhile replace the unseen ones, just before the first."""
         events, unseen = self._tracker.events, dict(self._unseen)
         for at, (subject, _) in enumerate(list(events)):
             fresh = isinstance(subject, Entry) and subject.bucket and not subject.carried

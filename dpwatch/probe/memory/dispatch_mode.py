@@ -21,7 +21,6 @@ from torch.utils import _python_dispatch as dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpwatch.probe.foreign import is_foreign
-from dpwatch.probe.memory.aside import Entries
 from dpwatch.probe.memory.events import (
     OUT,
     BackwardMark,
@@ -34,6 +33,7 @@ from dpwatch.probe.memory.events import (
     StorageRef,
     only_shapes,
 )
+from dpwatch.probe.memory.mode_conflicts import ConflictHooks
 
 _RESIZE = "resize_"
 
@@ -60,7 +60,7 @@ class StorageTracker:
         self._plans: dict[Any, Plan] = {}
         self._own_resize: Any = None
         self._watches = False
-        self._aside = Entries(self._leave)
+        self._conflicts = ConflictHooks(self._leave)
         _TRACKERS.add(self)
 
     # -- a sampled step ---------------------------------------------------------------------
@@ -72,14 +72,14 @@ class StorageTracker:
             entry.carried = True
             events.append((entry, entry.nbytes))
         self._watch_resize()
-        self._aside.open()
+        self._conflicts.open()
         self.active = True
 
     def end(self) -> list[Event]:
         """Stops following (entries alive stay known) and hands over the events."""
         self.active = False
         self._unwatch_resize()
-        self._aside.close()
+        self._conflicts.close()
         events, self.events = self.events, []
         return events
 
@@ -106,7 +106,7 @@ class StorageTracker:
             dispatch._pop_mode()
             self.lane.pushed = False
 
-    def settle_backward(self) -> None:
+    def finish_backward(self) -> None:
         """Marks the end of a backward that was the last thing this thread did."""
         if self.lane.graph_task != -1:
             self.lane.graph_task = -1
@@ -127,7 +127,7 @@ class StorageTracker:
         """The innermost job is done."""
         lane = self.lane
         if self.active:
-            self.settle_backward()
+            self.finish_backward()
         device, pushed = lane.outer.pop()
         lane.device = device
         if pushed:
@@ -135,16 +135,16 @@ class StorageTracker:
 
     def fail(self, error: Exception) -> None:
         """Stops following: what comes now could not be trusted."""
-        self.stand_aside(f"{type(error).__name__}: {error}")
+        self.disable(f"{type(error).__name__}: {error}")
 
-    def stand_aside(self, why: str) -> None:
+    def disable(self, why: str) -> None:
         """Stops following; the mode leaves the stack at the next chance."""
         self.failure = self.failure or why
         self.active = False
 
     def _leave(self, why: str) -> None:
-        self._aside.close()  # dynamo knows these functions by what they are
-        self.stand_aside(why)
+        self._conflicts.close()  # dynamo knows these functions by what they are
+        self.disable(why)
         self.leave_if_failed()
 
     def leave_if_failed(self) -> None:
@@ -168,7 +168,7 @@ class StorageTracker:
         if tensor is None or not tensor.is_cpu:
             return
         if tensor.is_complex():
-            self.stand_aside("complex tensors are in use")
+            self.disable("complex tensors are in use")
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in known:
@@ -191,7 +191,7 @@ class StorageTracker:
         self._entries.clear()
 
     def alive(self) -> list[Entry]:
-        """Entries of all storages known to live now."""
+        """ConflictHooks of all storages known to live now."""
         return list(self._entries.values())
 
     def see(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -230,7 +230,7 @@ class StorageTracker:
     def _see_new(self, out: Any, device: int, in_backward: bool) -> None:
         if isinstance(out, torch.Tensor):
             if out.is_complex():
-                self.stand_aside("complex tensors are in use")
+                self.disable("complex tensors are in use")
             if out.is_cpu:
                 storage = out.untyped_storage()
                 if storage._cdata not in self._entries:
@@ -382,7 +382,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if types and any_unwraps(types):
             # A subclass (such as DTensor) takes itself apart first; its parts come back here.
             if not all(map(_is_distributed, types)):
-                tracker.stand_aside("tensor subclasses are in use")
+                tracker.disable("tensor subclasses are in use")
             return NotImplemented
         out = func(*args, **kwargs)
         if tracker.active:

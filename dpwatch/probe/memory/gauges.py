@@ -108,7 +108,7 @@ def gauges_of(devices: Sequence[DeviceInfo]) -> dict[int, Gauge]:
     return found
 
 
-def gauge_unasked() -> Gauge:
+def default_gauge() -> Gauge:
     """A gauge for a process whose device is not known yet."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return CudaGauge(torch.device("cuda", torch.cuda.current_device()))

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-DEAR_NS = 1_000_000
+SLOW_NS = 1_000_000
 """CPU time of a call from which on it is the last."""
 
 TRIAL_BYTES = 1 << 16
@@ -55,7 +55,7 @@ class Heap:
             return None
         began = self._cpu_ns()
         found = self._read()
-        if self._cpu_ns() - began > DEAR_NS:
+        if self._cpu_ns() - began > SLOW_NS:
             self.note = "mallinfo2 takes too long: the heap is fragmented"
         return found
 

@@ -31,12 +31,12 @@ import torch
 
 from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.memory.account import account
-from dpwatch.probe.memory.aside import COMPILES, asked_to_compile
 from dpwatch.probe.memory.ddp import Buckets
 from dpwatch.probe.memory.dispatch_mode import StorageTracker
+from dpwatch.probe.memory.mode_conflicts import COMPILES, compile_in_use
 from dpwatch.probe.memory.pace import Pace
 from dpwatch.probe.memory.passive import FirstStep, PassiveMemory
-from dpwatch.probe.memory.walk import parts_of, persistent_tensors, unseen
+from dpwatch.probe.memory.walk import no_torch_function, parts_of, persistent_tensors
 from dpwatch.wire.messages import DeviceInfo, Memory
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Ledger:
         self._devices = devices
         self._tracker = StorageTracker()
         self._buckets = Buckets(self._tracker)
-        self._told: list[tuple[int, weakref.ref[Any]]] = []
+        self._declared: list[tuple[int, weakref.ref[Any]]] = []
         self._ready = False
         self._sampling = False
         self._missed = 0
@@ -176,7 +176,7 @@ class Ledger:
         if sampled:
             self._guarded(lambda: self._finish(step, list(optimizers), list(models)))
         if due and not self.note:
-            self._guarded(lambda: self._look_around(list(optimizers), list(models)))
+            self._guarded(lambda: self._scan(list(optimizers), list(models)))
         self.pace.close(sampled=sampled, prepared=due)
 
     def enter_lane(self, device: int) -> None:
@@ -193,23 +193,23 @@ class Ledger:
 
     def holds(self, device: int, things: Sequence[Any]) -> None:
         """What these modules and optimizers keep from step to step lies on `device`."""
-        self._told.extend((device, weakref.ref(thing)) for thing in things)
+        self._declared.extend((device, weakref.ref(thing)) for thing in things)
 
     def close(self) -> None:
         """Stops following; to be called on lane 0's thread."""
         self._stop(self.note or "closed")
         self._passive.close()
 
-    def _look_around(self, optimizers: list[Any], models: list[Module]) -> None:
+    def _scan(self, optimizers: list[Any], models: list[Module]) -> None:
         """Finds what is there before a sampled step; keeps weak references only."""
-        if asked_to_compile():
+        if compile_in_use():
             self._stop(COMPILES)
             return
         if not self._tracker.may_push():
             self._miss()
             return
         self._adopt(optimizers, models)
-        self._buckets.look(models)
+        self._buckets.scan(models)
         self._ready = True
 
     def _start(self) -> None:
@@ -229,9 +229,9 @@ class Ledger:
 
     def _finish(self, step: int, optimizers: list[Any], models: list[Module]) -> None:
         if not self._tracker.failure:
-            self._tracker.settle_backward()
+            self._tracker.finish_backward()
             self._adopt(optimizers, models)
-            self._buckets.settle()
+            self._buckets.finish()
         events = self._tracker.end()
         self._tracker.pop()
         if self._tracker.failure:
@@ -246,8 +246,8 @@ class Ledger:
         """Counts what is kept: first where the trainer said it lies, then all else."""
         known: set[int] = set()
         tracker = self._tracker
-        with unseen():
-            for device, ref in self._told:
+        with no_torch_function():
+            for device, ref in self._declared:
                 thing = ref()
                 if thing is not None:
                     alone = ([thing], []) if hasattr(thing, "param_groups") else ([], [thing])

@@ -18,7 +18,7 @@ import torch
 from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.instruments import NoLedger
 from dpwatch.probe.memory.ddp import BucketSizes
-from dpwatch.probe.memory.gauges import Totals, gauge_unasked, gauges_of
+from dpwatch.probe.memory.gauges import Totals, default_gauge, gauges_of
 from dpwatch.probe.memory.pace import DirectPace
 from dpwatch.probe.memory.rise import Estimate, Rise
 from dpwatch.probe.memory.walk import Walk
@@ -86,14 +86,14 @@ class PassiveMemory(NoLedger):
         """A step has ended: looks around if it is a sampled one."""
         if self._sampling:
             self._sampling = False
-            self._guarded(lambda: self._look_around(step, list(optimizers), list(models)))
+            self._guarded(lambda: self._scan(step, list(optimizers), list(models)))
             self.pace.spent(step, self._cost_ns)
 
     def close(self) -> None:
         """Stops reading."""
         self._stop("closed")
 
-    def _look_around(self, step: int, optimizers: list[Any], models: list[Module]) -> None:
+    def _scan(self, step: int, optimizers: list[Any], models: list[Module]) -> None:
         totals = {index: gauge.totals() for index, gauge in self._gauges.items()}
         if not any(totals.values()):
             return
@@ -146,7 +146,7 @@ class FirstStep(NoLedger):
 
     def before_forward(self) -> None:
         """See `LedgerLike`."""
-        self._guarded(self._look)
+        self._guarded(self._start_rise)
 
     def before_backward(self) -> None:
         """See `LedgerLike`."""
@@ -161,9 +161,9 @@ class FirstStep(NoLedger):
         """The rise by device; none where it could not be told."""
         return {} if self._rise is None or self._failed else self._rise.largest()
 
-    def _look(self) -> None:
+    def _start_rise(self) -> None:
         if self._rise is None:
-            self._rise = Rise({0: gauge_unasked()})
+            self._rise = Rise({0: default_gauge()})
         self._rise.before_forward()
 
     def _guarded(self, work: Callable[[], None]) -> None:

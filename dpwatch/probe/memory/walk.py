@@ -6,8 +6,8 @@ by untyped storage: views and tied weights count once.
 
 The walk runs no code of the script's: it reads instance dictionaries instead of calling
 `parameters()` or properties, uses torch's own accessors instead of a subclass's, and hides from
-`__torch_function__` modes (`unseen`). None of what it reads goes through the dispatcher, copies
-lazily cloned memory or warns.
+`__torch_function__` modes (`no_torch_function`). Nothing it reads goes through the dispatcher,
+materializes lazily cloned memory, or warns.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _no_dispatch = torch._C._disabled_torch_dispatch_impl
 _address = getattr(torch._C, "_data_address", None)
 
 
-def unseen() -> AbstractContextManager[None]:
+def no_torch_function() -> AbstractContextManager[None]:
     """While it is held, what this thread reads of tensors is not shown to function modes."""
     return torch._C.DisableTorchFunction()
 
@@ -60,7 +60,7 @@ class Walk:
         self.inside = list(modules_of(models))
         self._bytes: dict[tuple[torch.device, Category], int] = {}
         self._unknown: set[Category] = set()
-        with unseen():
+        with no_torch_function():
             self._count(_persistent(list(optimizers), self.inside))
 
     def _count(self, tensors: Iterable[Kept]) -> None:
@@ -94,7 +94,7 @@ def persistent_tensors(
     """Yields every tensor that training keeps, with its category; parameters come first.
 
     A storage may come more than once (tied weights, two optimizers over one model); the first
-    category it comes with is its own. To be consumed while `unseen` is held.
+    category it comes with is its own. To be consumed while `no_torch_function` is held.
 
     Args:
         optimizers: Anything with `param_groups` and `state`; a wrapper such as
@@ -129,7 +129,7 @@ def own_gradient_bytes(optimizers: Iterable[Any]) -> dict[torch.device, int]:
     Letting go of one of these frees it. Views of a bucket do not count.
     """
     parts, found, seen = _Parts(), dict[torch.device, int](), set()
-    with unseen():
+    with no_torch_function():
         for parameter in _parameters(list(optimizers), []):
             grad = gradient_of(parameter)
             for part in () if grad is None else parts.of(grad):

@@ -37,7 +37,7 @@ def wanted() -> bool:
     return said != "0" if said else "DPWATCH_SESSION" in os.environ
 
 
-def _let_go(error: BaseException) -> None:
+def _ignore(error: BaseException) -> None:
     """A line that can't be kept is not told; nothing else is wrong."""
 
 
@@ -49,17 +49,17 @@ class Tap:
         self._ended = [0, 0]  # lines written so far; only writers touch it …
         self._fed = [0, 0]  # … and only the sender this: what it has come to
         self._lines = [Lines(name) for name in STREAMS]
-        self._placed: list[tuple[Any, Callable[..., Any], Callable[..., Any] | None]] = []
+        self._patched: list[tuple[Any, Callable[..., Any], Callable[..., Any] | None]] = []
         streams = [sys.stdout] if sys.stdout is sys.stderr else [sys.stdout, sys.stderr]
         for index, stream in enumerate(streams):
             with suppress_own(Exception):  # a stream of the script's own, of whatever kind
-                self._place(index, stream)
+                self._patch(index, stream)
 
-    def _place(self, index: int, stream: Any) -> None:
+    def _patch(self, index: int, stream: Any) -> None:
         before = vars(stream).get("write")
         ours = self._writer(index, stream.write)
         stream.write = ours
-        self._placed.append((stream, ours, before))
+        self._patched.append((stream, ours, before))
 
     def _writer(self, index: int, plain: Callable[..., Any]) -> Callable[..., Any]:
         keep = self._keep
@@ -71,7 +71,7 @@ class Tap:
                 if type(text) is str:
                     keep(index, text)
             except Exception as error:  # noqa: BLE001 - never into the user's code
-                own_fault(error, _let_go)
+                own_fault(error, _ignore)
             return result
 
         with suppress_own(Exception):  # the script may look at its name and signature
@@ -87,7 +87,7 @@ class Tap:
             text = text[-MOST_CHARS:]
         self._written.append((index, text, time_ns(), before))
 
-    def tell(self, error: BaseException) -> None:
+    def record_exception(self, error: BaseException) -> None:
         """Takes what Python is about to print of the exception that ends the process.
 
         Nobody hears that any more: the probe says goodbye first.
@@ -99,7 +99,7 @@ class Tap:
                 text = "".join(traceback.format_exception(error))
             self._keep(STREAMS.index("err"), text)
 
-    def take(self, *, last: bool = False) -> list[Output]:
+    def drain(self, *, last: bool = False) -> list[Output]:
         """What has come since the last call; on the sender thread only.
 
         Args:
@@ -114,12 +114,12 @@ class Tap:
         if last:  # what made room for the other stream, too
             for index, lines in enumerate(self._lines):
                 lines.left_out += max(self._ended[index] - self._fed[index], 0)
-        told = (lines.take(now_ns, last=last) for lines in self._lines)
+        told = (lines.drain(now_ns, last=last) for lines in self._lines)
         return [output for output in told if output is not None]
 
     def close(self) -> None:
         """Takes ours off again, where nobody has put theirs on top."""
-        placed, self._placed = self._placed, []
+        placed, self._patched = self._patched, []
         for stream, ours, before in placed:
             with suppress_own(Exception):
                 if vars(stream).get("write") is not ours:

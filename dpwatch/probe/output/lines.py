@@ -66,7 +66,7 @@ class Lines:
     """One stream's lines, put together from its writes.
 
     Attributes:
-        left_out: Lines that are not told, since the last `take`.
+        left_out: Lines that are not told, since the last `drain`.
     """
 
     def __init__(self, stream: str) -> None:
@@ -110,7 +110,7 @@ class Lines:
             piece = states[-1]
         self._part += piece[: KEPT_CHARS - len(self._part)]
 
-    def take(self, now_ns: int, *, last: bool = False) -> Output | None:
+    def drain(self, now_ns: int, *, last: bool = False) -> Output | None:
         """What is to be told now, None where that is nothing.
 
         Args:

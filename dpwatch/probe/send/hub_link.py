@@ -23,8 +23,8 @@ HUB_PATIENCE_NS = 5_000_000_000
 """How long ranks other than the host's first wait for a hub before they start one themselves."""
 
 CLOSE_LINGER_S = 0.25
-YOUNG_S = 5.0
-YOUNG_LINGER_S = 2.0
+STARTUP_S = 5.0
+STARTUP_LINGER_S = 2.0
 """A run that ends so soon may be over before its hub has come up, and waits for it so long."""
 
 LAUNCHES = 3
@@ -34,21 +34,21 @@ class HubLink:
     """Connects to the run's hub. Made anywhere, used on the sender thread only.
 
     Attributes:
-        there: A hub has been seen.
+        hub_seen: A hub has been seen.
     """
 
     def __init__(self) -> None:
-        self.there = False
+        self.hub_seen = False
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._place: paths.RunDir | None = None
-        self._asked: RequestFile | None = None
+        self._request_file: RequestFile | None = None
         self._pid = os.getpid()
         self._first = False
         self._next_look: int | None = None
         self._launches = 0
         self._asked_for = False
-        self._expects = True
+        self._expects_hub = True
         self._opened_s = 0.0
 
     def open(self, run_id: str, local_rank: int) -> None:
@@ -61,9 +61,9 @@ class HubLink:
         self._first = local_rank == 0
         self._opened_s = time.monotonic()
         self._next_look, self._launches, self._asked_for = None, 0, False
-        self.there = False
+        self.hub_seen = False
         self._place = paths.run_dir(run_id)
-        self._asked = RequestFile(self._place.stacks_file)
+        self._request_file = RequestFile(self._place.stacks_file)
         if not transport.has_room():
             raise OSError("this process has no file descriptors left; raise `ulimit -n`")
         self._context = zmq.Context()
@@ -79,7 +79,7 @@ class HubLink:
             return False
         return True
 
-    def last_word(self, frame: bytes) -> None:
+    def send_after_close(self, frame: bytes) -> None:
         """Sends one more frame to the hub of a link that has been closed, if that still lives."""
         if self._place is None or not self._place.has_hub():
             return
@@ -89,35 +89,35 @@ class HubLink:
                 socket.send(frame, zmq.NOBLOCK)
             socket.close(linger=int(CLOSE_LINGER_S * 1e3))
 
-    def asked(self) -> Asked | None:
+    def stack_request(self) -> Asked | None:
         """Who is to tell their stacks, if somebody has asked since the last look."""
-        return None if self._asked is None else self._asked.changed()
+        return None if self._request_file is None else self._request_file.changed()
 
-    def tend(self, now_ns: int) -> None:
+    def ensure_hub(self, now_ns: int) -> None:
         """Sees to a hub where there is none: the host's first rank at once, others later."""
         if self._next_look is None:
             self._next_look = now_ns if self._first else now_ns + HUB_PATIENCE_NS
         if self._place is None:
             return
-        if not self.there:
-            self.there = self._place.has_hub()
+        if not self.hub_seen:
+            self.hub_seen = self._place.has_hub()
         if now_ns < self._next_look:
             return
         self._next_look = now_ns + HUB_PATIENCE_NS
         if self._launches < LAUNCHES and not self._place.has_hub():
             with contextlib.suppress(OSError):  # out of processes, say: try again later
-                self._bring_hub(self._place)
+                self._start_hub(self._place)
 
-    def _bring_hub(self, place: paths.RunDir) -> None:
+    def _start_hub(self, place: paths.RunDir) -> None:
         if not self._asked_for and _session_is_alive(place):
             self._asked_for = True
             hub_request.request_hub(place)
             return
-        if why := _obstacle():
+        if why := _why_not_start():
             if not self._asked_for:
                 self._asked_for = True
-                self._expects = False
-                _say(f"{why}; to watch this run, start `dpwatch` in another terminal")
+                self._expects_hub = False
+                _print_line(f"{why}; to watch this run, start `dpwatch` in another terminal")
             hub_request.request_hub(place)
             return
         self._launches += 1
@@ -126,15 +126,15 @@ class HubLink:
     @property
     def patience_s(self) -> float:
         """Two seconds for a hub that may still be starting, else a quarter of one."""
-        young = self._expects and time.monotonic() - self._opened_s < YOUNG_S
-        return YOUNG_LINGER_S if young else CLOSE_LINGER_S
+        young = self._expects_hub and time.monotonic() - self._opened_s < STARTUP_S
+        return STARTUP_LINGER_S if young else CLOSE_LINGER_S
 
     def close(self) -> None:
         """Gives frames under way the time that `patience_s` says."""
         if os.getpid() != self._pid:  # a forked child's copy isn't its to close
             return
         if self._place is not None and self._first and not self._launches:
-            self._leave(self._place)
+            self._remove_empty_dir(self._place)
         socket, self._socket = self._socket, None
         if socket is not None:
             socket.close(linger=int(self.patience_s * 1e3))
@@ -142,9 +142,9 @@ class HubLink:
             self._context.term()
             self._context = None
 
-    def _leave(self, place: paths.RunDir) -> None:
+    def _remove_empty_dir(self, place: paths.RunDir) -> None:
         """Takes the run's folder away, unless a hub is in it or about to come."""
-        if self._asked_for and self._expects and time.monotonic() - self._opened_s < YOUNG_S:
+        if self._asked_for and self._expects_hub and time.monotonic() - self._opened_s < STARTUP_S:
             return  # what has been sent waits for it
         hub_request.withdraw(place)
         with contextlib.suppress(OSError):  # there is a hub in it, and so it isn't empty
@@ -157,7 +157,7 @@ def _session_is_alive(place: paths.RunDir) -> bool:
     return bool(number) and hub_request.session_is_alive(place.path.parent, str(number))
 
 
-def _obstacle() -> str:
+def _why_not_start() -> str:
     """Why this process had better start no other, "" where it may."""
     if spawn.handles_sigchld():
         return "this script handles SIGCHLD itself, so dpwatch starts no process in it"
@@ -166,6 +166,6 @@ def _obstacle() -> str:
     return ""
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     with contextlib.suppress(Exception):  # stderr may be closed; this is the sender's thread
         print(f"dpwatch: {text}", file=sys.stderr)  # noqa: T201

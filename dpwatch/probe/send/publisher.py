@@ -36,10 +36,10 @@ from dpwatch.wire.messages import (
 )
 
 POLL_S = 0.125
-EARLY_POLL_S = 0.05
+STARTUP_POLL_S = 0.05
 """Until the rank is known and the hub looked for: a run may be over in no time."""
 
-BEFORE_S = 3.0
+PREDECESSOR_WAIT_S = 3.0
 """How long a run may wait for the last frames of the one before in the same process."""
 
 IDLE_NS = 100_000_000
@@ -54,7 +54,7 @@ WORKER_POLL_S = 0.03
 FRAME_NS = 250_000_000
 """A frame goes out this long after the one before, or when much waits; …"""
 
-YOUNG_NS = 10_000_000_000
+STARTUP_NS = 10_000_000_000
 """… For so long after the first frame, at every turn: runs that fail early often do so at once, and
 what was not sent is lost with an aborted process. And …"""
 
@@ -72,9 +72,9 @@ of its own run. It goes over to another if it joins that later."""
 
 FRAMES_PER_POLL = 32
 
-GATHER_RANKS = 32
-MOST_GATHERED = 512
-EARLY_ROWS = 1024
+PACK_RANKS = 32
+MOST_PACKED = 512
+FLUSH_ROWS = 1024
 """Of runs of more ranks a frame takes so many records or a few more; when so many wait it goes out
 at once. Of others it does when it is full."""
 
@@ -83,10 +83,10 @@ class Link(Protocol):
     """Where frames go. Used on the sender thread only.
 
     Attributes:
-        there: The other end has been seen.
+        hub_seen: The other end has been seen.
     """
 
-    there: bool
+    hub_seen: bool
 
     @property
     def patience_s(self) -> float:
@@ -98,16 +98,16 @@ class Link(Protocol):
     def send(self, frame: bytes) -> bool:
         """Sends without waiting. Returns: False if the frame could not be taken now."""
 
-    def tend(self, now_ns: int) -> None:
+    def ensure_hub(self, now_ns: int) -> None:
         """At every turn: looks after the other end."""
 
-    def asked(self) -> Asked | None:
+    def stack_request(self) -> Asked | None:
         """Who is to tell their stacks, if somebody has asked since the last call."""
 
     def close(self) -> None:
         """Lets what was sent go out, for two seconds at most; it may be opened again."""
 
-    def last_word(self, frame: bytes) -> None:
+    def send_after_close(self, frame: bytes) -> None:
         """Sends one more frame when closed, where the other end is still there."""
 
 
@@ -126,10 +126,10 @@ class Source(Protocol):
     def is_idle(self) -> bool:
         """Whether nothing of the script's runs any more where it has trained."""
 
-    def has_left(self) -> bool:
+    def has_left_group(self) -> bool:
         """Whether this process is in no process group, and is not about to join one."""
 
-    def rests(self) -> None:
+    def on_idle(self) -> None:
         """Hears that the hub has been told so, and nothing is sent until there is more."""
 
     def failure(self) -> Bye | None:
@@ -168,7 +168,7 @@ class Publisher:
         before: The publisher of the run that this process has ended before it began this one.
 
     Attributes:
-        resting: The training function is over, or the process group has been left, and nothing is
+        paused: The training function is over, or the process group has been left, and nothing is
             sent until there is more to tell.
         task_over: It is the training function.
     """
@@ -191,7 +191,7 @@ class Publisher:
         self._name = run_id
         self._run_id = ""
         self._before = before
-        self.resting = self.task_over = False
+        self.paused = self.task_over = False
         self._host = host
         self._trouble = trouble
         self._wall = wall
@@ -201,17 +201,17 @@ class Publisher:
         self._group, self._next_look = -1, 0
         self._hello: Hello | None = None
         self._next_frame = self._next_hello = self._next_beat = self._next_gpu = 0
-        self._asked_first: int | None = None
-        self._young_until = 0
+        self._first_asked_ns: int | None = None
+        self._startup_until = 0
         self._unsent: bytes | None = None
-        self._left: list[AnyRecord] = []
+        self._overflow: list[AnyRecord] = []
         self._seq = self._sent = 0
         self._lost = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._bye: Bye | None = None
         self._failed = False
-        self._idle = self._said_idle = False
+        self._idle = self._reported_idle = False
         self._idle_since: int | None = None
 
     def start(self) -> None:
@@ -242,20 +242,20 @@ class Publisher:
     @property
     def _pause_s(self) -> float:
         if self._me is None:
-            return EARLY_POLL_S
-        is_worker = self._hello is not None and self._hello.worker and self._link.there
-        return WORKER_POLL_S if is_worker and self._wall() < self._young_until else POLL_S
+            return STARTUP_POLL_S
+        is_worker = self._hello is not None and self._hello.worker and self._link.hub_seen
+        return WORKER_POLL_S if is_worker and self._wall() < self._startup_until else POLL_S
 
     @property
     def _full(self) -> int:
         """Records that do not wait for the next frame's time."""
         if self._is_small:
             return codec.MAX_RECORDS
-        return min(EARLY_ROWS, self._recorder.capacity // 2)
+        return min(FLUSH_ROWS, self._recorder.capacity // 2)
 
     @property
     def _is_small(self) -> bool:
-        return self._hello is None or self._hello.world_size <= GATHER_RANKS
+        return self._hello is None or self._hello.world_size <= PACK_RANKS
 
     def _run(self) -> None:
         try:
@@ -271,21 +271,23 @@ class Publisher:
         """One turn: sends what there is, as far as the link takes it."""
         if self._me is None and not self._learn_rank(now_ns):
             return
-        self._look(now_ns)
+        self._refresh_identity(now_ns)
         self._follow_identity()
-        if self.resting and not self._resumes():
+        if self.paused and not self._resume_if_active():
             return
-        if self._turns_idle(now_ns):
+        if self._update_idle(now_ns):
             self._next_frame = self._next_beat = 0  # it may not live for long
         if now_ns < self._next_frame and len(self._recorder) < self._full:
             return
-        self._link.tend(now_ns)
-        if not self._flush_unsent() or self._rests():
+        self._link.ensure_hub(now_ns)
+        if not self._flush_unsent() or self._pause_when_idle():
             return
         due = self._due(now_ns)
-        self._young_until = self._young_until or now_ns + YOUNG_NS
-        if now_ns >= self._young_until or not self._is_small:
-            self._next_frame = now_ns + _pace_ns(self._hello.world_size if self._hello else 1)
+        self._startup_until = self._startup_until or now_ns + STARTUP_NS
+        if now_ns >= self._startup_until or not self._is_small:
+            self._next_frame = now_ns + _frame_interval_ns(
+                self._hello.world_size if self._hello else 1
+            )
         for _ in range(FRAMES_PER_POLL):
             records = self._drain(codec.MAX_RECORDS - len(due))
             if not due and not records:
@@ -293,37 +295,37 @@ class Publisher:
             if not self._send([*due, *records]):
                 return
             due = []
-            if self._rests():
+            if self._pause_when_idle():
                 return
 
     def finish(self) -> None:
         """The last turn: all that is left, and the Bye."""
         said = [] if self._bye is None else self._source.output(last=True)
-        if self.resting and self._bye is not None and not self._is_news(self._bye, said):
+        if self.paused and self._bye is not None and not self._is_news(self._bye, said):
             return
-        me = self._look(self._wall(), anew=True)
-        if self._me is None or self.resting:
-            self._settle(self._me or me)
-            self._link.tend(self._wall())  # nobody has looked for a hub yet
+        me = self._refresh_identity(self._wall(), anew=True)
+        if self._me is None or self.paused:
+            self._set_identity(self._me or me)
+            self._link.ensure_hub(self._wall())  # nobody has looked for a hub yet
         self._follow_identity()
         self._await_link()
-        self._send_the_rest()
+        self._send_remaining()
         if self._bye is None:
             return
         # It tells what the records before have come to; and who is asked for it may record how
         # calls under way have ended, which goes too.
         beat = self._source.beat()
-        self._send_the_rest()
+        self._send_remaining()
         # Even when the link took nothing: dropping this frame costs no more than not making it.
         if self._flush_unsent():
-            self._send([self._greet(), beat, *said, self._bye])
+            self._send([self._make_hello(), beat, *said, self._bye])
 
-    def _send_the_rest(self) -> None:
+    def _send_remaining(self) -> None:
         """All records that wait, as far as the link takes them."""
-        while self._flush_unsent() and (self._left or len(self._recorder)):
+        while self._flush_unsent() and (self._overflow or len(self._recorder)):
             records = self._drain(codec.MAX_RECORDS - 1)
             if records:
-                self._send([self._greet(), *records] if self._seq == 0 else records)
+                self._send([self._make_hello(), *records] if self._seq == 0 else records)
 
     def _is_news(self, bye: Bye, said: Sequence[Output]) -> bool:
         """Whether it is more than the goodbye that was said when the training was over.
@@ -338,30 +340,30 @@ class Publisher:
         """Gives a hub that may still be starting the time to take what waits."""
         deadline = time.monotonic() + self._link.patience_s
         while not self._flush_unsent() and time.monotonic() < deadline:
-            time.sleep(EARLY_POLL_S)
+            time.sleep(STARTUP_POLL_S)
 
     # -- what to send -------------------------------------------------------------------------
 
     def _learn_rank(self, now_ns: int) -> bool:
-        me = self._look(now_ns, anew=True)
-        if self._asked_first is None:
-            self._asked_first = now_ns
-        waited = now_ns - self._asked_first >= RANK_PATIENCE_NS
+        me = self._refresh_identity(now_ns, anew=True)
+        if self._first_asked_ns is None:
+            self._first_asked_ns = now_ns
+        waited = now_ns - self._first_asked_ns >= RANK_PATIENCE_NS
         if not (me.known or waited or self._source.has_stepped()):
             return False
-        self._settle(me)
+        self._set_identity(me)
         return True
 
-    def _settle(self, me: Identity) -> None:
+    def _set_identity(self, me: Identity) -> None:
         if self._before is not None:
-            self._before.wait(BEFORE_S)  # else its last frames might come after our first
-            self._before.say_next()
+            self._before.wait(PREDECESSOR_WAIT_S)  # else its last frames might come after our first
+            self._before.announce_next_run()
             self._before = None
         self._me = me
         self._run_id = self._name(me)
         self._link.open(self._run_id, me.local_rank)
 
-    def say_next(self) -> None:
+    def announce_next_run(self) -> None:
         """Says of a run that is over that what becomes of the process now is not its own any more.
 
         Called by the publisher of this process's next run, on its thread.
@@ -369,9 +371,9 @@ class Publisher:
         if self._bye is not None and self._bye.then == "" and self._me is not None:
             frame = self._frame([msgspec.structs.replace(self._bye, then="next")])
             if frame is not None:
-                self._link.last_word(frame)
+                self._link.send_after_close(frame)
 
-    def _look(self, now_ns: int, *, anew: bool = False) -> Identity:
+    def _refresh_identity(self, now_ns: int, *, anew: bool = False) -> Identity:
         """Who this process is: asked for when its group is another, and now and then.
 
         Now and then, as it may wait for the others of a group, and is in none yet.
@@ -384,23 +386,23 @@ class Publisher:
 
     def _follow_identity(self) -> None:
         """Goes over to the run of a process group that this process has joined meanwhile."""
-        if not self._is_elsewhere(self._seen):
+        if not self._is_other_run(self._seen):
             return
-        if self._seq and not self.resting:
+        if self._seq and not self.paused:
             self._send([Bye("finished", "", None, "next")])
         self._link.close()
-        self.resting = self._idle = self._said_idle = False
+        self.paused = self._idle = self._reported_idle = False
         self._unsent = self._hello = None
         self._seq = self._sent = 0
         self._next_frame = self._next_hello = self._next_beat = 0
-        self._settle(self._seen)
+        self._set_identity(self._seen)
 
-    def _is_elsewhere(self, me: Identity) -> bool:
+    def _is_other_run(self, me: Identity) -> bool:
         """Whether that is a rank of a run, where this process was alone in its own."""
         alone = self._me is not None and self._me.world_size == 1
         return alone and me.known and me.world_size > 1 and self._name(me) != self._run_id
 
-    def _turns_idle(self, now_ns: int) -> bool:
+    def _update_idle(self, now_ns: int) -> bool:
         """Whether the training is over though the process goes on.
 
         Its function has ended (a pool's worker waits for the next; Ray kills its workers a second
@@ -408,7 +410,7 @@ class Publisher:
         """
         self.task_over = self._source.is_idle()
         was_in = bool(self._me and self._me.backend)
-        left = was_in and not self._source.group() and self._source.has_left()
+        left = was_in and not self._source.group() and self._source.has_left_group()
         if len(self._recorder) or not (self.task_over or left):
             self._idle, self._idle_since = False, None
             return False
@@ -418,27 +420,27 @@ class Publisher:
         self._idle = now_ns - self._idle_since >= patience_ns
         return self._idle
 
-    def _rests(self) -> bool:
+    def _pause_when_idle(self) -> bool:
         """Lets go of the hub, once it has been told that the training is over."""
-        if self._said_idle:
+        if self._reported_idle:
             self._link.close()
-            self.resting, self._said_idle, self._idle_since = True, False, None
+            self.paused, self._reported_idle, self._idle_since = True, False, None
             if self.task_over:
-                self._source.rests()
-        return self.resting
+                self._source.on_idle()
+        return self.paused
 
-    def _resumes(self) -> bool:
+    def _resume_if_active(self) -> bool:
         """Whether the same training goes on after all."""
         if not len(self._recorder) or self._me is None:
             return False
-        self.resting, self._next_hello = False, 0
+        self.paused, self._next_hello = False, 0
         self._link.open(self._run_id, self._me.local_rank)
         return True
 
     def _due(self, now_ns: int) -> list[AnyRecord]:
         due: list[AnyRecord] = []
         if self._hello is None or now_ns >= self._next_hello:
-            due.append(self._greet())
+            due.append(self._make_hello())
             self._next_hello = now_ns + HELLO_NS
         if now_ns >= self._next_beat:
             due.append(self._source.beat())
@@ -447,12 +449,12 @@ class Publisher:
             if fresh != self._hello:
                 self._hello = fresh
                 due.insert(0, fresh)
-            due.extend(self._answers())
+            due.extend(self._stack_answers())
             if not self._failed and (failure := self._source.failure()) is not None:
                 self._failed = True
                 due.append(failure)
             elif self._idle:
-                self._said_idle = True
+                self._reported_idle = True
                 due.append(Bye("finished", "", None, "idle"))
         if now_ns >= self._next_gpu:
             due.extend(self._source.gpus())
@@ -461,20 +463,20 @@ class Publisher:
         due.extend(self._source.output())
         return due
 
-    def _answers(self) -> list[Stacks]:
-        asked = self._link.asked()
+    def _stack_answers(self) -> list[Stacks]:
+        asked = self._link.stack_request()
         if asked is None or (asked.ranks and self._identity().rank not in asked.ranks):
             return []
         answer = self._source.stacks(asked.number)
         return [] if answer is None else [answer]
 
-    def _greet(self) -> Hello:
+    def _make_hello(self) -> Hello:
         self._hello = self._source.hello(self._identity())
         return self._hello
 
     def _identity(self) -> Identity:
         fresh = self._seen
-        if self._me is not None and self._is_elsewhere(fresh):
+        if self._me is not None and self._is_other_run(fresh):
             return self._me  # the next turn goes there
         # A process group that is being destroyed doesn't take the rank away again.
         if self._me is None or fresh.backend or not self._me.backend:
@@ -493,8 +495,8 @@ class Publisher:
             return [record for row in rows if (record := self._struct(row)) is not None]
         waiting: list[AnyRecord] = []
         others = 0
-        while len(waiting) < MOST_GATHERED:
-            rows = self._recorder.drain(most - len(self._left) - others)
+        while len(waiting) < MOST_PACKED:
+            rows = self._recorder.drain(most - len(self._overflow) - others)
             for row in rows:
                 record = self._struct(row)
                 if record is not None:
@@ -503,8 +505,8 @@ class Publisher:
             if not rows:
                 break
         # Where they differ so much that they do not go as few, some wait for another frame.
-        found = [*self._left, *pack(waiting)]
-        self._left = found[most:]
+        found = [*self._overflow, *pack(waiting)]
+        self._overflow = found[most:]
         return found[:most]
 
     def _struct(self, row: tuple[Any, ...]) -> AnyRecord | None:
@@ -555,7 +557,7 @@ class Publisher:
         return frame
 
 
-def _pace_ns(ranks: int) -> int:
+def _frame_interval_ns(ranks: int) -> int:
     if ranks > CROWD_RANKS:
         return CROWD_FRAME_NS
     return MANY_FRAME_NS if ranks > MANY_RANKS else FRAME_NS

@@ -51,7 +51,7 @@ def stacks_of(training: int, asked: int) -> Stacks:
         asked=asked,
         taken_ns=taken_ns,
         threads=[
-            _told(known.get(ident), ident == training, *walked[ident])
+            _thread_stack(known.get(ident), ident == training, *walked[ident])
             for ident in order[:MOST_THREADS]
         ],
         left_out=max(0, len(order) - MOST_THREADS),
@@ -91,7 +91,7 @@ def _walk(frame: FrameType | None) -> _Walk:
     return inner, outer, between, frame is None
 
 
-def _told(
+def _thread_stack(
     thread: threading.Thread | None,
     training: bool,
     inner: list[_Place],
@@ -113,7 +113,7 @@ def _told(
 def _add(frames: list[str], code: CodeType, number: int | None, theirs: int | None) -> int | None:
     """Adds a frame. Returns: index of the innermost frame that is the user's."""
     path, users = place(code)
-    frames.append(f"{_end(path)}:{number or '?'} {_sendable(code.co_name[:NAME_CHARS])}")
+    frames.append(f"{_end(path)}:{number or '?'} {_utf8(code.co_name[:NAME_CHARS])}")
     return len(frames) - 1 if users else theirs
 
 
@@ -124,7 +124,7 @@ def _tid(thread: threading.Thread | None) -> int | None:
 
 
 def _name(thread: threading.Thread | None) -> str:
-    return "" if thread is None else _sendable(str(thread.name)[:NAME_CHARS])
+    return "" if thread is None else _utf8(str(thread.name)[:NAME_CHARS])
 
 
 def _end(path: str) -> str:
@@ -132,9 +132,9 @@ def _end(path: str) -> str:
     if len(path) > PATH_CHARS:
         end = path[1 - PATH_CHARS :]
         path = "…" + (end[end.find("/") :] if "/" in end[:-1] else end)
-    return _sendable(path)
+    return _utf8(path)
 
 
-def _sendable(text: str) -> str:
+def _utf8(text: str) -> str:
     """Names of files may hold what is no text."""
     return text.encode("utf-8", "replace").decode()

@@ -21,7 +21,7 @@ import torch
 
 from dpwatch.probe.stack.frameworks import (
     KNOWN,
-    NOBODYS,
+    NO_PURPOSE,
     Purpose,
     installed,
     package_of,
@@ -73,7 +73,7 @@ id stays its own. Of code that is passed through it is all there is."""
 def issuer() -> tuple[Place | None, Owner | None]:
     """Who issues a collective.
 
-    Takes about a microsecond; text is made of it elsewhere and later (`spelled`).
+    Takes about a microsecond; text is made of it elsewhere and later (`format_place`).
 
     Returns:
         The innermost of the caller's frames that is the user's or an installed package's; and the
@@ -99,7 +99,7 @@ def issuer() -> tuple[Place | None, Owner | None]:
                 if _holds(purpose, inside):
                     owner = code, purpose
                 elif purpose.native and place is None:
-                    owner = code, NOBODYS
+                    owner = code, NO_PURPOSE
             if name:
                 if place is None:
                     place, last = (code, frame.f_lineno), depth + _WITHIN
@@ -127,12 +127,12 @@ def _holds(purpose: Purpose, inside: CodeType | None) -> bool:
     return not purpose.within or (inside is not None and inside.co_name in purpose.within)
 
 
-def spelled(place: Place | None) -> str:
+def format_place(place: Place | None) -> str:
     """`file:line` of what `issuer` found, "" of nothing."""
     return "" if place is None else f"{_name(place[0])}:{place[1]}"
 
 
-def standing(thread: int) -> tuple[tuple[int, int] | None, list[str], str]:
+def where_is(thread: int) -> tuple[tuple[int, int] | None, list[str], str]:
     """Where another thread is now.
 
     Args:
@@ -160,7 +160,7 @@ def standing(thread: int) -> tuple[tuple[int, int] | None, list[str], str]:
 
 
 def raised_at(trace: TracebackType | None) -> str:
-    """The innermost of the user's lines that an exception came through, as `standing` spells it."""
+    """The innermost of the user's lines that an exception came through, as `where_is` spells it."""
     theirs = ""
     while trace is not None:
         code = trace.tb_frame.f_code

@@ -190,7 +190,7 @@ PURPOSES = {
 }  # fmt: skip
 """By file, in its installation, and function."""
 
-NOBODYS = Purpose("", "")
+NO_PURPOSE = Purpose("", "")
 """Of what is exchanged under torch's own frames on behalf of a model: its gradients, say. Whoever
 called `backward` has not issued them."""
 
@@ -210,13 +210,13 @@ def installed(path: str) -> str:
     return ""
 
 
-stands_for: dict[CodeType, CodeType] = {}
+originals: dict[CodeType, CodeType] = {}
 """Of the probe's hooks, torch's functions that they do the work of."""
 
 
 def purpose_of(code: CodeType) -> Purpose | None:
     """What is exchanged under a function, None where that is not known."""
-    code = stands_for.get(code, code)
+    code = originals.get(code, code)
     return PURPOSES.get((installed(code.co_filename), code.co_name))
 
 
@@ -227,7 +227,7 @@ def package_of(path: str) -> str:
 
 def function_of(code: CodeType) -> str:
     """A package's function as one would import it: `accelerate.utils.operations.gather`."""
-    code = stands_for.get(code, code)
+    code = originals.get(code, code)
     path = installed(code.co_filename).removesuffix(".py").removesuffix(f"{os.sep}__init__")
     name = getattr(code, "co_qualname", code.co_name).replace(".<locals>", "")
     return f"{path.replace(os.sep, '.')}.{name}"

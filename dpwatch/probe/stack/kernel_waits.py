@@ -88,7 +88,7 @@ def wait_of(tid: int | None, pid: int | str = "self") -> Wait:
     return found
 
 
-def worker(number: int, pid: int) -> str:
+def describe_worker(number: int, pid: int) -> str:
     """What a data loader's worker process does, for a person."""
     who = f"its worker {number} (pid {pid})"
     state = _read(f"/proc/{pid}/stat").rpartition(")")[2][:2].strip()

@@ -1,4 +1,4 @@
-"""Inside of which library call a thread stands, and what process group it is making there.
+"""LibraryCall of which library call a thread stands, and what process group it is making there.
 
 Only calls are named that may take long and that a person would look for: a group being made, a data
 loader, a checkpoint. They are known by file and function; what a torch of another version calls
@@ -55,7 +55,7 @@ _NAMES = frozenset(name for _, name in _NAMED)
 _LOADER_FILE = os.path.join("torch", "utils", "data", "dataloader.py")
 
 
-class Inside(NamedTuple):
+class LibraryCall(NamedTuple):
     """A library call, "" for none, and the group that it makes.
 
     Attributes:
@@ -67,10 +67,10 @@ class Inside(NamedTuple):
     worker: tuple[int, int] | None = None
 
 
-NOWHERE = Inside()
+NO_CALL = LibraryCall()
 
 
-def inside(thread: int) -> Inside:
+def library_call_of(thread: int) -> LibraryCall:
     """The innermost of these calls that another thread is in.
 
     Args:
@@ -78,7 +78,7 @@ def inside(thread: int) -> Inside:
     """
     frames = list(_outwards(sys._current_frames().get(thread)))
     found = _first(iter(frames))
-    return found if found is not NOWHERE else Inside(_prompt(thread, frames))
+    return found if found is not NO_CALL else LibraryCall(_prompt(thread, frames))
 
 
 def _prompt(thread: int, frames: Sequence[FrameType]) -> str:
@@ -98,7 +98,7 @@ def _in(frames: Sequence[FrameType], place: tuple[str, str]) -> bool:
     return any(code.co_name == function and code.co_filename.endswith(file) for code in codes)
 
 
-def inside_of(trace: TracebackType | None) -> Inside:
+def library_call_in_traceback(trace: TracebackType | None) -> LibraryCall:
     """The innermost of these calls that an exception came out of."""
     frames: list[FrameType] = []
     while trace is not None:
@@ -115,16 +115,16 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _first(frames: Iterator[FrameType]) -> Inside:
+def _first(frames: Iterator[FrameType]) -> LibraryCall:
     for frame in frames:
         name, path = frame.f_code.co_name, frame.f_code.co_filename
         if path.endswith(_LOADER_FILE):
-            return Inside(LOADER, worker=_awaited(frame))
+            return LibraryCall(LOADER, worker=_awaited(frame))
         if name in _NAMES:
             for (file, function), call in _NAMED.items():
                 if name == function and path.endswith(file):
-                    return Inside(call, _meeting(frame, call) if file == _GROUPS else None)
-    return NOWHERE
+                    return LibraryCall(call, _meeting(frame, call) if file == _GROUPS else None)
+    return NO_CALL
 
 
 def _meeting(frame: FrameType, call: str) -> Meeting | None:
@@ -165,7 +165,7 @@ def _awaited(frame: FrameType | None) -> tuple[int, int] | None:
     return None
 
 
-def rank_in(thread: int) -> tuple[int, int] | None:
+def rank_given_to_init(thread: int) -> tuple[int, int] | None:
     """Rank and world size that a thread that is in `init_process_group` was given there.
 
     Returns:

@@ -34,7 +34,7 @@ class Abandoned:
             why = one_line(f"{type(error).__name__}: {told[:_WHY_CHARS]}".rstrip(": "), _WHY_CHARS)
         self._pending = step, why
 
-    def goes_on(self) -> None:
+    def script_continued(self) -> None:
         """The script begins another pass, or ends as if nothing had been."""
         if self._pending is None:
             return

@@ -138,7 +138,7 @@ class DeviceTimes:
         spans, self._spans = self._spans, []
         lost, self._lost = self._lost, 0
         self._held.append(_Step(record, spans, lost))
-        self._settle(len(self._held) - 1)  # its own events can hardly have come
+        self._emit_ready(len(self._held) - 1)  # its own events can hardly have come
 
     def close(self, *, ask: bool) -> None:
         """Sends all records on, with what is known by now.
@@ -147,9 +147,9 @@ class DeviceTimes:
             ask: Whether events may be asked once more: on the training thread only.
         """
         if ask:
-            self._settle(len(self._held))
+            self._emit_ready(len(self._held))
         self.note = self.note or "closed"
-        self._settle(len(self._held))
+        self._emit_ready(len(self._held))
         self._pool.clear()
 
     def abandon(self) -> None:
@@ -170,7 +170,7 @@ class DeviceTimes:
             return None
         return event
 
-    def _settle(self, most: int) -> None:
+    def _emit_ready(self, most: int) -> None:
         """Sends on what is known, or has waited for too long, of the oldest so many steps."""
         usable: bool | None = None
         for _ in range(most):

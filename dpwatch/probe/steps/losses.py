@@ -52,7 +52,7 @@ class StepLoss:
         value: Known so far, None if it isn't.
     """
 
-    __slots__ = ("_closed", "_said", "_scaled", "_sides", "value")
+    __slots__ = ("_closed", "_explicit", "_scaled", "_sides", "value")
 
     def __init__(self) -> None:
         self.begin()
@@ -60,13 +60,13 @@ class StepLoss:
     def begin(self) -> None:
         """A step begins."""
         self.value: float | None = None
-        self._closed = self._said = False
+        self._closed = self._explicit = False
         self._sides = 0
         self._scaled: list[tuple[weakref.ref[torch.Tensor], float | None]] = []
 
-    def say(self, value: float) -> None:
+    def set(self, value: float) -> None:
         """The trainer's own figure replaces what was read."""
-        self.value, self._said = value, True
+        self.value, self._explicit = value, True
 
     def scaled(self, scaler: torch.amp.GradScaler, outputs: Any) -> None:
         """A GradScaler has scaled these: as backward's root they are so much more than the loss."""
@@ -90,7 +90,7 @@ class StepLoss:
             keeps: It accumulated into `.grad`; else (`torch.autograd.grad`) it counts only in a
                 step without such a one.
         """
-        if self._said or self._closed:
+        if self._explicit or self._closed:
             return
         if relation is Relation.AGAIN:
             self._closed = True

@@ -15,7 +15,7 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dpwatch.probe.steps.tensors import quiet
+from dpwatch.probe.steps.tensors import no_torch_function
 from dpwatch.probe.steps.updates import Place, places
 from dpwatch.wire.messages import DeviceInfo
 
@@ -77,7 +77,7 @@ class Models:
         return False if module in self.all or module in self._bare else self._meet(module)
 
     def _meet(self, module: Module) -> bool:
-        with quiet():
+        with no_torch_function():
             needs = [p.requires_grad for p in module.parameters()]
         if not needs:
             self._bare.add(module)
@@ -89,7 +89,7 @@ class Models:
             self._recount = True  # at the step's end, when lazy ones have a shape
         return any(needs)
 
-    def meet_optimizer(self, optimizer: Optimizer) -> None:
+    def add_optimizer(self, optimizer: Optimizer) -> None:
         """An optimizer steps."""
         if optimizer not in self.optimizers:
             self.optimizers.add(optimizer)
@@ -101,7 +101,7 @@ class Models:
 
     def first_device(self) -> DeviceInfo | None:
         """The device that the first trained model lies on."""
-        with quiet():
+        with no_torch_function():
             for model in self._trained:
                 for parameter in islice(model.parameters(), 1):
                     return device_of(parameter)
@@ -109,7 +109,7 @@ class Models:
 
     def is_on_cuda(self) -> bool:
         """Whether a trained model lies on a CUDA device."""
-        with quiet():
+        with no_torch_function():
             return any(p.is_cuda for m in self._trained for p in islice(m.parameters(), 1))
 
     def count(self) -> bool:
@@ -117,7 +117,7 @@ class Models:
         if not self._recount:
             return False
         self._recount = False
-        with quiet():
+        with no_torch_function():
             found = {id(p): p for model in self._trained for p in model.parameters()}
             sizes = [(elements_of(p), p.element_size()) for p in found.values()]
         if not sizes:

@@ -36,13 +36,13 @@ class LaneJob:
         if lane.over or lane.taken:
             return
         try:
-            self._take(lane)
+            self._adopt_lane(lane)
             self._ledger.enter_lane(lane.device)
             self._in_ledger = True
         except Exception as error:  # noqa: BLE001 - never into the user's code
             own_fault(error, self._fail)
 
-    def _take(self, lane: Lane) -> None:
+    def _adopt_lane(self, lane: Lane) -> None:
         lane.taken = self._took = True
         self._outer = here.lane
         if self._outer is not None:
@@ -57,11 +57,11 @@ class LaneJob:
             if self._in_ledger:
                 self._ledger.exit_lane()
             if self._took:
-                self._give_back()
+                self._release_lane()
         except Exception as error:  # noqa: BLE001
             own_fault(error, self._fail)
 
-    def _give_back(self) -> None:
+    def _release_lane(self) -> None:
         lane = self._lane
         lane.release()
         lane.taken = False

@@ -1,9 +1,9 @@
 """Reads tensors of the script's without its noticing.
 
-Even a tensor's `shape` is a call that a `TorchFunctionMode` or a subclass's `__torch_function__`
-hears of, and any operation reaches a `TorchDispatchMode`. So attributes are read with torch
-functions disabled (`quiet`), values are read from memory, and a subclass that answers for itself
-(`__torch_dispatch__`) is not asked at all.
+Even reading a tensor's `shape` calls into a `TorchFunctionMode` or a subclass's
+`__torch_function__`, and any operation reaches a `TorchDispatchMode`. So attributes are read with
+torch functions disabled (`no_torch_function`), values are read from memory, and a subclass with its
+own `__torch_dispatch__` is not read at all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-quiet = torch._C.DisableTorchFunction
+no_torch_function = torch._C.DisableTorchFunction
 """Context manager: nobody hears of the attributes that are read meanwhile."""
 
 _DISABLED = torch._C._disabled_torch_dispatch_impl
@@ -36,7 +36,7 @@ def rows_of(value: Any) -> int | None:
     """Length of a tensor's first dimension, None of what is no tensor or has none."""
     if not is_plain(value):
         return None
-    with quiet():
+    with no_torch_function():
         rows = value.shape[0] if value.dim() else None
     return rows if type(rows) is int else None  # and no symbol of torch.export's
 
@@ -49,7 +49,7 @@ def scalar_of(root: Any) -> float | None:
     """
     if not is_plain(root):
         return None
-    with quiet():
+    with no_torch_function():
         if not root.is_cpu or not root.is_floating_point() or root.numel() != 1:
             return None
         try:

@@ -39,7 +39,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from dpwatch.probe import dynamo
 from dpwatch.probe.foreign import own_fault
-from dpwatch.probe.stack.frameworks import stands_for
+from dpwatch.probe.stack.frameworks import originals
 from dpwatch.probe.steps.lanes import KEPT, Events, Lane, here
 from dpwatch.probe.steps.tracker import hook_codes
 
@@ -100,7 +100,7 @@ class Hooks:
         self._replaced.append((owner, name, original, ours))
         hook_codes.add(ours.__code__)
         if isinstance(original, FunctionType):
-            stands_for[ours.__code__] = original.__code__
+            originals[ours.__code__] = original.__code__
         return ours
 
     def _replace_backward(self, newcomer: Newcomer, fail: Fail) -> None:

@@ -12,7 +12,7 @@ the last step end. So
 
 Where optimizers step inside backward, the outermost backward ends the step. Where parameters change
 without an optimizer's being heard of (a compiled `optimizer.step()`, an update by hand), steps end
-at the first event after the change (see `Elsewhere`). A script that knows better says
+at the first event after the change (see `UnhookedUpdates`). A script that knows better says
 `dpwatch.step()` where its steps end; from the first time on, only that ends them.
 
 Of steps shorter than 25 ms, and of those with so many events that looking at all would cost too
@@ -64,7 +64,7 @@ from dpwatch.probe.steps.step_record import (
 from dpwatch.probe.steps.tensors import rows_of
 from dpwatch.probe.steps.thread_clock import Clocks
 from dpwatch.probe.steps.updates import Watched
-from dpwatch.probe.steps.without_optimizer import Elsewhere
+from dpwatch.probe.steps.without_optimizer import UnhookedUpdates
 from dpwatch.wire.messages import DeviceInfo, Transfer
 
 MEASURED_STEP_NS = 50_000_000
@@ -165,7 +165,7 @@ class Steps:
         self._blind = collectives.capture == "none"
         self._on_devices = on_devices
         self._watched = Watched()
-        self._elsewhere = Elsewhere()
+        self._unhooked = UnhookedUpdates()
         self._loss = StepLoss()
         self._batches = Batches()
         self._start_ns: int | None = None
@@ -213,7 +213,7 @@ class Steps:
         if not torch.is_grad_enabled():
             return KEPT
         if lane is self.main:
-            self.abandoned.goes_on()
+            self.abandoned.script_continued()
             self._on_event()
             if lane.events >= lane.most_events and self._is_over_budget(lane):
                 return KEPT
@@ -286,7 +286,7 @@ class Steps:
             return
         if self._updated:  # the optimizer has stepped inside
             self._end(now)
-        elif changed_inside and (ended := self._elsewhere.ended(True, self._in_step)):
+        elif changed_inside and (ended := self._unhooked.ended(True, self._in_step)):
             self._end_without_optimizer(ended)
         elif lane.events >= lane.most_events:
             self._is_over_budget(lane)
@@ -301,7 +301,7 @@ class Steps:
                 if not outer:
                     lane.forget_phase()
             self._ensure_started()
-            self.models.meet_optimizer(optimizer)
+            self.models.add_optimizer(optimizer)
         opened.append(lane.enter(OPTIMIZER))
 
     def optimizer_ends(self, lane: Lane, optimizer: Optimizer) -> None:
@@ -316,7 +316,7 @@ class Steps:
         if before == BACKWARD:
             self._updated = True
         elif self._has_gradients() and not self._explicit_ends:
-            self._elsewhere.optimizer_ended(self._in_step)
+            self._unhooked.optimizer_ended(self._in_step)
             self._end(now)
 
     def _has_gradients(self) -> bool:
@@ -357,7 +357,7 @@ class Steps:
 
     def set_loss(self, value: float) -> None:
         """The trainer's own loss replaces what was read off backward's root."""
-        self._loss.say(value)
+        self._loss.set(value)
 
     def phase_begins(self, lane: Lane, phase: int) -> int:
         """The trainer names the phase itself. Returns: as `module_begins`."""
@@ -403,7 +403,7 @@ class Steps:
     def _on_event(self) -> None:
         """An event on the training thread, before it counts."""
         if self._in_step and not self.main.updating and not self._explicit_ends:
-            ended = self._elsewhere.ended(self._watched.was_updated(), self._in_step)
+            ended = self._unhooked.ended(self._watched.was_updated(), self._in_step)
             if ended:
                 self._end_without_optimizer(ended)
         self._ensure_started()
@@ -509,7 +509,7 @@ class Steps:
         if self._updated:
             self._updated = False
             self._end_skipped()
-        elif self._elsewhere.engaged:
+        elif self._unhooked.engaged:
             changed = self._watched.was_updated()
             self._watched.mark(self.models.places())
             if changed and self.skipped_backwards > 1:
@@ -522,7 +522,7 @@ class Steps:
 
     def conclude(self) -> None:
         """Nothing will follow: ends the step that only what follows would have shown to be over."""
-        if not self._elsewhere.engaged or not self._watched.was_updated():
+        if not self._unhooked.engaged or not self._watched.was_updated():
             return
         if self.main.sampled_out:
             self.step += bool(self.skipped_backwards)
@@ -557,7 +557,7 @@ class Steps:
             self._end_skipped()
 
     def _end_skipped(self) -> None:
-        self._elsewhere.knows(self.skipped_backwards)
+        self._unhooked.saw_step(self.skipped_backwards)
         self.skipped_backwards = 0
         now = self._clocks.wall()
         took_ns = now - (self._start_ns or now)
@@ -606,7 +606,7 @@ class Steps:
 
     def _set_notify_after(self) -> None:
         """From which backward on `skipped_backward` is to be called in the step that begins."""
-        self.notify_after = 0 if self._elsewhere.engaged else self._elsewhere.patience + 1
+        self.notify_after = 0 if self._unhooked.engaged else self._unhooked.patience + 1
 
     def _end_skipping(self) -> None:
         self.main.end_skipping()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dpwatch.probe.steps.tensors import is_plain, local, quiet
+from dpwatch.probe.steps.tensors import is_plain, local, no_torch_function
 
 MOST_LOOKED_AT = 64
 """Parameters looked at for one that gets gradients."""
@@ -75,7 +75,7 @@ class Watched:
         Args:
             among: What to choose from, where none is chosen yet.
         """
-        with quiet():
+        with no_torch_function():
             parameter = self._parameter()
             if parameter is None:
                 parameter = self._choose(among)
@@ -90,7 +90,7 @@ class Watched:
         """Whether the parameter has changed since; False where that isn't known."""
         if self._version < 0:
             return False
-        with quiet():
+        with no_torch_function():
             parameter = self._parameter()
             return parameter is not None and _version(parameter) != self._version
 
@@ -101,7 +101,7 @@ class Watched:
         """
         if self._version < 0 or self._gradient_version is None:
             return False
-        with quiet():
+        with no_torch_function():
             parameter = self._parameter()
             if parameter is None:
                 return None

@@ -12,7 +12,7 @@ ENOUGH = 3
 """Changes in a row, and twice as many as a step of this script has backwards."""
 
 
-class Elsewhere:
+class UnhookedUpdates:
     """Counts changes of parameters that no optimizer's step explains.
 
     Attributes:
@@ -32,7 +32,7 @@ class Elsewhere:
         """Backwards without an optimizer's step that are nothing to wonder at."""
         return 4 + 2 * self._most_backwards
 
-    def knows(self, backwards: int) -> None:
+    def saw_step(self, backwards: int) -> None:
         """A step had so many backwards."""
         self._most_backwards = max(self._most_backwards, backwards)
 
@@ -40,7 +40,7 @@ class Elsewhere:
         """An optimizer's step has ended a step with so many backwards."""
         self.engaged = False
         self._pending = self._seen_at = 0
-        self.knows(backwards)
+        self.saw_step(backwards)
 
     def ended(self, changed: bool, backwards: int) -> int:
         """How many steps have ended, now that something else begins.

@@ -23,7 +23,7 @@ _NESTING = (
 )
 
 
-class Entries:
+class ConflictHooks:
     """Tells of the beginnings while it is `open`.
 
     Args:
@@ -64,7 +64,7 @@ class Entries:
         self._replaced.append((owner, name, original))
 
 
-def asked_to_compile() -> bool:
+def compile_in_use() -> bool:
     """Whether dynamo has compiled anything in this process, or has been asked to."""
     convert = sys.modules.get("torch._dynamo.convert_frame")
     frames = sys.modules.get("torch._dynamo.eval_frame")
