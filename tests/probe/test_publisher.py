@@ -17,9 +17,9 @@ from dpwatch.probe.send import hub_link as link_module
 from dpwatch.probe.send.hub_link import HUB_PATIENCE_NS, LAUNCHES, HubLink
 from dpwatch.probe.send.identity import Identity
 from dpwatch.probe.send.publisher import (
-    STARTUP_POLL_S,
     POLL_S,
     RANK_PATIENCE_NS,
+    STARTUP_POLL_S,
     WORKER_POLL_S,
     Publisher,
 )

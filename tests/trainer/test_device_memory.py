@@ -16,7 +16,7 @@ from dpwatch.trainer.config import CHARACTERS
 from dpwatch.trainer.data import loader
 from dpwatch.trainer.footprint import setup
 from dpwatch.trainer.model import build_model, next_token_loss
-from dpwatch.trainer.place import Place
+from dpwatch.trainer.rank_place import RankPlace
 from dpwatch.trainer.registry import find
 from dpwatch.trainer.strategies import build
 from dpwatch.trainer.strategies.base import make_optimizer
@@ -71,7 +71,7 @@ def watched():
 
     def train(config):
         cpu = (torch.device("cpu"),) * (config.devices // config.processes)
-        place = Place(rank=0, world_size=1, devices=cpu, virtual=True)
+        place = RankPlace(rank=0, world_size=1, devices=cpu, virtual=True)
         link = Keeps()
         with Probe(strategy=config.strategy, devices=place.describe(config), link=link) as probe:
             if find(config.strategy).distributed:
