@@ -1,19 +1,20 @@
-"""What hub and viewers say to each other beside the frames themselves."""
+"""What hubs and viewers exchange besides the frames themselves."""
 
 from __future__ import annotations
 
 import struct
 
 FRAME_NUMBER = struct.Struct("!Q")
-"""Stands before each frame that a hub sends on; a gap tells a viewer to ask for the state."""
+"""Precedes each frame that a hub publishes; after a gap a viewer requests the state."""
 
 EVERY_FRAME, NO_FRAME = b"", b"\xff"
-"""Topics: frames begin with their number, which never begins like the second."""
+"""Subscription topics. Frames start with their number, which never starts with the second topic."""
 
 STATE_REQUEST = b"state"
 LOOK_REQUEST = b"look"
 COMMAND_REQUEST = b"command"
-"""What a viewer's request begins with. After the last comes a `Command`, and no answer."""
+"""First part of a viewer's request. `COMMAND_REQUEST` is followed by a `Command` and gets no
+answer."""
 
 STATE, LOOK, SAME = b"s", b"l", b"="
-"""What an answer begins with: a state follows, a look follows, or the viewer has it already."""
+"""First part of an answer: a state follows, a view follows, or the viewer is up to date."""

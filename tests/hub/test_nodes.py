@@ -347,7 +347,7 @@ def test_keys_that_others_can_read_join_nothing(keys, run_id, tmp_path):
             for frame in frames_of(0, run_id, 1):
                 send(frame)
         view = seen_by(head, lambda v: bool(v.run.note))
-    assert "can be read by others" in view.run.note
+    assert "is readable by others" in view.run.note
 
 
 def test_a_run_that_begins_again_under_its_id_is_another_run(keys, run_id, tmp_path):

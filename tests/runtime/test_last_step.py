@@ -34,7 +34,7 @@ def child():
         process.kill()
 
 
-def test_what_a_killed_process_wrote_last_is_known(child):
+def test_the_last_step_of_a_killed_process_is_read(child):
     held = LastSteps()
     held.hold(child.pid, int(child.stdout.readline()))
     child.communicate("\n")
@@ -43,7 +43,7 @@ def test_what_a_killed_process_wrote_last_is_known(child):
     assert held.take(child.pid) is None  # once
 
 
-def test_a_process_that_begins_anew_is_read_anew():
+def test_a_restarted_process_is_read_again():
     held, first = LastSteps(), LastStep()
     held.hold(os.getpid(), first.fd)
     first.cell[0] = 5
@@ -69,7 +69,7 @@ def test_only_such_a_file_of_that_process_is_read(tmp_path):
     mine.close()
 
 
-def test_nothing_is_left_open_and_late_writes_are_in_vain():
+def test_close_leaves_nothing_open_and_late_writes_do_nothing():
     before = sorted(os.listdir("/proc/self/fd"))
     mine, held = LastStep(), LastSteps()
     held.hold(os.getpid(), mine.fd)
@@ -81,7 +81,7 @@ def test_nothing_is_left_open_and_late_writes_are_in_vain():
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
-def test_without_such_files_it_counts_on_and_tells_nothing(monkeypatch):
+def test_without_memfd_steps_are_still_counted(monkeypatch):
     def refuse(*_):
         raise OSError(24, "Too many open files")
 

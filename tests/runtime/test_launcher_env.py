@@ -38,13 +38,13 @@ def test_one_host_has_no_head(env):
     assert launcher_env.variables_for_hub(env) == {}
 
 
-def test_a_rank_a_container():
+def test_one_rank_per_container_is_multi_host():
     env = {"WORLD_SIZE": "2", "MASTER_ADDR": "job-0.job", "RANK": "0"}
     assert launcher_env.head_place(env, "run").here
     assert not launcher_env.head_place({**env, "RANK": "1"}, "run").here
 
 
-def test_a_hub_knows_its_place_without_a_rank():
+def test_a_hub_knows_its_node_without_a_rank():
     env = {"WORLD_SIZE": "2", "MASTER_ADDR": "job-0.job", "RANK": "1"}
     left = {"MASTER_ADDR": "job-0.job", **launcher_env.variables_for_hub(env)}
     assert launcher_env.head_place(left, "run") == launcher_env.head_place(env, "run")
@@ -59,7 +59,7 @@ def test_a_hub_knows_its_place_without_a_rank():
         ("fd00::1", "fd00::1", None),
     ],
 )
-def test_a_head_that_was_named(named, host, port):
+def test_a_head_given_by_name(named, host, port):
     place = launcher_env.head_place({"DPWATCH_HEAD": named, "GROUP_RANK": "3"}, "run")
     assert place.host == host
     assert port in (None, place.port)
@@ -71,12 +71,12 @@ def test_a_named_head_is_here_if_the_address_is():
 
 
 @pytest.mark.parametrize("named", ["node:", ":4000", "node:port", "node:99999"])
-def test_a_head_that_is_no_address_is_said(named):
+def test_an_invalid_head_address_is_refused(named):
     with pytest.raises(ValueError, match="DPWATCH_HEAD"):
         launcher_env.head_place({"DPWATCH_HEAD": named}, "run")
 
 
-def test_no_one_knows_where_rank_0_is():
+def test_an_unknown_host_of_rank_0_is_reported():
     with pytest.raises(ValueError, match="set DPWATCH_HEAD"):
         launcher_env.head_place({"SLURM_STEP_NUM_NODES": "2"}, "run")
 

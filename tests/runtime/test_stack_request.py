@@ -28,7 +28,7 @@ def test_a_request_survives_the_wire():
         b"\x00" * (stack_request.MOST_BYTES + 1),
     ],
 )
-def test_what_is_no_request_is_none(payload):
+def test_an_invalid_request_is_none(payload):
     assert decode_request(payload) is None
 
 
@@ -50,14 +50,14 @@ def test_a_rank_sees_each_new_request_once(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["ask-stacks"]
 
 
-def test_what_earlier_processes_were_asked_is_not_for_this_one(tmp_path):
+def test_requests_to_earlier_processes_are_ignored(tmp_path):
     file = tmp_path / "ask-stacks"
     write_request(file, Asked(1))
     assert RequestFile(file).changed() is None
 
 
 @pytest.mark.parametrize("held", [b"", b"nonsense", b"[[[", b'["beat", 1, ""]', b"\xff" * 9])
-def test_a_file_that_says_something_else_is_no_request(tmp_path, held):
+def test_an_invalid_request_file_is_ignored(tmp_path, held):
     file = tmp_path / "ask-stacks"
     looks = RequestFile(file)
     file.write_bytes(held)

@@ -54,7 +54,7 @@ def collectives(draw):
 
 
 @given(some=st.lists(collectives(), max_size=12))
-def test_each_call_comes_out_as_it_went_in(some):
+def test_packed_calls_unpack_unchanged(some):
     records = pack(some)
     told = [c for r in records for c in ([r] if isinstance(r, Collective) else unpack(r))]
     assert Counter(told) == Counter(some)
@@ -69,7 +69,7 @@ def test_calls_of_a_kind_keep_their_order_and_go_as_one_record():
     assert len(msgspec.msgpack.encode(calls(*some))) < 30 * len(some)
 
 
-def test_a_record_holds_so_many_calls_and_kinds():
+def test_a_record_holds_a_limited_number_of_calls_and_kinds():
     some = [msgspec.structs.replace(CALL, seq=i) for i in range(2 * MOST_CALLS + 1)]
     assert [count_records([r]) for r in pack(some)] == [MOST_CALLS, MOST_CALLS, 1]
     some = [msgspec.structs.replace(CALL, nbytes=i, where="") for i in range(MOST_KINDS + 1)]
@@ -78,7 +78,7 @@ def test_a_record_holds_so_many_calls_and_kinds():
     assert len(records) == 2 or all(len(r.kinds) > 1900 for r in records[:-1])
 
 
-def test_one_call_stays_what_it_is():
+def test_a_single_call_is_not_packed():
     assert pack([CALL]) == [CALL]
     assert pack([]) == []
 
@@ -98,7 +98,7 @@ def test_one_call_stays_what_it_is():
         ({"which": b""}, ""),
     ],
 )
-def test_what_makes_no_sense_is_refused_alone(wrong, why):
+def test_an_invalid_record_is_refused_alone(wrong, why):
     record = msgspec.structs.replace(calls(CALL, CALL), **wrong)
     told = codec.decode(codec.encode(batch(record, Tick())))
     assert isinstance(told.records[0], Refused)

@@ -33,7 +33,7 @@ def some_steps(draw):
 
 
 @given(some=st.lists(some_steps(), max_size=9))
-def test_each_step_comes_out_as_it_went_in(some):
+def test_packed_steps_unpack_unchanged(some):
     records = pack(some)
     assert Counter(unpack(records)) == Counter(some)
     assert count_records(records) == len(some)
@@ -60,7 +60,7 @@ def test_steps_of_a_device_keep_their_order_and_go_as_one_record():
         ({"rows": b""}, ""),
     ],
 )
-def test_what_makes_no_sense_is_refused_alone(wrong, why):
+def test_an_invalid_record_is_refused_alone(wrong, why):
     (record,) = pack([step(0), step(1)])
     record = msgspec.structs.replace(record, **wrong)
     told = codec.decode(codec.encode(batch(record, Tick(), now_ns=START_NS + 200 * MS)))
