@@ -1,4 +1,4 @@
-"""What runs inside the training process: it measures and streams, and never interferes."""
+"""Runs inside the training process: measures and streams, and never interferes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _lock = threading.Lock()
 _current: Probe | None = None
 _started = 0
 _rearm: Callable[[], None] | None = None
-"""Sets `dpwatch run`'s marks once more."""
+"""Re-installs the hooks of `dpwatch run`."""
 
 
 def watch(
@@ -34,26 +34,26 @@ def watch(
     total_steps: int | None = None,
     memory: str | None = None,
 ) -> ProbeLike:
-    """Streams what this process's training does, from now until the end or `close`.
+    """Streams this process's training from now until it ends or `close` is called.
 
-    The calling thread is the training thread. A second call returns the same probe; where the
-    first was `dpwatch run`'s, which knows nothing of the run, what the second one says counts.
+    The calling thread is taken as the training thread. A second call returns the same probe. If the
+    first call was that of `dpwatch run`, which has no settings, the second one's settings apply.
 
         with dpwatch.watch(total_steps=1000):
             train()
 
     Args:
-        strategy: `single`, `dp`, `ddp`, …; "" if nobody knows.
-        title: What a person would call the run; the script's name by default.
-        devices: What this process drives; by default the device that the model lies on.
-        total_steps: Steps the run intends to do, if known.
+        strategy: `single`, `dp`, `ddp`, …; "" if unknown.
+        title: Human-readable name of the run; the script's name by default.
+        devices: The devices this process drives; by default the one that holds the model.
+        total_steps: Number of steps the run intends to do, if known.
         memory: `passive` or `exact` (docs/memory.md says what the latter may change); by default
-            what `DPWATCH_MEMORY` says, else `passive`.
+            the value of `DPWATCH_MEMORY`, else `passive`.
 
     Returns:
-        The process's probe, which is a context manager: at the end of its block the run is closed,
-        `failed` if an exception leaves it. With `DPWATCH=0`, or when the probe can't start (which
-        it says in one line on stderr), one that does nothing.
+        The process's probe. It is a context manager: leaving its block closes the run, as `failed`
+        if an exception leaves it. With `DPWATCH=0`, or if the probe cannot start (one line on
+        stderr says why), a probe that does nothing.
 
     Raises:
         Nothing of its own, neither here nor later.
@@ -72,11 +72,11 @@ def watch(
 
 
 def watch_implicitly(rearm: Callable[[], None]) -> None:
-    """What `dpwatch run` starts in a script that does not call `watch` itself, or not yet.
+    """Starts the probe for `dpwatch run`, in a script that has not called `watch` itself.
 
     Args:
-        rearm: Called where the next training is to be heard of as this one was: in a forked child,
-            and in a worker whose task is over.
+        rearm: Called when the next training should be detected like this one: in a forked child,
+            and in a pool worker whose task has ended.
     """
     global _rearm
     if os.environ.get("DPWATCH") == "0":
@@ -91,10 +91,10 @@ def watch_implicitly(rearm: Callable[[], None]) -> None:
 
 
 def _is_active() -> bool:
-    """Whether there is a probe at work.
+    """Whether a probe is running.
 
-    A pool's worker trains task after task. The probe of one that is over makes room for the next,
-    which sends to the same place: the hub that is there begins anew.
+    A pool worker trains task after task. When a task ends, its probe makes room for the next one,
+    which sends to the same hub; the hub then starts over.
     """
     global _started
     if _current is None or _current.over:
@@ -126,7 +126,7 @@ def _start(**told: Any) -> ProbeLike:
 
 
 def _is_subinterpreter() -> bool:
-    """Whether this is not the process's main interpreter: in others torch's import hangs."""
+    """Whether this is not the main interpreter: importing torch hangs in any other."""
     for name in ("_interpreters", "_xxsubinterpreters"):  # of 3.13 and later, and before
         try:
             module = import_module(name)
@@ -146,10 +146,10 @@ def _print_error(error: Exception) -> None:
 
 
 def step() -> None:
-    """Says that a training step ends here, for scripts whose steps are not their optimizer's.
+    """Marks the end of a training step, for scripts whose steps are not their optimizer's.
 
-    From the first call on only such calls end steps. To be called on the training thread, outside
-    of forward and backward, once a step; elsewhere, and without a probe, it does nothing.
+    From the first call on, only these calls end steps. Call it once per step on the training
+    thread, outside forward and backward; elsewhere, and without a probe, it does nothing.
 
     Raises:
         Nothing of its own.
@@ -159,7 +159,7 @@ def step() -> None:
 
 
 def current() -> ProbeLike | None:
-    """The probe at work in this process, None if there is none."""
+    """The running probe of this process, None if there is none."""
     return None if _current is None or _current.over else _current
 
 

@@ -1,4 +1,4 @@
-"""The probe: puts hooks, lanes, instruments and sender together, and takes them apart again."""
+"""The probe: assembles hooks, lanes, instruments and sender, and removes them again."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ from dpwatch.runtime.paths import host_name
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks, Step
 
 STACK_NS = 2_000_000_000
-"""Still for so long, a training thread's stack is configure too."""
+"""After this long without progress, heartbeats include the training thread's stack."""
 
 NO_STEP_NOTE_NS = 9_000_000_000
-"""After so long without a step it is said why."""
+"""After this long without a step, the probe reports why none was seen."""
 
 WAIT_CAUSE_NS = 1_000_000_000
-"""Still for so long, it is configure what it waits in."""
+"""After this long without progress, heartbeats say what the training thread waits in."""
 
 COMPUTING_SHARE = 0.2
-"""On a core for this share of the time, a thread does not stand still."""
+"""A thread that is on a core for this share of the time is making progress."""
 
 _NOTHING = nullcontext()
 
@@ -85,34 +85,35 @@ _OURS = (
     abandoned, foreign, lanes, losses, models, recorder, sampling, spans, tensors, tracker,
     training_threads, updates, without_optimizer,
 )  # fmt: skip
-"""What runs on the training thread, in its hooks."""
+"""Modules that run on the training thread, in its hooks."""
 
 _NAME_CHARS = 60
-"""Of a strategy's name; what is longer is no name, and a hub would refuse it."""
+"""Limit of a strategy's name; hubs refuse longer ones."""
 
 
 class Probe:
-    """Measures this process's training and streams it; see `ProbeLike` for its methods.
+    """Measures this process's training and streams it; `ProbeLike` documents its methods.
 
     Attributes:
-        task: The task of a pool that its process is at, None outside of pools.
-        implicit: The script has not called `watch` itself, or not yet.
-        when_idle: Called, on the sender thread, when its training function is over and the process
-            waits for more to do.
+        task: The pool task that this process was working on, None outside of pools.
+        implicit: Whether it was started by `dpwatch run` and the script has not called `watch`
+            itself.
+        when_idle: Called on the sender thread when the training function has returned and the
+            process waits for more work.
 
     Args:
-        strategy: `dp`, `ddp`, …, or "" if it isn't known.
-        title: What a person would call the run; the script's name by default.
-        devices: What this process drives; by default the one that the model lies on.
-        total_steps: Steps the run intends to do.
-        memory: How it is measured, `passive` or `exact`; None: as the environment says.
-        incarnation: How many probes this process has had before.
-        clocks: Other clocks, for tests.
-        link: Another link, for tests.
-        before: The probe that this process had before, now closed.
+        strategy: `dp`, `ddp`, …, or "" if unknown.
+        title: Human-readable name of the run; the script's name by default.
+        devices: The devices this process drives; by default the one that holds the model.
+        total_steps: Number of steps the run intends to do.
+        memory: `passive` or `exact`; None uses the environment's setting.
+        incarnation: Number of probes this process had before.
+        clocks: Replacement clocks, for tests.
+        link: Replacement link, for tests.
+        before: The previous probe of this process, now closed.
 
     Raises:
-        Exception: Whatever kept it from starting; nothing is left behind then.
+        Exception: Whatever kept it from starting; everything has been undone then.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class Probe:
         total_steps: int | None,
         memory: str | None = None,
     ) -> None:
-        """Takes what the script itself says of the run, where the probe came implicit."""
+        """Applies the script's own settings to a probe that `dpwatch run` has started."""
         if not self.implicit or self.steps.step:
             return
         self.implicit = False
@@ -203,7 +204,7 @@ class Probe:
 
     @property
     def idle(self) -> bool:
-        """Whether what it watched has come to its end, and the process waits for more to do."""
+        """Whether its training has ended and the process waits for more work."""
         return self._publisher.paused and self._publisher.task_over
 
     @property
@@ -218,7 +219,7 @@ class Probe:
             self.steps.main.on_device = cuda_events.start(self.recorder.append, devices)
 
     def _steps(self, device: int, devices: list[DeviceInfo] | None = None) -> Steps:
-        """Steps of the calling thread."""
+        """Creates the `Steps` of the calling thread."""
         return Steps(
             self.recorder.append,
             self._collectives,
@@ -229,7 +230,7 @@ class Probe:
         )
 
     def _moved(self, lane: MainLane) -> None:
-        """Another thread than the one that the probe was started in is the one that trains."""
+        """The training thread turned out to be another one than the one that started the probe."""
         self._collectives.main = lane
 
     @property
@@ -240,7 +241,7 @@ class Probe:
     def _step(self) -> int:
         return self.steps.step
 
-    # -- what the trainer tells ---------------------------------------------------------------
+    # -- called by the trainer ----------------------------------------------------------------
 
     def lane(self, device: int) -> AbstractContextManager[None]:
         """See `ProbeLike`. Lane 0 stays with the thread that called `watch()`."""
@@ -253,7 +254,7 @@ class Probe:
         return LaneJob(lane, self.steps.main, self._clocks, self.steps.ledger, self.fail)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """See `ProbeLike`; a name that is no phase is let through and counts as `other`."""
+        """See `ProbeLike`; a name that is not a phase is ignored and counts as `other`."""
         lane = here.lane
         if lane is None or lane.over or name not in PHASES:
             return _NOTHING
@@ -308,7 +309,7 @@ class Probe:
             self.steps.set_loss(float(value))
 
     def group_joining(self) -> None:
-        """The script stands in `init_process_group`: there are no steps to be seen yet."""
+        """The script is in `init_process_group`, so no steps can be expected yet."""
         self._began_ns = time.monotonic_ns()
 
     def note(self) -> str:
@@ -328,7 +329,7 @@ class Probe:
         said = one_line(str(error) or type(error).__name__)
         with suppress_own(Exception):  # stderr may be closed
             print(f"dpwatch: not watching this run: {said}", file=sys.stderr)  # noqa: T201
-        # Only the training thread may take down what it holds, so others leave it a note.
+        # Only the training thread may remove its hooks, so other threads set a flag for it.
         self.steps.stop = self._turn_off
         if threading.get_ident() == self.thread:
             self._turn_off()
@@ -351,7 +352,7 @@ class Probe:
         if state == "finished":
             self.steps.abandoned.script_continued()
         bye = Bye(state, one_line(reason, REASON_CHARS), None, then)
-        with contextlib.ExitStack() as ending:  # all of it, whatever a signal handler raises
+        with contextlib.ExitStack() as ending:  # run all of it, even if a signal handler raises
             if self.steps.main.clock is not None:
                 ending.callback(self.steps.main.clock.close)
             ending.callback(self._publisher.close, bye)
@@ -360,7 +361,7 @@ class Probe:
                 ending.callback(_quietly, self.steps.conclude)
 
     def forked(self) -> None:
-        """In a forked child: falls silent, and leaves the parent's thread and sockets alone."""
+        """In a forked child: goes silent, and leaves the parent's thread and sockets alone."""
         self._over = True
         self._lock = threading.Lock()
         self.recorder.silence()
@@ -409,7 +410,7 @@ def _quietly(work: Callable[[], None]) -> None:
 
 
 class _Source:
-    """What the sender thread asks about."""
+    """Answers the publisher's questions about the probe, on the sender thread."""
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
@@ -421,7 +422,7 @@ class _Source:
         self._groups = Groups()
         self._given: Identity | None = None
         self._function: tuple[int, CodeType | None] = (0, None)
-        # Whose main thread a script has; its own end is its process's.
+        # If training runs on the main thread, its end is the end of the process.
         self._main = (
             threading.main_thread().ident if multiprocessing.parent_process() is None else None
         )
@@ -430,8 +431,8 @@ class _Source:
         me = identity.resolve(self._probe.thread)
         if me.backend:
             return me
-        # Before the process group is there, what the script gives to `init_process_group` counts,
-        # and what it gave where none came of it.
+        # Before the process group exists, the arguments of `init_process_group` count, even if
+        # that call failed.
         given = rank_given_to_init(self._probe.thread)
         if given is None:
             return self._given or me
@@ -548,10 +549,10 @@ class _Source:
         return within, wait
 
     def _is_computing(self, now: int) -> bool:
-        """Whether the training thread has been on a core since the last beat.
+        """Whether the training thread has been on a core since the last heartbeat.
 
-        A tight loop may be at the same place at each look. With an accelerator a thread that waits
-        for it may spin, so there it says nothing.
+        A tight loop may be sampled at the same line each time. With an accelerator this says
+        nothing, since a thread that waits for the accelerator may spin.
         """
         clock, devices = self._probe.steps.main.clock, self._probe.steps.devices
         ran = None if clock is None else clock.ran_ns()
@@ -597,14 +598,14 @@ class _Source:
 
 
 def _cuda_ordinal(devices: Sequence[DeviceInfo]) -> int | None:
-    """Number of the first CUDA device, None while there is none."""
+    """Index of the first CUDA device, None without one."""
     numbers = (device.name.partition(":")[2] for device in devices if device.kind == "cuda")
     number = next(numbers, "")
     return int(number) if number.isdecimal() else None
 
 
 def _instrument(name: str) -> ModuleType | None:
-    """An instrument's module, None where it can't be had: the probe goes on without it."""
+    """An instrument's module, None if it cannot be imported: the probe goes on without it."""
     import importlib
 
     try:

@@ -1,8 +1,8 @@
-"""The probe's end of the wire: a PUSH socket to this host's hub, which it starts if need be.
+"""The probe's connection to this host's hub: a PUSH socket, and starting the hub if needed.
 
 A script may notice that a process is started: its SIGCHLD handler runs, and `sys.executable` is not
 always a Python interpreter. So a rank first asks others to start the hub (`runtime.hub_request`):
-`dpwatch run`, which starts it at once, or, where the rank must start no process, any viewer.
+`dpwatch run`, which starts it at once, or, if the rank must start no process, any viewer.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ HUB_PATIENCE_NS = 5_000_000_000
 CLOSE_LINGER_S = 0.25
 STARTUP_S = 5.0
 STARTUP_LINGER_S = 2.0
-"""A run that ends so soon may be over before its hub has come up, and waits for it so long."""
+"""A run that ends within `STARTUP_S` may be over before its hub is up, and waits this long for
+it."""
 
 LAUNCHES = 3
 
 
 class HubLink:
-    """Connects to the run's hub. Made anywhere, used on the sender thread only.
+    """Connects to the run's hub. Created anywhere, used on the sender thread only.
 
     Attributes:
-        hub_seen: A hub has been seen.
+        hub_seen: Whether a hub has been running.
     """
 
     def __init__(self) -> None:
@@ -52,11 +53,11 @@ class HubLink:
         self._opened_s = 0.0
 
     def open(self, run_id: str, local_rank: int) -> None:
-        """Connects; the hub may come later.
+        """Connects; the hub may start later.
 
         Raises:
             RuntimeDirError: There is no place for the run's sockets.
-            OSError: This process may open no more files.
+            OSError: This process has no file descriptors left.
         """
         self._first = local_rank == 0
         self._opened_s = time.monotonic()
@@ -70,7 +71,7 @@ class HubLink:
         self._socket = transport.push_socket(self._context, self._place.ingest)
 
     def send(self, frame: bytes) -> bool:
-        """Hands a frame to ZeroMQ. Returns: False if its queue is full."""
+        """Passes a frame to ZeroMQ. Returns: False if its queue is full."""
         if self._socket is None:
             return False
         try:
@@ -80,7 +81,7 @@ class HubLink:
         return True
 
     def send_after_close(self, frame: bytes) -> None:
-        """Sends one more frame to the hub of a link that has been closed, if that still lives."""
+        """Sends one more frame to the hub of a closed link, if that is still running."""
         if self._place is None or not self._place.has_hub():
             return
         with zmq.Context() as context:
@@ -90,11 +91,11 @@ class HubLink:
             socket.close(linger=int(CLOSE_LINGER_S * 1e3))
 
     def stack_request(self) -> Asked | None:
-        """Who is to tell their stacks, if somebody has asked since the last look."""
+        """The request for stacks, if there is a new one since the last call."""
         return None if self._request_file is None else self._request_file.changed()
 
     def ensure_hub(self, now_ns: int) -> None:
-        """Sees to a hub where there is none: the host's first rank at once, others later."""
+        """Starts a hub if there is none: the host's first rank at once, others later."""
         if self._next_look is None:
             self._next_look = now_ns if self._first else now_ns + HUB_PATIENCE_NS
         if self._place is None:
@@ -105,7 +106,7 @@ class HubLink:
             return
         self._next_look = now_ns + HUB_PATIENCE_NS
         if self._launches < LAUNCHES and not self._place.has_hub():
-            with contextlib.suppress(OSError):  # out of processes, say: try again later
+            with contextlib.suppress(OSError):  # for instance out of processes: retry later
                 self._start_hub(self._place)
 
     def _start_hub(self, place: paths.RunDir) -> None:
@@ -125,13 +126,13 @@ class HubLink:
 
     @property
     def patience_s(self) -> float:
-        """Two seconds for a hub that may still be starting, else a quarter of one."""
+        """Two seconds for a hub that may still be starting, else a quarter of a second."""
         young = self._expects_hub and time.monotonic() - self._opened_s < STARTUP_S
         return STARTUP_LINGER_S if young else CLOSE_LINGER_S
 
     def close(self) -> None:
-        """Gives frames under way the time that `patience_s` says."""
-        if os.getpid() != self._pid:  # a forked child's copy isn't its to close
+        """Lets queued frames go out for up to `patience_s`."""
+        if os.getpid() != self._pid:  # a forked child must not close its parent's
             return
         if self._place is not None and self._first and not self._launches:
             self._remove_empty_dir(self._place)
@@ -143,29 +144,29 @@ class HubLink:
             self._context = None
 
     def _remove_empty_dir(self, place: paths.RunDir) -> None:
-        """Takes the run's folder away, unless a hub is in it or about to come."""
+        """Removes the run's directory, unless a hub is in it or expected."""
         if self._asked_for and self._expects_hub and time.monotonic() - self._opened_s < STARTUP_S:
-            return  # what has been sent waits for it
+            return  # queued frames wait for it
         hub_request.withdraw(place)
-        with contextlib.suppress(OSError):  # there is a hub in it, and so it isn't empty
+        with contextlib.suppress(OSError):  # not empty: there is a hub in it
             place.path.rmdir()
 
 
 def _session_is_alive(place: paths.RunDir) -> bool:
-    """Whether a `dpwatch run` of this host looks into the directory that this run is in."""
+    """Whether a `dpwatch run` on this host watches the directory that this run is in."""
     number = os.environ.get(hub_request.SESSION)
     return bool(number) and hub_request.session_is_alive(place.path.parent, str(number))
 
 
 def _why_not_start() -> str:
-    """Why this process had better start no other, "" where it may."""
+    """Why this process should start no other, "" if it may."""
     if spawn.handles_sigchld():
         return "this script handles SIGCHLD itself, so dpwatch starts no process in it"
     if spawn.python() is None:
-        return f"{sys.executable or 'this process'} is no Python that dpwatch could start"
+        return f"{sys.executable or 'this process'} is not a Python interpreter"
     return ""
 
 
 def _print_line(text: str) -> None:
-    with contextlib.suppress(Exception):  # stderr may be closed; this is the sender's thread
+    with contextlib.suppress(Exception):  # stderr may be closed; this is the sender thread
         print(f"dpwatch: {text}", file=sys.stderr)  # noqa: T201

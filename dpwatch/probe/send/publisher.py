@@ -1,9 +1,9 @@
-"""The sender thread: takes what the training thread recorded, encodes it, sends it.
+"""The sender thread: takes what the training thread recorded, encodes it, and sends it.
 
-All that costs time happens here, and nothing here is ever waited for. A frame that can't go out
-is kept and tried again at the next turn; meanwhile records stay in the recorder, which drops its
-oldest. Nothing wakes this thread: waking costs the waker, so it looks by itself, eight times a
-second (each look takes some 50 µs, and the GIL).
+Everything expensive happens here, and nothing ever waits for it. A frame that cannot be sent is
+kept and retried at the next turn; meanwhile records stay in the recorder, which drops its oldest.
+Nothing wakes this thread, since waking costs the waker. Instead it polls eight times a second (each
+poll takes some 50 µs, and the GIL).
 """
 
 from __future__ import annotations
@@ -37,140 +37,142 @@ from dpwatch.wire.messages import (
 
 POLL_S = 0.125
 STARTUP_POLL_S = 0.05
-"""Until the rank is known and the hub looked for: a run may be over in no time."""
+"""Until the rank is known and the hub has been started: a run may end very soon."""
 
 PREDECESSOR_WAIT_S = 3.0
-"""How long a run may wait for the last frames of the one before in the same process."""
+"""How long a run may wait for the last frames of the previous one in the same process."""
 
 IDLE_NS = 100_000_000
-"""How long nothing of the script's may run where it has trained, for its training to be over, …"""
+"""How long the script must run nothing where it has trained for its training to count as ended,
+…"""
 
 LEFT_NS = 1_000_000_000
-"""… and how long it may be without the process group that it has left."""
+"""… and how long it must be outside of the process group that it has left."""
 
 WORKER_POLL_S = 0.03
-"""In the first seconds of a pool's worker, which may be ended as soon as its task is over."""
+"""In the first seconds of a pool worker, which may be killed as soon as its task ends."""
 
 FRAME_NS = 250_000_000
-"""A frame goes out this long after the one before, or when much waits; …"""
+"""A frame is sent this long after the previous one, or earlier if much is waiting; …"""
 
 STARTUP_NS = 10_000_000_000
-"""… For so long after the first frame, at every turn: runs that fail early often do so at once, and
-what was not sent is lost with an aborted process. And …"""
+"""… for this long after the first frame, at every turn: runs that fail early often fail at once,
+and what was not sent is lost when a process aborts. And …"""
 
 MANY_RANKS, MANY_FRAME_NS = 64, 500_000_000
 CROWD_RANKS, CROWD_FRAME_NS = 512, 1_000_000_000
-"""… in a run of more ranks than these always so long: its hub has fewer frames to take in."""
+"""… always at these longer intervals in runs with more ranks than this, so that their hub has fewer
+frames to handle."""
 
 HELLO_NS = 2_000_000_000
 BEAT_NS = 500_000_000
 GPU_NS = 1_000_000_000
 IDENTITY_NS = 1_000_000_000
 RANK_PATIENCE_NS = 30_000_000_000
-"""How long a process that has not done a step may take to learn its rank before it counts as rank 0
-of its own run. It goes over to another if it joins that later."""
+"""How long a process that has not finished a step may take to learn its rank before it counts as
+rank 0 of its own run. If it joins another run later, it switches to that."""
 
 FRAMES_PER_POLL = 32
 
 PACK_RANKS = 32
 MOST_PACKED = 512
 FLUSH_ROWS = 1024
-"""Of runs of more ranks a frame takes so many records or a few more; when so many wait it goes out
-at once. Of others it does when it is full."""
+"""In runs of more than `PACK_RANKS` ranks, a frame takes about `MOST_PACKED` records; when
+`FLUSH_ROWS` wait, it is sent at once. In smaller runs it is sent at once when full."""
 
 
 class Link(Protocol):
     """Where frames go. Used on the sender thread only.
 
     Attributes:
-        hub_seen: The other end has been seen.
+        hub_seen: Whether a hub has been running.
     """
 
     hub_seen: bool
 
     @property
     def patience_s(self) -> float:
-        """How long the last frames may wait for the other end."""
+        """How long the last frames may wait for the hub."""
 
     def open(self, run_id: str, local_rank: int) -> None:
-        """Before the first frame."""
+        """Called before the first frame."""
 
     def send(self, frame: bytes) -> bool:
-        """Sends without waiting. Returns: False if the frame could not be taken now."""
+        """Sends without blocking. Returns: False if the frame cannot be taken now."""
 
     def ensure_hub(self, now_ns: int) -> None:
-        """At every turn: looks after the other end."""
+        """Called at every turn: starts a hub if there is none."""
 
     def stack_request(self) -> Asked | None:
-        """Who is to tell their stacks, if somebody has asked since the last call."""
+        """The request for stacks, if there is a new one since the last call."""
 
     def close(self) -> None:
-        """Lets what was sent go out, for two seconds at most; it may be opened again."""
+        """Lets sent frames go out, for at most two seconds; it may be opened again."""
 
     def send_after_close(self, frame: bytes) -> None:
-        """Sends one more frame when closed, where the other end is still there."""
+        """Sends one more frame after `close`, if the hub is still running."""
 
 
 class Source(Protocol):
     """What the publisher asks of the probe, on the sender thread."""
 
     def identify(self) -> Identity:
-        """Who this process is, as far as is known now."""
+        """This process's identity, as far as it is known now."""
 
     def group(self) -> int:
-        """Which default process group there is now, 0 for none; quickly told."""
+        """Identifies the current default process group, 0 for none; cheap."""
 
     def has_stepped(self) -> bool:
-        """Whether a first step is over."""
+        """Whether a first step has ended."""
 
     def is_idle(self) -> bool:
-        """Whether nothing of the script's runs any more where it has trained."""
+        """Whether the script no longer runs anything where it has trained."""
 
     def has_left_group(self) -> bool:
         """Whether this process is in no process group, and is not about to join one."""
 
     def on_idle(self) -> None:
-        """Hears that the hub has been told so, and nothing is sent until there is more."""
+        """The hub has been told that training ended; nothing is sent until there is more."""
 
     def failure(self) -> Bye | None:
-        """What has ended the script, though the process goes on: other threads may keep it."""
+        """What has ended the script, if the process goes on because other threads keep it alive."""
 
     def hello(self, me: Identity) -> Hello:
-        """Who this rank is, for the hub."""
+        """This rank's `Hello`."""
 
     def complete(self, step: Step) -> Step:
-        """A step's record as it leaves, with what is known by then."""
+        """Adds to a step's record, as it is sent, what is known by then."""
 
     def beat(self) -> Beat:
-        """What it does right now."""
+        """A heartbeat: what it does right now."""
 
     def stacks(self, asked: int) -> Stacks | None:
-        """Where its threads are, None if that can't be told."""
+        """The stacks of its threads, None if they cannot be read."""
 
     def gpus(self) -> list[Gpu]:
-        """Its GPUs, none if there are none."""
+        """Readings of its GPUs, empty without any."""
 
     def read_durations(self, now_ns: int) -> None:
-        """Records how long collectives took, where that is to be read and due."""
+        """Records how long collectives took, if reading that is possible and due."""
 
     def output(self, *, last: bool = False) -> list[Output]:
-        """What it has printed since; `last`: all that there is, for nobody will ask again."""
+        """What it has printed since; `last`: everything left, as nobody will ask again."""
 
 
 class Publisher:
     """Sends a recorder's records over a link.
 
-    `start` runs it in a thread; a test may call `poll` instead, with a time of its own.
+    `start` runs it in a thread; a test may call `poll` instead, with its own time.
 
     Args:
-        run_id: Names the run, once it is known who this process is.
-        trouble: Told, once, that nothing can be sent any more, and why.
-        before: The publisher of the run that this process has ended before it began this one.
+        run_id: Returns the run's id for a known identity.
+        trouble: Called once with the reason if nothing can be sent any more.
+        before: The publisher of this process's previous run.
 
     Attributes:
-        paused: The training function is over, or the process group has been left, and nothing is
-            sent until there is more to tell.
-        task_over: It is the training function.
+        paused: Training has ended or the process group was left, and nothing is sent until there is
+            more to send.
+        task_over: Training has ended because its function has returned.
     """
 
     def __init__(
@@ -222,7 +224,8 @@ class Publisher:
     def close(self, bye: Bye, timeout_s: float = 2.5) -> None:
         """Sends what is left and `bye`; gives up after `timeout_s`.
 
-        What goes on in the same process, such as a pool's next task, is not made to wait for that.
+        If the process goes on, for instance with a pool's next task, the caller does not wait for
+        that.
         """
         self._bye = bye
         self._stop.set()
@@ -230,13 +233,13 @@ class Publisher:
             self.wait(timeout_s)
 
     def wait(self, timeout_s: float) -> None:
-        """Waits for the thread's end."""
+        """Waits for the thread to end."""
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
 
     @property
     def dropped(self) -> int:
-        """Records thrown away so far."""
+        """Records dropped so far."""
         return self._recorder.dropped + self._lost
 
     @property
@@ -248,7 +251,7 @@ class Publisher:
 
     @property
     def _full(self) -> int:
-        """Records that do not wait for the next frame's time."""
+        """Number of waiting records from which on a frame is sent at once."""
         if self._is_small:
             return codec.MAX_RECORDS
         return min(FLUSH_ROWS, self._recorder.capacity // 2)
@@ -262,7 +265,7 @@ class Publisher:
             while not self._stop.wait(self._pause_s):
                 self.poll(self._wall())
             self.finish()
-        except Exception as error:  # noqa: BLE001 - whatever it was, training goes on without us
+        except Exception as error:  # noqa: BLE001 - whatever it is, training goes on without the probe
             self._trouble(error)
         finally:
             self._link.close()
@@ -276,7 +279,7 @@ class Publisher:
         if self.paused and not self._resume_if_active():
             return
         if self._update_idle(now_ns):
-            self._next_frame = self._next_beat = 0  # it may not live for long
+            self._next_frame = self._next_beat = 0  # the process may end soon
         if now_ns < self._next_frame and len(self._recorder) < self._full:
             return
         self._link.ensure_hub(now_ns)
@@ -299,45 +302,45 @@ class Publisher:
                 return
 
     def finish(self) -> None:
-        """The last turn: all that is left, and the Bye."""
+        """The last turn: sends everything left, and the `Bye`."""
         said = [] if self._bye is None else self._source.output(last=True)
         if self.paused and self._bye is not None and not self._is_news(self._bye, said):
             return
         me = self._refresh_identity(self._wall(), anew=True)
         if self._me is None or self.paused:
             self._set_identity(self._me or me)
-            self._link.ensure_hub(self._wall())  # nobody has looked for a hub yet
+            self._link.ensure_hub(self._wall())  # no hub has been looked for yet
         self._follow_identity()
         self._await_link()
         self._send_remaining()
         if self._bye is None:
             return
-        # It tells what the records before have come to; and who is asked for it may record how
-        # calls under way have ended, which goes too.
+        # It sums up the records before it; making it may also record the completion of calls in
+        # progress, which is sent too.
         beat = self._source.beat()
         self._send_remaining()
-        # Even when the link took nothing: dropping this frame costs no more than not making it.
+        # Even if the link took nothing: dropping this frame costs no more than not making it.
         if self._flush_unsent():
             self._send([self._make_hello(), beat, *said, self._bye])
 
     def _send_remaining(self) -> None:
-        """All records that wait, as far as the link takes them."""
+        """Sends all waiting records, as far as the link takes them."""
         while self._flush_unsent() and (self._overflow or len(self._recorder)):
             records = self._drain(codec.MAX_RECORDS - 1)
             if records:
                 self._send([self._make_hello(), *records] if self._seq == 0 else records)
 
     def _is_news(self, bye: Bye, said: Sequence[Output]) -> bool:
-        """Whether it is more than the goodbye that was said when the training was over.
+        """Whether this says more than the goodbye that was sent when training ended.
 
-        How the process ends, the hub sees for itself.
+        The hub sees for itself how the process ends.
         """
         if bye.then == "idle":
             return False
         return bye.state != "finished" or bool(said) or len(self._recorder) > 0
 
     def _await_link(self) -> None:
-        """Gives a hub that may still be starting the time to take what waits."""
+        """Gives a hub that may still be starting time to take what is waiting."""
         deadline = time.monotonic() + self._link.patience_s
         while not self._flush_unsent() and time.monotonic() < deadline:
             time.sleep(STARTUP_POLL_S)
@@ -356,7 +359,7 @@ class Publisher:
 
     def _set_identity(self, me: Identity) -> None:
         if self._before is not None:
-            self._before.wait(PREDECESSOR_WAIT_S)  # else its last frames might come after our first
+            self._before.wait(PREDECESSOR_WAIT_S)  # its last frames must precede our first
             self._before.announce_next_run()
             self._before = None
         self._me = me
@@ -364,7 +367,7 @@ class Publisher:
         self._link.open(self._run_id, me.local_rank)
 
     def announce_next_run(self) -> None:
-        """Says of a run that is over that what becomes of the process now is not its own any more.
+        """Tells the hub of a finished run that the process now belongs to another run.
 
         Called by the publisher of this process's next run, on its thread.
         """
@@ -374,9 +377,9 @@ class Publisher:
                 self._link.send_after_close(frame)
 
     def _refresh_identity(self, now_ns: int, *, anew: bool = False) -> Identity:
-        """Who this process is: asked for when its group is another, and now and then.
+        """This process's identity; queried when its group changes, and at intervals.
 
-        Now and then, as it may wait for the others of a group, and is in none yet.
+        At intervals because it may be waiting for the other ranks of a group, and is in none yet.
         """
         group = self._source.group()
         if anew or group != self._group or now_ns >= self._next_look:
@@ -385,7 +388,7 @@ class Publisher:
         return self._seen
 
     def _follow_identity(self) -> None:
-        """Goes over to the run of a process group that this process has joined meanwhile."""
+        """Switches to the run of a process group that this process has joined meanwhile."""
         if not self._is_other_run(self._seen):
             return
         if self._seq and not self.paused:
@@ -398,15 +401,16 @@ class Publisher:
         self._set_identity(self._seen)
 
     def _is_other_run(self, me: Identity) -> bool:
-        """Whether that is a rank of a run, where this process was alone in its own."""
+        """Whether that is a rank of a larger run, while this process was alone in its own."""
         alone = self._me is not None and self._me.world_size == 1
         return alone and me.known and me.world_size > 1 and self._name(me) != self._run_id
 
     def _update_idle(self, now_ns: int) -> bool:
-        """Whether the training is over though the process goes on.
+        """Whether training has ended although the process goes on.
 
-        Its function has ended (a pool's worker waits for the next; Ray kills its workers a second
-        later), or it has left its process group in good order and nothing has come since.
+        Either its function has returned (a pool worker waits for the next task; Ray kills its
+        workers a second later), or it has left its process group in good order and nothing has been
+        recorded since.
         """
         self.task_over = self._source.is_idle()
         was_in = bool(self._me and self._me.backend)
@@ -421,7 +425,7 @@ class Publisher:
         return self._idle
 
     def _pause_when_idle(self) -> bool:
-        """Lets go of the hub, once it has been told that the training is over."""
+        """Closes the link, once the hub has been told that training ended."""
         if self._reported_idle:
             self._link.close()
             self.paused, self._reported_idle, self._idle_since = True, False, None
@@ -477,18 +481,18 @@ class Publisher:
     def _identity(self) -> Identity:
         fresh = self._seen
         if self._me is not None and self._is_other_run(fresh):
-            return self._me  # the next turn goes there
+            return self._me  # the next turn switches to it
         # A process group that is being destroyed doesn't take the rank away again.
         if self._me is None or fresh.backend or not self._me.backend:
             self._me = fresh
         return self._me
 
     def _drain(self, most: int) -> list[AnyRecord]:
-        """Up to so many records for a frame.
+        """Up to `most` records for a frame.
 
-        In a run of many ranks collectives and steps go as few records. That saves their hub most of
-        its time, and costs this thread some 2 µs each: with few ranks neither matters, and it is
-        left out.
+        In a run of many ranks, collectives and steps are packed. That saves the hub most of its
+        time, and costs this thread some 2 µs per record; with few ranks neither matters, so it is
+        skipped.
         """
         if self._is_small:
             rows = self._recorder.drain(most)
@@ -504,7 +508,7 @@ class Publisher:
                     others += not isinstance(record, Collective | Step)
             if not rows:
                 break
-        # Where they differ so much that they do not go as few, some wait for another frame.
+        # If too many do not pack, some wait for the next frame.
         found = [*self._overflow, *pack(waiting)]
         self._overflow = found[most:]
         return found[:most]
@@ -512,7 +516,7 @@ class Publisher:
     def _struct(self, row: tuple[Any, ...]) -> AnyRecord | None:
         try:
             record: AnyRecord = row[0](*row[1:])
-        except TypeError:  # a record its maker got wrong must not cost the others
+        except TypeError:  # one malformed record must not cost the others
             self._lost += 1
             return None
         return self._source.complete(record) if isinstance(record, Step) else record

@@ -1,4 +1,4 @@
-"""Where the probe looks into torch: five places, each put back as it was on close.
+"""Where the probe hooks into torch: five places, each restored on close.
 
 | event | place |
 |---|---|
@@ -8,17 +8,17 @@
 | data | `_BaseDataLoaderIter.__next__` |
 | scaled losses | `torch.amp.GradScaler.scale` |
 
-(Forward hooks would break graphs of torch.compile, and full-backward hooks cost half a step.
-`torch.autograd.backward` and `grad` themselves are compared with what they were, by dynamo and in
-`__torch_function__`, so they stay.)
+(Forward hooks would break graphs of torch.compile, and full backward hooks cost half a step.
+`torch.autograd.backward` and `grad` themselves are compared by identity in dynamo and in
+`__torch_function__`, so they are not replaced.)
 
-A thread without a lane passes straight through. What the wrapped call raises comes out unchanged;
-what goes wrong in the probe itself never comes out, it turns the probe off. Under torch.compile
-dynamo sees a constant first, so nothing of the probe is traced or guarded; and it is told to leave
-the probe's own code alone where it would otherwise compile that (`dynamo.leave_alone`).
+A thread without a lane passes straight through. Exceptions of the wrapped call propagate unchanged;
+an error in the probe itself never propagates but turns the probe off. Under torch.compile dynamo
+sees a constant first, so nothing of the probe is traced or guarded. Where dynamo would otherwise
+compile the probe's own code, it is told to skip that (`dynamo.leave_alone`).
 
-The hooks keep what they have to restore in their own frame, and begin their `finally` with plain
-assignments: an interrupt that Python delivers in between finds nothing half done.
+The hooks keep the state to restore in their own frame, and their `finally` blocks start with plain
+assignments: an interrupt delivered in between finds nothing half done.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from dpwatch.probe.steps.tracker import hook_codes
 
 Fail = Callable[[BaseException], None]
 Newcomer = Callable[[], Lane | None]
-"""Gives the calling thread a lane, if it is one that trains."""
+"""Returns a lane for the calling thread, if it is one that trains."""
 
 _compiling = torch.compiler.is_dynamo_compiling
 
 
 class Hooks:
-    """The hooks, in place from construction until `close`."""
+    """The hooks, installed from construction until `close`."""
 
     def __init__(self, newcomer: Newcomer, fail: Fail) -> None:
         self._replaced: list[tuple[Any, str, Any, Any]] = []
@@ -60,7 +60,7 @@ class Hooks:
             call = torch.nn.Module.__call__
             make = _forward if _is_torchs_own(call) else _forward_over
             ours = make(call, fail)
-            for name in ("__call__", "_wrapped_call_impl"):  # by the second pickle finds the first
+            for name in ("__call__", "_wrapped_call_impl"):  # pickle finds the first by the second
                 if vars(torch.nn.Module).get(name) is call:
                     self._replace(torch.nn.Module, name, ours)
             self._replaced += dynamo.rename(call, ours)
@@ -79,10 +79,10 @@ class Hooks:
             raise
 
     def close(self) -> None:
-        """Puts everything back, except where somebody has since put theirs on top of ours.
+        """Restores everything, except where somebody has since patched over our hook.
 
-        What stays there, or was kept by somebody, sees nothing from now on, of a later probe's
-        lanes either.
+        Hooks that stay in place, or that somebody holds a reference to, no longer see any lane, not
+        even a later probe's.
         """
         for handle in self._handles:
             handle.remove()
@@ -109,21 +109,21 @@ class Hooks:
         if original is not None and original is vars(torch.autograd).get("_engine_run_backward"):
             make = _backward if _is_torchs_engine(original) else _backward_over
             ours = make(cast("Callable[..., Any]", original), newcomer, fail)
-            for module in (graph, torch.autograd):  # make_fx puts back what it finds in the first
+            for module in (graph, torch.autograd):  # make_fx saves and restores the first
                 self._replace(module, "_engine_run_backward", ours)
-        else:  # another torch: without `torch.autograd.grad`
+        else:  # a different torch: `torch.autograd.grad` is not observed
             plain = torch.autograd.backward
             self._replace(torch.autograd, "backward", _plain_backward(plain, newcomer, fail))
 
 
 class _Nobody:
-    """Stands where `here` was."""
+    """Replaces `here` in hooks that have been closed."""
 
     lane = None
 
 
 def _silence(hook: Any) -> None:
-    """For the hook, no thread has a lane any more; its own variable is set, so it costs nothing."""
+    """Hides all lanes from the hook by replacing its closure variable, at no cost per call."""
     for cell in hook.__closure__ or ():
         inner = cell.cell_contents
         if inner is here:
@@ -133,7 +133,7 @@ def _silence(hook: Any) -> None:
 
 
 def _is_torchs_own(call: Any) -> bool:
-    """Whether it does just what `_forward` does in its place."""
+    """Whether it does exactly what `_forward` does in its place."""
     code = getattr(call, "__code__", None)
     return getattr(code, "co_names", ()) == ("_compiled_call_impl", "_call_impl")
 
@@ -144,7 +144,7 @@ def _forward(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
     @functools.wraps(original)
     def __call__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         if _compiling() or (lane := local.lane) is None or lane.in_module:
-            # Just what torch's own does: to call that would cost a frame in every module's call.
+            # Same code as torch's own; calling that would add a frame to every module call.
             if self._compiled_call_impl is not None:
                 return self._compiled_call_impl(*args, **kwargs)
             return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -170,7 +170,7 @@ def _forward(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
 
 
 def _forward_over(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
-    """As `_forward`, where somebody else has replaced torch's own, or this torch has another."""
+    """Like `_forward`, if somebody else has replaced torch's own, or this torch differs."""
     local = here
 
     @functools.wraps(original)
@@ -212,7 +212,7 @@ def _leave(lane: Lane, before: int, done: bool, fail: Fail) -> None:
 
 
 def _is_torchs_engine(run: Any) -> bool:
-    """Whether it does just what `_backward` does in its place."""
+    """Whether it does exactly what `_backward` does in its place."""
     names = getattr(getattr(run, "__code__", None), "co_names", ())
     return names == (
         *("log", "getEffectiveLevel", "logging", "DEBUG"),
@@ -223,7 +223,7 @@ def _is_torchs_engine(run: Any) -> bool:
 
 
 def _backward(original: Callable[..., Any], newcomer: Newcomer, fail: Fail) -> Callable[..., Any]:
-    """In place of torch's own, with no frame more: warnings count frames to find the script."""
+    """Replaces torch's own without an extra frame: warnings count frames to find the script."""
     local, log, variable = here, torch.autograd.graph.log, torch.autograd.Variable
     stash, unstash = torch._C._stash_obj_in_tls, torch._C._remove_obj_from_tls
 
@@ -273,7 +273,7 @@ def _backward(original: Callable[..., Any], newcomer: Newcomer, fail: Fail) -> C
 def _backward_over(
     original: Callable[..., Any], newcomer: Newcomer, fail: Fail
 ) -> Callable[..., Any]:
-    """As `_backward`, where somebody else has replaced torch's own, or this torch has another."""
+    """Like `_backward`, if somebody else has replaced torch's own, or this torch differs."""
     local = here
     around = _around_backward(newcomer, fail)
 
