@@ -66,11 +66,11 @@ class BatchSearch:
         """Takes in what it has told meanwhile."""
         try:
             while self._control is not None and not self.error and self._control.poll():
-                self._hear(self._control.recv())
+                self._on_message(self._control.recv())
         except (EOFError, OSError):
             self._give_up()
 
-    def _hear(self, news: News) -> None:
+    def _on_message(self, news: News) -> None:
         if isinstance(news, Trying):
             self._trying = news
         elif isinstance(news, Found):
@@ -79,7 +79,7 @@ class BatchSearch:
     def _give_up(self) -> None:
         """Its process is gone; that is no trouble when it had told all."""
         if len(self.found) < len(self._configs):
-            why = (self._child.last_words if self._child else "") or "its process was killed"
+            why = (self._child.last_stderr_line if self._child else "") or "its process was killed"
             self.error = f"the search for the largest batch ended early: {why}"
         self._control = None
 

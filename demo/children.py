@@ -53,7 +53,7 @@ class Child:
         return self._process.poll()
 
     @property
-    def last_words(self) -> str:
+    def last_stderr_line(self) -> str:
         """The last line it wrote to stderr, "" if it wrote nothing."""
         self._output.seek(0)
         lines = [line.strip() for line in self._output if line.strip()]

@@ -88,12 +88,12 @@ class Attempt:
     """How a try ended: each device's peak, and which one lacked memory, "" where it fits."""
 
     memory: tuple[DeviceMemory, ...] = ()
-    ran_out: str | None = ""
+    oom_device: str | None = ""
 
     @property
     def fits(self) -> bool:
         """Whether all its steps were done."""
-        return self.ran_out == ""
+        return self.oom_device == ""
 
     @property
     def peak_bytes(self) -> int:
@@ -132,7 +132,7 @@ def search(config: TrainConfig, attempt: Callable[[int], Attempt]) -> LargestBat
         strategy=config.strategy,
         batch_per_gpu=largest,
         global_batch=largest * config.gpus * config.grad_accum,
-        ran_out=limits.ran_out if limits else None,
+        ran_out=limits.oom_device if limits else None,
         devices=[
             DevicePeak(device.device, device.peak_bytes, device.capacity_bytes)
             for device in (fits[largest].memory if fits else ())
@@ -189,23 +189,23 @@ class Trier:
             code = launch(
                 [config],
                 run_ids=[new_run_id(config.strategy)],
-                on_event=self._hear,
+                on_event=self._on_message,
                 stop=self.stop,
                 server=self.server,
             )
         except ConfigError as error:  # the host itself has not that much memory
             self.tell(Tried(f"{config.strategy}: {error}"))
-            return Attempt(ran_out=None)
+            return Attempt(oom_device=None)
         if self.stop.signum is not None:
             raise StoppedError(self.stop.signum)
         ended = self._ended[-1]
-        if code and not ended.ran_out:
+        if code and not ended.oom_device:
             raise SearchError(f"{config.strategy}, batch {batch} a device: {ended.reason}")
-        said = f"{ended.ran_out} runs out" if ended.ran_out else "fits"
+        said = f"{ended.oom_device} runs out" if ended.oom_device else "fits"
         self.tell(Tried(f"{config.strategy}: batch {batch} a device {said}"))
-        return Attempt(memory=ended.memory, ran_out=ended.ran_out)
+        return Attempt(memory=ended.memory, oom_device=ended.oom_device)
 
-    def _hear(self, event: Event) -> None:
+    def _on_message(self, event: Event) -> None:
         if isinstance(event, RunEnded):
             self._ended.append(event)
 

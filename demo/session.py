@@ -20,10 +20,10 @@ from msgspec.structs import replace
 from dpwatch.hub import processes
 from dpwatch.run.derive.comparison import labels
 from dpwatch.run.model.snapshot import Progress, Run, Snapshot
+from dpwatch.runtime.paths import RunDir, clean_run_id, run_dir, runtime_dir
+from dpwatch.runtime.spawn import ensure_hub
 from dpwatch.trainer.series import Series
 from dpwatch.viewer.follow import Watcher
-from dpwatch.wire.paths import RunDir, clean_run_id, run_dir, runtime_dir
-from dpwatch.wire.spawn import ensure_hub
 
 from .batch_search import BatchSearch
 from .children import PATIENCE_S, Child
@@ -82,7 +82,7 @@ class Session:
         self.source = DemoSource(self, self._watcher)
 
     def __enter__(self) -> Session:
-        self._trainer = Child(["-m", "dpwatch.trainer.series"], stdin=self._told())
+        self._trainer = Child(["-m", "dpwatch.trainer.series"], stdin=self._write_input())
         if self.search is not None:
             self.search.open()
         # The first run's hub starts while torch is imported; later runs' probes start their own.
@@ -103,7 +103,7 @@ class Session:
         self._watcher.close()
         self._input.close()
 
-    def _told(self) -> IO[str]:
+    def _write_input(self) -> IO[str]:
         """What the trainer is to do, as a file to read."""
         runs = list(zip(self.run_ids, self.configs, strict=True))
         self._input.write(Series(runs=runs, past_failures=self._past_failures).to_json())
@@ -128,17 +128,17 @@ class Session:
     @property
     def trained(self) -> bool:
         """Whether the trainer is through with all runs."""
-        return self.exit_code is not None and not self.gave_up
+        return self.exit_code is not None and not self.aborted
 
     @property
-    def gave_up(self) -> bool:
+    def aborted(self) -> bool:
         """Whether the trainer ended before it was through with all runs."""
         return self.failed and not (self._past_failures and self.exit_code == TRAINING_FAILED)
 
     @property
     def error(self) -> str:
         """The trainer's own last line about what went wrong, "" if it said nothing."""
-        said = self._trainer.last_words if self._trainer else ""
+        said = self._trainer.last_stderr_line if self._trainer else ""
         return said.removeprefix("dpwatch.trainer: ")
 
     def wait(self, tell: Callable[[Run], None] | None = None) -> int:
@@ -162,7 +162,7 @@ class Session:
         while self.exit_code is None:
             follow()
         deadline = time.monotonic() + SETTLE_S
-        while not self._settled() and time.monotonic() < deadline:
+        while not self._all_ended() and time.monotonic() < deadline:
             follow()
         code = self.exit_code or 0
         return 128 - code if code < 0 else code
@@ -175,9 +175,9 @@ class Session:
     def _ended(self) -> list[Run]:
         return [run for run in self.runs() if run.state not in AT_WORK]
 
-    def _settled(self) -> bool:
+    def _all_ended(self) -> bool:
         """Whether nothing more is to come: a rank that was killed is known to be gone, too."""
-        if len(self._ended()) < len(self.run_ids) and not self.gave_up:
+        if len(self._ended()) < len(self.run_ids) and not self.aborted:
             return False
         return all(rank.state in OVER for run in self.runs() for rank in run.ranks)
 
@@ -252,7 +252,7 @@ class DemoSource:
     def _notice(self, snapshot: Snapshot) -> str:
         if snapshot.notice:
             return snapshot.notice
-        if self._session.gave_up:
+        if self._session.aborted:
             return self._session.error or "the training failed"
         names = self._session.names
         begun = len(snapshot.runs)

@@ -1,4 +1,4 @@
-"""See, live and in a terminal, what a distributed PyTorch training run is doing.
+"""A live terminal dashboard for distributed PyTorch training.
 
 One line in a training script streams what its ranks do to `dpwatch` in another terminal::
 
@@ -7,7 +7,7 @@ One line in a training script streams what its ranks do to `dpwatch` in another 
     with dpwatch.watch():
         train()
 
-Importing this package imports no torch; `watch` does, at its first use.
+Importing this package does not import torch; `watch` does, at its first use.
 """
 
 from __future__ import annotations

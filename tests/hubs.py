@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import zmq
 
 from dpwatch.hub.server import Hub
+from dpwatch.runtime import paths
 from dpwatch.viewer.follow import Watcher
-from dpwatch.wire import codec, paths, transport
+from dpwatch.wire import codec, transport
 
 DEADLINE_S = 90
 

@@ -12,12 +12,12 @@ from typing import NoReturn
 import dpwatch
 
 from .config import ConfigError, parse_names, require
+from .console import print_error, print_event, print_progress
 from .launch import StopSwitch, launch
 from .messages import Failed, Progress, RankMessage
 from .options import OneLineParser, add_options, configs_from
 from .registry import all_specs
-from .resume import resumed_from
-from .telling import complain, show, show_progress
+from .resume import find_checkpoint
 
 USAGE = 2
 _BROKEN_PIPE = 128 + 13
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _as_rank(options)
         return _launch(options)
     except ConfigError as error:
-        complain(str(error))
+        print_error(str(error))
         return USAGE
     except BrokenPipeError:  # whoever read our progress has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,7 +75,7 @@ def _launch(options: argparse.Namespace) -> int:
         )
     stop = StopSwitch()
     with stop.on_signals():
-        return launch(configs, run_ids=run_ids, on_event=show, stop=stop)
+        return launch(configs, run_ids=run_ids, on_event=print_event, stop=stop)
 
 
 def _as_rank(options: argparse.Namespace) -> int:
@@ -103,14 +103,14 @@ def _as_rank(options: argparse.Namespace) -> int:
     os.environ.setdefault("DPWATCH_OUTPUT", "1")
     if find_spec("torch") is None:
         raise ConfigError("training needs torch: pip install torch numpy")
-    resumed_from(config)
+    find_checkpoint(config)
     from .worker import run_under_torchrun
 
     def tell(message: RankMessage) -> None:
         if isinstance(message, Progress):
-            show_progress(config, message)
+            print_progress(config, message)
         elif isinstance(message, Failed):
-            complain(f"rank {os.environ['RANK']}: {message.reason}", message.trace)
+            print_error(f"rank {os.environ['RANK']}: {message.reason}", message.trace)
 
     return run_under_torchrun(config, tell)
 

@@ -15,15 +15,15 @@ import torch
 import torch.distributed as dist
 
 from .config import TrainConfig
-from .place import Place
-from .resume import FACTS, facts, folder_of, part_of, resumed_from
+from .rank_place import RankPlace
+from .resume import FACTS, checkpoint_dir, facts, find_checkpoint, rank_file
 from .strategies.base import Strategy
 
 
 class Checkpoints:
     """One rank's checkpoints, as `config.save` and `config.resume` ask."""
 
-    def __init__(self, config: TrainConfig, place: Place) -> None:
+    def __init__(self, config: TrainConfig, place: RankPlace) -> None:
         self._config = config
         self._place = place
 
@@ -36,10 +36,10 @@ class Checkpoints:
         Raises:
             ConfigError: There is none, or it is of another configuration.
         """
-        folder = resumed_from(self._config)
+        folder = find_checkpoint(self._config)
         if folder is None:
             return 0
-        mine = part_of(folder, self._place.rank)
+        mine = rank_file(folder, self._place.rank)
         kept = torch.load(mine, weights_only=True, map_location="cpu")
         strategy.load(kept["state"])
         return int(kept["step"])
@@ -51,13 +51,15 @@ class Checkpoints:
             return
         every = config.save_every
         if step == config.steps or (every is not None and step % every == 0):
-            self._write(folder_of(config, step), step, strategy)
+            self._write(checkpoint_dir(config, step), step, strategy)
 
     def _write(self, folder: Path, step: int, strategy: Strategy) -> None:
         """All ranks write beside the folder; the first one renames when all have."""
         unfinished = folder.with_name(folder.name + ".part")
         unfinished.mkdir(parents=True, exist_ok=True)
-        torch.save({"step": step, "state": strategy.state()}, part_of(unfinished, self._place.rank))
+        torch.save(
+            {"step": step, "state": strategy.state()}, rank_file(unfinished, self._place.rank)
+        )
         _wait_for_all()
         if self._place.rank == 0:
             told = json.dumps(facts(self._config), indent=1)

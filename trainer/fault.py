@@ -1,4 +1,4 @@
-"""A delay put into training on purpose: `KIND:RANK:MS`. No torch here; `delays` makes it happen."""
+"""A delay injected into training: `KIND:RANK:MS`. Torch-free; `fault_injection` injects it."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def serve(fd: int) -> None:
         while True:
             for ready in wait([control, wake]):
                 if ready is control:
-                    _obey(control, alive)
+                    _handle_request(control, alive)
                 else:
                     os.read(wake, 512)
                     _reap(control, alive)
@@ -192,7 +192,7 @@ def _wake_on_child_exit() -> tuple[int, int]:
     return read, write
 
 
-def _obey(control: Connection[Answer, _Fork | _Kill], alive: set[int]) -> None:
+def _handle_request(control: Connection[Answer, _Fork | _Kill], alive: set[int]) -> None:
     request = control.recv()
     if isinstance(request, _Kill):
         if request.pid in alive:

@@ -34,7 +34,7 @@ from .messages import (
     RunStarted,
     Stopped,
 )
-from .resume import resumed_from
+from .resume import find_checkpoint
 
 SETTLE_S = 0.5
 """Time for the cause of trouble to show: a killed rank's peers may be heard of before it is."""
@@ -113,7 +113,7 @@ def launch(
         raise ConfigError("training needs torch: pip install torch numpy")
     for config in configs:
         check_fits(config)
-        resumed_from(config)
+        find_checkpoint(config)
     tell = _ignore if on_event is None else on_event
     names = list(run_ids) or [new_run_id(config.strategy) for config in configs]
     with ExitStack() as stack:
@@ -143,10 +143,10 @@ class _Rank:
     @property
     def in_trouble(self) -> bool:
         """It failed, was ended by somebody, or exited without reporting."""
-        return self.gone_silently or isinstance(self.end, Failed | Stopped)
+        return self.exited_silently or isinstance(self.end, Failed | Stopped)
 
     @property
-    def gone_silently(self) -> bool:
+    def exited_silently(self) -> bool:
         """It was killed, or left before it was done, with nothing said that would explain it."""
         if self.exit_code is None:
             return False
@@ -173,7 +173,7 @@ class _Run:
         with ExitStack() as pipes:
             try:
                 self._wait_until(lambda: self.server.ready)
-                if not self._troubled():
+                if not self._in_trouble():
                     self._start(pipes)
                 self._wait_until(self._all_gone)
                 if self.stop.signum is None:
@@ -233,7 +233,7 @@ class _Run:
     def _all_gone(self) -> bool:
         return all(rank.exit_code is not None for rank in self.ranks)
 
-    def _troubled(self) -> bool:
+    def _in_trouble(self) -> bool:
         return self.stop.signum is not None or any(rank.in_trouble for rank in self.ranks)
 
     def _wait_until(self, reached: Callable[[], bool], patience_s: float | None = None) -> None:
@@ -241,15 +241,15 @@ class _Run:
         deadline_s = None if patience_s is None else time.monotonic() + patience_s
         while not self.server_gone and not reached():
             if deadline_s is None:
-                if self._troubled():
+                if self._in_trouble():
                     return
-                self._take_in(None)
+                self._process_messages(None)
             elif (left_s := deadline_s - time.monotonic()) > 0:
-                self._take_in(left_s)
+                self._process_messages(left_s)
             else:
                 return
 
-    def _take_in(self, patience_s: float | None) -> None:
+    def _process_messages(self, patience_s: float | None) -> None:
         by_pipe = {rank.pipe: rank for rank in self.ranks if not rank.pipe.closed}
         sources: list[Any] = [self.server.control, *by_pipe]
         if self.stop.signum is None:
@@ -257,11 +257,11 @@ class _Run:
         ready = wait(sources, patience_s)
         for pipe, rank in by_pipe.items():
             if pipe in ready:
-                self._hear(rank)
+                self._on_message(rank)
         if self.server.control in ready:
-            self._hear_server()
+            self._on_server_message()
 
-    def _hear(self, rank: _Rank) -> None:
+    def _on_message(self, rank: _Rank) -> None:
         try:
             message = rank.pipe.recv()
         except (EOFError, OSError):
@@ -276,7 +276,7 @@ class _Run:
         else:
             rank.end = message
 
-    def _hear_server(self) -> None:
+    def _on_server_message(self) -> None:
         try:
             answer = self.server.receive()
         except (EOFError, OSError):
@@ -288,7 +288,7 @@ class _Run:
             for rank in self.ranks:
                 if rank.pid == answer.pid and rank.exit_code is None:
                     while not rank.pipe.closed:  # what it said last comes before its end
-                        self._hear(rank)
+                        self._on_message(rank)
                     rank.exit_code = answer.exit_code
 
     def _verdict(self) -> RunEnded:
@@ -304,8 +304,8 @@ class _Run:
         )
         if not self.server_gone and not any(rank.in_trouble for rank in self.ranks):
             return RunEnded(self.run_id, self.config, 0, memory=memory)
-        reason, trace, ran_out = self._cause()
-        return RunEnded(self.run_id, self.config, 1, reason, trace, memory, ran_out)
+        reason, trace, oom_device = self._cause()
+        return RunEnded(self.run_id, self.config, 1, reason, trace, memory, oom_device)
 
     def _cause(self) -> tuple[str, str, str]:
         """What began the trouble: a line, a traceback if any, a device that ran out of memory.
@@ -314,12 +314,12 @@ class _Run:
         it is gone.
         """
         for rank in self.ranks:
-            if rank.gone_silently and rank.exit_code is not None:
+            if rank.exited_silently and rank.exit_code is not None:
                 return _gone(rank.number, rank.pid, rank.exit_code), "", ""
         failures = [(r.end.at_ns, r, r.end) for r in self.ranks if isinstance(r.end, Failed)]
         if failures:
             _, rank, failure = min(failures, key=lambda item: item[0])
-            return f"rank {rank.number}: {failure.reason}", failure.trace, failure.ran_out
+            return f"rank {rank.number}: {failure.reason}", failure.trace, failure.oom_device
         for rank in self.ranks:
             if isinstance(rank.end, Stopped):
                 name = signal.Signals(rank.end.signum).name

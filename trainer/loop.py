@@ -11,8 +11,8 @@ from dpwatch.probe.api import ProbeLike
 from .checkpoint import Checkpoints
 from .config import TrainConfig
 from .data import loader
-from .delays import Delays
-from .place import Place
+from .fault_injection import FaultInjector
+from .rank_place import RankPlace
 from .strategies import build
 
 PROGRESS_S = 1.0
@@ -24,7 +24,7 @@ Progress = Callable[[int, float, float], None]
 
 def train(
     config: TrainConfig,
-    place: Place,
+    place: RankPlace,
     probe: ProbeLike,
     *,
     progress: Progress,
@@ -44,13 +44,13 @@ def train(
     """
     told_s = time.monotonic()
     with (
-        Delays(config, place, probe) as delays,
-        closing(build(config, place, delays.probe)) as strategy,
+        FaultInjector(config, place, probe) as faults,
+        closing(build(config, place, faults.probe)) as strategy,
     ):
         checkpoints = Checkpoints(config, place)
         done = told = first = checkpoints.resume(strategy)
         batches = loader(config, rank=place.rank, ranks=place.world_size, first=first)
-        for tokens in delays.steps(batches):
+        for tokens in faults.steps(batches):
             loss = strategy.step(tokens)
             done += 1
             now_s = time.monotonic()

@@ -80,14 +80,14 @@ class Failed:
         trace: The whole traceback.
         at_ns: When, by this host's CLOCK_MONOTONIC: the first failure brings the others about.
         memory: Its devices, where they are limited.
-        ran_out: The device that had no memory left, "" where that wasn't the cause.
+        oom_device: The device that had no memory left, "" where that wasn't the cause.
     """
 
     reason: str
     trace: str
     at_ns: int
     memory: tuple[DeviceMemory, ...] = ()
-    ran_out: str = ""
+    oom_device: str = ""
 
 
 End = Finished | Stopped | Failed
@@ -121,7 +121,7 @@ class RunEnded:
         reason: One line for a person, "" when finished or stopped.
         trace: The failed rank's traceback, "" where there is none.
         memory: All devices, where they are limited and their ranks could tell.
-        ran_out: The device that ran out of memory first, "" where that wasn't the cause.
+        oom_device: The device that ran out of memory first, "" where that wasn't the cause.
     """
 
     run_id: str
@@ -130,18 +130,18 @@ class RunEnded:
     reason: str = ""
     trace: str = ""
     memory: tuple[DeviceMemory, ...] = ()
-    ran_out: str = ""
+    oom_device: str = ""
 
 
 Event = RunStarted | RunProgress | RunEnded
 
 
 def failed(
-    error: BaseException, memory: tuple[DeviceMemory, ...] = (), ran_out: str = ""
+    error: BaseException, memory: tuple[DeviceMemory, ...] = (), oom_device: str = ""
 ) -> Failed:
     """The message for an exception: its first line, and the traceback."""
     trace = "".join(traceback.format_exception(error))
-    return Failed(one_line(error), trace, time.monotonic_ns(), memory, ran_out)
+    return Failed(one_line(error), trace, time.monotonic_ns(), memory, oom_device)
 
 
 def one_line(error: BaseException) -> str:

@@ -20,13 +20,13 @@ _FREE = ("steps", "save", "save_every", "resume", "gpu_mem_bytes")
 """Fields of the configuration that may differ from the checkpoint's."""
 
 
-def folder_of(config: TrainConfig, step: int) -> Path:
+def checkpoint_dir(config: TrainConfig, step: int) -> Path:
     """Where the checkpoint after `step` steps goes."""
     assert config.save is not None
     return Path(config.save) / config.strategy / f"step-{step:08d}"
 
 
-def part_of(folder: Path, rank: int) -> Path:
+def rank_file(folder: Path, rank: int) -> Path:
     """A rank's file."""
     return folder / f"rank-{rank}.pt"
 
@@ -40,7 +40,7 @@ def facts(config: TrainConfig) -> dict[str, object]:
     }
 
 
-def resumed_from(config: TrainConfig) -> Path | None:
+def find_checkpoint(config: TrainConfig) -> Path | None:
     """The newest checkpoint that the configuration asks to go on from, None if it asks for none.
 
     Raises:
@@ -65,7 +65,7 @@ def resumed_from(config: TrainConfig) -> Path | None:
                 f"the checkpoint in {folder} has {name} = {theirs.get(name)}, and this run {mine}; "
                 "give the same to go on from it"
             )
-    missing = [r for r in range(config.processes) if not part_of(folder, r).is_file()]
+    missing = [r for r in range(config.processes) if not rank_file(folder, r).is_file()]
     if missing:
-        raise ConfigError(f"{part_of(folder, missing[0])} is missing; take another checkpoint")
+        raise ConfigError(f"{rank_file(folder, missing[0])} is missing; take another checkpoint")
     return folder

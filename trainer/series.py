@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 from .config import ConfigError, TrainConfig
+from .console import print_end, print_error
 from .forkserver import ForkServer
 from .launch import StopSwitch, launch
-from .telling import complain, show_end
 
 USAGE = 2
 
@@ -69,7 +69,7 @@ class Series:
         return launch(
             configs,
             run_ids=run_ids,
-            on_event=show_end,
+            on_event=print_end,
             stop=stop,
             server=server,
             ranks_print=True,
@@ -85,7 +85,7 @@ def main() -> int:
         try:
             return Series.from_json(sys.stdin.read()).train(stop)
         except ConfigError as error:
-            complain(str(error))
+            print_error(str(error))
             return USAGE
 
 

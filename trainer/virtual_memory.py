@@ -37,47 +37,47 @@ _LIFTS = "aten::lift_fresh"
 class Books:
     """Bytes in use and their highest, by device.
 
-    A free may come in a destructor, on any thread, even in the midst of `take`: it only goes on a
-    queue (appending is atomic), which whoever needs the sums works off first.
+    A free may happen in a destructor, on any thread, even in the middle of `allocate`. So it is
+    only appended to a queue (an atomic operation), which is drained before the sums are read.
     """
 
     def __init__(self, devices: Sequence[DeviceInfo]) -> None:
         self.devices = devices
-        self.ran_out = ""
+        self.oom_device = ""
         self._in_use = [0] * len(devices)
         self._peak = [0] * len(devices)
         self._freed: deque[tuple[int, int]] = deque()
         self._lock = threading.Lock()
 
-    def take(self, device: int, nbytes: int) -> None:
+    def allocate(self, device: int, nbytes: int) -> None:
         """Counts an allocation.
 
         Raises:
             torch.OutOfMemoryError: The device has not that much left; nothing is counted.
         """
         with self._lock:
-            self._settle()
+            self._apply_frees()
             total = self._in_use[device] + nbytes
             capacity = self.devices[device].capacity_bytes
             if capacity is not None and total > capacity:
-                self.ran_out = self.ran_out or self.devices[device].name
+                self.oom_device = self.oom_device or self.devices[device].name
                 raise torch.OutOfMemoryError(self._refusal(device, nbytes, capacity))
             self._in_use[device] = total
             self._peak[device] = max(self._peak[device], total)
 
-    def give_back(self, device: int, nbytes: int) -> None:
+    def free(self, device: int, nbytes: int) -> None:
         """Counts a free, at once as far as anyone can tell."""
         self._freed.append((device, nbytes))
 
     def move(self, nbytes: int, src: int, dst: int) -> None:
         """What counted for one device is another's."""
-        self.give_back(src, nbytes)
-        self.take(dst, nbytes)
+        self.free(src, nbytes)
+        self.allocate(dst, nbytes)
 
     def in_use(self) -> list[int]:
         """Bytes by device, now."""
         with self._lock:
-            self._settle()
+            self._apply_frees()
             return list(self._in_use)
 
     def report(self) -> tuple[DeviceMemory, ...]:
@@ -87,7 +87,7 @@ class Books:
             for device, peak in zip(self.devices, self._peak, strict=True)
         )
 
-    def _settle(self) -> None:
+    def _apply_frees(self) -> None:
         while self._freed:
             device, nbytes = self._freed.popleft()
             self._in_use[device] -= nbytes
@@ -206,15 +206,15 @@ class VirtualMemory:
         if block is None:
             self._follow(storage, nbytes)
         elif nbytes > block.nbytes:
-            self.books.take(block.device, nbytes - block.nbytes)
+            self.books.allocate(block.device, nbytes - block.nbytes)
             block.nbytes = nbytes
         elif nbytes < block.nbytes:
-            self.books.give_back(block.device, block.nbytes - nbytes)
+            self.books.free(block.device, block.nbytes - nbytes)
             block.nbytes = nbytes
 
     def _follow(self, storage: Storage, nbytes: int) -> None:
         block = _Block(self._here.device, nbytes)
-        self.books.take(block.device, nbytes)
+        self.books.allocate(block.device, nbytes)
         ref = _BlockRef(storage, self._freed)
         ref.block, ref.key = block, storage._cdata
         block.ref = ref
@@ -226,7 +226,7 @@ class VirtualMemory:
         block = ref.block
         self._blocks.pop(ref.key, None)
         block.ref = None
-        self.books.give_back(block.device, block.nbytes)
+        self.books.free(block.device, block.nbytes)
 
     def _watch_resize(self) -> None:
         """FSDP and ZeRO-3 free parameters by resizing their storages to nothing."""

@@ -21,12 +21,12 @@ import dpwatch
 from dpwatch.probe.api import ProbeLike
 
 from .config import TrainConfig, require
-from .limit import DeviceLimit, NoLimit, limit_memory
+from .console import print_progress
 from .loop import train
+from .memory_limit import DeviceLimit, NoLimit, limit_memory
 from .messages import End, Failed, Finished, Job, Progress, RankMessage, Stopped, failed
-from .place import Place, find_place
+from .rank_place import RankPlace, find_rank_place
 from .strategies import check
-from .telling import show_progress
 
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
@@ -130,7 +130,7 @@ def _run_rank(
         probe = _watch(config, place)
         if require(config.strategy).distributed:
             join("gloo" if place.virtual else "nccl")
-        told = limit.told_by(probe)
+        told = limit.wrap_probe(probe)
         progress = _progress(config, place, tell, prints=prints)
         done = train(config, place, told, progress=progress, stopping=stop)
     except Exception as error:  # noqa: BLE001 - whatever it is, the launcher tells it in one line
@@ -151,10 +151,10 @@ def _run_rank(
 
 
 def _failure(error: Exception, limit: DeviceLimit) -> Failed:
-    return failed(error, limit.report(), limit.ran_out(error))
+    return failed(error, limit.report(), limit.oom_device(error))
 
 
-def _watch(config: TrainConfig, place: Place) -> ProbeLike:
+def _watch(config: TrainConfig, place: RankPlace) -> ProbeLike:
     return dpwatch.watch(
         strategy=config.strategy,
         title=place.title(config),
@@ -163,11 +163,11 @@ def _watch(config: TrainConfig, place: Place) -> ProbeLike:
     )
 
 
-def _place_from_environment(config: TrainConfig) -> Place:
+def _place_from_environment(config: TrainConfig) -> RankPlace:
     rank, world_size, local_rank, local_ranks = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
-    return find_place(
+    return find_rank_place(
         config,
         rank=rank,
         world_size=world_size,
@@ -177,12 +177,12 @@ def _place_from_environment(config: TrainConfig) -> Place:
 
 
 def _progress(
-    config: TrainConfig, place: Place, tell: Tell, *, prints: bool
+    config: TrainConfig, place: RankPlace, tell: Tell, *, prints: bool
 ) -> Callable[[int, float, float], None]:
     def progress(step: int, loss: float, samples_per_s: float) -> None:
         now = Progress(step, loss, samples_per_s)
         if prints:
-            show_progress(config, now)
+            print_progress(config, now)
         if place.rank == 0:
             tell(now)
 

@@ -33,7 +33,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Makes keys where there are none, and tells of them; secrets are never printed."""
-    from dpwatch.wire.keys import KeysError, keys_path, load_keys, make_keys
+    from dpwatch.runtime.curve_keys import KeysError, keys_path, load_keys, make_keys
 
     folder = keys_path()
     try:

@@ -126,7 +126,7 @@ def environment(
         memory: How it is measured; None: as this environment says.
     """
     import dpwatch
-    from dpwatch.wire.requests import SESSION, SESSION_DIR
+    from dpwatch.runtime.hub_request import SESSION, SESSION_DIR
 
     hook = str(Path(dpwatch.__file__).parent / "hook")
     path = os.environ.get("PYTHONPATH")
@@ -160,7 +160,7 @@ class Watching:
     @classmethod
     def prepared(cls) -> Watching:
         """Finds a place for the runs; says what is amiss with the usual one."""
-        from dpwatch.wire.paths import RuntimeDirError, private_dir, runtime_dir
+        from dpwatch.runtime.paths import RuntimeDirError, private_dir, runtime_dir
 
         try:
             return cls(runtime_dir(for_runs=True))
@@ -184,7 +184,7 @@ class Watching:
 
     def follow(self, command: Command, alerts: Alerts) -> list[Run]:
         """Follows the command's runs to its end. Returns: all of them, in the order they began."""
-        from dpwatch.wire.paths import FALLBACK
+        from dpwatch.runtime.paths import FALLBACK
 
         try:
             return [] if self.place is None else self._followed(self.place, command, alerts)
@@ -199,9 +199,9 @@ class Watching:
     def _followed(self, place: Path, command: Command, alerts: Alerts) -> list[Run]:
         # Only now: ZeroMQ's threads must not be there when the command is forked off.
         from dpwatch.hub.nursery import Nursery
+        from dpwatch.runtime.hub_request import Session
         from dpwatch.viewer.follow import Watcher
         from dpwatch.viewer.local_runs import LocalRuns
-        from dpwatch.wire.requests import Session
 
         with closing(Session(place, self.session)), closing(Nursery()) as nursery:
             # A run over several hosts has an id that all of these share, and not this session's.

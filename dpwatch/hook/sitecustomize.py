@@ -1,21 +1,21 @@
-"""How `dpwatch run` gets into training processes: Python runs this file as it starts.
+"""How `dpwatch run` gets into training processes: Python runs this file at startup.
 
-`dpwatch run` puts this folder first on PYTHONPATH, which launchers (torchrun, accelerate, mp.spawn)
-hand on. Python then finds this `sitecustomize` before the user's own. It
+`dpwatch run` puts this directory first on PYTHONPATH, which launchers (torchrun, accelerate,
+mp.spawn) pass on. Python then finds this `sitecustomize` before the user's own. It
 
-1. takes every trace of its folder out of `sys.path` again;
-2. waits for torch to be imported, and marks what is called first of all by whoever trains: by
-   `init_process_group` (a rank) and by an optimizer's constructor. Launchers and DataLoader workers
-   call neither, and stay as they are;
-3. starts the probe at the first such call, and takes the marks away;
-4. goes on with the `sitecustomize` that would have run without this one, or fails as Python does
-   where there is none.
+1. removes its directory from `sys.path` again;
+2. waits for torch to be imported, and hooks what every training process calls first:
+   `init_process_group` (a rank) and an optimizer's constructor. Launchers and DataLoader workers
+   call neither, and are not affected;
+3. starts the probe at the first such call, and removes the hooks;
+4. continues with the `sitecustomize` that would have run without this one, or fails as Python does
+   if there is none.
 
-A process that does not import torch is not touched, and pays well under a millisecond: until 3,
-neither dpwatch nor anything that Python itself has not loaded yet is imported.
+A process that does not import torch is not touched, and pays well under a millisecond: until step
+3, neither dpwatch nor anything that Python itself has not loaded yet is imported.
 
-The marks lie in places that no script holds, compares, pickles or looks at, so that public names
-stay the objects they are, and no frame of this file stands in a traceback.
+The hooks are in places that no script holds, compares, pickles or inspects, so that public names
+stay the objects they are, and no frame of this file appears in a traceback.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _GROUPS, _OPTIMIZERS = "torch.distributed.distributed_c10d", "torch.optim.optimi
 
 
 class _Lookout:
-    """A finder that finds nothing: at each import it sees whether torch is there by now.
+    """A finder that finds nothing: at each import it checks whether torch has been imported.
 
-    To stand around the execution of torch's modules instead would put a frame under them, which
-    warnings and tracebacks show.
+    Wrapping the execution of torch's modules instead would add a frame below them, which warnings
+    and tracebacks show.
     """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
@@ -45,7 +45,7 @@ class _Lookout:
 
 
 class _Marks:
-    """What is in place of torch's own meanwhile, and how to put that back."""
+    """The hooks on torch, and how to remove them."""
 
     def __init__(self) -> None:
         self._lookout: _Lookout | None = None
@@ -53,7 +53,7 @@ class _Marks:
         self._undo: list[Callable[[], None]] = []
 
     def set(self) -> None:
-        """Waits for the first call from now on. In this process, and in those forked from it."""
+        """Waits for the first call from now on, in this process and in those forked from it."""
         self.clear()
         self._wanted = {_GROUPS: self._mark_groups, _OPTIMIZERS: self._mark_optimizers}
         self._lookout = _Lookout()
@@ -61,7 +61,7 @@ class _Marks:
         self.look()
 
     def look(self) -> None:
-        """Marks what has been imported, as soon as what is to be marked is defined."""
+        """Installs each hook as soon as what it hooks has been imported and defined."""
         for name in [name for name in self._wanted if name in sys.modules]:
             try:
                 marked = self._wanted[name](sys.modules[name])
@@ -76,7 +76,7 @@ class _Marks:
             self._stop_looking()
 
     def clear(self) -> bool:
-        """Puts everything back. Returns: whether anything was marked."""
+        """Removes everything. Returns: whether any hook was installed."""
         self._wanted.clear()
         self._stop_looking()
         undo, self._undo = self._undo, []
@@ -92,8 +92,8 @@ class _Marks:
     def _mark_groups(self, module: Any) -> bool:
         names = ["rendezvous", "_update_default_pg"]
         if not hasattr(module, "destroy_process_group"):
-            return False  # not all of it has been executed
-        if not all(hasattr(module, name) for name in names):  # private: another torch
+            return False  # the module is still being executed
+        if not all(hasattr(module, name) for name in names):  # private names: another torch
             names = ["init_process_group"]
         for name in names:
             self._replace(module, name, _calling(getattr(module, name)))
@@ -120,7 +120,7 @@ class _Marks:
 
 
 class _Notice:
-    """A method that is looked up for the first time: nothing of ours is there when it runs."""
+    """A method that is looked up for the first time; when it runs, no frame of ours is left."""
 
     def __init__(self, method: Any) -> None:
         self._method = method
@@ -150,12 +150,12 @@ _MARKS = _Marks()
 
 
 def _start() -> None:
-    """Starts the probe, once the marks are set; whatever is wrong with it, the script goes on."""
+    """Starts the probe once the hooks are removed; the script goes on whatever goes wrong in it."""
     if not _MARKS.clear() or "DPWATCH_SESSION" not in os.environ:
         return
     try:
-        from dpwatch.probe import watch_unasked
-    except Exception as error:  # such as no dpwatch in this Python
+        from dpwatch.probe import watch_implicitly
+    except Exception as error:  # for instance, dpwatch is not installed in this Python
         if _is_foreign(error):
             raise
         if sys.stderr is not None:
@@ -164,11 +164,11 @@ def _start() -> None:
                 "dpwatch must be installed beside torch\n"
             )
         return
-    watch_unasked(_MARKS.set)
+    watch_implicitly(_MARKS.set)
 
 
 def _is_foreign(error: Exception) -> bool:
-    """See `dpwatch.probe.foreign`, whose package may be what can't be imported."""
+    """See `dpwatch.probe.foreign`, whose package may be what cannot be imported."""
     from runpy import run_path
 
     path = os.path.join(os.path.dirname(_FOLDER), "probe", "foreign.py")
@@ -180,5 +180,5 @@ sys.path_importer_cache.pop(_FOLDER, None)
 if os.environ.get("DPWATCH") != "0" and "DPWATCH_SESSION" in os.environ:
     _MARKS.set()
 sys.modules.pop("sitecustomize", None)
-# Another one, or Python's own error that there is none.
+# The user's own, or Python's error that there is none.
 import sitecustomize  # noqa: E402, F401

@@ -17,8 +17,8 @@ import msgspec
 
 from dpwatch.hub.processes import runs
 from dpwatch.run.state.run_state import RunState
+from dpwatch.runtime.kept_runs import DRAFT
 from dpwatch.wire.arrays import packed, unpacked
-from dpwatch.wire.kept_runs import DRAFT
 from dpwatch.wire.messages import PROTOCOL_VERSION
 
 EVERY_S = 1.0

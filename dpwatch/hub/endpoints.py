@@ -13,8 +13,8 @@ from pathlib import Path
 
 import zmq
 
+from dpwatch.runtime.paths import RunDir, RunInfo
 from dpwatch.wire import transport
-from dpwatch.wire.paths import RunDir, RunInfo
 
 PLACES = 8
 """How often a hub makes its place anew; who is stronger than that may have it."""
@@ -72,7 +72,7 @@ class Doors:
                 raise OSError("another hub has come")
             self._let_go()
             self._lock, self._lock_mark = lock, _mark(place.lock_file)
-        for name in ("in", "out", "ask"):
+        for name in ("in", "ask"):
             with contextlib.suppress(FileNotFoundError):
                 (place.path / name).unlink()
         for endpoint, socket in self._sockets.items():

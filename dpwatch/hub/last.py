@@ -12,9 +12,9 @@ from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.derive.verdict import ended
 from dpwatch.run.derive.view_messages import ViewWriter
 from dpwatch.run.state.run_state import RunState
-from dpwatch.wire.kept_runs import FOLDER, MOST_BYTES, KeptView, newest_first
+from dpwatch.runtime.kept_runs import FOLDER, MOST_BYTES, KeptView, newest_first
+from dpwatch.runtime.run_dir import FALLBACK, check_private
 from dpwatch.wire.messages import PROTOCOL_VERSION
-from dpwatch.wire.run_dir import FALLBACK, check_private
 
 MOST = 8
 """Runs that are kept."""

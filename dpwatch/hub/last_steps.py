@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from dpwatch.wire import last_step
+from dpwatch.runtime import last_step
 
 MOST = 4096
 """Processes; of more, the last heartbeat says it."""

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NoReturn
 
-from dpwatch.wire.run_dir import RunDir
-from dpwatch.wire.spawn import hub_environment
+from dpwatch.runtime.run_dir import RunDir
+from dpwatch.runtime.spawn import hub_environment
 
 
 class Nursery:

@@ -13,7 +13,7 @@ import os
 import resource
 from pathlib import Path
 
-from dpwatch.wire import limits
+from dpwatch.runtime import cgroup_limits
 
 LOOK_S = 0.1
 LEAST_BYTES = 1 << 30
@@ -91,4 +91,4 @@ def _resident_bytes() -> int:
 
 def _quarter() -> int:
     host = os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
-    return max(LEAST_BYTES, min(limits.memory_limit() or host, host) // 4)
+    return max(LEAST_BYTES, min(cgroup_limits.memory_limit() or host, host) // 4)

@@ -38,9 +38,10 @@ from dpwatch.run.state.encoding import encode
 from dpwatch.run.state.exits import joined, seen
 from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.run_state import RunState, kept_earlier
+from dpwatch.runtime.listing import clear_all
+from dpwatch.runtime.paths import HUB_FILES, RunDir, RunInfo, clean_run_id, host_name
+from dpwatch.runtime.stack_request import STACKS_REQUEST, encode_request
 from dpwatch.wire import codec, transport
-from dpwatch.wire.asking import STACKS_REQUEST, encode_request
-from dpwatch.wire.listing import clear_all
 from dpwatch.wire.messages import (
     HUB_RANK,
     PROTOCOL_VERSION,
@@ -53,10 +54,8 @@ from dpwatch.wire.messages import (
     Silent,
     Tick,
 )
-from dpwatch.wire.paths import HUB_FILES, RunDir, RunInfo, clean_run_id, host_name
 from dpwatch.wire.viewer_messages import (
     COMMAND_REQUEST,
-    PRESENT,
     STATE,
     STATE_REQUEST,
     VIEW_REQUEST,
@@ -72,7 +71,7 @@ EMPTY_S = 60.0
 """How long it waits for a first rank."""
 
 MOST_S = 3600.0
-"""How long viewers alone (a stopped one, say) can keep it."""
+"""How long viewers alone can keep it."""
 
 OWES_S = 180.0
 """How long it waits for a head that it was cut off from, to tell how its ranks have ended."""
@@ -138,14 +137,12 @@ class Hub:
         self._asking = Asking(place.stacks_file, self.host)
         asked = [rank.dump.asked for rank in self.state.ranks.values()]
         self._asking.catch_up(max(asked, default=0) + 1)
-        self._is_watched = False
         self._views = Views()
         self._stopping = False
         self._idle_since = self._started = time.monotonic()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._clear_sockets()
         self._intake = transport.pull_socket(self._context, place.ingest)
-        self._outlet = transport.publish_socket(self._context, place.publish)
         self._answers = transport.answer_socket(self._context, place.ask)
         self._joining = Joining(
             self._context,
@@ -163,7 +160,6 @@ class Hub:
             place,
             {
                 place.ingest: self._intake,
-                place.publish: self._outlet,
                 place.ask: self._answers,
             },
             RunInfo(place.run_id, self.host, os.getpid(), time.time(), PROTOCOL_VERSION, session),
@@ -185,7 +181,7 @@ class Hub:
 
     def serve(self) -> None:
         """Runs until nobody needs the hub."""
-        for each in (self._intake, self._outlet, self._answers):
+        for each in (self._intake, self._answers):
             self._poller.register(each, zmq.POLLIN)
         tick_at = look_at = time.monotonic()
         while not self._stopping:
@@ -193,8 +189,6 @@ class Hub:
             self._poller.modify(self._answers, zmq.POLLIN if now >= self._answer_at else 0)
             due = min(tick_at, look_at, *([self._answer_at] if now < self._answer_at else ()))
             ready = dict(self._poller.poll(max(0, int((due - now) * 1e3))))
-            if self._outlet in ready:
-                self._count_viewers()
             if self._intake in ready:
                 self._take_in()
             if self._answers in ready:
@@ -217,7 +211,7 @@ class Hub:
 
     def close(self) -> None:
         """Closes the sockets and clears the run's folder away, if it is still this hub's."""
-        for each in (self._intake, self._outlet, self._answers):
+        for each in (self._intake, self._answers):
             each.close(linger=200)
         self._processes.close()
         self._last_steps.close()
@@ -274,7 +268,7 @@ class Hub:
             if self._is_impostor(batch):
                 continue
             self._begin_anew(batch)
-            self._publish(batch, frame)
+            self._apply(batch, frame)
             is_new = batch.host == self.host and not self._processes.watches(batch.pid)
             if is_new and batch.rank in self.state.ranks:
                 self._watch(batch.pid)
@@ -300,7 +294,7 @@ class Hub:
 
     def take_frame(self, batch: Batch) -> None:
         """A frame from another host's hub, in this host's time."""
-        self._publish(batch, codec.encode(batch))
+        self._apply(batch, codec.encode(batch))
 
     def take_state(self, host: str, part: RunState) -> None:
         """All that another host's hub knows, in this host's time."""
@@ -364,14 +358,14 @@ class Hub:
         if told is not None and told != rank.bye:
             self._say(rank.rank, rank.pid, told)
 
-    def _publish(self, batch: Batch, frame: bytes) -> None:
+    def _apply(self, batch: Batch, frame: bytes) -> None:
         try:
             run = advance(self.state, batch)
         except Exception as error:  # noqa: BLE001 - one frame must not cost the run its hub
-            self._failures.again(codec.told(error))
+            self._failures.again(codec.describe_error(error))
             return  # nodes' heads miss its number, and ask for the state as it is here
         if run is not None:
-            self._views.reviewed(run)
+            self._views.reviewed(self.state, run)
         self._joining.forward(self.state.frames, frame, of_rank=batch.rank != HUB_RANK)
 
     def _answer(self) -> None:
@@ -384,7 +378,7 @@ class Hub:
         try:
             answer = self._answer_to(request)
         except Exception as error:  # noqa: BLE001 - a state that can't be told
-            self._failures.again(codec.told(error))
+            self._failures.again(codec.describe_error(error))
         else:
             if answer:
                 self._answers.send_multipart([viewer, answer])
@@ -426,12 +420,6 @@ class Hub:
             self._asking.take(encode_request(mine))
             self._ask_ranks()
 
-    def _count_viewers(self) -> None:
-        """A viewer subscribes as long as it is there."""
-        said = self._outlet.recv()
-        if said[1:] == PRESENT:
-            self._is_watched = said[:1] == b"\x01"
-
     def _tick(self) -> None:
         self._hold_the_place()
         records = [Tick(self._silent()), *self._joining.tick()]
@@ -453,7 +441,7 @@ class Hub:
         patience_s = self.linger_s if self.state.ranks else max(EMPTY_S, self.linger_s)
         if self._joining.owes:
             patience_s = max(patience_s, OWES_S)
-        if idle_s > MOST_S or (idle_s > patience_s and not self._is_watched):
+        if idle_s > MOST_S or (idle_s > patience_s and not self._views.is_watched):
             self.stop()
 
     def _silent(self) -> list[Silent]:
@@ -486,7 +474,7 @@ class Hub:
             wall_ns=time.time_ns(),
             records=list(records),
         )
-        self._publish(batch, codec.encode(batch))
+        self._apply(batch, codec.encode(batch))
 
     def _is_lost(self, rank: RankState) -> bool:
         if rank.host != self.host or self._processes.watches(rank.pid):

@@ -13,7 +13,7 @@ from dpwatch.hub.processes import state_of
 from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.stacks import PATIENCE_NS, STOPPED
-from dpwatch.wire.asking import MOST_RANKS, decode_request, write_asked
+from dpwatch.runtime.stack_request import MOST_RANKS, decode_request, write_request
 from dpwatch.wire.messages import Asked, Unanswered
 
 EVERY_S = 1.0
@@ -71,7 +71,7 @@ class Asking:
         self._next_s = now_s + EVERY_S
         self._number += 1
         asked = Asked(self._number, ranks if len(ranks) <= MOST_RANKS else [])
-        write_asked(self._file, asked)
+        write_request(self._file, asked)
         return asked
 
     def unanswered(self, state: RunState, now_ns: int) -> Iterator[Unanswered]:

@@ -1,4 +1,4 @@
-"""What runs inside the training process: it measures and streams, and never interferes."""
+"""Runs inside the training process: measures and streams, and never interferes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dpwatch.wire.messages import DeviceInfo
 if TYPE_CHECKING:
     from dpwatch.probe.probe import Probe
 
-__all__ = ["NullProbe", "ProbeLike", "current", "step", "watch", "watch_unasked"]
+__all__ = ["NullProbe", "ProbeLike", "current", "step", "watch", "watch_implicitly"]
 
 _lock = threading.Lock()
 _current: Probe | None = None
 _started = 0
-_again: Callable[[], None] | None = None
-"""Sets `dpwatch run`'s marks once more."""
+_rearm: Callable[[], None] | None = None
+"""Re-installs the hooks of `dpwatch run`."""
 
 
 def watch(
@@ -34,26 +34,26 @@ def watch(
     total_steps: int | None = None,
     memory: str | None = None,
 ) -> ProbeLike:
-    """Streams what this process's training does, from now until the end or `close`.
+    """Streams this process's training from now until it ends or `close` is called.
 
-    The calling thread is the training thread. A second call returns the same probe; where the
-    first was `dpwatch run`'s, which knows nothing of the run, what the second one says counts.
+    The calling thread is taken as the training thread. A second call returns the same probe. If the
+    first call was that of `dpwatch run`, which has no settings, the second one's settings apply.
 
         with dpwatch.watch(total_steps=1000):
             train()
 
     Args:
-        strategy: `single`, `dp`, `ddp`, …; "" if nobody knows.
-        title: What a person would call the run; the script's name by default.
-        devices: What this process drives; by default the device that the model lies on.
-        total_steps: Steps the run intends to do, if known.
+        strategy: `single`, `dp`, `ddp`, …; "" if unknown.
+        title: Human-readable name of the run; the script's name by default.
+        devices: The devices this process drives; by default the one that holds the model.
+        total_steps: Number of steps the run intends to do, if known.
         memory: `passive` or `exact` (docs/memory.md says what the latter may change); by default
-            what `DPWATCH_MEMORY` says, else `passive`.
+            the value of `DPWATCH_MEMORY`, else `passive`.
 
     Returns:
-        The process's probe, which is a context manager: at the end of its block the run is closed,
-        `failed` if an exception leaves it. With `DPWATCH=0`, or when the probe can't start (which
-        it says in one line on stderr), one that does nothing.
+        The process's probe. It is a context manager: leaving its block closes the run, as `failed`
+        if an exception leaves it. With `DPWATCH=0`, or if the probe cannot start (one line on
+        stderr says why), a probe that does nothing.
 
     Raises:
         Nothing of its own, neither here nor later.
@@ -61,40 +61,40 @@ def watch(
     if os.environ.get("DPWATCH") == "0" or sys.is_finalizing():
         return NullProbe()
     with _lock:
-        goes_on = _goes_on()
+        goes_on = _is_active()
         if _current is not None and goes_on:
-            _current.told(strategy=strategy, title=title, devices=devices,
+            _current.configure(strategy=strategy, title=title, devices=devices,
                           total_steps=total_steps, memory=memory)  # fmt: skip
             return _current
-        return _begun(
+        return _start(
             strategy=strategy, title=title, devices=devices, total_steps=total_steps, memory=memory
         )
 
 
-def watch_unasked(again: Callable[[], None]) -> None:
-    """What `dpwatch run` starts in a script that does not call `watch` itself, or not yet.
+def watch_implicitly(rearm: Callable[[], None]) -> None:
+    """Starts the probe for `dpwatch run`, in a script that has not called `watch` itself.
 
     Args:
-        again: Called where the next training is to be heard of as this one was: in a forked child,
-            and in a worker whose task is over.
+        rearm: Called when the next training should be detected like this one: in a forked child,
+            and in a pool worker whose task has ended.
     """
-    global _again
+    global _rearm
     if os.environ.get("DPWATCH") == "0":
         return
-    _again = again
+    _rearm = rearm
     with _lock:
-        if not _goes_on() and not isinstance(_begun(), NullProbe) and _current is not None:
-            _current.unasked = True
-            _current.when_idle = again
+        if not _is_active() and not isinstance(_start(), NullProbe) and _current is not None:
+            _current.implicit = True
+            _current.when_idle = rearm
             if _current.task is not None:  # the next one constructs an optimizer of its own
-                again()
+                rearm()
 
 
-def _goes_on() -> bool:
-    """Whether there is a probe at work.
+def _is_active() -> bool:
+    """Whether a probe is running.
 
-    A pool's worker trains task after task. The probe of one that is over makes room for the next,
-    which sends to the same place: the hub that is there begins anew.
+    A pool worker trains task after task. When a task ends, its probe makes room for the next one,
+    which sends to the same hub; the hub then starts over.
     """
     global _started
     if _current is None or _current.over:
@@ -106,7 +106,7 @@ def _goes_on() -> bool:
     return False
 
 
-def _begun(**told: Any) -> ProbeLike:
+def _start(**told: Any) -> ProbeLike:
     global _current, _started
     try:
         if "torch" not in sys.modules and _is_subinterpreter():
@@ -114,19 +114,19 @@ def _begun(**told: Any) -> ProbeLike:
         from dpwatch.probe.exit_hooks import prepare
         from dpwatch.probe.probe import Probe
 
-        prepare(_ended, _forked)
+        prepare(_on_exit, _on_fork)
         _current = Probe(incarnation=_started, before=_current, **told)
     except Exception as error:
         if is_foreign(error):
             raise
-        _say(error)
+        _print_error(error)
         return NullProbe()
     _started += 1
     return _current
 
 
 def _is_subinterpreter() -> bool:
-    """Whether this is not the process's main interpreter: in others torch's import hangs."""
+    """Whether this is not the main interpreter: importing torch hangs in any other."""
     for name in ("_interpreters", "_xxsubinterpreters"):  # of 3.13 and later, and before
         try:
             module = import_module(name)
@@ -136,7 +136,7 @@ def _is_subinterpreter() -> bool:
     return False
 
 
-def _say(error: Exception) -> None:
+def _print_error(error: Exception) -> None:
     if sys.stderr is not None:
         try:
             print(f"dpwatch: not watching this run: {error}", file=sys.stderr)  # noqa: T201
@@ -146,10 +146,10 @@ def _say(error: Exception) -> None:
 
 
 def step() -> None:
-    """Says that a training step ends here, for scripts whose steps are not their optimizer's.
+    """Marks the end of a training step, for scripts whose steps are not their optimizer's.
 
-    From the first call on only such calls end steps. To be called on the training thread, outside
-    of forward and backward, once a step; elsewhere, and without a probe, it does nothing.
+    From the first call on, only these calls end steps. Call it once per step on the training
+    thread, outside forward and backward; elsewhere, and without a probe, it does nothing.
 
     Raises:
         Nothing of its own.
@@ -159,24 +159,24 @@ def step() -> None:
 
 
 def current() -> ProbeLike | None:
-    """The probe at work in this process, None if there is none."""
+    """The running probe of this process, None if there is none."""
     return None if _current is None or _current.over else _current
 
 
-def _forked() -> None:
+def _on_fork() -> None:
     global _current, _lock, _started
     _lock = threading.Lock()
     parents, _current, _started = _current, None, 0
     if parents is not None:
         parents.forked()
-    if _again is not None:
-        _again()
+    if _rearm is not None:
+        _rearm()
 
 
-def _ended(error: BaseException | None) -> None:
+def _on_exit(error: BaseException | None) -> None:
     if _current is None or _current.over:
         return
     if error is None:
         _current.close(then="exit")
     else:
-        _current.failed_of(error, then="exit")
+        _current.close_failed(error, then="exit")

@@ -1,7 +1,7 @@
-"""What a trainer sees of the probe: `ProbeLike`, and `NullProbe`, which does nothing.
+"""The probe's interface: `ProbeLike`, and `NullProbe`, which does nothing.
 
-Code that is to run with and without a probe takes a `ProbeLike`. Importing this module imports
-no torch.
+Code that should run with and without a probe takes a `ProbeLike`. Importing this module does not
+import torch.
 """
 
 from __future__ import annotations
@@ -18,62 +18,63 @@ _NOTHING = nullcontext()  # reusable and re-entrant, so one serves every call
 
 @runtime_checkable
 class ProbeLike(Protocol):
-    """The probe's public face. No method blocks, raises into the caller, or touches a tensor."""
+    """The probe's public interface. Methods never block, raise, or touch a tensor."""
 
     def lane(self, device: int) -> AbstractContextManager[None]:
-        """This thread works for a device meanwhile.
+        """While entered, this thread works for a device.
 
         Args:
             device: Index into the devices that `watch` was given.
         """
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """The thread's device is in a phase of the step meanwhile.
+        """While entered, the thread's device is in a phase of the step.
 
         Args:
-            name: `data`, `h2d`, `forward`, `backward` or `optimizer`. Of nested phases the
-                outermost counts; any other name counts as `other`.
+            name: `data`, `h2d`, `forward`, `backward` or `optimizer`. If phases nest, the outermost
+                counts; any other name counts as `other`.
         """
 
     def transfer(self, kind: str, src: int, dst: int, nbytes: int) -> AbstractContextManager[None]:
         """Times one copy between two devices of this process.
 
         Args:
-            kind: What it is for, as Communication shows it: `scatter`, `gather`, …
-            src: Index of the device that sends …
-            dst: … and of the one that receives.
-            nbytes: Its payload, in bytes.
+            kind: Purpose of the copy, as shown in Communication: `scatter`, `gather`, ….
+            src: Index of the sending device.
+            dst: Index of the receiving device.
+            nbytes: Payload, in bytes.
         """
 
     def waiting(self) -> AbstractContextManager[None]:
-        """This thread waits for another one meanwhile: idle time, never GIL wait.
+        """While entered, this thread waits for another one: idle time, never GIL wait.
 
-        To be held around a join, a queue's `get`, a future's `result`: waits of the trainer's own
-        look like any other blocked time from outside.
+        Use it around a join, a queue's `get` or a future's `result`: from outside, the trainer's
+        own waits look like any other blocked time.
         """
 
     def owns(self, device: int) -> AbstractContextManager[None]:
-        """Storages this thread allocates meanwhile belong to `device`."""
+        """While entered, storages that this thread allocates belong to `device`."""
 
     def holds(self, device: int, *things: Module | Optimizer) -> None:
-        """Parameters, gradients and state of these lie on `device`; said before the first step.
+        """Declares that parameters, gradients and optimizer state of these live on `device`.
 
-        Only needed in a process that drives several devices, for what stays on one other than the
-        first from step to step. An optimizer's state lies where its parameter does.
+        Needed only in a process that drives several devices, before the first step, for what stays
+        on a device other than the first. An optimizer's state is assumed to be where its parameter
+        is.
         """
 
     def samples(self, n: int) -> None:
-        """Counts what the thread's device processes in this step.
+        """Adds to the number of samples that the thread's device processes in this step.
 
         Args:
             n: Batch elements; calls add up.
         """
 
     def loss(self, value: float) -> None:
-        """Tells this step's loss.
+        """Sets this step's loss.
 
         Args:
-            value: In whatever unit the script has; a later call in the same step replaces it.
+            value: The loss, in any unit; a later call in the same step replaces it.
         """
 
     def close(self, state: str = "finished", reason: str = "") -> None:
@@ -81,7 +82,7 @@ class ProbeLike(Protocol):
 
         Args:
             state: `finished` or `failed`.
-            reason: One line that says why it failed.
+            reason: Why it failed, in one line.
         """
 
     def __enter__(self) -> ProbeLike: ...
@@ -90,7 +91,7 @@ class ProbeLike(Protocol):
 
 
 class NullProbe:
-    """A probe that measures nothing: with `DPWATCH=0`, or where the probe could not start."""
+    """A probe that measures nothing: used with `DPWATCH=0`, or if the probe could not start."""
 
     def lane(self, device: int) -> AbstractContextManager[None]:
         """See `ProbeLike`."""

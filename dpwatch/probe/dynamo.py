@@ -1,8 +1,8 @@
-"""Keeps out of the way of torch.compile, without ever importing it.
+"""Keeps the probe out of torch.compile's way, without ever importing it.
 
-Dynamo would compile any Python frame that it comes by while it is on, the probe's too: those of its
-functions that run then are marked to be left alone. And it remembers what `Module.__call__` was
-when it was first imported, to take a short cut where nobody has replaced it.
+Dynamo compiles any Python frame that it meets while it is on, including the probe's, so the probe's
+functions that run then are marked to be skipped. Dynamo also remembers `Module.__call__` as of its
+first import, and takes a shortcut if nobody has replaced it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _AS = "unpatched_nn_module_call"
 
 
 def rename(before: Any, ours: Any) -> list[tuple[Any, str, Any, Any]]:
-    """Where dynamo has been imported already, ours takes the place of what it remembers.
+    """If dynamo has been imported already, replaces the `Module.__call__` it remembers by ours.
 
     Returns:
         What was replaced: module, name, before, ours.
@@ -34,7 +34,7 @@ def rename(before: Any, ours: Any) -> list[tuple[Any, str, Any, Any]]:
 
 
 def leave_alone(*functions: Callable[..., Any]) -> None:
-    """Dynamo never compiles these by themselves; what they call is none of it."""
+    """Tells dynamo never to compile these functions; what they call is not affected."""
     skip = _skip()
     if skip is not None:
         for function in functions:
@@ -42,7 +42,7 @@ def leave_alone(*functions: Callable[..., Any]) -> None:
 
 
 def leave_modules_alone(*modules: ModuleType) -> None:
-    """The same for all that is defined in these modules."""
+    """The same for everything defined in these modules."""
     skip = _skip()
     if skip is None:
         return
@@ -52,7 +52,7 @@ def leave_modules_alone(*modules: ModuleType) -> None:
 
 
 def _skip() -> Callable[[CodeType], None] | None:
-    """What marks code, None where this torch has nothing for it."""
+    """The function that marks code, None if this torch has none."""
     frames: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
     skip = getattr(frames, "skip_code", None)
     if callable(skip):

@@ -1,7 +1,7 @@
-"""How a process ends, and what is said of it: uncaught exceptions, exits, forks.
+"""How a process ends: uncaught exceptions, exits, forks.
 
-Nothing of the script's is replaced for this. Python itself keeps the exception that ends the main
-script (`sys.last_exc`), whatever `sys.excepthook` is in force, so it is read there.
+Nothing of the script's is replaced for this. Python itself stores the exception that ends the main
+script (`sys.last_exc`), whatever `sys.excepthook` is set, so it is read there.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dpwatch.wire.messages import INTERRUPTED
 
 TITLE_CHARS = 300
 REASON_CHARS = 1900
-"""Of an error's text; DDP's list of unused parameters and most of a CUDA error fit."""
+"""Limit of an error's text; DDP's list of unused parameters and most of a CUDA error fit."""
 
 _leave: Callable[[], None] | None = None
 _finalizer: util.Finalize | None = None
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line, as `Bye.reason`. Never raises, whatever its own text does."""
+    """An exception in one line, for `Bye.reason`. Never raises, even if its `__str__` does."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, SystemExit):
@@ -59,7 +59,7 @@ def _text(thing: object) -> str:
 
 
 def one_line(text: str, limit: int = TITLE_CHARS) -> str:
-    """Text without line breaks; of what is too long the middle is left out."""
+    """Text without line breaks; if too long, its middle is omitted."""
     line = " ".join(text.split())
     if len(line) <= limit:
         return line
@@ -68,17 +68,18 @@ def one_line(text: str, limit: int = TITLE_CHARS) -> str:
 
 
 def failed(error: BaseException | None) -> bool:
-    """Whether an exception that leaves a block or a process is a failure: `sys.exit(0)` is none."""
+    """Whether an exception that leaves a block or a process is a failure: `sys.exit(0)` is not."""
     if isinstance(error, SystemExit):
         return error.code is not None and error.code != 0
     return error is not None
 
 
 def uncaught() -> BaseException | None:
-    """The exception that has ended the main script, None if none has.
+    """The exception that ended the main script, None if none did.
 
-    Python keeps it for debuggers, but also what went wrong at an interactive prompt and was
-    survived, and what C code printed of a callback's. So only one that left the main module counts.
+    Python stores it for debuggers, but also stores exceptions at an interactive prompt, which did
+    not end anything, and those that C code printed for a callback. So only one that left the main
+    module counts.
     """
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     if not isinstance(error, BaseException) or _is_interactive():
@@ -98,12 +99,12 @@ def _is_interactive() -> bool:
 
 
 def prepare(at_exit: Callable[[BaseException | None], None], in_child: Callable[[], None]) -> None:
-    """Calls back when this process ends, with what it fails of if that is known, or forks.
+    """Registers callbacks for the end of this process (with its exception, if known) and for forks.
 
-    Once a process is enough; further calls do nothing.
+    Once per process is enough; further calls do nothing.
     """
     global _leave
-    if _leave is None:  # a forked child has inherited these two
+    if _leave is None:  # a forked child inherits these two
 
         def leave() -> None:
             at_exit(in_flight() or uncaught())
@@ -116,9 +117,10 @@ def prepare(at_exit: Callable[[BaseException | None], None], in_child: Callable[
 
 
 def _finalize(leave: Callable[[], None]) -> None:
-    """Children of multiprocessing leave by os._exit, past atexit, but run finalizers.
+    """Handles children of multiprocessing, which run finalizers but bypass atexit by os._exit.
 
-    What their parent, or their main module while it was imported, registered of these is forgotten.
+    They forget those that were registered by their parent, or by their main module while it was
+    imported.
     """
     global _finalizer
     if _finalizer is None or not _finalizer.still_active():
@@ -126,7 +128,7 @@ def _finalize(leave: Callable[[], None]) -> None:
 
 
 def in_flight() -> BaseException | None:
-    """The exception on its way out of a multiprocessing child, whose finalizers run under it."""
+    """The exception leaving a multiprocessing child, whose finalizers run while it propagates."""
     error = sys.exc_info()[1]
     if isinstance(error, SystemExit):
         # torch's launcher reports an error to the parent and then exits with a code.

@@ -1,17 +1,17 @@
-"""Whose exception is it? What belongs to the script passes through the probe's own code unchanged.
+"""Decides whose an exception is. The script's pass through the probe's own code unchanged.
 
 The probe catches whatever goes wrong in itself. But Python runs signal handlers between any two
-instructions, the probe's included, and an exception that a handler raises (a time limit, say) is
-meant for the script. So is one that is raised into a thread from outside
-(`PyThreadState_SetAsyncExc`). Every `except Exception` around the probe's work on a thread of the
-script's therefore asks first:
+instructions, including the probe's, and an exception that a handler raises (a time limit, say) is
+meant for the script. So is one raised into a thread from outside (`PyThreadState_SetAsyncExc`).
+Every `except Exception` around the probe's work on one of the script's threads therefore starts
+with
 
     except Exception as error:
         if is_foreign(error):
             raise
         ...
 
-or is `with suppress_own(...)`.
+or is a `with suppress_own(...)`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ _KNOWN_MAKERS = frozenset({"builtins", "dpwatch", "msgspec", "torch", "zmq"})
 
 
 def is_foreign(error: BaseException) -> bool:
-    """Whether an exception that came up inside the probe's code is meant for the script.
+    """Whether an exception caught inside the probe's code is meant for the script.
 
-    Three kinds are: what is no `Exception` (KeyboardInterrupt, SystemExit); what a signal handler
-    raised; what was raised into the thread from outside. Code of the script's that the probe itself
-    calls (an overridden `parameters()`, say) may raise as well: that is none of the three.
+    Three kinds are: those that are not an `Exception` (KeyboardInterrupt, SystemExit), those raised
+    by a signal handler, and those raised into the thread from outside. Code of the script's that
+    the probe itself calls (an overridden `parameters()`, say) may raise too: that is none of the
+    three.
 
     Args:
-        error: As caught, with its traceback.
+        error: The exception as caught, with its traceback.
     """
     if not isinstance(error, Exception):
         return True
@@ -56,9 +57,9 @@ def is_foreign(error: BaseException) -> bool:
 
 
 def own_fault(error: Exception, fail: Callable[[BaseException], None]) -> None:
-    """Tells `fail` of a fault of the probe's own; raises again what is the script's.
+    """Passes a fault of the probe's own to `fail`; re-raises what is the script's.
 
-    To be called where the exception was caught.
+    Must be called where the exception was caught.
     """
     if is_foreign(error):
         raise error
@@ -66,7 +67,7 @@ def own_fault(error: Exception, fail: Callable[[BaseException], None]) -> None:
 
 
 class suppress_own:
-    """As `contextlib.suppress`, but what is the script's goes on to it.
+    """Like `contextlib.suppress`, but lets the script's exceptions through.
 
     A time limit is often an `OSError`: `TimeoutError` is one.
     """
@@ -84,7 +85,7 @@ class suppress_own:
 
 
 def _handles_signal(frame: FrameType, caller: FrameType) -> bool:
-    """Whether the frame is a signal handler's: only these are given the frame they interrupt."""
+    """Whether the frame is a signal handler's: only those are passed the frame they interrupt."""
     code = frame.f_code
     count = code.co_argcount + bool(code.co_flags & 0x04)  # with *args, which follow keyword-only
     names = code.co_varnames
@@ -98,7 +99,7 @@ def _handles_signal(frame: FrameType, caller: FrameType) -> bool:
 
 
 def _handlers() -> set[CodeType]:
-    """Code of the handlers in force: one may have let go of the frame it was given."""
+    """Code of the installed handlers: one may have dropped the frame it was given."""
     found = set()
     for number in signal.valid_signals():
         code = _code_of(signal.getsignal(number))
@@ -123,7 +124,7 @@ def _comes_from_outside(error: Exception) -> bool:
 
 
 def is_ours(code: CodeType) -> bool:
-    """Whether it is code of the probe's."""
+    """Whether code belongs to the probe."""
     return code.co_filename.startswith(_OURS)
 
 

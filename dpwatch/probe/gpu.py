@@ -1,7 +1,7 @@
-"""Reads GPUs through NVML: utilisation, temperature, power and memory of the whole device.
+"""Reads GPUs through NVML: utilization, temperature, power and memory of the whole device.
 
-Called on the probe's sender thread, about once a second. Where there is no driver, no NVML or no
-GPU in use there are no readings, and nobody is told; a value that NVML doesn't give is None.
+Called on the probe's sender thread, about once a second. Without a driver, NVML or a GPU in use
+there are no readings, silently; a value that NVML does not provide is None.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _T = TypeVar("_T")
 class GpuReader:
     """Reads the GPUs behind this process's CUDA devices.
 
-    CUDA numbers devices by its own order and by `CUDA_VISIBLE_DEVICES`, NVML by PCI bus: the UUID
-    joins the two.
+    CUDA numbers devices in its own order and by `CUDA_VISIBLE_DEVICES`, NVML by PCI bus; the UUID
+    matches the two.
     """
 
     def __init__(self, nvml: Any) -> None:
@@ -33,7 +33,7 @@ class GpuReader:
         """Reads each CUDA device once.
 
         Args:
-            devices: The rank's devices; those of kind `cuda`, called `cuda:N`, are read.
+            devices: The rank's devices; those of kind `cuda`, named `cuda:N`, are read.
 
         Returns:
             A record for each that NVML knows.
@@ -62,7 +62,7 @@ class GpuReader:
         )
 
     def _handle(self, ordinal: int) -> Any:
-        """NVML's handle of CUDA device `ordinal`, kept once found; None while it can't be told."""
+        """NVML's handle of CUDA device `ordinal`, cached; None while it cannot be determined."""
         if ordinal not in self._handles:
             handle = self._find(ordinal)
             if handle is None:
@@ -93,10 +93,11 @@ def poll(devices: Sequence[DeviceInfo] | None = None) -> list[Gpu]:
     """Reads this process's GPUs; loads NVML at its first use.
 
     Args:
-        devices: The rank's devices; None: every CUDA device the process sees, once it uses CUDA.
+        devices: The rank's devices; None means every visible CUDA device, once the process uses
+            CUDA.
 
     Returns:
-        A record a GPU, empty where there are none or no driver.
+        One record per GPU, empty without any or without a driver.
     """
     devices = _cuda_devices() if devices is None else devices
     if not any(device.kind == "cuda" for device in devices):
@@ -106,7 +107,7 @@ def poll(devices: Sequence[DeviceInfo] | None = None) -> list[Gpu]:
 
 
 def _nvml_reader() -> GpuReader | None:
-    """The process's reader, None where NVML can't be loaded (tried once)."""
+    """The process's reader, None if NVML cannot be loaded (tried once)."""
     global _reader, _tried
     if not _tried:
         _tried = True
@@ -120,7 +121,7 @@ def _nvml_reader() -> GpuReader | None:
 
 
 def _cuda() -> Any:
-    """`torch.cuda` if this process uses it, else None; never what first initialises it."""
+    """`torch.cuda` if this process uses it, else None; never initializes it."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
@@ -132,7 +133,7 @@ def _cuda_devices() -> list[DeviceInfo]:
 
 
 def _cuda_uuid(ordinal: int) -> str | None:
-    """NVML's spelling of a CUDA device's UUID, None where torch doesn't tell."""
+    """A CUDA device's UUID in NVML's format, None if torch does not report it."""
     cuda = _cuda()
     if cuda is None or ordinal >= cuda.device_count():
         return None

@@ -1,8 +1,8 @@
-"""The seams between the probe's core and its instruments: ledger, collectives, GPU reader.
+"""Interfaces between the probe's core and its instruments: ledger, collectives, GPU reader.
 
-The core starts each instrument with plain callables and keeps the handle. An instrument that
-can't start raises; the core then goes on without it. All are called on the training thread
-unless said otherwise, so none may block.
+The core starts each instrument with plain callables and keeps the handle. An instrument that cannot
+start raises, and the core goes on without it. All are called on the training thread unless stated
+otherwise, so none may block.
 
     ledger.start(record: RecordSink, devices: Sequence[DeviceInfo], …) -> LedgerLike
     collectives.start(record: RecordSink, step_of: Callable[[], int]) -> CollectivesLike
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class LedgerLike(Protocol):
-    """Tells memory by device and category: records `Memory` on the steps it samples."""
+    """Measures memory by device and category: records `Memory` on sampled steps."""
 
     def step_begin(self, step: int) -> None:
         """Step `step` begins (lane 0; for step 0 at its first event)."""
@@ -33,41 +33,41 @@ class LedgerLike(Protocol):
     def step_end(
         self, step: int, optimizers: Iterable[Optimizer], models: Iterable[Module]
     ) -> None:
-        """It ended, in the optimizer's post hook; all optimizers and outermost models so far.
+        """The step ended, in the optimizer's post hook, with all optimizers and outermost models.
 
-        Both are looked up when iterated, which costs: only do so where they are needed.
+        Iterating them looks them up, which costs time: do so only when needed.
         """
 
     def before_forward(self) -> None:
-        """The first forward of the step, or after a backward of it, begins (lane 0)."""
+        """The first forward of the step, or the first after a backward, begins (lane 0)."""
 
     def before_backward(self) -> None:
         """An outermost backward begins (lane 0)."""
 
     def enter_lane(self, device: int) -> None:
-        """This thread begins a job for `device`."""
+        """This thread starts a job for `device`."""
 
     def exit_lane(self) -> None:
         """The job ends, on the same thread and properly nested."""
 
     def owner(self, device: int) -> AbstractContextManager[None]:
-        """Storages this thread allocates meanwhile belong to `device`."""
+        """While entered, storages that this thread allocates belong to `device`."""
 
     def holds(self, device: int, things: Sequence[Module | Optimizer]) -> None:
-        """What these keep from step to step lies on `device`. Does not raise."""
+        """What these keep from step to step lives on `device`. Does not raise."""
 
     def close(self) -> None:
-        """Removes all there is to remove."""
+        """Removes all hooks."""
 
 
 class CollectivesLike(Protocol):
-    """Sees every collective and records `Collective`.
+    """Observes every collective and records `Collective`.
 
     Attributes:
-        issued: Calls issued so far by any thread of this process; only grows.
+        issued: Calls issued so far by any thread of this process; never decreases.
         capture: As in `Hello.capture`.
-        main: The training thread's lane, for what autograd's own threads issue.
-        calls: NCCL calls that have returned, kept while this is set.
+        main: The training thread's lane, for calls that autograd's own threads issue.
+        calls: NCCL calls that have returned; collected while this is set.
     """
 
     issued: int
@@ -76,23 +76,23 @@ class CollectivesLike(Protocol):
     calls: Calls | None
 
     def positions(self) -> list[Position]:
-        """How far each group has come, the latest first. On the sender thread."""
+        """Progress in each group, latest first. On the sender thread."""
 
     def issuers(self) -> list[Issuer]:
         """What frameworks have issued so far. On the sender thread."""
 
     def complete(self, step: Step) -> Step:
-        """A step's record with what is known of its communication. On the sender thread."""
+        """Adds what is known of its communication to a step's record. On the sender thread."""
 
     def unseen(self) -> str:
-        """What this process may exchange that is not seen, "" where nothing is known of."""
+        """Communication of this process that cannot be observed, "" if none is known."""
 
     def close(self) -> None:
         """Removes the observer."""
 
 
 class NoLedger:
-    """Stands in where there is no ledger."""
+    """Used if there is no ledger."""
 
     def step_begin(self, step: int) -> None:
         """See `LedgerLike`."""
@@ -126,7 +126,7 @@ class NoLedger:
 
 
 class NoCollectives:
-    """Stands in where collectives aren't seen."""
+    """Used if collectives cannot be observed."""
 
     issued = 0
     capture = "none"

@@ -1,4 +1,4 @@
-"""The probe: puts hooks, lanes, instruments and sender together, and takes them apart again."""
+"""The probe: assembles hooks, lanes, instruments and sender, and removes them again."""
 
 from __future__ import annotations
 
@@ -32,9 +32,16 @@ from dpwatch.probe.send.identity import Identity
 from dpwatch.probe.send.publisher import Link, Publisher
 from dpwatch.probe.send.recorder import Recorder
 from dpwatch.probe.stack.all_threads import stacks_of, tid_of
-from dpwatch.probe.stack.call_site import is_in, raised_at, root_of, standing
-from dpwatch.probe.stack.kernel_waits import NOTHING, Wait, wait_of, worker
-from dpwatch.probe.stack.library_calls import NOWHERE, Groups, Inside, inside, inside_of, rank_in
+from dpwatch.probe.stack.call_site import is_in, raised_at, root_of, where_is
+from dpwatch.probe.stack.kernel_waits import NOTHING, Wait, describe_worker, wait_of
+from dpwatch.probe.stack.library_calls import (
+    NO_CALL,
+    Groups,
+    LibraryCall,
+    library_call_in_traceback,
+    library_call_of,
+    rank_given_to_init,
+)
 from dpwatch.probe.steps import (
     abandoned,
     cuda_events,
@@ -55,22 +62,22 @@ from dpwatch.probe.steps.thread_clock import Clocks
 from dpwatch.probe.steps.torch_hooks import Hooks
 from dpwatch.probe.steps.tracker import Steps
 from dpwatch.probe.steps.training_threads import Threads
-from dpwatch.wire.last_step import LastStep
-from dpwatch.wire.limits import cores
+from dpwatch.runtime.cgroup_limits import cores
+from dpwatch.runtime.last_step import LastStep
+from dpwatch.runtime.paths import host_name
 from dpwatch.wire.messages import PHASES, Beat, Bye, DeviceInfo, Gpu, Hello, Output, Stacks, Step
-from dpwatch.wire.paths import host_name
 
-STILL_NS = 2_000_000_000
-"""Still for so long, a training thread's stack is told too."""
+STACK_NS = 2_000_000_000
+"""After this long without progress, heartbeats include the training thread's stack."""
 
-NOTHING_SEEN_NS = 9_000_000_000
-"""After so long without a step it is said why."""
+NO_STEP_NOTE_NS = 9_000_000_000
+"""After this long without a step, the probe reports why none was seen."""
 
-LOOK_NS = 1_000_000_000
-"""Still for so long, it is told what it waits in."""
+WAIT_CAUSE_NS = 1_000_000_000
+"""After this long without progress, heartbeats say what the training thread waits in."""
 
-COMPUTES = 0.2
-"""On a core for this share of the time, a thread does not stand still."""
+COMPUTING_SHARE = 0.2
+"""A thread that is on a core for this share of the time is making progress."""
 
 _NOTHING = nullcontext()
 
@@ -78,34 +85,35 @@ _OURS = (
     abandoned, foreign, lanes, losses, models, recorder, sampling, spans, tensors, tracker,
     training_threads, updates, without_optimizer,
 )  # fmt: skip
-"""What runs on the training thread, in its hooks."""
+"""Modules that run on the training thread, in its hooks."""
 
 _NAME_CHARS = 60
-"""Of a strategy's name; what is longer is no name, and a hub would refuse it."""
+"""Limit of a strategy's name; hubs refuse longer ones."""
 
 
 class Probe:
-    """Measures this process's training and streams it; see `ProbeLike` for its methods.
+    """Measures this process's training and streams it; `ProbeLike` documents its methods.
 
     Attributes:
-        task: The task of a pool that its process is at, None outside of pools.
-        unasked: The script has not called `watch` itself, or not yet.
-        when_idle: Called, on the sender thread, when its training function is over and the process
-            waits for more to do.
+        task: The pool task that this process was working on, None outside of pools.
+        implicit: Whether it was started by `dpwatch run` and the script has not called `watch`
+            itself.
+        when_idle: Called on the sender thread when the training function has returned and the
+            process waits for more work.
 
     Args:
-        strategy: `dp`, `ddp`, …, or "" if it isn't known.
-        title: What a person would call the run; the script's name by default.
-        devices: What this process drives; by default the one that the model lies on.
-        total_steps: Steps the run intends to do.
-        memory: How it is measured, `passive` or `exact`; None: as the environment says.
-        incarnation: How many probes this process has had before.
-        clocks: Other clocks, for tests.
-        link: Another link, for tests.
-        before: The probe that this process had before, now closed.
+        strategy: `dp`, `ddp`, …, or "" if unknown.
+        title: Human-readable name of the run; the script's name by default.
+        devices: The devices this process drives; by default the one that holds the model.
+        total_steps: Number of steps the run intends to do.
+        memory: `passive` or `exact`; None uses the environment's setting.
+        incarnation: Number of probes this process had before.
+        clocks: Replacement clocks, for tests.
+        link: Replacement link, for tests.
+        before: The previous probe of this process, now closed.
 
     Raises:
-        Exception: Whatever kept it from starting; nothing is left behind then.
+        Exception: Whatever kept it from starting; everything has been undone then.
     """
 
     def __init__(
@@ -124,13 +132,13 @@ class Probe:
         self.strategy = one_line(strategy, _NAME_CHARS)
         self.title = one_line(title)
         self.total_steps = total_steps
-        self.unasked = False
+        self.implicit = False
         self._memory = memory
         self.when_idle: Callable[[], None] | None = None
         self._trouble: BaseException | None = None
         self._over = False
         self._raised_at = ""
-        self._raised_in: Inside | None = None
+        self._raised_in: LibraryCall | None = None
         self._entered = 0
         self.task = identity.task()
         self._lock = threading.Lock()
@@ -172,7 +180,7 @@ class Probe:
             here.lane = self.steps.main
             undo.pop_all()
 
-    def told(
+    def configure(
         self,
         *,
         strategy: str,
@@ -181,10 +189,10 @@ class Probe:
         total_steps: int | None,
         memory: str | None = None,
     ) -> None:
-        """Takes what the script itself says of the run, where the probe came unasked."""
-        if not self.unasked or self.steps.step:
+        """Applies the script's own settings to a probe that `dpwatch run` has started."""
+        if not self.implicit or self.steps.step:
             return
-        self.unasked = False
+        self.implicit = False
         self.strategy = one_line(strategy, _NAME_CHARS) or self.strategy
         self.title = one_line(title) or self.title
         self.total_steps = self.total_steps if total_steps is None else total_steps
@@ -196,8 +204,8 @@ class Probe:
 
     @property
     def idle(self) -> bool:
-        """Whether what it watched has come to its end, and the process waits for more to do."""
-        return self._publisher.resting and self._publisher.task_over
+        """Whether its training has ended and the process waits for more work."""
+        return self._publisher.paused and self._publisher.task_over
 
     @property
     def over(self) -> bool:
@@ -211,7 +219,7 @@ class Probe:
             self.steps.main.on_device = cuda_events.start(self.recorder.append, devices)
 
     def _steps(self, device: int, devices: list[DeviceInfo] | None = None) -> Steps:
-        """Steps of the calling thread."""
+        """Creates the `Steps` of the calling thread."""
         return Steps(
             self.recorder.append,
             self._collectives,
@@ -222,7 +230,7 @@ class Probe:
         )
 
     def _moved(self, lane: MainLane) -> None:
-        """Another thread than the one that the probe was started in is the one that trains."""
+        """The training thread turned out to be another one than the one that started the probe."""
         self._collectives.main = lane
 
     @property
@@ -233,7 +241,7 @@ class Probe:
     def _step(self) -> int:
         return self.steps.step
 
-    # -- what the trainer tells ---------------------------------------------------------------
+    # -- called by the trainer ----------------------------------------------------------------
 
     def lane(self, device: int) -> AbstractContextManager[None]:
         """See `ProbeLike`. Lane 0 stays with the thread that called `watch()`."""
@@ -246,7 +254,7 @@ class Probe:
         return LaneJob(lane, self.steps.main, self._clocks, self.steps.ledger, self.fail)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """See `ProbeLike`; a name that is no phase is let through and counts as `other`."""
+        """See `ProbeLike`; a name that is not a phase is ignored and counts as `other`."""
         lane = here.lane
         if lane is None or lane.over or name not in PHASES:
             return _NOTHING
@@ -285,7 +293,7 @@ class Probe:
         """See `dpwatch.step`."""
         lane = here.lane
         try:
-            (self.steps if lane is None else lane.steps).say_step()
+            (self.steps if lane is None else lane.steps).end_step()
         except Exception as error:  # noqa: BLE001 - never into the user's code
             own_fault(error, self.fail)
 
@@ -293,21 +301,21 @@ class Probe:
         """See `ProbeLike`."""
         lane = here.lane
         if lane is not None and not lane.over:
-            lane.steps.say_samples(lane, int(n))
+            lane.steps.set_samples(lane, int(n))
 
     def loss(self, value: float) -> None:
         """See `ProbeLike`."""
         if not self._over:
-            self.steps.say_loss(float(value))
+            self.steps.set_loss(float(value))
 
-    def joins(self) -> None:
-        """The script stands in `init_process_group`: there are no steps to be seen yet."""
+    def group_joining(self) -> None:
+        """The script is in `init_process_group`, so no steps can be expected yet."""
         self._began_ns = time.monotonic_ns()
 
     def note(self) -> str:
         """Why no step has been seen so far, "" once one has or while it is too early to tell."""
         steps = self.steps
-        early = not self._over and time.monotonic_ns() - self._began_ns < NOTHING_SEEN_NS
+        early = not self._over and time.monotonic_ns() - self._began_ns < NO_STEP_NOTE_NS
         return "" if steps.step or early else steps.blindness()
 
     # -- the end ------------------------------------------------------------------------------
@@ -321,7 +329,7 @@ class Probe:
         said = one_line(str(error) or type(error).__name__)
         with suppress_own(Exception):  # stderr may be closed
             print(f"dpwatch: not watching this run: {said}", file=sys.stderr)  # noqa: T201
-        # Only the training thread may take down what it holds, so others leave it a note.
+        # Only the training thread may remove its hooks, so other threads set a flag for it.
         self.steps.stop = self._turn_off
         if threading.get_ident() == self.thread:
             self._turn_off()
@@ -329,10 +337,10 @@ class Probe:
     def _turn_off(self) -> None:
         self.close("lost", f"the probe turned itself off: {self._trouble}")
 
-    def failed_of(self, error: BaseException, *, then: str = "") -> None:
+    def close_failed(self, error: BaseException, *, then: str = "") -> None:
         """Closes with the exception that ends the run."""
         self._raised_at = raised_at(error.__traceback__)
-        self._raised_in = inside_of(error.__traceback__)
+        self._raised_in = library_call_in_traceback(error.__traceback__)
         self.close("failed", describe(error), then=then)
 
     def close(self, state: str = "finished", reason: str = "", *, then: str = "") -> None:
@@ -342,27 +350,27 @@ class Probe:
                 return
             self._over = True
         if state == "finished":
-            self.steps.abandoned.goes_on()
+            self.steps.abandoned.script_continued()
         bye = Bye(state, one_line(reason, REASON_CHARS), None, then)
-        with contextlib.ExitStack() as ending:  # all of it, whatever a signal handler raises
+        with contextlib.ExitStack() as ending:  # run all of it, even if a signal handler raises
             if self.steps.main.clock is not None:
                 ending.callback(self.steps.main.clock.close)
             ending.callback(self._publisher.close, bye)
-            ending.callback(self._take_down)
+            ending.callback(self._teardown)
             if threading.get_ident() == self.thread:
                 ending.callback(_quietly, self.steps.conclude)
 
     def forked(self) -> None:
-        """In a forked child: falls silent, and leaves the parent's thread and sockets alone."""
+        """In a forked child: goes silent, and leaves the parent's thread and sockets alone."""
         self._over = True
         self._lock = threading.Lock()
         self.recorder.silence()
         on_device, self.steps.main.on_device = self.steps.main.on_device, None
         if on_device is not None:
             on_device.abandon()
-        self._take_down()
+        self._teardown()
 
-    def _take_down(self) -> None:
+    def _teardown(self) -> None:
         self.steps.tells = [0]
         self._last_step.close()
         self._threads.close()
@@ -390,8 +398,10 @@ class Probe:
                 self.close()
             else:
                 if self._tap is not None and not self._over:
-                    self._tap.tell(error)  # Python prints its traceback when this is over
-                self.failed_of(error)
+                    self._tap.record_exception(
+                        error
+                    )  # Python prints its traceback when this is over
+                self.close_failed(error)
 
 
 def _quietly(work: Callable[[], None]) -> None:
@@ -400,7 +410,7 @@ def _quietly(work: Callable[[], None]) -> None:
 
 
 class _Source:
-    """What the sender thread asks about."""
+    """Answers the publisher's questions about the probe, on the sender thread."""
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
@@ -412,7 +422,7 @@ class _Source:
         self._groups = Groups()
         self._given: Identity | None = None
         self._function: tuple[int, CodeType | None] = (0, None)
-        # Whose main thread a script has; its own end is its process's.
+        # If training runs on the main thread, its end is the end of the process.
         self._main = (
             threading.main_thread().ident if multiprocessing.parent_process() is None else None
         )
@@ -421,12 +431,12 @@ class _Source:
         me = identity.resolve(self._probe.thread)
         if me.backend:
             return me
-        # Before the process group is there, what the script gives to `init_process_group` counts,
-        # and what it gave where none came of it.
-        given = rank_in(self._probe.thread)
+        # Before the process group exists, the arguments of `init_process_group` count, even if
+        # that call failed.
+        given = rank_given_to_init(self._probe.thread)
         if given is None:
             return self._given or me
-        self._probe.joins()
+        self._probe.group_joining()
         rank, size = given
         env_rank = "RANK" in os.environ
         if rank < 0:
@@ -446,9 +456,9 @@ class _Source:
     def has_stepped(self) -> bool:
         return self._probe.steps.step > 0
 
-    def has_left(self) -> bool:
+    def has_left_group(self) -> bool:
         thread = self._probe.thread
-        return not identity.resolve(thread).backend and rank_in(thread) is None
+        return not identity.resolve(thread).backend and rank_given_to_init(thread) is None
 
     def is_idle(self) -> bool:
         thread = self._probe.thread
@@ -460,7 +470,7 @@ class _Source:
             return False
         return not is_in(thread, function)
 
-    def rests(self) -> None:
+    def on_idle(self) -> None:
         if self._probe.when_idle is not None:
             self._probe.when_idle()
 
@@ -499,13 +509,13 @@ class _Source:
     def beat(self) -> Beat:
         probe, steps = self._probe, self._probe.steps
         phase = steps.main.phase
-        at, stack, theirs = standing(probe.thread)
+        at, stack, theirs = where_is(probe.thread)
         mark = (at, steps.step, phase, probe._collectives.issued)
         now = time.monotonic_ns()
-        if mark != self._mark or self._computes(now):
+        if mark != self._mark or self._is_computing(now):
             self._mark, self._moved_ns = mark, now
         still_ns = now - self._moved_ns
-        within, wait = self._standing(still_ns)
+        within, wait = self._stall_cause(still_ns)
         held, peak = resident()
         return Beat(
             step=steps.step,
@@ -515,7 +525,7 @@ class _Source:
             still_ns=still_ns,
             positions=probe._collectives.positions(),
             issuers=probe._collectives.issuers(),
-            stack=stack if still_ns >= STILL_NS else [],
+            stack=stack if still_ns >= STACK_NS else [],
             inside=within.call,
             waits_in=wait.kind,
             waits_on=wait.on,
@@ -526,30 +536,30 @@ class _Source:
             peak_rss_bytes=peak,
         )
 
-    def _standing(self, still_ns: int) -> tuple[Inside, Wait]:
-        """Inside of which call a thread that does not move stands, and what it waits in there."""
+    def _stall_cause(self, still_ns: int) -> tuple[LibraryCall, Wait]:
+        """The library call that a stalled training thread is in, and what it waits in."""
         probe = self._probe
         if probe._raised_in is not None:
             return probe._raised_in, NOTHING
-        if still_ns < LOOK_NS:
-            return NOWHERE, NOTHING
-        within, wait = inside(probe.thread), wait_of(tid_of(probe.thread))
+        if still_ns < WAIT_CAUSE_NS:
+            return NO_CALL, NOTHING
+        within, wait = library_call_of(probe.thread), wait_of(tid_of(probe.thread))
         if within.worker is not None:
-            wait = wait._replace(on=worker(*within.worker))
+            wait = wait._replace(on=describe_worker(*within.worker))
         return within, wait
 
-    def _computes(self, now: int) -> bool:
-        """Whether the training thread has been on a core since the last beat.
+    def _is_computing(self, now: int) -> bool:
+        """Whether the training thread has been on a core since the last heartbeat.
 
-        A tight loop may be at the same place at each look. With an accelerator a thread that waits
-        for it may spin, so there it says nothing.
+        A tight loop may be sampled at the same line each time. With an accelerator this says
+        nothing, since a thread that waits for the accelerator may spin.
         """
         clock, devices = self._probe.steps.main.clock, self._probe.steps.devices
         ran = None if clock is None else clock.ran_ns()
         before, self._ran = self._ran, (now, ran)
         if ran is None or before[1] is None or any(d.kind == "cuda" for d in devices):
             return False
-        return ran - before[1] >= COMPUTES * (now - before[0])
+        return ran - before[1] >= COMPUTING_SHARE * (now - before[0])
 
     def stacks(self, asked: int) -> Stacks | None:
         try:
@@ -559,7 +569,7 @@ class _Source:
 
     def output(self, *, last: bool = False) -> list[Output]:
         tap = self._probe._tap
-        return [] if tap is None else tap.take(last=last)
+        return [] if tap is None else tap.drain(last=last)
 
     def gpus(self) -> list[Gpu]:
         if self._gpu is None:
@@ -588,14 +598,14 @@ class _Source:
 
 
 def _cuda_ordinal(devices: Sequence[DeviceInfo]) -> int | None:
-    """Number of the first CUDA device, None while there is none."""
+    """Index of the first CUDA device, None without one."""
     numbers = (device.name.partition(":")[2] for device in devices if device.kind == "cuda")
     number = next(numbers, "")
     return int(number) if number.isdecimal() else None
 
 
 def _instrument(name: str) -> ModuleType | None:
-    """An instrument's module, None where it can't be had: the probe goes on without it."""
+    """An instrument's module, None if it cannot be imported: the probe goes on without it."""
     import importlib
 
     try:

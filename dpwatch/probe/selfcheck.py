@@ -1,7 +1,7 @@
-"""`python -m dpwatch.probe.selfcheck`: what the probe finds of torch here, for `dpwatch doctor`.
+"""`python -m dpwatch.probe.selfcheck`: what the probe finds in this torch, for `dpwatch doctor`.
 
-It prints a JSON object a line as soon as it knows, so that a step that hangs or dies takes only
-its own line with it. It opens no socket to anywhere but loopback and starts no probe.
+It prints one JSON object per line as results come in, so that a check that hangs or crashes costs
+only its own line. It opens no socket beyond loopback and starts no probe.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Tells of torch, then tries the observer of collectives on a group of one rank."""
+    """Reports on torch, then tests the collectives observer on a group of one rank."""
     import os
 
     import torch
@@ -37,7 +37,7 @@ def try_collectives() -> dict[str, Any]:
     """Issues collectives from Python and from C++ (DDP's reducer) under the observer.
 
     Returns:
-        `capture`, as in `Hello`, and whether each of the two was really seen.
+        `capture`, as in `Hello`, and whether each of the two was really observed.
     """
     import torch
     import torch.distributed as dist

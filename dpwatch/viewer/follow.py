@@ -19,11 +19,11 @@ import zmq
 from dpwatch.run.derive.titles import told_apart
 from dpwatch.run.model.snapshot import HostGpu, Run, RunView, Snapshot
 from dpwatch.run.model.view_message import ViewReader
+from dpwatch.runtime.paths import RunDir
+from dpwatch.runtime.stack_request import STACKS_REQUEST, encode_request
 from dpwatch.viewer.local_runs import LocalRuns
 from dpwatch.wire import codec, transport
-from dpwatch.wire.asking import STACKS_REQUEST, encode_request
 from dpwatch.wire.messages import PROTOCOL_VERSION, Command
-from dpwatch.wire.paths import RunDir
 from dpwatch.wire.viewer_messages import (
     COMMAND_REQUEST,
     SAME,
@@ -45,6 +45,9 @@ ASK_AGAIN_S = 1.0
 
 INTERVAL_S = 0.25
 """How often a viewer takes a snapshot, if it is not told otherwise."""
+
+LONGEST_S = 1.0
+"""How often a hub is asked at least, so that it knows that somebody is there."""
 
 SSH_INTERVAL_S = 0.5
 """How often a hub on another host is asked at most."""
@@ -101,7 +104,6 @@ class Follower:
         self._is_waiting = False
         self._told: Command | None = None
         self._shown: tuple[RunView | None, str, RunView] | None = None
-        self.presence = transport.subscribe_socket(context, place.publish)
         self.answers = transport.ask_socket(context, place.ask)
 
     def ask(self) -> None:
@@ -175,7 +177,7 @@ class Follower:
                 raise ValueError("an answer of no known kind")
         # Of another host's hub anything may come, states that contradict themselves too.
         except Exception as error:  # noqa: BLE001
-            self.nonsense = f"{type(error).__name__}: {codec.told(error)}"
+            self.nonsense = f"{type(error).__name__}: {codec.describe_error(error)}"
             self._reader = ViewReader()
         else:
             self.nonsense = ""
@@ -225,7 +227,6 @@ class Follower:
         """Lets go of the hub; the last view stays."""
         if not self.closed:
             self.closed = True
-            self.presence.close()
             self.answers.close()
 
 
@@ -274,7 +275,7 @@ class Watcher:
         self._poller = zmq.Poller()
         self._followers: dict[str, Follower] = {}
         self._to_ask: deque[tuple[str, tuple[int, ...]]] = deque(maxlen=64)
-        self._look_at = self._shown_at = 0.0
+        self._look_at = self._shown_at = self._ask_at = 0.0
         self._shown: set[str] = set()
         self.interval_s = INTERVAL_S
         self.notice = ""
@@ -293,8 +294,9 @@ class Watcher:
                 self._look()
             due_at = self._shown_at + self.interval_s
             self._wait(min(deadline, due_at) - now)
-            if (now := time.monotonic()) >= due_at:
+            if (now := time.monotonic()) >= min(due_at, self._ask_at):
                 self._ask()
+                self._ask_at = now + LONGEST_S
             known = {path for path, each in self._followers.items() if each.complete}
             if now >= self._shown_at + self.interval_s or not known <= self._shown:
                 self._shown_at, self._shown = now, known

@@ -8,9 +8,9 @@ import msgspec
 
 from dpwatch.run.model.snapshot import RunView
 from dpwatch.run.model.view_message import ViewReader
-from dpwatch.wire.kept_runs import MOST_BYTES, KeptView, folders, newest_first
+from dpwatch.runtime.kept_runs import MOST_BYTES, KeptView, folders, newest_first
+from dpwatch.runtime.run_dir import read_small
 from dpwatch.wire.messages import PROTOCOL_VERSION
-from dpwatch.wire.run_dir import read_small
 
 _decoder = msgspec.msgpack.Decoder(KeptView)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from dpwatch.wire import requests, spawn
-from dpwatch.wire.listing import list_runs
-from dpwatch.wire.paths import RunDir, runtime_paths
+from dpwatch.runtime import hub_request, spawn
+from dpwatch.runtime.listing import list_runs
+from dpwatch.runtime.paths import RunDir, runtime_paths
 
 VIEWERS_S = 1.0
 """After so long a viewer meets a rank's request: `dpwatch run` would have done so at once."""
@@ -57,17 +57,17 @@ class LocalRuns:
         return bool(self._started)
 
     def _meet(self, place: RunDir) -> None:
-        wanted = requests.read(place)
+        wanted = hub_request.read(place)
         if wanted is None or str(place.path) in self._started:
             return
-        if requests.is_dead(wanted):
+        if hub_request.is_stale(wanted):
             place.remove_if_idle()
-        elif self._is_ours(place, wanted) and spawn.meet(place, wanted, self._start):
+        elif self._is_ours(place, wanted) and spawn.fulfil(place, wanted, self._start):
             self._started[str(place.path)] = time.monotonic()
 
-    def _is_ours(self, place: RunDir, wanted: requests.Wanted) -> bool:
+    def _is_ours(self, place: RunDir, wanted: hub_request.HubRequest) -> bool:
         if self._session:
-            return wanted.environment.get(requests.SESSION) == self._session
+            return wanted.environment.get(hub_request.SESSION) == self._session
         try:
             return time.time() - place.wanted_file.stat().st_mtime >= VIEWERS_S
         except OSError:

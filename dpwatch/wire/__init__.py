@@ -1,1 +1,1 @@
-"""What goes between processes: records, their encoding, sockets and where those lie."""
+"""What crosses a socket: records, their encoding, and the sockets themselves."""

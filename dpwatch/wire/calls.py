@@ -1,8 +1,8 @@
-"""Many collectives in one record: what each would tell as a `Collective`, at a sixth of the cost.
+"""Packs many collectives into one record, at a sixth of the cost of separate `Collective`s.
 
-What calls have in common (op, group, size, place in the source) is told once, as their kind, and
-the rest is a table of 32 bits a number, in which no number can be out of its range. A call that
-does not fit, since it took longer than four seconds, say, goes as a `Collective` of its own.
+What calls have in common (op, group, size, source location) is stored once; the rest is a table of
+32-bit numbers, none of which can be out of range. A call that does not fit, for instance because it
+took longer than four seconds, is sent as a `Collective`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ MOST_KINDS_BYTES = 2048
 
 ROW = struct.Struct("<6I")
 UNKNOWN = (1 << 32) - 1
-"""Stands for an unknown number in a row."""
+"""Marks an unknown number in a row."""
 
 EARLIEST_NS = 2 << 32
-"""No row can lie further back than this from its record's `latest_ns`."""
+"""Smallest valid `latest_ns`: no row can reach further back than this."""
 
 
 class Kind(msgspec.Struct, array_like=True, frozen=True):
-    """What some calls of a rank have in common; as the fields of `Collective`."""
+    """What some calls of a rank have in common; the fields are those of `Collective`."""
 
     op: r.Word
     group: r.Word
@@ -52,16 +52,16 @@ class Kind(msgspec.Struct, array_like=True, frozen=True):
 
 
 COMMON = Kind.__struct_fields__
-"""The fields of `Collective` that make a call's kind."""
+"""Fields of `Collective` that make up a call's `Kind`."""
 
 NUMBERS = ("step", "seq", "issued_ns", "completed_ns", "blocked_ns", "into_ns")
-"""The others, which make its row."""
+"""The remaining fields, which make up its row."""
 
 _common = operator.attrgetter(*COMMON)
 
 
 def kind_of(call: Collective) -> Kind:
-    """What a call has in common with others."""
+    """The `Kind` of a call."""
     return Kind(*_common(call))
 
 
@@ -74,7 +74,7 @@ def call_of(
     blocked_ns: int | None,
     into_ns: int | None,
 ) -> Collective:
-    """A call of that kind."""
+    """Builds the `Collective` of a kind and a row's numbers."""
     return Collective(
         step, kind.op, kind.group, kind.ranks, seq, kind.nbytes, issued_ns, done_ns, blocked_ns,
         kind.dtype, kind.device, kind.phase, into_ns, kind.where, kind.is_async, kind.nbytes_out,
@@ -83,20 +83,21 @@ def call_of(
 
 
 class Calls(Record, frozen=True, gc=False, tag="calls"):
-    """Collectives as one rank saw them, in the order in which it would tell of each.
+    """Collectives as one rank saw them, in the order it would send them separately.
 
-    A row is six numbers of 32 bits, little endian: the call's step and its `seq`, each less this
-    record's; how long before `latest_ns` it was done, or was issued if it is not known to be
-    done; how long it took from issue to end; `blocked_ns`; `into_ns`. The last three may be
-    unknown: 2³² - 1.
+    A row is six little-endian 32-bit numbers: the call's step and `seq`, each relative to this
+    record's; the time from its completion (or from its issue, if completion is unknown) to
+    `latest_ns`; its duration from issue to completion; `blocked_ns`; `into_ns`. The last three may
+    be unknown (2³² - 1).
 
     Attributes:
-        step: The lowest of the calls' steps.
-        seq: The lowest of their numbers in their groups.
-        latest_ns: No call was issued or done after this.
-        kinds: msgpack of a list of `Kind`, as bytes, since it mostly is the one that came before.
-        which: Of each call, the place of its kind among these, a byte each.
-        rows: Of each call, the rest.
+        step: The lowest step of the calls.
+        seq: The lowest sequence number of the calls.
+        latest_ns: No call was issued or completed after this.
+        kinds: msgpack of a list of `Kind`, kept as bytes because it is usually identical to the
+            previous record's and its decoding is cached.
+        which: For each call, the index of its kind, one byte each.
+        rows: For each call, its row.
     """
 
     step: r.Step
@@ -108,12 +109,12 @@ class Calls(Record, frozen=True, gc=False, tag="calls"):
 
     @property
     def count(self) -> int:
-        """How many calls these are."""
+        """Number of calls."""
         return len(self.which)
 
 
 _HEAD = b"\xdc\0\0"
-"""Of a msgpack array, with its length to come."""
+"""Header of a msgpack array; its length is filled in later."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(
@@ -123,22 +124,22 @@ _decoder = msgspec.msgpack.Decoder(
 
 @functools.lru_cache(maxsize=1024)
 def kinds_of(kinds: bytes) -> tuple[Kind, ...]:
-    """`Calls.kinds`, decoded.
+    """Decodes `Calls.kinds`.
 
     Raises:
-        msgspec.MsgspecError, RecursionError, UnicodeDecodeError: They are none.
+        msgspec.MsgspecError, RecursionError, UnicodeDecodeError: The bytes are invalid.
     """
     decoded: tuple[Kind, ...] = _decoder.decode(kinds)
     return decoded
 
 
 def encoded(kinds: Sequence[Kind]) -> bytes:
-    """Kinds as in `Calls.kinds`, however many bytes they take."""
+    """Encodes kinds as in `Calls.kinds`, without a size limit."""
     return _encoder.encode(kinds)
 
 
 def fault(calls: Calls, latest_ns: int) -> str:
-    """What is wrong with a record, "" if nothing is."""
+    """What is wrong with a record, "" if it is valid."""
     if len(calls.rows) != ROW.size * len(calls.which):
         return "have not a row each"
     try:
@@ -152,10 +153,10 @@ def fault(calls: Calls, latest_ns: int) -> str:
     return "lie too far back" if calls.latest_ns < EARLIEST_NS else ""
 
 
-def spread(
+def unpack(
     calls: Calls, wanted: Callable[[Kind, int], bool] = lambda kind, seq: True
 ) -> Iterator[Collective]:
-    """Each call by itself; only those `wanted`, by kind and `seq`."""
+    """Yields each call as a `Collective`; only those `wanted`, by kind and `seq`."""
     kinds = kinds_of(calls.kinds)
     for which, row in zip(calls.which, ROW.iter_unpack(calls.rows), strict=True):
         if wanted(kinds[which], calls.seq + row[1]):
@@ -177,14 +178,14 @@ def _one(calls: Calls, kind: Kind, row: tuple[int, ...]) -> Collective:
     )
 
 
-def gathered(calls: Sequence[Collective]) -> list[Calls | Collective]:
-    """The same calls in as few records as can be, up to `MOST_CALLS` of them in one.
+def pack(calls: Sequence[Collective]) -> list[Calls | Collective]:
+    """Packs calls into as few records as possible, up to `MOST_CALLS` in each.
 
-    In their order, but that those which do not fit come after the others.
+    Keeps their order, except that calls which do not fit come last.
     """
     if len(calls) < 2:
         return list(calls)
-    alike = _at_once(calls) if len(calls) <= MOST_CALLS else None
+    alike = _pack_columns(calls) if len(calls) <= MOST_CALLS else None
     if alike is not None:
         return [alike]
     table = _Table(
@@ -197,11 +198,11 @@ def gathered(calls: Sequence[Collective]) -> list[Calls | Collective]:
     return [*table.ended, *alone]
 
 
-def _at_once(calls: Sequence[Collective]) -> Calls | None:
-    """One record of all, column by column, which takes half a microsecond a call.
+def _pack_columns(calls: Sequence[Collective]) -> Calls | None:
+    """Packs all calls into one record, column by column; about 0.5 µs a call.
 
     Returns:
-        None if some do not fit, or not in one record.
+        None if some do not fit, or not into one record.
     """
     columns = dict(
         zip(
@@ -233,8 +234,8 @@ def _at_once(calls: Sequence[Collective]) -> Calls | None:
         [n - first for n in seq],
         [latest_ns - ns for ns in ended],
         took,
-        known(blocked),
-        known(into),
+        encode_unknown(blocked),
+        encode_unknown(into),
         strict=True,
     )
     try:
@@ -244,20 +245,20 @@ def _at_once(calls: Sequence[Collective]) -> Calls | None:
     return Calls(least, first, latest_ns, kinds, bytes(map(places.__getitem__, each)), packed)
 
 
-def known(numbers: Sequence[int | None]) -> Sequence[int]:
-    """The numbers as in rows."""
+def encode_unknown(numbers: Sequence[int | None]) -> Sequence[int]:
+    """Replaces None by `UNKNOWN`."""
     return [UNKNOWN if number is None else number for number in numbers]
 
 
 @functools.lru_cache(maxsize=64)
 def _encoded(kinds: tuple[tuple[object, ...], ...]) -> bytes | None:
-    """`Calls.kinds` of these, None if it is too long."""
+    """Encodes `Calls.kinds`; None if it is too long."""
     found = _encoder.encode([Kind(*kind) for kind in kinds])  # type: ignore[arg-type]
     return found if len(found) <= MOST_KINDS_BYTES else None
 
 
 class _Table:
-    """Calls being put into records, `ended` as far as they are."""
+    """Builds `Calls` records call by call; finished ones are in `ended`."""
 
     def __init__(self, step: int, seq: int, latest_ns: int) -> None:
         self.step, self.seq, self.latest_ns = step, seq, latest_ns
@@ -270,7 +271,7 @@ class _Table:
         self._which, self._rows = bytearray(), bytearray()
 
     def takes(self, call: Collective) -> bool:
-        """Adds a call, if its numbers fit."""
+        """Adds a call. Returns: whether its numbers fit."""
         row = _row(call, self.step, self.seq, self.latest_ns)
         if row is None:
             return False
@@ -296,7 +297,7 @@ class _Table:
         return place
 
     def end(self) -> None:
-        """Makes a record of what there is."""
+        """Finishes the record in progress."""
         if self._which:
             self._kinds[1:3] = len(self._places).to_bytes(2, "big")
             told = bytes(self._kinds), bytes(self._which), bytes(self._rows)
@@ -305,7 +306,7 @@ class _Table:
 
 
 def _row(call: Collective, step: int, seq: int, latest_ns: int) -> bytes | None:
-    """A call's row, None if it does not fit."""
+    """The row of a call, None if it does not fit."""
     done_ns = call.completed_ns
     took = UNKNOWN if done_ns is None else done_ns - call.issued_ns
     ago = latest_ns - (call.issued_ns if done_ns is None else done_ns)

@@ -1,21 +1,22 @@
-"""Frames: encoding a `Batch`, and decoding what a stranger may have sent."""
+"""Encodes a `Batch` as a frame, and decodes frames from untrusted senders."""
 
 from __future__ import annotations
 
 import msgspec
 
-from dpwatch.wire import sane
+from dpwatch.wire import validation
 from dpwatch.wire.messages import MAX_RECORDS, PROTOCOL_VERSION, AnyRecord, Batch, Refused
 
 __all__ = ["MAX_FRAME_BYTES", "MAX_RECORDS", "VersionError", "WireError", "decode", "encode"]
 
 MAX_FRAME_BYTES = 1 << 20
-"""A frame's limit, in the codec and as MAXMSGSIZE on every socket that takes frames in."""
+"""Limit of a frame, in the codec and as MAXMSGSIZE on every socket that receives frames."""
 
 _HOSTILE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
-"""What decoding raises of a stranger's bytes: they can also nest too deep or hold broken text."""
+"""What decoding untrusted bytes may raise: they can also be nested too deep or hold invalid
+UTF-8."""
 
-_TOLD_CHARS = 200
+_ERROR_CHARS = 200
 
 _RECORDS = Batch.__struct_fields__.index("records")
 
@@ -27,14 +28,14 @@ _record = msgspec.msgpack.Decoder(AnyRecord)
 
 
 class WireError(ValueError):
-    """A frame that is no batch of this protocol version."""
+    """The frame is not a batch of this protocol version."""
 
 
 class VersionError(WireError):
-    """A frame of another protocol version.
+    """The frame has another protocol version.
 
     Attributes:
-        version: That one.
+        version: That version.
     """
 
     def __init__(self, version: int) -> None:
@@ -48,14 +49,13 @@ def encode(batch: Batch) -> bytes:
 
 
 def decode(frame: bytes) -> Batch:
-    """Decodes and checks a frame.
+    """Decodes and validates a frame.
 
     Returns:
-        The batch; in place of a record that makes no sense stands a `Refused`, so that it costs
-        none but itself.
+        The batch. An invalid record is replaced by `Refused`, so that it costs only itself.
 
     Raises:
-        WireError: It is too large, malformed, or of another protocol version.
+        WireError: The frame is too large, malformed, or of another protocol version.
     """
     if len(frame) > MAX_FRAME_BYTES:
         raise WireError(f"frame of {len(frame)} bytes is over the limit of {MAX_FRAME_BYTES}")
@@ -68,15 +68,15 @@ def decode(frame: bytes) -> Batch:
         batch = _piecemeal(frame, error)
     if batch.version != PROTOCOL_VERSION:
         raise VersionError(batch.version)
-    if found := sane.faults(batch):
+    if found := validation.faults(batch):
         records = [Refused(found[i]) if i in found else r for i, r in enumerate(batch.records)]
         batch = msgspec.structs.replace(batch, records=records)
     return batch
 
 
 def _piecemeal(frame: bytes, error: Exception) -> Batch:
-    """The frame record by record, if it is one but for some records that do not decode."""
-    refusal = WireError(f"malformed frame: {told(error)}")
+    """Decodes the frame record by record, replacing records that do not decode."""
+    refusal = WireError(f"malformed frame: {describe_error(error)}")
     try:
         fields = _header.decode(frame)
         records = _records.decode(fields[_RECORDS])
@@ -93,14 +93,14 @@ def _decoded(record: msgspec.Raw) -> AnyRecord:
     try:
         decoded: AnyRecord = _record.decode(record)
     except _HOSTILE as error:
-        return Refused(told(error))
+        return Refused(describe_error(error))
     return decoded
 
 
-def told(error: Exception) -> str:
-    """An error over a stranger's bytes in a short line, nothing of theirs in it unescaped."""
+def describe_error(error: Exception) -> str:
+    """Describes an error about untrusted bytes in one short line, with those bytes escaped."""
     text = str(error).encode("unicode_escape", "replace").decode("ascii", "replace")
-    return text if len(text) <= _TOLD_CHARS else f"{text[:_TOLD_CHARS]}..."
+    return text if len(text) <= _ERROR_CHARS else f"{text[:_ERROR_CHARS]}..."
 
 
 def _version_of(frame: bytes) -> int | None:

@@ -1,4 +1,4 @@
-"""The records that tell of collectives; `messages` has the rest, and what holds for all."""
+"""Records about collectives; `messages` has the others and the rules for all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpwatch.wire import ranges as r
 from dpwatch.wire.record import Record
 
 MESSAGES = frozenset({"send", "recv"})
-"""Ops of two ranks only, which stand in no group's sequence."""
+"""Point-to-point ops, which are not part of a group's sequence."""
 
 
 class Collective(Record, frozen=True, gc=False, tag="collective"):
@@ -19,26 +19,28 @@ class Collective(Record, frozen=True, gc=False, tag="collective"):
 
     Attributes:
         step: The step it was issued in.
-        op: c10d's name: `all_reduce`, `all_gather`, `reduce_scatter`, `broadcast`, …
+        op: c10d's name: `all_reduce`, `all_gather`, `reduce_scatter`, `broadcast`, ….
         group: Name of the process group; `default` for the world.
         ranks: Size of the group.
-        seq: Counts this group's collectives from 0 on this rank; equal numbers belong together.
-        nbytes: Payload this rank hands in (for all_gather: its own part).
+        seq: Sequence number of this group's collectives on this rank, from 0; calls with equal
+            numbers belong together.
+        nbytes: Payload this rank passes in (for all_gather: its own part).
         issued_ns: When the rank entered the call.
-        completed_ns: When it was done, None where not sampled or not known.
-        blocked_ns: How long it held the caller up, in call and wait; None where not known (CUDA).
-        device: Whose thread issued it.
+        completed_ns: When it completed, None if not sampled or unknown.
+        blocked_ns: How long it blocked the caller, in the call and in `wait`; None if unknown
+            (CUDA).
+        device: The device whose thread issued it.
         dtype: Element type of the payload.
-        phase: Phase that thread was in, "" between phases and where nobody looked.
-        into_ns: How long it had been in that phase.
-        where: `file:line` of the script (not of torch) that issued it, "" where it can't be told.
-        is_async: The caller got a `Work` to wait for later; None from C++.
-        nbytes_out: Payload it gets (for all_gather: all parts).
-        generation: How many groups of this name the process has had before this one. Each
-            generation numbers its calls from 0.
-        peer: Rank of the other end of a point-to-point call (`send`, `recv`), None where it is not
-            known and for collectives. `seq` then counts that op's calls in the group, `ranks` is 1,
-            and no other rank's call has that number.
+        phase: Phase the thread was in, "" between phases and if not recorded.
+        into_ns: Time the thread had spent in that phase.
+        where: `file:line` of the script (not of torch) that issued it, "" if unknown.
+        is_async: Whether the caller got a `Work` to wait for later; None for calls from C++.
+        nbytes_out: Payload it receives (for all_gather: all parts).
+        generation: How many groups of this name the process had before this one. Each generation
+            numbers its calls from 0.
+        peer: Rank of the other end of a point-to-point call (`send`, `recv`); None if unknown and
+            for collectives. For these calls `seq` counts calls of that op in the group, `ranks` is
+            1, and the number matches no call of another rank.
     """
 
     step: r.Step
@@ -62,19 +64,18 @@ class Collective(Record, frozen=True, gc=False, tag="collective"):
 
 
 class Duration(Record, frozen=True, tag="duration"):
-    """How long a collective took, where that is known only after its `Collective` has left.
+    """How long a collective took, if that became known only after its `Collective` was sent.
 
-    At most one a call, and only of calls whose `Collective.completed_ns` is None: NCCL's, and those
-    that were still under way when their record left.
+    Sent at most once per call, and only for calls whose `Collective.completed_ns` is None: NCCL
+    calls, and calls still in progress when their record was sent.
 
     Attributes:
-        step: As all up to `nbytes` in the call's `Collective`.
-        duration_ns: On the device: from when its stream had come to it until it was done. What it
-            waited there for other ranks counts, what it waited behind other kernels does not. Of a
-            call on the host: from its issue until it was done, None where only `blocked_ns` is
-            known.
-        device: Whose thread issued it.
-        completed_ns: When it was done; None where only its length is known (NCCL).
+        step: This and the fields up to `nbytes` are those of the call's `Collective`.
+        duration_ns: On a CUDA device, from when its stream reached the call until it was done:
+            waiting for other ranks counts, waiting behind other kernels does not. On the host, from
+            issue to completion; None if only `blocked_ns` is known.
+        device: The device whose thread issued it.
+        completed_ns: When it completed; None if only its duration is known (NCCL).
         blocked_ns: As in `Collective`.
     """
 
@@ -91,7 +92,7 @@ class Duration(Record, frozen=True, tag="duration"):
 
 
 class Unfinished(msgspec.Struct, array_like=True, frozen=True):
-    """A call that a rank has entered and that is not known to be over; as in `Position`."""
+    """A call that a rank has entered and that is not known to be complete; see `Position`."""
 
     seq: r.Seq
     op: r.Word
@@ -103,17 +104,18 @@ class Unfinished(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Position(msgspec.Struct, array_like=True, frozen=True):
-    """How far a rank has come in one process group: the newest and the oldest call under way.
+    """A rank's progress in one process group: its newest call and the oldest one in progress.
 
-    All fields up to `where` are those of the newest: the last collective that the rank entered.
+    The fields up to `where` describe the newest call, the last collective the rank entered.
 
     Attributes:
-        done: It is known to be over. False: under way, or nobody could tell.
-        members: Ranks of the group, empty for the world and for groups of over 64.
+        done: Whether it is known to be complete. False if it is in progress or its completion
+            cannot be observed.
+        members: Ranks of the group; empty for the world and for groups of more than 64.
         generation: As in `Collective`.
-        oldest: The first call that is not known to be over, None where no call before the newest
-            is. Where completion is not watched (C++ calls of unsampled steps, CUDA) it is the
-            step's first call, so that what came before is over and what follows may be.
+        oldest: The first call not known to be complete, None if there is none before the newest.
+            Where completion is not observed (calls from C++ in skipped steps, CUDA) it is the first
+            call of the step: earlier calls are complete, later ones may be.
     """
 
     group: r.Word
@@ -132,20 +134,20 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Issuer(msgspec.Struct, array_like=True, frozen=True):
-    """What one function of a framework has issued so far of one kind of collective.
+    """The collectives of one kind that one function of a framework has issued so far.
 
-    Told by the first rank of the group only, and of its own calls.
+    Only the first rank of the group reports it, about its own calls.
 
     Attributes:
-        framework: Whose function it is: a name from `probe.stack.frameworks`, else the package's.
-        function: The function, as one would import it.
-        purpose: What for, in a few words; "" where that is not known.
-        op: As all up to `dtype` in `Collective`.
-        calls: How many calls, …
-        nbytes: … and the payload that the rank handed in to them, summed.
-        first_step: The step of the first of them, …
-        last_step: … and of the last.
-        steps: Steps of which calls, anybody's, had been told by then.
+        framework: The framework's name in `probe.stack.frameworks`, else the package's name.
+        function: Import path of the function.
+        purpose: What the calls are for, in a few words; "" if unknown.
+        op: This and the fields up to `dtype` are as in `Collective`.
+        calls: Number of calls.
+        nbytes: Payload the rank passed in, summed over the calls.
+        first_step: Step of the first call.
+        last_step: Step of the last call.
+        steps: Number of steps whose calls, by any issuer, had been counted by then.
     """
 
     framework: r.Word

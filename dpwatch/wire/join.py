@@ -1,31 +1,34 @@
-"""What hubs of several hosts say to each other, over TCP and never without keys.
+"""Messages between the hubs of several hosts, over TCP with CURVE keys.
 
-A node's hub connects to the head's and says once a second that it is here. The head answers with
-the time, which the node sends back beside its own: so the head knows how their clocks differ. When
-the head wants the node's state (at first, after a gap, after either's death) it says so with that
-answer; the node sends it, and from then on each of its frames, numbered, until the head falls
-silent or another one is in its place.
+A node's hub connects to the head's and sends `Here` once a second. The head answers with its time,
+which the node returns along with its own, so the head can estimate the offset of their clocks. When
+the head needs the node's state (at first, after a gap, or when either has restarted) it says so in
+that answer. The node then sends its state, followed by each of its frames, numbered, until the head
+goes silent or is replaced.
 
-Each message is one header, an array with its kind first; `State` and `Frame` have parts after it.
+Each message is one header, an array that starts with its kind; `State` and `Frame` are followed by
+parts.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import zmq
 
 from dpwatch.wire.codec import MAX_FRAME_BYTES
-from dpwatch.wire.keys import Keys
+
+if TYPE_CHECKING:
+    from dpwatch.runtime.curve_keys import Keys
 
 ZAP_DOMAIN = b"dpwatch"
 QUEUE = 4096
-"""Messages a node keeps for a head that takes them too slowly; then the state is sent instead."""
+"""Messages a node queues for a head that reads too slowly; beyond that it sends its state again."""
 
 PART_BYTES = 1 << 19
 MOST_PARTS = 512
-"""A state travels in parts, so that no socket has to admit a large message from a stranger."""
+"""A state is sent in parts, so that no socket has to accept a large message from a stranger."""
 
 _CURVE_BYTES = 64
 _BEAT_MS, _SILENT_MS = 1_000, 4_000
@@ -33,11 +36,11 @@ _RETRY_MS, _RETRY_MOST_MS, _CONNECT_MS = 250, 4_000, 5_000
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True, tag=True):
-    """Base of all headers."""
+    """Base class of all headers."""
 
 
 class Here(Message, frozen=True, tag="here"):
-    """Node: I am here.
+    """Node: I am alive.
 
     Attributes:
         frames: Number of its last frame.
@@ -54,9 +57,9 @@ class Time(Message, frozen=True, tag="time"):
     """Head: the answer to `Here`.
 
     Attributes:
-        token: The head hub's own; another one means another hub.
-        sent_ns: By the head's clock.
-        want_state: Send your state, then your frames.
+        token: Identifies this head process; another token means another process.
+        sent_ns: The head's clock.
+        want_state: Whether the node should send its state, then its frames.
     """
 
     token: int
@@ -65,29 +68,29 @@ class Time(Message, frozen=True, tag="time"):
 
 
 class Back(Message, frozen=True, tag="back"):
-    """Node: `Time` came, at this time of mine."""
+    """Node: returns `Time`, with the node's clock when it arrived."""
 
     sent_ns: int
     here_ns: int
 
 
 class State(Message, frozen=True, tag="state"):
-    """Node: the parts after this are my whole state, up to this frame."""
+    """Node: the following parts are my whole state, up to this frame."""
 
     frames: int
 
 
 class Frame(Message, frozen=True, tag="frame"):
-    """Node: the part after this is a frame as a rank or this hub made it."""
+    """Node: the following part is a frame from one of its ranks or from this hub."""
 
     number: int
 
 
 class Ask(Message, frozen=True, tag="ask"):
-    """Head: ask your ranks for their stacks, by this number at least.
+    """Head: request your ranks' stacks under this number or a higher one.
 
     Attributes:
-        ranks: Whom; none: every rank.
+        ranks: The ranks asked; empty means every rank.
     """
 
     number: int
@@ -95,7 +98,7 @@ class Ask(Message, frozen=True, tag="ask"):
 
 
 class Refused(Message, frozen=True, tag="refused"):
-    """Head: we can't have to do with each other, and why."""
+    """Head: I cannot accept you, and why."""
 
     why: str
 
@@ -107,12 +110,12 @@ _decoder = msgspec.msgpack.Decoder(AnyMessage)
 
 
 def encode(message: AnyMessage) -> bytes:
-    """A header as bytes."""
+    """Encodes a header."""
     return _encoder.encode(message)
 
 
 def decode(header: bytes) -> AnyMessage | None:
-    """A header, None where it is none of this version."""
+    """Decodes a header, None if it is not a valid one of this version."""
     try:
         message: AnyMessage = _decoder.decode(header)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -121,10 +124,10 @@ def decode(header: bytes) -> AnyMessage | None:
 
 
 def in_parts(blob: bytes) -> list[bytes]:
-    """A state cut for sending.
+    """Splits a state for sending.
 
     Raises:
-        ValueError: It is larger than a head takes.
+        ValueError: It is larger than a head accepts.
     """
     parts = [blob[at : at + PART_BYTES] for at in range(0, len(blob), PART_BYTES)]
     if len(parts) > MOST_PARTS:
@@ -133,17 +136,17 @@ def in_parts(blob: bytes) -> list[bytes]:
 
 
 def head_socket(context: zmq.Context[Any], endpoint: str, keys: Keys) -> zmq.Socket[bytes]:
-    """The head's end: only who has the client's key comes in (see `hub.cluster.zap_handler`).
+    """The head's socket; admits only the client key (see `hub.cluster.zap_handler`).
 
     Raises:
-        zmq.ZMQError: Nothing can be bound there.
+        zmq.ZMQError: The endpoint cannot be bound.
     """
     socket = _socket(context, zmq.ROUTER, endpoint)
     socket.curve_server = True
     socket.curve_publickey = keys.head.public.encode()
     socket.curve_secretkey = keys.head.secret.encode()
     socket.zap_domain = ZAP_DOMAIN
-    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a node that comes again is that node
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a node that reconnects replaces its old connection
     socket.setsockopt(zmq.SNDHWM, 16)
     try:
         socket.bind(endpoint)
@@ -156,7 +159,7 @@ def head_socket(context: zmq.Context[Any], endpoint: str, keys: Keys) -> zmq.Soc
 def node_socket(
     context: zmq.Context[Any], endpoint: str, keys: Keys, name: bytes
 ) -> zmq.Socket[bytes]:
-    """A node's end: speaks to nobody but who has the head's key."""
+    """A node's socket; talks only to a peer that has the head's key."""
     socket = _socket(context, zmq.DEALER, endpoint)
     socket.curve_serverkey = keys.head.public.encode()
     socket.curve_publickey = keys.client.public.encode()

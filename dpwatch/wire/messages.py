@@ -1,12 +1,12 @@
-"""The records a rank streams: one Struct a record type, msgpack arrays on the wire.
+"""The records a rank streams: one Struct per record type, encoded as msgpack arrays.
 
-A frame is one `Batch`; its `records` are a tagged union told apart by the first element of
-each array. `docs/protocol.md` is the specification. Rules that keep old and new peers talking:
-a new field goes to the end and has a default, a field's type never changes, and anything else
-is a new `PROTOCOL_VERSION`.
+A frame is one `Batch`. Its `records` are a tagged union; the first element of each array is the
+tag. `docs/protocol.md` is the specification. To stay compatible with older peers, a new field goes
+at the end and has a default, and a field's type never changes. Anything else needs a new
+`PROTOCOL_VERSION`.
 
-Times are nanoseconds of the sender's CLOCK_MONOTONIC unless a name says `wall`; sizes are bytes;
-what was not measured is None, never 0. A field's type says which values it may hold (`ranges`).
+Times are nanoseconds on the sender's CLOCK_MONOTONIC unless the name says `wall`; sizes are bytes.
+A value that was not measured is None, never 0. A field's type states its range (`ranges`).
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ MAX_DEVICES = 1024
 """Devices of one process."""
 
 MAX_LINES = 1024
-"""Lines of output in a record."""
+"""Lines of output in one record."""
 
 MAX_THREADS = 64
 MAX_FRAMES = 64
-"""Threads in a record of stacks, and frames of one."""
+"""Threads in one `Stacks` record, and frames per thread."""
 
 MAX_ASKED = 4096
-"""Ranks that a request names."""
+"""Ranks that one request may name."""
 
 CATEGORIES = ("params", "grads", "optimizer", "activations", "buffers", "temp", "gathered")
-"""Memory categories, in the order `ByCategory` holds and screens draw them."""
+"""Memory categories, in the field order of `ByCategory` and the drawing order on screen."""
 
 PHASES = ("data", "h2d", "forward", "backward", "optimizer")
-"""Measured phases of a step; what is left of the step is `other`."""
+"""Measured phases of a step; the remainder is `other`."""
 
 
 class DeviceInfo(msgspec.Struct, array_like=True, frozen=True):
@@ -57,10 +57,10 @@ class DeviceInfo(msgspec.Struct, array_like=True, frozen=True):
 
     Attributes:
         name: As shown: `vgpu:0`, `cuda:1`, `cpu`.
-        kind: `virtual` (bytes held in host memory, compute on CPU cores), `cuda`, `cpu`, or `host`:
-            host memory that takes part beside the devices and is none of them.
-        capacity_bytes: Its memory, None where it has no limit of its own.
-        description: What the hardware calls itself, such as `NVIDIA A100-SXM4-80GB`.
+        kind: `virtual` (memory is host memory, compute runs on CPU cores), `cuda`, `cpu`, or
+            `host`: host memory that takes part in training but is not one of the devices.
+        capacity_bytes: Size of its memory, None if it has no limit of its own.
+        description: Hardware name, such as `NVIDIA A100-SXM4-80GB`.
     """
 
     name: r.Word
@@ -70,10 +70,10 @@ class DeviceInfo(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ByCategory(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Bytes by memory category (PyTorch MemTracker's words, and `gathered` for unsharded params).
+    """Bytes by memory category: PyTorch MemTracker's, plus `gathered` for unsharded parameters.
 
-    `buffers` are module buffers and communication buckets, `temp` what lives for an operation or
-    two. None: this category was not told apart by the source.
+    `buffers` are module buffers and communication buckets; `temp` is memory that lives for one or
+    two operations. None means that the source does not separate this category.
     """
 
     params: r.Bytes | None = None
@@ -86,11 +86,11 @@ class ByCategory(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class GroupMembers(msgspec.Struct, array_like=True, frozen=True):
-    """A process group as one of its ranks has it.
+    """A process group, as one of its ranks sees it.
 
     Attributes:
-        group: c10d's own name for it, which all its ranks have in common.
-        members: Its ranks in the world.
+        group: c10d's name for it, the same on all its ranks.
+        members: Global ranks of its members.
     """
 
     group: r.Word
@@ -98,30 +98,32 @@ class GroupMembers(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Hello(Record, frozen=True, tag="hello"):
-    """Who a rank is. Sent first, on change, and every two seconds, so a late hub learns it.
+    """Identifies a rank. Sent first, on change, and every two seconds in case the hub starts late.
 
     Attributes:
-        world_size: Processes in the run (1 for `dp`, whose one process has several devices).
+        world_size: Number of processes in the run (1 for `dp`, whose one process drives several
+            devices).
         local_rank: Rank within the host.
-        strategy: `single`, `dp`, `ddp`, … or "" when nobody said and it can't be told.
-        backend: `virtual`, `gloo`, `nccl`, … or "" with no communication.
-        devices: What this rank drives; records point here by index.
-        params: Elements of all parameters this rank's model has, None before the first forward.
-        param_bytes: Their bytes.
-        title: What a person would call the run, usually the script's name.
-        total_steps: Steps the run intends to do, where known.
+        strategy: `single`, `dp`, `ddp`, …, or "" if it was not given and cannot be detected.
+        backend: `virtual`, `gloo`, `nccl`, …, or "" without communication.
+        devices: The devices this rank drives; records refer to them by index.
+        params: Number of elements in all parameters of this rank's model, None before the first
+            forward.
+        param_bytes: Size of those parameters.
+        title: Human-readable name of the run, usually the script's name.
+        total_steps: Steps the run intends to do, if known.
         cores: CPU cores this process may use.
         torch_version: `torch.__version__`.
-        capture: How collectives are seen: `observer` (every one), `patch` (Python callers only),
+        capture: How collectives are captured: `observer` (all), `patch` (Python callers only),
             `none`.
-        tells_output: What the process prints is told too (`Output`).
+        tells_output: Whether the process's output is streamed too (`Output`).
         note: Why no step has been seen, "" once one has or while it is too early to tell.
-        groups: The process groups that it is in besides the world, at most 64.
-        unseen: What it may exchange that its probe can't see, for people; "" where nothing is known
-            of. How much it sends and receives is unknown then.
-        worker: Of a multiprocessing child that trains alone, its name: its parent ends it, often by
-            SIGTERM, when there is nothing more to do. "" for all others.
-        step_fd: Descriptor of the file that holds its step (`last_step`), None where there is none.
+        groups: The process groups it belongs to besides the world, at most 64.
+        unseen: Communication the probe cannot observe, as text for a person; "" if none is known.
+            The bytes sent and received are then unknown.
+        worker: Name of a multiprocessing child that trains alone. Its parent ends it, often by
+            SIGTERM, when there is no more work. "" for all others.
+        step_fd: Descriptor of the file that holds its current step (`last_step`), None without one.
     """
 
     world_size: r.Ranks
@@ -148,15 +150,16 @@ class Memory(Record, frozen=True, gc=False, tag="memory"):
     """A device's memory over one sampled step.
 
     Attributes:
-        current: Held at the end of the step.
-        peak: By `ledger`, held at the step's highest moment; its categories sum to `peak_bytes`.
-            By the other sources `peak_bytes` is the highest since the process began, and of its
-            categories only what is there throughout is known.
-        source: `ledger` (every storage followed), `cuda` (caching allocator), `rss` (resident size
+        current: Bytes held at the end of the step.
+        peak: With source `ledger`, the bytes held at the step's peak; the categories sum to
+            `peak_bytes`. With other sources, `peak_bytes` is the highest since the process started,
+            and only categories that live through the whole step are known.
+        source: `ledger` (every storage tracked), `cuda` (caching allocator), `rss` (resident size
             of the whole process).
-        activations_estimate: How much memory in use grew by from forward's start to backward's.
-        activations_error: How far that may be off, None where no bound is known.
-        heap_bytes: What malloc has handed out to the process, at the step's end.
+        activations_estimate: Growth of memory in use from the start of forward to the start of
+            backward.
+        activations_error: Bound on the error of that estimate, None if unknown.
+        heap_bytes: Bytes that malloc has handed out to the process, at the end of the step.
     """
 
     device: r.Index
@@ -176,7 +179,7 @@ class Transfer(Record, frozen=True, gc=False, tag="transfer"):
 
     Attributes:
         kind: `scatter`, `replicate`, `gather`, `scatter_grad`, `reduce` (dp), `pull`, `push`
-            (parameter servers), `activation`, `activation_grad` (a model on two devices).
+            (parameter servers), `activation`, `activation_grad` (a model split over two devices).
         src: Sending device, index into `Hello.devices`.
         dst: Receiving device.
         nbytes: Bytes copied.
@@ -192,15 +195,15 @@ class Transfer(Record, frozen=True, gc=False, tag="transfer"):
 
 
 class Meeting(msgspec.Struct, array_like=True, frozen=True):
-    """Making a process group, which needs all its ranks to come: what one of them waits in.
+    """A process group being created, which blocks until all its ranks arrive.
 
     Attributes:
         call: `init_process_group` or `new_group`.
-        ranks: How many are expected.
-        group: c10d's own name of the group, "" before it has one.
-        members: Who, empty where that is every rank or there are over 64.
-        launched: Of the world: how many the launcher says it has started (WORLD_SIZE), None where
-            it says nothing.
+        ranks: Number of ranks expected.
+        group: c10d's name of the group, "" before it has one.
+        members: The ranks, empty if that is every rank or there are more than 64.
+        launched: For the world, the number of processes the launcher reports (WORLD_SIZE), None if
+            it does not.
     """
 
     call: r.Word
@@ -211,33 +214,33 @@ class Meeting(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Beat(Record, frozen=True, tag="beat"):
-    """Sign of life from the probe's own thread, so it comes while the rank is stuck too.
+    """A heartbeat from the probe's own thread, so it keeps coming while the rank is stuck.
 
     Attributes:
-        step: Step under way.
+        step: Step in progress.
         phase: Phase the training thread is in, "" between phases.
         rss_bytes: Resident memory of the process.
-        gil_held: Share of time someone held the GIL, where a sampler is installed.
-        where: `file:line function` of the script that the training thread is at.
-        still_ns: How long nothing has moved: no step, phase, collective or line of Python, nor has
-            the thread been on a core (which says nothing where it waits for an accelerator).
-        positions: How far it has come in its process groups, the latest first, at most 16.
-        stack: The training thread's Python frames, outermost first, at most 16; only once it has
-            been still for two seconds.
-        inside: The library's call that the script's line stands in, where that is one of a few that
-            may take long: `init_process_group`, `new_group`, `DataLoader`, `torch.save`, ….
-        waits_in: What the training thread waits in, as the kernel has it, once it has been still
-            for a second: `sleep`, `lock`, `disk`, `file`, `pipe`, `socket`, `poll`, `process`,
-            `core` (in nothing: it runs native code); "" where that can't be told.
-        waits_on: Which file, process or peer, in words, "" where that can't be told.
-        meeting: The process group whose ranks it waits for, while it is being made.
-        abandoned: Forward and backward passes of a wrapped model (DDP, FSDP) that have raised and
-            after which the script went on: what they would have called was left out.
+        gil_held: Share of time some thread held the GIL, if a sampler is installed.
+        where: `file:line function` of the script's frame the training thread is in.
+        still_ns: Time without progress: no new step, phase, collective or line of Python, and the
+            thread was not running on a core (ignored if it may be waiting for an accelerator).
+        positions: Progress in each of its process groups, latest first, at most 16.
+        stack: Python frames of the training thread, outermost first, at most 16; only after two
+            seconds without progress.
+        inside: The library call in progress, if it is one of a few that may take long:
+            `init_process_group`, `new_group`, `DataLoader`, `torch.save`, ….
+        waits_in: What the training thread waits in according to the kernel, after one second
+            without progress: `sleep`, `lock`, `disk`, `file`, `pipe`, `socket`, `poll`, `process`,
+            `core` (it is not waiting but running native code); "" if unknown.
+        waits_on: Which file, process or peer, as text; "" if unknown.
+        meeting: The process group being created, while it waits for that group's ranks.
+        abandoned: Number of forward and backward passes of a wrapped model (DDP, FSDP) that raised
+            and after which the script went on, skipping the pass's remaining collectives.
         abandoned_step: Step of the first of them.
         abandoned_why: Its exception, in one line.
-        peak_rss_bytes: The highest resident memory since the process began.
-        issuers: What frameworks' own functions have issued since the process began, at most 64
-            kinds; of each group its first rank tells.
+        peak_rss_bytes: Highest resident memory since the process started.
+        issuers: Collectives that frameworks' own functions have issued since the process started,
+            at most 64 kinds; only the first rank of each group reports them.
     """
 
     step: r.Step
@@ -276,11 +279,11 @@ class Gpu(Record, frozen=True, gc=False, tag="gpu"):
 
 
 class Line(msgspec.Struct, array_like=True, frozen=True):
-    """A line that a process has printed.
+    """A line that a process printed.
 
     Attributes:
-        wall_ns: The sender's wall clock when the last of it was written.
-        text: Without line break, control characters and escape sequences, cut where it is long.
+        wall_ns: Wall clock of the sender when the end of the line was written.
+        text: Without line break, control characters and escape sequences; truncated if long.
     """
 
     wall_ns: r.Instant
@@ -288,15 +291,14 @@ class Line(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Output(Record, frozen=True, tag="output"):
-    """What a process has printed to one of its streams since the record before.
+    """What a process printed to one of its streams since the previous record.
 
     Attributes:
         stream: `out` (standard output) or `err` (standard error).
-        lines: Whole lines, the oldest first. Of one that was written over after a carriage return,
-            as progress bars are, only how it was in the end.
-        left_out: Lines before these that are not told: too many came at once.
-        open: The line that is still being written, as it stands; it takes the place of the one told
-            before. None: there is none.
+        lines: Complete lines, oldest first. A line overwritten after a carriage return, as by
+            progress bars, appears only in its final state.
+        left_out: Lines before these that were dropped because too many came at once.
+        open: The line still being written; it replaces the previous `open`. None if there is none.
     """
 
     stream: r.Word
@@ -306,25 +308,25 @@ class Output(Record, frozen=True, tag="output"):
 
 
 INTERRUPTED = "stopped by Ctrl-C"
-"""`Bye.reason` of a rank that a KeyboardInterrupt ended."""
+"""`Bye.reason` of a rank that ended with KeyboardInterrupt."""
 
 
 class Bye(Record, frozen=True, gc=False, tag="bye"):
-    """A rank's end: its own goodbye, or what its hub saw of the process.
+    """The end of a rank: its own goodbye, or what the hub observed of the process.
 
-    A hub sends one when the process has ended, also after the rank's own goodbye: `exit` is then
-    set, and `state` and `reason` are what the two come to.
+    When the process has ended, the hub sends a `Bye` too, even after the rank's own. That one has
+    `exit` set, and its `state` and `reason` combine both.
 
     Attributes:
-        state: `finished`, `failed` (it raised, or exited with another code than 0) or `lost` (it
-            was killed, or the hub found the process gone).
+        state: `finished`, `failed` (it raised, or exited with a non-zero code) or `lost` (it was
+            killed, or the hub found the process gone).
         reason: One line for a person, "" when finished.
-        exit: Exit code of the process, or minus the signal that killed it, where the hub could
-            tell.
-        then: What the process did next: `exit`; `next`, it began another run; `idle`, its training
-            function is over or its parent has ended it, and nobody knows whether it raised; ""
-            where it goes on. After `next` and `idle` its exit says nothing of this run.
-        step: The step it was in, where it ended without a goodbye and its hub could read that.
+        exit: Exit code of the process, or minus the signal that killed it, if the hub could tell.
+        then: What the process did next: `exit`; `next`, it started another run; `idle`, its
+            training function has returned or its parent has ended it, and whether it raised is
+            unknown; "" if it goes on. After `next` and `idle` the exit code says nothing about this
+            run.
+        step: The step it was in, if it ended without a goodbye and the hub could read that.
     """
 
     state: r.Word
@@ -335,11 +337,11 @@ class Bye(Record, frozen=True, gc=False, tag="bye"):
 
 
 class Command(Record, frozen=True, gc=False, tag="command"):
-    """What `dpwatch run` says of the command that started this run. From hubs only.
+    """State of the command that `dpwatch run` started. Sent by hubs only.
 
     Attributes:
         exit: The command's exit code, or minus the signal that killed it; None while it runs.
-        interrupted_ns: When Ctrl-C was pressed, None if it wasn't.
+        interrupted_ns: When Ctrl-C was pressed, None if it was not.
     """
 
     exit: r.Exit | None = None
@@ -347,12 +349,12 @@ class Command(Record, frozen=True, gc=False, tag="command"):
 
 
 class Silent(msgspec.Struct, array_like=True, frozen=True):
-    """A rank whose probe says nothing, as its hub sees the process.
+    """A rank whose probe is silent, as its hub sees the process.
 
     Attributes:
-        pid: Its process.
-        process: That process's state as the kernel has it (`T` stopped, `t` traced, `D` in the
-            kernel, `R`, `S`), "" where it can't be told.
+        pid: Its process id.
+        process: State of the process according to the kernel (`T` stopped, `t` traced, `D`
+            uninterruptible sleep, `R`, `S`), "" if unknown.
     """
 
     rank: r.RankNumber
@@ -361,27 +363,27 @@ class Silent(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Tick(Record, frozen=True, tag="tick"):
-    """The hub's clock, once a second: lets a state notice that a rank has fallen silent.
+    """The hub's clock, once a second, which lets a state notice that a rank has gone silent.
 
     Attributes:
-        silent: Ranks of the hub's own host that have, at most 64.
+        silent: Silent ranks on the hub's own host, at most 64.
     """
 
     silent: Annotated[list[Silent], Meta(max_length=64)] = msgspec.field(default_factory=list)
 
 
 class Host(Record, frozen=True, tag="host"):
-    """Another host of the run, as the head hub has it. From hubs only, with each tick.
+    """Another host of the run, as the head hub sees it. Sent by hubs only, with each tick.
 
     Attributes:
         host: Its name.
-        heard_ns: When its hub was last heard of, by the head's clock.
-        silent: That is too long ago: what is known of its ranks is old.
-        offset_ns: What is added to its clock to have the head's; its ranks' times have it added.
-        error_ns: How far off that may be.
-        source: What it was estimated from: `collectives`, or `exchange` of messages.
-        resent: How often its whole state had to be fetched anew, since frames had been lost or
-            the connection had.
+        heard_ns: When its hub last reported, on the head's clock.
+        silent: Whether that is too long ago, so that the data on its ranks is stale.
+        offset_ns: Offset added to its clock to get the head's; already applied to its ranks' times.
+        error_ns: Bound on the error of that offset.
+        source: What the offset was estimated from: `collectives`, or an `exchange` of messages.
+        resent: How often its whole state had to be fetched again after lost frames or a lost
+            connection.
     """
 
     host: r.Word
@@ -394,14 +396,14 @@ class Host(Record, frozen=True, tag="host"):
 
 
 class Joined(Record, frozen=True, tag="joined"):
-    """How this hub stands to those of other hosts. From hubs only, with each tick.
+    """How this hub relates to those of other hosts. Sent by hubs only, with each tick.
 
     Attributes:
-        role: `head` (it has all hosts' ranks), `node` (its own; the head has them too) or `alone`
-            (its own, and nobody else has them).
-        head: The head's address.
-        connected: Of a node, whether the head answers.
-        note: A line for people where something is missing, "" where all is well.
+        role: `head` (it has the ranks of all hosts), `node` (it has its own, and so does the head)
+            or `alone` (it has its own, and nobody else does).
+        head: Address of the head.
+        connected: For a node, whether the head answers.
+        note: One line for a person if something is missing, "" otherwise.
     """
 
     role: r.Word
@@ -411,15 +413,15 @@ class Joined(Record, frozen=True, tag="joined"):
 
 
 class ThreadStack(msgspec.Struct, array_like=True, frozen=True):
-    """Where one Python thread is.
+    """The stack of one Python thread.
 
     Attributes:
-        name: As `threading` has it, "" for a thread that Python has not started.
-        training: Whether it is the thread that trains.
-        tid: The kernel's number of it (as `top -H` and gdb show), None where Python has none.
-        frames: `file:line function`, outermost first; of many the middle is left out, and a line
-            that begins with `…` says so.
-        theirs: Index of the innermost frame that is the user's own, None if none is.
+        name: Its `threading` name, "" for a thread that Python did not start.
+        training: Whether it is the training thread.
+        tid: Its kernel thread id (as in `top -H` and gdb), None if Python has none.
+        frames: `file:line function`, outermost first; if there are too many, the middle is omitted
+            and replaced by a line that starts with `…`.
+        theirs: Index of the innermost frame of the user's own code, None if there is none.
     """
 
     name: r.Word
@@ -430,13 +432,13 @@ class ThreadStack(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Stacks(Record, frozen=True, tag="stacks"):
-    """A rank's answer to `Asked`: where each of its Python threads is.
+    """A rank's answer to `Asked`: the stacks of its Python threads.
 
     Attributes:
         asked: Number of the request.
-        taken_ns: When.
-        threads: The training thread first; dpwatch's own is not among them.
-        left_out: Threads beyond those.
+        taken_ns: When the stacks were taken.
+        threads: The training thread first; dpwatch's own thread is excluded.
+        left_out: Number of threads beyond those.
     """
 
     asked: r.Seq
@@ -446,11 +448,11 @@ class Stacks(Record, frozen=True, tag="stacks"):
 
 
 class Asked(Record, frozen=True, tag="asked"):
-    """Said by the hub: it has asked ranks for their stacks. Also what the file says that asks them.
+    """A request for stacks: announced by the hub, and the contents of the file that ranks poll.
 
     Attributes:
-        number: Counts the hub's requests from 1.
-        ranks: Who is asked; none: every rank.
+        number: Sequence number of the hub's requests, from 1.
+        ranks: The ranks asked; empty means every rank.
     """
 
     number: r.Seq
@@ -460,13 +462,13 @@ class Asked(Record, frozen=True, tag="asked"):
 
 
 class Unanswered(Record, frozen=True, tag="unanswered"):
-    """Said by the hub of a rank that should have answered.
+    """Sent by the hub about a rank that did not answer a request in time.
 
     Attributes:
-        rank: Who.
-        pid: Its process.
-        process: That process's state as the kernel has it (`T` stopped, `t` traced, `D` in the
-            kernel, `R`, `S`), "" where it can't be told.
+        rank: Its rank.
+        pid: Its process id.
+        process: State of the process according to the kernel (`T` stopped, `t` traced, `D`
+            uninterruptible sleep, `R`, `S`), "" if unknown.
     """
 
     rank: r.RankNumber
@@ -475,10 +477,10 @@ class Unanswered(Record, frozen=True, tag="unanswered"):
 
 
 class Refused(Record, frozen=True, tag="refused"):
-    """Stands where a record was that made no sense, and counts as one that the rank dropped.
+    """Replaces a record that was invalid; counts as one that the rank dropped.
 
     Attributes:
-        why: What was wrong with it, in a line.
+        why: What was wrong with it, in one line.
     """
 
     why: r.Line = ""
@@ -508,21 +510,21 @@ AnyRecord = (
 )
 
 HUB_RANK = -1
-"""`Batch.rank` of what the hub itself adds to a run's stream."""
+"""`Batch.rank` of the records that the hub itself adds."""
 
 
 class Batch(msgspec.Struct, array_like=True, frozen=True):
     """One frame: records of one rank, in the order they happened.
 
     Attributes:
-        version: `PROTOCOL_VERSION` of the sender; a hub refuses others.
+        version: `PROTOCOL_VERSION` of the sender; a hub rejects others.
         rank: The sender's rank, `HUB_RANK` for the hub.
-        seq: Counts the sender's batches from 0.
-        dropped: Records this sender has thrown away so far, since it never waits.
-        mono_ns: Sender's CLOCK_MONOTONIC when it made the frame …
-        wall_ns: … and its wall clock at that moment, to place `*_ns` times.
-        sent: Records in all of the sender's frames before this one, so that it shows what was lost
-            on the way; None where nobody counts.
+        seq: Sequence number of the sender's batches, from 0.
+        dropped: Records the sender has dropped so far, since it never blocks.
+        mono_ns: CLOCK_MONOTONIC of the sender when it made the frame.
+        wall_ns: Its wall clock at that moment, which maps the `*_ns` times to wall time.
+        sent: Records in all earlier frames of this sender, which reveals losses in transit; None if
+            not counted.
     """
 
     version: int

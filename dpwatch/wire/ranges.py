@@ -1,8 +1,8 @@
-"""What a field of a record may hold, said in its type and checked where frames are decoded.
+"""The range of values each record field may hold, as types that the decoder checks.
 
-A value out of range refuses its record, whole: to clip it would make a false number of it. The
-ranges lie far beyond what any run has, and so near that sums over a step stay within 64 bits.
-What fields say of each other is checked in `sane`.
+A value out of range rejects the whole record; clipping it would produce a false number. The ranges
+are far wider than any real run needs, yet narrow enough that sums over a step stay within 64 bits.
+Constraints between fields are checked in `validation`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ RANKS = 1 << 20
 """Processes in a run."""
 
 Step = Annotated[int, Meta(ge=0, le=1 << 40)]
-"""A step, or how many of them."""
+"""A step number, or a number of steps."""
 
 Seq = Annotated[int, Meta(ge=0, le=1 << 53)]
-"""Counts calls or frames from 0."""
+"""Sequence number of calls or frames, from 0."""
 
 Index = Annotated[int, Meta(ge=0, le=1023)]
-"""A device of a process."""
+"""Index of a device within its process."""
 
 RankNumber = Annotated[int, Meta(ge=0, lt=RANKS)]
 Ranks = Annotated[int, Meta(ge=1, le=RANKS)]
@@ -29,19 +29,19 @@ Ranks = Annotated[int, Meta(ge=1, le=RANKS)]
 Pid = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
 
 Instant = Annotated[int, Meta(ge=0, le=1 << 61)]
-"""Nanoseconds of a clock: 73 years."""
+"""Nanoseconds on a clock; the limit is 73 years."""
 
 Apart = Annotated[int, Meta(ge=-(1 << 61), le=1 << 61)]
-"""Nanoseconds from one clock to another."""
+"""Difference between two clocks, in nanoseconds."""
 
 Duration = Annotated[int, Meta(ge=0, le=1 << 55)]
-"""Nanoseconds: a year."""
+"""Nanoseconds; the limit is about a year."""
 
 Payload = Annotated[int, Meta(ge=0, le=1 << 43)]
-"""Bytes handed to one call: 8 TiB."""
+"""Bytes passed to one call; the limit is 8 TiB."""
 
 Bytes = Annotated[int, Meta(ge=0, le=1 << 53)]
-"""Bytes of a memory."""
+"""A size of memory, in bytes."""
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 
@@ -51,7 +51,7 @@ Watts = Annotated[float, Meta(ge=0, le=1e6)]
 Exit = Annotated[int, Meta(ge=-1024, le=1 << 32)]
 
 Word = Annotated[str, Meta(max_length=256)]
-"""A name of the field's or of a device, a group, a host."""
+"""A short name: an op, a device, a group, a host."""
 
 Line = Annotated[str, Meta(max_length=2048)]
-"""Text for a person: a title, a reason, a place in the source."""
+"""Text for a person: a title, a reason, a source location."""

@@ -1,4 +1,4 @@
-"""What all records that a rank streams have in common."""
+"""Base class of all records that a rank streams."""
 
 from __future__ import annotations
 

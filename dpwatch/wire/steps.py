@@ -1,4 +1,4 @@
-"""Many steps in one record, as `calls` has many collectives: what each would tell as a `Step`."""
+"""Packs many steps into one record, as `calls` does with collectives."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import msgspec
 from msgspec import Meta
 
 from dpwatch.wire import ranges as r
-from dpwatch.wire.calls import EARLIEST_NS, UNKNOWN, known
+from dpwatch.wire.calls import EARLIEST_NS, UNKNOWN, encode_unknown
 from dpwatch.wire.record import Record
 
 MOST_STEPS = 256
-"""Steps of one record."""
+"""Steps in one record."""
 
 ROW = struct.Struct("<15I")
 
@@ -23,31 +23,31 @@ ROW = struct.Struct("<15I")
 class Step(Record, frozen=True, gc=False, tag="step"):
     """One training step as one device saw it.
 
-    Phases are wall time inside the step; `end_ns - start_ns` less their sum is `other`. Of a CUDA
-    device all but `data_ns` are the device's own time, in steps where it was measured. The four
-    thread times split the wall time by what the device's thread was doing: they sum to the
-    step where all are known.
+    Phases are wall time inside the step; what remains of `end_ns - start_ns` is `other`. On a CUDA
+    device, all phases but `data_ns` are device time, in steps where it was measured. The four
+    thread times divide the wall time by what the device's thread was doing; if all are known, they
+    sum to the step.
 
     Attributes:
         device: Index into `Hello.devices`.
         step: Counts optimizer steps from 0.
-        start_ns: End of the step before (for the first: its first event).
+        start_ns: End of the previous step (for the first step: its first event).
         end_ns: End of the optimizer step.
         data_ns: Waiting for the next batch.
-        h2d_ns: Copying it to the device.
+        h2d_ns: Copying the batch to the device.
         forward_ns: In the outermost module (with `dp` on device 0: scatter … gather).
         backward_ns: In backward (with `dp` on device 0: scatter of output gradients … reduce).
         optimizer_ns: In the optimizer's step.
-        on_cpu_ns: The thread ran.
-        runqueue_ns: It was ready and no core was free.
-        gil_wait_ns: It was blocked where only the GIL can block it.
-        idle_ns: It was blocked otherwise: waiting for data, for another device or rank.
-        exposed_ns: Communication the thread waited for (not overlapped with compute): wall time of
-            calls and waits that Python sees, and blocked time where C++ waits.
-        loss: The rank's own loss of this step (mean over its samples).
+        on_cpu_ns: The thread was running.
+        runqueue_ns: The thread was ready, but no core was free.
+        gil_wait_ns: The thread was blocked where only the GIL can block it.
+        idle_ns: The thread was blocked otherwise: waiting for data, another device or another rank.
+        exposed_ns: Communication not overlapped with compute: wall time of the calls and waits that
+            Python sees, and blocked time where C++ waits.
+        loss: The rank's own loss in this step (mean over its samples).
         samples: Batch elements this device processed in the step.
-        comm_ns: For which some communication of the device's was under way, from a call's issue to
-            its end; what overlaps counts once. None where not each call's end is known.
+        comm_ns: Time during which at least one communication of the device was in progress, from
+            issue to completion. None if some call's completion is unknown.
     """
 
     device: r.Index
@@ -70,17 +70,17 @@ class Step(Record, frozen=True, gc=False, tag="step"):
 
 
 class Steps(Record, frozen=True, gc=False, tag="steps"):
-    """Steps of one device, in the order in which it would tell of each.
+    """Steps of one device, in the order it would send them separately.
 
-    A row is fifteen numbers of 32 bits, little endian: the step less this record's; how long
-    before `latest_ns` it ended; how long it took; then `data_ns` … `exposed_ns`, `comm_ns` and
-    `samples` as in `Step`. From `data_ns` on they may be unknown: 2³² - 1.
+    A row is fifteen little-endian 32-bit numbers: the step relative to this record's; the time from
+    its end to `latest_ns`; its duration; then `data_ns` … `exposed_ns`, `comm_ns` and `samples` as
+    in `Step`. From `data_ns` on they may be unknown (2³² - 1).
 
     Attributes:
-        step: The lowest.
+        step: The lowest step number.
         latest_ns: No step ended after this.
-        rows: One for each step.
-        losses: Of each step; none at all where none is known.
+        rows: One row per step.
+        losses: One loss per step; empty if none is known.
     """
 
     device: r.Index
@@ -93,12 +93,12 @@ class Steps(Record, frozen=True, gc=False, tag="steps"):
 
     @property
     def count(self) -> int:
-        """How many steps these are."""
+        """Number of steps."""
         return len(self.rows) // ROW.size
 
 
 def fault(steps: Steps, latest_ns: int) -> str:
-    """What is wrong with a record, "" if nothing is."""
+    """What is wrong with a record, "" if it is valid."""
     if len(steps.rows) % ROW.size or len(steps.losses) not in (0, steps.count):
         return "have not a row each"
     if steps.latest_ns > latest_ns:
@@ -106,8 +106,8 @@ def fault(steps: Steps, latest_ns: int) -> str:
     return "lie too far back" if steps.latest_ns < EARLIEST_NS else ""
 
 
-def spread(steps: Steps) -> Iterator[Step]:
-    """Each step by itself."""
+def unpack(steps: Steps) -> Iterator[Step]:
+    """Yields each step as a `Step`."""
     losses = steps.losses or [None] * steps.count
     for row, loss in zip(ROW.iter_unpack(steps.rows), losses, strict=True):
         step, ago, took = row[:3]
@@ -117,8 +117,8 @@ def spread(steps: Steps) -> Iterator[Step]:
         yield Step(steps.device, steps.step + step, end_ns - took, end_ns, *told)  # type: ignore[arg-type]
 
 
-def gathered(steps: Sequence[Step]) -> list[Steps | Step]:
-    """The same steps in as few records as can be, each device's in their order."""
+def pack(steps: Sequence[Step]) -> list[Steps | Step]:
+    """Packs steps into as few records as possible, keeping the order within each device."""
     devices: dict[int, list[Step]] = {}
     for step in steps:
         devices.setdefault(step.device, []).append(step)
@@ -126,16 +126,16 @@ def gathered(steps: Sequence[Step]) -> list[Steps | Step]:
         record
         for of_device in devices.values()
         for at in range(0, len(of_device), MOST_STEPS)
-        for record in _gathered(of_device[at : at + MOST_STEPS])
+        for record in _pack_device(of_device[at : at + MOST_STEPS])
     ]
 
 
-def _gathered(steps: list[Step]) -> list[Steps | Step]:
+def _pack_device(steps: list[Step]) -> list[Steps | Step]:
     least = min([each.step for each in steps])
     latest_ns = max([each.end_ns for each in steps])
     if len(steps) < 2 or latest_ns < EARLIEST_NS:
         return [*steps]
-    alike = _at_once(steps, least, latest_ns)
+    alike = _pack_columns(steps, least, latest_ns)
     if alike is not None:
         return [alike]
     rows = bytearray()
@@ -154,8 +154,8 @@ def _gathered(steps: list[Step]) -> list[Steps | Step]:
     return [Steps(steps[0].device, least, latest_ns, bytes(rows), told), *alone]
 
 
-def _at_once(steps: list[Step], least: int, latest_ns: int) -> Steps | None:
-    """One record of all, column by column; None if some do not fit."""
+def _pack_columns(steps: list[Step], least: int, latest_ns: int) -> Steps | None:
+    """Packs all steps into one record, column by column; None if some do not fit."""
     _, step, start, end, *times, loss, samples, comm = zip(
         *map(msgspec.structs.astuple, steps), strict=True
     )
@@ -166,7 +166,7 @@ def _at_once(steps: list[Step], least: int, latest_ns: int) -> Steps | None:
         [n - least for n in step],
         [latest_ns - ns for ns in end],
         [e - s for s, e in zip(start, end, strict=True)],
-        *map(known, times),
+        *map(encode_unknown, times),
         strict=True,
     )
     try:
@@ -178,7 +178,7 @@ def _at_once(steps: list[Step], least: int, latest_ns: int) -> Steps | None:
 
 
 def _row(step: Step, least: int, latest_ns: int) -> bytes | None:
-    """A step's row, None if it does not fit."""
+    """The row of a step, None if it does not fit."""
     times = (
         step.data_ns, step.h2d_ns, step.forward_ns, step.backward_ns, step.optimizer_ns,
         step.on_cpu_ns, step.runqueue_ns, step.gil_wait_ns, step.idle_ns, step.exposed_ns,

@@ -1,7 +1,7 @@
-"""ZeroMQ sockets with the limits this protocol needs. A socket stays on the thread that made it.
+"""ZeroMQ sockets with the limits this protocol needs. A socket stays on the thread that created it.
 
-Default LINGER would hang `ctx.term()`, no MAXMSGSIZE would let half a frame claim the host's
-memory, and no high-water mark would let a stopped reader do the same.
+With the default LINGER `ctx.term()` would hang; without MAXMSGSIZE a partial frame could claim all
+memory, and without a high-water mark a stopped reader could.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import zmq
 from dpwatch.wire.codec import MAX_FRAME_BYTES
 
 PUSH_HWM = 16
-"""Frames a rank keeps for an absent hub; older ones wait in its recorder, which drops oldest."""
+"""Frames a rank queues for an absent hub; older records wait in its recorder, which drops the
+oldest."""
 
 HUB_HWM = 64
-"""Frames a hub keeps of each rank, a quarter of a minute's; they bound what a flood can claim.
+"""Frames a hub queues per rank, about 15 seconds' worth; they bound the memory a flood can claim.
 
-With four thousand ranks and a hub that can't keep up that is a quarter of a gigabyte.
+With 4,096 ranks and a hub that cannot keep up that is about 250 MB.
 """
 
-VIEWER_HWM = 1024
-
 REQUEST_BYTES = 4096
-"""A viewer's requests and subscriptions are short."""
+"""Limit of viewers' requests, which are short."""
 
 _IPC_FILTER_UID = 59
-"""ZMQ_IPC_FILTER_UID, which pyzmq has no name for: whose connections an ipc socket takes."""
+"""ZMQ_IPC_FILTER_UID, which pyzmq does not name: the user whose connections an ipc socket
+accepts."""
 
 
 def push_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """A rank's end: connects out, sends with NOBLOCK, listens on nothing."""
+    """A rank's socket: connects, sends with NOBLOCK, and listens on nothing."""
     socket = _socket(context, zmq.PUSH)
     socket.setsockopt(zmq.SNDHWM, PUSH_HWM)
     socket.connect(endpoint)
@@ -40,23 +40,15 @@ def push_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.S
 
 
 def pull_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """A hub's intake."""
+    """A hub's socket for incoming frames."""
     socket = _socket(context, zmq.PULL)
     socket.setsockopt(zmq.RCVHWM, HUB_HWM)
     bind(socket, endpoint)
     return socket
 
 
-def publish_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """Where a hub learns whether viewers are there, which subscribe to it; it publishes nothing."""
-    socket = _socket(context, zmq.XPUB, max_bytes=REQUEST_BYTES)
-    socket.setsockopt(zmq.SNDHWM, VIEWER_HWM)
-    bind(socket, endpoint)
-    return socket
-
-
 def answer_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """Where a hub answers viewers."""
+    """A hub's socket for viewers' requests."""
     socket = _socket(context, zmq.ROUTER, max_bytes=REQUEST_BYTES)
     socket.setsockopt(zmq.SNDHWM, 16)
     socket.setsockopt(zmq.RCVHWM, 16)
@@ -64,27 +56,18 @@ def answer_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq
     return socket
 
 
-def subscribe_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """A viewer's end of that: it is there as long as this is open."""
-    socket = _socket(context, zmq.SUB)
-    socket.setsockopt(zmq.RCVHWM, VIEWER_HWM)
-    socket.setsockopt(zmq.SUBSCRIBE, b"")
-    socket.connect(endpoint)
-    return socket
-
-
 def ask_socket(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """A viewer's end for asking a hub for views and states (which may be larger than a frame)."""
+    """A viewer's socket for requests; answers may be larger than a frame."""
     socket = _socket(context, zmq.DEALER, max_bytes=256 * MAX_FRAME_BYTES)
     socket.connect(endpoint)
     return socket
 
 
 def bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    """Binds; to an ipc endpoint for this user's processes only.
+    """Binds a socket; an ipc endpoint accepts only this user's processes.
 
-    The folder's mode keeps others out. Should that fail, the kernel says whose process connects
-    (SO_PEERCRED), and the socket's own mode who may.
+    The directory's mode keeps others out. As a second barrier, the kernel reports who connects
+    (SO_PEERCRED), and the socket file's mode restricts who may.
     """
     path = endpoint.removeprefix("ipc://")
     if path == endpoint:
@@ -98,7 +81,7 @@ def bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
 
 
 def has_room(files: int = 32) -> bool:
-    """Whether this process may open so many files more; libzmq ends a process that may not."""
+    """Whether this process can open that many more files; without them libzmq aborts."""
     try:
         with contextlib.ExitStack() as held:
             for _ in range(files):

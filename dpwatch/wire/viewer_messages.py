@@ -17,6 +17,3 @@ COMMAND_REQUEST = b"command"
 
 VIEW, SAME, STATE = b"v", b"=", b"s"
 """What an answer begins with: a view or changes follow; there is no newer one; a state follows."""
-
-PRESENT = b""
-"""The topic that a viewer subscribes to as long as it is there. Nothing is published."""

@@ -28,7 +28,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-from dpwatch.wire.paths import RunDir, run_dir
+from dpwatch.runtime.paths import RunDir, run_dir
 
 RANKS = 2
 PATIENCE_S = 60.0

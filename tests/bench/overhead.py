@@ -49,12 +49,12 @@ from dpwatch.probe import probe as probe_module
 from dpwatch.probe.instruments import NoLedger
 from dpwatch.probe.probe import Probe
 from dpwatch.probe.steps.lanes import here
-from dpwatch.wire import paths
+from dpwatch.runtime import paths
 
 READER = """
 import sys, zmq
 from dpwatch.wire import codec, transport
-from dpwatch.wire.paths import RunDir
+from dpwatch.runtime.paths import RunDir
 from pathlib import Path
 place = RunDir(Path(sys.argv[1]))
 lock = place.try_lock()  # so that the probe finds a hub here
@@ -228,7 +228,7 @@ def pairs_of_steps(size: Size, seconds: float) -> tuple[Array, Array, Array, flo
             for watched in (False, True, True, False):
                 here.lane = main if watched else None
                 if watched:
-                    kinds.append(0 if main.asleep else 1 + main.measuring)
+                    kinds.append(0 if main.sampled_out else 1 + main.measuring)
                     probe.steps._start_ns = time.monotonic_ns()  # as if on all along
                 start = time.perf_counter_ns()
                 next(steps)

@@ -40,7 +40,7 @@ def main() -> None:
                     if tap is not None:
                         tap.close()
                         begun = time.thread_time_ns()
-                        tap.take(last=True)
+                        tap.drain(last=True)
                         took_us = (time.thread_time_ns() - begun) / PRINTS / 1e3
             sys.stdout = told
         pairs = sorted(b - a for a, b in zip(without, tapped, strict=True))

@@ -32,8 +32,9 @@ import zmq
 
 from dpwatch.run.state.encoding import decode
 from dpwatch.run.state.run_state import RunState
-from dpwatch.wire import paths, transport
-from dpwatch.wire.paths import RunDir
+from dpwatch.runtime import paths
+from dpwatch.runtime.paths import RunDir
+from dpwatch.wire import transport
 from dpwatch.wire.viewer_messages import STATE_REQUEST
 from tests.bench import scale_page
 from tests.bench.simulated import LOADS

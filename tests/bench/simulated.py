@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 import msgspec
 import zmq
 
+from dpwatch.runtime.paths import RunDir, host_name
 from dpwatch.wire import codec, transport
-from dpwatch.wire.gather import counted, gathered
+from dpwatch.wire.batching import count_records, pack
 from dpwatch.wire.messages import (
     PROTOCOL_VERSION,
     AnyRecord,
@@ -40,7 +41,6 @@ from dpwatch.wire.messages import (
     Position,
     Step,
 )
-from dpwatch.wire.paths import RunDir, host_name
 
 FRAME_NS = 250_000_000
 MANY_RANKS, MANY_FRAME_NS = 64, 500_000_000
@@ -171,7 +171,7 @@ class Ranks:
         if found is None:
             made = make()
             found = self._encoded[variant, key] = [
-                Encoded(self._encoder.encode(each), counted([each]))
+                Encoded(self._encoder.encode(each), count_records([each]))
                 for each in (made if isinstance(made, list) else [made])
             ]
         return found
@@ -242,7 +242,7 @@ class Ranks:
 
     def _steps(self, rank: int, steps: range) -> list[AnyRecord]:
         each = range(len(self.load.calls))
-        return gathered(
+        return pack(
             [
                 record
                 for step in steps

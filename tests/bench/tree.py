@@ -23,8 +23,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpwatch.wire.keys import make_keys
-from dpwatch.wire.paths import RunDir
+from dpwatch.runtime.curve_keys import make_keys
+from dpwatch.runtime.paths import RunDir
 from tests.bench.scale import DEADLINE_S, WARM_S, cpu_s, resident_mb, said, started, state_of
 from tests.bench.simulated import LOADS
 

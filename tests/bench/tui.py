@@ -32,7 +32,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dpwatch.wire.paths import RunDir, run_dir
+from dpwatch.runtime.paths import RunDir, run_dir
 
 from .terminal import Dashboard, cpu_s, rss_bytes
 

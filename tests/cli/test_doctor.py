@@ -17,8 +17,8 @@ import pytest
 from dpwatch.cli import doctor
 from dpwatch.cli.checks import child, host, installed, runs, terminal, training
 from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check
+from dpwatch.runtime.paths import RUN_ID_CHARS
 from dpwatch.tui.views import waiting_and_help as guidance
-from dpwatch.wire.paths import RUN_ID_CHARS
 from tests.processes import dpwatch, environment, processes_with, start
 
 TORCH = find_spec("torch") is not None
@@ -433,10 +433,10 @@ def test_scheduler_statistics(tmp_path):
 
 
 def test_what_a_control_group_leaves(monkeypatch):
-    from dpwatch.wire import limits
+    from dpwatch.runtime import cgroup_limits
 
-    monkeypatch.setattr(limits, "cpu_quota", lambda: 1.5)
-    monkeypatch.setattr(limits, "memory_limit", lambda: 1 << 30)
+    monkeypatch.setattr(cgroup_limits, "cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(cgroup_limits, "memory_limit", lambda: 1 << 30)
     assert host.cores().mark == NOTE
     assert "the control group allows 1.5" in host.cores().text
     assert host.memory().text.startswith("1.0 GiB by the control group")

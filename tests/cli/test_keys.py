@@ -36,4 +36,4 @@ def test_keys_that_others_can_read_are_one_line(tmp_path, monkeypatch, capsys):
     code, _, errors = keys(capsys, "--show")
     assert code == 2
     assert errors.count("\n") == 1
-    assert "can be read by others: chmod 600 it" in errors
+    assert "is readable by others: chmod 600 it" in errors

@@ -10,8 +10,8 @@ import pytest
 
 from dpwatch.cli import run
 from dpwatch.cli.command import Command
-from dpwatch.wire import paths
-from dpwatch.wire.paths import RuntimeDirError
+from dpwatch.runtime import paths
+from dpwatch.runtime.paths import RuntimeDirError
 from tests.processes import dpwatch, environment
 
 PYTHON = sys.executable

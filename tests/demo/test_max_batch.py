@@ -24,7 +24,7 @@ def searched(*demands):
         tried.append(batch)
         needs = [demand(batch) for demand in demands]
         over = [f"vgpu:{i}" for i, need in enumerate(needs) if need > CAPACITY]
-        return Attempt(memory=devices(*needs), ran_out=over[0] if over else "")
+        return Attempt(memory=devices(*needs), oom_device=over[0] if over else "")
 
     config = TrainConfig(strategy="dp", gpus=len(demands), gpu_mem_bytes=CAPACITY)
     return search(config, attempt), tried
@@ -57,7 +57,7 @@ def test_not_even_one_sample():
 
 def test_a_host_with_less_memory_ends_the_search_without_blaming_a_device():
     def attempt(batch):
-        full = Attempt(ran_out=None)
+        full = Attempt(oom_device=None)
         return full if batch > 5 else Attempt(memory=devices(batch))
 
     config = TrainConfig(strategy="ddp", gpus=1, gpu_mem_bytes=CAPACITY)

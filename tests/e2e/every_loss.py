@@ -14,7 +14,7 @@ import torch.distributed as dist
 import dpwatch
 from dpwatch.trainer.config import TrainConfig
 from dpwatch.trainer.data import loader
-from dpwatch.trainer.place import find_place
+from dpwatch.trainer.rank_place import find_rank_place
 from dpwatch.trainer.strategies import build
 
 RANKS = 2
@@ -23,7 +23,7 @@ RANKS = 2
 def train(strategy, steps, rank, ranks):
     torch.set_num_threads(1)
     config = TrainConfig(strategy=strategy, gpus=RANKS, steps=steps, d_model=32, heads=2, layers=1)
-    place = find_place(config, rank=rank, world_size=ranks, local_rank=rank, local_ranks=ranks)
+    place = find_rank_place(config, rank=rank, world_size=ranks, local_rank=rank, local_ranks=ranks)
     lines = []
     probe = dpwatch.watch(strategy=strategy, devices=place.describe(config))
     with probe, closing(build(config, place, probe)) as trained:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dpwatch.wire.listing import list_runs
+from dpwatch.runtime.listing import list_runs
 from tests.hubs import has, until, watching
 from tests.processes import DEADLINE_S, environment, eventually, processes_with, start
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from dpwatch.runtime import paths
+from dpwatch.runtime.curve_keys import make_keys
+from dpwatch.runtime.launcher_env import FIRST_PORT, PORTS
 from dpwatch.viewer.follow import Watcher
-from dpwatch.wire import paths
-from dpwatch.wire.keys import make_keys
-from dpwatch.wire.nodes import FIRST_PORT, PORTS
 from tests import netns
 
 MISSING = netns.missing()

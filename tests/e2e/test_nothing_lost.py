@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dpwatch.wire.listing import list_runs
-from dpwatch.wire.spawn import ensure_hub
+from dpwatch.runtime.listing import list_runs
+from dpwatch.runtime.spawn import ensure_hub
 from tests.hubs import has, until, watching
 from tests.processes import DEADLINE_S, environment, eventually
 

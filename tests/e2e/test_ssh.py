@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from dpwatch.runtime import paths
 from dpwatch.viewer.follow import Watcher
 from dpwatch.viewer.remote.agent_script import script
 from dpwatch.viewer.remote.ssh_hosts import SshError, SshHosts
-from dpwatch.wire import paths
 from dpwatch.wire.messages import PROTOCOL_VERSION
 from tests.frames import ddp_run
 from tests.hubs import DEADLINE_S, has, rank, serving, until

@@ -16,8 +16,9 @@ from pathlib import Path
 import msgspec
 import zmq
 
+from dpwatch.runtime import paths
 from dpwatch.viewer.follow import Watcher
-from dpwatch.wire import codec, paths, transport
+from dpwatch.wire import codec, transport
 from tests.frames import ddp_run
 from tests.fuzz.mutations import Mutator
 

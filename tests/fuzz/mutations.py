@@ -6,7 +6,7 @@ import random
 import msgspec
 
 from dpwatch.wire import codec
-from dpwatch.wire.gather import gathered
+from dpwatch.wire.batching import pack
 from dpwatch.wire.messages import (
     Batch,
     Beat,
@@ -45,7 +45,7 @@ def every_kind() -> Batch:
     call = Collective(3, "all_reduce", "default", 4, 7, 1024, START_NS, START_NS + 9, 3, "float32",
                       0, "backward", 5, "train.py:77", True, 1024)  # fmt: skip
     return batch(
-        *gathered([step, step, call, call]),
+        *pack([step, step, call, call]),
         Hello(4, 1, "ddp", "gloo", [DeviceInfo("cpu", "cpu", 9, "a")], 1, 4, "t", 9, 2, "2.13"),
         step,
         Memory(0, 3, 5, 9, some, some, "ledger"),

@@ -107,7 +107,7 @@ class Watched:
     @property
     def sampled_out(self) -> bool:
         """Whether the step under way is only counted."""
-        return bool(self._probe.steps.main.asleep)
+        return bool(self._probe.steps.main.sampled_out)
 
     def reported_memory(self, step: int) -> bool:
         """Whether memory of that step was among what the probe, now closed, has sent."""
@@ -132,7 +132,7 @@ class Watched:
 class _Kept:
     """A link that takes every frame."""
 
-    there, patience_s = True, 0.0
+    hub_seen, patience_s = True, 0.0
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
@@ -144,10 +144,10 @@ class _Kept:
         self.frames.append(frame)
         return True
 
-    def tend(self, now_ns: int) -> None:
+    def ensure_hub(self, now_ns: int) -> None:
         pass
 
-    def asked(self) -> Any:
+    def stack_request(self) -> Any:
         return None
 
     def close(self) -> None:

@@ -43,9 +43,9 @@ def results(a_case, *, probed):
 def test_a_probe_is_there_in_both_kinds_of_steps_and_memory_is_sampled():
     from dpwatch.probe.steps.lanes import here
 
-    for kind, asleep in (("sampled", False), ("unsampled", True)):
+    for kind, sampled_out in (("sampled", False), ("unsampled", True)):
         surroundings = Surroundings(probed=True)
-        assert surroundings.run(kind, lambda body: here.lane.asleep) is asleep
+        assert surroundings.run(kind, lambda body: here.lane.sampled_out) is sampled_out
         assert surroundings.memory_sampled
 
 

@@ -20,7 +20,8 @@ from dpwatch.run.derive.downsample import few
 from dpwatch.run.derive.view_messages import ALL_POINTS
 from dpwatch.run.model.snapshot import LANE_STEPS
 from dpwatch.run.state.curves import CURVE_POINTS, Envelope, Thinned
-from dpwatch.wire import codec, paths
+from dpwatch.runtime import paths
+from dpwatch.wire import codec
 from dpwatch.wire.messages import Bye, Collective, Step, Tick
 from tests.frames import MS, batch, hello, memory
 from tests.hubs import DEADLINE_S, has, until, watching
@@ -93,7 +94,7 @@ def seen_late(feed):
     lock = place.try_lock()
     hub = Hub(place, linger_s=3600)  # telling it all takes its time
     for frame in feed.frames():
-        hub._publish(frame, codec.encode(frame))
+        hub._apply(frame, codec.encode(frame))
     thread = threading.Thread(target=hub.serve)
     thread.start()
     try:

@@ -6,9 +6,9 @@ import pytest
 import zmq
 
 from dpwatch.hub.cluster.zap_handler import Doorkeeper
+from dpwatch.runtime.curve_keys import Keys, Pair, make_keys
 from dpwatch.wire import join
 from dpwatch.wire.join import Here
-from dpwatch.wire.keys import Keys, Pair, make_keys
 
 HELLO = Here(2, "run", "node1", 1, 0)
 

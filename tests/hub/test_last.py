@@ -7,11 +7,11 @@ import pytest
 
 from dpwatch.hub import last
 from dpwatch.run.derive.summarize import view
+from dpwatch.runtime.kept_runs import FOLDER
+from dpwatch.runtime.listing import list_runs
+from dpwatch.runtime.run_dir import FALLBACK
 from dpwatch.viewer.last_runs import last_runs
-from dpwatch.wire.kept_runs import FOLDER
-from dpwatch.wire.listing import list_runs
 from dpwatch.wire.messages import Bye
-from dpwatch.wire.run_dir import FALLBACK
 from tests.frames import batch, ddp_run, hello, played, step
 from tests.hubs import has, rank, serving, until, watching
 

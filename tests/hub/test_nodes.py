@@ -16,11 +16,11 @@ from dpwatch.hub import server
 from dpwatch.hub.cluster import head as head_module
 from dpwatch.hub.cluster import membership as joining
 from dpwatch.hub.server import Hub
-from dpwatch.wire import paths
-from dpwatch.wire.asking import AskedFile
-from dpwatch.wire.keys import make_keys
+from dpwatch.runtime import paths
+from dpwatch.runtime.curve_keys import make_keys
+from dpwatch.runtime.launcher_env import FIRST_PORT, PORTS, HeadPlace
+from dpwatch.runtime.stack_request import RequestFile
 from dpwatch.wire.messages import Bye, Line, Output, Stacks, ThreadStack
-from dpwatch.wire.nodes import FIRST_PORT, PORTS, HeadPlace
 from tests.frames import MS, START_NS, batch, collective, hello, step
 from tests.hubs import DEADLINE_S, rank, watching
 
@@ -242,7 +242,7 @@ def test_ranks_of_other_hosts_are_asked_for_their_stacks_at_the_head(keys, run_i
     with hub_on(0, run_id, tmp_path) as head, hub_on(1, run_id, tmp_path) as node:
         tell([head, node], run_id, 2)
         seen_by(head, has_all(2))
-        file = AskedFile(node.place.stacks_file)
+        file = RequestFile(node.place.stacks_file)
         with watching(places=lambda: [head.place]) as watcher, rank(node.place) as send:
             deadline = time.monotonic() + DEADLINE_S
             asked, view, seq = None, None, itertools.count(2)
@@ -347,7 +347,7 @@ def test_keys_that_others_can_read_join_nothing(keys, run_id, tmp_path):
             for frame in frames_of(0, run_id, 1):
                 send(frame)
         view = seen_by(head, lambda v: bool(v.run.note))
-    assert "can be read by others" in view.run.note
+    assert "is readable by others" in view.run.note
 
 
 def test_a_run_that_begins_again_under_its_id_is_another_run(keys, run_id, tmp_path):

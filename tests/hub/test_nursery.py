@@ -7,7 +7,7 @@ import msgspec
 
 from dpwatch.hub.nursery import Nursery
 from dpwatch.hub.processes import runs
-from dpwatch.wire import paths
+from dpwatch.runtime import paths
 from tests.frames import dp_run
 from tests.hubs import has, rank, until, watching
 from tests.processes import eventually

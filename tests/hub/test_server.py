@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from dpwatch.wire import paths
+from dpwatch.runtime import paths
+from dpwatch.runtime.spawn import ensure_hub
 from dpwatch.wire.messages import Bye, Command
-from dpwatch.wire.spawn import ensure_hub
 from tests.frames import batch, ddp_run, dp_run, hello, step
 from tests.hubs import DEADLINE_S, has, rank, serving, until, watching
 

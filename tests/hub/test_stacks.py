@@ -16,7 +16,7 @@ from dpwatch.run.model.stacks import groups, spans
 from dpwatch.run.state import stacks
 from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
-from dpwatch.wire.asking import AskedFile, encode_request
+from dpwatch.runtime.stack_request import RequestFile, encode_request
 from dpwatch.wire.messages import HUB_RANK, Asked, Beat, Bye, Stacks, ThreadStack, Unanswered
 from tests.frames import MS, START_NS, batch, hello
 from tests.hubs import rank as a_rank
@@ -230,7 +230,7 @@ def wants(asking, *ranks):
 
 
 def test_ranks_are_asked_once_a_second_and_what_comes_meanwhile_together(asking, tmp_path):
-    state, looks = a_run(), AskedFile(tmp_path / "ask-stacks")
+    state, looks = a_run(), RequestFile(tmp_path / "ask-stacks")
     wants(asking, 1)
     assert asking.ask(state, 10.0) == looks.changed() == Asked(1, [1])
     said(state, Asked(1, [1]))
@@ -291,7 +291,7 @@ def test_a_stopped_process_is_found_at_once_another_after_three_seconds(asking):
 
 def test_viewers_ask_over_the_wire_and_late_ones_see_the_answer():
     with serving() as hub, a_rank(hub.place) as send, watching() as watcher:
-        looks = AskedFile(hub.place.stacks_file)
+        looks = RequestFile(hub.place.stacks_file)
         send(batch(hello(2), rank=0))
         send(batch(hello(2), rank=1))
         until(watcher, lambda s: s.runs and len(s.runs[0].run.ranks) == 2)
@@ -320,7 +320,7 @@ def test_a_request_that_cannot_be_passed_on_harms_nobody(monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("dpwatch.hub.stack_requests.write_asked", full)
+    monkeypatch.setattr("dpwatch.hub.stack_requests.write_request", full)
     with serving() as hub, a_rank(hub.place) as send, watching() as watcher:
         send(batch(hello()))
         until(watcher, lambda s: s.runs)

@@ -14,14 +14,14 @@ from dpwatch.probe.probe import Probe
 from dpwatch.probe.steps.lanes import here
 from dpwatch.probe.steps.thread_clock import Clocks
 from dpwatch.wire import codec
-from dpwatch.wire.gather import one_by_one
+from dpwatch.wire.batching import unpack
 from dpwatch.wire.messages import Asked, Batch, Issuer, Position, Step
 
 
 class MemoryLink:
     """A link that keeps its frames; `full` makes it refuse them."""
 
-    there = True
+    hub_seen = True
     patience_s = 0.0
 
     def __init__(self) -> None:
@@ -43,17 +43,17 @@ class MemoryLink:
             self.frames.append(frame)
         return not self.full
 
-    def tend(self, now_ns: int) -> None:
+    def ensure_hub(self, now_ns: int) -> None:
         self.tended += 1
 
-    def asked(self) -> Asked | None:
+    def stack_request(self) -> Asked | None:
         request, self.request = self.request, None
         return request
 
     def close(self) -> None:
         self.closed.set()
 
-    def last_word(self, frame: bytes) -> None:
+    def send_after_close(self, frame: bytes) -> None:
         self.frames.append(frame)
 
     @property
@@ -62,9 +62,7 @@ class MemoryLink:
 
     def records(self, kind: type) -> list[Any]:
         """Those of a kind, each by itself; steps of several devices step by step."""
-        found = [
-            r for batch in self.batches for r in one_by_one(batch.records) if isinstance(r, kind)
-        ]
+        found = [r for batch in self.batches for r in unpack(batch.records) if isinstance(r, kind)]
         return sorted(found, key=lambda step: step.step) if kind is Step else found
 
 

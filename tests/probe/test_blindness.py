@@ -47,5 +47,5 @@ def test_whoever_shows_a_step_needs_no_excuse(rig):
 
 def test_it_is_said_while_the_run_goes_on_but_not_too_early(rig, monkeypatch):
     assert rig.probe.note() == ""
-    monkeypatch.setattr(probe_module, "NOTHING_SEEN_NS", 0)
+    monkeypatch.setattr(probe_module, "NO_STEP_NOTE_NS", 0)
     assert "no backward has run" in rig.probe.note()

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from dpwatch.probe.stack.kernel_waits import wait_of, worker
+from dpwatch.probe.stack.kernel_waits import describe_worker, wait_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -83,8 +83,9 @@ def test_a_process_and_what_waits_for_it():
     assert kind == "process"
     assert on in ("", "waiting for a child process", wanted[1])
     assert "reading from a pipe" in until(
-        lambda: worker(3, child.pid), f"its worker 3 (pid {child.pid}) is reading from a pipe"
+        lambda: describe_worker(3, child.pid),
+        f"its worker 3 (pid {child.pid}) is reading from a pipe",
     )
     child.communicate(b"\n", timeout=DEADLINE_S)
     thread.join(DEADLINE_S)
-    assert worker(3, child.pid) == f"its worker 3 (pid {child.pid}) is dead"
+    assert describe_worker(3, child.pid) == f"its worker 3 (pid {child.pid}) is dead"

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dpwatch.probe.collectives import calls as collectives_calls
 from dpwatch.probe.collectives import groups as collectives_groups
 from dpwatch.probe.collectives import observer as collectives
-from dpwatch.probe.collectives.uninterrupted import raise_on_return, theirs, uninterrupted
+from dpwatch.probe.collectives.uninterrupted import raise_on_return, script_exception, uninterrupted
 
 GO_OFF = partial(getattr(ctypes.CDLL(None), "raise"), int(signal.SIGUSR1))
 """Sends the signal without looking at signals itself, as other programs do."""
@@ -184,7 +184,7 @@ def test_nothing_interrupts_a_function_that_c_calls_and_what_was_raised_follows(
             held = None
             done.append(value)  # looks at signals
         except TimeUp as error:
-            held = theirs(error)
+            held = script_exception(error)
         if held is not None:
             (_,) = raise_on_return(held)
         return value

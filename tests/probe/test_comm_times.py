@@ -81,7 +81,7 @@ def test_steps_without_calls_have_none_and_old_calls_are_let_go_of(observed):
     reports = Reports(print, lambda: 0, SimpleNamespace(), SimpleNamespace())
     for step in range(1000):
         reports._is_over(SimpleNamespace(
-            device=0, step=step, issued_ns=step, done_ns=lambda: 5, is_settled=lambda: True,
+            device=0, step=step, issued_ns=step, done_ns=lambda: 5, is_final=lambda: True,
             from_python=True,
         ))  # fmt: skip
     assert len(reports._over) == 2

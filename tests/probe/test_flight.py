@@ -19,7 +19,7 @@ from dpwatch.probe.collectives import cuda_capture as capture_mode
 from dpwatch.probe.collectives import flight_recorder as flight
 from dpwatch.probe.collectives import observer as collectives
 from dpwatch.probe.collectives.cuda_capture import CaptureMode, NoCaptureMode
-from dpwatch.probe.collectives.flight_matching import Call, Joiner, decode
+from dpwatch.probe.collectives.flight_matching import Call, EntryMatcher, decode
 from dpwatch.probe.collectives.flight_recorder import Calls, Flight, Obstacle
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.state.apply import apply
@@ -58,8 +58,10 @@ def dump(*entries: dict[str, Any], version: str = "2.10") -> bytes:
     return json.dumps(told | ({"entries": list(entries)} if entries else {})).encode()
 
 
-def told(joiner: Joiner, entries: list[dict[str, Any]], calls: list[Call]) -> list[tuple[int, int]]:
-    found = joiner.durations(decode(dump(*entries)), calls, SHIFT_NS)
+def told(
+    matcher: EntryMatcher, entries: list[dict[str, Any]], calls: list[Call]
+) -> list[tuple[int, int]]:
+    found = matcher.durations(decode(dump(*entries)), calls, SHIFT_NS)
     return [(each.seq, duration_ns) for each, duration_ns in found]
 
 
@@ -70,7 +72,7 @@ def test_an_entry_belongs_to_the_call_that_was_under_way():
     calls = [call(i * MS, seq=i) for i in range(5)]
     entries = [entry(i, i * MS + 50 * US, duration_ms=i + 0.5) for i in range(5)]
     expected = [(i, i * MS + 500 * US) for i in range(5)]
-    assert told(Joiner(), entries, calls) == expected
+    assert told(EntryMatcher(), entries, calls) == expected
 
 
 @pytest.mark.parametrize(
@@ -92,27 +94,27 @@ def test_an_entry_belongs_to_the_call_that_was_under_way():
 )
 def test_what_does_not_fit_the_call_is_not_told(other):
     fits = entry(0, 50 * US, duration_ms=1.0)
-    assert told(Joiner(), [fits], [call(0)]) == [(0, MS)]
-    assert told(Joiner(), [fits | other], [call(0)]) == []
+    assert told(EntryMatcher(), [fits], [call(0)]) == [(0, MS)]
+    assert told(EntryMatcher(), [fits | other], [call(0)]) == []
 
 
 def test_two_calls_that_fit_are_never_chosen_from():
     """Two threads in the same group at once; later one of the calls is forgotten."""
-    joiner, calls = Joiner(), [call(0, seq=1), call(20 * US, seq=2)]
+    joiner, calls = EntryMatcher(), [call(0, seq=1), call(20 * US, seq=2)]
     both = entry(0, 50 * US)
     assert told(joiner, [both], calls) == []
     assert told(joiner, [both | {"duration_ms": 1.0}], calls[1:]) == []
 
 
 def test_two_entries_of_one_call_are_none():
-    joiner = Joiner()
+    joiner = EntryMatcher()
     pair = [entry(0, 40 * US, duration_ms=1.0), entry(1, 60 * US)]
     assert told(joiner, pair, [call(0)]) == []
     assert told(joiner, [pair[1] | {"duration_ms": 2.0}], [call(0)]) == []
 
 
 def test_each_is_told_once_also_when_the_recorder_begins_anew():
-    joiner, calls = Joiner(), [call(i * MS, seq=i) for i in range(3)]
+    joiner, calls = EntryMatcher(), [call(i * MS, seq=i) for i in range(3)]
     late = entry(1, MS + 50 * US)
     first = entry(0, 50 * US, duration_ms=1.0)
     assert told(joiner, [first, late], calls) == [(0, MS)]
@@ -128,7 +130,9 @@ def test_bytes_of_all_inputs_of_a_coalesced_call_count():
         "input_sizes": [[3], [2, 2], []],
         "input_dtypes": ["BFloat16", "Long", "Double"],
     }
-    assert told(Joiner(), [several], [call(0, op="all_gather", nbytes=6 + 32 + 8)]) == [(0, MS)]
+    assert told(EntryMatcher(), [several], [call(0, op="all_gather", nbytes=6 + 32 + 8)]) == [
+        (0, MS)
+    ]
 
 
 def test_formats_that_are_not_known():
@@ -185,7 +189,7 @@ def test_entries_of_a_real_recorder_find_their_calls(gloo):
         each["duration_ms"] = number + 1.0
     document["entries"] = mine[-15:]
     shift = flight.NcclRecorder.wall_less_mono_ns(SimpleNamespace())
-    found = Joiner().durations(decode(json.dumps(document).encode()), calls, shift)
+    found = EntryMatcher().durations(decode(json.dumps(document).encode()), calls, shift)
     assert [(each, ns // MS) for each, ns in found] == [(c, i + 1) for i, c in enumerate(calls)]
     assert [c.op for c in calls[:5]] == [
         "all_reduce", "all_reduce", "broadcast", "all_gather", "all_gather"
@@ -322,8 +326,8 @@ def test_once_a_collective_was_captured_there_is_no_dump(reader, fake, monkeypat
     dumps_at(reader, fake, range(12))
     with monkeypatch.context() as patch:
         capturing(patch)
-        reader._calls.look()
-    reader._calls.look()
+        reader._calls.note_capture()
+    reader._calls.note_capture()
     dumps_at(reader, fake, range(12, 100))
     assert fake.log.count("dump") == 1
     assert "CUDA graph" in reader.note
@@ -334,11 +338,11 @@ def test_what_cannot_be_asked_may_be_a_capture(monkeypatch):
         raise RuntimeError("CUDA")
 
     calls = Calls()
-    calls.look()
+    calls.note_capture()
     assert not calls.captured  # CUDA is not even in use
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", fails)
-    calls.look()
+    calls.note_capture()
     assert calls.captured
 
 

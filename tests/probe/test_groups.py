@@ -121,7 +121,7 @@ def test_how_a_call_ended_follows_its_record(observed, monkeypatch):
     init()
     monkeypatch.setattr(collectives.CallbackPace, "due", lambda *_: False)
     works = [dist.all_reduce(torch.ones(n), async_op=True) for n in (1, 2)]
-    before = [observed._tell(call) for _, call in observed.rows]
+    before = [observed._to_record(call) for _, call in observed.rows]
     assert {(call.completed_ns, call.blocked_ns) for call in before} == {(None, None)}
     observed.rows.clear()
     works[0].wait()

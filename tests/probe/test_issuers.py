@@ -77,7 +77,7 @@ def under_backward(frames, **call):
 def counted(**call):
     issuers = Issuers()
     issuers.add(a_call(**call))
-    return issuers.told()
+    return issuers.totals()
 
 
 def a_call(*, first=True, step=0, nbytes=8, dtype=torch.int32, native=True, peer=None, **more):
@@ -119,7 +119,7 @@ def test_calls_and_bytes_add_up_and_only_the_first_of_a_group_tells():
         issuers.add(a_call(place=place, owner=owner, step=step, first=False))
         issuers.add(a_call(place=place, owner=owner, step=step, peer="dst"))
     issuers.add(a_call(place=None, owner=None, step=9))
-    (told,) = issuers.told()
+    (told,) = issuers.totals()
     assert (told.calls, told.nbytes, told.first_step, told.last_step, told.steps) == (
         4, 32, 0, 3, 10
     )  # fmt: skip
@@ -130,7 +130,7 @@ def test_there_is_room_for_so_many_kinds():
     for number in range(MOST_ISSUERS + 3):
         place, owner = issued_under(("accelerate/utils/operations.py", f"gather_{number}"))
         issuers.add(a_call(place=place, owner=owner))
-    assert len(issuers.told()) == MOST_ISSUERS
+    assert len(issuers.totals()) == MOST_ISSUERS
 
 
 @pytest.mark.parametrize("key", PURPOSES, ids="/".join)

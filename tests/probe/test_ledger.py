@@ -522,7 +522,7 @@ def test_a_tensor_it_cannot_follow_turns_it_off(ledger, records):
 
 
 def test_compiled_code_turns_it_off(ledger, records, monkeypatch):
-    monkeypatch.setattr(ledger_module, "asked_to_compile", lambda: True)
+    monkeypatch.setattr(ledger_module, "compile_in_use", lambda: True)
     model, optimizer = build()
     train(ledger, model, optimizer, steps=11)
     assert "torch.compile" in ledger.note
@@ -535,7 +535,7 @@ def test_compiled_code_turns_it_off(ledger, records, monkeypatch):
 
 
 def test_resident_memory_is_no_virtual_devices(records, monkeypatch):
-    monkeypatch.setattr(ledger_module, "asked_to_compile", lambda: True)
+    monkeypatch.setattr(ledger_module, "compile_in_use", lambda: True)
     devices = [DeviceInfo(f"vgpu:{index}", "virtual") for index in range(2)]
     ledger = ledger_module.start(records.append, devices)
     train(ledger, *build(), steps=11)

@@ -95,10 +95,10 @@ def test_a_driver_error_ends_reading_quietly(run):
 def test_a_process_of_an_unknown_device_uses_cuda_if_it_has_begun_to(monkeypatch):
     cuda = FakeCuda(FIGURES)
     monkeypatch.setattr(memory_gauges, "torch", SimpleNamespace(cuda=cuda, device=torch.device))
-    gauge = memory_gauges.gauge_unasked()
+    gauge = memory_gauges.default_gauge()
     assert (gauge.device, gauge.totals()) == (torch.device("cuda:1"), Totals(1000, 5000))
     cuda.initialized = False
-    assert memory_gauges.gauge_unasked().device == torch.device("cpu")
+    assert memory_gauges.default_gauge().device == torch.device("cpu")
 
 
 def test_which_devices_are_read():

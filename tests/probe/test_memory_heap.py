@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dpwatch.probe.memory import heap as memory_heap
-from dpwatch.probe.memory.heap import DEAR_NS, Heap
+from dpwatch.probe.memory.heap import SLOW_NS, Heap
 
 MIB = 1 << 20
 
@@ -27,7 +27,7 @@ def test_it_rises_and_falls_with_a_tensor(heap, nbytes):
 
 
 def test_a_call_that_takes_long_is_the_last():
-    spent = iter([0, 10, 20, 20 + DEAR_NS + 1])
+    spent = iter([0, 10, 20, 20 + SLOW_NS + 1])
     heap = Heap(cpu_ns=lambda: next(spent))
     assert heap.in_use() > 0
     assert heap.in_use() > 0

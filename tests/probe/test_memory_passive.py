@@ -138,8 +138,8 @@ def test_ten_thousand_parameters_are_walked_seldom(records):
         clock_ns=lambda: time.perf_counter_ns() + skipped[0],
     )  # fmt: skip
     spent = []
-    look, began = memory._look_around, time.perf_counter_ns()
-    memory._look_around = lambda *args: spent.append(timed(look, *args))
+    look, began = memory._scan, time.perf_counter_ns()
+    memory._scan = lambda *args: spent.append(timed(look, *args))
     for step in range(500):
         memory.step_begin(step)
         skipped[0] += 20_000_000
@@ -161,8 +161,8 @@ def test_with_a_mode_of_the_scripts_own_no_more_walks_are_made(memory):
             return function(*args, **(kwargs or {}))
 
     walks = []
-    look = memory._look_around
-    memory._look_around = lambda *args: (walks.append(args[0]), look(*args))
+    look = memory._scan
+    memory._scan = lambda *args: (walks.append(args[0]), look(*args))
     with Mine():
         train(memory, *build(layers=40), steps=60)
     assert walks[0] == 1
@@ -223,8 +223,8 @@ def passive(record):
         (first_step, "_rise", "before_backward"),
         (passive, "_rise", "before_forward"),
         (passive, "_rise", "before_backward"),
-        (passive, "", "_look_around"),
-        (Ledger, "", "_look_around"),
+        (passive, "", "_scan"),
+        (Ledger, "", "_scan"),
         (Ledger, "_tracker", "see"),
     ],
 )

@@ -74,7 +74,7 @@ def test_the_bytes_written_are_the_same(fresh):
     tap.close()
     print_much()
     assert [stream.buffer.getvalue() for stream in streams] == [w * 3 for w in plain]
-    told = tap.take(last=True)
+    told = tap.drain(last=True)
     assert texts(told) == ["one-2-None!", "flushed", "a", "b", "12345"]
     assert texts(told, "err") == ["é 漢字", "a warning"]
 
@@ -105,7 +105,7 @@ def test_what_writing_raises_comes_out_unchanged(tapped):
     streams[0].close()
     with pytest.raises(ValueError, match="closed file"):
         print("too late")
-    assert tap.take(last=True) == []
+    assert tap.drain(last=True) == []
 
 
 def test_a_broken_pipe_is_the_scripts_own(monkeypatch):
@@ -134,7 +134,7 @@ def test_prints_of_many_threads_stay_whole(tapped):
         each.join()
     expected = sorted(f"thread {t} line {n}" for t in range(4) for n in range(40))
     assert sorted(streams[0].buffer.getvalue().decode().splitlines()) == expected
-    assert sorted(texts(tap.take(last=True))) == expected
+    assert sorted(texts(tap.drain(last=True))) == expected
 
 
 def test_what_somebody_else_puts_on_top_stays(tapped):
@@ -162,7 +162,7 @@ def test_a_write_that_was_there_already_is_put_back_as_it_was(fresh):
     print("y")
     assert sys.stdout.write is before
     assert "".join(seen) == "x\ny\n"
-    assert texts(tap.take(last=True)) == ["x"]
+    assert texts(tap.drain(last=True)) == ["x"]
 
 
 @pytest.mark.parametrize("odd", [None, object(), io.StringIO()])
@@ -170,7 +170,7 @@ def test_streams_of_any_kind_do_no_harm(monkeypatch, odd):
     monkeypatch.setattr(sys, "stdout", odd)
     monkeypatch.setattr(sys, "stderr", odd)
     tap = Tap()
-    tap.take(last=True)
+    tap.drain(last=True)
     tap.close()
 
 
@@ -179,12 +179,12 @@ def test_it_keeps_little_while_nobody_takes_it(tapped):
     for n in range(3 * MOST_WRITES):
         sys.stdout.write(f"{n}\n")
     assert len(tap._written) == MOST_WRITES
-    (told,) = tap.take(last=True)
+    (told,) = tap.drain(last=True)
     assert told.lines[-1].text == str(3 * MOST_WRITES - 1)
     assert told.left_out + len(told.lines) == 3 * MOST_WRITES
     sys.stdout.write("first\n" + "x" * 100_000 + "\nlast\n")
     assert sum(len(text) for _, text, _, _ in tap._written) == MOST_CHARS
-    (told,) = tap.take(last=True)
+    (told,) = tap.drain(last=True)
     assert (told.lines[-1].text, told.left_out) == ("last", 1)
 
 
@@ -193,7 +193,7 @@ def test_what_made_room_for_the_other_stream_is_counted_at_the_end(tapped):
     print("one\ntwo")
     for n in range(MOST_WRITES):
         sys.stderr.write(f"{n}\n")
-    told = {each.stream: each for each in tap.take(last=True)}
+    told = {each.stream: each for each in tap.drain(last=True)}
     assert (told["out"].lines, told["out"].left_out) == ([], 2)
     assert len(told["err"].lines) + told["err"].left_out == MOST_WRITES
 
@@ -204,7 +204,7 @@ def test_no_line_is_counted_twice_while_the_sender_takes_them(tapped):
 
     def take():
         while not over.is_set():
-            told.extend(tap.take())
+            told.extend(tap.drain())
 
     sender = threading.Thread(target=take)
     sender.start()
@@ -212,7 +212,7 @@ def test_no_line_is_counted_twice_while_the_sender_takes_them(tapped):
         sys.stdout.write(f"{n}\n")
     over.set()
     sender.join()
-    told += tap.take(last=True)
+    told += tap.drain(last=True)
     counted = sum(len(each.lines) + each.left_out for each in told)
     assert counted == 20_000
     assert texts(told)[-1] == "19999"
@@ -282,8 +282,8 @@ def test_the_traceback_of_a_block_is_told_as_python_is_about_to_print_it(
 )
 def test_other_ends_are_told_as_python_prints_them(tapped, error, expected):
     _, tap = tapped()
-    tap.tell(error)
-    assert texts(tap.take(last=True), "err") == expected
+    tap.record_exception(error)
+    assert texts(tap.drain(last=True), "err") == expected
 
 
 FORKS = """
@@ -298,7 +298,7 @@ if pid == 0:
     os._exit("write" in vars(sys.stdout))
 assert os.waitpid(pid, 0)[1] == 0
 print("parent", flush=True)
-told = [line.text for each in tap.take(last=True) for line in each.lines]
+told = [line.text for each in tap.drain(last=True) for line in each.lines]
 assert told == ["before", "parent"], told
 raise SystemExit("the end")
 """

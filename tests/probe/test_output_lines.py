@@ -19,7 +19,7 @@ def told(*writes: str) -> list[str]:
     lines = Lines("out")
     for n, text in enumerate(writes):
         lines.feed(text, n)
-    output = lines.take(10 * S, last=True)
+    output = lines.drain(10 * S, last=True)
     if output is None:
         return []
     return [*texts(output), *([f"{output.open.text}…"] if output.open else [])]
@@ -53,7 +53,7 @@ def test_a_line_has_the_time_of_its_last_write():
     lines = Lines("err")
     lines.feed("a", 1 * S)
     lines.feed("b\nc", 2 * S)
-    assert lines.take(9 * S) == Output("err", [Line(2 * S, "ab")], 0, Line(2 * S, "c"))
+    assert lines.drain(9 * S) == Output("err", [Line(2 * S, "ab")], 0, Line(2 * S, "c"))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_huge_line_is_cut_and_costs_no_more_than_it_shows():
         lines.feed("x" * 8000, 0)
     assert len(lines._part) == KEPT_CHARS
     lines.feed("\nnext\n", 0)
-    long, after = texts(lines.take(0))
+    long, after = texts(lines.drain(0))
     assert (len(long), long[-1], after) == (MOST_CHARS, "…", "next")
 
 
@@ -95,11 +95,11 @@ def test_what_a_long_line_is_written_over_with_is_seen():
 def test_of_too_many_lines_the_last_are_told_and_the_others_counted():
     lines = Lines("out")
     lines.feed("".join(f"{n}\n" for n in range(1000)), 0)
-    output = lines.take(0)
+    output = lines.drain(0)
     assert texts(output) == [str(n) for n in range(1000 - BURST, 1000)]
     assert output.left_out == 1000 - BURST
     lines.feed("".join(f"{n}\n" for n in range(100)), 0)
-    output = lines.take(S // 2)  # half a second's worth
+    output = lines.drain(S // 2)  # half a second's worth
     assert texts(output) == [str(n) for n in range(100 - RATE // 2, 100)]
     assert output.left_out == 100 - RATE // 2
 
@@ -107,9 +107,9 @@ def test_of_too_many_lines_the_last_are_told_and_the_others_counted():
 def test_the_last_lines_of_a_rank_are_told_however_many_came_before():
     lines = Lines("err")
     lines.feed("x\n" * BURST, 0)
-    lines.take(0)
+    lines.drain(0)
     lines.feed("".join(f"frame {n}\n" for n in range(30)), 0)
-    assert len(texts(lines.take(0, last=True))) == 30
+    assert len(texts(lines.drain(0, last=True))) == 30
 
 
 def test_lines_over_long_time_all_come():
@@ -117,7 +117,7 @@ def test_lines_over_long_time_all_come():
     seen = []
     for turn in range(40):  # ten seconds at 40 lines a second
         lines.feed("x\n" * 10, turn)
-        output = lines.take(turn * S // 4)
+        output = lines.drain(turn * S // 4)
         seen += texts(output)
         assert output.left_out == 0
     assert len(seen) == 400
@@ -126,26 +126,26 @@ def test_lines_over_long_time_all_come():
 def test_lines_lost_on_the_way_are_counted():
     lines = Lines("out")
     lines.feed("end\n", 0, cut=7)
-    assert lines.take(0) == Output("out", [Line(0, "end")], 7)
-    assert lines.take(S) is None
+    assert lines.drain(0) == Output("out", [Line(0, "end")], 7)
+    assert lines.drain(S) is None
 
 
 def test_an_open_line_is_told_now_and_then_and_closed_when_it_ends():
     lines = Lines("err")
     lines.feed("\r 1%", 1)
-    assert lines.take(S).open == Line(1, " 1%")
+    assert lines.drain(S).open == Line(1, " 1%")
     lines.feed("\r 2%", 2)
-    assert lines.take(S + OPEN_NS // 2) is None
-    assert lines.take(S + OPEN_NS).open == Line(2, " 2%")
-    assert lines.take(S + 2 * OPEN_NS) is None  # nothing new
+    assert lines.drain(S + OPEN_NS // 2) is None
+    assert lines.drain(S + OPEN_NS).open == Line(2, " 2%")
+    assert lines.drain(S + 2 * OPEN_NS) is None  # nothing new
     lines.feed("\r100%\n", 3)
-    assert lines.take(S + 2 * OPEN_NS) == Output("err", [Line(3, "100%")])
-    assert lines.take(9 * S) is None
+    assert lines.drain(S + 2 * OPEN_NS) == Output("err", [Line(3, "100%")])
+    assert lines.drain(9 * S) is None
 
 
 def test_an_open_line_that_is_wiped_away_is_told_so():
     lines = Lines("err")
     lines.feed("\r50%", 1)
-    lines.take(S)
+    lines.drain(S)
     lines.feed("\r   \r", 2)
-    assert lines.take(2 * S) == Output("err", [])
+    assert lines.drain(2 * S) == Output("err", [])

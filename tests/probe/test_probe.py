@@ -24,8 +24,8 @@ from dpwatch import probe as probe_package
 from dpwatch.probe import NullProbe, ProbeLike, current
 from dpwatch.probe import probe as probe_module
 from dpwatch.probe.send import identity
+from dpwatch.runtime.paths import RuntimeDirError
 from dpwatch.wire.messages import Beat, Bye, Hello, Step
-from dpwatch.wire.paths import RuntimeDirError
 
 
 def train(steps: int = 6) -> tuple[list[float], list[torch.Tensor]]:
@@ -361,17 +361,17 @@ def test_while_python_shuts_down_it_does_nothing(monkeypatch, linked):
 def test_a_pool_s_next_task_is_a_run_of_its_own_at_the_same_place(linked, monkeypatch):
     marks: list[int] = []
     now = [1]
-    monkeypatch.setattr(probe_package, "_again", None)
+    monkeypatch.setattr(probe_package, "_rearm", None)
     monkeypatch.setattr(probe_package, "_started", 0)  # whatever tests came before
     for module in (probe_package, identity):
         monkeypatch.setattr(module, "task", lambda: now[0])
-    probe_package.watch_unasked(lambda: marks.append(now[0]))
+    probe_package.watch_implicitly(lambda: marks.append(now[0]))
     first = current()
     train(2)
-    probe_package.watch_unasked(lambda: marks.append(now[0]))
+    probe_package.watch_implicitly(lambda: marks.append(now[0]))
     assert current() is first
     now[0] = 2
-    probe_package.watch_unasked(lambda: marks.append(now[0]))
+    probe_package.watch_implicitly(lambda: marks.append(now[0]))
     second = current()
     assert second is not first
     train(3)
@@ -393,10 +393,10 @@ from dpwatch.wire import codec
 import dpwatch
 
 class Link:
-    there, patience_s = True, 0.0
+    hub_seen, patience_s = True, 0.0
     def open(self, *a): pass
-    def tend(self, now): pass
-    def asked(self): pass
+    def ensure_hub(self, now): pass
+    def stack_request(self): pass
     def close(self): pass
     def send(self, frame):
         for r in codec.decode(frame).records:

@@ -17,14 +17,15 @@ from dpwatch.probe.send import hub_link as link_module
 from dpwatch.probe.send.hub_link import HUB_PATIENCE_NS, LAUNCHES, HubLink
 from dpwatch.probe.send.identity import Identity
 from dpwatch.probe.send.publisher import (
-    EARLY_POLL_S,
     POLL_S,
     RANK_PATIENCE_NS,
+    STARTUP_POLL_S,
     WORKER_POLL_S,
     Publisher,
 )
 from dpwatch.probe.send.recorder import Recorder
-from dpwatch.wire import codec, paths, requests, transport
+from dpwatch.runtime import hub_request, paths
+from dpwatch.wire import codec, transport
 from dpwatch.wire.messages import (
     Asked,
     Beat,
@@ -67,13 +68,13 @@ class Source:
     def complete(self, step: Step) -> Step:
         return step
 
-    def has_left(self) -> bool:
+    def has_left_group(self) -> bool:
         return not self.me.backend and not self.joins
 
     def is_idle(self) -> bool:
         return self.idle
 
-    def rests(self) -> None:
+    def on_idle(self) -> None:
         self.rested += 1
 
     def failure(self) -> Bye | None:
@@ -323,7 +324,7 @@ def test_a_pool_s_worker_rests_when_its_task_is_over(publisher, recorder, source
         publisher.poll(turn * 125 * MS)
     assert link.batches[-1].records[-1] == Bye("finished", then="idle")
     assert link.closed.is_set()
-    assert (publisher.resting, source.rested) == (True, 1)
+    assert (publisher.paused, source.rested) == (True, 1)
     told = len(link.frames)
     publisher.close(Bye("finished", then="idle"))
     publisher.finish()
@@ -336,7 +337,7 @@ def test_one_that_goes_on_after_all_is_heard_of_again(publisher, recorder, sourc
     source.idle = True
     for turn in range(1, 20):
         publisher.poll(turn * 125 * MS)
-    assert publisher.resting
+    assert publisher.paused
     source.idle = False
     recorder.append(a_step(7))
     publisher.poll(9 * S)
@@ -355,16 +356,16 @@ def test_who_has_left_its_group_in_good_order_has_finished_unless_it_goes_on(
     source.me, source.joins = Identity(rank=2, world_size=4, local_rank=2), True
     for turn in range(8, 40):
         publisher.poll(turn * 125 * MS)
-    assert not publisher.resting  # it waits for the others of the next one
+    assert not publisher.paused  # it waits for the others of the next one
     source.joins = False
     for turn in range(40, 60):
         publisher.poll(turn * 125 * MS)
     assert link.batches[-1].records[-1] == Bye("finished", then="idle")
-    assert (publisher.resting, publisher.task_over, source.rested) == (True, False, 0)
+    assert (publisher.paused, publisher.task_over, source.rested) == (True, False, 0)
     source.me = Identity(rank=2, world_size=4, local_rank=2, backend="gloo")  # joined anew
     recorder.append(a_step(0))
     publisher.poll(9 * S)
-    assert not publisher.resting
+    assert not publisher.paused
     assert [(b.rank, b.run_id) for b in link.batches] == [(2, "r")] * len(link.batches)
 
 
@@ -379,7 +380,7 @@ def test_who_has_said_that_it_is_over_says_so_no_more_but_what_it_printed(
         source.idle = True
         for turn in range(4, 8):
             publisher.poll(turn * S)
-        assert publisher.resting
+        assert publisher.paused
 
     rest()
     sent = len(link.batches)
@@ -397,10 +398,10 @@ def test_a_goodbye_that_cannot_go_out_yet_is_kept(publisher, source, link):
     source.idle, link.full = True, True
     for turn in range(1, 20):
         publisher.poll(turn * 125 * MS)
-    assert not publisher.resting
+    assert not publisher.paused
     link.full = False
     publisher.poll(4 * S)
-    assert publisher.resting
+    assert publisher.paused
     assert link.records(Bye) == [Bye("finished", then="idle")]
 
 
@@ -434,9 +435,9 @@ def test_a_script_that_has_failed_is_told_once_while_its_process_lives(publisher
     ],
 )
 def test_a_young_pool_worker_sends_at_once(recorder, source, link, worker, there, now_s, pause_s):
-    source.worker, link.there = worker, there
+    source.worker, link.hub_seen = worker, there
     publisher = named(recorder, source, link, wall=lambda: now_s * S)
-    assert publisher._pause_s == EARLY_POLL_S
+    assert publisher._pause_s == STARTUP_POLL_S
     publisher.poll(0)
     assert publisher._pause_s == pause_s
 
@@ -510,7 +511,7 @@ def test_recorder_loses_nothing_between_threads():
 @pytest.fixture(autouse=True)
 def _no_handlers(monkeypatch):
     """Whatever other tests have done to SIGCHLD."""
-    monkeypatch.setattr(link_module.spawn, "minds_children", lambda: False)
+    monkeypatch.setattr(link_module.spawn, "handles_sigchld", lambda: False)
 
 
 @pytest.fixture
@@ -594,33 +595,33 @@ def test_bye_arrives_although_the_process_leaves_at_once(bound, hub_link, record
 
 def test_the_first_rank_starts_the_hub_at_once(hub_link, launched):
     hub_link.open("mine", 0)
-    hub_link.tend(0)
+    hub_link.ensure_hub(0)
     assert [place.run_id for place in launched] == ["mine"]
     for turn in range(1, 10):
-        hub_link.tend(turn * HUB_PATIENCE_NS)
+        hub_link.ensure_hub(turn * HUB_PATIENCE_NS)
     assert len(launched) == LAUNCHES
 
 
 def test_other_ranks_start_it_only_when_the_first_does_not(hub_link, launched):
     hub_link.open("ours", 1)
-    hub_link.tend(0)
-    hub_link.tend(HUB_PATIENCE_NS - 1)
+    hub_link.ensure_hub(0)
+    hub_link.ensure_hub(HUB_PATIENCE_NS - 1)
     assert launched == []
-    hub_link.tend(HUB_PATIENCE_NS)
+    hub_link.ensure_hub(HUB_PATIENCE_NS)
     assert len(launched) == 1
 
 
 def test_under_dpwatch_run_the_hub_is_asked_for_and_started_only_if_nobody_does(
     hub_link, launched, monkeypatch, private_runtime
 ):
-    monkeypatch.setenv(requests.SESSION, "abc")
-    session = requests.Session(private_runtime, "abc")
+    monkeypatch.setenv(hub_request.SESSION, "abc")
+    session = hub_request.Session(private_runtime, "abc")
     hub_link.open("mine", 0)
-    hub_link.tend(0)
-    wanted = requests.read(paths.RunDir(private_runtime / "mine"))
-    assert (wanted.pid, wanted.environment[requests.SESSION]) == (os.getpid(), "abc")
+    hub_link.ensure_hub(0)
+    wanted = hub_request.read(paths.RunDir(private_runtime / "mine"))
+    assert (wanted.pid, wanted.environment[hub_request.SESSION]) == (os.getpid(), "abc")
     assert launched == []
-    hub_link.tend(HUB_PATIENCE_NS)
+    hub_link.ensure_hub(HUB_PATIENCE_NS)
     assert len(launched) == 1
     session.close()
 
@@ -628,9 +629,9 @@ def test_under_dpwatch_run_the_hub_is_asked_for_and_started_only_if_nobody_does(
 def test_where_that_command_is_on_another_host_a_rank_starts_it_at_once(
     hub_link, launched, monkeypatch
 ):
-    monkeypatch.setenv(requests.SESSION, "abc")
+    monkeypatch.setenv(hub_request.SESSION, "abc")
     hub_link.open("mine", 0)
-    hub_link.tend(0)
+    hub_link.ensure_hub(0)
     assert len(launched) == 1
 
 
@@ -638,14 +639,14 @@ def test_where_that_command_is_on_another_host_a_rank_starts_it_at_once(
 def test_a_rank_that_had_better_start_nothing_says_so_once_and_waits_for_a_viewer(
     hub_link, launched, monkeypatch, private_runtime, capsys, obstacle
 ):
-    name = "minds_children" if obstacle == "handler" else "python"
+    name = "handles_sigchld" if obstacle == "handler" else "python"
     found = True if obstacle == "handler" else None
     monkeypatch.setattr(link_module.spawn, name, lambda: found)
     hub_link.open("mine", 0)
     for turn in range(4):
-        hub_link.tend(turn * HUB_PATIENCE_NS)
+        hub_link.ensure_hub(turn * HUB_PATIENCE_NS)
     assert launched == []
-    assert requests.read(paths.RunDir(private_runtime / "mine")) is not None
+    assert hub_request.read(paths.RunDir(private_runtime / "mine")) is not None
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "`dpwatch` in another terminal" in said
@@ -657,11 +658,11 @@ def test_a_rank_that_had_better_start_nothing_says_so_once_and_waits_for_a_viewe
 def test_the_last_word_goes_to_a_hub_that_lives(hub_link, bound, private_runtime):
     hub_link.open("over", 0)
     hub_link.close()
-    hub_link.last_word(b"nobody hears it")
+    hub_link.send_after_close(b"nobody hears it")
     assert list(private_runtime.iterdir()) == []
     socket = bound("over")
     lock = paths.run_dir("over").try_lock()
-    hub_link.last_word(b"word")
+    hub_link.send_after_close(b"word")
     assert socket.recv() == b"word"
     os.close(lock)
 
@@ -670,7 +671,7 @@ def test_no_hub_is_started_beside_a_living_one(hub_link, launched):
     lock = paths.run_dir("there").try_lock()
     assert lock is not None
     hub_link.open("there", 0)
-    hub_link.tend(time.monotonic_ns())
+    hub_link.ensure_hub(time.monotonic_ns())
     assert launched == []
 
 

@@ -276,28 +276,28 @@ def test_what_an_optimizer_does_after_the_one_inside_it_is_in_the_same_step(rig)
     model = nn.Linear(3, 1)
     inner = TimedSGD(model.parameters(), lambda: rig.clocks.run(MS))
     steps = rig.probe.steps
-    seen, asleep = [], set()
+    seen, sampled_out = [], set()
 
     def update():
         inner.step()
         seen.append(steps.step)
-        asleep.add(steps.main.asleep)
+        sampled_out.add(steps.main.sampled_out)
 
     outer = TimedSGD(model.parameters(), update)
     for _ in range(40):
         model(torch.ones(2, 3)).mean().backward()
         outer.step()
-    assert asleep == {False, True}
+    assert sampled_out == {False, True}
     assert seen == list(range(40))
 
 
 def test_an_optimizer_that_raises_in_a_step_that_is_only_counted_costs_no_other_step(rig):
-    model, asleep = nn.Linear(3, 1), []
+    model, sampled_out = nn.Linear(3, 1), []
 
     def update():
         rig.clocks.run(MS)
-        asleep.append(rig.probe.steps.main.asleep)
-        if len(asleep) == 15:
+        sampled_out.append(rig.probe.steps.main.sampled_out)
+        if len(sampled_out) == 15:
             raise ZeroDivisionError
 
     optimizer = TimedSGD(model.parameters(), update)
@@ -305,7 +305,7 @@ def test_an_optimizer_that_raises_in_a_step_that_is_only_counted_costs_no_other_
         model(torch.ones(2, 3)).mean().backward()
         with contextlib.suppress(ZeroDivisionError):
             optimizer.step()
-    assert asleep[14]
+    assert sampled_out[14]
     assert rig.probe.steps.step == 39  # the next step has both backwards
 
 

@@ -24,9 +24,9 @@ from dpwatch.run.state.series import (
     WIRE,
     median,
 )
+from dpwatch.wire.batching import unpack
 from dpwatch.wire.calls import kind_of
 from dpwatch.wire.collectives import MESSAGES
-from dpwatch.wire.gather import one_by_one
 from dpwatch.wire.messages import Collective, Duration
 
 
@@ -45,7 +45,7 @@ class OneByOne:
 
     def apply(self, frame):
         """Takes in a frame: its calls here, all else as the product does, and at once."""
-        records = list(one_by_one(frame.records))
+        records = list(unpack(frame.records))
         known = self.state.ranks.get(frame.rank)
         apply(self.state, replaced(frame, [r for r in records if not late_or_call(r)]))
         flush(self.state)

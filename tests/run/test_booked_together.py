@@ -15,7 +15,7 @@ from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import TALLY_WIDTH, WAIT_NS, WINDOW, ByStep
 from dpwatch.run.state.step_offsets import StepOffsets
 from dpwatch.wire.arrays import Ints
-from dpwatch.wire.gather import gathered
+from dpwatch.wire.batching import pack
 from dpwatch.wire.messages import Collective, Duration
 from tests.frames import MS, START_NS, batch, hello, step
 from tests.run.one_by_one import OneByOne
@@ -92,7 +92,7 @@ def a_run(seed):
             if rnd.random() < 0.5:
                 pid = 1000 + r + 5000 * (rnd.random() < odd / 20)
                 frame = batch(
-                    *(gathered(held[r]) if rnd.random() < 0.8 else held[r]),
+                    *(pack(held[r]) if rnd.random() < 0.8 else held[r]),
                     rank=r,
                     seq=i,
                     pid=pid,

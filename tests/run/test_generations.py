@@ -9,7 +9,7 @@ from dpwatch.run.state.apply import apply
 from dpwatch.run.state.encoding import decode, encode
 from dpwatch.run.state.flush import flush
 from dpwatch.run.state.run_state import RunState
-from dpwatch.wire.gather import gathered
+from dpwatch.wire.batching import pack
 from dpwatch.wire.messages import Beat, Collective, Position
 from tests.frames import MS, START_NS, batch, hello
 
@@ -30,7 +30,7 @@ def call(seq, generation=0, *, op="all_reduce", ms=0, group="default", nbytes=8)
 
 
 def say(run, rank, *records, pid=None):
-    apply(run, batch(*gathered(records), rank=rank, pid=pid))
+    apply(run, batch(*pack(records), rank=rank, pid=pid))
 
 
 def whole(run):

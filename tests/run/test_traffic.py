@@ -11,7 +11,7 @@ from dpwatch.run.state.encoding import decode, encode
 from dpwatch.run.state.flush import flush
 from dpwatch.run.state.parts import Covered
 from dpwatch.run.state.run_state import RunState
-from dpwatch.wire.gather import gathered
+from dpwatch.wire.batching import pack
 from dpwatch.wire.messages import Beat, Bye, Collective, Duration, Step
 from tests.frames import MS, START_NS, batch, hello, step
 
@@ -33,7 +33,7 @@ def call(index, seq, *, at_ms=10.0, took_ms=2.0, nbytes=1000, blocked_ms=None, *
 
 
 def say(run, rank, *records, now_ms=0.0, **more):
-    apply(run, batch(*gathered(records), rank=rank, now_ns=START_NS + int(now_ms * MS), **more))
+    apply(run, batch(*pack(records), rank=rank, now_ns=START_NS + int(now_ms * MS), **more))
 
 
 def greet(run, ranks=2, **more):

@@ -16,13 +16,13 @@ from dpwatch.trainer.config import CHARACTERS
 from dpwatch.trainer.data import loader
 from dpwatch.trainer.footprint import setup
 from dpwatch.trainer.model import build_model, next_token_loss
-from dpwatch.trainer.place import Place
+from dpwatch.trainer.rank_place import RankPlace
 from dpwatch.trainer.registry import find
 from dpwatch.trainer.strategies import build
 from dpwatch.trainer.strategies.base import make_optimizer
 from dpwatch.trainer.strategies.ddp_mp import FirstHalf, SecondHalf
 from dpwatch.wire import codec
-from dpwatch.wire.gather import one_by_one
+from dpwatch.wire.batching import unpack
 from dpwatch.wire.messages import Collective, Memory, Step, Transfer
 
 from .support import tiny
@@ -36,7 +36,7 @@ SIZES = {"d_model": 48, "layers": 3, "heads": 3, "seq_len": 24, "steps": STEPS}
 class Keeps:
     """A link that keeps the records."""
 
-    there, patience_s = True, 0.0
+    hub_seen, patience_s = True, 0.0
 
     def __init__(self):
         self.records = []
@@ -45,13 +45,13 @@ class Keeps:
         pass
 
     def send(self, frame):
-        self.records.extend(one_by_one(codec.decode(frame).records))
+        self.records.extend(unpack(codec.decode(frame).records))
         return True
 
-    def tend(self, now_ns):
+    def ensure_hub(self, now_ns):
         pass
 
-    def asked(self):
+    def stack_request(self):
         return None
 
     def close(self):
@@ -71,7 +71,7 @@ def watched():
 
     def train(config):
         cpu = (torch.device("cpu"),) * (config.devices // config.processes)
-        place = Place(rank=0, world_size=1, devices=cpu, virtual=True)
+        place = RankPlace(rank=0, world_size=1, devices=cpu, virtual=True)
         link = Keeps()
         with Probe(strategy=config.strategy, devices=place.describe(config), link=link) as probe:
             if find(config.strategy).distributed:

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from dpwatch.trainer import delays, loop
+from dpwatch.trainer import fault_injection, loop
 from dpwatch.trainer.config import ConfigError
 from dpwatch.trainer.fault import KINDS, Fault, parse_fault
-from dpwatch.trainer.place import Place
+from dpwatch.trainer.rank_place import RankPlace
 
 from .support import RecordingProbe, tiny
 
@@ -73,9 +73,9 @@ def trained(monkeypatch):
     def train(config):
         probe = PhasedProbe()
         sleeps = Sleeps(probe)
-        monkeypatch.setattr(delays.time, "sleep", sleeps)
+        monkeypatch.setattr(fault_injection.time, "sleep", sleeps)
         device = torch.device("cpu")
-        place = Place(rank=0, world_size=1, devices=(device,) * config.devices, virtual=True)
+        place = RankPlace(rank=0, world_size=1, devices=(device,) * config.devices, virtual=True)
         done = loop.train(config, place, probe, progress=lambda *told: None, stopping=lambda: False)
         assert done == config.steps
         return sleeps.seen, probe
@@ -100,8 +100,8 @@ def test_of_one_process_the_devices_thread_is_late(trained, kind):
 
 def test_another_rank_is_not_late(monkeypatch):
     probe = RecordingProbe()
-    place = Place(rank=0, world_size=2, devices=(torch.device("cpu"),), virtual=True)
-    monkeypatch.setattr(delays.time, "sleep", None)
-    with delays.Delays(tiny("ddp", fault="host:1:5"), place, probe) as made:
+    place = RankPlace(rank=0, world_size=2, devices=(torch.device("cpu"),), virtual=True)
+    monkeypatch.setattr(fault_injection.time, "sleep", None)
+    with fault_injection.FaultInjector(tiny("ddp", fault="host:1:5"), place, probe) as made:
         assert made.probe is probe
         assert list(made.steps([1, 2])) == [1, 2]

@@ -8,11 +8,11 @@ from importlib import import_module
 
 import pytest
 
+from dpwatch.runtime.paths import run_dir
 from dpwatch.trainer.config import ConfigError
 from dpwatch.trainer.forkserver import ForkServer
 from dpwatch.trainer.launch import StopSwitch, launch
 from dpwatch.trainer.messages import RunEnded, RunProgress, RunStarted
-from dpwatch.wire.paths import run_dir
 
 from .support import Watched, tiny
 
@@ -101,9 +101,9 @@ def test_a_run_starts_before_it_goes_on_however_quick_its_rank_is(server, monkey
         really_hear(run, rank)
 
     heard = []
-    really_hear = module._Run._hear
+    really_hear = module._Run._on_message
     monkeypatch.setattr(module, "wait", hears_ranks_first)
-    monkeypatch.setattr(module._Run, "_hear", hear)
+    monkeypatch.setattr(module._Run, "_on_message", hear)
     stop, events = StopSwitch(), Events()
     assert launch([tiny("dp")], on_event=events, stop=stop, server=server) == 0
     stop.close()

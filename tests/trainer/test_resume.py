@@ -11,8 +11,8 @@ import torch
 from dpwatch.trainer.checkpoint import Checkpoints
 from dpwatch.trainer.config import ConfigError
 from dpwatch.trainer.launch import launch
-from dpwatch.trainer.place import Place
-from dpwatch.trainer.resume import FACTS, resumed_from
+from dpwatch.trainer.rank_place import RankPlace
+from dpwatch.trainer.resume import FACTS, find_checkpoint
 
 from .support import tiny
 
@@ -42,7 +42,7 @@ def config(kept):
 
 def checkpoints(config):
     device = torch.device("cpu")
-    return Checkpoints(config, Place(rank=0, world_size=1, devices=(device,), virtual=True))
+    return Checkpoints(config, RankPlace(rank=0, world_size=1, devices=(device,), virtual=True))
 
 
 def resuming(config, **changes):
@@ -70,27 +70,27 @@ def test_without_a_wish_there_are_none(config, kept):
 def test_one_that_was_not_finished_is_none(config, kept):
     checkpoints(config).after(4, Counter(4))
     (kept / "single" / "step-00000008.part").mkdir()
-    assert resumed_from(resuming(config)) == kept / "single" / "step-00000004"
+    assert find_checkpoint(resuming(config)) == kept / "single" / "step-00000004"
     checkpoints(config).after(8, Counter(8))
-    assert resumed_from(resuming(config)).name == "step-00000008"
+    assert find_checkpoint(resuming(config)).name == "step-00000008"
 
 
 def test_what_does_not_fit_is_refused_in_one_line(config, kept):
     with pytest.raises(ConfigError, match=r"no checkpoint of single in .*; write one with --save"):
-        resumed_from(resuming(config))
+        find_checkpoint(resuming(config))
     checkpoints(config).after(4, Counter(4))
     with pytest.raises(ConfigError, match="has layers = 1, and this run 2; give the same"):
-        resumed_from(resuming(config, layers=2))
+        find_checkpoint(resuming(config, layers=2))
     folder = kept / "single" / "step-00000004"
     (folder / "rank-0.pt").unlink()
     with pytest.raises(ConfigError, match=r"rank-0\.pt is missing"):
-        resumed_from(resuming(config))
+        find_checkpoint(resuming(config))
     (folder / FACTS).write_text("{")
     with pytest.raises(ConfigError, match="is no checkpoint"):
-        resumed_from(resuming(config))
+        find_checkpoint(resuming(config))
     (folder / FACTS).write_text(json.dumps({}))
     with pytest.raises(ConfigError, match="give the same"):
-        resumed_from(resuming(config))
+        find_checkpoint(resuming(config))
 
 
 def test_it_is_refused_before_anything_is_started(config):

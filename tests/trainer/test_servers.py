@@ -10,7 +10,7 @@ import torch
 
 from dpwatch.trainer.config import ConfigError
 from dpwatch.trainer.data import loader
-from dpwatch.trainer.place import Place
+from dpwatch.trainer.rank_place import RankPlace
 from dpwatch.trainer.strategies import build, check, servers
 
 from .support import RecordingProbe, tiny
@@ -20,7 +20,7 @@ SERVERS = ["ps-gpu0", "ps-cpu", "ps-sharded"]
 
 def place_of(config, *, virtual=True):
     cpu = torch.device("cpu")
-    return Place(rank=0, world_size=1, devices=(cpu,) * config.devices, virtual=virtual)
+    return RankPlace(rank=0, world_size=1, devices=(cpu,) * config.devices, virtual=virtual)
 
 
 def trained(config, probe):

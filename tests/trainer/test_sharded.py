@@ -9,7 +9,7 @@ import torch
 from torch.torch_version import TorchVersion
 
 from dpwatch.trainer.config import ConfigError
-from dpwatch.trainer.place import Place
+from dpwatch.trainer.rank_place import RankPlace
 from dpwatch.trainer.strategies import check
 
 from .support import tiny
@@ -54,7 +54,7 @@ def test_offload_without_an_accelerator_is_refused_in_one_line(trainer):
 @pytest.mark.parametrize("strategy", ["fsdp", "hsdp"])
 def test_a_torch_whose_fully_shard_errs_on_cpu_is_refused(strategy, monkeypatch):
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.7.0"))
-    place = Place(rank=0, world_size=2, devices=(torch.device("cpu"),), virtual=True)
+    place = RankPlace(rank=0, world_size=2, devices=(torch.device("cpu"),), virtual=True)
     with pytest.raises(ConfigError, match=f"^{strategy} needs torch 2.13 .* fsdp1 or zero3$"):
         check(tiny(strategy, gpus=2), place)
 
@@ -62,7 +62,8 @@ def test_a_torch_whose_fully_shard_errs_on_cpu_is_refused(strategy, monkeypatch)
 def test_the_title_says_what_is_simulated():
     cpu = torch.device("cpu")
     places = [
-        Place(rank=0, world_size=1, devices=(cpu,), virtual=virtual) for virtual in (True, False)
+        RankPlace(rank=0, world_size=1, devices=(cpu,), virtual=virtual)
+        for virtual in (True, False)
     ]
     config = tiny("fsdp", cpu_offload=True)
     assert [place.title(config) for place in places] == [

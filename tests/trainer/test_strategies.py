@@ -16,7 +16,7 @@ from dpwatch.trainer import registry
 from dpwatch.trainer.data import loader
 from dpwatch.trainer.footprint import setup
 from dpwatch.trainer.loop import train
-from dpwatch.trainer.place import Place, find_place
+from dpwatch.trainer.rank_place import RankPlace, find_rank_place
 from dpwatch.trainer.strategies import build, dp
 from dpwatch.trainer.virtual import DeviceThreads, buckets
 
@@ -27,9 +27,9 @@ ONE_PROCESS = [
 ]
 
 
-def virtual(config) -> Place:
+def virtual(config) -> RankPlace:
     cpu = torch.device("cpu")
-    return Place(rank=0, world_size=1, devices=(cpu,) * config.devices, virtual=True)
+    return RankPlace(rank=0, world_size=1, devices=(cpu,) * config.devices, virtual=True)
 
 
 def trained(config, probe):
@@ -170,10 +170,10 @@ def test_the_loop_tells_progress_and_stops_between_steps(probe):
 def test_devices_are_virtual_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = tiny("ddp", gpus=4, gpu_mem_bytes=1 << 30)
-    place = find_place(config, rank=2, world_size=4, local_rank=2, local_ranks=4)
+    place = find_rank_place(config, rank=2, world_size=4, local_rank=2, local_ranks=4)
     assert place.virtual
     (device,) = place.describe(config)
     assert (device.name, device.kind, device.capacity_bytes) == ("vgpu:2", "virtual", 1 << 30)
     dp_config = tiny("dp", gpus=3)
-    place = find_place(dp_config, rank=0, world_size=1, local_rank=0, local_ranks=1)
+    place = find_rank_place(dp_config, rank=0, world_size=1, local_rank=0, local_ranks=1)
     assert [d.name for d in place.describe(dp_config)] == ["vgpu:0", "vgpu:1", "vgpu:2"]

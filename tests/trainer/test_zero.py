@@ -18,7 +18,7 @@ from dpwatch.probe.memory.ledger import Ledger
 from dpwatch.trainer.data import loader
 from dpwatch.trainer.footprint import setup
 from dpwatch.trainer.model import build_model
-from dpwatch.trainer.place import Place
+from dpwatch.trainer.rank_place import RankPlace
 from dpwatch.trainer.strategies import build
 from dpwatch.trainer.strategies.flat import lay_out
 from dpwatch.trainer.strategies.zero1 import ZeroRedundancyOptimizer
@@ -38,7 +38,7 @@ def group():
         dist.init_process_group(
             "gloo" if alone else "fake", store=store, rank=rank, world_size=ranks
         )
-        return Place(rank=rank, world_size=ranks, devices=(torch.device("cpu"),), virtual=True)
+        return RankPlace(rank=rank, world_size=ranks, devices=(torch.device("cpu"),), virtual=True)
 
     yield make
     dist.destroy_process_group()

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from dpwatch.run.model.snapshot import GpuProcess, HostGpu
+from dpwatch.runtime import paths
 from dpwatch.viewer.remote import agent_script as far_side
 from dpwatch.viewer.remote.agent_script import CYCLE_END, GPUS_EVERY_S, Listing, script
-from dpwatch.wire import paths
 from tests.nvidia_smi import A100, A100_USERS, NO_DRIVER, NvidiaSmi
 
 DEADLINE_S = 60

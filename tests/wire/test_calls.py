@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwatch.wire import codec
-from dpwatch.wire.calls import MOST_CALLS, MOST_KINDS, UNKNOWN, Calls, gathered, spread
-from dpwatch.wire.gather import counted
+from dpwatch.wire.batching import count_records
+from dpwatch.wire.calls import MOST_CALLS, MOST_KINDS, UNKNOWN, Calls, pack, unpack
 from dpwatch.wire.messages import Collective, Refused, Tick
 from tests.frames import MS, START_NS, batch
 
@@ -21,7 +21,7 @@ CALL = Collective(
 
 def calls(*some):
     """The record of these calls."""
-    (record,) = gathered(some)
+    (record,) = pack(some)
     assert isinstance(record, Calls)
     return record
 
@@ -54,33 +54,33 @@ def collectives(draw):
 
 
 @given(some=st.lists(collectives(), max_size=12))
-def test_each_call_comes_out_as_it_went_in(some):
-    records = gathered(some)
-    told = [c for r in records for c in ([r] if isinstance(r, Collective) else spread(r))]
+def test_packed_calls_unpack_unchanged(some):
+    records = pack(some)
+    told = [c for r in records for c in ([r] if isinstance(r, Collective) else unpack(r))]
     assert Counter(told) == Counter(some)
-    assert counted(records) == len(some)
+    assert count_records(records) == len(some)
     frame = batch(*records, now_ns=START_NS + 20_000 * MS)
     assert codec.decode(codec.encode(frame)) == frame  # nothing of it is refused
 
 
 def test_calls_of_a_kind_keep_their_order_and_go_as_one_record():
     some = [msgspec.structs.replace(CALL, seq=i, issued_ns=START_NS - i) for i in range(99)]
-    assert list(spread(calls(*some))) == some
+    assert list(unpack(calls(*some))) == some
     assert len(msgspec.msgpack.encode(calls(*some))) < 30 * len(some)
 
 
-def test_a_record_holds_so_many_calls_and_kinds():
+def test_a_record_holds_a_limited_number_of_calls_and_kinds():
     some = [msgspec.structs.replace(CALL, seq=i) for i in range(2 * MOST_CALLS + 1)]
-    assert [counted([r]) for r in gathered(some)] == [MOST_CALLS, MOST_CALLS, 1]
+    assert [count_records([r]) for r in pack(some)] == [MOST_CALLS, MOST_CALLS, 1]
     some = [msgspec.structs.replace(CALL, nbytes=i, where="") for i in range(MOST_KINDS + 1)]
-    records = gathered(some)
-    assert [c for r in records for c in spread(r)] == some
+    records = pack(some)
+    assert [c for r in records for c in unpack(r)] == some
     assert len(records) == 2 or all(len(r.kinds) > 1900 for r in records[:-1])
 
 
-def test_one_call_stays_what_it_is():
-    assert gathered([CALL]) == [CALL]
-    assert gathered([]) == []
+def test_a_single_call_is_not_packed():
+    assert pack([CALL]) == [CALL]
+    assert pack([]) == []
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_one_call_stays_what_it_is():
         ({"which": b""}, ""),
     ],
 )
-def test_what_makes_no_sense_is_refused_alone(wrong, why):
+def test_an_invalid_record_is_refused_alone(wrong, why):
     record = msgspec.structs.replace(calls(CALL, CALL), **wrong)
     told = codec.decode(codec.encode(batch(record, Tick())))
     assert isinstance(told.records[0], Refused)

@@ -137,7 +137,7 @@ def test_a_value_out_of_range_refuses_its_record_and_no_other(record):
     assert refusals(Tick(), record, Bye("finished")) == [False, True, False]
 
 
-def test_what_is_refused_is_told_in_a_short_clean_line():
+def test_a_refusal_is_one_short_escaped_line():
     fields = msgspec.msgpack.decode(codec.encode(batch([Tick()])))
     fields[Batch.__struct_fields__.index("records")] = [["\x1b[2J\n" * 10_000], ["step", "x"]]
     refused = codec.decode(msgspec.msgpack.encode(fields)).records
@@ -145,7 +145,7 @@ def test_what_is_refused_is_told_in_a_short_clean_line():
     assert all(each.why.isprintable() and 0 < len(each.why) <= 210 for each in refused)
 
 
-def test_a_loss_that_is_no_number_is_a_loss():
+def test_a_nan_or_infinite_loss_is_valid():
     assert refusals(Step(0, 3, 1, 2, loss=float("nan")), Step(0, 3, 1, 2, loss=float("inf"))) == [
         False,
         False,
@@ -161,6 +161,6 @@ def test_more_records_than_a_frame_may_hold_are_refused_whole():
     "header", [{"rank": -2}, {"rank": 1 << 40}, {"pid": 0}, {"pid": 1 << 40}, {"seq": -2},
                {"dropped": -1}, {"mono_ns": -1}, {"mono_ns": 1 << 63}, {"host": "x" * 1000}]
 )  # fmt: skip
-def test_a_header_out_of_range_refuses_the_frame(header):
+def test_a_header_value_out_of_range_refuses_the_frame(header):
     with pytest.raises(codec.WireError, match="malformed"):
         codec.decode(codec.encode(msgspec.structs.replace(batch([Tick()]), **header)))

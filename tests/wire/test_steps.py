@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwatch.wire import codec
+from dpwatch.wire.batching import count_records, pack, unpack
 from dpwatch.wire.calls import UNKNOWN
-from dpwatch.wire.gather import counted, gathered, one_by_one
 from dpwatch.wire.messages import Refused, Step, Steps, Tick
 from tests.frames import MS, START_NS, batch, step
 
@@ -33,19 +33,19 @@ def some_steps(draw):
 
 
 @given(some=st.lists(some_steps(), max_size=9))
-def test_each_step_comes_out_as_it_went_in(some):
-    records = gathered(some)
-    assert Counter(one_by_one(records)) == Counter(some)
-    assert counted(records) == len(some)
+def test_packed_steps_unpack_unchanged(some):
+    records = pack(some)
+    assert Counter(unpack(records)) == Counter(some)
+    assert count_records(records) == len(some)
     frame = batch(*records, now_ns=START_NS)
     assert codec.decode(codec.encode(frame)) == frame  # nothing of it is refused
 
 
 def test_steps_of_a_device_keep_their_order_and_go_as_one_record():
     some = [step(n, device=d, loss=1.5, took_ms=3) for n in range(60) for d in (0, 1)]
-    records = gathered([*some, Tick()])
+    records = pack([*some, Tick()])
     assert [type(each) for each in records] == [Steps, Steps, Tick]
-    assert list(one_by_one(records[:1])) == some[::2]
+    assert list(unpack(records[:1])) == some[::2]
     assert len(msgspec.msgpack.encode(records[0])) < 70 * 60
 
 
@@ -60,8 +60,8 @@ def test_steps_of_a_device_keep_their_order_and_go_as_one_record():
         ({"rows": b""}, ""),
     ],
 )
-def test_what_makes_no_sense_is_refused_alone(wrong, why):
-    (record,) = gathered([step(0), step(1)])
+def test_an_invalid_record_is_refused_alone(wrong, why):
+    (record,) = pack([step(0), step(1)])
     record = msgspec.structs.replace(record, **wrong)
     told = codec.decode(codec.encode(batch(record, Tick(), now_ns=START_NS + 200 * MS)))
     assert isinstance(told.records[0], Refused)

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
     from dpwatch.probe.api import ProbeLike
 
-    from ..place import Place
+    from ..rank_place import RankPlace
     from .base import Strategy
 
 
-def check(config: TrainConfig, place: Place) -> None:
+def check(config: TrainConfig, place: RankPlace) -> None:
     """Asks the strategy whether it can be trained at this place, before ranks join a group.
 
     Where one refuses all do, and none is left waiting for another.
@@ -30,9 +30,9 @@ def check(config: TrainConfig, place: Place) -> None:
         refuse(config, place)
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """The configured strategy, ready for its first step."""
-    make = cast("Callable[[TrainConfig, Place, ProbeLike], Strategy]", _module(config).build)
+    make = cast("Callable[[TrainConfig, RankPlace, ProbeLike], Strategy]", _module(config).build)
     return make(config, place, probe)
 
 

@@ -14,7 +14,7 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import TrainConfig
 from ..model import next_token_loss
-from ..place import Place
+from ..rank_place import RankPlace
 
 State = dict[str, Any]
 """Plain tensors, numbers, strings and containers of them: what `torch.load` takes safely."""
@@ -62,7 +62,7 @@ def optimizer_kind(config: TrainConfig) -> tuple[type[Optimizer], dict[str, Any]
     return kinds[config.optimizer], {"lr": config.learning_rate}
 
 
-def autocast(config: TrainConfig, place: Place) -> AbstractContextManager[object]:
+def autocast(config: TrainConfig, place: RankPlace) -> AbstractContextManager[object]:
     """Forward and loss in the precision asked for, on this thread."""
     if config.precision == "fp32":
         return nullcontext()
@@ -87,7 +87,7 @@ class ModuleStep:
         wrapped: nn.Module,
         optimizer: Optimizer,
         config: TrainConfig,
-        place: Place,
+        place: RankPlace,
         probe: ProbeLike,
     ) -> None:
         self.model = model

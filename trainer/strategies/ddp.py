@@ -29,11 +29,11 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import TrainConfig
 from ..model import build_model
-from ..place import Place
+from ..rank_place import RankPlace
 from .base import ModuleStep, Strategy, make_optimizer
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """The model in its wrapper; the process group is the worker's, and is there already."""
     model = build_model(config).to(place.device)
     device_ids = None if place.virtual else [place.device]

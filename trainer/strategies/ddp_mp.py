@@ -40,14 +40,14 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import TrainConfig
 from ..model import LanguageModel, build_model, next_token_loss
-from ..place import Place
+from ..rank_place import RankPlace
 from ..virtual import copy_to
 from .base import ModuleStep, Strategy, autocast, make_optimizer
 from .ddp import DdpStep
 from .servers import JointUpdate
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """The model in two halves; the process group is the worker's, and is there already."""
     model = build_model(config)
     if place.virtual:
@@ -177,7 +177,7 @@ class TwoVirtualDevices(ModuleStep):
     """The step on two virtual devices, which one thread works for in turn."""
 
     def __init__(
-        self, model: LanguageModel, config: TrainConfig, place: Place, probe: ProbeLike
+        self, model: LanguageModel, config: TrainConfig, place: RankPlace, probe: ProbeLike
     ) -> None:
         halves = (FirstHalf(model), SecondHalf(model))
         with probe.owns(1):

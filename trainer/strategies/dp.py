@@ -34,7 +34,7 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import TrainConfig
 from ..model import build_model, next_token_loss
-from ..place import Place
+from ..rank_place import RankPlace
 from ..virtual import (
     DeviceThreads,
     Replica,
@@ -51,7 +51,7 @@ REDUCE_BUCKET_BYTES = 10 << 20
 """What `torch.nn.parallel.comm.reduce_add_coalesced` reduces at a time."""
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """`torch.nn.DataParallel` on CUDA devices, its algorithm by hand on virtual ones."""
     if not place.virtual and len(place.devices) > 1:
         return dp_cuda.build(config, place, probe)
@@ -61,7 +61,7 @@ def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
 class VirtualDataParallel:
     """DataParallel's algorithm on the virtual devices of `place`."""
 
-    def __init__(self, config: TrainConfig, place: Place, probe: ProbeLike) -> None:
+    def __init__(self, config: TrainConfig, place: RankPlace, probe: ProbeLike) -> None:
         self._config = config
         self._place = place
         self._probe = probe

@@ -13,11 +13,11 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import TrainConfig
 from ..model import build_model
-from ..place import Place
+from ..rank_place import RankPlace
 from .base import ModuleStep, Strategy, make_optimizer
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """The model on the first device, wrapped over all of them; outputs gather on the first."""
     model = build_model(config).to(place.device)
     wrapped = DataParallel(model, device_ids=list(place.devices), output_device=place.device)

@@ -31,14 +31,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from dpwatch.probe.api import ProbeLike
 
 from ..config import TrainConfig
-from ..place import Place
+from ..rank_place import RankPlace
 from .base import Strategy
 from .sharded import ShardedStep, check
 
 __all__ = ["build", "check"]
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """The model sharded over all ranks."""
     mesh = init_device_mesh(place.device.type, (place.world_size,))
     return ShardedStep(mesh, config, place, probe)

@@ -38,11 +38,11 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import ConfigError, TrainConfig
 from ..model import Block, LanguageModel, build_model
-from ..place import Place
+from ..rank_place import RankPlace
 from .base import ModuleStep, State, Strategy, make_optimizer
 
 
-def check(config: TrainConfig, place: Place) -> None:
+def check(config: TrainConfig, place: RankPlace) -> None:
     """Refuses CPU offload where there is no accelerator (`ConfigError`)."""
     if config.cpu_offload and place.virtual:
         raise ConfigError(
@@ -51,7 +51,7 @@ def check(config: TrainConfig, place: Place) -> None:
         )
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """The model in its wrappers."""
     with _quietly():
         wrapped = wrapped_units(build_model(config).to(place.device), config, place)
@@ -60,7 +60,7 @@ def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
 
 
 def wrapped_units(
-    model: LanguageModel, config: TrainConfig, place: Place
+    model: LanguageModel, config: TrainConfig, place: RankPlace
 ) -> FullyShardedDataParallel:
     """Each block a unit, and what is left the root's: by policy, or by hand."""
     options: dict[str, Any] = {"device_id": place.device, "use_orig_params": False}

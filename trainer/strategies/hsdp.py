@@ -22,14 +22,14 @@ from dpwatch.plan.sharded import shard_group
 from dpwatch.probe.api import ProbeLike
 
 from ..config import TrainConfig
-from ..place import Place
+from ..rank_place import RankPlace
 from .base import Strategy
 from .sharded import ShardedStep, check
 
 __all__ = ["build", "check"]
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """The model sharded in rows and replicated in columns."""
     shards = shard_group(place.world_size)
     grid = (place.world_size // shards, shards)

@@ -19,14 +19,14 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import TrainConfig
 from ..footprint import parameter_tensors
-from ..place import Place
+from ..rank_place import RankPlace
 from .base import Strategy
 from .servers import ParameterServers, check
 
 __all__ = ["build", "check"]
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """Every parameter is the host's, which comes after the last device."""
     host = len(place.devices)
     return ParameterServers(config, place, probe, [host] * len(parameter_tensors(config)))

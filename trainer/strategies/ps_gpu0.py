@@ -17,13 +17,13 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import TrainConfig
 from ..footprint import parameter_tensors
-from ..place import Place
+from ..rank_place import RankPlace
 from .base import Strategy
 from .servers import ParameterServers, check
 
 __all__ = ["build", "check"]
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """Every parameter is device 0's."""
     return ParameterServers(config, place, probe, [0] * len(parameter_tensors(config)))

@@ -21,14 +21,14 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import TrainConfig
 from ..footprint import parameter_tensors
-from ..place import Place
+from ..rank_place import RankPlace
 from .base import Strategy
 from .servers import ParameterServers, check
 
 __all__ = ["build", "check"]
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """Each parameter is its device's."""
     sizes = [tensor.elements for tensor in parameter_tensors(config)]
     return ParameterServers(config, place, probe, greedy_owners(sizes, len(place.devices)))

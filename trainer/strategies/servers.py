@@ -29,7 +29,7 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import ConfigError, TrainConfig
 from ..model import LanguageModel, build_model, next_token_loss
-from ..place import Place
+from ..rank_place import RankPlace
 from ..virtual import DeviceThreads, add_gradients, buckets, copy_into, copy_to, gradient_of
 from .base import State, autocast, make_optimizer
 
@@ -71,7 +71,7 @@ class JointUpdate(Optimizer):
             optimizer.load_state_dict(state_dict[str(device)])
 
 
-def check(config: TrainConfig, place: Place) -> None:
+def check(config: TrainConfig, place: RankPlace) -> None:
     """Refuses devices that are not virtual (`ConfigError`)."""
     if not place.virtual:
         raise ConfigError(
@@ -89,7 +89,7 @@ class ParameterServers:
     """
 
     def __init__(
-        self, config: TrainConfig, place: Place, probe: ProbeLike, owners: Sequence[int]
+        self, config: TrainConfig, place: RankPlace, probe: ProbeLike, owners: Sequence[int]
     ) -> None:
         self._config = config
         self._place = place

@@ -15,7 +15,7 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import ConfigError, TrainConfig
 from ..model import LanguageModel, build_model
-from ..place import Place
+from ..rank_place import RankPlace
 from .base import ModuleStep, State, make_optimizer
 
 OLDEST_OVER_GLOO = "2.13"
@@ -23,7 +23,7 @@ OLDEST_OVER_GLOO = "2.13"
 raises where groups of ranks shard. Those up to this one were not run."""
 
 
-def check(config: TrainConfig, place: Place) -> None:
+def check(config: TrainConfig, place: RankPlace) -> None:
     """Refuses virtual devices under a torch older than `OLDEST_OVER_GLOO` (`ConfigError`)."""
     if place.virtual and torch.__version__ < OLDEST_OVER_GLOO:
         raise ConfigError(
@@ -41,7 +41,7 @@ class ShardedStep(ModuleStep):
     """
 
     def __init__(
-        self, mesh: DeviceMesh, config: TrainConfig, place: Place, probe: ProbeLike
+        self, mesh: DeviceMesh, config: TrainConfig, place: RankPlace, probe: ProbeLike
     ) -> None:
         model = build_model(config).to(place.device)
         shard_units(model, mesh, config, place)
@@ -79,7 +79,9 @@ class ShardedStep(ModuleStep):
         self.optimizer.load_state_dict({**optimizer, "state": slots})
 
 
-def shard_units(model: LanguageModel, mesh: DeviceMesh, config: TrainConfig, place: Place) -> None:
+def shard_units(
+    model: LanguageModel, mesh: DeviceMesh, config: TrainConfig, place: RankPlace
+) -> None:
     """Makes each block a unit, and what is left the root's."""
     policies: dict[str, Any] = {"mesh": mesh}
     if config.precision == "bf16-mixed":

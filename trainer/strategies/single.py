@@ -14,11 +14,11 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import TrainConfig
 from ..model import build_model
-from ..place import Place
+from ..rank_place import RankPlace
 from .base import ModuleStep, Strategy, make_optimizer
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """The model on its device, and its optimizer."""
     model = build_model(config).to(place.device)
     optimizer = make_optimizer(model.parameters(), config)

@@ -28,7 +28,7 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import TrainConfig
 from ..model import build_model
-from ..place import Place
+from ..rank_place import RankPlace
 from .base import State, Strategy, optimizer_kind
 from .ddp import DdpStep
 
@@ -37,7 +37,7 @@ with warnings.catch_warnings():  # torch compiles functional optimizers of its o
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """The model in DDP's wrapper, and the optimizer in torch's sharding one."""
     model = build_model(config).to(place.device)
     device_ids = None if place.virtual else [place.device]

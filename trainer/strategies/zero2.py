@@ -39,12 +39,12 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import TrainConfig
 from ..model import build_model
-from ..place import Place
+from ..rank_place import RankPlace
 from .base import ModuleStep, Strategy, optimizer_kind
 from .flat import lay_out, parts_of
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """The whole model on every rank, and an optimizer for the tensors this rank owns."""
     model = build_model(config).to(place.device)
     parameters = list(model.parameters())
@@ -70,7 +70,7 @@ class Zero2Step(ModuleStep):
         optimizer: Optimizer,
         reducer: Reducer,
         config: TrainConfig,
-        place: Place,
+        place: RankPlace,
         probe: ProbeLike,
     ) -> None:
         super().__init__(model, model, optimizer, config, place, probe)
@@ -143,7 +143,7 @@ class Reducer:
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], owners: Sequence[int], place: Place
+        self, parameters: Sequence[nn.Parameter], owners: Sequence[int], place: RankPlace
     ) -> None:
         self._place = place
         sizes = [parameter.numel() for parameter in parameters]

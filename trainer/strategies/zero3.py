@@ -42,7 +42,7 @@ from dpwatch.probe.api import ProbeLike
 
 from ..config import TrainConfig
 from ..model import LanguageModel, build_model
-from ..place import Place
+from ..rank_place import RankPlace
 from .base import ModuleStep, State, Strategy, make_optimizer
 from .flat import lay_out, parts_of
 
@@ -52,7 +52,7 @@ _all_gather = dist.all_gather_single if _NEW_NAMES else dist.all_gather_into_ten
 _reduce_scatter = dist.reduce_scatter_single if _NEW_NAMES else dist.reduce_scatter_tensor
 
 
-def build(config: TrainConfig, place: Place, probe: ProbeLike) -> Strategy:
+def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     """Builds the whole model once, by the seed the same on every rank, and keeps a shard of it."""
     model = build_model(config).to(place.device)
     units = shard(model, place)
@@ -69,7 +69,7 @@ class Zero3Step(ModuleStep):
         units: Sequence[Unit],
         optimizer: Optimizer,
         config: TrainConfig,
-        place: Place,
+        place: RankPlace,
         probe: ProbeLike,
     ) -> None:
         super().__init__(model, model, optimizer, config, place, probe)
@@ -104,7 +104,7 @@ class Zero3Step(ModuleStep):
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def shard(model: LanguageModel, place: Place) -> list[Unit]:
+def shard(model: LanguageModel, place: RankPlace) -> list[Unit]:
     """Divides the model into units, in the order of forward, that see to themselves by hooks."""
     blocks = list(model.blocks)
     in_blocks = {parameter for block in blocks for parameter in block.parameters()}
@@ -128,7 +128,7 @@ class Unit:
         following: The unit after it in forward.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], place: Place) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], place: RankPlace) -> None:
         self.preceding: Unit | None = None
         self.following: Unit | None = None
         self._parameters = parameters

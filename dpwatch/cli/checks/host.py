@@ -53,9 +53,9 @@ def nvml() -> Check:
 
 def cores() -> Check:
     """Cores this process may use."""
-    from dpwatch.wire import limits
+    from dpwatch.runtime import cgroup_limits
 
-    allowed, quota = limits.cores(), limits.cpu_quota()
+    allowed, quota = cgroup_limits.cores(), cgroup_limits.cpu_quota()
     if allowed is None:
         return Check("cores", NOTE, "the system does not tell how many there are")
     of_host = os.cpu_count() or allowed
@@ -70,13 +70,13 @@ def cores() -> Check:
 
 def memory() -> Check:
     """Memory this process may use."""
-    from dpwatch.wire import limits
+    from dpwatch.runtime import cgroup_limits
 
     try:
         total: int | None = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         total = None
-    limit = limits.memory_limit()
+    limit = cgroup_limits.memory_limit()
     if limit is not None and (total is None or limit < total):
         text = f"{gibibytes(limit)} by the control group"
         text += "" if total is None else f", of this host's {gibibytes(total)}"

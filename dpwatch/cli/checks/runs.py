@@ -15,8 +15,8 @@ from pathlib import Path
 
 from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check
 from dpwatch.cli.checks.child import child, last_words, undisturbed
-from dpwatch.wire.keys import KeysError, keys_path, load_keys
-from dpwatch.wire.paths import (
+from dpwatch.runtime.curve_keys import KeysError, keys_path, load_keys
+from dpwatch.runtime.paths import (
     IPC_PATH_BYTES,
     LEAST_CHARS,
     RUN_ID_CHARS,
@@ -26,7 +26,7 @@ from dpwatch.wire.paths import (
     runtime_path,
     runtime_paths,
 )
-from dpwatch.wire.spawn import hub_environment
+from dpwatch.runtime.spawn import hub_environment
 
 HUB_S = 20.0
 """How long a hub may take to start and answer."""

@@ -141,7 +141,7 @@ def _build(told: dict[str, Any]) -> str:
 
 def _quiet_environment() -> dict[str, str]:
     """No probe, no rank, one thread, and nothing but loopback for gloo."""
-    from dpwatch.wire.spawn import hub_environment
+    from dpwatch.runtime.spawn import hub_environment
 
     env = hub_environment()
     env.pop("DPWATCH_SESSION", None)

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from dpwatch.run.state.series import median
-from dpwatch.wire.calls import Kind, spread
+from dpwatch.wire.calls import Kind, unpack
 from dpwatch.wire.messages import AnyRecord, Calls, Collective
 
 DRIFT = 100e-6
@@ -189,7 +189,7 @@ class Clocks:
         """What a rank on that host sent, in the times of its own clock."""
         for record in records:
             if isinstance(record, Calls):
-                for call in spread(record, _tells):
+                for call in unpack(record, _tells):
                     self._call(host, rank, call)
             elif isinstance(record, Collective) and _tells(record, record.seq):
                 self._call(host, rank, record)

@@ -21,8 +21,8 @@ from dpwatch.hub.cluster.clock_sync import Clocks, Estimate
 from dpwatch.hub.cluster.zap_handler import Doorkeeper
 from dpwatch.run.state.encoding import decode as decode_state
 from dpwatch.run.state.run_state import RunState
+from dpwatch.runtime.curve_keys import Keys
 from dpwatch.wire import codec, join
-from dpwatch.wire.keys import Keys
 from dpwatch.wire.messages import HUB_RANK, PROTOCOL_VERSION, Asked, Batch, Host, Unanswered
 
 SILENT_NS = 3_500_000_000

@@ -1,7 +1,8 @@
 """Whether and how a hub joins those of the run's other hosts: as their head, as a node, or alone.
 
-One of the three, chosen from what the launcher told (`wire.nodes`) and from whether there are keys;
-a head that can't bind its port tries again, since another run's head may just be ending there.
+One of the three, chosen from the launcher's variables (`runtime.launcher_env`) and from whether
+there are keys; a head that can't bind its port tries again, since another run's head may just be
+ending there.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import zmq
 
 from dpwatch.hub.cluster.head import Head, Taker
 from dpwatch.hub.cluster.node import Uplink
-from dpwatch.wire.keys import Keys, KeysError, keys_path, load_keys
+from dpwatch.runtime.curve_keys import Keys, KeysError, keys_path, load_keys
+from dpwatch.runtime.launcher_env import HeadPlace, head_place, is_loopback, local_address
 from dpwatch.wire.messages import AnyRecord, Asked, Batch, Host, Joined
-from dpwatch.wire.nodes import HeadPlace, head_place, is_loopback, local_address
 
 NO_KEYS = "runs on other hosts are not joined: make keys with dpwatch keys"
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import zmq
 
+from dpwatch.runtime.curve_keys import Keys
+from dpwatch.runtime.launcher_env import HeadPlace
 from dpwatch.wire import join
-from dpwatch.wire.keys import Keys
 from dpwatch.wire.messages import PROTOCOL_VERSION, Joined
-from dpwatch.wire.nodes import HeadPlace
 
 SILENT_S = 3.5
 """The head answers every second; silent for so long, it is not there."""

@@ -1,4 +1,4 @@
-"""A process group and one call of it, as its caller's thread sees it, and what is told of it."""
+"""A process group, and one call in it, as the caller's thread sees it and as it is recorded."""
 
 from __future__ import annotations
 
@@ -12,41 +12,42 @@ from typing import Any
 import torch
 
 from dpwatch.probe.collectives.ops import Op, nbytes_of
-from dpwatch.probe.stack.call_site import issuer, spelled
+from dpwatch.probe.stack.call_site import format_place, issuer
 from dpwatch.probe.steps.lanes import NO_PHASE, Lane
 from dpwatch.wire.messages import PHASES, Collective, Duration, Position, Unfinished
 
 WORLD = "default"
-"""The name of the group of all ranks."""
+"""Name of the group of all ranks."""
 
 CALLBACK_NS = 50_000
-"""What a completion callback costs, generously."""
+"""Upper estimate of the cost of a completion callback."""
 
 COST_SHARE = 0.008
-"""Of a step, that callbacks may cost on average."""
+"""Share of a step that callbacks may cost on average."""
 
 MOST_TOLD = 64
-"""Members of a group that a heartbeat tells of."""
+"""Groups with more members than this are reported without them."""
 
 PROMPT_NS = 50_000
-"""A wait that starts this soon after the call, or blocks this long, ends when the work ends."""
+"""If `wait` starts this soon after the call, or blocks this long, it ends when the work
+completes."""
 
 
 class Group:
     """A process group.
 
     Attributes:
-        name: `default` for the world, else what a device mesh calls it and its ranks.
-        size: Its ranks' number.
-        members: Its ranks in the world.
-        is_first: This process is the first of them.
+        name: `default` for the world, otherwise the device mesh dimension's name and its ranks.
+        size: Number of ranks.
+        members: Global ranks of its members.
+        is_first: Whether this process is the first of them.
         uid: c10d's own name for it.
-        generation: How many groups of this name there were before it.
-        issued: Collectives issued so far, the next one's number.
-        messages: The same of point-to-point calls, by op.
+        generation: Number of earlier groups with this name.
+        issued: Collectives issued so far, which is the next one's number.
+        messages: The same for point-to-point calls, by op.
         newest: The last collective, None before the first and once the group is forgotten.
-        unwatched: The first collective of its step whose end nobody will tell, None without one.
-            Of the sender thread.
+        unwatched: The first collective of its step whose completion is not observed, None without
+            one. Used on the sender thread.
     """
 
     __slots__ = ("generation", "is_first", "issued", "members", "messages", "name", "newest", "ref",
@@ -61,7 +62,7 @@ class Group:
         self.members = members
         self.is_first: bool = process_group.rank() == 0
         self.uid: str = process_group.group_name
-        # Called when the group is gone; written in C, so that nothing can interrupt it.
+        # Called when the group is freed; implemented in C, so that nothing can interrupt it.
         self.ref = weakref.ref(process_group, dead.append)
         self.issued = 0
         self.messages = {"send": 0, "recv": 0}
@@ -70,25 +71,26 @@ class Group:
 
 
 class Call:
-    """A call under way, or over.
+    """A call in progress or completed.
 
-    Its caller's thread writes it and the sender thread reads it: `closed` comes last.
+    Its caller's thread writes it and the sender thread reads it: `closed` is set last.
 
     Attributes:
-        seq: Its number, -1 before it has one.
-        place: Whose line issued it, the user's or a package's.
-        owner: The framework's function that it is issued under, where its purpose is known.
-        watched: Somebody will tell its end: a Python caller's wait, or a callback.
-        ended: When it was done, in a list that its completion callback fills. None without one.
+        seq: Its sequence number, -1 before it has one.
+        place: Source line that issued it, the user's or a package's.
+        owner: The framework function that it was issued under, if its purpose is known.
+        watched: Whether its completion is observed: by a Python caller's wait, or by a callback.
+        ended: List in which a completion callback stores the time. None without a callback.
         from_python: Its caller is Python, and gets something to wait for.
-        latest_ns: When it was done at the latest, None if not even that is known.
-        handles: `Work` and `Future` objects that a Python caller has got to wait for it.
-        dropped: How many of them are gone. Of the sender thread.
-        closed: Nothing more will be known of it.
+        latest_ns: Latest possible completion time, None if not even that is known.
+        handles: Number of `Work` and `Future` objects through which a Python caller can wait for
+            it.
+        dropped: How many of those have been freed. Used on the sender thread.
+        closed: Nothing more will become known about it.
         cancelled: It could not be issued.
     """
 
-    # What most calls have, as class attributes: so making one costs its caller less.
+    # Defaults are class attributes, which makes creating a call cheaper.
     seq = -1
     peer: int | None = None
     is_async: bool | None = None
@@ -132,16 +134,16 @@ class Call:
                 self.phase, self.into_ns = lane.phase, self.issued_ns - lane.phase_start
 
     def cancel(self) -> None:
-        """It could not be issued: the next one has its number, and nothing is told of it."""
+        """It could not be issued: the next one gets its number, and it is not recorded."""
         self.closed = True
-        if self.op.name == "monitored_barrier":  # that was entered, and waited in
+        if self.op.name == "monitored_barrier":  # it raises after it was entered
             return
         self.cancelled, group = True, self.group
         if self.op.peer is None and group.newest is self:
             group.issued, group.newest = self.seq, None
 
     def waited(self, began_ns: int, ended_ns: int) -> None:
-        """The caller waited for it and went on."""
+        """The caller waited for it and continued."""
         waited_ns = ended_ns - began_ns
         self.blocked_ns = self.returned_ns - self.issued_ns + waited_ns
         prompt = began_ns - self.returned_ns < PROMPT_NS or waited_ns > PROMPT_NS
@@ -152,28 +154,28 @@ class Call:
                 self.latest_ns = began_ns
         self.closed = True
 
-    def is_settled(self) -> bool:
-        """Whether all is known of it that will be."""
+    def is_final(self) -> bool:
+        """Whether nothing more will become known about it."""
         return self.closed or not self.watched or bool(self.ended and not self.handles)
 
     def is_over(self) -> bool:
-        """Whether it is known to be over. On CUDA a wait only queues, and says nothing."""
+        """Whether it is known to be complete. On CUDA a wait only queues, so it shows nothing."""
         return self.done_ns() is not None or (self.on_host and self.blocked_ns is not None)
 
     def done_ns(self) -> int | None:
-        """When it was done, None if that is not known."""
+        """When it completed, None if unknown."""
         return self.ended[0] if self.ended else self.completed_ns
 
-    def kept(self) -> tuple[Any, ...]:
-        """What `flight_entries.Call` has of it, now that it has returned."""
+    def as_returned(self) -> tuple[Any, ...]:
+        """Fields of `flight_matching.Call`, now that the call has returned."""
         group = self.group
         return (self.issued_ns, time.monotonic_ns(), group.uid, self.op.name, self.nbytes,
                 self.step, group.name, group.size, self.seq, self.device)  # fmt: skip
 
-    # -- what is told, on the sender thread ---------------------------------------------------
+    # -- records, made on the sender thread ---------------------------------------------------
 
     def record(self, *, settled: bool) -> Collective:
-        """The call's record, with how it ended if that is `settled`."""
+        """The call's record, with its completion if that is `settled`."""
         group = self.group
         return Collective(
             step=self.step,
@@ -184,13 +186,13 @@ class Call:
             nbytes=self.nbytes,
             issued_ns=self.issued_ns,
             completed_ns=self.done_ns() if settled else None,
-            # On CUDA a wait only queues, so that it says nothing of what compute waited for.
+            # On CUDA a wait only queues, so it does not show how long compute waited.
             blocked_ns=self.blocked_ns if settled and self.on_host else None,
             dtype=_dtype_name(self.dtype),
             device=self.device,
             phase=PHASES[self.phase] if self.phase >= 0 else "",
             into_ns=self.into_ns,
-            where=spelled(self.place),
+            where=format_place(self.place),
             is_async=self.is_async,
             nbytes_out=self.nbytes_out,
             generation=group.generation if self.op.peer is None else 0,
@@ -198,7 +200,7 @@ class Call:
         )
 
     def end(self) -> tuple[Any, ...] | None:
-        """What is recorded of its end once its record has left, None if nothing is known of it."""
+        """The `Duration` to send after the call's record has left, None if nothing is known."""
         done_ns, group = self.done_ns(), self.group
         if done_ns is None and self.blocked_ns is None:
             return None
@@ -208,7 +210,7 @@ class Call:
                 self.device, done_ns, self.blocked_ns)  # fmt: skip
 
     def position(self, oldest: Call | None) -> Position:
-        """This call as the place its group has come to; `oldest` is one before it."""
+        """This call as its group's newest one; `oldest` is an earlier one."""
         group = self.group
         return Position(
             group=group.name,
@@ -220,25 +222,25 @@ class Call:
             issued_ns=self.issued_ns,
             step=self.step,
             done=self.is_over(),
-            where=spelled(self.place),
+            where=format_place(self.place),
             members=[] if group.name == WORLD or group.size > MOST_TOLD else group.members,
             generation=group.generation,
             oldest=None if oldest is None else oldest.unfinished(),
         )
 
     def unfinished(self) -> Unfinished:
-        """This call as one that is not known to be over."""
+        """This call as one that is not known to be complete."""
         return Unfinished(
             self.seq, self.op.name, self.nbytes, _dtype_name(self.dtype), self.issued_ns,
-            self.step, spelled(self.place),
+            self.step, format_place(self.place),
         )  # fmt: skip
 
 
 def completion_of(future: Any) -> list[int]:
-    """A list that will have the time at which a future is done.
+    """A list that will receive the time at which a future completes.
 
-    What is called then is all written in C: on the thread that completes the future it takes the
-    GIL for a moment only, and on the caller's nothing can interrupt it.
+    The callback is implemented entirely in C: on the thread that completes the future it holds the
+    GIL only for a moment, and on the caller's thread nothing can interrupt it.
     """
     ended: list[int] = []
     clock = iter(time.monotonic_ns, None)
@@ -247,10 +249,10 @@ def completion_of(future: Any) -> list[int]:
 
 
 class CallbackPace:
-    """Decides on which steps completion callbacks are affordable.
+    """Decides in which steps completion callbacks are affordable.
 
-    Steps are chosen by number alone, so ranks choose the same ones: of each 2ⁿ steps one, at places
-    that differ, so that what comes every so many steps is seen as often as it is.
+    Steps are chosen by number alone, so ranks choose the same ones: one in each 2ⁿ steps, at
+    varying positions, so that periodic events are sampled at their true rate.
     """
 
     def __init__(self) -> None:
@@ -262,7 +264,7 @@ class CallbackPace:
         self._is_due = True
 
     def due(self, step: int, now_ns: int) -> bool:
-        """Whether a call, issued now, gets a callback."""
+        """Whether a call issued now gets a callback."""
         if step != self._step:
             if self._step >= 0 and step > self._step:
                 self._adapt(now_ns - self._began_ns)
@@ -273,7 +275,7 @@ class CallbackPace:
         return self._is_due
 
     def _adapt(self, since_ns: int) -> None:
-        """A step that is looked at comes so long after the last one, those only counted between."""
+        """Adapts to the time since the previous measured step, which includes skipped ones."""
         self._mean_ns += (since_ns - self._mean_ns) / (8 if self._mean_ns else 1)
         needed = self._calls * CALLBACK_NS / (COST_SHARE * max(self._mean_ns, 1.0))
         if needed > self.every:

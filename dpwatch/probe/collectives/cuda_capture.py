@@ -1,9 +1,9 @@
-"""Lets a thread ask about CUDA events while another one captures a graph.
+"""Lets a thread query CUDA events while another one captures a graph.
 
-A capture in the global mode (`torch.cuda.graph`'s default) forbids such questions to every thread
-and is broken by one, unless the asking thread has turned to the thread-local mode, as NCCL's own
-watchdog does. torch has no Python name for that, so it is asked of the CUDA runtime that torch has
-loaded, by ctypes; no other library is ever loaded for it.
+A capture in global mode (the default of `torch.cuda.graph`) forbids such queries to every thread
+and is invalidated by one, unless the querying thread has switched to thread-local mode, as NCCL's
+own watchdog does. torch has no Python API for that, so the CUDA runtime that torch has loaded is
+called through ctypes; no other library is ever loaded for it.
 (https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__STREAM.html)
 """
 
@@ -24,11 +24,11 @@ _RUNTIME = re.compile(r"/\S*/libcudart[^/\s]*\.so[.\d]*$")
 
 
 class NoCaptureMode(RuntimeError):
-    """The thread's capture mode can't be changed here."""
+    """The thread's capture mode cannot be changed here."""
 
 
 class CaptureMode:
-    """The calling thread's mode of looking at other threads' captures."""
+    """The calling thread's capture interaction mode."""
 
     def __init__(self, runtime: Any) -> None:
         """Takes the CUDA runtime as ctypes (or a test) has it.
@@ -45,7 +45,7 @@ class CaptureMode:
 
     @contextmanager
     def thread_local(self) -> Iterator[None]:
-        """Within the block, captures of other threads are none of this thread's business.
+        """Within the block, captures of other threads do not affect this thread.
 
         Raises:
             NoCaptureMode: The runtime refused.
@@ -57,7 +57,7 @@ class CaptureMode:
             self._swap(before)
 
     def _swap(self, mode: int) -> int:
-        """Sets the mode. Returns: the one before."""
+        """Sets the mode. Returns: the previous one."""
         value = ctypes.c_int(mode)
         code = self._exchange(ctypes.byref(value))
         if code:
@@ -66,10 +66,10 @@ class CaptureMode:
 
 
 def find(maps: Path = Path("/proc/self/maps")) -> CaptureMode:
-    """The capture mode by way of the CUDA runtime that this process has loaded.
+    """The capture mode, through the CUDA runtime that this process has loaded.
 
     Raises:
-        NoCaptureMode: There is none (CPU builds, ROCm, a runtime linked into torch), or several.
+        NoCaptureMode: There is none (CPU builds, ROCm, a statically linked runtime), or several.
     """
     paths = _runtimes(maps)
     if len(paths) != 1:

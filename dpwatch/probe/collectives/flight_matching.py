@@ -1,9 +1,9 @@
-"""What torch's flight recorder tells of collectives, and which of our own calls each one is.
+"""Decodes torch's flight recorder, and matches its entries to the calls that the probe observed.
 
-An entry is made inside the call, on the caller's thread, and so its time of creation (wall clock)
-lies between the moments when the call was issued and when it returned. With the group's name, the
-op and the bytes that is enough to tell which call it was; where it is not, because no call fits or
-more than one, or because two entries fit the same call, nothing is told rather than guessed.
+An entry is created inside the call, on the caller's thread. So its creation time (wall clock) lies
+between the moments when the call was issued and when it returned. Together with the group's name,
+the op and the bytes that identifies the call. If no call or several calls match, or two entries
+match the same call, nothing is reported rather than guessed.
 
 The format is that of torch/csrc/distributed/c10d/FlightRecorderDetail.hpp (`dump_json`), 2.x.
 """
@@ -18,10 +18,10 @@ from collections.abc import Iterable
 import msgspec
 
 SLACK_NS = 1_000
-"""How exactly the two clocks are laid upon each other."""
+"""Accuracy of the mapping between the two clocks."""
 
 _OVERLAPPING = 4
-"""Calls before an entry that are looked at; only calls of several threads overlap."""
+"""Calls before an entry that are checked; only calls of several threads overlap."""
 
 _OPS = {
     "all_reduce": "all_reduce",
@@ -38,8 +38,8 @@ _OPS = {
     "scatter": "scatter",
     "all_to_all": "all_to_all",
 }
-"""ProcessGroupNCCL's names as records have them. What is missing has no call of its own (parts of
-a coalesced one) or is timed otherwise (a barrier, whose caller waits)."""
+"""ProcessGroupNCCL's op names, as in records. Missing ones have no call of their own (parts of a
+coalesced one) or are timed otherwise (a barrier, whose caller waits)."""
 
 _BYTES = {
     **dict.fromkeys(("Bool", "Byte", "Char", "Float8_e5m2", "Float8_e4m3fn"), 1),
@@ -49,15 +49,15 @@ _BYTES = {
     **dict.fromkeys(("Long", "UInt64", "Double", "ComplexFloat"), 8),
     "ComplexDouble": 16,
 }
-"""Bytes of an element, by torch's C++ name of its type."""
+"""Bytes per element, by torch's C++ name of the type."""
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):
-    """What is kept of a call: when it was under way (monotonic clock), and its record's fields.
+    """What is kept of a call: when it was in progress (monotonic clock), and its record's fields.
 
     Attributes:
         uid: c10d's own name of the group.
-        group: Its name in records.
+        group: The group's name in records.
     """
 
     issued_ns: int
@@ -73,13 +73,13 @@ class Call(msgspec.Struct, frozen=True, gc=False):
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One entry of the recorder; it has more fields than these.
+    """One entry of the recorder, which has more fields than these.
 
     Attributes:
         process_group: c10d's name of the group, and its description.
         profiling_name: `nccl:all_reduce` and the like.
         time_created_ns: Wall clock.
-        duration_ms: On the device, None as long as it isn't known.
+        duration_ms: Time on the device, None as long as unknown.
     """
 
     record_id: int
@@ -93,12 +93,12 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def key(self) -> tuple[int, int]:
-        """Tells it from all others; record ids alone begin anew when a recorder is reset."""
+        """Identifies the entry; record ids alone restart when a recorder is reset."""
         return self.record_id, self.time_created_ns
 
     @property
     def nbytes(self) -> int | None:
-        """Bytes of its inputs, None where an element's type is not known here."""
+        """Bytes of its inputs, None if an element type is unknown here."""
         total = 0
         for sizes, dtype in zip(self.input_sizes, self.input_dtypes, strict=True):
             if dtype not in _BYTES:
@@ -116,10 +116,10 @@ _decoder = msgspec.json.Decoder(_Dump)
 
 
 def decode(dump: bytes) -> list[Entry]:
-    """The entries of a dump in JSON, oldest first.
+    """Decodes the entries of a JSON dump, oldest first.
 
     Raises:
-        ValueError: It is not in the format that this module knows.
+        ValueError: The format is unknown.
     """
     told = _decoder.decode(dump)
     if told.version.partition(".")[0] != "2":
@@ -127,34 +127,34 @@ def decode(dump: bytes) -> list[Entry]:
     return told.entries
 
 
-class Joiner:
-    """Finds the calls that entries are of, dump after dump; tells of each entry once."""
+class EntryMatcher:
+    """Matches entries to calls, dump after dump; reports each entry once."""
 
     def __init__(self) -> None:
-        self._settled: set[tuple[int, int]] = set()
+        self._done: set[tuple[int, int]] = set()
 
-    def settle(self, entries: Iterable[Entry]) -> None:
-        """Takes these for told: nothing can be said of them."""
-        self._settled = {entry.key for entry in entries}
+    def discard(self, entries: Iterable[Entry]) -> None:
+        """Marks these entries as handled: they cannot be matched."""
+        self._done = {entry.key for entry in entries}
 
     def durations(
         self, entries: list[Entry], calls: Iterable[Call], wall_less_mono_ns: int
     ) -> list[tuple[Call, int]]:
-        """The calls whose duration has become known.
+        """Calls whose duration has become known.
 
         Args:
-            entries: All of a dump.
-            calls: Those that have returned, of the last time.
-            wall_less_mono_ns: The wall clock less the monotonic one.
+            entries: All entries of a dump.
+            calls: The most recent calls that have returned.
+            wall_less_mono_ns: The wall clock minus the monotonic one.
 
         Returns:
-            Each call with its nanoseconds on the device.
+            Each call with its time on the device, in nanoseconds.
         """
         index = _Index(calls)
         matches = {
             entry.key: index.at(entry, entry.time_created_ns - wall_less_mono_ns)
             for entry in entries
-            if entry.key not in self._settled
+            if entry.key not in self._done
         }
         claims = Counter(call for found in matches.values() for call in found)
         told = []
@@ -163,12 +163,12 @@ class Joiner:
             if found is None:
                 continue
             if len(found) > 1 or any(claims[call] > 1 for call in found):
-                self._settled.add(entry.key)  # for good: later it might look plain
+                self._done.add(entry.key)  # for good: later it might look unambiguous
             elif entry.duration_ms is not None:
-                self._settled.add(entry.key)
+                self._done.add(entry.key)
                 if found and math.isfinite(entry.duration_ms) and entry.duration_ms >= 0:
                     told.append((found[0], round(entry.duration_ms * 1e6)))
-        self._settled &= {entry.key for entry in entries}
+        self._done &= {entry.key for entry in entries}
         return told
 
 
@@ -181,7 +181,7 @@ class _Index:
             self._calls[call.uid, call.op, call.nbytes].append(call)
 
     def at(self, entry: Entry, mono_ns: int) -> list[Call]:
-        """The calls that were under way when the entry was made and fit it."""
+        """Calls that match an entry and were in progress when it was created."""
         backend, _, name = entry.profiling_name.partition(":")
         nbytes = entry.nbytes
         if entry.is_p2p or backend != "nccl" or name not in _OPS or nbytes is None:

@@ -1,19 +1,20 @@
-"""How long NCCL's collectives take, read from torch's flight recorder where it knows.
+"""Reads the durations of NCCL collectives from torch's flight recorder.
 
-With `TORCH_NCCL_ENABLE_TIMING` torch records an event before each collective's kernel and one after
-it, its watchdog asks for their distance, and the recorder keeps that with the last 2,000 calls.
-Nothing else in torch tells it without waiting. A dump of them holds the GIL (10 ms and more), so:
+With `TORCH_NCCL_ENABLE_TIMING`, torch records an event before and after each collective's kernel,
+its watchdog queries their distance, and the recorder stores it with the last 2,000 calls. No other
+API of torch reports durations without waiting. A dump of the recorder holds the GIL (10 ms and
+more), so:
 
-- It is read on the sender thread, and so seldom that this is under a thousandth of the time.
-- Never without `cuda_capture`: a dump asks about the events of what is still under way, which
-  would break a CUDA graph that another thread captures.
-- Never again once a collective was captured into a graph itself, as its events may not be asked
-  about at all. The caller's thread notices, before the recorder has them.
-- Only with torch's cache of events, which never frees one: a dump asks after it has let go of the
-  recorder's lock, and the watchdog might have freed the event meanwhile.
+- It is read on the sender thread, and rarely enough to cost less than a thousandth of the time.
+- Never without `cuda_capture`: a dump queries the events of calls in progress, which would
+  invalidate a CUDA graph that another thread is capturing.
+- Never again once a collective was captured into a graph, since its events may not be queried at
+  all. The caller's thread notices that before the recorder has them.
+- Only with torch's event cache, which never frees an event: a dump queries events after releasing
+  the recorder's lock, when the watchdog might have freed them.
 
-What goes wrong turns it off for good; durations are unknown then, as they are without it.
-Written against torch's source (ProcessGroupNCCL.cpp, FlightRecorderDetail.hpp).
+Any failure turns it off for good; durations are then unknown, as they are without it. Written
+against torch's source (ProcessGroupNCCL.cpp, FlightRecorderDetail.hpp).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import torch
 import torch.distributed as dist
 
 from dpwatch.probe.collectives import cuda_capture
-from dpwatch.probe.collectives.flight_matching import Call, Joiner, decode
+from dpwatch.probe.collectives.flight_matching import Call, EntryMatcher, decode
 from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.send.recorder import RecordSink
 from dpwatch.wire.messages import Duration
@@ -39,34 +40,34 @@ TIMING = "TORCH_NCCL_ENABLE_TIMING"
 
 LEAST_GAP_NS = 10_000_000_000
 COST_FACTOR = 1_000
-"""The next dump comes no sooner than this many times what the last one cost."""
+"""The next dump is not taken before this multiple of what the last one cost."""
 
 MOST_DUMP_NS = 100_000_000
-"""Of CPU time. A dump that takes more is the last one."""
+"""Limit of CPU time per dump; one that takes more is the last."""
 
 MOST_ENTRIES = 5_000
-"""A recorder that keeps more is not read: 10–20 µs of GIL each."""
+"""Limit of entries; a larger recorder is not read, as each entry holds the GIL for 10–20 µs."""
 
 MOST_CALLS = 8_192
 MOST_SHIFT_NS = 20_000
-"""A wall clock that was set by more than this between two dumps leaves calls without a place."""
+"""If the wall clock was set by more than this between two dumps, calls cannot be matched."""
 
 _OLDEST = (2, 7)
-"""torch's cache of events is on by default, and sound, since this version."""
+"""torch's event cache is on by default, and correct, since this version."""
 
 _TRUE = {"y", "yes", "1", "t", "true"}
 _FALSE = {"n", "no", "0", "f", "false"}
 
 
 class Obstacle(NamedTuple):
-    """Why durations are not read, and what to set so that they are, "" where nothing helps."""
+    """Why durations are not read, and what to set to change that ("" if nothing helps)."""
 
     why: str
     advice: str = ""
 
 
 class Calls:
-    """NCCL calls that have returned. Filled on the callers' threads, read on the sender's.
+    """NCCL calls that have returned. Filled on the callers' threads, read on the sender thread.
 
     Attributes:
         captured: A collective was issued while its stream was being captured into a CUDA graph.
@@ -78,11 +79,11 @@ class Calls:
         self.captured = False
         self.returned: deque[tuple[Any, ...]] = deque(maxlen=MOST_CALLS)
 
-    def look(self) -> None:
-        """A collective is about to be issued by this thread.
+    def note_capture(self) -> None:
+        """Notes whether the collective that this thread is about to issue is being captured.
 
         Raises:
-            Exception: What a signal handler of the script's raised meanwhile.
+            Exception: Raised by one of the script's signal handlers meanwhile.
         """
         if self.captured:
             return
@@ -92,37 +93,37 @@ class Calls:
         except Exception as error:
             if is_foreign(error):
                 raise
-            self.captured = True  # what is unknown may be so
+            self.captured = True  # unknown, so assume it
 
 
 class Recorder(Protocol):
-    """What is used of torch and CUDA; tests have their own."""
+    """The parts of torch and CUDA that are used; tests replace them."""
 
     def usable(self) -> bool:
         """Whether there are process groups now."""
 
     def guard(self) -> AbstractContextManager[None]:
-        """Within it this thread may ask about events. Raises where it may not."""
+        """Within the block this thread may query events. Raises if it may not."""
 
     def dump(self) -> bytes:
-        """All entries, in JSON, without stack traces."""
+        """All entries as JSON, without stack traces."""
 
     def wall_less_mono_ns(self) -> int:
-        """The wall clock less the monotonic one."""
+        """The wall clock minus the monotonic one."""
 
 
 class NcclRecorder:
-    """torch's flight recorder of NCCL. Made and used on the sender thread."""
+    """torch's flight recorder for NCCL. Created and used on the sender thread."""
 
     def __init__(self, ordinal: int) -> None:
-        """Finds what it takes.
+        """Finds the functions it needs.
 
         Args:
-            ordinal: A CUDA device that this process uses; on another one, asking about an event
-                could make a context that nobody wants.
+            ordinal: A CUDA device that this process uses; on another one, querying an event
+                could create an unwanted context.
 
         Raises:
-            NoCaptureMode: The capture mode can't be changed here.
+            NoCaptureMode: The capture mode cannot be changed here.
             AttributeError: This torch has no such recorder.
         """
         self._dump = _dump_function()
@@ -143,7 +144,7 @@ class NcclRecorder:
         return told
 
     def wall_less_mono_ns(self) -> int:
-        """See `Recorder`; the closest of a few looks."""
+        """See `Recorder`; the best of several readings."""
         looks = []
         for _ in range(5):
             before, wall, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
@@ -152,7 +153,7 @@ class NcclRecorder:
 
 
 class Flight:
-    """Reads the recorder when that is due, and records `Duration`. On the sender thread.
+    """Reads the recorder when due, and records `Duration`. On the sender thread.
 
     Attributes:
         note: Why it stopped, "" while it reads.
@@ -174,13 +175,13 @@ class Flight:
         self._recorder = recorder
         self._wall = wall
         self._cpu = cpu
-        self._joiner = Joiner()
+        self._matcher = EntryMatcher()
         self._open: list[Call] = []
         self._shift_ns = recorder.wall_less_mono_ns()
         self._next = now_ns + LEAST_GAP_NS
 
     def poll(self, now_ns: int) -> None:
-        """Reads if that is due. Never raises."""
+        """Reads the recorder if that is due. Never raises."""
         if self.note or now_ns < self._next:
             return
         try:
@@ -192,30 +193,30 @@ class Flight:
     def _read(self, now_ns: int) -> None:
         wall, cpu = self._wall(), self._cpu()
         with self._recorder.guard():
-            # Nothing may come between this question and the dump.
+            # Nothing may run between this check and the dump.
             dump = b"" if self._calls.captured else self._recorder.dump()
         if not dump:
             self._stop("collectives are captured into a CUDA graph")
             return
-        # All of the dump's wall time counts: it holds the GIL while it waits for a lock, too.
+        # The dump's whole wall time counts: it holds the GIL even while it waits for a lock.
         held_ns, dump_ns = self._wall() - wall, self._cpu() - cpu
-        self._tell(dump)
+        self._record_durations(dump)
         cost_ns = max(held_ns, self._cpu() - cpu)
         self._next = now_ns + max(LEAST_GAP_NS, COST_FACTOR * cost_ns)
         if dump_ns > MOST_DUMP_NS:
             self._stop(f"a dump of the flight recorder took {dump_ns // 1_000_000} ms")
 
-    def _tell(self, dump: bytes) -> None:
+    def _record_durations(self, dump: bytes) -> None:
         entries = decode(dump)
         returned = self._calls.returned
         fresh = [Call(*returned.popleft()) for _ in range(len(returned))]
         self._open = [*self._open, *fresh][-MOST_CALLS:]
         before, self._shift_ns = self._shift_ns, self._recorder.wall_less_mono_ns()
         if abs(self._shift_ns - before) > MOST_SHIFT_NS:
-            self._joiner.settle(entries)
+            self._matcher.discard(entries)
             self._open.clear()
             return
-        told = self._joiner.durations(entries, self._open, self._shift_ns)
+        told = self._matcher.durations(entries, self._open, self._shift_ns)
         for call, duration_ns in told:
             self._record(
                 (Duration, call.step, call.op, call.group, call.ranks, call.seq, call.nbytes,
@@ -230,32 +231,32 @@ class Flight:
 
 
 def start(calls: Calls, record: RecordSink, ordinal: int, now_ns: int) -> Flight | None:
-    """Begins to read the recorder. On the sender thread.
+    """Starts reading the recorder. On the sender thread.
 
     Args:
-        calls: Where the process's calls are kept.
+        calls: The process's calls.
         record: Takes `(Duration, step, op, …)`.
         ordinal: A CUDA device that this process uses.
         now_ns: Monotonic time.
 
     Returns:
-        The reader, None where durations can't be read (`obstacle` says why).
+        The reader, None if durations cannot be read (`obstacle` says why).
     """
     if obstacle(os.environ) is not None:
         return None
     try:
         return Flight(calls, record, NcclRecorder(ordinal), now_ns=now_ns)
-    except Exception:  # noqa: BLE001 - whatever torch or CUDA say against it
+    except Exception:  # noqa: BLE001 - whatever torch or CUDA raise
         return None
 
 
 def calls_to_keep(env: Mapping[str, str]) -> Calls | None:
-    """Where to keep calls if the environment asks for durations, None if it doesn't."""
+    """Where to keep calls if the environment enables durations, None if it does not."""
     return Calls() if _unset(env) is None else None
 
 
 def obstacle(env: Mapping[str, str]) -> Obstacle | None:
-    """What keeps durations from being read in this process, None if nothing does."""
+    """What prevents reading durations in this process, None if nothing does."""
     found = _unset(env)
     if found is not None:
         return found
@@ -292,7 +293,7 @@ def _unset(env: Mapping[str, str]) -> Obstacle | None:
 
 
 def _is(env: Mapping[str, str], values: set[str], *names: str) -> bool:
-    """Whether the first of these that is set has one of the values."""
+    """Whether the first of these variables that is set has one of the values."""
     said = next((env[name] for name in names if name in env), "")
     return said.lower() in values
 

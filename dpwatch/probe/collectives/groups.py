@@ -1,8 +1,8 @@
-"""Process groups as records name them: their numbering, and what becomes of it when they end.
+"""Names of process groups in records, and their numbering when groups are destroyed and recreated.
 
-A group is known by its Python object, which torch keeps as long as the group is there; kept here is
-a weak reference. torch reuses names, and so does this module, so that a group which is destroyed
-and made anew is one row with its calls numbered from 0 again (`generation`). All ranks make,
+A group is identified by its Python object, which torch keeps while the group exists; only a weak
+reference is kept here. torch reuses names, and so does this module, so a group that is destroyed
+and recreated stays one row, with its calls numbered from 0 again (`generation`). All ranks create,
 destroy and use groups in the same order, so they name them alike.
 """
 
@@ -18,18 +18,18 @@ import torch.distributed as dist
 from dpwatch.probe.collectives.calls import WORLD, Group
 
 MOST_NAMES = 4096
-"""Names whose generations are counted; of a script that makes more they are counted anew."""
+"""Names whose generations are counted; beyond that, counting starts over."""
 
 
 class Unknown(Exception):
-    """torch knows nothing of this group's ranks: it was not made by `torch.distributed`."""
+    """torch does not know this group's ranks: `torch.distributed` did not create it."""
 
 
 class Groups:
-    """Knows the groups met so far. Callers' threads meet them, the sender thread forgets them."""
+    """The groups seen so far. Callers' threads add them, the sender thread removes them."""
 
     def __init__(self) -> None:
-        # By weak reference, for ids are used again.
+        # By weak reference, since ids are reused.
         self._groups: dict[weakref.ref[Any], Group] = {}
         self._holders: dict[str, weakref.ref[Any]] = {}
         self._generations: dict[str, int] = {}
@@ -39,13 +39,13 @@ class Groups:
         """The group of that object.
 
         Raises:
-            Unknown: It is none of torch.distributed's.
+            Unknown: `torch.distributed` did not create it.
         """
         group = self._groups.get(weakref.ref(process_group))
         return self._meet(process_group) if group is None else group
 
     def newest(self) -> list[Group]:
-        """Of each name the last group that is there; from any thread."""
+        """For each name, the last existing group; from any thread."""
         found: dict[str, Group] = {}
         for group in list(self._groups.values()):
             if group.generation >= found.setdefault(group.name, group).generation:
@@ -53,10 +53,10 @@ class Groups:
         return list(found.values())
 
     def forget(self) -> None:
-        """Lets go of groups that are no more. On the sender thread."""
+        """Drops groups that have been freed. On the sender thread."""
         while self._dead:
             group = self._groups.pop(self._dead.popleft(), None)
-            if group is not None:  # cuts the circle of a group and its last call
+            if group is not None:  # breaks the reference cycle with its last call
                 group.newest = group.unwatched = None
 
     def _meet(self, process_group: Any) -> Group:
@@ -74,7 +74,7 @@ class Groups:
         return group
 
     def _outlived(self, process_group: Any) -> Group:
-        """The group of another Python object for what C++ still uses after Python destroyed it."""
+        """The known group of a process group that C++ still uses after Python destroyed it."""
         uid, size = process_group.group_name, process_group.size()
         for group in reversed(list(self._groups.values())):
             if (group.uid, group.size) == (uid, size):
@@ -82,10 +82,10 @@ class Groups:
         raise Unknown(uid)
 
     def _free_name(self, process_group: Any, members: list[int]) -> str:
-        """The group's name. Groups of the same ranks that are there at once count apart."""
+        """The group's name. Groups of the same ranks that exist at once get different names."""
         if process_group is dist.group.WORLD:
             return WORLD
-        base = name = spelled(members, _role(process_group))
+        base = name = group_label(members, _role(process_group))
         nth = 1
         while (holder := self._holders.get(name)) is not None and _members(holder()) is not None:
             nth += 1
@@ -94,7 +94,7 @@ class Groups:
 
 
 def _members(process_group: Any) -> list[int] | None:
-    """A group's ranks in the world; None if it was destroyed, or not made by torch.distributed."""
+    """A group's global ranks; None if it was destroyed, or not created by torch.distributed."""
     if process_group is None:
         return None
     try:
@@ -103,12 +103,12 @@ def _members(process_group: Any) -> list[int] | None:
         return None
 
 
-def spelled(ranks: Sequence[int], role: str = "ranks") -> str:
-    """Names a group by its ranks: `ranks 0,2`; long ones shortened: `ranks 0,8,…,504 (64)`.
+def group_label(ranks: Sequence[int], role: str = "ranks") -> str:
+    """Names a group by its ranks: `ranks 0,2`; long ones abbreviated: `ranks 0,8,…,504 (64)`.
 
     Args:
-        ranks: Its ranks in the world.
-        role: What to say before them.
+        ranks: Its global ranks.
+        role: Prefix.
     """
     if len(ranks) <= 8:
         return f"{role} " + ",".join(map(str, ranks))
@@ -116,6 +116,6 @@ def spelled(ranks: Sequence[int], role: str = "ranks") -> str:
 
 
 def _role(process_group: Any) -> str:
-    """The dimension of the device mesh that the group is of (`shard`), else just `ranks`."""
+    """The name of the group's dimension in a device mesh (`shard`), otherwise `ranks`."""
     told: str = getattr(process_group, "group_desc", "")
     return told.removeprefix("mesh_") if told.startswith("mesh_") else "ranks"

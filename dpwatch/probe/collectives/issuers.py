@@ -1,11 +1,11 @@
-"""Sums of what frameworks issue, by function and kind of collective; on the sender thread."""
+"""Sums what frameworks issue, by function and kind of collective; on the sender thread."""
 
 from __future__ import annotations
 
 import functools
 from typing import TYPE_CHECKING
 
-from dpwatch.probe.stack.frameworks import NOBODYS, function_of, package_of
+from dpwatch.probe.stack.frameworks import NO_PURPOSE, function_of, package_of
 from dpwatch.wire.messages import Issuer
 
 if TYPE_CHECKING:
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     _Key = tuple[int, str, str, int, torch.dtype | None]
 
 MOST_ISSUERS = 64
-"""Kinds that are told; what comes after them is in the collectives' own figures only."""
+"""Kinds that are reported; later ones appear only in the totals of collectives."""
 
 _TEXT = 256
-"""Characters of a name."""
+"""Limit of a name, in characters."""
 
 
 _NOT_FRAMEWORKS = frozenset(("", "dpwatch"))  # the bundled trainer is a script like any other
 
 
 class _Sum:
-    """The calls of one function and kind so far. Holds the code, so that its id stays its own."""
+    """The calls of one function and kind so far. Keeps the code alive, so its id stays unique."""
 
     __slots__ = ("calls", "code", "first_step", "last_step", "nbytes", "purpose")
 
@@ -40,14 +40,14 @@ class _Sum:
 
 
 class Issuers:
-    """Adds up calls that are a framework's own; of groups of which this process is the first."""
+    """Sums calls issued by frameworks, in groups of which this process is the first rank."""
 
     def __init__(self) -> None:
         self._sums: dict[_Key, _Sum] = {}
         self._steps = 0
 
     def add(self, call: Call) -> None:
-        """Counts a call, if it is one of those."""
+        """Counts a call, if a framework issued it."""
         self._steps = max(self._steps, call.step + 1)
         group = call.group
         if call.op.peer is not None or not group.is_first or (whose := _whose(call)) is None:
@@ -62,7 +62,7 @@ class Issuers:
         found.nbytes += call.nbytes
         found.last_step = max(found.last_step, call.step)
 
-    def told(self) -> list[Issuer]:
+    def totals(self) -> list[Issuer]:
         """All sums so far."""
         return [_issuer(key, found, self._steps) for key, found in self._sums.items()]
 
@@ -87,7 +87,7 @@ def _issuer(key: _Key, found: _Sum, steps: int) -> Issuer:
 
 
 def _whose(call: Call) -> tuple[CodeType, Purpose | None] | None:
-    """The framework's function that issued a call, and its purpose; None where it is nobody's."""
+    """The framework function that issued a call, and its purpose; None if there is none."""
     if call.owner is not None:
         return call.owner if _fits(call.owner[1], call) else None
     if call.place is not None and _is_framework(call.place[0].co_filename):
@@ -101,8 +101,8 @@ def _is_framework(path: str) -> bool:
 
 
 def _fits(purpose: Purpose, call: Call) -> bool:
-    """Whether a call is of the kind that is named under such a function."""
+    """Whether a call is of the kind that the purpose describes."""
     if not purpose.native:
-        return purpose is not NOBODYS
+        return purpose is not NO_PURPOSE
     dtype = str(call.dtype).removeprefix("torch.")
     return not call.from_python and (call.op.name, dtype) == (purpose.op, purpose.dtype)

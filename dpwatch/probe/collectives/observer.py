@@ -1,18 +1,20 @@
-"""Sees every collective and point-to-point call this process issues, from Python and from C++.
+"""Observes every collective and point-to-point call of this process, from Python and from C++.
 
-An observer at the dispatcher's BackendSelect key is called for each `c10d` op, takes note, and
-passes the call on with `redispatch_boxed`, which gives up the GIL. (The documented way, calling the
-kernel boxed, holds it, and deadlocks with gloo's worker.) It changes neither arguments nor results.
+An observer at the dispatcher's BackendSelect key is called for each `c10d` op, records it, and
+passes the call on with `redispatch_boxed`, which releases the GIL. (The documented way, calling the
+kernel boxed, holds the GIL and deadlocks with gloo's worker.) It changes neither arguments nor
+results.
 
-When a call is done is known in two ways:
+When a call completes is observed in two ways:
 
-- Python callers get a `Work`, or a future of it, and wait for it: see `waits`. Nothing
-  keeps either alive.
-- From C++ nobody passes by again, so on sampled steps a callback on the work's future tells. It
-  needs the GIL on the backend's thread, hence only as often as costs under 1 % of a step.
+- Python callers get a `Work`, or a future of it, and wait for it: see `waits`. Neither is kept
+  alive.
+- Calls from C++ are not observed again, so in sampled steps a callback on the work's future reports
+  completion. It needs the GIL on the backend's thread, so it is used only as often as costs under 1
+  % of a step.
 
-On CUDA neither tells the truth (both come when the kernel is queued): `completed_ns` is None there.
-Durations may follow from torch's own recorder (see `flight_recorder`), told of returned calls.
+On CUDA neither works (both fire when the kernel is queued): `completed_ns` is None there. Durations
+may come from torch's own recorder (see `flight_recorder`), which is given the calls that returned.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from dpwatch.probe.collectives.flight_recorder import calls_to_keep
 from dpwatch.probe.collectives.groups import Groups, Unknown
 from dpwatch.probe.collectives.ops import DISPATCHER_OPS, GROUP_METHODS, Op, is_fake
 from dpwatch.probe.collectives.reports import Reports
-from dpwatch.probe.collectives.uninterrupted import raise_on_return, theirs, uninterrupted
+from dpwatch.probe.collectives.uninterrupted import raise_on_return, script_exception, uninterrupted
 from dpwatch.probe.collectives.waits import Waits, now
 from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.steps.lanes import Lane, here
@@ -55,19 +57,20 @@ _ON_CALLERS_THREADS = tuple(
         "stack.frameworks", "steps.lanes", "steps.thread_clock",
     )
 )  # fmt: skip
-"""Modules whose functions callers' threads run: dynamo would compile what runs while it is on."""
+"""Modules whose functions run on callers' threads, where dynamo would compile them while it is
+on."""
 
 
 def start(record: RecordSink, step_of: Callable[[], int]) -> Collectives:
-    """Begins to observe.
+    """Starts observing.
 
     Args:
         record: Takes `(function, call)`, where the function makes the call's record, and
             `(Duration, step, op, …)`; from any thread.
-        step_of: The step under way.
+        step_of: Returns the current step.
 
     Returns:
-        The observer; `capture` says what it sees.
+        The observer; its `capture` says what it observes.
     """
     return Collectives(record, step_of)
 
@@ -76,10 +79,10 @@ class Collectives:
     """Observes collectives until closed.
 
     Attributes:
-        issued: Calls issued so far, point-to-point ones too; only grows.
-        capture: `observer` (every one), `patch` (Python callers only), `none`.
+        issued: Calls issued so far, including point-to-point ones; never decreases.
+        capture: `observer` (all calls), `patch` (Python callers only), `none`.
         main: The training thread's lane, once there is one.
-        calls: NCCL calls that have returned, None unless somebody is to look at them.
+        calls: NCCL calls that have returned, None if they are not needed.
     """
 
     def __init__(self, record: RecordSink, step_of: Callable[[], int]) -> None:
@@ -95,7 +98,7 @@ class Collectives:
         self._thread = _Thread()
         self._waits = Waits(self._pace)
         self._reports = Reports(record, step_of, self._groups, self._waits)
-        self._tell = self._reports.tell
+        self._to_record = self._reports.to_record
         self._has_unknown_groups = False
         self._unseen: set[str] = set()
         self._future_of: Callable[[Any], Any] = _itself
@@ -109,22 +112,22 @@ class Collectives:
         self._waits.install(self._replace)
         self.capture = "observer" if self._observe() else "patch"
         if self.capture != "observer":
-            self.calls = None  # without C++ callers it is not known what is captured
+            self.calls = None  # without C++ callers, captures cannot be detected
 
     def positions(self) -> list[Position]:
-        """How far each group has come, the latest first. On the sender thread."""
+        """Progress in each group, latest first. On the sender thread."""
         return self._reports.positions()
 
     def issuers(self) -> list[Issuer]:
         """What frameworks have issued so far. On the sender thread."""
-        return self._reports.issuers.told()
+        return self._reports.issuers.totals()
 
     def complete(self, step: Step) -> Step:
-        """A step's record with what is known of its communication. On the sender thread."""
+        """Adds what is known of its communication to a step's record. On the sender thread."""
         return self._reports.complete(step) if self.capture == "observer" else step
 
     def unseen(self) -> str:
-        """What this process may exchange or has, and is not seen; "" where nothing is known of."""
+        """Communication, now or earlier, that is not observed; "" if none is known."""
         rpc: Any = sys.modules.get("torch.distributed.rpc.api")
         has_agent = getattr(rpc, "_is_current_rpc_agent_set", None)
         found = {
@@ -143,30 +146,30 @@ class Collectives:
             self._restore.pop()()
         self._waits.clear()
 
-    # -- what happens to one call ------------------------------------------------------------
+    # -- one call ----------------------------------------------------------------------------
 
-    def _enter(self, form: Form, args: tuple[Any, ...], seen: list[Call]) -> None:
-        """Takes note of a call that is about to be issued. Done again, it goes on from there.
+    def _enter(self, form: CallShape, args: tuple[Any, ...], seen: list[Call]) -> None:
+        """Records a call that is about to be issued; if called again, continues where it left off.
 
         Args:
-            form: How it is called.
-            args: With what.
-            seen: Has the call, if it is one.
+            form: The call's signature.
+            args: Its arguments.
+            seen: Receives the call, if it is to be recorded.
 
         Raises:
-            BaseException: What a signal handler raised, and nothing else.
+            BaseException: Only what a signal handler raised.
         """
         if not seen:
             try:
-                self._see(form, args, seen)
+                self._observe_call(form, args, seen)
             except Exception as error:
-                if theirs(error):
+                if script_exception(error):
                     raise
         for call in seen:
             if call.seq >= 0:
                 continue
-            row, group = (self._tell, call), call.group
-            # From here to the record nothing is called: no signal handler and no thread runs.
+            row, group = (self._to_record, call), call.group
+            # No call from here to the record, so no signal handler and no other thread runs.
             if call.op.peer is None:
                 call.seq = group.issued
                 group.issued = call.seq + 1
@@ -177,7 +180,7 @@ class Collectives:
                 group.messages[name] = call.seq + 1
             self._record(row)
 
-    def _see(self, form: Form, args: tuple[Any, ...], seen: list[Call]) -> None:
+    def _observe_call(self, form: CallShape, args: tuple[Any, ...], seen: list[Call]) -> None:
         op = form.op
         first = None if op.payload is None else args[op.payload]
         while type(first) is list or type(first) is tuple:
@@ -186,7 +189,7 @@ class Collectives:
             return
         self.issued += 1
         lane = here.lane
-        if lane is None and _in_backward():  # autograd's own thread works for the main one
+        if lane is None and _in_backward():  # autograd's own threads work for the main one
             lane = self.main
         try:
             group = self._groups.of(form.unbox(args[form.group]))
@@ -207,13 +210,13 @@ class Collectives:
         seen.append(call)
 
     def _is_due(self, call: Call) -> bool:
-        """Whether a callback is to tell when it is done: not in steps that are only counted."""
-        if self.main is not None and self.main.asleep:
+        """Whether a callback should report completion: not in skipped steps."""
+        if self.main is not None and self.main.sampled_out:
             return False
         return self._pace.due(call.step, call.issued_ns)
 
     def _leave(self, call: Call, work: Any, lane: Lane | None) -> None:
-        """A Python caller has its `Work`, or has been blocked in the call itself."""
+        """A Python caller has its `Work`, or was blocked in the call itself."""
         if lane is None:
             call.returned_ns = time.monotonic_ns()
         else:
@@ -224,22 +227,22 @@ class Collectives:
             return
         self._waits.watch(work, call)
         if call.is_async and call.on_host and self._is_due(call):
-            self._watch_end(call, work)  # it may be over long before it is waited for
+            self._watch_end(call, work)  # it may complete long before it is waited for
 
     def _watch_end(self, call: Call, work: Any) -> bool:
-        """Has a callback tell when the call is done. Returns: whether one can."""
+        """Adds a completion callback to the call. Returns: whether that is possible."""
         try:
             call.ended = completion_of(self._future_of(work))
-        except Exception as error:  # gloo's reduce_scatter has no future, nor have its messages
-            if theirs(error):
+        except Exception as error:  # gloo's reduce_scatter and point-to-point calls have no future
+            if script_exception(error):
                 raise
             return False
         return True
 
     def _issued(self, call: Call, result: Any) -> None:
-        """The backend has it. Of C++ no one comes back here, but perhaps the future does."""
+        """The backend has the call. For C++ callers only a future can report completion now."""
         if self.calls is not None and not (call.on_host or call.op.peer is not None):
-            self.calls.returned.append(call.kept())
+            self.calls.returned.append(call.as_returned())
         if call.from_python or not call.watched:
             return
         boxed = _work_in(result)
@@ -249,7 +252,7 @@ class Collectives:
     # -- where calls are seen ----------------------------------------------------------------
 
     def _observe(self) -> bool:
-        """Installs the observer at BackendSelect; False where this torch has not what it takes."""
+        """Installs the observer at BackendSelect; False if this torch lacks what it needs."""
         library = None
         try:
             unbox, _ = dist.ProcessGroup.unbox, dist.Work.unbox
@@ -267,20 +270,20 @@ class Collectives:
         return True
 
     def _kernels(self, unbox: Any, below: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
-        """An op's name and what is put before it, for each that this torch has."""
+        """Yields each op that this torch has, with the kernel to install for it."""
         for name, op in DISPATCHER_OPS.items():
             packet = getattr(torch.ops.c10d, name, None)
             if packet is None:
                 continue
             overload = packet.default
-            form = _form(op, unbox, overload)
+            form = _call_shape(op, unbox, overload)
             if form is not None:
                 yield name, self._kernel(form, overload._handle.redispatch_boxed, below)
 
-    def _kernel(self, form: Form, redispatch: Any, below: Any) -> Callable[..., Any]:
+    def _kernel(self, form: CallShape, redispatch: Any, below: Any) -> Callable[..., Any]:
         enter, leave = self._enter, self._issued
 
-        # C++ calls it, so nothing may come out of it that `redispatch` did not raise.
+        # C++ calls it, so it may raise nothing but what `redispatch` raised.
         @uninterrupted
         def kernel(keys: Any, *args: Any) -> Any:
             try:
@@ -289,12 +292,12 @@ class Collectives:
                 seen: list[Call] = []
                 issue = starmap(redispatch, [(keys & below, *args)])
                 if self.calls is not None:
-                    self.calls.look()
+                    self.calls.note_capture()
                 enter(form, args, seen)
             except BaseException as error:  # noqa: BLE001
-                held = theirs(error)
+                held = script_exception(error)
                 issue = issue or starmap(redispatch, [(keys & below, *args)])
-                enter(form, args, seen)  # it is issued all the same, and has to have its number
+                enter(form, args, seen)  # it is issued anyway, and needs its number
             try:
                 (result,) = issue
             except BaseException:
@@ -305,7 +308,7 @@ class Collectives:
                 if seen:
                     leave(seen[0], result)
             except BaseException as error:  # noqa: BLE001
-                held = theirs(error)
+                held = script_exception(error)
                 seen[0].closed = True
             if held is not None:
                 (_,) = raise_on_return(held)
@@ -322,11 +325,11 @@ class Collectives:
 
     def _method(self, op: Op, original: Any) -> Callable[..., Any]:
         thread = self._thread
-        form = Form(op, -1, 1 if op.peer else None, None, _itself)
+        form = CallShape(op, -1, 1 if op.peer else None, None, _itself)
 
         @functools.wraps(original)
         def method(group: Any, *args: Any, **kwargs: Any) -> Any:
-            # A method that calls another one: the inner is the collective.
+            # If a method calls another one, the inner call is the collective.
             if thread.inside is not None:
                 return original(group, *args, **kwargs)
             lane = here.lane
@@ -339,7 +342,7 @@ class Collectives:
                     self._enter(form, (*args, group), [])
                 work = original(group, *args, **kwargs)
             except BaseException:
-                for call in inside:  # whoever waits for it does so elsewhere
+                for call in inside:  # nobody can wait for it here
                     call.closed = True
                 raise
             finally:
@@ -355,7 +358,7 @@ class Collectives:
         ours = _method_of_c(function)
 
         def put_back() -> None:
-            if vars(owner).get(name) is not ours:  # somebody has since put theirs on top
+            if vars(owner).get(name) is not ours:  # somebody has since patched over it
                 return
             if own is None:
                 delattr(owner, name)
@@ -366,12 +369,12 @@ class Collectives:
         self._restore.append(put_back)
 
 
-class Form(NamedTuple):
-    """How a call is spelled: positions of arguments, None where there is none of that kind.
+class CallShape(NamedTuple):
+    """Signature of a call: positions of its arguments, None for those it lacks.
 
     Attributes:
-        group: The process group's position, …
-        unbox: … and what makes it the Python object.
+        group: Position of the process group.
+        unbox: Converts that argument to the Python object.
     """
 
     op: Op
@@ -381,17 +384,17 @@ class Form(NamedTuple):
     unbox: Callable[[Any], Any]
 
 
-def _form(op: Op, unbox: Any, overload: Any) -> Form | None:
-    """An op's by its schema, None where this torch's is another than is known here."""
+def _call_shape(op: Op, unbox: Any, overload: Any) -> CallShape | None:
+    """An op's signature by its schema, None if it differs from what is known here."""
     places = {argument.name: i for i, argument in enumerate(overload._schema.arguments)}
     if "process_group" not in places:
         return None
     peer = places.get(op.peer) if op.peer else None
-    return Form(op, places["process_group"], peer, places.get("async_op"), unbox)
+    return CallShape(op, places["process_group"], peer, places.get("async_op"), unbox)
 
 
 class _Thread(threading.local):
-    """Of a thread that is inside of a group's method, the call that it has issued there."""
+    """While a thread is inside a group's method: the calls that it has issued there."""
 
     inside: list[Call] | None = None
 
@@ -401,9 +404,10 @@ def _itself(thing: Any) -> Any:
 
 
 def _method_of_c(function: Callable[..., Any]) -> Any:
-    """A function in the guise that pybind's methods have.
+    """Wraps a function like pybind's methods.
 
-    So torch.compile stops at it as it does at theirs; a Python function it would trace.
+    torch.compile then breaks the graph at it, as it does at theirs; it would trace a Python
+    function.
     """
     guise = ctypes.pythonapi.PyInstanceMethod_New
     guise.restype, guise.argtypes = ctypes.py_object, [ctypes.py_object]
@@ -411,12 +415,12 @@ def _method_of_c(function: Callable[..., Any]) -> Any:
 
 
 def _in_backward() -> bool:
-    """Whether autograd is at work on this thread: on CUDA it has threads of its own."""
+    """Whether autograd is running on this thread: on CUDA it has threads of its own."""
     running: bool = torch._C._current_graph_task_id() != -1
     return running
 
 
 def _work_in(result: Any) -> Any:
-    """The boxed `Work` an op returned, None if it returns none."""
+    """The boxed `Work` that an op returned, None without one."""
     last = result[-1] if isinstance(result, tuple | list) and result else result
     return last if isinstance(last, torch.ScriptObject) else None

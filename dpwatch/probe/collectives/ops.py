@@ -1,4 +1,4 @@
-"""c10d's collectives and messages: their plain names, and where their payload stands."""
+"""c10d's collectives and point-to-point calls: their names, and which argument is the payload."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Op:
-    """One way of spelling a collective or a point-to-point call.
+    """One spelling of a collective or a point-to-point call.
 
     Attributes:
-        name: As recorded: the same for the list, base, single and coalesced spellings.
-        payload: Position of the argument this rank hands in, None for none (a barrier).
-        peer: Of a point-to-point call, the name of the argument that says with whom, "" where none
-            does (a `recv` from whoever comes). None: it is a collective.
+        name: As recorded: the same for the list, base, single and coalesced variants.
+        payload: Position of the argument this rank passes in, None without one (a barrier).
+        peer: For a point-to-point call, the name of the argument that holds the other rank, ""
+            without one (a `recv` from any source). None for a collective.
     """
 
     name: str
@@ -79,7 +79,7 @@ GROUP_METHODS = {
     "recv": RECV,
     "recv_anysource": RECV_FROM_ANY,
 }
-"""Methods of `ProcessGroup` that Python callers go through; torch versions have some of them."""
+"""Methods of `ProcessGroup` that Python callers use; each torch version has some of them."""
 
 
 def nbytes_of(value: Any) -> int:

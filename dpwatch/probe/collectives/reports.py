@@ -1,8 +1,8 @@
-"""What the sender thread tells of calls: each once, as it is then, and its end if that comes later.
+"""Makes the records of calls on the sender thread: once each, and `Duration` if they end later.
 
-A call's record is queued when the call is issued and made when it leaves, mostly some ten
-milliseconds later: by then most calls are over, and nothing had to be done for it on their caller's
-thread. Of the others the end follows in a record of its own (`Duration`).
+A call's record is queued when the call is issued and made when it is sent, usually some ten
+milliseconds later. By then most calls have completed, and their caller's thread had nothing more to
+do. For the others, the completion follows in a record of its own (`Duration`).
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     from dpwatch.probe.send.recorder import RecordSink
 
 MOST_GROUPS = 16
-"""Groups that a heartbeat tells of."""
+"""Groups reported in a heartbeat."""
 
 MOST_UNDER_WAY = 8192
-"""Calls whose end is still awaited; of more than these the oldest are given up."""
+"""Calls whose completion is awaited; beyond that, the oldest are given up."""
 
 FOLLOW_UP_NS = 50_000_000
-"""Calls that were under way are looked at again after so long."""
+"""Interval at which calls in progress are checked again."""
 
 UNSURE_NS = 100_000
 UNSURE_SHARE = 0.05
-"""How far off a step's communication may be, by calls whose end is only known by a bound."""
+"""Acceptable error of a step's communication time, from calls whose completion is only bounded."""
 
 
 class Reports:
-    """Made by the callers' thread, used on the sender's.
+    """Makes records from calls. Created by the caller's thread, used on the sender thread.
 
     Attributes:
         issuers: What frameworks have issued so far.
 
     Args:
-        record: Takes what is recorded.
-        step_of: The step under way.
+        record: Takes the records of completions.
+        step_of: Returns the current step.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Reports:
         self._under_way: list[Call] = []
         self._over: deque[Span] = deque(maxlen=MOST_UNDER_WAY)
 
-    def tell(self, call: Call) -> Collective | None:
-        """The call's record as it leaves, None of one that could not be issued."""
+    def to_record(self, call: Call) -> Collective | None:
+        """The call's record as it is sent, None if the call could not be issued."""
         if self._under_way and time.monotonic_ns() - self._followed_ns > FOLLOW_UP_NS:
             self.follow_up()
         if call.cancelled:
             return None
         self.issuers.add(call)
-        settled = call.is_settled()
+        settled = call.is_final()
         if settled:
             self._is_over(call)
         else:
@@ -80,7 +80,7 @@ class Reports:
         return call.record(settled=settled)
 
     def complete(self, step: Step) -> Step:
-        """A step's record, which comes after its calls', with how long communication took."""
+        """Adds the communication time to a step's record, which is sent after its calls."""
         if not self._over and not self._under_way:
             return msgspec.structs.replace(step, comm_ns=0)
         spans = [*self._over, *map(Span.of, self._under_way)]
@@ -89,25 +89,25 @@ class Reports:
             return step
         exposed_ns = step.exposed_ns
         if exposed_ns is not None and any(each.native for each in spans if each.step == step.step):
-            # Where C++ waits, the thread may have been blocked by something else.
+            # If C++ waits, the thread may have been blocked by something else.
             exposed_ns = min(exposed_ns, comm_ns)
         return msgspec.structs.replace(step, comm_ns=comm_ns, exposed_ns=exposed_ns)
 
     def _is_over(self, call: Call) -> None:
-        """Keeps when it was under way until the step after its own is over."""
+        """Keeps when it was in progress until the following step has ended."""
         over = self._over
         while over and over[0].step < call.step - 1:
             over.popleft()
         over.append(Span.of(call))
 
     def follow_up(self) -> None:
-        """Records the end of calls that were under way when their record left."""
+        """Records the completion of calls that were in progress when their record was sent."""
         self._followed_ns = time.monotonic_ns()
         self._waits.forget()
         self._groups.forget()
         waiting, self._under_way = self._under_way[-MOST_UNDER_WAY:], []
         for call in waiting:
-            if not call.is_settled():
+            if not call.is_final():
                 self._under_way.append(call)
                 continue
             self._is_over(call)
@@ -115,7 +115,7 @@ class Reports:
                 self._record(end)
 
     def positions(self) -> list[Position]:
-        """How far each group has come, the latest first, for whoever looks for a hang."""
+        """Progress in each group, latest first, for diagnosing hangs."""
         self.follow_up()
         oldest: dict[Group, Call] = {}
         for call in self._under_way:
@@ -132,23 +132,23 @@ class Reports:
         return [newest.position(first) for newest, first in found[:MOST_GROUPS]]
 
     def _unwatched(self, group: Group) -> Call | None:
-        """The first call of this step whose end nobody tells; what came before the step is over."""
+        """The first call of this step whose completion is not observed; earlier steps are over."""
         first = group.unwatched
         return None if first is None or first.step < self._step_of() else first
 
 
 def _before(newest: Call, *calls: Call | None) -> Call | None:
-    """The first of these calls if it is before the newest."""
+    """The first of these calls, if it is before the newest."""
     found = [call for call in calls if call is not None and call.seq < newest.seq]
     return min(found, key=lambda call: call.seq, default=None)
 
 
 class Span(NamedTuple):
-    """From when to when a call was under way, without holding on to it.
+    """When a call was in progress, without a reference to it.
 
     Attributes:
-        done_ns: None if that is not known, or it is under way.
-        latest_ns: When it was done at the latest, None if not even that is known.
+        done_ns: When it completed, None if unknown or still in progress.
+        latest_ns: Latest possible completion time, None if not even that is known.
         native: C++ issued it, and waits for it.
     """
 
@@ -162,19 +162,19 @@ class Span(NamedTuple):
 
     @classmethod
     def of(cls, call: Call) -> Span:
-        """A call's as it is now."""
+        """The span of a call as it is now."""
         done_ns = call.done_ns()
-        under_way = done_ns is None and not call.is_settled()
+        under_way = done_ns is None and not call.is_final()
         latest_ns = call.latest_ns if done_ns is None else done_ns
         native = not call.from_python
         return cls(call.device, call.step, call.issued_ns, done_ns, latest_ns, under_way, native)
 
 
 def _under_way_ns(spans: Iterable[Span], step: Step) -> int | None:
-    """How long any of the calls was under way in a step; None where that can't be told.
+    """Time during which any of the calls was in progress in a step; None if unknown.
 
-    A call of which is only known when it was done at the latest does no harm where others were
-    under way all that time.
+    A call whose completion is only bounded does not matter if others were in progress all that
+    time.
     """
     least, most = [], []
     for span in spans:

@@ -1,17 +1,17 @@
-"""Functions that C++ calls, through which no exception of a signal handler's may pass.
+"""Functions that C++ calls, and through which no exception of a signal handler may propagate.
 
-Python runs signal handlers between any two instructions, on the main thread. Where torch's C++
-calls into the probe (DDP's reducer issues a collective, say) that is in the midst of C++ code which
-runs no Python of its own. An exception that a handler raises there would tear it apart: DDP would
+Python runs signal handlers between any two instructions on the main thread. When torch's C++ calls
+the probe (DDP's reducer issuing a collective, say), that happens in the middle of C++ code which
+runs no Python of its own. An exception that a handler raises there would break its state: DDP would
 miss a bucket for good. So such an exception is held back and raised where it would have been
-without the probe: by the first Python instruction after the C++ code has returned.
+without the probe: at the first Python instruction after the C++ code has returned.
 
-A function can do so if
+That works for a function if
 
-- its entry does not look at signals (`uninterrupted`),
-- all that calls anything stands in a `try`, and
+- its entry does not check for signals (`uninterrupted`),
+- everything that makes calls is inside a `try`, and
 - what C++ wants is called by unpacking an iterator, `(result,) = starmap(function, [arguments])`,
-  around which Python does not look at signals, so that a result is never lost.
+  around which Python does not check for signals, so that a result is never lost.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dpwatch.probe.foreign import is_foreign, is_ours
 
 
 class _Here(threading.local):
-    """Of the exception that this thread was given last: its id and class."""
+    """Id and class of the exception that this thread was given last."""
 
     held: tuple[int, type[BaseException]] | None = None
 
@@ -39,17 +39,17 @@ _here = _Here()
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _RESUME: int | None = dis.opmap.get("RESUME") if sys.version_info < (3, 15) else None
-"""None also where nobody has looked yet what its argument means."""
+"""None also on versions where the meaning of its argument has not been verified."""
 
 _AFTER_YIELD_FROM = 2
-"""The argument of RESUME, with which an entry does not look at signals: as after `yield from`."""
+"""The argument of RESUME with which an entry does not check for signals: as after `yield from`."""
 
 
 def uninterrupted(function: _Function) -> _Function:
-    """Lets no signal handler run at a function's entry. Its first statement has to be a `try`.
+    """Lets no signal handler run at a function's entry. Its first statement must be a `try`.
 
-    Since Python 3.11 the instruction RESUME looks at signals. Before, an entry did not if a `try`
-    followed.
+    Since Python 3.11 the instruction RESUME checks for signals. Before that, an entry followed by a
+    `try` did not.
     """
     code = function.__code__
     instructions = bytearray(code.co_code)
@@ -62,18 +62,19 @@ def uninterrupted(function: _Function) -> _Function:
 
 
 def raise_on_return(error: BaseException) -> Iterator[Any]:
-    """What raises an exception in this thread once C++ has returned: unpack it and return.
+    """Raises an exception in this thread once C++ has returned: unpack the result and return.
 
         (_,) = raise_on_return(error)
         return result
 
-    Made of what is written in C only, so that nothing looks in between. Its traceback then begins
-    anew where it is raised; since Python 3.12 it goes on to the handler's frame, as it should.
+    Built entirely from C functions, so that no signal is checked in between. The traceback starts
+    where the exception is raised; since Python 3.12 it continues to the handler's frame, as it
+    should.
     """
     error.__traceback__ = _without_ours(error.__traceback__)
     kind = type(error)
     _here.held = id(error), kind
-    # What is raised by its class is made by calling that, and here that gives the error itself.
+    # Raising a class calls it to create the exception; here that call returns the error itself.
     make = staticmethod(partial(next, repeat(error)))
     stand_in = type(kind.__name__, (kind,), {"__new__": make, "__module__": kind.__module__})
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
@@ -81,17 +82,17 @@ def raise_on_return(error: BaseException) -> Iterator[Any]:
     return map(raise_in, [thread], [ctypes.py_object(stand_in)])
 
 
-def theirs(error: BaseException) -> BaseException | None:
-    """An exception that came up in the probe if it is the script's, None if it is the probe's own.
+def script_exception(error: BaseException) -> BaseException | None:
+    """The exception if it is the script's, None if it is the probe's own.
 
-    It may have been held back before, and have come up again on its way to the script.
+    It may have been held back before, and have been raised again on its way to the script.
     """
     was_held = _here.held == (id(error), type(error))
     return error if was_held or is_foreign(error) else None
 
 
 def _without_ours(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback without the probe's own frames, which are where it went through by chance."""
+    """A traceback without the probe's own frames, which it passed through by chance."""
     while trace is not None and is_ours(trace.tb_frame.f_code):
         trace = trace.tb_next
     return trace

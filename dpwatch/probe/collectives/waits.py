@@ -1,9 +1,9 @@
 """When Python callers wait for their calls: by `Work.wait`, or by a future of it.
 
-What they wait for (`Work`, `Future`, a future that another one leads to) is known by a weak
-reference, and replaced methods look up whose call it is. When it is dropped without having been
-waited for, the reference says so by a callback that is written in C: one in Python would swallow
-what a signal handler raises in it.
+What they wait for (`Work`, `Future`, a future derived from another one) is known by weak reference,
+and the patched methods look up whose call it is. When it is dropped without a wait, the weak
+reference's callback records that. The callback is implemented in C, since one in Python would
+swallow what a signal handler raises in it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dpwatch.probe.steps.lanes import Lane, here
 from dpwatch.probe.steps.step_record import IDLE, MOVED
 
 Replace = Callable[[Any, str, Callable[..., Any]], None]
-"""Puts a method in the place of a class's, until the probe closes."""
+"""Replaces a method of a class until the probe closes."""
 
 
 class Waits:
-    """Calls that Python callers have got something to wait for."""
+    """Calls that Python callers can wait for."""
 
     def __init__(self, pace: CallbackPace) -> None:
         self._pace = pace
@@ -36,7 +36,7 @@ class Waits:
         self._dead: deque[weakref.ref[Any]] = deque()
 
     def install(self, replace: Replace) -> None:
-        """Puts the methods in place by which callers wait."""
+        """Patches the methods by which callers wait."""
         replace(dist.Work, "wait", self._wait(dist.Work.wait))
         replace(dist.Work, "get_future", self._get_future(dist.Work.get_future))
         future: Any = torch._C.Future
@@ -44,15 +44,15 @@ class Waits:
         replace(future, "then", self._then(future.then))
 
     def watch(self, handle: Any, call: Call) -> None:
-        """Its caller has got this to wait for it."""
+        """The caller got this handle to wait for the call."""
         call.handles += 1
         try:
             self._calls[weakref.ref(handle, self._dead.append)] = call
-        except TypeError:  # a backend's own kind of work
+        except TypeError:  # a backend's own type of work
             call.closed = True
 
     def forget(self) -> None:
-        """Closes calls whose handles are all gone. On the sender thread."""
+        """Closes calls whose handles have all been freed. On the sender thread."""
         while self._dead:
             call = self._calls.pop(self._dead.popleft(), None)
             if call is not None:
@@ -61,7 +61,7 @@ class Waits:
                     call.closed = True
 
     def clear(self) -> None:
-        """Nobody is asked any more."""
+        """Forgets all calls."""
         self._calls.clear()
 
     def _wait(self, original: Any) -> Callable[..., Any]:
@@ -106,7 +106,7 @@ class Waits:
         return then
 
     def _follow(self, handle: Any, other: Any) -> None:
-        """Who has the one may wait for the other instead."""
+        """Waiting for `other` is waiting for the call of `handle`."""
         call = self._calls.get(weakref.ref(handle))
         if call is None or call.closed:
             return
@@ -120,12 +120,12 @@ class Waits:
 
 
 def now(lane: Lane, *, blocked_as: int | None = None) -> int:
-    """Nanoseconds. In a step that is measured, books what the lane's thread was blocked for so far.
+    """The current time. In a measured step, also attributes the time the thread was blocked so far.
 
     Args:
         lane: This thread's.
-        blocked_as: As what; by default as what it counts as at this place. Time blocked in a wait
-            is part of the wait's own time, which is told as such.
+        blocked_as: What that time counts as; by default what it counts as at this point. Time
+            blocked in a wait is part of the wait's own time, which is recorded as such.
     """
     if lane.measuring:
         try:

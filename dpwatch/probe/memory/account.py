@@ -1,16 +1,16 @@
-"""Adds up a step's memory events: bytes by device and category, at the end and at the peak.
+"""Sums a step's memory events: bytes by device and category, at the end and at the peak.
 
-A storage's category is decided as late as honest, when its whole life in the step is known:
+A storage's category is decided as late as possible, when its whole life in the step is known:
 
-- found by walking after the step (params, grads, optimizer, buffers), or else written by an
-  all-gather (gathered) or handed to a reduction (buffers): that;
-- made outside backward and alive when backward began: activations (what was saved for backward);
-- made in backward on a device other than 0, which has no modules to walk, and alive after it:
+- found by walking after the step (params, grads, optimizer, buffers), otherwise written by an
+  all-gather (gathered) or passed to a reduction (buffers): that category;
+- allocated outside backward and alive when backward began: activations (saved for backward);
+- allocated in backward on a device other than 0, which has no modules to walk, and alive after it:
   grads (of the device's replica);
-- DDP's gradient buckets, and what was there before the step and is none of the above: buffers;
+- DDP's gradient buckets, and what existed before the step and is none of the above: buffers;
 - the rest: temp.
 
-So at the peak moment, what later proves to be a gradient counts as one.
+So at the peak, memory that later turns out to be a gradient counts as one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def account(events: Sequence[Event]) -> dict[int, Usage]:
     """Sums a step's events.
 
     Args:
-        events: In time order, beginning with what was alive before the step.
+        events: In time order, starting with what was alive before the step.
 
     Returns:
         Usage of every device that held anything.
@@ -81,7 +81,7 @@ def account(events: Sequence[Event]) -> dict[int, Usage]:
 def _scan(
     events: Sequence[Event],
 ) -> tuple[dict[int, _Device], dict[Entry, int], dict[Entry, int]]:
-    """Finds each device's peak, and when each storage came and went (index into `events`)."""
+    """Finds each device's peak, and where each storage was allocated and freed in `events`."""
     devices: dict[int, _Device] = {}
     born: dict[Entry, int] = {}
     died: dict[Entry, int] = {}

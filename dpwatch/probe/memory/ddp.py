@@ -1,8 +1,8 @@
 """DDP's gradient buckets: a second copy of the gradients that no Python object holds.
 
-The reducer allocates its buckets in C++, first when DDP is built, mostly before the probe looks,
-and anew in its second iteration. Those made while the ledger follows a step are seen like any
-storage; of the others DDP's own logging tells the sizes.
+The reducer allocates its buckets in C++: first when DDP is built, usually before the probe is
+active, and again in its second iteration. Those allocated in a step that the ledger follows are
+tracked like any storage; the sizes of the others come from DDP's own logging.
 """
 
 from __future__ import annotations
@@ -16,17 +16,23 @@ import torch
 
 from dpwatch.probe.memory.dispatch_mode import StorageTracker
 from dpwatch.probe.memory.events import Entry
-from dpwatch.probe.memory.walk import attributes_of, first_trained, modules_of, place_of, unseen
+from dpwatch.probe.memory.walk import (
+    attributes_of,
+    first_trained,
+    modules_of,
+    no_torch_function,
+    place_of,
+)
 
 
 class BucketSizes:
-    """Asks each DDP instance once: asking gives up the GIL, and the sum never changes."""
+    """Reads each DDP instance's logging once: that releases the GIL, and the sum never changes."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[weakref.ref[Any], torch.device | None, int | None]] = {}
 
     def on(self, device: torch.device, modules: Iterable[torch.nn.Module]) -> int | None:
-        """Bytes of all buckets beside `.grad` on a device; None where one does not tell."""
+        """Bytes of all buckets beside `.grad` on a device; None if one does not report them."""
         total = 0
         for ddp in _instances(modules):
             known = self._known.get(id(ddp))
@@ -41,25 +47,25 @@ class BucketSizes:
 
 
 def _asked(ddp: Any) -> tuple[weakref.ref[Any], torch.device | None, int | None]:
-    with unseen():
+    with no_torch_function():
         first = first_trained(ddp)
         where = None if first is None else place_of(first)
     return weakref.ref(ddp), where, logged_bytes_of(ddp)
 
 
 class Buckets:
-    """Counts the buckets nobody saw being made as one storage, until they are replaced in sight."""
+    """Counts untracked buckets as one storage, until tracked ones replace them."""
 
     def __init__(self, tracker: StorageTracker) -> None:
         self._tracker = tracker
         self._unseen_bytes: dict[int, int] = {}
         self._unseen: dict[int, Entry] = {}
 
-    def look(self, models: Iterable[torch.nn.Module]) -> None:
-        """Before a sampled step: works out what there is beyond the buckets seen."""
+    def scan(self, models: Iterable[torch.nn.Module]) -> None:
+        """Before a sampled step: computes the size of the untracked buckets."""
         logged: dict[int, int] = {}
         for ddp in _instances(modules_of(models)):
-            with unseen():
+            with no_torch_function():
                 device = self._tracker.device_of(first_trained(ddp))
             logged[device] = logged.get(device, 0) + (logged_bytes_of(ddp) or 0)
         self._unseen_bytes = {
@@ -67,7 +73,7 @@ class Buckets:
         }
 
     def begin(self) -> None:
-        """At its start: counts that as held."""
+        """At its start: counts them as held."""
         self._unseen = {}
         for device, nbytes in self._unseen_bytes.items():
             if nbytes > 0:
@@ -75,8 +81,8 @@ class Buckets:
                 entry.bucket = True
                 self._tracker.events.append((entry, entry.nbytes))
 
-    def settle(self) -> None:
-        """At its end: buckets made meanwhile replaced the unseen ones, just before the first."""
+    def finish(self) -> None:
+        """At its end: new buckets replace the untracked ones, just before their allocation."""
         events, unseen = self._tracker.events, dict(self._unseen)
         for at, (subject, _) in enumerate(list(events)):
             fresh = isinstance(subject, Entry) and subject.bucket and not subject.carried
@@ -87,7 +93,7 @@ class Buckets:
                     events.insert(at + inserted, (replaced, -replaced.nbytes))
 
     def seen_bytes(self, device: int | None = None) -> int:
-        """Bytes of living buckets that were seen being made, on one device or on all."""
+        """Bytes of living buckets whose allocation was tracked, on one device or on all."""
         return sum(
             entry.nbytes
             for entry in self._tracker.alive()
@@ -96,10 +102,10 @@ class Buckets:
 
 
 def logged_bytes(models: Iterable[torch.nn.Module]) -> int:
-    """What DDP's logging says its buckets hold beside `.grad`.
+    """Bytes of buckets beside `.grad` according to DDP's logging.
 
     Args:
-        models: The outermost modules; `DistributedDataParallel` is looked for inside them too.
+        models: The outermost modules; `DistributedDataParallel` is searched for inside them too.
 
     Returns:
         Bytes, over all instances found; 0 without any.
@@ -108,10 +114,10 @@ def logged_bytes(models: Iterable[torch.nn.Module]) -> int:
 
 
 def logged_bytes_of(ddp: Any) -> int | None:
-    """The same of one instance, None where it does not tell.
+    """The same for one instance, None if it does not report them.
 
-    With `gradient_as_bucket_view=True` the gradients lie in the buckets, and nothing is beside
-    them.
+    With `gradient_as_bucket_view=True` the gradients are views of the buckets, and there is no
+    second copy.
     """
     attributes = attributes_of(ddp)
     if attributes.get("gradient_as_bucket_view"):

@@ -1,12 +1,13 @@
-"""Follows every storage that CPU tensors allocate and free, through PyTorch's dispatcher.
+"""Tracks every storage that CPU tensors allocate and free, through PyTorch's dispatcher.
 
 A `TorchDispatchMode` sees what each op returns; a weak reference on the untyped storage tells when
-it is gone, wherever that happens, in C++ autograd on another thread too. What comes out is a list
-of events in time order that `account` adds up after the step.
+it is freed, wherever that happens, including in C++ autograd on another thread. The result is a
+list of events in time order that `account` sums after the step.
 
-The mode is on only in sampled steps, and runs the very op it was handed. That it is there at all
-makes ATen choose other ways through some composite operations: so it is for virtual devices, and
-for scripts that ask for it. Modes are per thread: each thread that works for a device pushes it.
+The mode is active in sampled steps only, and runs exactly the op it was given. Still, its presence
+makes ATen take other paths through some composite operations, so it is used only for virtual
+devices and for scripts that ask for it. Modes are per thread: each thread that works for a device
+pushes it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from torch.utils import _python_dispatch as dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpwatch.probe.foreign import is_foreign
-from dpwatch.probe.memory.aside import Entries
 from dpwatch.probe.memory.events import (
     OUT,
     BackwardMark,
@@ -34,6 +34,7 @@ from dpwatch.probe.memory.events import (
     StorageRef,
     only_shapes,
 )
+from dpwatch.probe.memory.mode_conflicts import ConflictHooks
 
 _RESIZE = "resize_"
 
@@ -46,8 +47,8 @@ _TRACKERS: weakref.WeakSet[StorageTracker] = weakref.WeakSet()
 class StorageTracker:
     """Events of all threads in one list.
 
-    `list.append` is atomic under the GIL, and allocation and free are seen under the GIL, so the
-    order of the list is the order of time across threads, and no lock is needed.
+    `list.append` is atomic under the GIL, and allocations and frees are seen under the GIL, so the
+    list is in time order across threads, and no lock is needed.
     """
 
     def __init__(self) -> None:
@@ -60,53 +61,53 @@ class StorageTracker:
         self._plans: dict[Any, Plan] = {}
         self._own_resize: Any = None
         self._watches = False
-        self._aside = Entries(self._leave)
+        self._conflicts = ConflictHooks(self._leave)
         _TRACKERS.add(self)
 
     # -- a sampled step ---------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Starts a new list of events with what is known to be alive."""
+        """Starts a new list of events with everything known to be alive."""
         self.events = events = []
         for entry in list(self._entries.values()):
             entry.carried = True
             events.append((entry, entry.nbytes))
         self._watch_resize()
-        self._aside.open()
+        self._conflicts.open()
         self.active = True
 
     def end(self) -> list[Event]:
-        """Stops following (entries alive stay known) and hands over the events."""
+        """Stops tracking (living entries stay known) and returns the events."""
         self.active = False
         self._unwatch_resize()
-        self._aside.close()
+        self._conflicts.close()
         events, self.events = self.events, []
         return events
 
     def may_push(self) -> bool:
-        """Whether the mode may go on this thread's stack: not above or below someone else's."""
-        if self.lane.pushed:  # left over from a boundary inside a user's own mode
+        """Whether the mode may go on this thread's stack: not above or below somebody else's."""
+        if self.lane.pushed:  # left over from a step boundary inside a user's own mode
             return self._on_top()
         stack = dispatch._get_current_dispatch_mode_stack()
         return all(getattr(mode, "stays_beneath", False) for mode in stack)
 
     def push(self) -> bool:
-        """Puts the mode on this thread's stack, if it may go there."""
+        """Puts the mode on this thread's stack, if allowed."""
         if self.lane.pushed or not self.may_push():
             return self.lane.pushed and self._on_top()
-        # Not `__enter__`: it also sets process-wide flags, which threads would leave in disorder.
+        # Not `__enter__`: it also sets process-wide flags, which is not safe with threads.
         dispatch._push_mode(self._mode)
         self.lane.pushed = True
         self.lane.graph_task = -1
         return True
 
     def pop(self) -> None:
-        """Takes the mode off this thread's stack when it is on top; else it stays, passive."""
+        """Takes the mode off this thread's stack if it is on top; otherwise it stays, inactive."""
         if self.lane.pushed and self._on_top():
             dispatch._pop_mode()
             self.lane.pushed = False
 
-    def settle_backward(self) -> None:
+    def finish_backward(self) -> None:
         """Marks the end of a backward that was the last thing this thread did."""
         if self.lane.graph_task != -1:
             self.lane.graph_task = -1
@@ -124,31 +125,31 @@ class StorageTracker:
         lane.device = device
 
     def exit_job(self) -> None:
-        """The innermost job is done."""
+        """The innermost job has ended."""
         lane = self.lane
         if self.active:
-            self.settle_backward()
+            self.finish_backward()
         device, pushed = lane.outer.pop()
         lane.device = device
         if pushed:
             self.pop()
 
     def fail(self, error: Exception) -> None:
-        """Stops following: what comes now could not be trusted."""
-        self.stand_aside(f"{type(error).__name__}: {error}")
+        """Stops tracking after an error: later events could not be trusted."""
+        self.disable(f"{type(error).__name__}: {error}")
 
-    def stand_aside(self, why: str) -> None:
-        """Stops following; the mode leaves the stack at the next chance."""
+    def disable(self, why: str) -> None:
+        """Stops tracking; the mode leaves the stack at the next opportunity."""
         self.failure = self.failure or why
         self.active = False
 
     def _leave(self, why: str) -> None:
-        self._aside.close()  # dynamo knows these functions by what they are
-        self.stand_aside(why)
+        self._conflicts.close()  # dynamo compares these functions by identity
+        self.disable(why)
         self.leave_if_failed()
 
     def leave_if_failed(self) -> None:
-        """Between operations, on any thread that follows: takes the mode off if it is done for."""
+        """Removes the mode if it has been disabled; between operations, on any tracked thread."""
         if self.failure and self.lane.pushed:
             self.pop()
 
@@ -160,29 +161,29 @@ class StorageTracker:
         """Counts a tensor found by walking.
 
         Args:
-            tensor: A plain tensor, None for one that can't be counted.
-            category: What it is.
-            known: Storages this walk has met already, added to: the first category stands.
-            device: Whose it is, if nobody saw it being made.
+            tensor: A plain tensor, None for one that cannot be counted.
+            category: Its category.
+            known: Storages this walk has seen already, extended here: the first category wins.
+            device: Its device, if its allocation was not seen.
         """
         if tensor is None or not tensor.is_cpu:
             return
         if tensor.is_complex():
-            self.stand_aside("complex tensors are in use")
+            self.disable("complex tensors are in use")
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in known:
             return
         known.add(key)
         if category == "params" and tensor.numel() and not storage.nbytes():
-            category = "gathered"  # its memory is given back until it is gathered again
+            category = "gathered"  # its memory is freed until it is gathered again
         entry = self._entries.get(key)
         if entry is None:
             entry = self._follow(storage, device, in_backward=False)
         entry.category = category
 
     def device_of(self, tensor: torch.Tensor | None) -> int:
-        """The device a tensor is known to lie on, 0 if it isn't known."""
+        """The device that a tensor is known to be on, 0 if unknown."""
         entry = None if tensor is None else self._entries.get(tensor.untyped_storage()._cdata)
         return 0 if entry is None else entry.device
 
@@ -191,11 +192,11 @@ class StorageTracker:
         self._entries.clear()
 
     def alive(self) -> list[Entry]:
-        """Entries of all storages known to live now."""
+        """Entries of all storages known to be alive."""
         return list(self._entries.values())
 
     def see(self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """Takes note of what one op allocated and read."""
+        """Records what one op allocated and read."""
         lane = self.lane
         task = torch._C._current_graph_task_id()
         if task != lane.graph_task:
@@ -210,11 +211,11 @@ class StorageTracker:
             position, category = plan.tags
             self._tag(kwargs["out"] if position == OUT else args[position], category)
         if lane.device and task == -1:
-            # A replica has no module to walk: its parameters are the leaves its forward reads.
+            # A replica has no modules to walk: its parameters are the leaves its forward reads.
             self._see_leaves(args)
 
     def plan_of(self, func: Any) -> Plan:
-        """What has to be looked at after an op, worked out once from its schema."""
+        """What to check after an op, derived once from its schema."""
         plan = self._plans.get(func)
         if plan is None:
             plan = self._plans[func] = Plan(func)
@@ -230,7 +231,7 @@ class StorageTracker:
     def _see_new(self, out: Any, device: int, in_backward: bool) -> None:
         if isinstance(out, torch.Tensor):
             if out.is_complex():
-                self.stand_aside("complex tensors are in use")
+                self.disable("complex tensors are in use")
             if out.is_cpu:
                 storage = out.untyped_storage()
                 if storage._cdata not in self._entries:
@@ -262,7 +263,7 @@ class StorageTracker:
                 entry.category = category
 
     def _follow(self, storage: Storage, device: int, *, in_backward: bool) -> Entry:
-        """Knows the storage from here on; in a sampled step, as made now."""
+        """Tracks a storage from here on; in a sampled step, as allocated now."""
         entry = self._know(storage, Entry(device, storage.nbytes(), in_backward=in_backward))
         if self.active:
             self.events.append((entry, entry.nbytes))
@@ -276,7 +277,7 @@ class StorageTracker:
         return entry
 
     def _freed(self, ref: weakref.ref[Storage]) -> None:
-        # Runs inside the storage's destructor, on any thread: no locks, nothing that can raise.
+        # Runs in the storage's destructor, on any thread: no locks, nothing that can raise.
         assert isinstance(ref, StorageRef)
         entry = ref.entry
         self._entries.pop(ref.key, None)
@@ -290,17 +291,17 @@ class StorageTracker:
             entry.nbytes = nbytes
 
     def _see_storage_resized(self, storage: Storage, before: int) -> None:
-        """FSDP's unsharded parameters come and go this way, in storages made long before."""
+        """FSDP's unsharded parameters come and go this way, in storages allocated long before."""
         entry = self._entries.get(storage._cdata)
         if entry is None:
             entry = self._know(storage, Entry(self.lane.device, before, in_backward=False))
             entry.carried = True
-            self.events.insert(0, (entry, before))  # it was there when the step began
+            self.events.insert(0, (entry, before))  # it existed when the step began
         if entry.category is None:
             entry.category = "gathered"
         self._resized(entry, storage.nbytes())
 
-    # -- FSDP frees by resizing storages to nothing ---------------------------------------------
+    # -- FSDP frees storages by resizing them to 0 ----------------------------------------------
 
     def _watch_resize(self) -> None:
         original = Storage.resize_
@@ -337,7 +338,7 @@ class StorageTracker:
 
 
 def any_unwraps(types: Any) -> bool:
-    """Whether one of the tensor classes has a dispatch of its own."""
+    """Whether one of the tensor classes has its own `__torch_dispatch__`."""
     disabled = torch._C._disabled_torch_dispatch_impl
     return any(getattr(kind, "__torch_dispatch__", disabled) is not disabled for kind in types)
 
@@ -348,14 +349,14 @@ def _is_distributed(kind: type) -> bool:
 
 
 def _called_by_ddp() -> bool:
-    """Whether the op now dispatched comes from DDP's own code: its reducer makes buckets."""
+    """Whether the current op comes from DDP's own code, whose reducer allocates buckets."""
     # This function, see, __torch_dispatch__, then whoever called into C++.
     caller = sys._getframe(3).f_code
     return caller.co_filename.endswith(_DDP_FILE)
 
 
 class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs each op and shows the tracker what came of it."""
+    """Runs each op and reports its result to the tracker."""
 
     supports_higher_order_operators = True
 
@@ -365,7 +366,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # True wraps this class's dispatch in a dynamo guard: microseconds an op, for nothing.
+        # True would wrap this class's dispatch in a dynamo guard, at microseconds per op.
         return False
 
     def __torch_dispatch__(
@@ -380,9 +381,9 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         tracker = self._tracker
         if types and any_unwraps(types):
-            # A subclass (such as DTensor) takes itself apart first; its parts come back here.
+            # A subclass (such as DTensor) unwraps itself first; its parts come back here.
             if not all(map(_is_distributed, types)):
-                tracker.stand_aside("tensor subclasses are in use")
+                tracker.disable("tensor subclasses are in use")
             return NotImplemented
         out = func(*args, **kwargs)
         if tracker.active:
@@ -396,7 +397,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _silence_child() -> None:
-    """A forked DataLoader worker inherits the mode in mid-step: it must not follow anything."""
+    """A forked DataLoader worker inherits the mode mid-step: it must not track anything."""
     for tracker in list(_TRACKERS):
         tracker.active = False
         tracker.pop()

@@ -1,4 +1,4 @@
-"""What the memory ledger knows of: storages, events, the lane a thread is in, what an op does."""
+"""Data of the memory ledger: storages, events, a thread's lane, and what each op does."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 Storage = torch.UntypedStorage
 
 OUT = -1
-"""Stands for the argument `out` where an argument's position is asked for."""
+"""Used as a position to refer to the argument `out`."""
 
-# What some ops take or fill tells what it is: gathered parameters (in tensors that FSDP allocated
-# long before, and grows by `resize_`), or gradients copied together to be reduced.
+# Some ops reveal the category of their arguments: gathered parameters (in tensors that FSDP
+# allocated long before and grows by `resize_`), or gradients packed for a reduction.
 _TAGS = {
     "c10d::_allgather_base_": (0, "gathered"),
     "c10d::allgather_into_tensor_coalesced_": (0, "gathered"),
@@ -28,16 +28,17 @@ _RESIZES = frozenset({"aten::resize_", "aten::set_", "aten::resize_as_"})
 
 
 class Entry:
-    """One followed storage.
+    """One tracked storage.
 
     Attributes:
         device: Index of the device that owns it.
-        nbytes: Its size now.
-        category: Once known for sure, else None (`account` then goes by its life).
+        nbytes: Its current size.
+        category: Its category once known for sure, else None (`account` then derives it from its
+            life).
         in_backward: Allocated while autograd ran.
-        carried: It was there before the sampled step began.
+        carried: It existed before the sampled step began.
         bucket: A gradient bucket of DDP's reducer.
-        ref: Weak reference to the storage, None once it is gone.
+        ref: Weak reference to the storage, None once it is freed.
     """
 
     __slots__ = ("bucket", "carried", "category", "device", "in_backward", "nbytes", "ref")
@@ -53,7 +54,7 @@ class Entry:
 
 
 class StorageRef(weakref.ref[Storage]):
-    """Weak reference to a storage that brings its entry along to the callback."""
+    """Weak reference to a storage that carries its entry to the callback."""
 
     __slots__ = ("entry", "key")
 
@@ -62,7 +63,7 @@ class StorageRef(weakref.ref[Storage]):
 
 
 class BackwardMark:
-    """Event: autograd begins (or has ended) running on a device's thread."""
+    """Event: autograd starts (or has stopped) running on a device's thread."""
 
     __slots__ = ("begins", "device")
 
@@ -72,11 +73,11 @@ class BackwardMark:
 
 
 Event = tuple[Entry | BackwardMark, int]
-"""An entry and the bytes it grew by (negative: shrank, was freed), or a mark and 0."""
+"""An entry and the bytes it grew by (negative: shrank or was freed), or a mark and 0."""
 
 
 class Lane(threading.local):
-    """What the calling thread works for."""
+    """The device that the calling thread works for."""
 
     device = 0
     graph_task = -1
@@ -110,14 +111,14 @@ class Owner:
 
 
 class Plan:
-    """What to look at after an op."""
+    """What to check after an op."""
 
     __slots__ = ("allocates", "empty", "resizes", "tags")
 
     def __init__(self, func: Any) -> None:
         name = func._schema.name
-        # Views, in-place and out= ops return what they were given; so do all collectives, though
-        # their schemas don't say so.
+        # Views, in-place and out= ops return their arguments; so do all collectives, although
+        # their schemas do not say so.
         returns_new = any(value.alias_info is None for value in func._schema.returns)
         self.allocates = returns_new and not name.startswith("c10d::")
         self.empty = name == "aten::empty"
@@ -126,9 +127,9 @@ class Plan:
 
 
 def only_shapes() -> bool:
-    """Whether a `FakeTensorMode` is on (DTensor works out its shardings so): nothing is real then.
+    """Whether a `FakeTensorMode` is on (DTensor propagates shardings with it), so nothing is real.
 
-    That mode comes after those of `TorchDispatchMode`s like ours, which must let it have the op.
+    That mode comes after `TorchDispatchMode`s like this one, which must pass the op on to it.
     """
     fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
     return fake is not None

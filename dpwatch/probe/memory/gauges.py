@@ -1,12 +1,12 @@
-"""What a device holds in all, from whoever keeps count of it anyway; nothing is ever reset.
+"""A device's total memory, from whoever counts it anyway; nothing is ever reset.
 
 `HostGauge`: the operating system's resident size, and malloc's bytes in use. `CudaGauge`: the
 caching allocator's statistics
 (https://docs.pytorch.org/docs/stable/generated/torch.cuda.memory_stats.html), which are kept on the
-host, so reading them neither synchronises nor allocates.
+host, so reading them neither synchronizes nor allocates.
 
-Both peaks are running ones: the highest since the process began (or the user reset it). A step's
-own peak can't be read without a reset, and the statistics are the user's.
+Both peaks are cumulative: the highest since the process started (or since the user reset it). A
+step's own peak cannot be read without a reset, and the statistics belong to the user.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PEAK = "allocated_bytes.all.peak"
 
 
 class Totals(NamedTuple):
-    """Bytes held now, the most since the process began, and what malloc has handed out."""
+    """Bytes held now, the most since the process started, and what malloc has handed out."""
 
     current: int
     peak: int
@@ -33,10 +33,10 @@ class Totals(NamedTuple):
 
 
 class Gauge(Protocol):
-    """Reads one device.
+    """Reads the memory of one device.
 
     Attributes:
-        device: Which.
+        device: The device.
         source: As in `wire.messages.Memory`.
     """
 
@@ -44,10 +44,10 @@ class Gauge(Protocol):
     source: str
 
     def totals(self) -> Totals | None:
-        """What it holds, None where nobody tells."""
+        """What it holds, None if unknown."""
 
     def in_use(self) -> int | None:
-        """Bytes that rise and fall with its tensors; cheap enough for several times a step."""
+        """Bytes that rise and fall with its tensors; cheap enough to read several times a step."""
 
 
 class HostGauge:
@@ -60,7 +60,7 @@ class HostGauge:
         self._heap = Heap()
 
     def totals(self) -> Totals | None:
-        """See `Gauge`; all that the process holds, its libraries too."""
+        """See `Gauge`; everything the process holds, including its libraries."""
         heap = self._heap.in_use()
         now, peak = resident()
         return None if now is None else Totals(now, peak, heap)
@@ -79,7 +79,7 @@ class CudaGauge:
         self.device = device
 
     def totals(self) -> Totals | None:
-        """See `Gauge`; None before CUDA is in use, and of allocators that keep no figures."""
+        """See `Gauge`; None before CUDA is initialized, and for allocators without statistics."""
         if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             return None
         stats = torch.cuda.memory_stats(self.device)
@@ -94,9 +94,9 @@ class CudaGauge:
 
 
 def gauges_of(devices: Sequence[DeviceInfo]) -> dict[int, Gauge]:
-    """A gauge by index of a device, of those that this process's figures say something of.
+    """Gauges by device index, for the devices that this process's figures describe.
 
-    Of several devices in host memory the process's figures are no one's.
+    With several devices in host memory, the process's figures describe none of them.
     """
     found: dict[int, Gauge] = {
         index: CudaGauge(torch.device(device.name))
@@ -108,7 +108,7 @@ def gauges_of(devices: Sequence[DeviceInfo]) -> dict[int, Gauge]:
     return found
 
 
-def gauge_unasked() -> Gauge:
+def default_gauge() -> Gauge:
     """A gauge for a process whose device is not known yet."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return CudaGauge(torch.device("cuda", torch.cuda.current_device()))

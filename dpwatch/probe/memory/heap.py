@@ -1,12 +1,12 @@
-"""Bytes that malloc has handed out and not had back, as glibc counts them (`mallinfo2`).
+"""Bytes that malloc has handed out and that are not yet freed, as glibc counts them (`mallinfo2`).
 
-torch's CPU allocator keeps no statistics, but it takes its memory from malloc, so this figure
-rises and falls with tensors to within some bytes each. It holds whatever else the process
-allocates, and nothing that Python's own arenas or mapped files hold.
+torch's CPU allocator keeps no statistics, but it uses malloc, so this figure rises and falls with
+tensors to within a few bytes each. It includes whatever else the process allocates, but not the
+memory of Python's own arenas or mapped files.
 
-The call goes through a library handle that keeps the GIL: giving it up would let another thread
-of the script's run in between. It looks through the free lists of all arenas, 0.5 µs in a young
-process; where memory is so fragmented that it takes long, nothing is read any more.
+The call goes through a library handle that keeps the GIL: releasing it would let another thread of
+the script run in between. It walks the free lists of all arenas, 0.5 µs in a young process. If
+memory is so fragmented that this takes long, nothing is read any more.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-DEAR_NS = 1_000_000
-"""CPU time of a call from which on it is the last."""
+SLOW_NS = 1_000_000
+"""CPU time of a call from which on it is the last one."""
 
 TRIAL_BYTES = 1 << 16
-"""Allocated and freed once, to see whether torch's memory is malloc's; below its mmap threshold."""
+"""Allocated and freed once, to check whether torch uses this malloc; below its mmap threshold."""
 
 _TRIALS = 3
 
@@ -38,7 +38,7 @@ class Heap:
     """Reads the heap; on the training thread only.
 
     Attributes:
-        note: Why it can't be read, "" while it can.
+        note: Why it cannot be read, "" while it can.
     """
 
     def __init__(self, cpu_ns: Callable[[], int] = time.thread_time_ns) -> None:
@@ -50,12 +50,12 @@ class Heap:
             self.note = "this C library has no mallinfo2"
 
     def in_use(self) -> int | None:
-        """Bytes in use, None where it is unknown."""
+        """Bytes in use, None if unknown."""
         if self.note or not (self._proven or self._prove()):
             return None
         began = self._cpu_ns()
         found = self._read()
-        if self._cpu_ns() - began > DEAR_NS:
+        if self._cpu_ns() - began > SLOW_NS:
             self.note = "mallinfo2 takes too long: the heap is fragmented"
         return found
 
@@ -64,8 +64,8 @@ class Heap:
         return int(told.uordblks + told.hblkhd)
 
     def _prove(self) -> bool:
-        """Whether what torch allocates is counted: another malloc may stand in for glibc's."""
-        if torch._C._autograd._profiler_enabled():  # it may list allocations: not ours, please
+        """Whether torch's allocations are counted: another malloc may replace glibc's."""
+        if torch._C._autograd._profiler_enabled():  # it may list allocations; keep ours out
             return False
         for _ in range(_TRIALS):  # another thread may allocate or free meanwhile
             before = self._read()

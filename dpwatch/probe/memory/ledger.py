@@ -1,20 +1,20 @@
-"""Which instrument measures memory, and the exact one: a ledger of every storage.
+"""Chooses how memory is measured, and implements the exact way: a ledger of every storage.
 
-`start` chooses. A script's own devices are measured passively (`passive`): nothing of the
-probe stands in the dispatcher's way. The exact ledger is for virtual devices, whose bytes lie
-beside each other in one process's host memory, and for whoever asks for it
-(`watch(memory="exact")`, `dpwatch run --memory exact`, `DPWATCH_MEMORY=exact`).
+`start` chooses. A script's own devices are measured passively (`passive`): nothing of the probe
+interferes with the dispatcher. The exact ledger is for virtual devices, which share the host memory
+of one process, and for scripts that ask for it (`watch(memory="exact")`, `dpwatch run --memory
+exact`, `DPWATCH_MEMORY=exact`).
 
-On a sampled step it follows every storage through the dispatcher (`dispatch_mode`), and finds what
-was there before by walking models and optimizers (`walk`). A sampled step costs a few to
-twenty percent, so steps are sampled so seldom that the mean stays below one (`pace`).
+In a sampled step it tracks every storage through the dispatcher (`dispatch_mode`), and finds what
+existed before by walking models and optimizers (`walk`). A sampled step costs a few to twenty
+percent, so steps are sampled rarely enough to keep the mean below one (`pace`).
 
-Any dispatch mode makes ATen choose other ways through some operations, so results may differ in
-the last bits there. So the ledger stands aside for good as soon as it meets what modes are known
-to harm: torch.compile, functorch transforms, complex tensors, tensor subclasses other than
-DTensor; and where following fails or a mode of the script's own never goes away. It says why in
-`note`, and memory is passive from then on. A process that drives several virtual devices then
-reports nothing: its memory is no one device's.
+Any dispatch mode makes ATen take other paths through some operations, so the last bits of results
+may differ there. The ledger therefore disables itself for good as soon as it meets what modes are
+known to harm: torch.compile, functorch transforms, complex tensors, and tensor subclasses other
+than DTensor. It also does so if tracking fails, or if a mode of the script's own never goes away.
+It says why in `note`, and memory is measured passively from then on. A process that drives several
+virtual devices then reports nothing: its memory belongs to no single device.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ import torch
 
 from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.memory.account import account
-from dpwatch.probe.memory.aside import COMPILES, asked_to_compile
 from dpwatch.probe.memory.ddp import Buckets
 from dpwatch.probe.memory.dispatch_mode import StorageTracker
+from dpwatch.probe.memory.mode_conflicts import COMPILES, compile_in_use
 from dpwatch.probe.memory.pace import Pace
 from dpwatch.probe.memory.passive import FirstStep, PassiveMemory
-from dpwatch.probe.memory.walk import parts_of, persistent_tensors, unseen
+from dpwatch.probe.memory.walk import no_torch_function, parts_of, persistent_tensors
 from dpwatch.wire.messages import DeviceInfo, Memory
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ PASSIVE, EXACT = CHOICES = ("passive", "exact")
 VARIABLE = "DPWATCH_MEMORY"
 
 MOST_MISSED = 20
-"""Steps in a row that a mode of the script's own keeps from being followed."""
+"""Steps in a row that a mode of the script's own may prevent from being tracked."""
 
 _SAID = (
-    "dpwatch: memory=exact follows every tensor of sampled steps through a dispatch mode, under "
-    "which torch computes some operations otherwise: last bits of prod, of masked_fill's backward "
+    "dpwatch: memory=exact tracks the tensors of sampled steps with a dispatch mode, which makes "
+    "torch compute some operations differently: the last bits of prod, of masked_fill's backward "
     "and of complex eigvalsh and pinv may change there. See docs/memory.md\n"
 )
 
@@ -69,16 +69,16 @@ def start(
 
     Args:
         record: Takes `(Memory, device, step, …)`.
-        devices: What this process drives; none as long as nobody knows.
+        devices: The devices this process drives; empty as long as they are unknown.
         memory: One of `CHOICES`.
-        before: What stood here until the devices were known.
+        before: The instrument used until the devices were known.
     """
     if not devices:
         return FirstStep()
     kinds = {device.kind for device in devices}
     if "virtual" in kinds:
         return Ledger(record, devices=len(devices))
-    if memory == EXACT and "cuda" not in kinds:  # CUDA's allocator keeps its own account
+    if memory == EXACT and "cuda" not in kinds:  # CUDA's allocator keeps its own statistics
         if os.environ.get("LOCAL_RANK", "0") == "0":
             _say(_SAID)
         return Ledger(record, devices=len(devices))
@@ -87,27 +87,27 @@ def start(
 
 
 def choice(asked: str | None = None) -> str:
-    """How memory is to be measured; a word that is neither is told of once, on stderr.
+    """How memory is to be measured; an invalid value is reported once on stderr.
 
     Args:
-        asked: By the script itself; the environment's word counts where that is None.
+        asked: The script's choice; None uses the environment's.
     """
     name, word = ("memory", asked) if asked is not None else (VARIABLE, os.environ.get(VARIABLE))
     if word in CHOICES:
         return word
     if word:
-        _say(f"dpwatch: {name}={word!r}: it is passive or exact; taking passive\n")
+        _say(f"dpwatch: unknown {name}={word!r}, using passive; choose passive or exact\n")
     return PASSIVE
 
 
 class Ledger:
-    """Follows memory on sampled steps and records a `Memory` a device.
+    """Tracks memory in sampled steps and records a `Memory` per device.
 
-    The step methods are called on lane 0's thread at step boundaries, `enter_lane`, `exit_lane`
-    and `owner` on the thread they are about. None of them raises.
+    The step methods are called on lane 0's thread at step boundaries; `enter_lane`, `exit_lane` and
+    `owner` on the thread they concern. None of them raises.
 
     Attributes:
-        note: Why following ended, "" while it goes on.
+        note: Why tracking ended, "" while it goes on.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Ledger:
         devices: int = 1,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Prepares; nothing is followed before step 1.
+        """Prepares; nothing is tracked before step 1.
 
         Args:
             record: Takes `(Memory, device, step, …)`.
@@ -130,7 +130,7 @@ class Ledger:
         self._devices = devices
         self._tracker = StorageTracker()
         self._buckets = Buckets(self._tracker)
-        self._told: list[tuple[int, weakref.ref[Any]]] = []
+        self._declared: list[tuple[int, weakref.ref[Any]]] = []
         self._ready = False
         self._sampling = False
         self._missed = 0
@@ -138,7 +138,7 @@ class Ledger:
         self._passive = PassiveMemory(record, alike, clock_ns=clock_ns)
 
     def step_begin(self, step: int) -> None:
-        """A step begins: starts following if it is to be sampled."""
+        """A step begins: starts tracking if it is to be sampled."""
         if self.note:
             self._passive.step_begin(step)
             return
@@ -160,7 +160,7 @@ class Ledger:
             self._passive.before_backward()
 
     def step_end(self, step: int, optimizers: Iterable[Any], models: Iterable[Module]) -> None:
-        """A step has ended: adds up if it was sampled, and looks around if the next is to be.
+        """A step has ended: sums it if it was sampled, and scans if the next one is to be.
 
         Args:
             step: Its number, from 0.
@@ -176,7 +176,7 @@ class Ledger:
         if sampled:
             self._guarded(lambda: self._finish(step, list(optimizers), list(models)))
         if due and not self.note:
-            self._guarded(lambda: self._look_around(list(optimizers), list(models)))
+            self._guarded(lambda: self._scan(list(optimizers), list(models)))
         self.pace.close(sampled=sampled, prepared=due)
 
     def enter_lane(self, device: int) -> None:
@@ -184,7 +184,7 @@ class Ledger:
         self._tracker.enter_job(device)
 
     def exit_lane(self) -> None:
-        """The calling thread's job is done."""
+        """The calling thread's job has ended."""
         self._tracker.exit_job()
 
     def owner(self, device: int) -> AbstractContextManager[None]:
@@ -192,24 +192,24 @@ class Ledger:
         return self._tracker.owner(device)
 
     def holds(self, device: int, things: Sequence[Any]) -> None:
-        """What these modules and optimizers keep from step to step lies on `device`."""
-        self._told.extend((device, weakref.ref(thing)) for thing in things)
+        """What these modules and optimizers keep from step to step lives on `device`."""
+        self._declared.extend((device, weakref.ref(thing)) for thing in things)
 
     def close(self) -> None:
-        """Stops following; to be called on lane 0's thread."""
+        """Stops tracking; must be called on lane 0's thread."""
         self._stop(self.note or "closed")
         self._passive.close()
 
-    def _look_around(self, optimizers: list[Any], models: list[Module]) -> None:
-        """Finds what is there before a sampled step; keeps weak references only."""
-        if asked_to_compile():
+    def _scan(self, optimizers: list[Any], models: list[Module]) -> None:
+        """Finds what exists before a sampled step; keeps weak references only."""
+        if compile_in_use():
             self._stop(COMPILES)
             return
         if not self._tracker.may_push():
             self._miss()
             return
         self._adopt(optimizers, models)
-        self._buckets.look(models)
+        self._buckets.scan(models)
         self._ready = True
 
     def _start(self) -> None:
@@ -229,9 +229,9 @@ class Ledger:
 
     def _finish(self, step: int, optimizers: list[Any], models: list[Module]) -> None:
         if not self._tracker.failure:
-            self._tracker.settle_backward()
+            self._tracker.finish_backward()
             self._adopt(optimizers, models)
-            self._buckets.settle()
+            self._buckets.finish()
         events = self._tracker.end()
         self._tracker.pop()
         if self._tracker.failure:
@@ -243,11 +243,11 @@ class Ledger:
                               usage.current, usage.peak, "ledger"))  # fmt: skip
 
     def _adopt(self, optimizers: list[Any], models: list[Module]) -> None:
-        """Counts what is kept: first where the trainer said it lies, then all else."""
+        """Counts what is kept: first what the trainer declared with `holds`, then the rest."""
         known: set[int] = set()
         tracker = self._tracker
-        with unseen():
-            for device, ref in self._told:
+        with no_torch_function():
+            for device, ref in self._declared:
                 thing = ref()
                 if thing is not None:
                     alone = ([thing], []) if hasattr(thing, "param_groups") else ([], [thing])
@@ -274,7 +274,7 @@ class Ledger:
 
 
 def _held_by(parameter: Any) -> torch.Tensor | None:
-    """The plain tensor that a parameter is, or has its memory in."""
+    """The plain tensor that a parameter is, or that holds its memory."""
     return next(iter(parts_of(parameter)), None) if isinstance(parameter, torch.Tensor) else None
 
 
@@ -283,4 +283,4 @@ def _say(line: str) -> None:
         sys.stderr.write(line)
     except Exception as error:
         if is_foreign(error):
-            raise  # else it is closed, or there is none
+            raise  # otherwise stderr is closed or missing

@@ -1,4 +1,4 @@
-"""How often to sample: measures what sampled steps cost and spaces them to keep the mean small."""
+"""Decides which steps to sample: measures what sampling costs and keeps its mean cost small."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dpwatch.probe.steps import sampling
 
 DIRECT_SHARE = 0.004
-"""Mean cost aimed at where it is measured directly, as a share of training time …"""
+"""Target of the mean cost where it is measured directly, as a share of training time …"""
 
 MOST_SHARE = 0.005
-"""… and the share that it never exceeds, but for the first sample."""
+"""… and the share that it never exceeds, except for the first sample."""
 
 COST_SHARE = 0.008
 """The same where a sampled step is compared with others: below the promised 1 %."""
@@ -24,18 +24,18 @@ MIN_INTERVAL = 10
 MAX_INTERVAL = 10 * 2**8
 
 MOST_DOUBLED = 20
-"""Directly measured: at most one in so many doublings of ten steps, which is never reached."""
+"""With direct measurement, limit of doublings of ten steps, which is never reached."""
 
 _ENOUGH = 4
-"""Plain steps to compare with."""
+"""Number of plain steps to compare with."""
 
 
 class DirectPace:
-    """Spaces samples whose cost is measured directly: reading and walking, with training at rest.
+    """Spaces samples whose cost is measured directly: reading and walking while training pauses.
 
-    Sampled is the second step of a pair of neighbours that `sampling` chooses by number alone: in
-    one block of 10, 20, 40, … steps, so that ranks which measure differently still sample many
-    steps together, and steps that are only counted are left alone.
+    The second step of a pair is sampled, which `sampling` chooses by number alone: in one block of
+    10, 20, 40, … steps. So ranks with different costs still sample many steps together, and skipped
+    steps are left alone.
     """
 
     def __init__(self, clock_ns: Callable[[], int]) -> None:
@@ -59,7 +59,7 @@ class DirectPace:
         return step in FIRST_STEPS or self._is_turn(step, cost_ns, elapsed_ns)
 
     def spent(self, step: int, cost_ns: int) -> None:
-        """A sampled step is over; in it so much time went into sampling."""
+        """A sampled step has ended; sampling took that much of its time."""
         self._costs_ns.append(cost_ns)
         self._spent_ns += cost_ns
 
@@ -73,15 +73,15 @@ class DirectPace:
 
 
 class Pace:
-    """Decides which steps are sampled where sampling makes the step itself slower.
+    """Decides which steps are sampled where sampling slows down the step itself.
 
-    Steps are sampled at multiples of an interval that only doubles and halves, so that ranks which
-    measure differently still sample many steps together, and one rank's sampled step does not
-    make the others wait at another time.
+    Steps are sampled at multiples of an interval that only doubles and halves. So ranks with
+    different costs still sample many steps together, and one rank's sampled step does not delay the
+    others at another time.
 
     Attributes:
         interval: Steps from one sampled step to the next.
-        missed: A step that was due could not be sampled: the next one is due.
+        missed: A due step could not be sampled, so the next one is due.
     """
 
     def __init__(self, clock_ns: Callable[[], int]) -> None:
@@ -104,14 +104,14 @@ class Pace:
         self._began_ns = self._clock_ns()
 
     def end(self) -> None:
-        """Its training has ended; what follows until `close` is the ledger's own work."""
+        """The step's training has ended; what follows until `close` is the ledger's own work."""
         self._ended_ns = self._clock_ns()
 
     def close(self, *, sampled: bool, prepared: bool) -> None:
-        """The ledger's work after the step is done.
+        """The ledger's work after the step has ended.
 
         Args:
-            sampled: The step was sampled: its own extra time and that work are the cost.
+            sampled: The step was sampled: its extra time and that work are the cost.
             prepared: That work was (also) for the next step, which will be sampled.
         """
         if self._began_ns is None:
@@ -125,7 +125,7 @@ class Pace:
                 self._adapt()
         elif self._steps > 1:
             self._plain_ns.append(step_ns)
-            if len(self._plain_ns) == _ENOUGH:  # the first samples' cost can be told from here on
+            if len(self._plain_ns) == _ENOUGH:  # from here on the first samples' cost is known
                 self._adapt()
         self._ahead_ns = work_ns if prepared and not sampled else 0
 

@@ -1,9 +1,8 @@
-"""Memory of a user's script: read and walked now and then, nothing followed and nothing hooked.
+"""Memory of a user's script: read and walked now and then, without hooks or tracking.
 
-In a sampled step: what the device holds by whoever counts it anyway (`gauges`), what models
-and optimizers keep by walking them (`walk`), to the byte, and activations as an estimate
-(`rise`). What is neither, such as temporaries, is unknown. Samples are spaced by what they
-cost (`pace`).
+In a sampled step, a device's total comes from whoever counts it anyway (`gauges`), what models and
+optimizers keep comes from walking them (`walk`), to the byte, and activations are estimated
+(`rise`). Other memory, such as temporaries, is unknown. Samples are spaced by their cost (`pace`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.instruments import NoLedger
 from dpwatch.probe.memory.ddp import BucketSizes
-from dpwatch.probe.memory.gauges import Totals, gauge_unasked, gauges_of
+from dpwatch.probe.memory.gauges import Totals, default_gauge, gauges_of
 from dpwatch.probe.memory.pace import DirectPace
 from dpwatch.probe.memory.rise import Estimate, Rise
 from dpwatch.probe.memory.walk import Walk
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class PassiveMemory(NoLedger):
-    """Records a `Memory` a device on sampled steps. Called on lane 0's thread only.
+    """Records a `Memory` per device in sampled steps. Called on lane 0's thread only.
 
     Attributes:
         note: Why it stopped, "" while it works.
@@ -50,8 +49,8 @@ class PassiveMemory(NoLedger):
 
         Args:
             record: Takes `(Memory, device, step, …)`.
-            devices: What this process drives.
-            before: What stood here in the first step.
+            devices: The devices this process drives.
+            before: The instrument of the first step.
             clock_ns: Monotonic clock.
         """
         self.note = ""
@@ -66,7 +65,7 @@ class PassiveMemory(NoLedger):
         self._cost_ns = 0
 
     def step_begin(self, step: int) -> None:
-        """A step begins: decides whether it is looked at."""
+        """A step begins: decides whether to sample it."""
         self._cost_ns = 0
         self._sampling = not self.note and self.pace.due(step)
         if self._sampling:
@@ -83,17 +82,17 @@ class PassiveMemory(NoLedger):
             self._guarded(self._rise.before_backward)
 
     def step_end(self, step: int, optimizers: Iterable[Any], models: Iterable[Module]) -> None:
-        """A step has ended: looks around if it is a sampled one."""
+        """A step has ended: scans if it is sampled."""
         if self._sampling:
             self._sampling = False
-            self._guarded(lambda: self._look_around(step, list(optimizers), list(models)))
+            self._guarded(lambda: self._scan(step, list(optimizers), list(models)))
             self.pace.spent(step, self._cost_ns)
 
     def close(self) -> None:
         """Stops reading."""
         self._stop("closed")
 
-    def _look_around(self, step: int, optimizers: list[Any], models: list[Module]) -> None:
+    def _scan(self, step: int, optimizers: list[Any], models: list[Module]) -> None:
         totals = {index: gauge.totals() for index, gauge in self._gauges.items()}
         if not any(totals.values()):
             return
@@ -110,7 +109,7 @@ class PassiveMemory(NoLedger):
     def _tell(
         self, index: int, step: int, held: Totals, now: ByCategory, estimate: Estimate | None
     ) -> None:
-        # Whatever moment the peak was at: these are there throughout, gradients are not.
+        # These exist throughout the step, so at the peak too; gradients do not.
         peak = ByCategory(params=now.params, optimizer=now.optimizer, buffers=now.buffers)
         source = self._gauges[index].source
         self._record((Memory, index, step, held.current, held.peak, now, peak, source,
@@ -133,10 +132,10 @@ class PassiveMemory(NoLedger):
 
 
 class FirstStep(NoLedger):
-    """Stands in until the devices are known, at the first step's end: only sees its rise.
+    """Used until the devices are known, at the end of the first step: only measures its rise.
 
     Attributes:
-        optimizers: Those that it ended with.
+        optimizers: Those that existed at its end.
     """
 
     def __init__(self) -> None:
@@ -146,7 +145,7 @@ class FirstStep(NoLedger):
 
     def before_forward(self) -> None:
         """See `LedgerLike`."""
-        self._guarded(self._look)
+        self._guarded(self._start_rise)
 
     def before_backward(self) -> None:
         """See `LedgerLike`."""
@@ -158,12 +157,12 @@ class FirstStep(NoLedger):
         self.optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
 
     def seen(self) -> dict[torch.device, int]:
-        """The rise by device; none where it could not be told."""
+        """The rise by device; empty if unknown."""
         return {} if self._rise is None or self._failed else self._rise.largest()
 
-    def _look(self) -> None:
+    def _start_rise(self) -> None:
         if self._rise is None:
-            self._rise = Rise({0: gauge_unasked()})
+            self._rise = Rise({0: default_gauge()})
         self._rise.before_forward()
 
     def _guarded(self, work: Callable[[], None]) -> None:

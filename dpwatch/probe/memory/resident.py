@@ -11,15 +11,15 @@ _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Resident(NamedTuple):
-    """Bytes: now, None where nobody tells; and the highest since this program began."""
+    """Bytes: now, None if unknown; and the highest since this program started."""
 
     now: int | None
     peak: int
 
 
 def resident() -> Resident:
-    """One look, some 40 µs. What somebody has reset (`/proc/self/clear_refs`) counts from there."""
-    # Not by the kernel's rusage, which keeps what the process had before it became this program.
+    """Reads both, in about 40 µs. After a reset (`/proc/self/clear_refs`) the peak starts over."""
+    # Not from rusage, whose maximum includes the time before this program was exec'ed.
     status = _read("/proc/self/status") or b""
     now, peak = _kibibytes(status, b"\nVmRSS:"), _kibibytes(status, b"\nVmHWM:")
     if peak is None:
@@ -33,7 +33,7 @@ def _kibibytes(status: bytes, name: bytes) -> int | None:
 
 
 def _read(path: str) -> bytes | None:
-    """A short file, without Python's file objects, which take several times as long to make."""
+    """Reads a short file without Python's file objects, which take several times as long."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,15 +1,15 @@
-"""Activations, estimated: how much memory in use grows by from forward's start to backward's start.
+"""Estimates activations: the growth of memory in use from the start of forward to that of backward.
 
-What is alive when backward begins and was not when forward began is, for the most part, what
-backward needs. The difference is off
+Memory that is alive when backward begins but was not when forward began is mostly what backward
+needs. The difference is
 
-- upwards by autograd's and Python's bookkeeping (0.3 to 2 KiB a tensor on the CPU);
-- downwards by what the script held from the step before and let go of meanwhile: `out` and `loss`
-  in `out = model(x); loss = …`. In the first step there is nothing to let go of, so its rise is an
-  upper bound, as long as batches stay as large. Gradients that `zero_grad()` frees in between are
-  looked at, and added.
+- too high by the bookkeeping of autograd and Python (0.3 to 2 KiB per tensor on the CPU);
+- too low by what the script kept from the previous step and freed meanwhile: `out` and `loss` in
+  `out = model(x); loss = …`. In the first step there is nothing to free, so its rise is an upper
+  bound, as long as batches stay as large. Gradients that `zero_grad()` frees in between are
+  measured and added.
 
-Parameters that FSDP gathers in forward and has not dropped by then count too.
+Parameters that FSDP gathers in forward and has not freed by then count too.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from dpwatch.probe.memory.gauges import Gauge
 from dpwatch.probe.memory.walk import own_gradient_bytes
 
 MOST_LOOKS = 32
-"""Micro-batches of a step that are looked at."""
+"""Micro-batches of a step that are measured."""
 
 BOOKKEEPING = 0.01
 MODULE_BYTES = 4 << 10
-"""What counts as bookkeeping: a share of the estimate, and so much a module."""
+"""Allowance for bookkeeping: a share of the estimate, and so many bytes per module."""
 
 _KEPT = 4
-"""Steps whose estimates' spread is part of the error."""
+"""Number of steps whose estimates' spread is part of the error."""
 
 
 class Estimate(NamedTuple):
-    """Bytes, and how far off they may be: None where no bound is known."""
+    """Bytes, and a bound on their error: None if unknown."""
 
     nbytes: int
     error: int | None
@@ -47,7 +47,7 @@ class Rise:
 
     Args:
         gauges: By device index.
-        first: The first step's, by device.
+        first: The first step's rise, by device.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Rise:
         self.begin(())
 
     def begin(self, optimizers: Iterable[weakref.ref[Any]]) -> None:
-        """A step begins that is looked at."""
+        """A sampled step begins."""
         self._optimizers = list(optimizers)
         self._gradients: dict[torch.device, int] | None = None
         self._bases: dict[int, int | None] | None = None
@@ -67,7 +67,7 @@ class Rise:
         self._looks = 0
 
     def before_forward(self) -> None:
-        """An outermost forward is about to begin; what lies before the first one counts."""
+        """An outermost forward is about to begin; only the first one after a backward counts."""
         if self._bases is not None or self._looks >= MOST_LOOKS:
             return
         if not self._looks:
@@ -89,13 +89,13 @@ class Rise:
                 self._largest[index] = max(rise, self._largest.get(index, rise))
 
     def end(self, modules: int) -> dict[int, Estimate]:
-        """The step is over.
+        """The step has ended.
 
         Args:
-            modules: How many modules the models consist of.
+            modules: Number of modules in the models.
 
         Returns:
-            By device index, where there was a forward and a backward, and they could be read.
+            By device index, if there was a forward and a backward and they could be measured.
         """
         found = {}
         for index, nbytes in self._largest.items():
@@ -110,7 +110,7 @@ class Rise:
         return {self._gauges[index].device: rise for index, rise in self._largest.items()}
 
     def _freed_gradients(self) -> Mapping[torch.device, int]:
-        """Gradients gone since forward began, in the step's first micro-batch."""
+        """Gradients freed since forward began, in the step's first micro-batch."""
         before, self._gradients = self._gradients, None
         if not before:
             return {}

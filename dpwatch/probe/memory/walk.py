@@ -1,13 +1,13 @@
-"""Finds the storages training keeps from one step to the next: what can be counted by looking.
+"""Finds the storages that training keeps from one step to the next.
 
 Parameters, gradients, optimizer state and module buffers are reachable from the models and
-optimizers, so their bytes are exact without following a single allocation. Everything is counted
-by untyped storage: views and tied weights count once.
+optimizers, so their bytes are exact without tracking a single allocation. Everything is counted by
+untyped storage: views and tied weights count once.
 
 The walk runs no code of the script's: it reads instance dictionaries instead of calling
 `parameters()` or properties, uses torch's own accessors instead of a subclass's, and hides from
-`__torch_function__` modes (`unseen`). None of what it reads goes through the dispatcher, copies
-lazily cloned memory or warns.
+`__torch_function__` modes (`no_torch_function`). Nothing it reads goes through the dispatcher,
+materializes lazily cloned memory, or warns.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Category = str
 """One of `wire.messages.CATEGORIES`."""
 
 Kept = tuple[Category, "torch.Tensor | None", "torch.Tensor | None"]
-"""A category, a tensor with a storage of its own (None: one that can't be counted), and the
-parameter it belongs to, as the model has it."""
+"""A category, a tensor with its own storage (None: one that cannot be counted), and the parameter
+it belongs to, as the model has it."""
 
 DEEPEST = 6
-"""Nesting of lists, dictionaries and wrapper tensors that is followed."""
+"""Maximum nesting of lists, dictionaries and wrapper tensors."""
 
 _Base: Any = torch.Tensor.__mro__[1]
 _grad = _Base.grad.__get__
@@ -43,24 +43,23 @@ _no_dispatch = torch._C._disabled_torch_dispatch_impl
 _address = getattr(torch._C, "_data_address", None)
 
 
-def unseen() -> AbstractContextManager[None]:
-    """While it is held, what this thread reads of tensors is not shown to function modes."""
+def no_torch_function() -> AbstractContextManager[None]:
+    """Hides what this thread reads of tensors meanwhile from function modes."""
     return torch._C.DisableTorchFunction()
 
 
 class Walk:
-    """What models and optimizers keep, in bytes by device and category.
+    """Bytes that models and optimizers keep, by device and category.
 
     Attributes:
-        modules: How many modules there are.
-        inside: Their list, outermost first.
+        inside: All modules, outermost first.
     """
 
     def __init__(self, optimizers: Iterable[Any], models: Iterable[torch.nn.Module]) -> None:
         self.inside = list(modules_of(models))
         self._bytes: dict[tuple[torch.device, Category], int] = {}
         self._unknown: set[Category] = set()
-        with unseen():
+        with no_torch_function():
             self._count(_persistent(list(optimizers), self.inside))
 
     def _count(self, tensors: Iterable[Kept]) -> None:
@@ -77,7 +76,7 @@ class Walk:
                 found[place] = found.get(place, 0) + storage.nbytes()
 
     def on(self, device: torch.device) -> ByCategory:
-        """What lies on a device; all unknown where no parameter does."""
+        """Bytes on a device; all unknown if no parameter is there."""
         if (device, "params") not in self._bytes:
             return ByCategory()
         known = {
@@ -93,8 +92,8 @@ def persistent_tensors(
 ) -> Iterator[Kept]:
     """Yields every tensor that training keeps, with its category; parameters come first.
 
-    A storage may come more than once (tied weights, two optimizers over one model); the first
-    category it comes with is its own. To be consumed while `unseen` is held.
+    A storage may appear more than once (tied weights, two optimizers over one model); its category
+    is the first it appears with. Consume it while `no_torch_function` is held.
 
     Args:
         optimizers: Anything with `param_groups` and `state`; a wrapper such as
@@ -124,12 +123,12 @@ def _persistent(optimizers: list[Any], modules: list[torch.nn.Module]) -> Iterat
 
 
 def own_gradient_bytes(optimizers: Iterable[Any]) -> dict[torch.device, int]:
-    """Bytes of the gradients that lie in a storage of their own, by device.
+    """Bytes of the gradients that have a storage of their own, by device.
 
-    Letting go of one of these frees it. Views of a bucket do not count.
+    Dropping one of these frees it. Views of a bucket do not count.
     """
     parts, found, seen = _Parts(), dict[torch.device, int](), set()
-    with unseen():
+    with no_torch_function():
         for parameter in _parameters(list(optimizers), []):
             grad = gradient_of(parameter)
             for part in () if grad is None else parts.of(grad):
@@ -143,7 +142,7 @@ def own_gradient_bytes(optimizers: Iterable[Any]) -> dict[torch.device, int]:
 
 
 def gradient_of(parameter: torch.Tensor) -> torch.Tensor | None:
-    """Its gradient, without the warning that other tensors than leaves answer with."""
+    """Its gradient, without the warning that non-leaf tensors give."""
     if _is_leaf(parameter) or _retains_grad(parameter):
         grad: torch.Tensor | None = _grad(parameter)
         return grad
@@ -151,7 +150,7 @@ def gradient_of(parameter: torch.Tensor) -> torch.Tensor | None:
 
 
 def first_trained(model: torch.nn.Module) -> torch.Tensor | None:
-    """What holds the memory of the first parameter that gets a gradient."""
+    """The tensor that holds the memory of the first parameter that gets a gradient."""
     for module in modules_of([model]):
         for parameter in _fields_of(module, "_parameters"):
             if _requires_grad(parameter):
@@ -160,13 +159,13 @@ def first_trained(model: torch.nn.Module) -> torch.Tensor | None:
 
 
 def place_of(tensor: torch.Tensor) -> torch.device:
-    """The device that a plain tensor's storage lies on."""
+    """The device of a plain tensor's storage."""
     device: torch.device = _storage(tensor).device
     return device
 
 
 def modules_of(models: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
-    """All modules in these, each once; by torch's own registry, whatever a subclass overrides."""
+    """All modules in these, each once; from torch's own registry, whatever a subclass overrides."""
     seen: set[int] = set()
     ahead = list(models)[::-1]
     while ahead:
@@ -178,7 +177,7 @@ def modules_of(models: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
 
 
 def attributes_of(thing: Any) -> Mapping[str, Any]:
-    """Instance attributes as they are stored, past any `__getattr__` or property."""
+    """Instance attributes as stored, bypassing any `__getattr__` or property."""
     try:
         found: Mapping[str, Any] = object.__getattribute__(thing, "__dict__")
     except AttributeError:
@@ -187,18 +186,18 @@ def attributes_of(thing: Any) -> Mapping[str, Any]:
 
 
 def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors that hold its memory: itself, or those inside of a wrapper (DTensor's shard)."""
+    """The tensors that hold its memory: itself, or those inside a wrapper (DTensor's shard)."""
     return [part for part in _Parts().of(tensor) if part is not None]
 
 
 class _Parts:
-    """Takes wrapper tensors apart, without asking their class."""
+    """Unwraps wrapper tensors without calling their class."""
 
     def __init__(self) -> None:
         self._dispatch: dict[type, bool] = {}
 
     def dispatch(self, tensor: torch.Tensor) -> bool:
-        """Whether its class has a `__torch_dispatch__`, which even its size may be asked of."""
+        """Whether its class has a `__torch_dispatch__`, which may be called even for its size."""
         kind = type(tensor)
         found = self._dispatch.get(kind)
         if found is None:
@@ -207,7 +206,7 @@ class _Parts:
         return found
 
     def of(self, tensor: torch.Tensor, depth: int = 0) -> Sequence[torch.Tensor | None]:
-        """Tensors with storages of their own; `(None,)` where none is found."""
+        """Tensors with their own storages; `(None,)` if none is found."""
         if not self.dispatch(tensor) or (_address is not None and _address(tensor)):
             return (tensor,)
         if depth >= DEEPEST:
@@ -227,7 +226,7 @@ def _slots_of(thing: Any) -> Iterator[Any]:
 
 
 def _parameters(optimizers: list[Any], modules: list[torch.nn.Module]) -> list[torch.Tensor]:
-    """Parameters of all models, then what only an optimizer knows of, each once."""
+    """Parameters of all models, then those that only an optimizer has, each once."""
     found = {id(p): p for module in modules for p in _fields_of(module, "_parameters")}
     for optimizer in optimizers:
         for group in attributes_of(optimizer).get("param_groups", ()):
@@ -236,7 +235,7 @@ def _parameters(optimizers: list[Any], modules: list[torch.nn.Module]) -> list[t
 
 
 def _fields_of(module: torch.nn.Module, name: str) -> list[Any]:
-    """Values of one of a module's registries; None among them are left out."""
+    """Values of one of a module's registries, without None."""
     registry = attributes_of(module).get(name)
     if not registry:
         return []
@@ -264,7 +263,7 @@ def _state_of(optimizer: Any, parts: _Parts) -> Iterator[Kept]:
 
 
 def _tensors_in(value: Any) -> list[torch.Tensor]:
-    """All tensors in it, however it nests lists and dictionaries."""
+    """All tensors in a value, through nested lists and dictionaries."""
     found: list[torch.Tensor] = []
     _collect(value, found, 0)
     return found
@@ -276,7 +275,7 @@ def _collect(value: Any, found: list[torch.Tensor], depth: int) -> None:
         found.append(value)
     elif depth < DEEPEST and issubclass(kind, dict | list | tuple):
         for inner in _elements_of(value, kind):
-            if type(inner) is torch.Tensor:  # the usual, without another call
+            if type(inner) is torch.Tensor:  # the common case, without another call
                 found.append(inner)
             else:
                 _collect(inner, found, depth + 1)

@@ -1,1 +1,1 @@
-"""What the process prints."""
+"""Captures what the process prints."""

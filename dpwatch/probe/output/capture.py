@@ -1,8 +1,8 @@
-"""What this process prints: its writes to stdout and stderr, seen as they happen.
+"""Captures this process's writes to stdout and stderr as they happen.
 
-The streams stay the objects they are. Each gets an attribute `write` of its own, over its class's,
-which writes as before and then appends to a bounded queue: nothing else happens on the thread that
-prints. What writes to the file descriptors past Python is not seen.
+The stream objects stay the same. Each gets an instance attribute `write` that shadows its class's:
+it writes as before and then appends to a bounded queue. Nothing else happens on the thread that
+prints. Writes to the file descriptors that bypass Python are not captured.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ from dpwatch.wire.messages import Output
 
 STREAMS = ("out", "err")
 MOST_WRITES = 1024
-"""Writes kept until the sender comes round; older ones go."""
+"""Writes kept until the sender drains them; older ones are dropped."""
 
 MOST_CHARS = 8192
-"""Kept of a single write: its end."""
+"""Characters kept of a single write: its end."""
 
 Written = tuple[int, str, int, int]
 """Index into `STREAMS`, text, wall clock in ns, lines that the stream ended before the text."""
 
 
 def wanted() -> bool:
-    """Whether this process's output is to be told: `DPWATCH_OUTPUT`, else under `dpwatch run`."""
+    """Whether to capture this process's output: `DPWATCH_OUTPUT`, else under `dpwatch run`."""
     said = os.environ.get("DPWATCH_OUTPUT")
     return said != "0" if said else "DPWATCH_SESSION" in os.environ
 
 
-def _let_go(error: BaseException) -> None:
-    """A line that can't be kept is not told; nothing else is wrong."""
+def _ignore(error: BaseException) -> None:
+    """A line that cannot be kept is dropped; nothing else is wrong."""
 
 
 class Tap:
-    """Hears what is written to `sys.stdout` and `sys.stderr` as they are now, until `close`."""
+    """Captures what is written to the current `sys.stdout` and `sys.stderr`, until `close`."""
 
     def __init__(self) -> None:
         self._written: deque[Written] = deque(maxlen=MOST_WRITES)
-        self._ended = [0, 0]  # lines written so far; only writers touch it …
-        self._fed = [0, 0]  # … and only the sender this: what it has come to
+        self._ended = [0, 0]  # lines written so far; used by writers only
+        self._fed = [0, 0]  # lines drained so far; used by the sender only
         self._lines = [Lines(name) for name in STREAMS]
-        self._placed: list[tuple[Any, Callable[..., Any], Callable[..., Any] | None]] = []
+        self._patched: list[tuple[Any, Callable[..., Any], Callable[..., Any] | None]] = []
         streams = [sys.stdout] if sys.stdout is sys.stderr else [sys.stdout, sys.stderr]
         for index, stream in enumerate(streams):
-            with suppress_own(Exception):  # a stream of the script's own, of whatever kind
-                self._place(index, stream)
+            with suppress_own(Exception):  # a custom stream of the script may raise anything
+                self._patch(index, stream)
 
-    def _place(self, index: int, stream: Any) -> None:
+    def _patch(self, index: int, stream: Any) -> None:
         before = vars(stream).get("write")
         ours = self._writer(index, stream.write)
         stream.write = ours
-        self._placed.append((stream, ours, before))
+        self._patched.append((stream, ours, before))
 
     def _writer(self, index: int, plain: Callable[..., Any]) -> Callable[..., Any]:
         keep = self._keep
@@ -71,10 +71,10 @@ class Tap:
                 if type(text) is str:
                     keep(index, text)
             except Exception as error:  # noqa: BLE001 - never into the user's code
-                own_fault(error, _let_go)
+                own_fault(error, _ignore)
             return result
 
-        with suppress_own(Exception):  # the script may look at its name and signature
+        with suppress_own(Exception):  # the script may inspect its name and signature
             functools.update_wrapper(write, plain)
             write.__self__ = plain.__self__  # type: ignore[attr-defined]  # as a method has it
         return write
@@ -87,10 +87,10 @@ class Tap:
             text = text[-MOST_CHARS:]
         self._written.append((index, text, time_ns(), before))
 
-    def tell(self, error: BaseException) -> None:
-        """Takes what Python is about to print of the exception that ends the process.
+    def record_exception(self, error: BaseException) -> None:
+        """Adds what Python is about to print of the exception that ends the process.
 
-        Nobody hears that any more: the probe says goodbye first.
+        It cannot be captured when printed: the probe says goodbye before.
         """
         with suppress_own(Exception):  # an exception's own text may raise
             if isinstance(error, SystemExit):
@@ -99,27 +99,27 @@ class Tap:
                 text = "".join(traceback.format_exception(error))
             self._keep(STREAMS.index("err"), text)
 
-    def take(self, *, last: bool = False) -> list[Output]:
-        """What has come since the last call; on the sender thread only.
+    def drain(self, *, last: bool = False) -> list[Output]:
+        """What was written since the last call; on the sender thread only.
 
         Args:
-            last: Nothing will come any more: a line that was not ended is told as it is.
+            last: Nothing more will come: an unfinished line is returned as it is.
         """
         now_ns = time_ns()
         for _ in range(len(self._written)):
             index, text, wall_ns, before = self._written.popleft()
-            # What went to make room is not there; two threads that print at once may miscount.
+            # Dropped writes are missing; two threads that print at once may miscount.
             self._lines[index].feed(text, wall_ns, max(before - self._fed[index], 0))
             self._fed[index] = before + text.count("\n")
-        if last:  # what made room for the other stream, too
+        if last:  # writes dropped in favour of the other stream count too
             for index, lines in enumerate(self._lines):
                 lines.left_out += max(self._ended[index] - self._fed[index], 0)
-        told = (lines.take(now_ns, last=last) for lines in self._lines)
+        told = (lines.drain(now_ns, last=last) for lines in self._lines)
         return [output for output in told if output is not None]
 
     def close(self) -> None:
-        """Takes ours off again, where nobody has put theirs on top."""
-        placed, self._placed = self._placed, []
+        """Removes our `write`, unless somebody has patched over it."""
+        placed, self._patched = self._patched, []
         for stream, ours, before in placed:
             with suppress_own(Exception):
                 if vars(stream).get("write") is not ours:

@@ -1,4 +1,4 @@
-"""From what a stream is written to lines that can be told: whole, clean, not too long or many."""
+"""Turns what is written to a stream into lines to send: complete, clean, and limited in number."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections import deque
 from dpwatch.wire.messages import Line, Output
 
 MOST_CHARS = 400
-"""Characters told of a line."""
+"""Characters sent of a line."""
 
 KEPT_CHARS = 4 * MOST_CHARS
-"""Kept of a line as it is written, escape sequences and all."""
+"""Characters kept of a line in progress, including escape sequences."""
 
 RATE = 50
-"""Lines a second a stream may go on telling …"""
+"""Lines per second that a stream may send continuously …"""
 BURST = 200
-"""… and how many at once. Of more the last ones are told."""
+"""… and how many at once. Beyond that, the last ones are sent."""
 
 OPEN_NS = 500_000_000
-"""A line that is not ended yet is told so long after the last time."""
+"""Interval at which an unfinished line is sent."""
 
 _ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]?"  # control sequences, such as colours
@@ -32,7 +32,7 @@ _ESCAPES = re.compile(
 
 
 def cleaned(text: str) -> str:
-    """The text as a terminal would show it, but for colours; at most `MOST_CHARS` long."""
+    """The text as a terminal would show it, without colours; at most `MOST_CHARS` long."""
     if "\x1b" in text or not text.isascii():
         text = _ESCAPES.sub("", text)
     if "\b" in text:
@@ -44,7 +44,7 @@ def cleaned(text: str) -> str:
 
 
 def _printable(char: str) -> str:
-    """A character as it can be sent and shown: surrogates can't be encoded, controls do things."""
+    """A character that can be sent and shown: no surrogates, no control characters."""
     category = unicodedata.category(char)
     if category == "Cc":
         return ""
@@ -52,7 +52,7 @@ def _printable(char: str) -> str:
 
 
 def _rubbed_out(text: str) -> str:
-    """Backspaces carried out, as old progress bars use them."""
+    """Applies backspaces, as old progress bars use them."""
     kept: list[str] = []
     for char in text:
         if char != "\b":
@@ -63,10 +63,10 @@ def _rubbed_out(text: str) -> str:
 
 
 class Lines:
-    """One stream's lines, put together from its writes.
+    """The lines of one stream, assembled from its writes.
 
     Attributes:
-        left_out: Lines that are not told, since the last `take`.
+        left_out: Lines dropped since the last `drain`.
     """
 
     def __init__(self, stream: str) -> None:
@@ -96,7 +96,7 @@ class Lines:
             self._part_ns = wall_ns
 
     def _add(self, piece: str) -> None:
-        """Goes on with the line; after a carriage return it is written anew."""
+        """Continues the line; after a carriage return it is overwritten."""
         if self._returned and piece.strip("\r"):
             self._part, self._returned = "", False
         if "\r" in piece:
@@ -110,12 +110,12 @@ class Lines:
             piece = states[-1]
         self._part += piece[: KEPT_CHARS - len(self._part)]
 
-    def take(self, now_ns: int, *, last: bool = False) -> Output | None:
-        """What is to be told now, None where that is nothing.
+    def drain(self, now_ns: int, *, last: bool = False) -> Output | None:
+        """What is to be sent now, None if there is nothing.
 
         Args:
             now_ns: Wall clock.
-            last: Nothing will come any more: all is told, however much came before.
+            last: Nothing more will come: everything is sent, regardless of the rate.
         """
         if self._credit_ns is not None:
             self._credit += RATE * max(now_ns - self._credit_ns, 0) / 1e9
@@ -130,7 +130,7 @@ class Lines:
         self._credit -= len(lines)
         part = cleaned(self._part)
         grown = part != self._told_part and (last or now_ns - self._told_ns >= OPEN_NS)
-        # A line that has ended was told whole, so that nothing of it stays open.
+        # A line that has ended was sent completely, so nothing of it stays open.
         if not (lines or self.left_out or grown or (self._told_part and not part)):
             return None
         if lines or grown or not part:

@@ -1,1 +1,1 @@
-"""From the queue of records to the hub: who this process is, frames, the socket."""
+"""Sends records to the hub."""

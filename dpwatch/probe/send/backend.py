@@ -1,4 +1,4 @@
-"""Which backend the default process group really has, as `Hello.backend` says it."""
+"""The backend that the default process group really uses, as in `Hello.backend`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 
 def backend_of_world(dist: Any) -> str:
-    """`gloo`, `nccl`, …; with several by device those that can be in use: `cpu:gloo,cuda:nccl`.
+    """`gloo`, `nccl`, …; with several by device, those that may be in use: `cpu:gloo,cuda:nccl`.
 
-    `get_backend` says `undefined` where the script has left the choice to torch.
+    `get_backend` returns `undefined` if the script left the choice to torch.
 
     Args:
-        dist: `torch.distributed`, which is initialised.
+        dist: `torch.distributed`, initialized.
 
     Raises:
-        RuntimeError, ValueError, TypeError: It is not, any more.
+        RuntimeError, ValueError, TypeError: It is no longer initialized.
     """
     config = getattr(dist, "get_backend_config", None)
     pairs = [] if config is None else [pair.partition(":") for pair in str(config()).split(",")]
@@ -30,7 +30,7 @@ def backend_of_world(dist: Any) -> str:
 
 
 def _is_used(device: str) -> bool:
-    """Whether this process has turned to such devices; asking starts nothing."""
+    """Whether this process has used such devices; checking initializes nothing."""
     if device == "cpu":
         return True
     is_initialized = getattr(

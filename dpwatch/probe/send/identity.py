@@ -1,8 +1,8 @@
-"""Who this process is: its run, its rank, its host.
+"""Identifies this process: its run, its rank, its host.
 
-Ranks of one job are one run, however they were started: what they have in common is what they meet
-at, the port of the job's store or the file of one. Everybody else who trains, such as the workers
-of a sweep, is a run of its own, whoever started it.
+Ranks of one job belong to one run, however they were started. What they share is where they
+rendezvous: the port or file of the job's store. Every other training process, such as a worker of a
+sweep, is a run of its own, whoever started it.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from types import FrameType
 from typing import Any
 
 from dpwatch.probe.send.backend import backend_of_world
-from dpwatch.wire.nodes import over_hosts
-from dpwatch.wire.paths import clean_run_id
+from dpwatch.runtime.launcher_env import is_multi_host
+from dpwatch.runtime.paths import clean_run_id
 
 _NAME_CHARS = 24
 _WORKER_CHARS = 60
 _HASH_CHARS = 10
 
 _FAR = 80
-"""Frames looked through for `init_process_group`."""
+"""Frames searched for `init_process_group`."""
 
 _FUTURES = "concurrent.futures.process"
 _JOBS = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
-"""What MPI's launchers call a job, for groups that meet without a store."""
+"""Job ids set by MPI launchers, for groups without a store."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -40,8 +40,8 @@ class Identity:
     """A process's place in its run.
 
     Attributes:
-        known: False while the rank is still to be learned (`resolve` tells when that is).
-        backend: Of the default process group, "" without one.
+        known: False while the rank is not known yet (see `resolve`).
+        backend: Backend of the default process group, "" without one.
     """
 
     rank: int
@@ -52,11 +52,11 @@ class Identity:
 
 
 def resolve(thread: int | None = None) -> Identity:
-    """This process's rank: torch.distributed's once initialised, else as its launcher told.
+    """This process's rank: from torch.distributed once initialized, else from its launcher.
 
-    While `init_process_group` waits for the others, what the script gave to it counts. A
-    multiprocessing child is most likely about to call it: until it has, its rank isn't known, nor
-    is a rank its own that it only inherited from its parent.
+    While `init_process_group` waits for other ranks, the arguments given to it count. A
+    multiprocessing child will most likely call it: until then its rank is not known, nor does a
+    rank count that it only inherited from its parent.
 
     Args:
         thread: The training thread's `threading.get_ident()`.
@@ -85,15 +85,15 @@ def resolve(thread: int | None = None) -> Identity:
 
 
 def run_id(me: Identity, incarnation: int = 0, thread: int | None = None) -> str:
-    """The run's name, the same in all of its processes, on whatever host.
+    """The run's id, the same in all of its processes on any host.
 
-    `DPWATCH_RUN_ID` if set. Else the script's name with what the ranks meet at, or the process's
-    number where it is alone; under `dpwatch run`, with its session before. Over several hosts it is
-    only what all of these know: torchrun's rendezvous or the Slurm step.
+    `DPWATCH_RUN_ID` if set. Otherwise the script's name plus a hash of where the ranks rendezvous,
+    or the process id if it is alone; under `dpwatch run`, preceded by its session number. Over
+    several hosts, only what all of them know: torchrun's rendezvous or the Slurm step.
 
     Args:
-        me: Who this process is.
-        incarnation: How many runs this process has watched before.
+        me: This process's identity.
+        incarnation: Number of runs this process has watched before.
         thread: As for `resolve`.
     """
     env = os.environ
@@ -110,21 +110,21 @@ def run_id(me: Identity, incarnation: int = 0, thread: int | None = None) -> str
 
 
 def title(me: Identity) -> str:
-    """What a person would call the run: the script, and which of its workers trains alone."""
+    """Human-readable name of the run: the script, and which of its workers trains alone."""
     return f"{script_name()} {worker(me)}".rstrip()
 
 
 def worker(me: Identity) -> str:
-    """The name of a multiprocessing child that trains alone, "" of any other process."""
+    """The name of a multiprocessing child that trains alone, "" for any other process."""
     if me.world_size > 1 or multiprocessing.parent_process() is None:
         return ""
     return str(multiprocessing.current_process().name)[:_WORKER_CHARS]
 
 
 def task() -> object:
-    """Which of its pool's tasks the calling thread is at, None outside of pools.
+    """The pool task that the calling thread is working on, None outside of pools.
 
-    The loops of the standard library's workers know it by local variables.
+    It is read from local variables of the standard library's worker loops.
     """
     pool, futures = sys.modules.get("multiprocessing.pool"), sys.modules.get(_FUTURES)
     loops = {
@@ -147,11 +147,11 @@ def task() -> object:
 def _in_common_over_hosts() -> str | None:
     """What the processes of a run on several hosts have in common, None on one host.
 
-    Not torchrun's restart count: an agent counts its own workers' failures, and not those that
-    another one restarts it for. A hub begins anew when a run that was over has other processes.
+    Not torchrun's restart count: an agent counts its own workers' failures, but not restarts caused
+    by another agent. A hub starts over if a finished run gets new processes.
     """
     env = os.environ
-    if not over_hosts(env):
+    if not is_multi_host(env):
         return None
     if "TORCHELASTIC_RUN_ID" not in env and "SLURM_STEP_ID" in env and "SLURM_JOB_ID" in env:
         return f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
@@ -165,9 +165,9 @@ def _in_common_over_hosts() -> str | None:
 
 
 def _in_common(thread: int | None) -> str:
-    """What the processes of a run on this host have in common, and no other run has as well.
+    """What the processes of a run on this host, and no other run, have in common.
 
-    To ask for the group's store holds it for a moment, so it is asked for once.
+    Querying the group's store takes its lock for a moment, so it is queried once.
     """
     env = os.environ
     parent = multiprocessing.parent_process()
@@ -182,11 +182,11 @@ def _in_common(thread: int | None) -> str:
 
 
 def _met_by_launcher(env: Mapping[str, str]) -> str:
-    """What a launcher has told all ranks of the job to meet at, "" if it hasn't.
+    """Where the launcher lets all ranks of the job rendezvous, "" if it does not say.
 
-    A port serves one job after another. torchrun's folder of logs is its own, so it tells them
-    apart; its restart count tells the attempts of one job apart. Where nothing does, a hub that has
-    seen a run end begins anew with the next.
+    A port serves one job after another. torchrun's log directory distinguishes jobs, and its
+    restart count the attempts of one job. Without them, a hub that has seen a run end starts over
+    with the next.
     """
     if "RANK" not in env or "MASTER_PORT" not in env or _number(env.get("WORLD_SIZE")) in (None, 1):
         return ""
@@ -198,7 +198,7 @@ def _met_by_launcher(env: Mapping[str, str]) -> str:
 
 
 def _inherited(name: str, env: Mapping[str, str]) -> bool:
-    """Whether a variable is as it was when this process, or who forked it, was started."""
+    """Whether a variable is unchanged since this process, or the one it forked from, started."""
     try:
         before = Path("/proc/self/environ").read_bytes().split(b"\0")
     except OSError:
@@ -207,7 +207,7 @@ def _inherited(name: str, env: Mapping[str, str]) -> bool:
 
 
 def script_name() -> str:
-    """What a person would call this program: the script, or the package run with `-m`."""
+    """Human-readable name of this program: the script, or the package run with `-m`."""
     return _name_of(sys.argv[0] if sys.argv else "")
 
 
@@ -235,9 +235,9 @@ def _process_group() -> _Group | None:
 
 
 def group_now() -> int:
-    """Which default process group this process is in now, 0 without one.
+    """Identifies the current default process group, 0 without one.
 
-    By its address, which another may have later.
+    It is the address, which another group may have later.
     """
     c10d = sys.modules.get("torch.distributed.distributed_c10d")
     group = getattr(getattr(c10d, "GroupMember", None), "WORLD", None)
@@ -253,7 +253,7 @@ def _default_store() -> Any:
 
 
 def _place_of(store: Any) -> str:
-    """Where a store is to be found by other processes, "" if it isn't."""
+    """Where other processes find a store, "" if they cannot."""
     while (inner := getattr(store, "underlying_store", None)) is not None:
         store = inner
     port, path = getattr(store, "port", None), getattr(store, "path", None)
@@ -263,11 +263,10 @@ def _place_of(store: Any) -> str:
 
 
 def _joining(thread: int | None, env: Mapping[str, str]) -> _Group | None:
-    """What a thread has given to `init_process_group`, in which it waits for the other ranks.
+    """The arguments a thread gave to `init_process_group`, in which it waits for other ranks.
 
     Returns:
-        The group to be, its rank −1 if that is yet to be found out; None where the thread isn't
-        in there.
+        The future group, with rank −1 if that is not known yet; None if the thread is not in there.
     """
     frame = None if thread is None else _frame_of_init(thread)
     if frame is None:
@@ -280,7 +279,7 @@ def _joining(thread: int | None, env: Mapping[str, str]) -> _Group | None:
 
 
 def _joined_at(thread: int | None, env: Mapping[str, str]) -> str:
-    """Where a thread that is in `init_process_group` waits for the others, "" if it isn't."""
+    """Where a thread in `init_process_group` waits for the others, "" if it is not in there."""
     frame = None if thread is None else _frame_of_init(thread)
     if frame is None:
         return ""

@@ -1,4 +1,4 @@
-"""What the training thread hands over: plain tuples in a bounded queue."""
+"""The bounded queue through which the training thread hands over plain tuples."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 RecordSink = Callable[[tuple[Any, ...]], None]
 """Takes `(RecordClass, field, field, …)`, such as `(Memory, device, step, …)`, in field order.
 
-One bounded append, from any thread; the sender thread makes the Struct.
+One bounded append, from any thread; the sender thread creates the Struct.
 """
 
 CAPACITY = 16_384
-"""Records kept while nobody takes them: about a minute of 20 ms steps with collectives."""
+"""Records kept until they are drained: about a minute of 20 ms steps with collectives."""
 
 
 class Recorder:
-    """A bounded queue that never makes its callers wait: when full, the oldest record goes.
+    """A bounded queue that never blocks its callers: when full, the oldest record is dropped.
 
     Attributes:
-        dropped: Records thrown away so far. Counted without a lock: two threads that both find
-            the queue full at the same moment may count once.
+        dropped: Records dropped so far. Counted without a lock: two threads that both find the
+            queue full at the same moment may count once.
     """
 
     __slots__ = ("_queue", "capacity", "dropped")
@@ -32,14 +32,14 @@ class Recorder:
         self._queue: deque[tuple[Any, ...]] = deque(maxlen=capacity)
 
     def append(self, record: tuple[Any, ...]) -> None:
-        """Takes `(RecordClass, field, …)`; from any thread, in well under a microsecond."""
+        """Adds `(RecordClass, field, …)`; from any thread, in well under a microsecond."""
         queue = self._queue
         if len(queue) >= self.capacity:
             self.dropped += 1
         queue.append(record)
 
     def drain(self, most: int) -> list[tuple[Any, ...]]:
-        """Takes out up to `most` records, oldest first; called by one thread only."""
+        """Removes up to `most` records, oldest first; called by one thread only."""
         queue = self._queue
         return [queue.popleft() for _ in range(min(most, len(queue)))]
 
@@ -47,6 +47,6 @@ class Recorder:
         return len(self._queue)
 
     def silence(self) -> None:
-        """Keeps nothing from now on, such as in a forked child."""
+        """Drops everything from now on, as in a forked child."""
         self.capacity = 0
         self._queue = deque(maxlen=0)

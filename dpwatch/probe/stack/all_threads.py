@@ -1,8 +1,8 @@
-"""The Python stacks of all threads of this process, taken on the sender thread.
+"""Takes the Python stacks of all threads of this process, on the sender thread.
 
-Nothing is stopped for it: the interpreter is asked where its threads are, and their frames are
-read one by one, so of a thread in rapid motion they may be some microseconds apart. Whatever the
-program's depth and number of threads, what is looked at and what is told are bounded.
+Nothing is stopped: the interpreter is asked for the threads' frames, which are read one by one. So
+the frames of a fast-moving thread may be a few microseconds apart. The work and the output are
+bounded, whatever the program's depth and number of threads.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from dpwatch.wire.messages import Stacks, ThreadStack
 
 MOST_THREADS = 32
 INNERMOST, OUTERMOST = 21, 9
-"""Frames told of a thread; between them a line stands for those that are left out."""
+"""Frames reported per thread; a line between them stands for omitted ones."""
 
 FARTHEST = 2048
-"""Frames looked at of a thread."""
+"""Frames examined per thread."""
 
 PATH_CHARS, NAME_CHARS = 72, 36
 
 _IMPORTING = "<frozen importlib"
-"""Six frames for each module that is being imported, which tracebacks leave out too."""
+"""Six frames per module being imported, which tracebacks omit too."""
 
 _Place = tuple[CodeType, int | None]
 _Walk = tuple[list[_Place], deque[_Place], int, bool]
-"""Of a thread the innermost places, the outermost, how many lie between, whether these are all."""
+"""A thread's innermost places, its outermost places, the number in between, and whether that is
+all."""
 
 
 def stacks_of(training: int, asked: int) -> Stacks:
-    """Where every thread but the calling one is.
+    """The stacks of all threads but the calling one.
 
     Args:
         training: The training thread's `threading.get_ident()`.
@@ -44,14 +45,14 @@ def stacks_of(training: int, asked: int) -> Stacks:
     taken_ns = time.monotonic_ns()
     walked = _walked()
     walked.pop(threading.get_ident(), None)
-    # Without the lock of `threading.enumerate`, which a stuck thread might hold.
+    # Not `threading.enumerate`: a stuck thread may hold its lock.
     known: dict[int, threading.Thread] = dict(getattr(threading, "_active", {}))
     order = sorted(walked, key=lambda ident: (ident != training, _name(known.get(ident))))
     return Stacks(
         asked=asked,
         taken_ns=taken_ns,
         threads=[
-            _told(known.get(ident), ident == training, *walked[ident])
+            _thread_stack(known.get(ident), ident == training, *walked[ident])
             for ident in order[:MOST_THREADS]
         ],
         left_out=max(0, len(order) - MOST_THREADS),
@@ -59,12 +60,12 @@ def stacks_of(training: int, asked: int) -> Stacks:
 
 
 def tid_of(ident: int) -> int | None:
-    """The kernel's number of the thread with that `get_ident()`, None where Python has none."""
+    """Kernel thread id of the thread with that `get_ident()`, None if unknown to Python."""
     return _tid(getattr(threading, "_active", {}).get(ident))
 
 
 def _walked() -> dict[int, _Walk]:
-    """In a function of its own, so that no frame of the user's is held for longer than it takes."""
+    """A function of its own, so that the user's frames are not referenced longer than necessary."""
     frames = sys._current_frames()
     walked: dict[int, _Walk] = {}
     while frames:
@@ -91,7 +92,7 @@ def _walk(frame: FrameType | None) -> _Walk:
     return inner, outer, between, frame is None
 
 
-def _told(
+def _thread_stack(
     thread: threading.Thread | None,
     training: bool,
     inner: list[_Place],
@@ -113,7 +114,7 @@ def _told(
 def _add(frames: list[str], code: CodeType, number: int | None, theirs: int | None) -> int | None:
     """Adds a frame. Returns: index of the innermost frame that is the user's."""
     path, users = place(code)
-    frames.append(f"{_end(path)}:{number or '?'} {_sendable(code.co_name[:NAME_CHARS])}")
+    frames.append(f"{_end(path)}:{number or '?'} {_utf8(code.co_name[:NAME_CHARS])}")
     return len(frames) - 1 if users else theirs
 
 
@@ -124,17 +125,17 @@ def _tid(thread: threading.Thread | None) -> int | None:
 
 
 def _name(thread: threading.Thread | None) -> str:
-    return "" if thread is None else _sendable(str(thread.name)[:NAME_CHARS])
+    return "" if thread is None else _utf8(str(thread.name)[:NAME_CHARS])
 
 
 def _end(path: str) -> str:
-    """The end of a long path, from a folder's name on where there is one."""
+    """The end of a long path, starting with a directory's name if possible."""
     if len(path) > PATH_CHARS:
         end = path[1 - PATH_CHARS :]
         path = "…" + (end[end.find("/") :] if "/" in end[:-1] else end)
-    return _sendable(path)
+    return _utf8(path)
 
 
-def _sendable(text: str) -> str:
-    """Names of files may hold what is no text."""
+def _utf8(text: str) -> str:
+    """Replaces what cannot be encoded; file names may hold arbitrary bytes."""
     return text.encode("utf-8", "replace").decode()

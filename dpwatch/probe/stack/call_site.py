@@ -1,10 +1,10 @@
-"""Where in the user's Python a thread is: who issued a collective, and what a stuck rank does.
+"""Finds the user's line of Python: the one that issued a collective, or where a stuck rank is.
 
-The innermost frame that is neither torch's, the standard library's nor the probe's answers both.
-Nor is it that of a package torch itself is made with, or of code that was generated: an import of
-torch's stands many frames deep in sympy, and the line that led there says more.
-Files under the directory that the process started in are named by their path there, installed
-packages' by theirs in site-packages (Debian: dist-packages), others by the last two parts.
+Both are the innermost frame that is not torch's, the standard library's, the probe's, a dependency
+of torch's, or generated code: an import in torch may be many frames deep in sympy, and the line
+that led there says more. Files under the directory that the process started in are named relative
+to it, installed packages relative to site-packages (Debian: dist-packages), others by their last
+two path components.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from dpwatch.probe.stack.frameworks import (
     KNOWN,
-    NOBODYS,
+    NO_PURPOSE,
     Purpose,
     installed,
     package_of,
@@ -31,24 +31,26 @@ from dpwatch.probe.stack.frameworks import (
 MOST_FRAMES = 16
 MOST_NAMES = 16_384
 _FAR = 80
-"""Frames looked through for one of the user's; DDP's reducer is some ten frames away from it."""
+"""Frames searched for one of the user's; DDP's reducer is some ten frames away from it."""
 
 _WITHIN = 16
-"""Frames looked through for a purpose, from a package's first on."""
+"""Frames searched for a purpose, from a package's first frame on."""
 
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
 _TORCHS = frozenset(
     ("filelock", "fsspec", "jinja2", "mpmath", "networkx", "numpy", "sympy", "typing_extensions.py")
 )
-"""Installed packages that torch is made with."""
+"""Installed packages that torch depends on."""
 
 _TYPED = ("<stdin>", "<ipython-", *(["<string>"] if sys.argv[:1] == ["-c"] else []))
-"""What the user's code is named that is in no file; other names in <> are of generated code."""
+"""Names of the user's code that is in no file; other names in <> are generated code."""
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _PACKAGE = str(Path(__file__).absolute().parents[2])
-_OURS = tuple(os.path.join(_PACKAGE, part) for part in ("probe/", "wire/", "hook/", "__init__.py"))
-"""Of dpwatch what runs in other people's processes; its trainer is a script like theirs."""
+_OURS = tuple(
+    os.path.join(_PACKAGE, part) for part in ("probe/", "runtime/", "wire/", "hook/", "__init__.py")
+)
+"""The parts of dpwatch that run in training processes; its trainer counts as a user script."""
 
 _BOOTSTRAP = multiprocessing.process.BaseProcess._bootstrap.__code__  # type: ignore[attr-defined]
 _HERE = os.path.abspath(os.curdir) + os.sep if os.path.isdir(os.curdir) else os.sep
@@ -57,25 +59,25 @@ Place = tuple[CodeType, int]
 """Code and a line number."""
 
 Owner = tuple[CodeType, Purpose]
-"""A framework's function, and what it exchanges."""
+"""A framework's function, and what it communicates."""
 
 _About = tuple[str, Purpose | None, bool, CodeType]
-"""Of code that is not just passed through: its file if it is the user's or a package's, what is
-exchanged under it, whether that may be so further out too, and the code."""
+"""For code that is not passed over: its file if it is the user's or a package's, what is
+communicated under it, whether frames further out may say more, and the code."""
 
 _known: dict[int, _About | CodeType] = {}
-"""By id, for to hash a code object takes as long as it has instructions; it is kept, so that the
-id stays its own. Of code that is passed through it is all there is."""
+"""By id, since hashing a code object takes time proportional to its instructions; the code is kept
+alive, so its id stays unique. Code that is passed over is stored alone."""
 
 
 def issuer() -> tuple[Place | None, Owner | None]:
-    """Who issues a collective.
+    """Finds who issues a collective.
 
-    Takes about a microsecond; text is made of it elsewhere and later (`spelled`).
+    Takes about a microsecond; it is turned into text later and elsewhere (`format_place`).
 
     Returns:
         The innermost of the caller's frames that is the user's or an installed package's; and the
-        innermost one whose purpose is known, of those below the user's own.
+        innermost frame below the user's own whose purpose is known.
     """
     frame: FrameType | None = sys._getframe(1)
     known = _known
@@ -97,7 +99,7 @@ def issuer() -> tuple[Place | None, Owner | None]:
                 if _holds(purpose, inside):
                     owner = code, purpose
                 elif purpose.native and place is None:
-                    owner = code, NOBODYS
+                    owner = code, NO_PURPOSE
             if name:
                 if place is None:
                     place, last = (code, frame.f_lineno), depth + _WITHIN
@@ -109,7 +111,7 @@ def issuer() -> tuple[Place | None, Owner | None]:
 
 
 def _learn(code: CodeType) -> _About | CodeType:
-    if len(_known) >= MOST_NAMES:  # a script that makes code as it goes
+    if len(_known) >= MOST_NAMES:  # a script that keeps generating code
         _known.clear()
     name, purpose = _name(code), purpose_of(code)
     goes_on = package_of(code.co_filename) in KNOWN
@@ -119,26 +121,27 @@ def _learn(code: CodeType) -> _About | CodeType:
 
 
 def _holds(purpose: Purpose, inside: CodeType | None) -> bool:
-    """Whether the frame just inside is one that the purpose asks for."""
+    """Whether the next inner frame is one that the purpose requires."""
     if purpose.native:
         return inside is not None and inside.co_filename.startswith(_OURS)
     return not purpose.within or (inside is not None and inside.co_name in purpose.within)
 
 
-def spelled(place: Place | None) -> str:
-    """`file:line` of what `issuer` found, "" of nothing."""
+def format_place(place: Place | None) -> str:
+    """`file:line` of what `issuer` found, "" for None."""
     return "" if place is None else f"{_name(place[0])}:{place[1]}"
 
 
-def standing(thread: int) -> tuple[tuple[int, int] | None, list[str], str]:
+def where_is(thread: int) -> tuple[tuple[int, int] | None, list[str], str]:
     """Where another thread is now.
 
     Args:
         thread: Its `threading.get_ident()`.
 
     Returns:
-        What changes with any Python it runs (None: it is over); its frames as `file:line function`,
-        outermost first, of torch only the innermost; and the innermost line that is the user's.
+        A value that changes with any Python it runs (None: it has ended); its frames as `file:line
+        function`, outermost first, of torch's only the innermost; and the innermost line of the
+        user's.
     """
     frame = sys._current_frames().get(thread)
     if frame is None:
@@ -158,7 +161,7 @@ def standing(thread: int) -> tuple[tuple[int, int] | None, list[str], str]:
 
 
 def raised_at(trace: TracebackType | None) -> str:
-    """The innermost of the user's lines that an exception came through, as `standing` spells it."""
+    """The innermost of the user's lines that an exception passed, formatted as by `where_is`."""
     theirs = ""
     while trace is not None:
         code = trace.tb_frame.f_code
@@ -169,11 +172,11 @@ def raised_at(trace: TracebackType | None) -> str:
 
 
 def root_of(thread: int) -> CodeType | None:
-    """The function that a thread has been given to run, None if it is at none of the user's.
+    """The function that a thread was given to run, None if it is in none of the user's.
 
-    That is its outermost frame that is the user's own, or else an installed package's. Of a
-    multiprocessing child only what it has been told to do counts: below that a forked one has the
-    frames of who forked it.
+    That is its outermost frame that is the user's own, or else an installed package's. In a
+    multiprocessing child, only frames of its target count: a forked child also has the frames of
+    the process that forked it.
 
     Args:
         thread: Its `threading.get_ident()`.
@@ -189,12 +192,12 @@ def root_of(thread: int) -> CodeType | None:
 
 
 def is_in(thread: int, function: CodeType) -> bool:
-    """Whether a thread is still in that function, however far down."""
+    """Whether a thread is still in that function, at any depth."""
     return any(code is function for code in _codes(thread))
 
 
 def _codes(thread: int) -> Iterator[CodeType]:
-    """Of a thread's frames, the innermost first."""
+    """Code of a thread's frames, innermost first."""
     frame = sys._current_frames().get(thread)
     while frame is not None and frame.f_code is not _BOOTSTRAP:
         yield frame.f_code
@@ -202,18 +205,18 @@ def _codes(thread: int) -> Iterator[CodeType]:
 
 
 def place(code: CodeType) -> tuple[str, bool]:
-    """A code's file as told, and whether it is the user's."""
+    """A code's file as reported, and whether it is the user's."""
     name = _name(code)
     return name or _path(code), bool(name)
 
 
 def _name(code: CodeType) -> str:
-    """The code's file as told, "" where it is not the user's."""
+    """The code's file as reported, "" if it is not the user's."""
     path = code.co_filename
     if path.startswith((_TORCH, *_OURS)) or (path.startswith("<") and not path.startswith(_TYPED)):
         return ""
     told = _path(code)
-    if installed(path):  # which some installations keep inside of the standard library's folder
+    if installed(path):  # some installations keep packages inside the standard library's directory
         return "" if told.partition(os.sep)[0] in _TORCHS else told
     return "" if path.startswith(_STDLIB) else told
 

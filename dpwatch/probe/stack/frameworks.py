@@ -1,9 +1,9 @@
-"""Which collectives libraries issue for themselves, and what for.
+"""Collectives that libraries issue themselves, and what for.
 
-A framework is told by the frames that a call is issued under, never by the shape of the call: each
-entry is a function, by its file and name, in which nothing else is exchanged. Where that does not
-hold an entry says what has to be so besides. `docs/frameworks.md` has what each adds, and the tests
-that hold it; what is not known here is told by its package and function alone.
+A framework is recognized by the frames that a call is issued under, never by the shape of the call.
+Each entry is a function, by file and name, in which nothing else is communicated; otherwise the
+entry states further conditions. `docs/frameworks.md` says what each library adds, and the tests
+that verify it. Calls of unknown functions are reported by package and function only.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import NamedTuple
 
 
 class Purpose(NamedTuple):
-    """What a function exchanges.
+    """What a function communicates.
 
     Attributes:
-        framework: Whose it is, as people call it.
+        framework: Common name of the framework.
         text: What for, in a few words.
-        within: Names of functions of which the frame just inside has to be one, where the function
-            also calls into other code. Empty: whatever it is.
-        native: Only what C++ issues right under this frame; what else comes from under it is
-            nobody's. And …
-        op: … a collective of this kind, …
-        dtype: … of elements of this type.
+        within: Names of functions, one of which must be the next inner frame, if the function also
+            calls other code. Empty: any.
+        native: Only calls that C++ issues directly under this frame; other calls under it have no
+            purpose.
+        op: With `native`, the kind of collective.
+        dtype: With `native`, the element type.
     """
 
     framework: str
@@ -143,7 +143,7 @@ PURPOSES = {
     (_TRAINER, "evaluation_loop"): _inside(
         "HF Trainer", "results of an evaluation", "gather_for_metrics", "wrapper", "gather"
     ),
-    # -- DeepSpeed: in no test, see docs/frameworks.md ---------------------------------------------
+    # -- DeepSpeed: not tested, see docs/frameworks.md ---------------------------------------------
     (f"{_ENGINE}engine.py", "_broadcast_model"): Purpose("DeepSpeed", "parameters, at start"),
     (f"{_ENGINE}zero/partition_parameters.py", "_zero_init_param"): Purpose(
         "DeepSpeed", "parameters, at start"
@@ -188,21 +188,21 @@ PURPOSES = {
         "DeepSpeed", "set-up", "log_wrapper"
     ),
 }  # fmt: skip
-"""By file, in its installation, and function."""
+"""By file, relative to its installation, and function."""
 
-NOBODYS = Purpose("", "")
-"""Of what is exchanged under torch's own frames on behalf of a model: its gradients, say. Whoever
-called `backward` has not issued them."""
+NO_PURPOSE = Purpose("", "")
+"""For what is communicated under torch's own frames on behalf of a model, such as its gradients:
+whoever called `backward` did not issue it."""
 
 KNOWN = frozenset(("accelerate", "deepspeed", "lightning", "torchmetrics", "transformers"))
-"""Packages through whose frames one of these functions is looked for. Under any other package's it
-is not: that has been called back, and exchanges something of its own."""
+"""Packages through whose frames the search for one of these functions continues. It stops at any
+other package's: that was called back, and communicates something of its own."""
 
 _PLACES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 
 
 def installed(path: str) -> str:
-    """The path of an installed package's file from where packages are, "" of any other file."""
+    """The path of an installed package's file relative to site-packages, "" for any other file."""
     for place in _PLACES:
         _, found, rest = path.rpartition(place)
         if found:
@@ -210,24 +210,24 @@ def installed(path: str) -> str:
     return ""
 
 
-stands_for: dict[CodeType, CodeType] = {}
-"""Of the probe's hooks, torch's functions that they do the work of."""
+originals: dict[CodeType, CodeType] = {}
+"""Code of the probe's hooks, and that of torch's functions which they replace."""
 
 
 def purpose_of(code: CodeType) -> Purpose | None:
-    """What is exchanged under a function, None where that is not known."""
-    code = stands_for.get(code, code)
+    """What is communicated under a function, None if unknown."""
+    code = originals.get(code, code)
     return PURPOSES.get((installed(code.co_filename), code.co_name))
 
 
 def package_of(path: str) -> str:
-    """The installed package that a file is of, "" if it is of none."""
+    """The installed package that a file belongs to, "" if none."""
     return installed(path).partition(os.sep)[0].removesuffix(".py")
 
 
 def function_of(code: CodeType) -> str:
-    """A package's function as one would import it: `accelerate.utils.operations.gather`."""
-    code = stands_for.get(code, code)
+    """Import path of a package's function: `accelerate.utils.operations.gather`."""
+    code = originals.get(code, code)
     path = installed(code.co_filename).removesuffix(".py").removesuffix(f"{os.sep}__init__")
     name = getattr(code, "co_qualname", code.co_name).replace(".<locals>", "")
     return f"{path.replace(os.sep, '.')}.{name}"

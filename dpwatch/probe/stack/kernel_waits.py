@@ -1,8 +1,8 @@
-"""What a thread that does not move waits in, as the kernel has it: a lock, a file, a process, ….
+"""What a stalled thread waits in according to the kernel: a lock, a file, a process, ….
 
 Read from `/proc/self/task/TID`: `stat` (its state), `syscall` (which call, on which descriptor) and
-`wchan` (where in the kernel). A process may always look at its own threads; it costs some 50 µs and
-is done only of a thread that has been still for a second, by the sender thread. Linux only.
+`wchan` (where in the kernel). A process may always inspect its own threads. It costs some 50 µs and
+is done by the sender thread, only for a thread without progress for a second. Linux only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _AARCH64 = {
     242: "accept", 260: "process",
 }  # fmt: skip
 _CALLS = {"x86_64": _X86_64, "aarch64": _AARCH64}.get(platform.machine(), {})
-"""System calls that threads are found waiting in, by number."""
+"""System calls that threads wait in, by number."""
 
 _PLACES = (
     ("futex", "lock"), ("nanosleep", "sleep"), ("pipe", "pipe"), ("poll", "poll"),
@@ -36,7 +36,7 @@ _PLACES = (
     ("ext4", "disk"), ("xfs", "disk"), ("jbd2", "disk"), ("folio", "disk"), ("io_schedule", "disk"),
     ("blk", "disk"),
 )  # fmt: skip
-"""What names of places in the kernel say, where the call is not known."""
+"""What names of kernel functions mean, if the system call is unknown."""
 
 _DOING = {
     "read": "reading from", "write": "writing to", "pread": "reading from", "pwrite": "writing to",
@@ -53,7 +53,7 @@ _WORKER = {
 
 
 class Wait(NamedTuple):
-    """What a thread waits in: `kind` as in `Beat.waits_in`, and which one, in words."""
+    """What a thread waits in: `kind` as in `Beat.waits_in`, and on which object, as text."""
 
     kind: str = ""
     on: str = ""
@@ -63,11 +63,11 @@ NOTHING = Wait()
 
 
 def wait_of(tid: int | None, pid: int | str = "self") -> Wait:
-    """What a thread waits in (`core`: nothing, it runs native code), if that can be told.
+    """What a thread waits in (`core`: nothing, it runs native code), if that can be determined.
 
     Args:
-        tid: The kernel's number of the thread.
-        pid: Its process, if that is not this one.
+        tid: Kernel thread id.
+        pid: Its process, if not this one.
     """
     if tid is None:
         return NOTHING
@@ -88,8 +88,8 @@ def wait_of(tid: int | None, pid: int | str = "self") -> Wait:
     return found
 
 
-def worker(number: int, pid: int) -> str:
-    """What a data loader's worker process does, for a person."""
+def describe_worker(number: int, pid: int) -> str:
+    """What a data loader's worker process does, as text."""
     who = f"its worker {number} (pid {pid})"
     state = _read(f"/proc/{pid}/stat").rpartition(")")[2][:2].strip()
     if state in ("", "Z", "X"):

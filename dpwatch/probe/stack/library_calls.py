@@ -1,8 +1,9 @@
-"""Inside of which library call a thread stands, and what process group it is making there.
+"""Which library call a thread is in, and which process group it is creating there.
 
-Only calls are named that may take long and that a person would look for: a group being made, a data
-loader, a checkpoint. They are known by file and function; what a torch of another version calls
-differently is not named. So is a prompt: of Python, IPython or pdb, or a notebook's next cell.
+Only calls are recognized that may take long and that a person would look for: creating a group, a
+data loader, a checkpoint. They are known by file and function; what another version of torch names
+differently is not recognized. Prompts are recognized too: of Python, IPython or pdb, or a
+notebook's next cell.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dpwatch.wire.messages import GroupMembers, Meeting
 
 MOST_MEMBERS = 64
 _FAR = 80
-"""Frames looked through."""
+"""Frames searched."""
 
 INIT, NEW_GROUP, LOADER = "init_process_group", "new_group", "DataLoader"
 PROMPT, DEBUGGER = "prompt", "pdb"
@@ -43,23 +44,23 @@ _PROMPTS = {
     (os.path.join("IPython", "terminal", "interactiveshell.py"), "mainloop"),
     (os.path.join("_pyrepl", "main.py"), "interactive_console"),
 }
-"""What waits for a person's next line while nothing of theirs runs, …"""
+"""Functions that wait for a person's next line while none of their code runs, …"""
 
 _CELL = (os.path.join("IPython", "core", "interactiveshell.py"), "run_code")
-"""… as here; …"""
+"""… which it does here; …"""
 
 _PDB = (f"{os.sep}pdb.py", "interaction")
-"""… and what waits in the middle of it."""
+"""… and the function that waits in the middle of it."""
 
 _NAMES = frozenset(name for _, name in _NAMED)
 _LOADER_FILE = os.path.join("torch", "utils", "data", "dataloader.py")
 
 
-class Inside(NamedTuple):
-    """A library call, "" for none, and the group that it makes.
+class LibraryCall(NamedTuple):
+    """A library call, "" for none, and the group that it creates.
 
     Attributes:
-        worker: Of a data loader that waits for a worker process, that worker's number and pid.
+        worker: For a data loader that waits for a worker process, that worker's number and pid.
     """
 
     call: str = ""
@@ -67,22 +68,22 @@ class Inside(NamedTuple):
     worker: tuple[int, int] | None = None
 
 
-NOWHERE = Inside()
+NO_CALL = LibraryCall()
 
 
-def inside(thread: int) -> Inside:
-    """The innermost of these calls that another thread is in.
+def library_call_of(thread: int) -> LibraryCall:
+    """The innermost such call that another thread is in.
 
     Args:
         thread: Its `threading.get_ident()`.
     """
     frames = list(_outwards(sys._current_frames().get(thread)))
     found = _first(iter(frames))
-    return found if found is not NOWHERE else Inside(_prompt(thread, frames))
+    return found if found is not NO_CALL else LibraryCall(_prompt(thread, frames))
 
 
 def _prompt(thread: int, frames: Sequence[FrameType]) -> str:
-    """What a thread waits at for a person's next line, "" if it doesn't."""
+    """The prompt at which a thread waits for a person's next line, "" if it does not."""
     if not frames:
         interactive = hasattr(sys, "ps1") and thread == threading.main_thread().ident
         return PROMPT if interactive else ""
@@ -98,8 +99,8 @@ def _in(frames: Sequence[FrameType], place: tuple[str, str]) -> bool:
     return any(code.co_name == function and code.co_filename.endswith(file) for code in codes)
 
 
-def inside_of(trace: TracebackType | None) -> Inside:
-    """The innermost of these calls that an exception came out of."""
+def library_call_in_traceback(trace: TracebackType | None) -> LibraryCall:
+    """The innermost such call that an exception passed."""
     frames: list[FrameType] = []
     while trace is not None:
         frames.insert(0, trace.tb_frame)
@@ -115,20 +116,20 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _first(frames: Iterator[FrameType]) -> Inside:
+def _first(frames: Iterator[FrameType]) -> LibraryCall:
     for frame in frames:
         name, path = frame.f_code.co_name, frame.f_code.co_filename
         if path.endswith(_LOADER_FILE):
-            return Inside(LOADER, worker=_awaited(frame))
+            return LibraryCall(LOADER, worker=_awaited(frame))
         if name in _NAMES:
             for (file, function), call in _NAMED.items():
                 if name == function and path.endswith(file):
-                    return Inside(call, _meeting(frame, call) if file == _GROUPS else None)
-    return NOWHERE
+                    return LibraryCall(call, _meeting(frame, call) if file == _GROUPS else None)
+    return NO_CALL
 
 
 def _meeting(frame: FrameType, call: str) -> Meeting | None:
-    """What the call was given, or has found out since; None where that is not to be had yet."""
+    """What the call was given, or has found out since; None if that is not available yet."""
     if call not in (INIT, NEW_GROUP):
         return None
     try:
@@ -152,7 +153,7 @@ def _meeting(frame: FrameType, call: str) -> Meeting | None:
 
 
 def _awaited(frame: FrameType | None) -> tuple[int, int] | None:
-    """The worker whose batch a data loader's iterator waits for; these names are torch's own."""
+    """The worker whose batch a data loader's iterator waits for, from private attributes."""
     while frame is not None and frame.f_code.co_filename.endswith(_LOADER_FILE):
         if frame.f_code.co_name == "_next_data":
             try:
@@ -165,11 +166,11 @@ def _awaited(frame: FrameType | None) -> tuple[int, int] | None:
     return None
 
 
-def rank_in(thread: int) -> tuple[int, int] | None:
-    """Rank and world size that a thread that is in `init_process_group` was given there.
+def rank_given_to_init(thread: int) -> tuple[int, int] | None:
+    """Rank and world size that a thread in `init_process_group` passed to it.
 
     Returns:
-        None where it is not in it; (-1, -1) for what it has not been told.
+        None if it is not in it; (-1, -1) for values it was not given.
     """
     found = None
     for frame in _outwards(sys._current_frames().get(thread)):
@@ -185,10 +186,10 @@ def rank_in(thread: int) -> tuple[int, int] | None:
 
 
 class Groups:
-    """The process groups this process is in besides the world.
+    """The process groups this process belongs to besides the world.
 
-    Left out are those of over 64 ranks, and all where some may have been split off the world:
-    those of different ranks had one name then in earlier versions of torch.
+    Excluded are those of more than 64 ranks, and all groups if some may have been split off the
+    world: earlier versions of torch gave those of different ranks the same name.
     """
 
     def __init__(self) -> None:
@@ -196,13 +197,15 @@ class Groups:
         self._told: list[GroupMembers] = []
 
     def now(self) -> list[GroupMembers]:
-        """Those there are now, c10d's names and their ranks."""
+        """The current groups: c10d's names and their ranks."""
         world = getattr(sys.modules.get("torch.distributed.distributed_c10d"), "_world", None)
         try:
             count = 0 if world is None else len(world.pg_names)
-            if count != self._count:  # only then, as to hold a group, however shortly, may end it
+            if (
+                count != self._count
+            ):  # only then, since holding a reference to a group may end up destroying it
                 self._told, self._count = _groups(world), count
-        except (AttributeError, RuntimeError, TypeError):  # private, or changed meanwhile
+        except (AttributeError, RuntimeError, TypeError):  # private API, or changed meanwhile
             self._told = []
         return self._told
 

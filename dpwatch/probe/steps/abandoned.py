@@ -1,4 +1,4 @@
-"""Passes that raised and that the script went on after: what they would have called is left out."""
+"""Passes that raised and after which the script went on, skipping their remaining collectives."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ _WHY_CHARS = 160
 
 
 class Abandoned:
-    """Counts forward and backward passes that one rank gave up.
+    """Counts forward and backward passes that this rank abandoned.
 
-    Whether a script goes on after an exception shows only when it begins the next pass.
+    Whether a script goes on after an exception shows only when it starts the next pass.
 
     Attributes:
-        count: So many there have been.
-        step: Step of the first, None as long as there is none.
+        count: Number of abandoned passes.
+        step: Step of the first, None without one.
         why: Its exception, in one line.
     """
 
@@ -27,15 +27,15 @@ class Abandoned:
         self._pending: tuple[int, str] | None = None
 
     def raised(self, step: int, error: BaseException | None) -> None:
-        """A pass has raised."""
+        """A pass raised an exception."""
         why = ""
-        if error is not None:  # no `str` of it, which may be the script's own code
+        if error is not None:  # not `str(error)`, which may run the script's own code
             told = next((each for each in error.args if type(each) is str), "")
             why = one_line(f"{type(error).__name__}: {told[:_WHY_CHARS]}".rstrip(": "), _WHY_CHARS)
         self._pending = step, why
 
-    def goes_on(self) -> None:
-        """The script begins another pass, or ends as if nothing had been."""
+    def script_continued(self) -> None:
+        """The script starts another pass, or ends normally."""
         if self._pending is None:
             return
         (step, why), self._pending = self._pending, None

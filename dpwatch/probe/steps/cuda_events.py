@@ -1,15 +1,15 @@
-"""How long phases take on a CUDA device: events on its stream, asked about later, never waited for.
+"""Times phases on a CUDA device with events on its stream, without ever waiting for them.
 
-Kernels are queued, so what the wall clock says of a phase is how long the queueing took. On steps
-that are measured, a `torch.cuda.Event(enable_timing=True)` is recorded on the current stream where
-a phase begins and where it ends. At the ends of later steps the events are asked whether they have
-come (`query`), and those that have give their distance (`elapsed_time`, which does not wait then).
-Until that is known, or `KEPT_STEPS` later steps have ended, the step's record is held back.
+Kernels are queued, so a phase's wall time is only the time to queue it. In measured steps, a
+`torch.cuda.Event(enable_timing=True)` is recorded on the current stream where a phase begins and
+where it ends. At the ends of later steps, `query` tells which events have completed, and
+`elapsed_time`, which then does not wait, gives their distance. Until that is known, or `KEPT_STEPS`
+later steps have ended, the step's record is held back.
 (https://docs.pytorch.org/docs/stable/generated/torch.cuda.Event.html)
 
-All of it on the training thread. The sender thread might ask as well, but while a CUDA graph is
-being captured (by default with `capture_error_mode="global"`) a question from any thread breaks the
-capture, and only the capturing thread can tell that one is under way.
+All of this happens on the training thread. The sender thread could query too, but while a CUDA
+graph is being captured (by default with `capture_error_mode="global"`) a query from any thread
+breaks the capture, and only the capturing thread can tell that one is in progress.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ from dpwatch.probe.steps.step_record import UNKNOWN_PHASES
 from dpwatch.wire.messages import DeviceInfo
 
 KEPT_STEPS = 16
-"""How many later steps a step's record waits for its events; the host is seldom so far ahead."""
+"""Number of later steps that a record waits for its events; the host is rarely that far ahead."""
 
 MOST_SPANS = 32
-"""In a step. A phase that is entered more often (long accumulation) is unknown in that step."""
+"""Phases timed per step. A phase entered more often (long accumulation) is unknown in that step."""
 
 
 _parents: list[DeviceTimes] = []
-"""Kept for ever, see `abandon`."""
+"""Kept forever, see `abandon`."""
 
 
 class EventLayer(Protocol):
-    """What is used of `torch.cuda`; tests have their own."""
+    """The part of `torch.cuda` that is used; tests replace it."""
 
     def usable(self) -> bool:
-        """Whether events may be recorded and asked now."""
+        """Whether events may be recorded and queried now."""
 
     def make(self) -> Any:
         """A new event, with `query()` and `elapsed_time(end)` in milliseconds."""
 
     def record(self, event: Any) -> None:
-        """Records it on the current stream."""
+        """Records an event on the current stream."""
 
 
 class CudaEvents:
-    """Events of one CUDA device."""
+    """Events on one CUDA device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def usable(self) -> bool:
-        """See `EventLayer`: nothing before CUDA is in use, nor while a graph is captured."""
+        """See `EventLayer`; not before CUDA is initialized, nor during a graph capture."""
         return bool(
             torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
             and not torch.cuda.is_current_stream_capturing()
@@ -81,7 +81,7 @@ class _Step(NamedTuple):
 
 
 class DeviceTimes:
-    """Times the main lane's phases on its device. On the training thread, and never raises.
+    """Times the main lane's phases on its device. On the training thread; never raises.
 
     Attributes:
         note: Why it stopped, "" while it works. Phases are unknown from then on.
@@ -104,7 +104,7 @@ class DeviceTimes:
         self._held: deque[_Step] = deque()
 
     def phase_begins(self, phase: int) -> None:
-        """The outermost phase begins, on a step that is measured."""
+        """The outermost phase begins, in a measured step."""
         if self._begun is not None:
             self.interrupt()
         event = self._recorded()
@@ -112,7 +112,7 @@ class DeviceTimes:
             self._begun = (phase, event)
 
     def phase_ends(self, phase: int) -> None:
-        """It ends."""
+        """The phase ends."""
         end = None if self._begun is None else self._recorded()
         if self._begun is None or end is None:
             self.interrupt()
@@ -122,7 +122,7 @@ class DeviceTimes:
             self._begun = None
 
     def interrupt(self) -> None:
-        """The phase under way ends without being told, or its thread leaves the device."""
+        """The current phase ends unannounced, or its thread leaves the device."""
         if self._begun is not None:
             phase, event = self._begun
             self._begun = None
@@ -133,31 +133,31 @@ class DeviceTimes:
         """A step ends.
 
         Args:
-            record: Its record, without the device's times; those of phases not timed are unknown.
+            record: Its record without device times; phases that were not timed are unknown.
         """
         spans, self._spans = self._spans, []
         lost, self._lost = self._lost, 0
         self._held.append(_Step(record, spans, lost))
-        self._settle(len(self._held) - 1)  # its own events can hardly have come
+        self._emit_ready(len(self._held) - 1)  # its own events can hardly be complete
 
     def close(self, *, ask: bool) -> None:
-        """Sends all records on, with what is known by now.
+        """Emits all records, with what is known by now.
 
         Args:
-            ask: Whether events may be asked once more: on the training thread only.
+            ask: Whether events may be queried once more: on the training thread only.
         """
         if ask:
-            self._settle(len(self._held))
+            self._emit_ready(len(self._held))
         self.note = self.note or "closed"
-        self._settle(len(self._held))
+        self._emit_ready(len(self._held))
         self._pool.clear()
 
     def abandon(self) -> None:
-        """In a forked child: the events are its parent's, and even to destroy them asks CUDA."""
+        """In a forked child: keeps the parent's events, since even destroying them calls CUDA."""
         _parents.append(self)
 
     def _recorded(self) -> Any:
-        """An event recorded just now, None where that is not possible."""
+        """An event recorded just now, None if that is not possible."""
         if self.note or len(self._spans) >= MOST_SPANS:
             return None
         try:
@@ -165,13 +165,13 @@ class DeviceTimes:
                 return None
             event = self._pool.pop() if self._pool else self._events.make()
             self._events.record(event)
-        except Exception as error:  # noqa: BLE001 - one of the user's kernels' may come out here
+        except Exception as error:  # noqa: BLE001 - an error of the user's kernels may surface here
             own_fault(error, self._stop)
             return None
         return event
 
-    def _settle(self, most: int) -> None:
-        """Sends on what is known, or has waited for too long, of the oldest so many steps."""
+    def _emit_ready(self, most: int) -> None:
+        """Emits those of the `most` oldest steps that are known or have waited too long."""
         usable: bool | None = None
         for _ in range(most):
             step = self._held[0]
@@ -181,10 +181,10 @@ class DeviceTimes:
                     usable = self._ask(self._events.usable)
                 known = self._ask(partial(_times, step)) if usable else None
                 if known is None and not self.note and len(self._held) <= KEPT_STEPS:
-                    return  # those after it come later still
+                    return  # later ones are not ready either
             self._held.popleft()
             for _, begin, end in step.spans:
-                self._pool += (begin, end)  # one that never came may be recorded anew as well
+                self._pool += (begin, end)  # even one that never completed can be recorded again
             self._emit((*step.record, known or UNKNOWN_PHASES))
 
     def _ask(self, question: Callable[[], Any]) -> Any:
@@ -199,18 +199,18 @@ class DeviceTimes:
 
 
 def start(emit: RecordSink, devices: Sequence[DeviceInfo]) -> DeviceTimes | None:
-    """Device times for the first device, None where it is no CUDA device that torch knows."""
+    """Device times for the first device, None if it is not a CUDA device that torch knows."""
     if not devices or devices[0].kind != "cuda":
         return None
     try:
         device = torch.device(devices[0].name)
-    except RuntimeError:  # a name that the script made up
+    except RuntimeError:  # a name of the script's own
         return None
     return DeviceTimes(emit, CudaEvents(device))
 
 
 def _times(step: _Step) -> list[int | None] | None:
-    """Nanoseconds by phase, None before all events have come."""
+    """Nanoseconds by phase, None until all events have completed."""
     if not all(end.query() and begin.query() for _, begin, end in reversed(step.spans)):
         return None
     times: list[int | None] = list(UNKNOWN_PHASES)

@@ -1,20 +1,19 @@
-"""Lanes: one device's timeline in this process, and what its thread's time went into.
+"""Lanes: the timeline of one device in this process, and what its thread's time was spent on.
 
-A lane adds up, from one step end to the next, the wall time of each phase and, on the steps that
-are measured, the thread's run-queue and blocked time. Blocked time is booked under what could have
-blocked the thread there:
+From one step end to the next, a lane sums the wall time of each phase and, in measured steps, the
+thread's run-queue and blocked time. Blocked time is attributed to what could have blocked the
+thread there:
 
-- `GIL`: inside a phase (or a worker's job) nothing of the trainer's or of ours waits, so it
-  was the interpreter lock;
+- `GIL`: inside a phase (or a worker's job) neither the trainer nor the probe waits, so it was the
+  interpreter lock;
 - `COMM`: in a phase that issued collectives, it was communication that compute waited for;
 - `IDLE`: everywhere else, and inside `waiting()`.
 
-What ran is the rest, so that the four sum to the wall time exactly.
+The remainder is running time, so the four sum to the wall time exactly.
 
-Phases nest: a closure runs forward and backward inside the optimizer's step. `enter` returns what
-to go back to, and whoever entered hands that to `leave`. So each hook restores what it found, and
-an exception anywhere between (an interrupt in the probe's own code, even) can't leave nested
-counts behind.
+Phases nest: a closure runs forward and backward inside the optimizer's step. `enter` returns the
+state to restore, which the caller passes to `leave`. So each hook restores what it found, and an
+exception in between (even an interrupt in the probe's own code) cannot leave nested counts behind.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 DATA, H2D, FORWARD, BACKWARD, OPTIMIZER = range(len(PHASES))
 NO_PHASE = -1
 KEPT = -2
-"""Returned by `enter` where the phase under way goes on: there is nothing to leave."""
+"""Returned by `enter` if the current phase continues, so there is nothing to leave."""
 
 _APART = {
     DATA: frozenset({BACKWARD, OPTIMIZER}),
@@ -56,15 +55,15 @@ _APART = {
     BACKWARD: frozenset({OPTIMIZER}),
     OPTIMIZER: frozenset({DATA, H2D, FORWARD, BACKWARD}),
 }
-"""Phases that count apart inside another one; all others belong to it, such as the forward that
-checkpointing repeats inside backward."""
+"""Phases that are counted separately inside another one. All others are part of it, such as the
+forward that checkpointing repeats inside backward."""
 
 MOST_EVENTS = 512
-"""Events of a step after which it is asked what they cost so far."""
+"""Events in a step after which their cost is checked."""
 
 
 class Here(threading.local):
-    """The calling thread's lane, if it has one, and its clock."""
+    """The calling thread's lane and clock, if it has them."""
 
     lane: Lane | None = None
     clock: ThreadClock | None = None
@@ -74,19 +73,19 @@ here = Here()
 
 
 class Events(Protocol):
-    """What hooks tell of a thread's work, to whoever finds steps in it (`tracker.Steps`).
+    """What hooks report about a thread's work, to whoever finds steps in it (`tracker.Steps`).
 
-    Those that begin something return what `Lane.leave` goes back to, `KEPT` if it does not count.
+    Methods that begin something return what `Lane.leave` takes, `KEPT` if it does not count.
 
     Attributes:
         main: The training thread's lane.
-        dozed_backwards: Backwards of a step that is only counted …
-        heeded: … and from how many on they are told of one by one.
+        skipped_backwards: Number of backwards so far in a skipped step.
+        notify_after: From this number on, `skipped_backward` is called for each.
     """
 
     main: MainLane
-    dozed_backwards: int
-    heeded: int
+    skipped_backwards: int
+    notify_after: int
 
     def module_begins(
         self, lane: Lane, module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -94,7 +93,7 @@ class Events(Protocol):
         """An outermost module is called."""
 
     def pass_raised(self, lane: Lane) -> None:
-        """A forward or backward has raised, and does so still."""
+        """A forward or backward raised an exception, which is propagating."""
 
     def data_begins(self, lane: Lane) -> int:
         """A data loader is asked for a batch."""
@@ -112,54 +111,55 @@ class Events(Protocol):
         done: bool,
         keeps: bool,
     ) -> None:
-        """It is over, `done` unless it raised; `keeps`: its gradients are added up."""
+        """It ended, `done` unless it raised; `keeps`: its gradients are accumulated."""
 
     def optimizer_begins(self, lane: Lane, optimizer: Optimizer) -> None:
         """An optimizer's step begins, perhaps inside another's."""
 
     def optimizer_ends(self, lane: Lane, optimizer: Optimizer) -> None:
-        """It is over."""
+        """It ended."""
 
-    def dozed_backward(self) -> None:
-        """A backward of a step that is only counted is over."""
+    def skipped_backward(self) -> None:
+        """A backward of a skipped step ended."""
 
-    def dozed_optimizer_begins(self, lane: Lane) -> None:
-        """An optimizer's step in such a step begins."""
+    def skipped_optimizer_begins(self, lane: Lane) -> None:
+        """An optimizer's step begins in a skipped step."""
 
-    def dozed_optimizer_ends(self, lane: Lane) -> None:
-        """It is over."""
+    def skipped_optimizer_ends(self, lane: Lane) -> None:
+        """It ended."""
 
     def scaled(self, scaler: GradScaler, outputs: Any) -> None:
-        """A GradScaler has scaled these losses."""
+        """A GradScaler scaled these losses."""
 
-    def say_step(self) -> None:
-        """The script says that its step ends here."""
+    def end_step(self) -> None:
+        """The script declares that its step ends here."""
 
-    def say_samples(self, lane: Lane, n: int) -> None:
+    def set_samples(self, lane: Lane, n: int) -> None:
         """The trainer counts its samples itself."""
 
     def phase_begins(self, lane: Lane, phase: int) -> int:
-        """The trainer names a phase itself."""
+        """The trainer declares a phase itself."""
 
 
 class Lane:
-    """A worker thread's lane: its thread belongs to the device during a job only.
+    """A worker thread's lane: its thread belongs to the device only during a job.
 
     Attributes:
-        steps: Whose steps the lane's work belongs to.
-        in_module: Inside a module call or a backward, so module calls go straight through; for
-            good once the probe is `over`.
-        asleep: The step is only counted: hooks pass by, but for backward and the optimizer.
+        steps: The `Steps` that the lane's work belongs to.
+        in_module: Inside a module call or a backward, so nested module calls are passed through;
+            stays True once the probe is `over`.
+        sampled_out: The step is skipped: hooks return at once, except for backward and the
+            optimizer.
         over: The probe, or this lane's part in it, has ended.
-        taken: A thread has a job for this lane at the moment.
-        sums: Of the step under way, laid out as in `step_record`.
+        taken: A thread currently has a job for this lane.
+        sums: Sums over the current step, laid out as in `step_record`.
         transfers: Bytes and nanoseconds by (kind, source, destination).
         phase: Index into `PHASES`, `NO_PHASE` between phases.
-        named: The phase is one that the trainer named itself (`probe.phase`).
+        named: The phase was declared by the trainer (`probe.phase`).
         measuring: Whether thread times are read in this step.
-        events: What the hooks have done in this step, in units of one phase entered.
-        most_events: How many of them there may be before their cost is looked at.
-        updating: What to go back to at the end of each optimizer's step that is under way.
+        events: Work done by the hooks in this step; the unit is one phase entered.
+        most_events: Number of events after which their cost is checked.
+        updating: What to restore at the end of each optimizer's step in progress.
     """
 
     __slots__ = (
@@ -168,7 +168,6 @@ class Lane:
         "_read",
         "_wait_ns",
         "_waits",
-        "asleep",
         "clock",
         "device",
         "events",
@@ -179,6 +178,7 @@ class Lane:
         "over",
         "phase",
         "phase_start",
+        "sampled_out",
         "steps",
         "sums",
         "taken",
@@ -188,7 +188,7 @@ class Lane:
     )
 
     between = GIL
-    """What blocked time between the phases counts as."""
+    """What blocked time between phases counts as."""
 
     def __init__(self, device: int, clocks: Clocks, steps: Events) -> None:
         self.device = device
@@ -198,7 +198,7 @@ class Lane:
         self._read: Callable[[], Sample] | None = None
         self.in_module = False
         self.over = False
-        self.asleep = False
+        self.sampled_out = False
         self.taken = False
         self.measuring = False
         self.phase = NO_PHASE
@@ -222,23 +222,23 @@ class Lane:
             self._mark = clock.read()
 
     def release(self) -> None:
-        """The calling thread's job is over."""
+        """The calling thread's job has ended."""
         if self.measuring:
             self.sample(self.between)
 
     def end(self) -> None:
-        """The probe is over: hooks that can't be removed pass by this lane from now on."""
+        """The probe has ended: hooks that cannot be removed ignore this lane from now on."""
         self.over = self.in_module = True
         self.measuring = False
 
-    def doze(self) -> None:
-        """Steps are only counted from here on."""
-        self.asleep = self.in_module = True
+    def begin_skipping(self) -> None:
+        """Steps are skipped from here on: only counted."""
+        self.sampled_out = self.in_module = True
         self.measuring = False
 
-    def wake(self) -> None:
-        """A step begins that is looked at."""
-        self.asleep = False
+    def end_skipping(self) -> None:
+        """A step begins that is measured again."""
+        self.sampled_out = False
         self.in_module = self.over
         self.phase, self.named, self.events = NO_PHASE, False, 0
         self.sums = EMPTY.copy()
@@ -248,7 +248,7 @@ class Lane:
     # -- phases -------------------------------------------------------------------------------
 
     def enter(self, phase: int) -> int:
-        """Enters a phase. Returns: what `leave` is to be given, `KEPT` if it changes nothing."""
+        """Enters a phase. Returns: what to pass to `leave`, `KEPT` if nothing changes."""
         before = self.phase
         self.events += 1
         if before == NO_PHASE:
@@ -262,10 +262,10 @@ class Lane:
         return before
 
     def leave(self, before: int) -> int:
-        """Leaves it. Returns: when that was.
+        """Leaves a phase. Returns: the time at which it did.
 
         Args:
-            before: What `enter` returned, and not `KEPT`.
+            before: What `enter` returned, unless that was `KEPT`.
         """
         now = self._book()
         self.phase = before
@@ -274,9 +274,9 @@ class Lane:
         return now
 
     def _book(self) -> int:
-        """Adds up the phase under way. Returns: now."""
+        """Adds the time of the current phase. Returns: the current time."""
         phase, sums = self.phase, self.sums
-        if phase == NO_PHASE:  # the lane has slept in between
+        if phase == NO_PHASE:  # steps were skipped in between
             return self.wall()
         now = self._phase_ends(phase) if self.measuring else self.wall()
         sums[phase] += now - self.phase_start
@@ -284,7 +284,7 @@ class Lane:
         return now
 
     def forget_phase(self) -> None:
-        """An exception tore the lane out of a phase whose end nobody announced."""
+        """Resets the phase after an exception left the lane in it."""
         self.phase, self.named = NO_PHASE, False
 
     def _phase_begins(self, phase: int) -> int:
@@ -296,7 +296,7 @@ class Lane:
     # -- waits --------------------------------------------------------------------------------
 
     def wait_begins(self) -> None:
-        """From here the thread waits for another one of the trainer's."""
+        """The thread starts to wait for another thread of the trainer."""
         self._waits += 1
         if self._waits == 1:
             if self.measuring:
@@ -304,26 +304,26 @@ class Lane:
             self._wait_ns = self.wall()
 
     def wait_ends(self) -> None:
-        """Up to here it did."""
+        """The wait ended."""
         self._waits -= 1
         if not self._waits:
             if self.measuring:
                 self.sample(IDLE)
-            if self.phase == OPTIMIZER:  # what it waits for are updates on other devices
+            if self.phase == OPTIMIZER:  # it waits for updates on other devices
                 self.phase_start += self.wall() - self._wait_ns
 
     def blocked_as(self) -> int:
-        """What time blocked at this place counts as."""
+        """What time blocked at this point counts as."""
         return self.between
 
     def suspend(self) -> None:
-        """The thread turns to another lane: this one's device has nothing to do meanwhile."""
+        """The thread switches to another lane: this one's device is idle meanwhile."""
         if self.measuring:
             self.sample(self.blocked_as())
         self._left_ns = self.wall()
 
     def resume(self) -> None:
-        """The thread is back; a phase it left stood still meanwhile."""
+        """The thread is back; the phase it left was paused meanwhile."""
         self.phase_start += self.wall() - self._left_ns
         if self.measuring and self._read is not None:
             now = self._read()
@@ -333,7 +333,7 @@ class Lane:
             self._mark = now
 
     def sample(self, blocked_as: int) -> int:
-        """Books the time since the last sample. Returns: now."""
+        """Attributes the time since the last sample. Returns: the current time."""
         if self._read is None:
             return self.wall()
         was = self._mark
@@ -349,7 +349,7 @@ class Lane:
         return now[0]
 
     def moved(self, kind: str, src: int, dst: int, nbytes: int, duration_ns: int) -> None:
-        """Books one copy between devices."""
+        """Adds one copy between devices."""
         self.sums[MOVES] += 1
         self.sums[MOVED] += duration_ns
         total = self.transfers.get((kind, src, dst))
@@ -361,17 +361,17 @@ class Lane:
 
 
 class Issues(Protocol):
-    """Who counts the collectives that this process issues, by any thread; the count only grows."""
+    """Counts the collectives issued by any thread of this process; the count never decreases."""
 
     issued: int
 
 
 class MainLane(Lane):
-    """A training thread's lane: it belongs to it always, so its time is booked by phase.
+    """A training thread's lane: the thread always belongs to it, so its time is booked by phase.
 
     Attributes:
         thread: That thread's `threading.get_ident()`.
-        on_device: Times its phases on the device, None where the lane's own time says all.
+        on_device: Times its phases on the device, None if the host's times suffice.
     """
 
     __slots__ = ("_collectives", "_issued_before", "on_device", "thread")
@@ -394,11 +394,11 @@ class MainLane(Lane):
     def suspend(self) -> None:
         """See `Lane`."""
         super().suspend()
-        if self.on_device is not None:  # its stream may stand still meanwhile, and nobody sees it
+        if self.on_device is not None:  # its stream may be idle meanwhile, unobserved
             self.on_device.interrupt()
 
     def _phase_begins(self, phase: int) -> int:
-        # Waiting for data is idle like the time before it: no need to tell them apart.
+        # Waiting for data is idle time, like the time before it: no sample is needed.
         if phase == DATA:
             return self.wall()
         self._issued_before = self._collectives.issued

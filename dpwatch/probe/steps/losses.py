@@ -1,10 +1,11 @@
-"""A step's loss and samples, read off what backward is called with.
+"""A step's loss and samples, read from the arguments of backward.
 
-Backwards add up, as their gradients do: what a step minimises is the sum of their roots (who
-accumulates divides each root by how many there are). Not so where the gradients of an earlier
-backward were thrown away before a later one. With other parameters than before it is a trial of
-the same step (LBFGS' closures, the second pass of sharpness-aware minimisation): the first counts.
-With the same parameters the later one takes the earlier one's place.
+Backwards add up, as their gradients do: what a step minimizes is the sum of their roots (with
+gradient accumulation, each root is divided by the number of micro-batches). This does not hold if
+the gradients of an earlier backward were dropped before a later one. With changed parameters, the
+later one is a trial within the same step (LBFGS closures, the second pass of sharpness-aware
+minimization), and the first one counts. With unchanged parameters, the later one replaces the
+earlier one.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from dpwatch.probe.steps.tensors import scalar_of
 from dpwatch.probe.steps.updates import Watched
 
 MOST_SCALED = 256
-"""Scaled losses known of a step; those of more are unknown."""
+"""Scaled losses tracked per step; the loss of further ones is unknown."""
 
 MOST_PENDING = 64
-"""Batches kept that no backward has gone through yet."""
+"""Batches kept that no backward has used yet."""
 
 
 class Relation(Enum):
-    """What a backward is to those before it in the same step."""
+    """How a backward relates to earlier ones in the same step."""
 
     MORE = "adds to them"
     AGAIN = "tries other parameters"
@@ -36,7 +37,7 @@ class Relation(Enum):
 
 
 def relation_to(watched: Watched) -> Relation:
-    """What the backward that begins is to the last one, by what became of a parameter between."""
+    """How the backward that begins relates to the last one, judged by one parameter."""
     if watched.was_updated():
         return Relation.AGAIN
     lost = watched.lost_gradient()
@@ -46,13 +47,13 @@ def relation_to(watched: Watched) -> Relation:
 
 
 class StepLoss:
-    """The loss of the step under way.
+    """The loss of the current step.
 
     Attributes:
-        value: Known so far, None if it isn't.
+        value: The loss so far, None if unknown.
     """
 
-    __slots__ = ("_closed", "_said", "_scaled", "_sides", "value")
+    __slots__ = ("_closed", "_explicit", "_scaled", "_sides", "value")
 
     def __init__(self) -> None:
         self.begin()
@@ -60,16 +61,16 @@ class StepLoss:
     def begin(self) -> None:
         """A step begins."""
         self.value: float | None = None
-        self._closed = self._said = False
+        self._closed = self._explicit = False
         self._sides = 0
         self._scaled: list[tuple[weakref.ref[torch.Tensor], float | None]] = []
 
-    def say(self, value: float) -> None:
-        """The trainer's own figure replaces what was read."""
-        self.value, self._said = value, True
+    def set(self, value: float) -> None:
+        """Sets the loss given by the trainer; backwards no longer change it."""
+        self.value, self._explicit = value, True
 
     def scaled(self, scaler: torch.amp.GradScaler, outputs: Any) -> None:
-        """A GradScaler has scaled these: as backward's root they are so much more than the loss."""
+        """A GradScaler scaled these losses; as roots of backward they are that factor too large."""
         if len(self._scaled) >= MOST_SCALED:
             return
         scale = getattr(scaler, "_scale", None)  # private: without it the loss is unknown
@@ -81,16 +82,17 @@ class StepLoss:
     def backward(
         self, roots: Sequence[Any], gradients: Sequence[Any], relation: Relation, *, keeps: bool
     ) -> None:
-        """A backward has ended.
+        """A backward ended.
 
         Args:
-            roots: What it began with.
-            gradients: The gradients it was given, one a root; torch makes ones of those left out.
-            relation: To the backwards before it in this step.
-            keeps: It accumulated into `.grad`; else (`torch.autograd.grad`) it counts only in a
-                step without such a one.
+            roots: The tensors it started from.
+            gradients: The gradients passed to it, one per root; torch replaces omitted ones by
+                ones.
+            relation: How it relates to earlier backwards of this step.
+            keeps: It accumulated into `.grad`; otherwise (`torch.autograd.grad`) it counts only in
+                a step without one that did.
         """
-        if self._said or self._closed:
+        if self._explicit or self._closed:
             return
         if relation is Relation.AGAIN:
             self._closed = True
@@ -111,7 +113,7 @@ class StepLoss:
     def _sum(self, roots: Sequence[Any], gradients: Sequence[Any]) -> float | None:
         total: float | None = None
         for root, gradient in zip(roots, gradients, strict=False):
-            if scalar_of(gradient) != 1.0:  # the root is no loss, or not the whole of it
+            if scalar_of(gradient) != 1.0:  # the root is not a loss, or not all of it
                 continue
             value = scalar_of(root)
             if value is not None and self._scaled:
@@ -123,10 +125,10 @@ class StepLoss:
 
 
 class Batches:
-    """Rows that trained models were called with and no backward has gone through yet.
+    """Batch sizes that trained models were called with and that no backward has used yet.
 
-    A backward takes the largest of them, for the smaller ones were an evaluation, or its parts.
-    Where more backwards follow, as behind the micro-batches of a pipeline, each takes its own.
+    A backward uses the largest; smaller ones were an evaluation or parts of it. If several
+    backwards follow, as after the micro-batches of a pipeline, each uses its own.
     """
 
     __slots__ = ("_pending",)
@@ -140,13 +142,13 @@ class Batches:
             self._pending = []
 
     def called(self, rows: int) -> None:
-        """A trained model is called with so many."""
+        """A trained model is called with that many rows."""
         if len(self._pending) >= MOST_PENDING:
             self._pending.remove(min(self._pending))
         self._pending.append(rows)
 
     def backward(self) -> int | None:
-        """A backward goes through one of them. Returns: its rows."""
+        """A backward uses one of the batches. Returns: its rows."""
         if not self._pending:
             return None
         rows = max(self._pending)

@@ -1,7 +1,7 @@
-"""Which models and optimizers take part in training, and what is told of them.
+"""The models and optimizers that take part in training, and what is reported of them.
 
-Nothing is kept alive, and nothing of the script's is called that is not torch's own, but for
-`parameters()` and `modules()`, which a script may have overridden.
+Nothing is kept alive, and apart from `parameters()` and `modules()`, which a script may override,
+only torch's own code is called.
 """
 
 from __future__ import annotations
@@ -15,21 +15,18 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dpwatch.probe.steps.tensors import quiet
+from dpwatch.probe.steps.tensors import no_torch_function
 from dpwatch.probe.steps.updates import Place, places
 from dpwatch.wire.messages import DeviceInfo
 
 MOST_MODULES = 4096
-"""Modules of a model that are looked through for one of torch's wrappers."""
+"""Modules of a model that are searched for one of torch's wrappers."""
 
 _T = TypeVar("_T")
 
 
 class Live(Generic[_T]):
-    """Things to be found again as long as somebody else keeps them.
-
-    Without callbacks: Python's own would run in the script's thread when a thing dies.
-    """
+    """A weak set without callbacks: Python's would run on the script's thread when an item dies."""
 
     def __init__(self) -> None:
         self._refs: dict[int, weakref.ref[_T]] = {}
@@ -39,7 +36,7 @@ class Live(Generic[_T]):
         return ref is not None and ref() is thing
 
     def add(self, thing: _T) -> None:
-        """Keeps a weak reference to it, and lets go of those that have died."""
+        """Adds a weak reference, and drops those that have died."""
         if len(self._refs) & (len(self._refs) - 1) == 0:
             self._refs = {key: ref for key, ref in self._refs.items() if ref() is not None}
         self._refs[id(thing)] = weakref.ref(thing)
@@ -53,11 +50,11 @@ class Models:
 
     Attributes:
         all: Outermost modules with parameters that were called with gradients on.
-        optimizers: Those that have stepped.
-        params: Elements of the parameters of the models that are trained, None before the first,
-            or where a model does not say.
-        param_bytes: Their bytes.
-        wrapper: The strategy that one of the models is wrapped for, "" as long as none is.
+        optimizers: Optimizers that have stepped.
+        params: Number of elements in the parameters of all trained models, None before the first or
+            if a model does not say.
+        param_bytes: Their size.
+        wrapper: Strategy that one of the models is wrapped for, "" as long as none is.
     """
 
     def __init__(self) -> None:
@@ -77,47 +74,47 @@ class Models:
         return False if module in self.all or module in self._bare else self._meet(module)
 
     def _meet(self, module: Module) -> bool:
-        with quiet():
+        with no_torch_function():
             needs = [p.requires_grad for p in module.parameters()]
         if not needs:
             self._bare.add(module)
             return False
         self.all.add(module)
-        if any(needs):  # what is frozen is a teacher or a reference, and not what is trained
+        if any(needs):  # a frozen model is a teacher or a reference, not trained
             self._trained.add(module)
             self.wrapper = self.wrapper or strategy_of(module)
-            self._recount = True  # at the step's end, when lazy ones have a shape
+            self._recount = True  # at the step's end, when lazy parameters have a shape
         return any(needs)
 
-    def meet_optimizer(self, optimizer: Optimizer) -> None:
+    def add_optimizer(self, optimizer: Optimizer) -> None:
         """An optimizer steps."""
         if optimizer not in self.optimizers:
             self.optimizers.add(optimizer)
             self.wrapper = self.wrapper or _SHARDED_OPTIMIZERS.get(type(optimizer).__name__, "")
 
     def places(self) -> Iterator[Place]:
-        """Where parameters lie that may be trained."""
+        """Locations of parameters that may be trained."""
         return places(self.optimizers, self._trained)
 
     def first_device(self) -> DeviceInfo | None:
-        """The device that the first trained model lies on."""
-        with quiet():
+        """The device of the first trained model."""
+        with no_torch_function():
             for model in self._trained:
                 for parameter in islice(model.parameters(), 1):
                     return device_of(parameter)
         return None
 
     def is_on_cuda(self) -> bool:
-        """Whether a trained model lies on a CUDA device."""
-        with quiet():
+        """Whether a trained model is on a CUDA device."""
+        with no_torch_function():
             return any(p.is_cuda for m in self._trained for p in islice(m.parameters(), 1))
 
     def count(self) -> bool:
-        """Counts the parameters, where a model is new. Returns: whether it has."""
+        """Counts the parameters if a model is new. Returns: whether it did."""
         if not self._recount:
             return False
         self._recount = False
-        with quiet():
+        with no_torch_function():
             found = {id(p): p for model in self._trained for p in model.parameters()}
             sizes = [(elements_of(p), p.element_size()) for p in found.values()]
         if not sizes:
@@ -138,14 +135,14 @@ _WRAPPERS = {
 _SHARDED_OPTIMIZERS = {"ZeroRedundancyOptimizer": "zero1"}
 
 _DEEPSPEED = ("ddp", "zero1", "zero2", "zero3")
-"""By its stage."""
+"""By its ZeRO stage."""
 
 
 def strategy_of(module: Module) -> str:
     """The strategy that a model, or a module inside it, is wrapped for; "" if none is.
 
-    By name, since importing these classes would cost a script that does not use them.
-    `nn.DataParallel` counts with two or more devices; with fewer it passes through silently.
+    Classes are matched by name, since importing them would slow down scripts that do not use them.
+    `nn.DataParallel` counts with two or more devices; with fewer it does nothing.
     """
     for each in islice(module.modules(), MOST_MODULES):
         names = [kind.__name__ for kind in type(each).__mro__]
@@ -168,7 +165,7 @@ def _deepspeed(engine: Any) -> str:
 
 
 def _is_hybrid(module: Module) -> bool:
-    """Whether parameters are sharded within groups and replicated between them."""
+    """Whether parameters are sharded within groups and replicated across them."""
     for parameter in islice(module.parameters(), 1):
         names = [type(each).__name__ for each in getattr(parameter, "placements", ())]
         return "Replicate" in names and any(name.endswith("Shard") for name in names)
@@ -176,12 +173,12 @@ def _is_hybrid(module: Module) -> bool:
 
 
 def elements_of(parameter: torch.Tensor) -> int | None:
-    """Elements of a parameter as a whole, where this rank holds but its shard, or nothing, of it.
+    """Number of elements of a whole parameter, even if this rank holds a shard or nothing of it.
 
-    None where its memory was given back and nothing says how large it is.
+    None if its memory was freed and its size is unknown.
     """
-    # FSDP1's flat parameter is its shard, padded, and remembers; DeepSpeed's ZeRO-3 leaves it empty
-    # outside of forward, and notes its size. A DTensor says so itself.
+    # FSDP1's flat parameter is a padded shard that records its full size. DeepSpeed's ZeRO-3
+    # empties it outside of forward and records its size. A DTensor reports its full size itself.
     whole: torch.Size | None = getattr(parameter, "_unpadded_unsharded_size", None)
     if whole is not None:
         return whole.numel()
@@ -192,7 +189,7 @@ def elements_of(parameter: torch.Tensor) -> int | None:
 
 
 def device_of(parameter: torch.Tensor) -> DeviceInfo:
-    """The device a model lies on."""
+    """The device of a parameter."""
     device = parameter.device
     if device.type != "cuda":
         return DeviceInfo(device.type, "cpu")

@@ -1,6 +1,6 @@
-"""The context managers that a trainer holds around its own lanes, phases, copies and waits.
+"""Context managers for a trainer's own lanes, phases, copies and waits.
 
-Plain classes with slots: half the cost of generators, and they run on the training thread.
+Plain classes with slots cost half as much as generators, and these run on the training thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Fail = Callable[[BaseException], None]
 
 
 class LaneJob:
-    """This thread works for a lane meanwhile; a lane that is taken already is left alone."""
+    """While entered, this thread works for a lane, unless another thread already does."""
 
     __slots__ = ("_clocks", "_fail", "_in_ledger", "_lane", "_ledger", "_main", "_outer", "_took")
 
@@ -36,13 +36,13 @@ class LaneJob:
         if lane.over or lane.taken:
             return
         try:
-            self._take(lane)
+            self._adopt_lane(lane)
             self._ledger.enter_lane(lane.device)
             self._in_ledger = True
         except Exception as error:  # noqa: BLE001 - never into the user's code
             own_fault(error, self._fail)
 
-    def _take(self, lane: Lane) -> None:
+    def _adopt_lane(self, lane: Lane) -> None:
         lane.taken = self._took = True
         self._outer = here.lane
         if self._outer is not None:
@@ -57,11 +57,11 @@ class LaneJob:
             if self._in_ledger:
                 self._ledger.exit_lane()
             if self._took:
-                self._give_back()
+                self._release_lane()
         except Exception as error:  # noqa: BLE001
             own_fault(error, self._fail)
 
-    def _give_back(self) -> None:
+    def _release_lane(self) -> None:
         lane = self._lane
         lane.release()
         lane.taken = False
@@ -71,7 +71,7 @@ class LaneJob:
 
 
 class PhaseSpan:
-    """The lane is in a phase meanwhile."""
+    """While entered, the lane is in a phase."""
 
     __slots__ = ("_before", "_fail", "_lane", "_phase", "_was_named")
 
@@ -101,7 +101,7 @@ class PhaseSpan:
 
 
 class TransferSpan:
-    """One copy between devices, timed."""
+    """Times one copy between devices."""
 
     __slots__ = ("_copy", "_lane", "_start")
 
@@ -114,12 +114,12 @@ class TransferSpan:
         self._start = self._lane.wall()
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:  # a copy that raised moved nothing that can be counted
+        if kind is None:  # how much a copy moved that raised is unknown
             self._lane.moved(*self._copy, self._lane.wall() - self._start)
 
 
 class WaitSpan:
-    """The thread waits for another of the trainer's meanwhile."""
+    """While entered, the thread waits for another thread of the trainer."""
 
     __slots__ = ("_lane",)
 

@@ -1,9 +1,9 @@
-"""Reads tensors of the script's without its noticing.
+"""Reads the script's tensors without calling any of its code.
 
-Even a tensor's `shape` is a call that a `TorchFunctionMode` or a subclass's `__torch_function__`
-hears of, and any operation reaches a `TorchDispatchMode`. So attributes are read with torch
-functions disabled (`quiet`), values are read from memory, and a subclass that answers for itself
-(`__torch_dispatch__`) is not asked at all.
+Even reading a tensor's `shape` calls into a `TorchFunctionMode` or a subclass's
+`__torch_function__`, and any operation reaches a `TorchDispatchMode`. So attributes are read with
+torch functions disabled (`no_torch_function`), values are read from memory, and a subclass with its
+own `__torch_dispatch__` is not read at all.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-quiet = torch._C.DisableTorchFunction
-"""Context manager: nobody hears of the attributes that are read meanwhile."""
+no_torch_function = torch._C.DisableTorchFunction
+"""Context manager: attributes read inside it bypass function modes and subclasses."""
 
 _DISABLED = torch._C._disabled_torch_dispatch_impl
 _C_FLOATS = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
 
 def is_plain(value: Any) -> bool:
-    """Whether reading a value's attributes calls no code but torch's."""
+    """Whether reading a value's attributes runs only torch's own code."""
     kind = type(value)
     if kind is torch.Tensor or kind is torch.nn.Parameter:
         return True
@@ -33,23 +33,23 @@ def is_plain(value: Any) -> bool:
 
 
 def rows_of(value: Any) -> int | None:
-    """Length of a tensor's first dimension, None of what is no tensor or has none."""
+    """Length of a tensor's first dimension, None if it has none or is not a tensor."""
     if not is_plain(value):
         return None
-    with quiet():
+    with no_torch_function():
         rows = value.shape[0] if value.dim() else None
-    return rows if type(rows) is int else None  # and no symbol of torch.export's
+    return rows if type(rows) is int else None  # not a symbol of torch.export
 
 
 def scalar_of(root: Any) -> float | None:
     """The value of a one-element tensor in host memory, None for any other.
 
-    Read from memory: an `item()` of ours would be an operation among the user's own. On an
-    accelerator, reading would wait for it.
+    It is read from memory: calling `item()` would add an operation to the script's. On an
+    accelerator, reading it would wait for the device.
     """
     if not is_plain(root):
         return None
-    with quiet():
+    with no_torch_function():
         if not root.is_cpu or not root.is_floating_point() or root.numel() != 1:
             return None
         try:

@@ -1,9 +1,9 @@
-"""What a thread's wall time was made of: running, waiting for a core, blocked.
+"""What a thread's wall time consisted of: running, waiting for a core, blocked.
 
-`time.thread_time_ns` says how long the calling thread ran. Linux adds, in
-`/proc/thread-self/schedstat`, how long it was ready while no core was free (the run queue);
-what is then left of the wall time, the thread was blocked. The file stays open, since opening it
-costs ten times a read, and it must have been opened by the thread it is to speak of.
+`time.thread_time_ns` tells how long the calling thread ran. On Linux, `/proc/thread-self/schedstat`
+adds how long it was ready while no core was free (the run queue); the rest of the wall time, the
+thread was blocked. The file stays open, since opening it costs ten times a read, and it must be
+opened by the thread it describes.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from collections.abc import Callable
 from dpwatch.probe.foreign import own_fault, suppress_own
 
 Sample = tuple[int, int, int]
-"""Wall, on-CPU and run-queue nanoseconds; only differences mean anything."""
+"""Wall, on-CPU and run-queue nanoseconds; only differences are meaningful."""
 
 _TRUST_NS = 20_000_000
 
 
 class ThreadClock:
-    """Reads the calling thread's times; made on the thread that it is to read.
+    """Reads the calling thread's times; must be created on that thread.
 
     Attributes:
-        knows_runqueue: Whether the third figure is one: on Linux with scheduler statistics.
+        knows_runqueue: Whether the third value is valid: on Linux with scheduler statistics.
     """
 
     __slots__ = ("_fd", "knows_runqueue")
@@ -36,19 +36,19 @@ class ThreadClock:
         self.knows_runqueue = self._fd >= 0
 
     def read(self) -> Sample:
-        """The thread's times up to now; about 2 µs."""
+        """The thread's times so far; takes about 2 µs."""
         queue = self._runqueue() if self._fd >= 0 else 0
         return time.monotonic_ns(), time.thread_time_ns(), queue
 
     def ran_ns(self) -> int | None:
-        """How long the thread has run so far; from any thread. None where that isn't known."""
+        """How long the thread has run so far; from any thread. None if unknown."""
         try:
             return int(os.pread(self._fd, 96, 0).split()[0]) if self._fd >= 0 else None
         except (OSError, ValueError, IndexError):
             return None
 
     def close(self) -> None:
-        """Closes the file; later samples know no run queue."""
+        """Closes the file; later samples have no run-queue time."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with suppress_own(OSError):
@@ -74,7 +74,7 @@ class ThreadClock:
 
 
 class Clocks:
-    """The clocks a probe reads. Tests pass their own."""
+    """The clocks a probe reads; tests replace them."""
 
     wall: Callable[[], int] = staticmethod(time.monotonic_ns)
 

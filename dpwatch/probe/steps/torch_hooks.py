@@ -1,4 +1,4 @@
-"""Where the probe looks into torch: five places, each put back as it was on close.
+"""Where the probe hooks into torch: five places, each restored on close.
 
 | event | place |
 |---|---|
@@ -8,17 +8,17 @@
 | data | `_BaseDataLoaderIter.__next__` |
 | scaled losses | `torch.amp.GradScaler.scale` |
 
-(Forward hooks would break graphs of torch.compile, and full-backward hooks cost half a step.
-`torch.autograd.backward` and `grad` themselves are compared with what they were, by dynamo and in
-`__torch_function__`, so they stay.)
+(Forward hooks would break graphs of torch.compile, and full backward hooks cost half a step.
+`torch.autograd.backward` and `grad` themselves are compared by identity in dynamo and in
+`__torch_function__`, so they are not replaced.)
 
-A thread without a lane passes straight through. What the wrapped call raises comes out unchanged;
-what goes wrong in the probe itself never comes out, it turns the probe off. Under torch.compile
-dynamo sees a constant first, so nothing of the probe is traced or guarded; and it is told to leave
-the probe's own code alone where it would otherwise compile that (`dynamo.leave_alone`).
+A thread without a lane passes straight through. Exceptions of the wrapped call propagate unchanged;
+an error in the probe itself never propagates but turns the probe off. Under torch.compile dynamo
+sees a constant first, so nothing of the probe is traced or guarded. Where dynamo would otherwise
+compile the probe's own code, it is told to skip that (`dynamo.leave_alone`).
 
-The hooks keep what they have to restore in their own frame, and begin their `finally` with plain
-assignments: an interrupt that Python delivers in between finds nothing half done.
+The hooks keep the state to restore in their own frame, and their `finally` blocks start with plain
+assignments: an interrupt delivered in between finds nothing half done.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from dpwatch.probe import dynamo
 from dpwatch.probe.foreign import own_fault
-from dpwatch.probe.stack.frameworks import stands_for
+from dpwatch.probe.stack.frameworks import originals
 from dpwatch.probe.steps.lanes import KEPT, Events, Lane, here
 from dpwatch.probe.steps.tracker import hook_codes
 
 Fail = Callable[[BaseException], None]
 Newcomer = Callable[[], Lane | None]
-"""Gives the calling thread a lane, if it is one that trains."""
+"""Returns a lane for the calling thread, if it is one that trains."""
 
 _compiling = torch.compiler.is_dynamo_compiling
 
 
 class Hooks:
-    """The hooks, in place from construction until `close`."""
+    """The hooks, installed from construction until `close`."""
 
     def __init__(self, newcomer: Newcomer, fail: Fail) -> None:
         self._replaced: list[tuple[Any, str, Any, Any]] = []
@@ -60,7 +60,7 @@ class Hooks:
             call = torch.nn.Module.__call__
             make = _forward if _is_torchs_own(call) else _forward_over
             ours = make(call, fail)
-            for name in ("__call__", "_wrapped_call_impl"):  # by the second pickle finds the first
+            for name in ("__call__", "_wrapped_call_impl"):  # pickle finds the first by the second
                 if vars(torch.nn.Module).get(name) is call:
                     self._replace(torch.nn.Module, name, ours)
             self._replaced += dynamo.rename(call, ours)
@@ -79,10 +79,10 @@ class Hooks:
             raise
 
     def close(self) -> None:
-        """Puts everything back, except where somebody has since put theirs on top of ours.
+        """Restores everything, except where somebody has since patched over our hook.
 
-        What stays there, or was kept by somebody, sees nothing from now on, of a later probe's
-        lanes either.
+        Hooks that stay in place, or that somebody holds a reference to, no longer see any lane, not
+        even a later probe's.
         """
         for handle in self._handles:
             handle.remove()
@@ -100,7 +100,7 @@ class Hooks:
         self._replaced.append((owner, name, original, ours))
         hook_codes.add(ours.__code__)
         if isinstance(original, FunctionType):
-            stands_for[ours.__code__] = original.__code__
+            originals[ours.__code__] = original.__code__
         return ours
 
     def _replace_backward(self, newcomer: Newcomer, fail: Fail) -> None:
@@ -109,21 +109,21 @@ class Hooks:
         if original is not None and original is vars(torch.autograd).get("_engine_run_backward"):
             make = _backward if _is_torchs_engine(original) else _backward_over
             ours = make(cast("Callable[..., Any]", original), newcomer, fail)
-            for module in (graph, torch.autograd):  # make_fx puts back what it finds in the first
+            for module in (graph, torch.autograd):  # make_fx saves and restores the first
                 self._replace(module, "_engine_run_backward", ours)
-        else:  # another torch: without `torch.autograd.grad`
+        else:  # a different torch: `torch.autograd.grad` is not observed
             plain = torch.autograd.backward
             self._replace(torch.autograd, "backward", _plain_backward(plain, newcomer, fail))
 
 
 class _Nobody:
-    """Stands where `here` was."""
+    """Replaces `here` in hooks that have been closed."""
 
     lane = None
 
 
 def _silence(hook: Any) -> None:
-    """For the hook, no thread has a lane any more; its own variable is set, so it costs nothing."""
+    """Hides all lanes from the hook by replacing its closure variable, at no cost per call."""
     for cell in hook.__closure__ or ():
         inner = cell.cell_contents
         if inner is here:
@@ -133,7 +133,7 @@ def _silence(hook: Any) -> None:
 
 
 def _is_torchs_own(call: Any) -> bool:
-    """Whether it does just what `_forward` does in its place."""
+    """Whether it does exactly what `_forward` does in its place."""
     code = getattr(call, "__code__", None)
     return getattr(code, "co_names", ()) == ("_compiled_call_impl", "_call_impl")
 
@@ -144,7 +144,7 @@ def _forward(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
     @functools.wraps(original)
     def __call__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         if _compiling() or (lane := local.lane) is None or lane.in_module:
-            # Just what torch's own does: to call that would cost a frame in every module's call.
+            # Same code as torch's own; calling that would add a frame to every module call.
             if self._compiled_call_impl is not None:
                 return self._compiled_call_impl(*args, **kwargs)
             return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -162,7 +162,7 @@ def _forward(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
             done = True
             return result
         finally:
-            lane.in_module = lane.over or lane.asleep
+            lane.in_module = lane.over or lane.sampled_out
             if before != KEPT:
                 _leave(lane, before, done, fail)
 
@@ -170,7 +170,7 @@ def _forward(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
 
 
 def _forward_over(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
-    """As `_forward`, where somebody else has replaced torch's own, or this torch has another."""
+    """Like `_forward`, if somebody else has replaced torch's own, or this torch differs."""
     local = here
 
     @functools.wraps(original)
@@ -188,16 +188,16 @@ def _forward_over(original: Callable[..., Any], fail: Fail) -> Callable[..., Any
             done = True
             return result
         finally:
-            lane.in_module = lane.over or lane.asleep
+            lane.in_module = lane.over or lane.sampled_out
             if before != KEPT:
                 _leave(lane, before, done, fail)
 
     return __call__
 
 
-def _heed(steps: Events, fail: Fail) -> None:
+def _notify_skipped_backward(steps: Events, fail: Fail) -> None:
     try:
-        steps.dozed_backward()
+        steps.skipped_backward()
     except Exception as error:  # noqa: BLE001
         own_fault(error, fail)
 
@@ -212,7 +212,7 @@ def _leave(lane: Lane, before: int, done: bool, fail: Fail) -> None:
 
 
 def _is_torchs_engine(run: Any) -> bool:
-    """Whether it does just what `_backward` does in its place."""
+    """Whether it does exactly what `_backward` does in its place."""
     names = getattr(getattr(run, "__code__", None), "co_names", ())
     return names == (
         *("log", "getEffectiveLevel", "logging", "DEBUG"),
@@ -223,7 +223,7 @@ def _is_torchs_engine(run: Any) -> bool:
 
 
 def _backward(original: Callable[..., Any], newcomer: Newcomer, fail: Fail) -> Callable[..., Any]:
-    """In place of torch's own, with no frame more: warnings count frames to find the script."""
+    """Replaces torch's own without an extra frame: warnings count frames to find the script."""
     local, log, variable = here, torch.autograd.graph.log, torch.autograd.Variable
     stash, unstash = torch._C._stash_obj_in_tls, torch._C._remove_obj_from_tls
 
@@ -234,7 +234,7 @@ def _backward(original: Callable[..., Any], newcomer: Newcomer, fail: Fail) -> C
         lane = local.lane
         if lane is None or lane.over:
             lane = newcomer()
-        watched = lane if lane is not None and not lane.asleep else None
+        watched = lane if lane is not None and not lane.sampled_out else None
         before, inside, done = KEPT, False, False
         try:
             if watched is not None:
@@ -253,7 +253,7 @@ def _backward(original: Callable[..., Any], newcomer: Newcomer, fail: Fail) -> C
             return result
         finally:
             if watched is not None:
-                watched.in_module = inside or watched.over or watched.asleep
+                watched.in_module = inside or watched.over or watched.sampled_out
                 given = args[0] if args else ()
                 keeps = kwargs.get("accumulate_grad", True)
                 try:
@@ -263,9 +263,9 @@ def _backward(original: Callable[..., Any], newcomer: Newcomer, fail: Fail) -> C
                 except Exception as error:  # noqa: BLE001
                     own_fault(error, fail)
             elif lane is not None and done:
-                lane.steps.dozed_backwards += 1
-                if lane.steps.dozed_backwards >= lane.steps.heeded:
-                    _heed(lane.steps, fail)
+                lane.steps.skipped_backwards += 1
+                if lane.steps.skipped_backwards >= lane.steps.notify_after:
+                    _notify_skipped_backward(lane.steps, fail)
 
     return _engine_run_backward
 
@@ -273,7 +273,7 @@ def _backward(original: Callable[..., Any], newcomer: Newcomer, fail: Fail) -> C
 def _backward_over(
     original: Callable[..., Any], newcomer: Newcomer, fail: Fail
 ) -> Callable[..., Any]:
-    """As `_backward`, where somebody else has replaced torch's own, or this torch has another."""
+    """Like `_backward`, if somebody else has replaced torch's own, or this torch differs."""
     local = here
     around = _around_backward(newcomer, fail)
 
@@ -282,12 +282,12 @@ def _backward_over(
         if _compiling():
             return original(t_outputs, *args, **kwargs)
         lane = local.lane
-        if lane is not None and lane.asleep and not lane.over:
+        if lane is not None and lane.sampled_out and not lane.over:
             result = original(t_outputs, *args, **kwargs)
             steps = lane.steps
-            steps.dozed_backwards += 1
-            if steps.dozed_backwards >= steps.heeded:
-                _heed(steps, fail)
+            steps.skipped_backwards += 1
+            if steps.skipped_backwards >= steps.notify_after:
+                _notify_skipped_backward(steps, fail)
             return result
         keeps = kwargs.get("accumulate_grad", True)
         given = args[0] if args else ()
@@ -330,11 +330,11 @@ def _around_backward(newcomer: Newcomer, fail: Fail) -> Callable[..., Any]:
             if lane is None:
                 return original(*args, **kwargs)
         steps = lane.steps
-        if lane.asleep:
+        if lane.sampled_out:
             result = original(*args, **kwargs)
-            steps.dozed_backwards += 1
-            if steps.dozed_backwards >= steps.heeded:
-                _heed(steps, fail)
+            steps.skipped_backwards += 1
+            if steps.skipped_backwards >= steps.notify_after:
+                _notify_skipped_backward(steps, fail)
             return result
         before, inside, done = KEPT, lane.in_module, False
         try:
@@ -347,7 +347,7 @@ def _around_backward(newcomer: Newcomer, fail: Fail) -> Callable[..., Any]:
             done = True
             return result
         finally:
-            lane.in_module = inside or lane.over or lane.asleep
+            lane.in_module = inside or lane.over or lane.sampled_out
             try:
                 steps.backward_ends(lane, before, roots, gradients, done=done, keeps=keeps)
             except Exception as error:  # noqa: BLE001
@@ -362,7 +362,7 @@ def _next_batch(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def __next__(self: Any) -> Any:
-        if _compiling() or (lane := local.lane) is None or lane.over or lane.asleep:
+        if _compiling() or (lane := local.lane) is None or lane.over or lane.sampled_out:
             return original(self)
         before, inside = KEPT, lane.in_module
         try:
@@ -373,7 +373,7 @@ def _next_batch(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
                 own_fault(error, fail)
             return original(self)
         finally:
-            lane.in_module = inside or lane.over or lane.asleep
+            lane.in_module = inside or lane.over or lane.sampled_out
             if before != KEPT:
                 _leave(lane, before, True, fail)
 
@@ -388,7 +388,12 @@ def _scale(original: Callable[..., Any], fail: Fail) -> Callable[..., Any]:
         scaled = original(self, outputs)
         if _compiling() or (lane := local.lane) is None:
             return scaled
-        if lane is lane.steps.main and not lane.asleep and not lane.over and scaled is not outputs:
+        if (
+            lane is lane.steps.main
+            and not lane.sampled_out
+            and not lane.over
+            and scaled is not outputs
+        ):
             try:
                 lane.steps.scaled(self, scaled)
             except Exception as error:  # noqa: BLE001
@@ -405,8 +410,8 @@ def _optimizer(fail: Fail) -> tuple[Callable[..., None], Callable[..., None]]:
         if _compiling() or (lane := local.lane) is None or lane.over:
             return
         try:
-            if lane.asleep:
-                lane.steps.dozed_optimizer_begins(lane)
+            if lane.sampled_out:
+                lane.steps.skipped_optimizer_begins(lane)
             else:
                 lane.steps.optimizer_begins(lane, optimizer)
         except Exception as error:  # noqa: BLE001
@@ -416,8 +421,8 @@ def _optimizer(fail: Fail) -> tuple[Callable[..., None], Callable[..., None]]:
         if _compiling() or (lane := local.lane) is None or lane.over:
             return
         try:
-            if lane.asleep:
-                lane.steps.dozed_optimizer_ends(lane)
+            if lane.sampled_out:
+                lane.steps.skipped_optimizer_ends(lane)
             else:
                 lane.steps.optimizer_ends(lane, optimizer)
         except Exception as error:  # noqa: BLE001

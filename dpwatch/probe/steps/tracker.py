@@ -1,25 +1,25 @@
-"""Steps: where one ends, and what is recorded of it.
+"""Steps: where they end, and what is recorded of each.
 
-A step ends at the end of an outermost `optimizer.step()` that followed at least one backward since
-the last step end. So
+A step ends with an outermost `optimizer.step()` that follows at least one backward since the
+previous step's end. So
 
-- gradient accumulation is one step: its backwards add up;
-- optimizers stepping one after another behind one backward make one step, ending with the first of
-  them; the others' time is the beginning of the next step, so that in a steady run each step holds
-  each optimizer once;
+- gradient accumulation is one step with several backwards;
+- several optimizers stepping after one backward make one step, which ends with the first of them;
+  the others' time counts to the next step, so that in steady state each step contains each
+  optimizer once;
 - a GAN's two backward-and-step pairs are two steps;
-- a step that a GradScaler skips doesn't end, it runs on into the next.
+- a step that a GradScaler skips does not end; it continues into the next.
 
-Where optimizers step inside backward, the outermost backward ends the step. Where parameters change
-without an optimizer's being heard of (a compiled `optimizer.step()`, an update by hand), steps end
-at the first event after the change (see `Elsewhere`). A script that knows better says
-`dpwatch.step()` where its steps end; from the first time on, only that ends them.
+If optimizers step inside backward, the outermost backward ends the step. If parameters change
+without an observed optimizer step (a compiled `optimizer.step()`, an update by hand), steps end at
+the first event after the change (see `UnhookedUpdates`). A script can call `dpwatch.step()` where
+its steps end; from the first call on, only that ends them.
 
-Of steps shorter than 25 ms, and of those with so many events that looking at all would cost too
-much, most are only counted (see `LOOK_NS`, `EVENT_NS`); those that are told of are told of whole,
-so medians, rates and shares stay true.
+Most steps shorter than 25 ms, and most steps with so many events that measuring each would cost too
+much, are skipped: only counted (see `LOOK_NS`, `EVENT_NS`). The steps that are recorded are
+recorded completely, so medians, rates and shares stay correct.
 
-Forward and data waits count only while gradients are enabled: evaluation falls into `other`.
+Forward and data waits count only while gradients are enabled: evaluation is `other`.
 """
 
 from __future__ import annotations
@@ -64,75 +64,75 @@ from dpwatch.probe.steps.step_record import (
 from dpwatch.probe.steps.tensors import rows_of
 from dpwatch.probe.steps.thread_clock import Clocks
 from dpwatch.probe.steps.updates import Watched
-from dpwatch.probe.steps.without_optimizer import Elsewhere
+from dpwatch.probe.steps.without_optimizer import UnhookedUpdates
 from dpwatch.wire.messages import DeviceInfo, Transfer
 
 MEASURED_STEP_NS = 50_000_000
-"""Thread times are read in every step that follows one as long as this, and in one of ten shorter
-ones: they cost up to 100 µs a step."""
+"""Thread times are read in every step that follows one at least this long, and in one of ten
+shorter ones: reading them costs up to 100 µs a step."""
 
 SHARED_STEP_NS = 10_000_000
-"""The same of virtual devices that share a process: that they wait for each other is the point."""
+"""The same for virtual devices that share a process, where waiting for each other matters most."""
 
 LOOK_NS = 250_000_000
-"""Of short steps two in a stretch of at most so long are looked at, eight to sixteen a second, and
-the others counted: on each, the hooks would cost from half a percent to several. The stretch is 10,
-20, 40, … steps; `sampling` says which two. Of longer ones every loss is read, which takes 40 µs; of
-these that of the second of a pair."""
+"""Of short steps, two in an interval of at most this length are measured, 8–16 per second, and the
+others skipped: hooks in each would cost from half a percent to several. The interval is 10, 20, 40,
+… steps; `sampling` chooses which two. Of longer steps every loss is read, which takes 40 µs; of
+short ones only that of the second of a pair."""
 
 MOST_DOUBLED = 8
-"""How often a stretch is doubled at most: to 2,560 steps."""
+"""Limit of doublings of that interval: 2,560 steps."""
 
 EVENT_NS = 8_000
-"""What one event costs, generously: a phase entered and left, among operations that fill the
-caches."""
+"""Upper estimate of the cost of one event: entering and leaving a phase with cold caches."""
 
 LOSS_EVENTS = 5
-"""Reading a loss costs as much as so many."""
+"""Cost of reading a loss, in events."""
 
 COST_SHARE = 0.01
-"""Of the time, that events may cost on average. Steps with more of them are looked at in pairs that
-lie so far apart."""
+"""Share of the time that events may cost on average. Steps with more of them are measured in pairs
+at a correspondingly longer interval."""
 
 FIRST_EVENTS, PAIR_EVENTS = 4_096, 65_536
-"""Events of one of the first steps, and of one of a pair, before their cost is looked at: these are
-seldom, and are to be seen whole."""
+"""Events before the cost is checked, in one of the first steps and in one of a pair: these are few,
+and should be measured completely."""
 
-DEAR_AWAKE = 2
-"""Of dear steps so many first ones are looked at."""
+COSTLY_FIRST_STEPS = 2
+"""Number of first steps that are measured even if they are costly."""
 
-TURN = 4
-"""A step that would make the stretch last so many times as long is unusual, and the next is looked
-at: something may have changed. …"""
+UNUSUAL_FACTOR = 4
+"""A step that takes this many times as long as the interval allows is unusual: the next one is
+measured, since something may have changed. …"""
 
 ALERT_STEPS = 20
 ALERT_NS = 1_000_000_000
-"""… Once in so long that many are, so that of what comes back every few steps it is seen why."""
+"""… At most once per `ALERT_NS`, the next `ALERT_STEPS` are, so that the cause of recurring slow
+steps is seen."""
 
-FIRST_AWAKE = 10
-"""The first steps are all looked at: they are unlike the rest, and short runs have no others."""
+FIRST_STEPS = 10
+"""The first steps are all measured: they differ from later ones, and short runs have no others."""
 
 BARE_UPDATES = 3
-"""So many steps of an optimizer before any backward, and they end steps by themselves: gradients
-come from somewhere else."""
+"""After this many optimizer steps without any backward, each of them ends a step: gradients come
+from somewhere else."""
 
 
 class Steps:
-    """Follows a training thread's steps. The hooks call it, on threads that have a lane.
+    """Tracks a training thread's steps. Called by the hooks, on threads that have a lane.
 
     Attributes:
-        step: The step under way, from 0.
-        tells: Where its number is written too (see `wire.last_step`).
-        backwards: Outermost backwards seen so far while steps are looked at.
-        dozed_backwards: Backwards of the step under way, while it is only counted.
-        heeded: How many of them may pass before `dozed_backward` is called.
-        ledger: Told of step boundaries; put in its place when the devices are known.
+        step: The current step, from 0.
+        tells: Where its number is also written (see `runtime.last_step`).
+        backwards: Outermost backwards seen so far in measured steps.
+        skipped_backwards: Backwards so far in the current step, if it is skipped.
+        notify_after: From this number of them on, `skipped_backward` is called.
+        ledger: Notified of step boundaries; replaced once the devices are known.
         lanes: By device; the first is the training thread's.
-        devices: What this process drives. Learned from the model when nobody said.
-        stop: Called at the next step's end, on the training thread.
-        abandoned: Passes that raised and that the script went on after.
-        own_threads: Python threads that belong to the probe.
-        models: The models and optimizers that take part.
+        devices: The devices this process drives; taken from the model if not given.
+        stop: Called at the end of the next step, on the training thread.
+        abandoned: Passes that raised and after which the script went on.
+        own_threads: Number of Python threads that belong to the probe.
+        models: The models and optimizers in use.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Steps:
         self.step = 0
         self.tells: memoryview[int] | list[int] = [0]
         self.backwards = 0
-        self.heeded = 0
+        self.notify_after = 0
         self.devices = devices
         self.ledger: LedgerLike = NoLedger()
         self.own_threads = 0
@@ -165,7 +165,7 @@ class Steps:
         self._blind = collectives.capture == "none"
         self._on_devices = on_devices
         self._watched = Watched()
-        self._elsewhere = Elsewhere()
+        self._unhooked = UnhookedUpdates()
         self._loss = StepLoss()
         self._batches = Batches()
         self._start_ns: int | None = None
@@ -173,12 +173,12 @@ class Steps:
         self._bare_updates = 0
         self._keeps = False
         self._reads_loss = True
-        self._told_ends = False
+        self._explicit_ends = False
         self._pair = -1
         self._long_ns = 0
         self._alert_ns = -ALERT_NS
-        self._awake_until = FIRST_AWAKE
-        self._begin()
+        self._measure_all_until = FIRST_STEPS
+        self._reset_step()
 
     def move(self) -> MainLane:
         """The calling thread is the training thread from now on. Returns: its lane."""
@@ -189,22 +189,22 @@ class Steps:
         lane.clock = self._clocks.of_this_thread()
         self.lanes[before.device] = lane
         self._start_ns = None
-        self._begin()
+        self._reset_step()
         if before.clock is not None:
             before.clock.close()
         return lane
 
-    def _begin(self) -> None:
-        self._in_step = self.dozed_backwards = 0
-        self._unseen = False
+    def _reset_step(self) -> None:
+        self._in_step = self.skipped_backwards = 0
+        self._start_unseen = False
         self._relation = Relation.MORE
-        self._torn = self._updated = self._had_changed = False
+        self._phases_torn = self._updated = self._had_changed = False
         self._forward_due = True
         self._said_samples = False
         self._loss.begin()
         self._batches.begin()
 
-    # -- what the hooks tell ------------------------------------------------------------------
+    # -- called by hooks ----------------------------------------------------------------------
 
     def module_begins(
         self, lane: Lane, module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -213,9 +213,9 @@ class Steps:
         if not torch.is_grad_enabled():
             return KEPT
         if lane is self.main:
-            self.abandoned.goes_on()
-            self._comes()
-            if lane.events >= lane.most_events and self._is_tired(lane):
+            self.abandoned.script_continued()
+            self._on_event()
+            if lane.events >= lane.most_events and self._is_over_budget(lane):
                 return KEPT
             if self.models.is_trained(module):
                 self._count_batch(args, kwargs)
@@ -225,7 +225,7 @@ class Steps:
         return lane.enter(FORWARD)
 
     def pass_raised(self, lane: Lane) -> None:
-        """A forward or backward has raised, and does so still."""
+        """A forward or backward raised an exception, which is propagating."""
         if lane is self.main and self.models.wrapper:
             self.abandoned.raised(self.step, sys.exc_info()[1])
 
@@ -234,8 +234,8 @@ class Steps:
         if not torch.is_grad_enabled():
             return KEPT
         if lane is self.main:
-            self._comes()
-            if lane.events >= lane.most_events and self._is_tired(lane):
+            self._on_event()
+            if lane.events >= lane.most_events and self._is_over_budget(lane):
                 return KEPT
         return lane.enter(DATA)
 
@@ -244,8 +244,8 @@ class Steps:
         if lane is not self.main:
             return lane.enter(BACKWARD)
         if lane.phase == BACKWARD and torch._C._current_graph_task_id() == -1:
-            lane.forget_phase()  # an interrupt has left it behind
-        self._comes()
+            lane.forget_phase()  # left over from an interrupt
+        self._on_event()
         before = lane.enter(BACKWARD)
         if before != KEPT:  # checkpointing calls backward inside backward
             self._had_changed = self._watched.was_updated()
@@ -263,7 +263,7 @@ class Steps:
         done: bool,
         keeps: bool,
     ) -> None:
-        """It is over, `done` unless it raised; for the rest see `StepLoss.backward`."""
+        """It ended, `done` unless it raised; for the other arguments see `StepLoss.backward`."""
         if before == KEPT:
             return
         now = lane.leave(before)
@@ -282,32 +282,32 @@ class Steps:
             self._take_batch()
         changed_inside = not self._had_changed and self._watched.was_updated()
         self._watched.mark(self.models.places())
-        if self._told_ends:
+        if self._explicit_ends:
             return
         if self._updated:  # the optimizer has stepped inside
             self._end(now)
-        elif changed_inside and (ended := self._elsewhere.ended(True, self._in_step)):
-            self._end_elsewhere(ended)
+        elif changed_inside and (ended := self._unhooked.ended(True, self._in_step)):
+            self._end_without_optimizer(ended)
         elif lane.events >= lane.most_events:
-            self._is_tired(lane)
+            self._is_over_budget(lane)
 
     def optimizer_begins(self, lane: Lane, optimizer: Optimizer) -> None:
         """An optimizer's step begins, perhaps inside another's (ZeRO wraps one)."""
         opened = lane.updating
         if lane is self.main:
             if opened and len(opened) > (outer := _steps_around()):
-                del opened[outer:]  # one has raised, and so its end was never announced
-                self._torn = True
+                del opened[outer:]  # one raised, so its end was never announced
+                self._phases_torn = True
                 if not outer:
                     lane.forget_phase()
-            self._comes_first()
-            self.models.meet_optimizer(optimizer)
+            self._ensure_started()
+            self.models.add_optimizer(optimizer)
         opened.append(lane.enter(OPTIMIZER))
 
     def optimizer_ends(self, lane: Lane, optimizer: Optimizer) -> None:
-        """It is over; if it was the outermost and had a backward, so is the step."""
+        """It ended; if it was the outermost and followed a backward, so does the training step."""
         opened = lane.updating
-        if not opened:  # the probe was started in the midst of it
+        if not opened:  # the probe was started inside this step
             return
         before = opened.pop()
         now = lane.leave(before) if before != KEPT else self._clocks.wall()
@@ -315,58 +315,60 @@ class Steps:
             return
         if before == BACKWARD:
             self._updated = True
-        elif self._has_gradients() and not self._told_ends:
-            self._elsewhere.optimizer_ended(self._in_step)
+        elif self._has_gradients() and not self._explicit_ends:
+            self._unhooked.optimizer_ended(self._in_step)
             self._end(now)
 
     def _has_gradients(self) -> bool:
-        """Whether there was a backward in this step, or never one and gradients come otherwise."""
+        """Whether this step had a backward, or there never was one and gradients come otherwise."""
         if self._in_step:
             return True
-        if self.backwards or self.dozed_backwards:
+        if self.backwards or self.skipped_backwards:
             return False
         self._bare_updates += 1
         return self._bare_updates > BARE_UPDATES
 
     def scaled(self, scaler: torch.amp.GradScaler, outputs: Any) -> None:
-        """A GradScaler has scaled these losses."""
+        """A GradScaler scaled these losses."""
         if self._reads_loss:
             self._loss.scaled(scaler, outputs)
 
-    # -- what the trainer tells ---------------------------------------------------------------
+    # -- called by the trainer ----------------------------------------------------------------
 
-    def say_step(self) -> None:
-        """The script says that its step ends here, and so that it alone says when."""
+    def end_step(self) -> None:
+        """The script's step ends here; from now on only these calls end steps."""
         main = self.main
-        if here.lane is not main or (main.phase != NO_PHASE and not main.asleep):
+        if here.lane is not main or (main.phase != NO_PHASE and not main.sampled_out):
             return
-        first, self._told_ends = not self._told_ends, True
-        if self._start_ns is None:  # nothing has begun that could end
+        first, self._explicit_ends = not self._explicit_ends, True
+        if self._start_ns is None:  # there is no step to end yet
             self._first_event()
-        elif main.asleep:
-            self._dozed_end()
-        elif not first or not self.step or self._in_step:  # else an optimizer has just ended it
+        elif main.sampled_out:
+            self._end_skipped()
+        elif (
+            not first or not self.step or self._in_step
+        ):  # otherwise an optimizer has just ended it
             self._end(main.sample(IDLE) if main.measuring else self._clocks.wall())
 
-    def say_samples(self, lane: Lane, n: int) -> None:
-        """The trainer's own count replaces what was read off the model's input."""
+    def set_samples(self, lane: Lane, n: int) -> None:
+        """Counts samples as given by the trainer, instead of by the model's input."""
         if lane is self.main and not self._said_samples:
             self._said_samples = True
             lane.sums[SAMPLES] = -1
         lane.sums[SAMPLES] = max(lane.sums[SAMPLES], 0) + n
 
-    def say_loss(self, value: float) -> None:
-        """The trainer's own loss replaces what was read off backward's root."""
-        self._loss.say(value)
+    def set_loss(self, value: float) -> None:
+        """Sets the loss given by the trainer, instead of that of backward's root."""
+        self._loss.set(value)
 
     def phase_begins(self, lane: Lane, phase: int) -> int:
-        """The trainer names the phase itself. Returns: as `module_begins`."""
+        """The trainer declares the phase itself. Returns: as `module_begins`."""
         if lane is self.main:
-            self._comes_first()
+            self._ensure_started()
         return lane.enter(phase)
 
     def blindness(self) -> str:
-        """Why no step may have been seen, in a line; from any thread."""
+        """Why no step may have been seen, in one line; from any thread."""
         if self.backwards:
             return (
                 f"backward has run ({self.backwards} times seen), but no optimizer of torch.optim "
@@ -392,7 +394,7 @@ class Steps:
 
     def _take_batch(self) -> None:
         if self._said_samples or self._relation is not Relation.MORE:
-            return  # a trial of the same batch is no other one
+            return  # another trial with the same batch
         rows = self._batches.backward()
         if rows is not None:
             sums = self.main.sums
@@ -400,33 +402,33 @@ class Steps:
 
     # -- step boundaries ----------------------------------------------------------------------
 
-    def _comes(self) -> None:
-        """An event on the training thread, before it counts."""
-        if self._in_step and not self.main.updating and not self._told_ends:
-            ended = self._elsewhere.ended(self._watched.was_updated(), self._in_step)
+    def _on_event(self) -> None:
+        """Called for each event on the training thread, before it counts."""
+        if self._in_step and not self.main.updating and not self._explicit_ends:
+            ended = self._unhooked.ended(self._watched.was_updated(), self._in_step)
             if ended:
-                self._end_elsewhere(ended)
-        self._comes_first()
+                self._end_without_optimizer(ended)
+        self._ensure_started()
 
-    def _end_elsewhere(self, steps: int) -> None:
-        """Parameters have changed without an optimizer's step: so many steps have ended."""
-        if steps > 1:  # in the dark, and so nothing is known of each
+    def _end_without_optimizer(self, steps: int) -> None:
+        """Ends steps whose parameters changed without an observed optimizer step."""
+        if steps > 1:  # unobserved, so their times are unknown
             self.step += steps - 1
             self._start_ns = None
         self._end(self._clocks.wall())
 
-    def _is_tired(self, lane: Lane) -> bool:
-        """Whether so many events in one step cost too much: then it goes on uncounted."""
+    def _is_over_budget(self, lane: Lane) -> bool:
+        """Whether this step has too many events to measure: if so, the rest of it is skipped."""
         took = self._clocks.wall() - (self._start_ns or 0)
-        if not _is_dear(took, lane.events) or not self._alone():
+        if not _is_costly(took, lane.events) or not self._is_single_lane():
             lane.most_events = 2 * lane.events
             return False
-        self.dozed_backwards = self._in_step
-        self._sleep(self.step + 1, took, lane.events)
+        self.skipped_backwards = self._in_step
+        self._skip_until_pair(self.step + 1, took, lane.events)
         return True
 
-    def _comes_first(self) -> None:
-        if self._start_ns is None and not self._unseen:
+    def _ensure_started(self) -> None:
+        if self._start_ns is None and not self._start_unseen:
             self._first_event()
 
     def _first_event(self) -> None:
@@ -439,15 +441,15 @@ class Steps:
         if clock is not None:
             self.main.adopt(clock, measuring=measuring)
 
-    def _alone(self) -> bool:
+    def _is_single_lane(self) -> bool:
         return len(self.lanes) == 1 and not self.main.transfers
 
     def _end(self, now: int) -> None:
         main, step, start = self.main, self.step, self._start_ns
         took = 0 if start is None else now - start
-        alone = self._alone()
+        alone = self._is_single_lane()
         left_behind = main.in_module or (main.phase != NO_PHASE and not main.named)
-        if left_behind and not _inside_hooks():  # by an interrupt in the probe's own code
+        if left_behind and not _inside_hooks():  # an interrupt hit the probe's own code
             main.forget_phase()
             main.in_module = False
         self._record_step(now, alone=alone)
@@ -458,14 +460,14 @@ class Steps:
         self.step = self.tells[0] = step = step + 1
         self._start_ns = now
         self._issued_before = self._collectives.issued
-        self._begin()
+        self._reset_step()
         turn = sampling.is_second(step)
         self._reads_loss = turn or took > LOOK_NS // sampling.BLOCK
         wanted = turn or took >= self._long_step_ns()
         if wanted or main.measuring:
             self._measure(wanted)
-        main.most_events = FIRST_EVENTS if step < FIRST_AWAKE else MOST_EVENTS
-        if not (alone and start is not None and self._dozes(step, took, events)):
+        main.most_events = FIRST_EVENTS if step < FIRST_STEPS else MOST_EVENTS
+        if not (alone and start is not None and self._starts_skipping(step, took, events)):
             if step - self._pair in (0, 1):
                 main.most_events = PAIR_EVENTS
             self.ledger.step_begin(step)
@@ -473,7 +475,7 @@ class Steps:
             self.stop()
 
     def _long_step_ns(self) -> int:
-        """From which length on the thread times of each step are read."""
+        """Length from which on the thread times of each step are read."""
         shares = len(self.devices) > 1 and self.devices[0].kind == "virtual"
         return SHARED_STEP_NS if shares else MEASURED_STEP_NS
 
@@ -481,9 +483,9 @@ class Steps:
         main, start = self.main, self._start_ns
         measured = self._circumstances() if main.measuring else None
         sums, main.sums = main.sums, EMPTY.copy()
-        if start is None:  # nobody saw it begin
+        if start is None:  # its start was not observed
             return
-        if self._torn:
+        if self._phases_torn:
             sums[SEEN] = 0
         seen = None if self._blind else self._collectives.issued != self._issued_before
         record = (step_record, main.device, self.step, start, now, sums, seen, measured,
@@ -502,90 +504,90 @@ class Steps:
             self.devices.append(device)
             self._on_devices(self.devices)
 
-    # -- dozing: steps that are only counted --------------------------------------------------
+    # -- skipped steps, which are only counted ------------------------------------------------
 
-    def dozed_backward(self) -> None:
-        """A backward of a step that is only counted; called from the one on that is heeded."""
+    def skipped_backward(self) -> None:
+        """A backward of a skipped step has ended; called once `notify_after` is reached."""
         if self._updated:
             self._updated = False
-            self._dozed_end()
-        elif self._elsewhere.engaged:
+            self._end_skipped()
+        elif self._unhooked.engaged:
             changed = self._watched.was_updated()
             self._watched.mark(self.models.places())
-            if changed and self.dozed_backwards > 1:
-                self._dozed_end()
-                self._goes_on(1)
+            if changed and self.skipped_backwards > 1:
+                self._end_skipped()
+                self._resume_unseen(1)
         else:
-            backwards = self.dozed_backwards
-            self._wake()  # no optimizer's step for long: steps may end otherwise now
-            self._goes_on(backwards)
+            backwards = self.skipped_backwards
+            self._end_skipping()  # no optimizer step for long: steps may end otherwise now
+            self._resume_unseen(backwards)
 
     def conclude(self) -> None:
-        """Nothing will follow: ends the step that only what follows would have shown to be over."""
-        if not self._elsewhere.engaged or not self._watched.was_updated():
+        """Ends the last step if only a following event would have shown that it was over."""
+        if not self._unhooked.engaged or not self._watched.was_updated():
             return
-        if self.main.asleep:
-            self.step += bool(self.dozed_backwards)
+        if self.main.sampled_out:
+            self.step += bool(self.skipped_backwards)
             self.tells[0] = self.step
         else:
-            self._comes()
+            self._on_event()
 
-    def _goes_on(self, backwards: int) -> None:
-        """A step is under way whose beginning nobody saw, and so many backwards of it are over."""
+    def _resume_unseen(self, backwards: int) -> None:
+        """A step is in progress whose start was not observed, with this many backwards so far."""
         self._start_ns = None
-        self._unseen = True
-        self.dozed_backwards = self._in_step = backwards
+        self._start_unseen = True
+        self.skipped_backwards = self._in_step = backwards
 
-    def dozed_optimizer_begins(self, lane: Lane) -> None:
-        """An optimizer's step in it begins, perhaps inside another's."""
+    def skipped_optimizer_begins(self, lane: Lane) -> None:
+        """An optimizer's step begins in a skipped step, perhaps inside another's."""
         opened = lane.updating
         if opened:
             del opened[_steps_around() :]
         opened.append(KEPT)
 
-    def dozed_optimizer_ends(self, lane: Lane) -> None:
-        """It is over: as always, the first outermost one after a backward ends the step."""
+    def skipped_optimizer_ends(self, lane: Lane) -> None:
+        """It ended; as always, the first outermost one after a backward ends the training step."""
         opened = lane.updating
         if opened:
             opened.pop()
-        if opened or self._told_ends:
+        if opened or self._explicit_ends:
             return
         if torch._C._current_graph_task_id() != -1:
             self._updated = True
-            self.heeded = 0
-        elif self.dozed_backwards:
-            self._dozed_end()
+            self.notify_after = 0
+        elif self.skipped_backwards:
+            self._end_skipped()
 
-    def _dozed_end(self) -> None:
-        self._elsewhere.knows(self.dozed_backwards)
-        self.dozed_backwards = 0
+    def _end_skipped(self) -> None:
+        self._unhooked.saw_step(self.skipped_backwards)
+        self.skipped_backwards = 0
         now = self._clocks.wall()
         took_ns = now - (self._start_ns or now)
         self.step += 1
         self.tells[0] = self.step
         self._start_ns = now
-        self._heed()
+        self._set_notify_after()
         if took_ns > self._long_ns:
             if now - self._alert_ns >= ALERT_NS:
-                self._alert_ns, self._awake_until = now, self.step + ALERT_STEPS
-            self._wake()
+                self._alert_ns, self._measure_all_until = now, self.step + ALERT_STEPS
+            self._end_skipping()
         elif self.step >= self._pair:
-            self._wake()
+            self._end_skipping()
         if self.stop is not None:
             self.stop()
 
-    def _dozes(self, step: int, took_ns: int, events: int) -> bool:
-        """Whether the step that begins after one like that is only counted."""
+    def _starts_skipping(self, step: int, took_ns: int, events: int) -> bool:
+        """Whether to skip `step`, which follows one of that duration and number of events."""
         short = took_ns <= LOOK_NS // sampling.BLOCK
-        dear = _is_dear(took_ns, events) and (not short or events > MOST_EVENTS)
+        dear = _is_costly(took_ns, events) and (not short or events > MOST_EVENTS)
         if not (short or dear) or step == self._pair + 1:
             return False
-        return step >= (DEAR_AWAKE if dear else self._awake_until) and self._sleep(
-            step, took_ns, events
-        )
+        return step >= (
+            COSTLY_FIRST_STEPS if dear else self._measure_all_until
+        ) and self._skip_until_pair(step, took_ns, events)
 
-    def _sleep(self, step: int, took_ns: int, events: int) -> bool:
-        """Counts steps only, up to the next pair. Returns: whether it does not begin at `step`."""
+    def _skip_until_pair(self, step: int, took_ns: int, events: int) -> bool:
+        """Skips steps up to the next pair. Returns: False if that begins at `step`."""
         took_ns = max(1, took_ns)
         apart = 2 * events * EVENT_NS / (COST_SHARE * took_ns * sampling.BLOCK)
         stretches = LOOK_NS // (sampling.BLOCK * took_ns)
@@ -594,35 +596,35 @@ class Steps:
             self._long_ns = sys.maxsize
         elif stretches:
             stretch_ns = LOOK_NS // (sampling.BLOCK << doublings)
-            self._long_ns = min(LOOK_NS // sampling.BLOCK, TURN * stretch_ns)
+            self._long_ns = min(LOOK_NS // sampling.BLOCK, UNUSUAL_FACTOR * stretch_ns)
         else:
-            self._long_ns = TURN * took_ns
+            self._long_ns = UNUSUAL_FACTOR * took_ns
         self._pair = sampling.next_pair(step, doublings)
         if step >= self._pair:
             return False
-        self.main.doze()
-        self._heed()
+        self.main.begin_skipping()
+        self._set_notify_after()
         return True
 
-    def _heed(self) -> None:
-        """From which backward on `dozed_backward` is to be called in the step that begins."""
-        self.heeded = 0 if self._elsewhere.engaged else self._elsewhere.patience + 1
+    def _set_notify_after(self) -> None:
+        """Sets from which backward on `skipped_backward` is called in the step that begins."""
+        self.notify_after = 0 if self._unhooked.engaged else self._unhooked.patience + 1
 
-    def _wake(self) -> None:
-        self.main.wake()
+    def _end_skipping(self) -> None:
+        self.main.end_skipping()
         self.main.most_events = PAIR_EVENTS
         self._issued_before = self._collectives.issued
-        self._begin()
+        self._reset_step()
         self._reads_loss = turn = sampling.is_second(self.step)
         self._measure(turn)
         self.ledger.step_begin(self.step)
 
-    # -- what a step's record says ------------------------------------------------------------
+    # -- a step's record ----------------------------------------------------------------------
 
     def _record_others(
         self, start: int, now: int, measured: Circumstances | None, *, queued: bool
     ) -> None:
-        """The worker lanes' steps, and all lanes' copies."""
+        """Records the worker lanes' steps and all lanes' copies."""
         for lane in list(self.lanes.values()):
             if lane is not self.main:
                 sums, lane.sums = lane.sums, EMPTY.copy()
@@ -639,10 +641,10 @@ class Steps:
                 self._record((Transfer, self.step, kind, src, dst, nbytes, duration_ns))
 
     def _kernels_are_queued(self) -> bool:
-        """Whether the lanes' own times say nothing of how long phases take."""
+        """Whether the host's times say nothing about how long phases take."""
         if self.devices:
             return self.devices[0].kind == "cuda"
-        return self.models.is_on_cuda()  # only in the first step are there models and no devices
+        return self.models.is_on_cuda()  # in the first step the devices are not known yet
 
     def _circumstances(self) -> Circumstances | None:
         clock = self.main.clock
@@ -662,17 +664,17 @@ class Steps:
         self.main.measuring = wanted
 
 
-def _is_dear(took_ns: int, events: int) -> bool:
-    """Whether looking at all such steps would cost more than it may."""
+def _is_costly(took_ns: int, events: int) -> bool:
+    """Whether measuring all such steps would exceed the budget."""
     return events * EVENT_NS > COST_SHARE * took_ns
 
 
 hook_codes: set[CodeType] = set()
-"""Code of the hooks that hold a phase open while they are on the stack."""
+"""Code objects of the hooks that keep a phase open while they are on the stack."""
 
 
 def _inside_hooks() -> bool:
-    """Whether one of the hooks is on this thread's stack, and so its phase is still to end."""
+    """Whether one of the hooks is on this thread's stack, so that its phase will still end."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code in hook_codes:
@@ -682,10 +684,10 @@ def _inside_hooks() -> bool:
 
 
 def _steps_around() -> int:
-    """How many optimizers' steps the one that is just beginning lies in (it is one frame of them).
+    """Number of optimizer steps around the one that is just beginning (itself one of the frames).
 
     ZeRO's optimizer steps an inner one, and a subclass that calls `super().step()` is announced
-    twice, so neither depth nor the same optimizer again tells that an earlier step raised.
+    twice. So neither depth nor meeting the same optimizer again shows that an earlier step raised.
     """
     frame: FrameType | None = sys._getframe(3)  # torch's wrapper, by way of our hook
     code = None if frame is None else frame.f_code

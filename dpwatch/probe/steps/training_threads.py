@@ -1,7 +1,7 @@
-"""Which threads train: found by who calls backward, whichever thread the probe was started in.
+"""Finds the threads that train: those that call backward, whichever thread started the probe.
 
-The first one takes over the lane that the probe was started with; others that train beside it
-(models of their own, or one shared without locks) get a lane and a row each.
+The first one takes over the lane that the probe was started with; others that train beside it (own
+models, or a model shared without locks) get a lane and a row each.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dpwatch.probe.steps.tracker import Steps
 from dpwatch.wire.messages import DeviceInfo
 
 MOST = 8
-"""Threads that are followed at once."""
+"""Threads that are tracked at once."""
 
 
 class Threads:
@@ -29,12 +29,12 @@ class Threads:
     def __init__(
         self, first: Steps, make: Callable[[int], Steps], moved: Callable[[MainLane], None]
     ) -> None:
-        """Begins with the calling thread.
+        """Starts with the calling thread.
 
         Args:
             first: Its steps.
-            make: Makes the steps of another thread, told under that device.
-            moved: Told the lane of the first training thread, once another one than this is it.
+            make: Creates the steps of another thread, reported under that device index.
+            moved: Called with the new lane if the first training thread is another one.
         """
         self.first = first
         self._make = make
@@ -44,9 +44,10 @@ class Threads:
         self._closed = False
 
     def newcomer(self) -> MainLane | None:
-        """The calling thread, which has no lane, calls backward. Returns: its lane, if it gets one.
+        """Gives a lane to the calling thread, which calls backward without one.
 
-        Not where autograd's own thread does, for reentrant checkpointing.
+        Returns:
+            None if it gets none, such as an autograd thread in reentrant checkpointing.
         """
         if self._closed or torch._C._current_graph_task_id() != -1:
             return None
@@ -74,9 +75,9 @@ class Threads:
         return steps.main
 
     def lanes(self) -> Iterator[MainLane]:
-        """Those of the threads besides the first."""
+        """Lanes of all training threads but the first."""
         return iter([steps.main for steps in self._others])
 
     def close(self) -> None:
-        """Takes in nobody any more."""
+        """Accepts no more threads."""
         self._closed = True

@@ -1,9 +1,10 @@
-"""Sees that parameters were updated, or gradients thrown away, where no hook tells.
+"""Detects that parameters were updated, or gradients dropped, without a hook.
 
 torch counts a tensor's in-place changes (`_version`), and `zero_grad` drops its `.grad`. One
-trained parameter stands for all. Nothing is computed, and both are read without anybody hearing.
+trained parameter stands for all. Nothing is computed, and both are read without calling any code of
+the script.
 
-The parameter is looked up anew each time, by its place in an optimizer or a module: a weak
+The parameter is looked up again each time, by its place in an optimizer or a module: a weak
 reference to it would make `torch.utils.swap_tensors` raise.
 """
 
@@ -16,23 +17,23 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dpwatch.probe.steps.tensors import is_plain, local, quiet
+from dpwatch.probe.steps.tensors import is_plain, local, no_torch_function
 
 MOST_LOOKED_AT = 64
-"""Parameters looked at for one that gets gradients."""
+"""Parameters examined to find one that gets gradients."""
 
 MOST_TRIES = 8
 
 
 class Place(NamedTuple):
-    """Where a parameter lies: in a group of an optimizer, or under a name in a module."""
+    """Location of a parameter: in a group of an optimizer, or under a name in a module."""
 
     owner: weakref.ref[Any]
     group: int
     key: int | str
 
     def parameter(self) -> torch.Tensor | None:
-        """What lies there now."""
+        """The parameter at that location now."""
         owner = self.owner()
         if owner is None:
             return None
@@ -47,7 +48,7 @@ class Place(NamedTuple):
 
 
 def places(optimizers: Iterable[Any], models: Iterable[torch.nn.Module]) -> Iterator[Place]:
-    """Where parameters lie, those of optimizers first."""
+    """Locations of parameters, those in optimizers first."""
     for optimizer in optimizers:
         owner = weakref.ref(optimizer)
         for g, group in enumerate(optimizer.param_groups):
@@ -70,12 +71,12 @@ class Watched:
         self._gradient_version: int | None = None
 
     def mark(self, among: Iterable[Place]) -> None:
-        """A backward has ended: remembers how the parameter is now.
+        """Remembers the parameter's state after a backward.
 
         Args:
-            among: What to choose from, where none is chosen yet.
+            among: Candidates, if none has been chosen yet.
         """
-        with quiet():
+        with no_torch_function():
             parameter = self._parameter()
             if parameter is None:
                 parameter = self._choose(among)
@@ -87,21 +88,21 @@ class Watched:
             self._gradient_version = None if gradient is None else _version(gradient)
 
     def was_updated(self) -> bool:
-        """Whether the parameter has changed since; False where that isn't known."""
+        """Whether the parameter has changed since then; False if unknown."""
         if self._version < 0:
             return False
-        with quiet():
+        with no_torch_function():
             parameter = self._parameter()
             return parameter is not None and _version(parameter) != self._version
 
     def lost_gradient(self) -> bool | None:
-        """Whether its gradient was thrown away since.
+        """Whether its gradient was dropped since then.
 
-        None where it was changed in place: by a `zero_grad` that keeps it, or by clipping.
+        None if it was changed in place, by a `zero_grad` that keeps it or by clipping.
         """
         if self._version < 0 or self._gradient_version is None:
             return False
-        with quiet():
+        with no_torch_function():
             parameter = self._parameter()
             if parameter is None:
                 return None
@@ -114,7 +115,7 @@ class Watched:
         return None if self._place is None else self._place.parameter()
 
     def _choose(self, among: Iterable[Place]) -> torch.Tensor | None:
-        """One that has a gradient, else one that might get one."""
+        """Chooses one that has a gradient, else one that may get one."""
         if self._tries >= MOST_TRIES:
             return None
         self._tries += 1
@@ -138,5 +139,5 @@ def _may_stand_for_all(parameter: torch.Tensor) -> bool:
 def _version(tensor: torch.Tensor) -> int:
     try:
         return int(local(tensor)._version)
-    except RuntimeError:  # an inference tensor keeps none
+    except RuntimeError:  # inference tensors have no version
         return -1

@@ -1,22 +1,22 @@
-"""Steps that end where no optimizer is heard of.
+"""Detects steps that end without an observed optimizer step.
 
 A compiled `optimizer.step()` runs none of its hooks, and some scripts update parameters by hand.
-Then a backward, a change of parameters, and the next event are all that is seen. Such a change
-alone is no proof: sharpness-aware minimisation moves parameters between two backwards of a step.
-So only several of them in a row, without an optimizer's step between, are taken for steps.
+All that can be observed then is a backward, a change of parameters, and the next event. One such
+change proves nothing: sharpness-aware minimization moves parameters between two backwards of a
+step. So only several in a row, without an optimizer step in between, are taken as steps.
 """
 
 from __future__ import annotations
 
 ENOUGH = 3
-"""Changes in a row, and twice as many as a step of this script has backwards."""
+"""Changes in a row, and more than twice as many as a step of this script has backwards."""
 
 
-class Elsewhere:
-    """Counts changes of parameters that no optimizer's step explains.
+class UnhookedUpdates:
+    """Counts changes of parameters that no optimizer step explains.
 
     Attributes:
-        engaged: They end steps.
+        engaged: Such changes end steps.
     """
 
     __slots__ = ("_first_at", "_most_backwards", "_pending", "_seen_at", "engaged")
@@ -29,25 +29,25 @@ class Elsewhere:
 
     @property
     def patience(self) -> int:
-        """Backwards without an optimizer's step that are nothing to wonder at."""
+        """Number of backwards without an optimizer step that is not suspicious."""
         return 4 + 2 * self._most_backwards
 
-    def knows(self, backwards: int) -> None:
-        """A step had so many backwards."""
+    def saw_step(self, backwards: int) -> None:
+        """A step with that many backwards was observed."""
         self._most_backwards = max(self._most_backwards, backwards)
 
     def optimizer_ended(self, backwards: int) -> None:
-        """An optimizer's step has ended a step with so many backwards."""
+        """An optimizer step ended a step with that many backwards."""
         self.engaged = False
         self._pending = self._seen_at = 0
-        self.knows(backwards)
+        self.saw_step(backwards)
 
     def ended(self, changed: bool, backwards: int) -> int:
-        """How many steps have ended, now that something else begins.
+        """Number of steps that have ended, now that something else begins.
 
         Args:
-            changed: Parameters have, since the last backward.
-            backwards: In the step under way.
+            changed: Whether parameters have changed since the last backward.
+            backwards: Number of backwards in the current step.
         """
         if not changed:
             return 0
@@ -63,4 +63,4 @@ class Elsewhere:
         self.engaged = True
         apart = (backwards - self._first_at) / (self._pending - 1)
         self._pending = self._seen_at = 0
-        return round(backwards / apart)  # some may have passed while steps were only counted
+        return round(backwards / apart)  # some may have ended in skipped steps

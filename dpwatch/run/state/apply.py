@@ -8,7 +8,7 @@ from dpwatch.run.state.flush import flush, forget_calls
 from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.records import take
 from dpwatch.run.state.run_state import RunState
-from dpwatch.wire.gather import counted
+from dpwatch.wire.batching import count_records
 from dpwatch.wire.messages import (
     HUB_RANK,
     Asked,
@@ -34,7 +34,7 @@ def apply(state: RunState, batch: Batch) -> None:
     try:
         rank = _rank(state, batch)
     except bounds.Full:
-        state.refused += counted(batch.records)
+        state.refused += count_records(batch.records)
         return
     if state.pending.is_due:
         flush(state)
@@ -77,7 +77,7 @@ def _rank(state: RunState, batch: Batch) -> RankState:
         rank.received.add(batch.seq)
         if batch.sent is not None and batch.sent - rank.taken > rank.missed:
             rank.missed = batch.sent - rank.taken
-        rank.taken += counted(batch.records)
+        rank.taken += count_records(batch.records)
     rank.seen_ns = batch.mono_ns
     rank.process = ""
     if batch.dropped > rank.dropped:

@@ -19,8 +19,8 @@ from pathlib import Path
 import msgspec
 
 from dpwatch.run.model.snapshot import GpuProcess, HostGpu
+from dpwatch.runtime.paths import RunInfo, clean_run_id
 from dpwatch.viewer.remote import nvidia_smi
-from dpwatch.wire.paths import RunInfo, clean_run_id
 
 GPUS_EVERY_S = 3
 OLD_S = 15.0

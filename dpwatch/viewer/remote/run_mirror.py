@@ -11,7 +11,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from dpwatch.wire.paths import IPC_PATH_BYTES, RUN_ID_CHARS, RunDir, RunInfo
+from dpwatch.runtime.paths import IPC_PATH_BYTES, RUN_ID_CHARS, RunDir, RunInfo
 
 PREFIX = "dpw-"
 """Short: paths of sockets within are bounded."""
@@ -54,9 +54,10 @@ class Mirror:
             self.info, self.forwarded, self.speaks = info, False, False
             self.place.write_info(info)
 
-    def way(self, name: str) -> str:
-        """A socket's path here and there, as `-L` takes them."""
-        return f"{self.place.path / name}:{self.remote / name}"
+    @property
+    def way(self) -> str:
+        """The socket's path here and there, as `-L` takes them."""
+        return f"{self.place.path / 'ask'}:{self.remote / 'ask'}"
 
     def hangs_up(self) -> bool:
         """Whether the far end hangs up where a hub would greet; one that is slow does neither.

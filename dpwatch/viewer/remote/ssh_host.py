@@ -23,11 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpwatch.run.model.snapshot import HostGpu
+from dpwatch.runtime.paths import RunDir, RunInfo
 from dpwatch.viewer.remote.agent_script import LINE_CHARS, NAME, Listing, script
 from dpwatch.viewer.remote.run_mirror import Mirror
-from dpwatch.wire.paths import RunDir, RunInfo
 
-FORWARDED = ("out", "ask")
 """The hub's sockets that a viewer needs."""
 
 RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
@@ -38,6 +37,7 @@ COMMAND_S = 20.0
 _OPTIONS = (
     "ControlMaster=yes",
     "ControlPersist=no",
+    "Compression=yes",
     "ServerAliveInterval=5",
     "ServerAliveCountMax=3",
     "ConnectTimeout=15",
@@ -303,12 +303,11 @@ class SshHost:
         return trouble
 
     def _forward(self, what: str, mirror: Mirror) -> str:
-        """Asks the master to forward a run's sockets, or to stop. Returns: what went wrong."""
-        ways = [way for name in FORWARDED for way in ("-L", mirror.way(name))]
+        """Asks the master to forward a run's socket, or to stop. Returns: what went wrong."""
         try:
             done = subprocess.run(
                 [*self._ssh, "-S", str(self._control), "-oStreamLocalBindUnlink=yes",
-                 "-O", what, *ways, self.name],
+                 "-O", what, "-L", mirror.way, self.name],
                 stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
                 timeout=COMMAND_S,
             )  # fmt: skip

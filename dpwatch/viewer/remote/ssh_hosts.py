@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 
 from dpwatch.run.model.snapshot import HostGpu
+from dpwatch.runtime.paths import RunDir
 from dpwatch.viewer.remote.agent_script import NAME
 from dpwatch.viewer.remote.run_mirror import Workspace
 from dpwatch.viewer.remote.ssh_host import SshHost
-from dpwatch.wire.paths import RunDir
 
 PATIENCE_S = 2.0
 """How long the screen waits for other hosts once one is there."""

@@ -16,7 +16,7 @@ from dpwatch.probe.steps.models import elements_of
 from dpwatch.trainer.config import TrainConfig
 from dpwatch.trainer.data import loader
 from dpwatch.trainer.footprint import setup
-from dpwatch.trainer.place import Place
+from dpwatch.trainer.rank_place import RankPlace
 from dpwatch.trainer.strategies import build
 from dpwatch.wire.messages import ByCategory, Memory
 from tests.allocator import rises
@@ -78,7 +78,7 @@ def main():
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    place = Place(rank=rank, world_size=world, devices=(torch.device("cpu"),), virtual=True)
+    place = RankPlace(rank=rank, world_size=world, devices=(torch.device("cpu"),), virtual=True)
     found = {}
     for name, changes in CASES.items():
         config = TrainConfig(gpus=world, steps=STEPS, **{**SIZES, **changes})

@@ -1,7 +1,6 @@
-"""What the fields of a record must say of each other; each alone is bounded by its type (`ranges`).
+"""Checks constraints between fields of a record; each field's own range is in its type (`ranges`).
 
-A table, a line a kind of record, so that a new kind is easily added. A clock says what has been:
-no record tells of a time after the frame that it came in was made.
+`_RULES` has one entry per record type. No record may carry a time later than its frame's.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dpwatch.wire import calls, steps
 from dpwatch.wire.messages import Batch, Bye, Calls, Collective, Duration, Record, Step, Steps
 
 AHEAD_NS = 1_000_000_000
-"""How far a record's times may lie after its frame's."""
+"""How far a record's times may be ahead of its frame's."""
 
 
 def _step(step: Step, latest_ns: int) -> str:
@@ -50,7 +49,7 @@ _RULES: dict[type[Record], Callable[[Any, int], str]] = {
 
 
 def faults(batch: Batch) -> dict[int, str]:
-    """What is wrong with records of a frame, by their place in it; about 0.2 µs a record."""
+    """Finds invalid records in a frame, by index, with what is wrong; about 0.2 µs a record."""
     found = {}
     latest_ns = batch.mono_ns + AHEAD_NS
     rules = _RULES

@@ -12,7 +12,7 @@ from dpwatch.probe.api import ProbeLike
 
 from .config import TrainConfig
 from .messages import DeviceMemory
-from .place import Place
+from .rank_place import RankPlace
 from .virtual_memory import VirtualMemory
 
 Devices = tuple[DeviceMemory, ...]
@@ -21,20 +21,20 @@ Devices = tuple[DeviceMemory, ...]
 class DeviceLimit(Protocol):
     """The limit on this rank's devices, while it trains."""
 
-    def told_by(self, probe: ProbeLike) -> ProbeLike:
+    def wrap_probe(self, probe: ProbeLike) -> ProbeLike:
         """The probe to train with: what it is told of devices reaches the limit as well."""
 
     def report(self) -> Devices:
         """What each device held at most; nothing where nothing is limited."""
 
-    def ran_out(self, error: BaseException) -> str:
+    def oom_device(self, error: BaseException) -> str:
         """The device whose lack of memory the error tells, "" where it is another one."""
 
     def close(self) -> None:
         """Limits no longer."""
 
 
-def limit_memory(config: TrainConfig, place: Place) -> DeviceLimit:
+def limit_memory(config: TrainConfig, place: RankPlace) -> DeviceLimit:
     """Limits this process's devices from here on, as the configuration says.
 
     To be called before anything is allocated on them.
@@ -49,7 +49,7 @@ def limit_memory(config: TrainConfig, place: Place) -> DeviceLimit:
 class NoLimit:
     """Devices have what they have."""
 
-    def told_by(self, probe: ProbeLike) -> ProbeLike:
+    def wrap_probe(self, probe: ProbeLike) -> ProbeLike:
         """See `DeviceLimit`."""
         return probe
 
@@ -57,7 +57,7 @@ class NoLimit:
         """See `DeviceLimit`."""
         return ()
 
-    def ran_out(self, error: BaseException) -> str:
+    def oom_device(self, error: BaseException) -> str:
         """See `DeviceLimit`."""
         return ""
 
@@ -68,11 +68,11 @@ class NoLimit:
 class VirtualLimit(NoLimit):
     """Virtual devices: every storage is counted."""
 
-    def __init__(self, config: TrainConfig, place: Place) -> None:
+    def __init__(self, config: TrainConfig, place: RankPlace) -> None:
         self._memory = VirtualMemory(place.describe(config))
         self._memory.start()
 
-    def told_by(self, probe: ProbeLike) -> ProbeLike:
+    def wrap_probe(self, probe: ProbeLike) -> ProbeLike:
         """See `DeviceLimit`."""
         return cast("ProbeLike", _LimitedProbe(probe, self._memory))
 
@@ -80,10 +80,10 @@ class VirtualLimit(NoLimit):
         """See `DeviceLimit`."""
         return self._memory.books.report()
 
-    def ran_out(self, error: BaseException) -> str:
+    def oom_device(self, error: BaseException) -> str:
         """See `DeviceLimit`."""
         lacking = isinstance(error, torch.OutOfMemoryError)
-        return self._memory.books.ran_out if lacking else ""
+        return self._memory.books.oom_device if lacking else ""
 
     def close(self) -> None:
         """See `DeviceLimit`."""
@@ -93,7 +93,7 @@ class VirtualLimit(NoLimit):
 class CudaLimit(NoLimit):
     """CUDA devices: their caching allocator keeps to a share of each, and counts by itself."""
 
-    def __init__(self, capacity_bytes: int, place: Place) -> None:
+    def __init__(self, capacity_bytes: int, place: RankPlace) -> None:
         self._capacity_bytes = capacity_bytes
         self._devices = place.devices
         for device in place.devices:
@@ -108,7 +108,7 @@ class CudaLimit(NoLimit):
             for d in self._devices
         )
 
-    def ran_out(self, error: BaseException) -> str:
+    def oom_device(self, error: BaseException) -> str:
         """See `DeviceLimit`; CUDA's line says `GPU 1 has a total capacity of …`."""
         if not isinstance(error, torch.OutOfMemoryError):
             return ""

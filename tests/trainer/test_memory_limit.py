@@ -14,10 +14,10 @@ from dpwatch.probe.memory.dispatch_mode import StorageTracker
 from dpwatch.probe.memory.ledger import Ledger
 from dpwatch.trainer.data import loader
 from dpwatch.trainer.launch import launch
-from dpwatch.trainer.limit import limit_memory
+from dpwatch.trainer.memory_limit import limit_memory
 from dpwatch.trainer.messages import RunEnded, RunProgress
 from dpwatch.trainer.model import build_model
-from dpwatch.trainer.place import find_place
+from dpwatch.trainer.rank_place import find_rank_place
 from dpwatch.trainer.strategies import build
 from dpwatch.trainer.virtual_memory import Books, amount
 from dpwatch.wire.messages import DeviceInfo
@@ -69,18 +69,18 @@ class LedgerProbe(NullProbe):
 
 def test_books_say_who_wanted_what_and_count_nothing_refused():
     books = Books([DeviceInfo("vgpu:0", "virtual", 64 << 20), DeviceInfo("host", "host", None)])
-    books.take(0, 60 << 20)
-    books.take(1, 1 << 40)
-    books.give_back(0, 10 << 20)
+    books.allocate(0, 60 << 20)
+    books.allocate(1, 1 << 40)
+    books.free(0, 10 << 20)
     with pytest.raises(torch.OutOfMemoryError) as refused:
-        books.take(0, 15 << 20)
+        books.allocate(0, 15 << 20)
     assert str(refused.value) == (
         "vgpu:0 out of memory. Tried to allocate 15.00 MiB. vgpu:0 has a total capacity of "
         "64.00 MiB of which 14.00 MiB is free; 50.00 MiB is in use."
     )
     assert books.in_use() == [50 << 20, 1 << 40]
     assert [device.peak_bytes for device in books.report()] == [60 << 20, 1 << 40]
-    assert books.ran_out == "vgpu:0"
+    assert books.oom_device == "vgpu:0"
     assert amount(700) == "700 bytes"
 
 
@@ -88,7 +88,7 @@ def test_books_say_who_wanted_what_and_count_nothing_refused():
 def limit():
     config = tiny("single", gpu_mem_bytes=1 << 20)
     made = limit_memory(
-        config, find_place(config, rank=0, world_size=1, local_rank=0, local_ranks=1)
+        config, find_rank_place(config, rank=0, world_size=1, local_rank=0, local_ranks=1)
     )
     yield made
     made.close()
@@ -116,19 +116,19 @@ def test_what_backward_allocates_counts_and_is_refused_there(limit):
     y = x * 2
     with pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate 390\.62 KiB"):
         torch.autograd.backward(y, torch.ones(100_000))
-    assert limit.ran_out(torch.OutOfMemoryError()) == "vgpu:0"
-    assert limit.ran_out(RuntimeError("another")) == ""
+    assert limit.oom_device(torch.OutOfMemoryError()) == "vgpu:0"
+    assert limit.oom_device(RuntimeError("another")) == ""
 
 
 @pytest.mark.parametrize("strategy", ["single", "dp"])
 def test_the_peak_is_the_ledgers_and_the_batch_in_host_memory(strategy):
     config = tiny(strategy, gpus=3, steps=3, gpu_mem_bytes=PLENTY)
-    place = find_place(config, rank=0, world_size=1, local_rank=0, local_ranks=1)
+    place = find_rank_place(config, rank=0, world_size=1, local_rank=0, local_ranks=1)
     limit = limit_memory(config, place)
     records = []
     ledger = Ledger(records.append, devices=len(place.devices))
     ledger.pace.due = lambda step: True
-    made = build(config, place, limit.told_by(LedgerProbe(ledger)))
+    made = build(config, place, limit.wrap_probe(LedgerProbe(ledger)))
     models = [m for m in vars(made).values() if isinstance(m, torch.nn.Module)][:1]
     optimizers = [o for o in vars(made).values() if isinstance(o, torch.optim.Optimizer)]
     for index, tokens in enumerate(loader(config, rank=0, ranks=1)):
@@ -192,9 +192,9 @@ def test_what_fits_to_the_byte_trains_bit_identically_and_a_byte_less_does_not(s
     assert fits.peaks == pytest.approx(wide.peaks, abs=late, rel=0)
     lacks = Ran(server, tiny(strategy, gpu_mem_bytes=need - late - 1))
     assert lacks.code == 1
-    assert wide.peaks[lacks.ended.ran_out] >= need - late
+    assert wide.peaks[lacks.ended.oom_device] >= need - late
     assert re.fullmatch(
-        rf"rank [01]: OutOfMemoryError: {lacks.ended.ran_out} out of memory\. Tried to allocate "
+        rf"rank [01]: OutOfMemoryError: {lacks.ended.oom_device} out of memory\. Tried to allocate "
         r"[\d.]+ \w+\. .* of which .* is free; .* is in use\.",
         lacks.ended.reason,
     )
@@ -218,5 +218,5 @@ def test_dps_master_runs_out_with_room_left_on_the_others(server):
     assert peaks["vgpu:1"] == peaks["vgpu:2"] < peaks["vgpu:0"]
     capacity = (peaks["vgpu:0"] + peaks["vgpu:1"]) // 2
     ended = Ran(server, tiny("dp", gpus=3, batch_per_gpu=8, gpu_mem_bytes=capacity)).ended
-    assert ended.ran_out == "vgpu:0"
+    assert ended.oom_device == "vgpu:0"
     assert all(d.capacity_bytes == capacity >= d.peak_bytes for d in ended.memory)

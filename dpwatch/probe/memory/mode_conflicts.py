@@ -1,8 +1,8 @@
-"""Where a script begins what the exact ledger must not be in the way of: compilation, functorch.
+"""Detects the start of what the exact ledger must not interfere with: compilation and functorch.
 
-Both go wrong or another way below a dispatch mode, so the mode has to be gone before they begin.
-In sampled steps, and only in these, the few private functions of torch's that all of it goes
-through are wrapped. Where a version of torch lacks one, the ledger notices afterwards.
+Both fail or behave differently below a dispatch mode, so the mode must be removed before they
+start. In sampled steps only, the few private functions of torch that they all go through are
+wrapped. If a version of torch lacks one, the ledger notices afterwards.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _NESTING = (
 )
 
 
-class Entries:
-    """Tells of the beginnings while it is `open`.
+class ConflictHooks:
+    """Hooks on those functions, installed while `open`.
 
     Args:
-        begins: Called with the reason, on the thread that begins, before it does.
+        begins: Called with the reason, on the thread that starts it, before it does.
     """
 
     def __init__(self, begins: Callable[[str], None]) -> None:
@@ -35,7 +35,7 @@ class Entries:
         self._replaced: list[tuple[Any, str, Any]] = []
 
     def open(self) -> None:
-        """Wraps them."""
+        """Installs the hooks."""
         context = getattr(sys.modules.get("torch._dynamo.eval_frame"), "_TorchDynamoContext", None)
         if context is not None:
             self._wrap(context, _INIT, COMPILES)
@@ -44,7 +44,7 @@ class Entries:
                 self._wrap(sys.modules[module], name, TRANSFORMS)
 
     def close(self) -> None:
-        """Puts them back."""
+        """Removes the hooks."""
         while self._replaced:
             owner, name, original = self._replaced.pop()
             setattr(owner, name, original)
@@ -64,7 +64,7 @@ class Entries:
         self._replaced.append((owner, name, original))
 
 
-def asked_to_compile() -> bool:
+def compile_in_use() -> bool:
     """Whether dynamo has compiled anything in this process, or has been asked to."""
     convert = sys.modules.get("torch._dynamo.convert_frame")
     frames = sys.modules.get("torch._dynamo.eval_frame")
@@ -74,5 +74,5 @@ def asked_to_compile() -> bool:
 
 
 def _compiles(callback: Any = None, *_: Any, **__: Any) -> bool:
-    """Whether a dynamo context compiles; one without a callback keeps it from doing so."""
+    """Whether a dynamo context compiles; one without a callback disables compilation."""
     return callback is not None

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
+from dpwatch.runtime import hub_request, paths, spawn
+from dpwatch.runtime.hub_request import HubRequest
 from dpwatch.viewer.local_runs import LocalRuns
-from dpwatch.wire import paths, requests, spawn
 from dpwatch.wire.messages import PROTOCOL_VERSION
-from dpwatch.wire.requests import Wanted
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def started(monkeypatch):
 
 
 def wanted(**fields):
-    told = {"pid": os.getpid(), "namespace": requests._pid_namespace(),
+    told = {"pid": os.getpid(), "namespace": hub_request._pid_namespace(),
             "protocol": PROTOCOL_VERSION, "environment": {}}  # fmt: skip
-    return Wanted(**{**told, **fields})
+    return HubRequest(**{**told, **fields})
 
 
 def gone():
@@ -34,13 +34,13 @@ def gone():
     return child.pid
 
 
-def test_what_a_hub_goes_by_is_handed_on_and_nothing_else(monkeypatch):
+def test_a_request_carries_only_what_the_hub_needs(monkeypatch):
     for name, value in {"MASTER_ADDR": "node0", "GROUP_WORLD_SIZE": "2", "GROUP_RANK": "1",
                         "DPWATCH_SESSION": "abc", "SECRET": "x"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     place = paths.run_dir("run")
-    requests.ask_for_hub(place)
-    told = requests.read(place)
+    hub_request.request_hub(place)
+    told = hub_request.read(place)
     assert told.environment == {
         "MASTER_ADDR": "node0",
         "DPWATCH_SESSION": "abc",
@@ -49,17 +49,17 @@ def test_what_a_hub_goes_by_is_handed_on_and_nothing_else(monkeypatch):
         "DPWATCH_NODE_RANK": "1",
     }
     assert place.wanted_file.stat().st_mode & 0o777 == 0o600
-    requests.take_back(place)
-    assert requests.read(place) is None
+    hub_request.withdraw(place)
+    assert hub_request.read(place) is None
 
 
-def test_another_process_s_request_is_not_taken_back():
+def test_another_process_s_request_is_not_withdrawn():
     place = paths.run_dir("run")
-    requests.ask_for_hub(place)
+    hub_request.request_hub(place)
     text = place.wanted_file.read_text().replace(f'"pid":{os.getpid()}', '"pid":1')
     place.wanted_file.write_text(text)
-    requests.take_back(place)
-    assert requests.read(place).pid == 1
+    hub_request.withdraw(place)
+    assert hub_request.read(place).pid == 1
 
 
 @pytest.mark.parametrize(
@@ -71,38 +71,38 @@ def test_another_process_s_request_is_not_taken_back():
         ({"pid": None}, False),
     ],
 )
-def test_who_can_meet_it(started, fields, met):
+def test_who_can_fulfil_a_request(started, fields, met):
     if "pid" in fields:
         fields = {"pid": gone()}
     place = paths.run_dir("run")
-    assert spawn.meet(place, wanted(**fields)) is met
+    assert spawn.fulfil(place, wanted(**fields)) is met
     assert len(started) == met
 
 
-def test_a_hub_that_lives_is_enough(started):
+def test_no_hub_is_started_beside_a_running_one(started):
     place = paths.run_dir("run")
     held = place.try_lock()
-    assert not spawn.meet(place, wanted())
+    assert not spawn.fulfil(place, wanted())
     os.close(held)
 
 
-def test_dpwatch_run_meets_its_own_ranks_requests_at_once(started, monkeypatch):
-    monkeypatch.setenv(requests.SESSION, "abc")
+def test_dpwatch_run_fulfils_its_own_ranks_requests_at_once(started, monkeypatch):
+    monkeypatch.setenv(hub_request.SESSION, "abc")
     place = paths.run_dir("run")
-    requests.ask_for_hub(place)
+    hub_request.request_hub(place)
     assert LocalRuns("xyz")() == []
     assert started == []
     runs = LocalRuns("abc")
     assert runs() == []
-    assert [(each.run_id, more[requests.SESSION]) for each, more in started] == [("run", "abc")]
+    assert [(each.run_id, more[hub_request.SESSION]) for each, more in started] == [("run", "abc")]
     assert runs.awaits
     assert runs() == []
     assert len(started) == 1  # it is under way
 
 
-def test_a_viewer_meets_what_nobody_has_met(started):
+def test_a_viewer_fulfils_a_request_nobody_has_fulfilled(started):
     place = paths.run_dir("run")
-    requests.ask_for_hub(place)
+    hub_request.request_hub(place)
     runs = LocalRuns()
     assert runs() == []
     assert started == []
@@ -112,31 +112,31 @@ def test_a_viewer_meets_what_nobody_has_met(started):
     assert len(started) == 1
 
 
-def test_a_dead_rank_s_folder_is_cleared_away():
+def test_a_dead_rank_s_directory_is_removed():
     place = paths.run_dir("run")
-    requests.ask_for_hub(place)
+    hub_request.request_hub(place)
     told = place.wanted_file.read_text().replace(f'"pid":{os.getpid()}', f'"pid":{gone()}')
     place.wanted_file.write_text(told)
     assert LocalRuns()() == []
     assert not place.path.exists()
 
 
-def test_what_is_no_request_is_none():
+def test_an_invalid_request_is_none():
     place = paths.run_dir("run")
     for text in ("", "{", '{"pid": -1}', "[]"):
         place.wanted_file.write_text(text)
-        assert requests.read(place) is None
+        assert hub_request.read(place) is None
     place.wanted_file.unlink()
     os.mkfifo(place.wanted_file)
-    assert requests.read(place) is None
+    assert hub_request.read(place) is None
 
 
-def test_a_dpwatch_run_is_seen_while_it_lives(private_runtime):
-    session = requests.Session(private_runtime, "abc")
-    assert requests.session_lives(private_runtime, "abc")
-    assert not requests.session_lives(private_runtime, "xyz")
+def test_a_session_is_alive_while_its_dpwatch_run_is(private_runtime):
+    session = hub_request.Session(private_runtime, "abc")
+    assert hub_request.session_is_alive(private_runtime, "abc")
+    assert not hub_request.session_is_alive(private_runtime, "xyz")
     session.close()
-    assert not requests.session_lives(private_runtime, "abc")
+    assert not hub_request.session_is_alive(private_runtime, "abc")
     assert list(private_runtime.iterdir()) == []
 
 
@@ -162,7 +162,7 @@ def test_an_application_is_never_started(monkeypatch, tmp_path, name, frozen):
     for prefix in ("exec_prefix", "base_exec_prefix"):
         monkeypatch.setattr(sys, prefix, str(tmp_path))
     assert spawn.python() is None
-    with pytest.raises(OSError, match="no Python that could run a hub"):
+    with pytest.raises(OSError, match="not a Python interpreter"):
         spawn.ensure_hub(paths.run_dir("run"))
 
 
@@ -182,7 +182,7 @@ def test_one_that_is_called_like_an_interpreter_is_not_started_where_it_is_froze
     assert spawn.python() is None
 
 
-def test_whether_a_script_minds_its_children():
+def test_a_sigchld_handler_of_the_script_is_noticed():
     from torch.utils.data._utils import signal_handling as torchs
 
     def mine(number, frame):
@@ -193,11 +193,11 @@ def test_whether_a_script_minds_its_children():
     try:
         for handler, minds in ((signal.SIG_DFL, False), (signal.SIG_IGN, False), (mine, True)):
             signal.signal(signal.SIGCHLD, handler)
-            assert spawn.minds_children() is minds
+            assert spawn.handles_sigchld() is minds
             torchs._SIGCHLD_handler_set = False
             torchs._set_SIGCHLD_handler()  # as a DataLoader with workers does, on top of it
             assert signal.getsignal(signal.SIGCHLD) is not handler
-            assert spawn.minds_children() is minds
+            assert spawn.handles_sigchld() is minds
     finally:
         torchs._SIGCHLD_handler_set = was_set
         signal.signal(signal.SIGCHLD, before)

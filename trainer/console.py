@@ -8,20 +8,20 @@ from .config import TrainConfig
 from .messages import Event, Progress, RunEnded, RunProgress, debugging
 
 
-def show(event: Event) -> None:
+def print_event(event: Event) -> None:
     """One line for progress, and one for a run that ended badly."""
     if isinstance(event, RunProgress):
-        show_progress(event.config, event.progress)
-    show_end(event)
+        print_progress(event.config, event.progress)
+    print_end(event)
 
 
-def show_end(event: Event) -> None:
+def print_end(event: Event) -> None:
     """One line for a run that ended badly."""
     if isinstance(event, RunEnded) and event.reason:
-        complain(event.reason, event.trace)
+        print_error(event.reason, event.trace)
 
 
-def show_progress(config: TrainConfig, progress: Progress) -> None:
+def print_progress(config: TrainConfig, progress: Progress) -> None:
     """Where a run is."""
     steps = "" if config.steps is None else f"/{config.steps}"
     print(  # noqa: T201
@@ -31,7 +31,7 @@ def show_progress(config: TrainConfig, progress: Progress) -> None:
     )
 
 
-def complain(text: str, trace: str = "") -> None:
+def print_error(text: str, trace: str = "") -> None:
     """What went wrong; with DPWATCH_DEBUG=1 the traceback too."""
     if trace and debugging():
         print(trace, file=sys.stderr, end="")  # noqa: T201

@@ -1,12 +1,12 @@
-"""The CURVE keys by which hubs of several hosts know each other: made, kept and checked here.
+"""The CURVE keys by which hubs on several hosts authenticate each other: creating and loading them.
 
 ```
 $DPWATCH_KEYS | $XDG_CONFIG_HOME/dpwatch/keys | ~/.config/dpwatch/keys      0700
-├── head.json      {"public": …, "secret": …}, what a head shows its hubs    0600
-└── client.json    the same for a hub that joins; a head admits this one     0600
+├── head.json      {"public": …, "secret": …}, the head's key pair            0600
+└── client.json    the same for joining hubs; a head admits only this one     0600
 ```
 
-Every host of a run needs the folder: on a home that they share, copied, or mounted from a secret.
+Every host of a run needs the directory: on a shared home, copied, or mounted from a secret.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ import zmq
 
 HEAD_FILE, CLIENT_FILE = "head.json", "client.json"
 KEY_CHARS = 40
-"""A key in Z85, ZeroMQ's own text form of 32 bytes."""
+"""Length of a key in Z85, ZeroMQ's text form of 32 bytes."""
 
 _LARGEST_FILE = 4096
 _OTHERS, _BUT_GROUP = 0o077, 0o037
-"""Rights others may not have; a group may read root's file, as Kubernetes' fsGroup makes it."""
+"""Mode bits that must not be set on one's own files, and on root's: Kubernetes' fsGroup makes those
+readable by a group."""
 
 
 class KeysError(OSError):
-    """The keys are not there or can't be used; the message says what to do."""
+    """The keys are missing or unusable; the message says what to do."""
 
 
 class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,20 +44,20 @@ class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def fingerprint(self) -> str:
-        """What people compare: the beginning of the public key's SHA-256."""
+        """The start of the public key's SHA-256, for people to compare."""
         digest = hashlib.sha256(self.public.encode()).hexdigest()[:16]
         return ":".join(digest[i : i + 4] for i in range(0, len(digest), 4))
 
 
 class Keys(msgspec.Struct, frozen=True):
-    """Both ends' keys."""
+    """The key pairs of both sides."""
 
     head: Pair
     client: Pair
 
 
 def keys_path() -> Path:
-    """The folder that holds the keys, or would."""
+    """Path of the directory that holds the keys, whether it exists or not."""
     if named := os.environ.get("DPWATCH_KEYS"):
         return Path(named).absolute()
     config = os.environ.get("XDG_CONFIG_HOME")
@@ -64,10 +65,10 @@ def keys_path() -> Path:
 
 
 def make_keys(folder: Path) -> Keys:
-    """Makes both pairs where there are none.
+    """Creates both key pairs.
 
     Raises:
-        KeysError: There are keys already, or the folder can't be made or written.
+        KeysError: Keys exist already, or the directory cannot be created or written.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -76,17 +77,17 @@ def make_keys(folder: Path) -> Keys:
         _write(folder / HEAD_FILE, keys.head)
         _write(folder / CLIENT_FILE, keys.client)
     except FileExistsError as error:
-        raise KeysError(f"{error.filename} is there already: remove it to have new keys") from None
+        raise KeysError(f"{error.filename} exists already: remove it to create new keys") from None
     except OSError as error:
         raise KeysError(f"cannot write keys to {folder}: {error.strerror}") from None
     return keys
 
 
 def load_keys(folder: Path) -> Keys | None:
-    """The keys in that folder, None where it holds none.
+    """Loads the keys of a directory, None if it has none.
 
     Raises:
-        KeysError: They can be read by others, belong to somebody else, or are no keys.
+        KeysError: They are readable by others, belong to another user, or are invalid.
     """
     head, client = (_read(folder / name) for name in (HEAD_FILE, CLIENT_FILE))
     if head is None and client is None:
@@ -103,10 +104,10 @@ def _new_pair() -> Pair:
 
 
 def _write(path: Path, pair: Pair) -> None:
-    """Born with its mode, whatever the umask: at no moment can others read it."""
+    """Creates the file with its final mode, whatever the umask, so others can never read it."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(fd, "wb") as file:
-        os.fchmod(fd, 0o600)  # a umask may have taken away even the owner's right to read
+        os.fchmod(fd, 0o600)  # the umask may have removed even the owner's right to read
         file.write(msgspec.json.encode(pair) + b"\n")
         file.flush()
         os.fsync(fd)
@@ -128,15 +129,17 @@ def _read(path: Path) -> Pair | None:
     except (msgspec.MsgspecError, UnicodeError, ValueError, zmq.ZMQError):
         derived = None
     if derived is None or len(pair.secret) != KEY_CHARS or derived != pair.public:
-        raise KeysError(f"{path} is no key pair: remove it and make new ones with dpwatch keys")
+        raise KeysError(
+            f"{path} is not a key pair: remove it and create new ones with dpwatch keys"
+        )
     return pair
 
 
 def _check(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise KeysError(f"{path} is no file")
+        raise KeysError(f"{path} is not a regular file")
     mine = status.st_uid == os.getuid()
     if not mine and status.st_uid != 0:
-        raise KeysError(f"{path} belongs to another user: make keys of your own, dpwatch keys")
+        raise KeysError(f"{path} belongs to another user: create your own keys with dpwatch keys")
     if stat.S_IMODE(status.st_mode) & (_OTHERS if mine else _BUT_GROUP):
-        raise KeysError(f"{path} can be read by others: chmod 600 it, or make new keys")
+        raise KeysError(f"{path} is readable by others: chmod 600 it, or create new keys")

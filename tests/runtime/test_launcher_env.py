@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpwatch.wire import nodes
+from dpwatch.runtime import launcher_env
 
 TORCHRUN = {
     "GROUP_WORLD_SIZE": "4",
@@ -14,13 +14,13 @@ TORCHRUN = {
 
 
 def test_torchruns_first_node_is_the_head_and_all_agree_on_its_port():
-    first = nodes.head_place({**TORCHRUN, "GROUP_RANK": "0"}, "run")
-    third = nodes.head_place({**TORCHRUN, "GROUP_RANK": "2"}, "run")
+    first = launcher_env.head_place({**TORCHRUN, "GROUP_RANK": "0"}, "run")
+    third = launcher_env.head_place({**TORCHRUN, "GROUP_RANK": "2"}, "run")
     assert (first.host, first.here) == ("node0", True)
     assert (third.host, third.here) == ("node0", False)
     assert first.port == third.port
-    assert nodes.FIRST_PORT <= first.port < nodes.FIRST_PORT + nodes.PORTS
-    assert nodes.head_place({**TORCHRUN, "GROUP_RANK": "2"}, "other").port != first.port
+    assert launcher_env.FIRST_PORT <= first.port < launcher_env.FIRST_PORT + launcher_env.PORTS
+    assert launcher_env.head_place({**TORCHRUN, "GROUP_RANK": "2"}, "other").port != first.port
 
 
 @pytest.mark.parametrize(
@@ -34,20 +34,20 @@ def test_torchruns_first_node_is_the_head_and_all_agree_on_its_port():
     ],
 )
 def test_one_host_has_no_head(env):
-    assert nodes.head_place(env, "run") is None
-    assert nodes.variables_for_hub(env) == {}
+    assert launcher_env.head_place(env, "run") is None
+    assert launcher_env.variables_for_hub(env) == {}
 
 
-def test_a_rank_a_container():
+def test_one_rank_per_container_is_multi_host():
     env = {"WORLD_SIZE": "2", "MASTER_ADDR": "job-0.job", "RANK": "0"}
-    assert nodes.head_place(env, "run").here
-    assert not nodes.head_place({**env, "RANK": "1"}, "run").here
+    assert launcher_env.head_place(env, "run").here
+    assert not launcher_env.head_place({**env, "RANK": "1"}, "run").here
 
 
-def test_a_hub_knows_its_place_without_a_rank():
+def test_a_hub_knows_its_node_without_a_rank():
     env = {"WORLD_SIZE": "2", "MASTER_ADDR": "job-0.job", "RANK": "1"}
-    left = {"MASTER_ADDR": "job-0.job", **nodes.variables_for_hub(env)}
-    assert nodes.head_place(left, "run") == nodes.head_place(env, "run")
+    left = {"MASTER_ADDR": "job-0.job", **launcher_env.variables_for_hub(env)}
+    assert launcher_env.head_place(left, "run") == launcher_env.head_place(env, "run")
 
 
 @pytest.mark.parametrize(
@@ -59,26 +59,26 @@ def test_a_hub_knows_its_place_without_a_rank():
         ("fd00::1", "fd00::1", None),
     ],
 )
-def test_a_head_that_was_named(named, host, port):
-    place = nodes.head_place({"DPWATCH_HEAD": named, "GROUP_RANK": "3"}, "run")
+def test_a_head_given_by_name(named, host, port):
+    place = launcher_env.head_place({"DPWATCH_HEAD": named, "GROUP_RANK": "3"}, "run")
     assert place.host == host
     assert port in (None, place.port)
 
 
 def test_a_named_head_is_here_if_the_address_is():
-    assert nodes.head_place({"DPWATCH_HEAD": "127.0.0.1:4000"}, "run").here
-    assert not nodes.head_place({"DPWATCH_HEAD": "192.0.2.1:4000"}, "run").here
+    assert launcher_env.head_place({"DPWATCH_HEAD": "127.0.0.1:4000"}, "run").here
+    assert not launcher_env.head_place({"DPWATCH_HEAD": "192.0.2.1:4000"}, "run").here
 
 
 @pytest.mark.parametrize("named", ["node:", ":4000", "node:port", "node:99999"])
-def test_a_head_that_is_no_address_is_said(named):
+def test_an_invalid_head_address_is_refused(named):
     with pytest.raises(ValueError, match="DPWATCH_HEAD"):
-        nodes.head_place({"DPWATCH_HEAD": named}, "run")
+        launcher_env.head_place({"DPWATCH_HEAD": named}, "run")
 
 
-def test_no_one_knows_where_rank_0_is():
+def test_an_unknown_host_of_rank_0_is_reported():
     with pytest.raises(ValueError, match="set DPWATCH_HEAD"):
-        nodes.head_place({"SLURM_STEP_NUM_NODES": "2"}, "run")
+        launcher_env.head_place({"SLURM_STEP_NUM_NODES": "2"}, "run")
 
 
 @pytest.mark.parametrize(
@@ -93,10 +93,10 @@ def test_no_one_knows_where_rank_0_is():
     ],
 )
 def test_the_first_host_of_a_slurm_list(nodes_told, first):
-    assert nodes.first_of(nodes_told) == first
+    assert launcher_env.first_host(nodes_told) == first
 
 
 def test_a_slurm_step_whose_script_names_no_master():
     env = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "n[4-5]", "SLURM_NODEID": "1"}
-    place = nodes.head_place(env, "run")
+    place = launcher_env.head_place(env, "run")
     assert (place.host, place.here) == ("n4", False)

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from dpwatch.wire import listing, paths, run_dir
-from dpwatch.wire.paths import RunDir, RunInfo, RuntimeDirError
+from dpwatch.runtime import listing, paths, run_dir
+from dpwatch.runtime.paths import RunDir, RunInfo, RuntimeDirError
 
 
 def test_directories_are_private(private_runtime, monkeypatch):
@@ -52,7 +52,7 @@ def test_one_lock_one_hub():
     assert not place.has_hub()
 
 
-def test_a_dead_hubs_folder_is_cleared_and_a_living_ones_listed():
+def test_a_dead_hubs_directory_is_removed_and_a_running_ones_listed():
     dead, alive, empty = (paths.run_dir(name) for name in ("dead", "alive", "empty"))
     for place in (dead, alive):
         place.write_info(RunInfo(place.run_id, "here", 1, 2.0))
@@ -63,7 +63,7 @@ def test_a_dead_hubs_folder_is_cleared_and_a_living_ones_listed():
     os.close(held)
 
 
-def test_a_killed_hubs_folder_waits_for_the_successor_under_way():
+def test_a_killed_hubs_directory_is_kept_for_its_successor():
     place = paths.run_dir("run")
     place.write_info(RunInfo("run", "here", 1, 2.0))
     assert place.prepare()  # a hub is being started, and has no lock yet
@@ -71,7 +71,7 @@ def test_a_killed_hubs_folder_waits_for_the_successor_under_way():
     assert place.path.exists()
 
 
-def test_a_folder_cleared_away_is_made_anew_for_a_hub():
+def test_a_removed_directory_is_recreated_for_a_hub():
     place = paths.run_dir("run")
     place.write_info(RunInfo("run", "here", 1, 2.0))
     assert list(listing.list_runs()) == []
@@ -83,7 +83,7 @@ def test_a_folder_cleared_away_is_made_anew_for_a_hub():
     os.close(held)
 
 
-def test_the_lock_of_a_hub_that_has_removed_its_folder_is_nobodys(monkeypatch):
+def test_the_lock_of_a_removed_directory_is_not_taken(monkeypatch):
     place = paths.run_dir("run")
     flock = run_dir.fcntl.flock
 
@@ -103,7 +103,7 @@ def test_removing_leaves_what_is_not_ours():
     assert sorted(p.name for p in place.path.iterdir()) == ["notes.txt"]
 
 
-def test_run_json_that_is_no_json_is_no_run(private_runtime):
+def test_an_invalid_run_json_is_not_a_run(private_runtime):
     place = RunDir(private_runtime / "odd")
     place.path.mkdir()
     place.info_file.write_bytes(b"\xff{")
@@ -158,11 +158,11 @@ def test_a_runs_folder_open_to_others_is_refused(private_runtime):
     with pytest.raises(RuntimeDirError, match="chmod 700"):
         paths.run_dir("run")
     (private_runtime / "file").write_text("")
-    with pytest.raises(RuntimeDirError, match="cannot make"):
+    with pytest.raises(RuntimeDirError, match="cannot create"):
         paths.run_dir("file")
 
 
-def test_what_is_no_run_json_is_not_waited_for_nor_read_whole():
+def test_a_pipe_or_large_file_as_run_json_is_not_read():
     place = paths.run_dir("run")
     os.mkfifo(place.info_file)
     assert place.read_info() is None

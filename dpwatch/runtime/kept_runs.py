@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from dpwatch.wire.listing import usable_paths
-from dpwatch.wire.run_dir import RuntimeDirError, check_private
+from dpwatch.runtime.listing import usable_paths
+from dpwatch.runtime.run_dir import RuntimeDirError, check_private
 
 FOLDER = ".last"
 """No run's folder begins with a dot."""

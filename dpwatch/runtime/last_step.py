@@ -1,11 +1,11 @@
-"""The step that a rank is in, where its hub still finds it once the process has been killed.
+"""The step a rank is in, in memory that its hub can still read after the process was killed.
 
-What a rank tells goes out every 125 to 250 ms, and what it was about to tell dies with it. So it
-keeps the number of its step in a page of memory that it shares with whoever has opened it: two
-numbers in an anonymous file (`memfd_create`), which the hub opens as `/proc/PID/fd/FD`. To write it
-takes no system call, and no file system can run full or vanish under it.
+A rank sends records every 125 to 250 ms, and unsent ones die with it. So it also keeps its step
+number in a memory page that it shares with whoever has opened it: two numbers in an anonymous file
+(`memfd_create`), which the hub opens as `/proc/PID/fd/FD`. Writing it takes no system call, and no
+file system is involved that could be full or go away.
 
-Linux only. Elsewhere, and where the hub can't see the process, the last heartbeat has to do.
+Linux only. Elsewhere, and if the hub cannot see the process, the last heartbeat is used instead.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import struct
 NAME = "dpwatch-step"
 
 _FIELDS = struct.Struct("=qq")
-"""The process's own id, so that no other's can be taken for it, and its step."""
+"""The process id, so that no other process's file is taken for it, and its step."""
 
 
 class LastStep:
-    """A process's own.
+    """This process's own file.
 
     Attributes:
-        fd: The file's descriptor, None where there is none.
-        cell: Where the step is to be written, at 0. After `close` it may still be, in vain.
+        fd: Descriptor of the file, None without one.
+        cell: Where to write the step, at index 0. Writing after `close` is allowed and has no
+            effect.
     """
 
     def __init__(self) -> None:
@@ -44,7 +45,7 @@ class LastStep:
             self.fd = fd
 
     def close(self) -> None:
-        """Gives file and memory back; the latter once nobody writes there any more."""
+        """Closes the file; its memory is released once nothing refers to `cell` any more."""
         fd, self.fd = self.fd, None
         self.cell = [0]
         if fd is not None:
@@ -52,7 +53,7 @@ class LastStep:
 
 
 def opened(pid: int, fd: int) -> int | None:
-    """Opens a process's, to be read when it has ended. Returns: a descriptor, None if it can't."""
+    """Opens the file of another process, to be read once that has ended; None if it can't be."""
     place = f"/proc/{pid}/fd/{fd}"
     try:
         if not os.readlink(place).startswith(f"/memfd:{NAME}"):
@@ -63,7 +64,7 @@ def opened(pid: int, fd: int) -> int | None:
 
 
 def read(fd: int, pid: int) -> int | None:
-    """The step that stands there, None if it is no such file or another process's."""
+    """The step stored there, None if it is not such a file or belongs to another process."""
     try:
         held = os.pread(fd, _FIELDS.size, 0)
     except OSError:

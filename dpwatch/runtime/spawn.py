@@ -1,6 +1,6 @@
-"""Starting a run's hub: one detached process a host and run, whoever needs it first.
+"""Starts a run's hub: one detached process per host and run, by whoever needs it first.
 
-It lies here, and not beside the hub, because probes start hubs and may not import them.
+It is not in `hub` because probes start hubs and may not import that package.
 """
 
 from __future__ import annotations
@@ -14,31 +14,32 @@ from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import spawn
 from typing import Any
 
-from dpwatch.wire import nodes, requests
-from dpwatch.wire.paths import RunDir
+from dpwatch.runtime import hub_request, launcher_env
+from dpwatch.runtime.paths import RunDir
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LD_PRELOAD", "PYTHONSTARTUP")
 
 _A_PYTHON = re.compile(r"(python|pypy|graalpy)[\d.]*[dtm]*", re.I)
-"""How interpreters are called. In a frozen application `sys.executable` is the application."""
+"""Names of Python interpreters. In a frozen application `sys.executable` is the application."""
 
 
 def ensure_hub(place: RunDir, more: Mapping[str, str] | None = None) -> None:
-    """Starts the run's hub if none lives there; returns when it has been launched, not when ready.
+    """Starts the run's hub unless it is running; returns once it is launched, not once it is ready.
 
-    The hub detaches itself (its own session, no parent to leave a zombie to) and takes the run's
-    lock; a second one that was started at the same moment finds the lock taken and ends.
+    The hub detaches itself (its own session, no parent that would have to reap it) and takes the
+    run's lock. If two are started at the same moment, the second finds the lock taken and exits.
 
     Args:
-        place: The run's folder.
-        more: What its environment is to have besides this process's.
+        place: The run's directory.
+        more: Environment variables in addition to this process's.
 
     Raises:
-        OSError: No folder could be made, or no process started.
+        OSError: The directory could not be created, or no process started.
     """
     interpreter = python()
     if interpreter is None:
-        raise OSError(f"{sys.executable or 'this process'} is no Python that could run a hub")
+        program = sys.executable or "this process"
+        raise OSError(f"{program} is not a Python interpreter, so no hub can be started")
     if not place.prepare():
         return
     starter = subprocess.Popen(
@@ -53,17 +54,17 @@ def ensure_hub(place: RunDir, more: Mapping[str, str] | None = None) -> None:
     starter.wait()
 
 
-def meet(
+def fulfil(
     place: RunDir,
-    wanted: requests.Wanted,
+    wanted: hub_request.HubRequest,
     start: Callable[[RunDir, Mapping[str, str]], None] | None = None,
 ) -> bool:
-    """Starts the hub that a rank wants, where that can be done from here.
+    """Starts the hub that a rank has requested, if that is possible from here.
 
     Returns:
         Whether one was started.
     """
-    if not requests.can_be_met(wanted) or place.has_hub():
+    if not hub_request.can_fulfil(wanted) or place.has_hub():
         return False
     try:
         (start or ensure_hub)(place, wanted.environment)
@@ -73,16 +74,16 @@ def meet(
 
 
 def hub_environment() -> dict[str, str]:
-    """A hub's environment: this process's, less what makes it a rank."""
+    """Environment of a hub: this process's, without what makes it a rank."""
     kept = {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES}
-    return kept | nodes.variables_for_hub(os.environ)
+    return kept | launcher_env.variables_for_hub(os.environ)
 
 
 def python() -> str | None:
-    """An interpreter that runs this process's Python, None if there is none.
+    """Path of an interpreter of this process's Python, None if there is none.
 
-    `sys.executable` is the application itself in a frozen one, and whatever embeds the interpreter
-    where that is embedded: to start it would train once more.
+    In a frozen application, `sys.executable` is the application itself; with an embedded
+    interpreter it is the embedding program. Starting either would train again.
     """
     not_ours = sys.executable if getattr(sys, "frozen", False) else None
     found = (path for path in _candidates() if path != not_ours and _is_python(path))
@@ -104,10 +105,10 @@ def _is_python(path: str) -> bool:
     return named and os.path.isfile(path) and os.access(path, os.X_OK)
 
 
-def minds_children() -> bool:
-    """Whether the script has a SIGCHLD handler of its own, which would see a child of ours.
+def handles_sigchld() -> bool:
+    """Whether the script has its own SIGCHLD handler, which would notice a child of ours.
 
-    torch's, which a DataLoader sets, looks at the DataLoader's workers alone.
+    torch's handler, which DataLoader installs, only checks DataLoader workers and does not count.
     """
     handler: Any = signal.getsignal(signal.SIGCHLD)
     while callable(handler) and str(getattr(handler, "__module__", "")).startswith("torch."):
@@ -116,7 +117,7 @@ def minds_children() -> bool:
 
 
 def _before(handler: Callable[..., Any]) -> Any:
-    """The handler that torch's calls after itself."""
+    """The handler that torch's handler calls next."""
     names = getattr(getattr(handler, "__code__", None), "co_freevars", ())
     cells = getattr(handler, "__closure__", None) or ()
     found = dict(zip(names, cells, strict=False)).get("previous_handler")

@@ -1,4 +1,4 @@
-"""A frame's records in as few as can be, since each costs its hub, and one by one again."""
+"""Packs a frame's records into as few records as possible, which the hub decodes faster."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dpwatch.wire import calls, steps
 from dpwatch.wire.messages import AnyRecord, Calls, Collective, Step, Steps
 
 
-def gathered(records: Sequence[AnyRecord]) -> list[AnyRecord]:
-    """Collectives as `Calls` and steps as `Steps`, these first, and the rest as it is."""
+def pack(records: Sequence[AnyRecord]) -> list[AnyRecord]:
+    """Packs collectives into `Calls` and steps into `Steps`; other records follow unchanged."""
     collectives = [each for each in records if isinstance(each, Collective)]
     ended = [each for each in records if isinstance(each, Step)]
     others = [each for each in records if not isinstance(each, Collective | Step)]
-    return [*calls.gathered(collectives), *steps.gathered(ended), *others]
+    return [*calls.pack(collectives), *steps.pack(ended), *others]
 
 
-def one_by_one(records: Iterable[AnyRecord]) -> Iterator[AnyRecord]:
-    """What a rank has told of in these records, each by itself."""
+def unpack(records: Iterable[AnyRecord]) -> Iterator[AnyRecord]:
+    """Yields every record on its own, with `Calls` and `Steps` unpacked."""
     for record in records:
         if isinstance(record, Calls):
-            yield from calls.spread(record)
+            yield from calls.unpack(record)
         elif isinstance(record, Steps):
-            yield from steps.spread(record)
+            yield from steps.unpack(record)
         else:
             yield record
 
 
-def counted(records: Sequence[AnyRecord]) -> int:
-    """How many records a rank has told of in these."""
+def count_records(records: Sequence[AnyRecord]) -> int:
+    """Number of records, counting each collective or step of a packed record."""
     count = len(records)
     for each in records:
         if type(each) is Calls or type(each) is Steps:

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from dpwatch.hub.last_steps import LastSteps
-from dpwatch.wire import last_step
-from dpwatch.wire.last_step import LastStep
+from dpwatch.runtime import last_step
+from dpwatch.runtime.last_step import LastStep
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux only")
 
 AT_STEP_7 = """
-from dpwatch.wire.last_step import LastStep
+from dpwatch.runtime.last_step import LastStep
 mine = LastStep()
 mine.cell[0] = 7
 print(mine.fd, flush=True)
@@ -34,7 +34,7 @@ def child():
         process.kill()
 
 
-def test_what_a_killed_process_wrote_last_is_known(child):
+def test_the_last_step_of_a_killed_process_is_read(child):
     held = LastSteps()
     held.hold(child.pid, int(child.stdout.readline()))
     child.communicate("\n")
@@ -43,7 +43,7 @@ def test_what_a_killed_process_wrote_last_is_known(child):
     assert held.take(child.pid) is None  # once
 
 
-def test_a_process_that_begins_anew_is_read_anew():
+def test_a_restarted_process_is_read_again():
     held, first = LastSteps(), LastStep()
     held.hold(os.getpid(), first.fd)
     first.cell[0] = 5
@@ -69,7 +69,7 @@ def test_only_such_a_file_of_that_process_is_read(tmp_path):
     mine.close()
 
 
-def test_nothing_is_left_open_and_late_writes_are_in_vain():
+def test_close_leaves_nothing_open_and_late_writes_do_nothing():
     before = sorted(os.listdir("/proc/self/fd"))
     mine, held = LastStep(), LastSteps()
     held.hold(os.getpid(), mine.fd)
@@ -81,7 +81,7 @@ def test_nothing_is_left_open_and_late_writes_are_in_vain():
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
-def test_without_such_files_it_counts_on_and_tells_nothing(monkeypatch):
+def test_without_memfd_steps_are_still_counted(monkeypatch):
     def refuse(*_):
         raise OSError(24, "Too many open files")
 

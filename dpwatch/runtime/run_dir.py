@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, and how it is held, read and taken away."""
+"""A run's directory: its contents, and how they are locked, read and removed."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from dpwatch.wire import ranges
 from dpwatch.wire.messages import PROTOCOL_VERSION
 
 INFO_BYTES = 1 << 16
-"""A `run.json` is some hundred bytes; what is larger is none."""
+"""A `run.json` takes a few hundred bytes; a larger file is not one."""
 
 _OURS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-"""How files here are opened: no link is followed, and no pipe put in their place waited for."""
+"""Flags for opening files here: never follow a link or block on a pipe put in their place."""
 
 SUCCESSOR_S = 30.0
-"""How long a killed hub's state is left for the one that the ranks will start."""
+"""How long the state of a killed hub is kept for the hub that the ranks will start next."""
 
-HUB_FILES = ("in", "out", "ask", "ask-stacks", "ask-stacks.new")
-"""What a hub makes in its run's folder and a successor of a killed one clears away."""
+HUB_FILES = ("in", "ask", "ask-stacks", "ask-stacks.new")
+"""Files a hub creates in its run's directory; the successor of a killed hub removes them."""
 
 _OTHER_FILES = ("run.json", "run.new", "hub.log", "state", "state.new", "wanted", "lock")
 
 FALLBACK = "dpwatch-run-"
-"""Begins the name of a directory that `dpwatch run` made, for want of the usual one."""
+"""Prefix of a directory that `dpwatch run` creates if the usual one is not usable."""
 
 
 class RuntimeDirError(OSError):
-    """The runtime directory can't be used; the message says what to do."""
+    """The runtime directory cannot be used; the message says what to do."""
 
 
 class RunInfo(msgspec.Struct, frozen=True):
     """`run.json`: what a viewer needs to follow a run.
 
-    `session` is that of the `dpwatch run` on this host that started it, "" without one.
+    `session` is the session number of the `dpwatch run` on this host that started it, "" without
+    one.
     """
 
     run_id: ranges.Word
@@ -53,10 +54,10 @@ class RunInfo(msgspec.Struct, frozen=True):
 
 
 class RunDir:
-    """A run's folder: its sockets, its lock, its `run.json`.
+    """A run's directory: its sockets, its lock, its `run.json`.
 
     Attributes:
-        ssh_host: The host whose run it mirrors, as ssh knows it; "" for a run of this host.
+        ssh_host: The remote host whose run it mirrors, as ssh names it; "" for a local run.
     """
 
     def __init__(self, path: Path, ssh_host: str = "") -> None:
@@ -64,7 +65,6 @@ class RunDir:
         self.ssh_host = ssh_host
         self.run_id = path.name
         self.ingest = f"ipc://{path / 'in'}"
-        self.publish = f"ipc://{path / 'out'}"
         self.ask = f"ipc://{path / 'ask'}"
         self.info_file = path / "run.json"
         self.lock_file = path / "lock"
@@ -74,14 +74,14 @@ class RunDir:
         self.wanted_file = path / "wanted"
 
     def read_info(self) -> RunInfo | None:
-        """What `run.json` says, None while no hub has written one (or it is unreadable)."""
+        """The contents of `run.json`, None if it does not exist yet or is unreadable."""
         try:
             return msgspec.json.decode(read_small(self.info_file), type=RunInfo)
         except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             return None
 
     def write_info(self, info: RunInfo) -> None:
-        """Writes `run.json` whole: a reader sees all of it or none."""
+        """Writes `run.json` atomically."""
         draft = self.info_file.with_suffix(".new")
         draft.unlink(missing_ok=True)
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OURS, 0o600)
@@ -90,24 +90,24 @@ class RunDir:
         draft.replace(self.info_file)
 
     def log(self, line: str) -> None:
-        """Appends a line to `hub.log`, which need not be where it was at the last one."""
+        """Appends a line to `hub.log`, which may have been replaced since the last line."""
         fd = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OURS, 0o600)
         with open(fd, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{line}\n")
 
     def check(self) -> None:
-        """Makes sure that the folder is one, this user's, and closed to everybody else.
+        """Checks that the directory exists, belongs to this user, and is closed to everybody else.
 
         Raises:
-            RuntimeDirError: It isn't.
+            RuntimeDirError: It is not.
         """
         check_private(self.path, 0o077)
 
     def try_lock(self) -> int | None:
-        """Takes the hub's lock; the open file descriptor holds it.
+        """Takes the hub's lock, which is held as long as the file descriptor is open.
 
         Returns:
-            The descriptor. None: somebody else has the lock, or the folder is gone.
+            The descriptor. None if another process has the lock or the directory is gone.
         """
         try:
             fd = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | _OURS, 0o600)
@@ -125,17 +125,18 @@ class RunDir:
         return None
 
     def has_hub(self) -> bool:
-        """Whether a hub lives here, asked of the lock and so true even after a SIGKILL."""
+        """Whether a hub is running here; checks the lock, so it is right even after a SIGKILL."""
         return is_locked(self.lock_file)
 
     def prepare(self) -> bool:
-        """Readies the folder for a hub to be started in it, so that no viewer clears it away.
+        """Prepares the directory for a new hub, so that no viewer removes it.
 
         Returns:
-            False if a hub lives here, or somebody else is about to start or clear one.
+            False if a hub is running, or another process is about to start one or remove the
+            directory.
 
         Raises:
-            OSError: The folder can't be made.
+            OSError: The directory cannot be created.
         """
         self.path.mkdir(mode=0o700, exist_ok=True)
         lock = self.try_lock()
@@ -146,7 +147,7 @@ class RunDir:
         return True
 
     def clear(self) -> None:
-        """Removes what a killed hub has left, unless a successor is there or to be expected."""
+        """Removes what a killed hub has left, unless a successor is running or expected."""
         with contextlib.suppress(OSError):
             if time.time() - self.state_file.stat().st_mtime < SUCCESSOR_S:
                 return
@@ -158,7 +159,7 @@ class RunDir:
         os.close(lock)
 
     def remove_if_idle(self) -> None:
-        """Removes the folder, unless a hub is in it."""
+        """Removes the directory, unless a hub is in it."""
         try:
             lock = self.try_lock()
         except OSError:
@@ -168,7 +169,7 @@ class RunDir:
             os.close(lock)
 
     def remove(self) -> None:
-        """Removes the folder and what a hub puts into it; anything else stays, and so it does."""
+        """Removes a hub's files and the directory, which stays if it holds anything else."""
         for name in (*HUB_FILES, *_OTHER_FILES):
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
@@ -179,7 +180,7 @@ class RunDir:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process that lives holds that file's lock."""
+    """Whether a living process holds that file's lock."""
     try:
         fd = opened(path, os.O_RDWR)
     except OSError:
@@ -194,21 +195,21 @@ def is_locked(path: Path) -> bool:
 
 
 def opened(path: Path, flags: int) -> int:
-    """Opens a file of ours; no link is followed, and no pipe in its place waited for."""
+    """Opens a file in a run's directory; follows no link and blocks on no pipe in its place."""
     return os.open(path, flags | _OURS, 0o600)
 
 
 def read_small(path: Path, most: int = INFO_BYTES) -> bytes:
-    """What a file of at most so many bytes holds.
+    """Reads a file of at most `most` bytes.
 
     Raises:
-        OSError: It can't be read, or is no such file.
+        OSError: It cannot be read, is too large, or is not a regular file.
     """
     fd = opened(path, os.O_RDONLY)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-            raise OSError(f"{path} is no file of ours")
+            raise OSError(f"{path} is too large or not a regular file")
         with open(fd, "rb", closefd=False) as file:
             return file.read(most)
     finally:
@@ -216,14 +217,14 @@ def read_small(path: Path, most: int = INFO_BYTES) -> bytes:
 
 
 def check_private(path: Path, closed: int) -> None:
-    """Makes sure that a directory is one, this user's, and closed to others.
+    """Checks that a path is a directory, belongs to this user, and is closed to others.
 
-    It is looked at as it lies there, at every use: in a directory that others may write, such as
-    /tmp, a link may have been put where ours is to be.
+    The path itself is checked, at every use: in a directory that others may write to, such as /tmp,
+    somebody may have put a link in its place.
 
     Args:
         path: The directory.
-        closed: The bits of its mode that must not be set.
+        closed: Mode bits that must not be set.
     """
     try:
         status = path.lstat()
@@ -235,7 +236,7 @@ def check_private(path: Path, closed: int) -> None:
             "remove it, or set DPWATCH_RUNTIME_DIR to the directory itself"
         )
     if not stat.S_ISDIR(status.st_mode):
-        raise RuntimeDirError(f"{path} is in the way: it is no directory; remove it")
+        raise RuntimeDirError(f"{path} exists but is not a directory; remove it")
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & closed:
         raise RuntimeDirError(
             f"the runtime directory {path} is open to other users; "

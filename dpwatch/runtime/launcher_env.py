@@ -1,6 +1,6 @@
 """Runs over several hosts: whether this is one, where its head hub is, and whether that is here.
 
-All of it is read from what the launcher has told the ranks, so that every host comes to the same
+Everything is read from the launcher's environment variables, so that every host reaches the same
 answer without asking another: torchrun's rendezvous, a Slurm step, or `DPWATCH_HEAD=host[:port]`.
 """
 
@@ -13,20 +13,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 FIRST_PORT, PORTS = 20_000, 10_000
-"""The head's port where none is named: below those that systems give to outgoing connections."""
+"""Range of the head's port if none is given: below the usual range of ephemeral ports."""
 
 HEAD = "DPWATCH_HEAD"
 NODE_RANK, SPREAD = "DPWATCH_NODE_RANK", "DPWATCH_SPREAD"
-"""Tell a hub which of the run's hosts this is, since a hub's environment has no rank."""
+"""Tell a hub which of the run's hosts it is on, since a hub's environment has no rank."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class HeadPlace:
-    """Where a run's head hub is.
+    """Location of a run's head hub.
 
     Attributes:
-        host: Name or address.
-        here: It is this host's hub.
+        host: Host name or address.
+        here: Whether it is this host's hub.
     """
 
     host: str
@@ -35,12 +35,12 @@ class HeadPlace:
 
     @property
     def address(self) -> str:
-        """As people write it."""
+        """`host:port`, with brackets around an IPv6 address."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def over_hosts(env: Mapping[str, str]) -> bool:
-    """Whether the launcher has spread the run over several hosts."""
+def is_multi_host(env: Mapping[str, str]) -> bool:
+    """Whether the launcher has distributed the run over several hosts."""
     if env.get(HEAD) or env.get(SPREAD):
         return True
     for name in ("GROUP_WORLD_SIZE", "SLURM_STEP_NUM_NODES"):
@@ -49,12 +49,12 @@ def over_hosts(env: Mapping[str, str]) -> bool:
     world, local = (_number(env.get(name)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if world is not None and local is not None:
         return world > local
-    # A rank a container, as Kubernetes' operators start them, with nothing but torch's own names.
+    # One rank per container, as Kubernetes operators start them, with only torch's own variables.
     return (world or 1) > 1 and not is_loopback(env.get("MASTER_ADDR", ""))
 
 
 def node_rank(env: Mapping[str, str]) -> int | None:
-    """Which of the run's hosts this is; 0 has rank 0. None where nothing tells."""
+    """Index of this host among the run's hosts; host 0 has rank 0. None if unknown."""
     for name in (NODE_RANK, "GROUP_RANK", "SLURM_NODEID"):
         if (number := _number(env.get(name))) is not None:
             return number
@@ -65,38 +65,38 @@ def node_rank(env: Mapping[str, str]) -> int | None:
 
 
 def head_place(env: Mapping[str, str], run_id: str) -> HeadPlace | None:
-    """Where the head of this run is, None for a run on one host.
+    """Location of this run's head hub, None for a run on one host.
 
-    It is the hub of the host that has rank 0, at `MASTER_ADDR`; or where `DPWATCH_HEAD` says. A
-    port that nobody named follows from the run's id, so it is the same for all of its hubs.
+    It is the hub on the host of rank 0, at `MASTER_ADDR`, or as `DPWATCH_HEAD` says. Without a
+    given port, the port is derived from the run id, so that all hubs of the run use the same.
 
     Raises:
-        ValueError: `DPWATCH_HEAD` is not `host` or `host:port`, or the run is spread over hosts
-            and nothing tells where rank 0 is.
+        ValueError: `DPWATCH_HEAD` is not `host` or `host:port`, or the run spans several hosts and
+            the host of rank 0 is unknown.
     """
     port = FIRST_PORT + zlib.crc32(run_id.encode()) % PORTS
     if named := env.get(HEAD):
         host, port = _split(named, port)
         return HeadPlace(host=host, port=port, here=local_address(host) is not None)
-    if not over_hosts(env):
+    if not is_multi_host(env):
         return None
     host, node = (
-        env.get("MASTER_ADDR") or first_of(env.get("SLURM_STEP_NODELIST", "")),
+        env.get("MASTER_ADDR") or first_host(env.get("SLURM_STEP_NODELIST", "")),
         node_rank(env),
     )
     if not host or node is None:
-        raise ValueError(f"nothing tells where rank 0's host is: set {HEAD}=host:port on all hosts")
+        raise ValueError(f"cannot tell which host has rank 0: set {HEAD}=host:port on all hosts")
     return HeadPlace(host=host, port=port, here=node == 0)
 
 
-def first_of(nodes: str) -> str:
-    """The first host of a Slurm list such as `node[01-04,7],gpu2`, "" of an empty one."""
+def first_host(nodes: str) -> str:
+    """First host of a Slurm list such as `node[01-04,7],gpu2`, "" of an empty one."""
     found = re.match(r"([^\[,]*)(?:\[([^-,\]]+)[^\]]*\]([^,]*))?", nodes)
     return "".join(part or "" for part in found.groups()) if found else ""
 
 
 def local_address(host: str) -> str | None:
-    """An address by which `host` is this host, None if it is another (or not known at all)."""
+    """An address by which `host` is this host, None if it is another host or unknown."""
     try:
         found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
     except OSError:
@@ -123,15 +123,15 @@ def _split(named: str, port: int) -> tuple[str, int]:
 
 
 def variables_for_hub(env: Mapping[str, str]) -> dict[str, str]:
-    """What a hub that this rank starts is to know of its place among the hosts."""
-    if not over_hosts(env):
+    """Environment variables that tell a hub started by this rank about the run's hosts."""
+    if not is_multi_host(env):
         return {}
     node = node_rank(env)
     return {SPREAD: "1"} | ({} if node is None else {NODE_RANK: str(node)})
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address can only mean the host that says it."""
+    """Whether a name or address always refers to the local host."""
     return host in ("", "localhost", "::1", "0.0.0.0") or host.startswith("127.")
 
 

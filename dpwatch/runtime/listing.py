@@ -1,7 +1,7 @@
-"""Finding runs: those with a living hub, those that want one, and what is only left over.
+"""Finds runs: those with a running hub, those that request one, and leftovers.
 
-Ranks and hubs that were killed, or could start no hub, leave folders behind. These are removed on a
-thread of their own: a disk may take a millisecond for each, and there may be thousands.
+Killed ranks and hubs, and ranks that could not start a hub, leave directories behind. These are
+removed on a thread of their own: one removal may take a millisecond, and there may be thousands.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from dpwatch.wire.paths import runtime_dir, runtime_path, runtime_paths
-from dpwatch.wire.run_dir import RunDir, RuntimeDirError, check_private
+from dpwatch.runtime.paths import runtime_dir, runtime_path, runtime_paths
+from dpwatch.runtime.run_dir import RunDir, RuntimeDirError, check_private
 
 EMPTY_S = 10.0
-"""A folder that has been empty for so long is nobody's any more: a rank would have a hub by now, or
-makes it anew."""
+"""Age from which an empty directory is abandoned: its rank would have a hub by now, or will
+recreate it."""
 
 NEVER_S = 60.0
-"""Nor is one in which a hub was to be started so long ago."""
+"""Age from which a directory is abandoned in which a hub never came up."""
 
 
 def list_runs(on_wanting: Callable[[RunDir], None] = lambda place: None) -> list[RunDir]:
-    """Runs with a living hub, newest first; what dead ones have left is cleared away.
+    """Runs with a running hub, newest first; removes what dead ones have left.
 
     Args:
-        on_wanting: Called with each run's folder that has no hub, but a request for one.
+        on_wanting: Called with the directory of each run that has no hub but requests one.
 
     Raises:
-        RuntimeDirError: `DPWATCH_RUNTIME_DIR` names what can't be used.
+        RuntimeDirError: `DPWATCH_RUNTIME_DIR` names an unusable directory.
     """
     found: list[tuple[float, RunDir]] = []
     for directory in usable_paths():
@@ -49,15 +49,15 @@ def list_runs(on_wanting: Callable[[RunDir], None] = lambda place: None) -> list
 
 
 def usable_paths() -> list[Path]:
-    """The runtime directories that are there, this user's and closed to others.
+    """The runtime directories that exist, belong to this user, and are closed to others.
 
     Raises:
-        RuntimeDirError: `DPWATCH_RUNTIME_DIR` names one that isn't.
+        RuntimeDirError: `DPWATCH_RUNTIME_DIR` names one that is not.
     """
     if os.environ.get("DPWATCH_RUNTIME_DIR"):
         there = runtime_path()
         if not there.exists() and os.access(there.parent, os.W_OK | os.X_OK):
-            return []  # nobody has trained here yet; who only looks leaves nothing behind
+            return []  # nobody has trained here yet; listing must not create it
         return [runtime_dir()]
     found = []
     for path in runtime_paths():
@@ -68,7 +68,7 @@ def usable_paths() -> list[Path]:
 
 
 def _folders(directory: Path) -> list[RunDir]:
-    """Runs' folders that have something in them; old ones that haven't are cleared away."""
+    """Run directories that are in use; old empty ones are removed."""
     found = []
     old = time.time() - EMPTY_S
     with os.scandir(directory) as entries:
@@ -86,7 +86,7 @@ def _folders(directory: Path) -> list[RunDir]:
 
 
 class _Clearing:
-    """Removes folders on a thread, which ends when there are none left, or with the process."""
+    """Removes directories on a thread, which ends when there are none left, or with the process."""
 
     def __init__(self) -> None:
         self._waiting: deque[str] = deque()
@@ -97,7 +97,7 @@ class _Clearing:
         return path in self._known
 
     def add(self, path: str) -> None:
-        """Takes on a folder; once is enough, also where it can't be removed."""
+        """Queues a directory for removal, once, even if it then cannot be removed."""
         self._known.add(path)
         self._waiting.append(path)
         if self._thread is None or not self._thread.is_alive():
@@ -115,7 +115,7 @@ _clearing = _Clearing()
 
 
 def clear(path: str) -> bool:
-    """Removes a run's folder that is empty, or has only what a hub that never began has left.
+    """Removes a run's directory that is empty, or holds only leftovers of a hub that never came up.
 
     Returns:
         Whether it is gone.
@@ -125,7 +125,7 @@ def clear(path: str) -> bool:
     except FileNotFoundError:
         return True
     except OSError:
-        # Not so where it is somebody else's, or a rank or a hub has come to it meanwhile.
+        # Keep it if it is another user's, or if a rank or a hub has started to use it.
         begun = _has(path, "run.json") or _has(path, "wanted")
         if not begun and _is_older(f"{path}/lock", NEVER_S):
             RunDir(Path(path)).remove_if_idle()
@@ -134,9 +134,9 @@ def clear(path: str) -> bool:
 
 
 def clear_all(directory: Path, most_s: float) -> None:
-    """Removes what is left over in a runtime directory, for so long at most.
+    """Removes leftovers in a runtime directory, for at most `most_s` seconds.
 
-    A hub does so when its run is over and nobody waits for it.
+    A hub does so when its run has ended and nobody waits for it.
     """
     until = time.monotonic() + most_s
     old = time.time() - EMPTY_S
@@ -150,7 +150,7 @@ def clear_all(directory: Path, most_s: float) -> None:
 
 
 def _is_run_s(entry: os.DirEntry[str]) -> bool:
-    """Whether it may be a run's folder: their names do not begin with a dot."""
+    """Whether an entry may be a run's directory: their names do not start with a dot."""
     return entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
 
 

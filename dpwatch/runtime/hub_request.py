@@ -1,8 +1,9 @@
-"""Asking somebody else to start a run's hub: a file `wanted` in the run's folder.
+"""Requests to start a run's hub: a file `wanted` in the run's directory.
 
 A rank under `dpwatch run` starts no process: `dpwatch run` finds the file and starts the hub. So
-does any viewer, for ranks that had better start none themselves. A `dpwatch run` that is there
-holds a lock beside the runs' folders, so that ranks on other hosts, where it isn't, don't wait.
+does any viewer, for ranks that should not start one themselves. A running `dpwatch run` holds a
+lock next to the run directories, so that ranks on other hosts, which it does not serve, do not wait
+for it.
 """
 
 from __future__ import annotations
@@ -17,34 +18,35 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from dpwatch.wire import nodes
+from dpwatch.runtime import launcher_env
+from dpwatch.runtime.run_dir import RunDir, is_locked, opened, read_small
 from dpwatch.wire.messages import PROTOCOL_VERSION
-from dpwatch.wire.run_dir import RunDir, is_locked, opened, read_small
 
 SESSION = "DPWATCH_SESSION"
 SESSION_DIR = "DPWATCH_SESSION_DIR"
-"""Set by `dpwatch run`: its number, and the runtime directory that it looks into on its host."""
+"""Set by `dpwatch run`: its session number, and the runtime directory that it watches on its
+host."""
 
 _HANDED_ON = (
     SESSION,
-    nodes.HEAD,
+    launcher_env.HEAD,
     "DPWATCH_KEYS",
     "DPWATCH_HUB_LINGER_S",
     "MASTER_ADDR",
     "SLURM_STEP_NODELIST",
     "XDG_CONFIG_HOME",
 )
-"""What of a rank's environment its hub goes by."""
+"""Environment variables of a rank that its hub depends on."""
 
 
-class Wanted(msgspec.Struct, frozen=True):
-    """What a rank writes that wants a hub.
+class HubRequest(msgspec.Struct, frozen=True):
+    """A rank's request for a hub.
 
     Attributes:
-        pid: Its process, …
-        namespace: … in this pid namespace: a hub must see the same processes.
-        protocol: What it speaks.
-        environment: What its hub's environment is to have.
+        pid: Its process id.
+        namespace: The pid namespace of that id: a hub must see the same processes.
+        protocol: Its protocol version.
+        environment: Variables for the hub's environment.
     """
 
     pid: Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
@@ -53,24 +55,24 @@ class Wanted(msgspec.Struct, frozen=True):
     environment: dict[str, str]
 
 
-_decoder = msgspec.json.Decoder(Wanted)
+_decoder = msgspec.json.Decoder(HubRequest)
 
 
-def ask_for_hub(place: RunDir) -> None:
-    """Says in a run's folder that a hub is wanted there.
+def request_hub(place: RunDir) -> None:
+    """Writes a request for a hub to a run's directory.
 
     Raises:
-        OSError: It can't be written.
+        OSError: It cannot be written.
     """
     kept = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
-    told = Wanted(
+    told = HubRequest(
         os.getpid(),
         _pid_namespace(),
         PROTOCOL_VERSION,
-        kept | nodes.variables_for_hub(os.environ),
+        kept | launcher_env.variables_for_hub(os.environ),
     )
     draft = place.path / f"wanted.{os.getpid()}"
-    place.path.mkdir(mode=0o700, exist_ok=True)  # a viewer may have cleared an old empty one
+    place.path.mkdir(mode=0o700, exist_ok=True)  # a viewer may have removed an old empty one
     with contextlib.suppress(FileNotFoundError):
         draft.unlink()
     fd = opened(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -79,31 +81,31 @@ def ask_for_hub(place: RunDir) -> None:
     draft.replace(place.wanted_file)
 
 
-def take_back(place: RunDir) -> None:
-    """Removes this process's request, where there is one."""
+def withdraw(place: RunDir) -> None:
+    """Removes this process's request, if there is one."""
     wanted = read(place)
     if wanted is not None and wanted.pid == os.getpid():
         with contextlib.suppress(OSError):
             place.wanted_file.unlink()
 
 
-def read(place: RunDir) -> Wanted | None:
-    """The request in a run's folder, None if there is none."""
+def read(place: RunDir) -> HubRequest | None:
+    """The request in a run's directory, None if there is none."""
     try:
         return _decoder.decode(read_small(place.wanted_file))
     except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None
 
 
-def can_be_met(wanted: Wanted) -> bool:
-    """Whether a hub started from here is what the rank wants, and the rank still lives."""
+def can_fulfil(wanted: HubRequest) -> bool:
+    """Whether a hub started from here would suit the rank, and the rank is still alive."""
     if wanted.protocol != PROTOCOL_VERSION or wanted.namespace != _pid_namespace():
         return False
     return _lives(wanted.pid)
 
 
-def is_dead(wanted: Wanted) -> bool:
-    """Whether the rank has gone that wanted a hub, as far as can be seen from here."""
+def is_stale(wanted: HubRequest) -> bool:
+    """Whether the requesting rank has ended, as far as that can be seen from here."""
     return wanted.namespace == _pid_namespace() and not _lives(wanted.pid)
 
 
@@ -125,7 +127,7 @@ def _pid_namespace() -> str:
 
 
 class Session:
-    """A `dpwatch run` at work, as ranks on its host can see it. Held until `close`."""
+    """A running `dpwatch run`, as seen by ranks on its host. Held until `close`."""
 
     def __init__(self, directory: Path, number: str) -> None:
         self._file = _session_file(directory, number)
@@ -133,19 +135,19 @@ class Session:
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def close(self) -> None:
-        """Lets go of it."""
+        """Releases the lock and removes its file."""
         with contextlib.suppress(OSError):
             self._file.unlink()
         os.close(self._fd)
 
 
-def session_lives(directory: Path, number: str) -> bool:
-    """Whether a `dpwatch run` of that number looks after the runs in a directory."""
+def session_is_alive(directory: Path, number: str) -> bool:
+    """Whether a `dpwatch run` of that session number serves the runs in a directory."""
     return is_locked(_session_file(directory, number))
 
 
 def clear_sessions(directory: Path, older_s: float) -> None:
-    """Removes what killed `dpwatch run`s have left."""
+    """Removes the lock files of killed `dpwatch run`s."""
     for file in directory.glob("session-*"):
         with contextlib.suppress(OSError):
             if time.time() - file.stat().st_mtime > older_s and not is_locked(file):

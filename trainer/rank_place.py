@@ -14,7 +14,7 @@ from .config import TrainConfig, require
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Place:
+class RankPlace:
     """A rank's position.
 
     Attributes:
@@ -61,18 +61,18 @@ class Place:
         return devices
 
 
-def find_place(
+def find_rank_place(
     config: TrainConfig, *, rank: int, world_size: int, local_rank: int, local_ranks: int
-) -> Place:
+) -> RankPlace:
     """CUDA devices where this host has enough of them for all its ranks, else virtual ones."""
     mine = config.devices // world_size
     first = local_rank * mine
     if torch.cuda.is_available() and torch.cuda.device_count() >= local_ranks * mine:
         devices = tuple(torch.device("cuda", first + i) for i in range(mine))
         torch.cuda.set_device(devices[0])
-        return Place(rank=rank, world_size=world_size, devices=devices, virtual=False)
+        return RankPlace(rank=rank, world_size=world_size, devices=devices, virtual=False)
     devices = (torch.device("cpu"),) * mine
-    return Place(rank=rank, world_size=world_size, devices=devices, virtual=True)
+    return RankPlace(rank=rank, world_size=world_size, devices=devices, virtual=True)
 
 
 def _describe_cuda(device: torch.device) -> DeviceInfo:

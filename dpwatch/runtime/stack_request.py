@@ -1,7 +1,7 @@
-"""Asking ranks for their stacks: from a viewer to the hub, and from the hub to its host's ranks.
+"""Requests for ranks' stacks: from a viewer to the hub, and from the hub to the ranks on its host.
 
-A rank listens on nothing. So the hub writes who is asked into a file of the run's folder, whole
-or not at all, and each rank looks with every beat whether that file has changed.
+A rank listens on nothing. The hub therefore writes the request atomically to a file in the run's
+directory, and each rank checks with every heartbeat whether that file has changed.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ STACKS_REQUEST = b"stacks"
 """First part of the request on a hub's `ask` socket; the second is a `StacksRequest`."""
 
 MOST_RANKS = 4096
-"""Ranks a request may name; who wants more asks for all."""
+"""Ranks a request may name; a request for more of them is one for all."""
 
 MOST_BYTES = 1 << 16
 """Longest request, and longest file, that is read."""
 
 
 class StacksRequest(msgspec.Struct, array_like=True, frozen=True):
-    """What a viewer asks for.
+    """A viewer's request.
 
     Attributes:
-        ranks: Whose stacks; none: every rank's.
+        ranks: The ranks whose stacks are wanted; empty means every rank.
     """
 
     ranks: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=MOST_RANKS)]
@@ -40,12 +40,12 @@ _asked = msgspec.json.Decoder(Asked)
 
 
 def encode_request(ranks: list[int]) -> bytes:
-    """The request as sent; too many ranks become all."""
+    """Encodes a request; one that names too many ranks becomes one for all."""
     return msgspec.msgpack.encode(StacksRequest([] if len(ranks) > MOST_RANKS else ranks))
 
 
 def decode_request(payload: bytes) -> StacksRequest | None:
-    """What came from a viewer, None if it is no request."""
+    """Decodes a viewer's request, None if it is invalid."""
     if len(payload) > MOST_BYTES:
         return None
     try:
@@ -54,11 +54,11 @@ def decode_request(payload: bytes) -> StacksRequest | None:
         return None
 
 
-def write_asked(file: Path, asked: Asked) -> None:
-    """Writes the file that ranks look at, readable by its owner alone.
+def write_request(file: Path, asked: Asked) -> None:
+    """Writes the file that ranks poll, readable by its owner only.
 
     Raises:
-        OSError: It can't be written.
+        OSError: It cannot be written.
     """
     draft = file.with_name(file.name + ".new")
     with contextlib.suppress(FileNotFoundError):
@@ -69,15 +69,15 @@ def write_asked(file: Path, asked: Asked) -> None:
     draft.replace(file)
 
 
-class AskedFile:
-    """A rank's look at that file. What it says at first was meant for earlier processes."""
+class RequestFile:
+    """A rank's view of that file. What it holds at first was meant for earlier processes."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._seen = self._signature()
 
     def changed(self) -> Asked | None:
-        """The request, if there is a new one; takes some microseconds if there is none."""
+        """The new request, if there is one; takes a few microseconds if there is none."""
         signature = self._signature()
         if signature == self._seen:
             return None

@@ -1,4 +1,4 @@
-"""What this process may use of its host: cores and memory, as control groups limit them."""
+"""The cores and memory this process may use of its host, as limited by control groups."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def cores() -> int | None:
-    """Cores this process may use: its affinity, or its control group's quota where that is less."""
+    """Number of cores this process may use: its affinity, or its cgroup quota if that is less."""
     try:
         allowed: int | None = len(os.sched_getaffinity(0))
     except (AttributeError, OSError):
@@ -27,7 +27,7 @@ def cpu_quota(root: Path = CGROUPS) -> float | None:
 
 
 def memory_limit(root: Path = CGROUPS) -> int | None:
-    """Bytes by the tightest memory.max (cgroup v2) likewise, None where nothing limits it."""
+    """Bytes by the tightest memory.max (cgroup v2), likewise; None without a limit."""
     return min(filter(None, map(_memory_max, _groups(root))), default=None)
 
 
@@ -35,7 +35,7 @@ def _cpu_max(group: Path) -> float | None:
     try:
         quota, period = (group / "cpu.max").read_text().split()
         return int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):  # "max" is no number: no limit here
+    except (OSError, ValueError, ZeroDivisionError):  # "max": no limit here
         return None
 
 
@@ -47,7 +47,7 @@ def _memory_max(group: Path) -> int | None:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """The folders of this process's control group and of those around it."""
+    """The directories of this process's control group and of its ancestors."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:

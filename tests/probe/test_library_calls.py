@@ -1,4 +1,4 @@
-"""Inside of which library call a thread stands; the calls are real."""
+"""LibraryCall of which library call a thread stands; the calls are real."""
 
 import io
 import pdb
@@ -10,7 +10,14 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.utils.data import DataLoader, Dataset
 
-from dpwatch.probe.stack.library_calls import NOWHERE, Groups, _prompt, inside, inside_of, rank_in
+from dpwatch.probe.stack.library_calls import (
+    NO_CALL,
+    Groups,
+    _prompt,
+    library_call_in_traceback,
+    library_call_of,
+    rank_given_to_init,
+)
 from dpwatch.wire.messages import GroupMembers, Meeting
 
 DEADLINE_S = 60
@@ -62,10 +69,14 @@ def test_a_thread_that_makes_the_world_is_in_it_with_rank_and_size(blocked, monk
             dist.init_process_group("gloo", init_method="tcp://x:1", rank=1, world_size=3)
 
     it = blocked(joins)
-    assert inside(it.ident) == ("init_process_group", Meeting("init_process_group", 3), None)
-    assert rank_in(it.ident) == (1, 3)
+    assert library_call_of(it.ident) == (
+        "init_process_group",
+        Meeting("init_process_group", 3),
+        None,
+    )
+    assert rank_given_to_init(it.ident) == (1, 3)
     it.close()
-    assert (inside(it.ident), rank_in(it.ident)) == (NOWHERE, None)
+    assert (library_call_of(it.ident), rank_given_to_init(it.ident)) == (NO_CALL, None)
 
 
 def test_an_exception_tells_which_group_was_being_made(tmp_path, monkeypatch):
@@ -80,7 +91,7 @@ def test_an_exception_tells_which_group_was_being_made(tmp_path, monkeypatch):
         monkeypatch.setattr(distributed_c10d, "_new_process_group_helper", broken)
         with pytest.raises(RuntimeError) as caught:
             dist.new_group([0])
-        found = inside_of(caught.value.__traceback__)
+        found = library_call_in_traceback(caught.value.__traceback__)
         assert found.call == "new_group"
         assert (found.meeting.ranks, found.meeting.members) == (1, [0])
         assert found.meeting.group  # c10d's own name, which tells it from the one before
@@ -102,7 +113,7 @@ def test_a_thread_that_waits_for_its_data_loader(blocked):
 
         next(iter(DataLoader(Slow())))
 
-    assert inside(blocked(loads).ident).call == "DataLoader"
+    assert library_call_of(blocked(loads).ident).call == "DataLoader"
 
 
 def in_file(file, function, body):
@@ -114,10 +125,10 @@ def in_file(file, function, body):
 
 def test_a_kernel_that_waits_for_its_next_cell_is_at_a_prompt(blocked):
     kernel = in_file("/lib/ipykernel/kernelapp.py", "start", "wait()")
-    assert inside(blocked(kernel).ident).call == "prompt"
+    assert library_call_of(blocked(kernel).ident).call == "prompt"
     cell = in_file("/lib/IPython/core/interactiveshell.py", "run_code", "wait()")
     runs = in_file("/lib/ipykernel/kernelapp.py", "start", "wait[0](wait[1])")
-    assert inside(blocked(lambda wait: runs((cell, wait))).ident) == NOWHERE
+    assert library_call_of(blocked(lambda wait: runs((cell, wait))).ident) == NO_CALL
 
 
 def test_a_debugger_is_named(blocked):
@@ -129,7 +140,7 @@ def test_a_debugger_is_named(blocked):
 
         pdb.Pdb(stdin=Person(), stdout=io.StringIO(), nosigint=True).set_trace()
 
-    assert inside(blocked(debugs).ident).call == "pdb"
+    assert library_call_of(blocked(debugs).ident).call == "pdb"
 
 
 def test_at_pythons_own_prompt_no_frame_is_there(monkeypatch):
@@ -142,4 +153,4 @@ def test_at_pythons_own_prompt_no_frame_is_there(monkeypatch):
 
 def test_elsewhere_it_is_nowhere(blocked):
     it = blocked(lambda wait: wait())
-    assert (inside(it.ident), rank_in(it.ident)) == (NOWHERE, None)
+    assert (library_call_of(it.ident), rank_given_to_init(it.ident)) == (NO_CALL, None)

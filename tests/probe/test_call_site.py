@@ -12,9 +12,9 @@ import sympy
 import torch
 
 import dpwatch
-from dpwatch.probe.stack.call_site import is_in, issuer, place, root_of, spelled, standing
+from dpwatch.probe.stack.call_site import format_place, is_in, issuer, place, root_of, where_is
 
-HERE = "tests/probe/test_whereabouts.py"
+HERE = "tests/probe/test_call_site.py"
 
 
 def test_the_issuer_is_the_line_that_called_through_torch():
@@ -27,10 +27,10 @@ def test_the_issuer_is_the_line_that_called_through_torch():
 
     Layer()(torch.ones(1))
     place, owner = found[0]
-    assert spelled(place).startswith(f"{HERE}:")
+    assert format_place(place).startswith(f"{HERE}:")
     assert owner is None
     threading.Thread(target=lambda: found.append(issuer())).start()
-    assert spelled(None) == ""
+    assert format_place(None) == ""
 
 
 def test_a_waiting_thread_stands_still_at_the_line_that_waits():
@@ -44,16 +44,16 @@ def test_a_waiting_thread_stands_still_at_the_line_that_waits():
     thread.start()
     entered.wait()
     try:
-        mark, lines, theirs = standing(thread.ident)
-        while standing(thread.ident)[0] != mark:  # it was still on its way into `wait`
-            mark, lines, theirs = standing(thread.ident)
+        mark, lines, theirs = where_is(thread.ident)
+        while where_is(thread.ident)[0] != mark:  # it was still on its way into `wait`
+            mark, lines, theirs = where_is(thread.ident)
         assert theirs.startswith(f"{HERE}:")
         assert theirs.endswith(" waits_here")
         assert theirs in lines
     finally:
         go_on.set()
         thread.join()
-    assert standing(thread.ident) == (None, [], "")
+    assert where_is(thread.ident) == (None, [], "")
 
 
 def test_a_package_that_torch_is_made_with_is_not_where_the_user_is():
@@ -74,7 +74,7 @@ def code_of(part):
     [
         ("hook/sitecustomize.py", False),
         ("probe/steps/torch_hooks.py", False),
-        ("wire/spawn.py", False),
+        ("runtime/spawn.py", False),
         ("__init__.py", False),
         ("trainer/loop.py", True),  # a script like anybody's
     ],
@@ -141,7 +141,7 @@ def test_generated_code_is_not_where_the_user_is(tmp_path):
 def test_a_script_given_on_the_command_line_is_the_users():
     script = (
         "from dpwatch.probe.stack.call_site import *\n\n"
-        "def f(): return issuer()[0]\nprint(spelled(f()))"
+        "def f(): return issuer()[0]\nprint(format_place(f()))"
     )
     told = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -5,7 +5,14 @@ import stat
 
 import pytest
 
-from dpwatch.wire.keys import CLIENT_FILE, HEAD_FILE, KeysError, keys_path, load_keys, make_keys
+from dpwatch.runtime.curve_keys import (
+    CLIENT_FILE,
+    HEAD_FILE,
+    KeysError,
+    keys_path,
+    load_keys,
+    make_keys,
+)
 
 
 def mode(path):
@@ -26,14 +33,14 @@ def test_only_the_owner_can_read_them(tmp_path, umask):
     assert made.head != made.client
 
 
-def test_keys_are_never_made_anew_over_others(tmp_path):
+def test_existing_keys_are_not_overwritten(tmp_path):
     made = make_keys(tmp_path)
-    with pytest.raises(KeysError, match="there already"):
+    with pytest.raises(KeysError, match="exists already"):
         make_keys(tmp_path)
     assert load_keys(tmp_path) == made
 
 
-def test_no_keys(tmp_path):
+def test_an_empty_directory_has_no_keys(tmp_path):
     assert load_keys(tmp_path) is None
 
 
@@ -41,11 +48,11 @@ def test_no_keys(tmp_path):
 def test_keys_that_others_can_read_are_refused(tmp_path, open_to):
     make_keys(tmp_path)
     (tmp_path / CLIENT_FILE).chmod(open_to)
-    with pytest.raises(KeysError, match="can be read by others"):
+    with pytest.raises(KeysError, match="is readable by others"):
         load_keys(tmp_path)
 
 
-def test_half_of_the_keys(tmp_path):
+def test_a_missing_key_file_is_reported(tmp_path):
     make_keys(tmp_path)
     (tmp_path / HEAD_FILE).unlink()
     with pytest.raises(KeysError, match=r"head\.json is missing"):
@@ -56,19 +63,19 @@ def test_half_of_the_keys(tmp_path):
     "text",
     ["", "{}", "[1]", '{"public": "x", "secret": "y"}', '{"public": "é", "secret": "é"}', "\x00"],
 )
-def test_what_is_no_key(tmp_path, text):
+def test_invalid_key_files_are_refused(tmp_path, text):
     make_keys(tmp_path)
     (tmp_path / CLIENT_FILE).write_text(text)
-    with pytest.raises(KeysError, match="no key pair"):
+    with pytest.raises(KeysError, match="not a key pair"):
         load_keys(tmp_path)
 
 
-def test_a_public_key_that_is_not_the_secrets(tmp_path):
+def test_a_public_key_that_does_not_match_is_refused(tmp_path):
     make_keys(tmp_path)
     head, client = ((tmp_path / name).read_text() for name in (HEAD_FILE, CLIENT_FILE))
     mixed = client.split('"secret"')[0] + '"secret"' + head.split('"secret"')[1]
     (tmp_path / CLIENT_FILE).write_text(mixed)
-    with pytest.raises(KeysError, match="no key pair"):
+    with pytest.raises(KeysError, match="not a key pair"):
         load_keys(tmp_path)
 
 
@@ -78,7 +85,7 @@ def test_secrets_are_not_shown(tmp_path):
     assert made.client.fingerprint in repr(made)
 
 
-def test_where_they_lie(tmp_path, monkeypatch):
+def test_the_key_directory_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("DPWATCH_KEYS", str(tmp_path))
     assert keys_path() == tmp_path
     monkeypatch.delenv("DPWATCH_KEYS")
@@ -87,7 +94,7 @@ def test_where_they_lie(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("mode_there", "fine"), [(0o440, True), (0o444, False), (0o460, False)])
-def test_roots_files_for_a_group(tmp_path, monkeypatch, mode_there, fine):
+def test_roots_files_may_be_group_readable(tmp_path, monkeypatch, mode_there, fine):
     """As Kubernetes mounts a secret for a user who is not root."""
     if os.getuid():
         pytest.skip("needs root to make root's files")
@@ -98,5 +105,5 @@ def test_roots_files_for_a_group(tmp_path, monkeypatch, mode_there, fine):
     if fine:
         assert load_keys(tmp_path) == made
     else:
-        with pytest.raises(KeysError, match="can be read by others"):
+        with pytest.raises(KeysError, match="is readable by others"):
             load_keys(tmp_path)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dpwatch.wire import listing, paths, requests
-from dpwatch.wire.paths import RunDir, RunInfo, RuntimeDirError
+from dpwatch.runtime import hub_request, listing, paths
+from dpwatch.runtime.paths import RunDir, RunInfo, RuntimeDirError
 from tests.processes import eventually
 
 LONG_AGO_S = 100
@@ -35,7 +35,7 @@ def cleared(*gone):
     eventually(lambda: not any(path.exists() for path in gone), f"{gone} cleared away")
 
 
-def test_what_is_left_over_is_cleared_and_what_begins_is_not(private_runtime):
+def test_leftovers_are_removed_and_starting_runs_are_not(private_runtime):
     empty = folder(private_runtime, "empty")
     begun = folder(private_runtime, "begun", "lock")  # a hub was to be started, and never came
     young = private_runtime / "young"
@@ -51,7 +51,7 @@ def test_what_is_left_over_is_cleared_and_what_begins_is_not(private_runtime):
     os.close(held)
 
 
-def test_thousands_of_empty_folders_hold_up_nobody(private_runtime):
+def test_removing_thousands_of_empty_directories_does_not_block(private_runtime):
     for number in range(1000):
         (private_runtime / f"r{number}").mkdir()
     for path in private_runtime.iterdir():
@@ -62,7 +62,7 @@ def test_thousands_of_empty_folders_hold_up_nobody(private_runtime):
     eventually(lambda: not list(private_runtime.iterdir()), "all cleared away")
 
 
-def test_a_rank_that_comes_to_a_folder_at_that_moment_has_one(private_runtime, monkeypatch):
+def test_a_rank_can_start_while_its_old_directory_is_removed(private_runtime, monkeypatch):
     """The folder is taken away between the rank's finding it and its making sure."""
     folder(private_runtime, "run")
     utime = os.utime
@@ -76,13 +76,13 @@ def test_a_rank_that_comes_to_a_folder_at_that_moment_has_one(private_runtime, m
     place = paths.run_dir("run")
     assert place.path.exists()
     assert time.time() - place.path.stat().st_mtime < LONG_AGO_S / 2
-    requests.ask_for_hub(place)
+    hub_request.request_hub(place)
     assert not listing.clear(str(place.path))
 
 
-def test_a_request_is_handed_on_and_a_living_hub_s_run_is_listed():
+def test_requests_are_passed_on_and_running_hubs_are_listed():
     wanting, living = paths.run_dir("wanting"), paths.run_dir("living")
-    requests.ask_for_hub(wanting)
+    hub_request.request_hub(wanting)
     living.write_info(RunInfo("living", "here", 1, 2.0))
     held = living.try_lock()
     asked = []
@@ -91,7 +91,7 @@ def test_a_request_is_handed_on_and_a_living_hub_s_run_is_listed():
     os.close(held)
 
 
-def test_a_hub_clears_when_it_has_nothing_else_to_do(private_runtime):
+def test_a_hub_removes_leftovers_when_idle(private_runtime):
     old = folder(private_runtime, "old")
     new = private_runtime / "new"
     new.mkdir()
@@ -123,7 +123,7 @@ def living(directory, name):
     return place.try_lock()
 
 
-def test_a_viewer_looks_wherever_a_training_may_have_put_its_runs(usual, monkeypatch):
+def test_a_viewer_searches_every_runtime_directory(usual, monkeypatch):
     user = os.getuid()
     held = [living(usual / "xdg" / "dpwatch", "in-xdg"),
             living(usual / "tmp" / f"dpwatch-{user}", "in-tmp")]  # fmt: skip
@@ -138,7 +138,7 @@ def test_a_viewer_looks_wherever_a_training_may_have_put_its_runs(usual, monkeyp
         os.close(lock)
 
 
-def test_one_that_is_open_to_others_is_passed_over(usual):
+def test_a_directory_open_to_others_is_skipped(usual):
     held = living(usual / "xdg" / "dpwatch", "in-xdg")
     assert "in-xdg" in {place.run_id for place in listing.list_runs()}
     (usual / "xdg" / "dpwatch").chmod(0o777)
@@ -146,23 +146,23 @@ def test_one_that_is_open_to_others_is_passed_over(usual):
     os.close(held)
 
 
-def test_one_that_is_named_is_the_only_one(private_runtime):
+def test_a_named_directory_is_the_only_one_searched(private_runtime):
     assert paths.runtime_paths() == [private_runtime]
     private_runtime.chmod(0o777)
     with pytest.raises(RuntimeDirError, match="chmod 700"):
         listing.list_runs()
 
 
-def test_ranks_put_their_runs_where_dpwatch_run_looks(usual, monkeypatch, tmp_path):
+def test_ranks_use_the_directory_of_dpwatch_run(usual, monkeypatch, tmp_path):
     chosen = tmp_path / "chosen"
     chosen.mkdir(mode=0o700)
-    monkeypatch.setenv(requests.SESSION_DIR, str(chosen))
+    monkeypatch.setenv(hub_request.SESSION_DIR, str(chosen))
     assert paths.runtime_path() == chosen
     chosen.chmod(0o777)  # as on another host, where it isn't what it was
     assert paths.runtime_path() == usual / "xdg" / "dpwatch"
 
 
-def test_a_place_for_want_of_the_usual_one_goes_with_its_last_run(usual):
+def test_a_fallback_directory_goes_with_its_last_run(usual):
     place = paths.private_dir()
     assert place.stat().st_mode & 0o777 == 0o700
     run = RunDir(place / "run")

@@ -21,7 +21,7 @@ from dpwatch.probe.api import ProbeLike
 
 from .config import TrainConfig, require
 from .fault import Fault, parse_fault
-from .place import Place
+from .rank_place import RankPlace
 
 
 class _Here(threading.local):
@@ -30,24 +30,26 @@ class _Here(threading.local):
     step = -1  # in which this thread was delayed last
 
 
-class Delays:
+class FaultInjector:
     """The configured fault, if this process has one. A context manager: hooks live as long.
 
     Attributes:
         probe: The probe to train with; it tells which device a thread works for.
     """
 
-    def __init__(self, config: TrainConfig, place: Place, probe: ProbeLike) -> None:
+    def __init__(self, config: TrainConfig, place: RankPlace, probe: ProbeLike) -> None:
         self._here = _Here()
         self._fault = parse_fault(config.fault) if config.fault else None
         self._shared = not require(config.strategy).distributed
         if self._fault and not self._shared and self._fault.rank != place.rank:
             self._fault = None
         self._step = 0
-        self.probe = probe if self._fault is None else cast("ProbeLike", _Told(probe, self._here))
+        self.probe = (
+            probe if self._fault is None else cast("ProbeLike", _LaneTracker(probe, self._here))
+        )
         self._hooks = ExitStack()
 
-    def __enter__(self) -> Delays:
+    def __enter__(self) -> FaultInjector:
         if self._fault is not None:
             self._hook(self._fault)
         return self
@@ -116,7 +118,7 @@ def _in_backward() -> bool:
     return running
 
 
-class _Told:
+class _LaneTracker:
     """A probe that remembers which device a thread works for."""
 
     def __init__(self, probe: ProbeLike, here: _Here) -> None:

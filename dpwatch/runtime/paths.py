@@ -1,21 +1,21 @@
-"""Where runs lie on this host: a private runtime directory with one folder a run.
+"""Where runs live on this host: a private runtime directory with one directory per run.
 
 ```
 $DPWATCH_RUNTIME_DIR | $XDG_RUNTIME_DIR/dpwatch | /tmp/dpwatch-UID      0700
 └── RUN_ID/             0700
-    ├── lock            held (flock) by the run's hub as long as it lives
-    ├── run.json        who the hub is; there once its sockets are bound
+    ├── lock            locked (flock) by the run's hub while it lives
+    ├── run.json        identifies the hub; exists once its sockets are bound
     ├── hub.log         the hub's stderr
-    ├── state           what it knows, written now and then for a successor
+    ├── state           the hub's state, saved now and then for a successor
     ├── in, out, ask    its ipc sockets: records in, records out, state on request
-    ├── ask-stacks      which ranks are to send their stacks; there once somebody has asked
-    └── wanted          a rank's request for a hub (`wire.requests`)
+    ├── ask-stacks      which ranks should send their stacks; exists after the first request
+    └── wanted          a rank's request for a hub (`runtime.hub_request`)
 ```
 
-Beside them `.last/` has the views of runs that are over, for `dpwatch --last` (`kept_runs`).
+Next to them, `.last/` holds the views of finished runs, for `dpwatch --last` (`kept_runs`).
 
-Ranks use one runtime directory, by their own environment. A viewer's may differ, so viewers look
-into all that there may be (`runtime_paths`).
+Ranks use one runtime directory, chosen by their own environment. A viewer's environment may differ,
+so viewers search all candidates (`runtime_paths`).
 """
 
 from __future__ import annotations
@@ -27,64 +27,65 @@ import socket
 import tempfile
 from pathlib import Path
 
-from dpwatch.wire.run_dir import FALLBACK as FALLBACK
-from dpwatch.wire.run_dir import HUB_FILES as HUB_FILES
-from dpwatch.wire.run_dir import RunDir as RunDir
-from dpwatch.wire.run_dir import RunInfo as RunInfo
-from dpwatch.wire.run_dir import RuntimeDirError as RuntimeDirError
-from dpwatch.wire.run_dir import check_private
+from dpwatch.runtime.run_dir import FALLBACK as FALLBACK
+from dpwatch.runtime.run_dir import HUB_FILES as HUB_FILES
+from dpwatch.runtime.run_dir import RunDir as RunDir
+from dpwatch.runtime.run_dir import RunInfo as RunInfo
+from dpwatch.runtime.run_dir import RuntimeDirError as RuntimeDirError
+from dpwatch.runtime.run_dir import check_private
 
 IPC_PATH_BYTES = 107
-"""Longest path of a unix socket on Linux (sun_path, less its final NUL)."""
+"""Longest path of a unix socket on Linux (`sun_path` without its final NUL)."""
 
 RUN_ID_CHARS = 48
 LEAST_CHARS = 24
-"""Of a run id: a session's number, what its ranks have in common, and some of the script's name."""
+"""Characters of a run id that must fit: the session number, the hash its ranks share, and part of
+the script's name."""
 
 TRIES = 3
-"""How often a run's folder is made that a viewer takes for an old empty one."""
+"""How often to create a run's directory that a viewer may remove as an old empty one."""
 
 
 def host_name() -> str:
-    """This host's name, without its domain; ranks and hubs compare theirs."""
+    """This host's name without its domain; ranks and hubs compare it."""
     return socket.gethostname().split(".")[0]
 
 
 def runtime_dir(*, for_runs: bool = False) -> Path:
-    """The runtime directory that this process's runs lie in, made if need be.
+    """The runtime directory for this process's runs, created if necessary.
 
     Args:
-        for_runs: Runs are to be begun in it, whatever their names.
+        for_runs: Check that run directories of any name fit into a socket path.
 
     Raises:
-        RuntimeDirError: It can't be made or written, belongs to somebody else, or leaves no room
-            for the sockets of runs.
+        RuntimeDirError: It cannot be created or written, belongs to another user, or its path is
+            too long for sockets.
     """
     path = runtime_path()
     if for_runs and not _has_room(path):
         raise RuntimeDirError(
-            f"the runtime directory {path} leaves too little of a unix socket's "
-            f"{IPC_PATH_BYTES} bytes; set DPWATCH_RUNTIME_DIR to a shorter path"
+            f"the path of the runtime directory {path} is too long for unix sockets "
+            f"({IPC_PATH_BYTES} bytes); set DPWATCH_RUNTIME_DIR to a shorter path"
         )
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise RuntimeDirError(
-            f"cannot make the runtime directory {path}: {error.strerror}; "
+            f"cannot create the runtime directory {path}: {error.strerror}; "
             "set DPWATCH_RUNTIME_DIR to a directory you can write"
         ) from None
-    # Who may only look sees the runs' names: their folders are closed.
+    # Users with read access see only the runs' names, since the run directories are private.
     check_private(path, 0o022)
     if not os.access(path, os.W_OK | os.X_OK):
         raise RuntimeDirError(
-            f"cannot write the runtime directory {path}; "
+            f"cannot write to the runtime directory {path}; "
             "set DPWATCH_RUNTIME_DIR to a directory you can write"
         )
     return path
 
 
 def private_dir() -> Path:
-    """A new runtime directory, for want of the usual one. The last hub in it takes it away.
+    """Creates a fallback runtime directory. The last hub in it removes it.
 
     Raises:
         OSError: There is no place for one.
@@ -95,19 +96,21 @@ def private_dir() -> Path:
             if _has_room(path):
                 return path
             path.rmdir()
-    raise RuntimeDirError("there is no place for a runtime directory")
+    raise RuntimeDirError(
+        "no temporary directory can hold a runtime directory; set DPWATCH_RUNTIME_DIR"
+    )
 
 
 def _has_room(path: Path) -> bool:
-    """Whether sockets' paths in runs' folders there are short enough."""
+    """Whether socket paths in run directories there are short enough."""
     return len(os.fsencode(path)) + LEAST_CHARS + len("//ask") <= IPC_PATH_BYTES
 
 
 def run_dir(run_id: str) -> RunDir:
-    """The folder of a run, made if need be.
+    """The directory of a run, created if necessary.
 
     Raises:
-        RuntimeDirError: It can't be made, or its sockets' paths would be too long.
+        RuntimeDirError: It cannot be created, or its socket paths would be too long.
     """
     place = RunDir(runtime_dir() / clean_run_id(run_id))
     longest = len(os.fsencode(place.path / "ask"))
@@ -119,24 +122,24 @@ def run_dir(run_id: str) -> RunDir:
     for _ in range(TRIES):
         try:
             place.path.mkdir(mode=0o700, exist_ok=True)
-            os.utime(place.path)  # so that it is no old one
+            os.utime(place.path)  # or viewers may take it for an old empty one
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise RuntimeDirError(f"cannot make {place.path}: {error.strerror}") from None
+            raise RuntimeDirError(f"cannot create {place.path}: {error.strerror}") from None
         break
     place.check()
     return place
 
 
 def clean_run_id(run_id: str) -> str:
-    """A run id as a file name: letters, digits, `.`, `_` and `-`, at most 48 of them."""
+    """A run id as a file name: letters, digits, `.`, `_` and `-`, at most 48 characters."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id).strip("-.")[:RUN_ID_CHARS]
     return name or "run"
 
 
 def runtime_path() -> Path:
-    """Where this process's runs lie, or would if the directory were made."""
+    """Path of this process's runtime directory, whether it exists or not."""
     if named := os.environ.get("DPWATCH_RUNTIME_DIR"):
         return Path(named).absolute()
     if session := os.environ.get("DPWATCH_SESSION_DIR"):
@@ -151,7 +154,7 @@ def runtime_path() -> Path:
 
 
 def runtime_paths() -> list[Path]:
-    """Everywhere that runs of this user may lie: TMPDIR and the like differ between shells."""
+    """All directories that may hold this user's runs: TMPDIR and the like differ between shells."""
     if os.environ.get("DPWATCH_RUNTIME_DIR"):
         return [runtime_path()]
     user = os.getuid()

@@ -1,0 +1,1 @@
+"""This host's files and environment: runtime directory, launcher, cgroups, keys."""
