@@ -8,9 +8,11 @@ from contextlib import contextmanager
 import zmq
 
 from dpwatch.hub.server import Hub
+from dpwatch.run.state.encoding import decode
 from dpwatch.runtime import paths
 from dpwatch.viewer.follow import Watcher
 from dpwatch.wire import codec, transport
+from dpwatch.wire.viewer_messages import STATE_REQUEST
 
 DEADLINE_S = 90
 
@@ -51,6 +53,19 @@ def watching(**options):
         yield watcher
     finally:
         watcher.close()
+
+
+def state_of(place):
+    """All that a run's hub knows, asked for."""
+    context = zmq.Context()
+    socket = transport.ask_socket(context, place.ask)
+    try:
+        socket.send(STATE_REQUEST)
+        assert socket.poll(DEADLINE_S * 1000), "no state"
+        return decode(memoryview(socket.recv())[1:])
+    finally:
+        socket.close()
+        context.term()
 
 
 def until(watcher, condition):

@@ -17,7 +17,13 @@ def detach() -> None:
     os.setsid()
 
 
+def compute_on_one_thread() -> None:
+    """Before numpy is imported: its OpenBLAS starts a thread for each core, and a hub uses none."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 if __name__ == "__main__":
+    compute_on_one_thread()
     arguments = sys.argv[1:]
     if arguments[:1] == ["--detach"]:
         detach()

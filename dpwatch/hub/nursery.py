@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NoReturn
 
+from dpwatch.hub.__main__ import compute_on_one_thread
 from dpwatch.runtime.run_dir import RunDir
 from dpwatch.runtime.spawn import hub_environment
 
@@ -62,6 +63,7 @@ class Nursery:
 
 def serve(requests: IO[str]) -> None:
     """Forks a hub for each line, until there are no more."""
+    compute_on_one_thread()
     import dpwatch.hub.server  # noqa: F401 - here and not in each hub
 
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # `dpwatch run` waits for some itself

@@ -215,7 +215,7 @@ def state_of(place: RunDir, steps: float) -> tuple[RunState, int]:
         while True:
             socket.send(STATE_REQUEST)
             answer = socket.recv_multipart()[-1]
-            state = decode(answer)
+            state = decode(memoryview(answer)[1:])
             if steps_of(state) >= steps or time.monotonic() > deadline:
                 return state, len(answer)
             time.sleep(0.5)
