@@ -25,9 +25,9 @@ from textual.scroll_view import ScrollView
 from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Input, Static
 
+from dpwatch.text_safety import clean
 from dpwatch.tui.commands import COMMANDS
 from dpwatch.tui.draw.palette import THEMES
-from dpwatch.tui.draw.text import clean
 from dpwatch.tui.render.ascii import PlainFilter, PlainScrollBar
 from dpwatch.tui.render.driver import lasting, terminal_size
 from dpwatch.tui.render.line_widget import Ground

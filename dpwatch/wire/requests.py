@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from dpwatch.wire import nodes
 from dpwatch.wire.messages import PROTOCOL_VERSION
+from dpwatch.wire.processes import exists
 from dpwatch.wire.run_dir import RunDir, is_locked, opened, read_small
 
 SESSION = "DPWATCH_SESSION"
@@ -99,22 +100,12 @@ def can_be_met(wanted: Wanted) -> bool:
     """Whether a hub started from here is what the rank wants, and the rank still lives."""
     if wanted.protocol != PROTOCOL_VERSION or wanted.namespace != _pid_namespace():
         return False
-    return _lives(wanted.pid)
+    return exists(wanted.pid)
 
 
 def is_dead(wanted: Wanted) -> bool:
     """Whether the rank has gone that wanted a hub, as far as can be seen from here."""
-    return wanted.namespace == _pid_namespace() and not _lives(wanted.pid)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return wanted.namespace == _pid_namespace() and not exists(wanted.pid)
 
 
 def _pid_namespace() -> str:

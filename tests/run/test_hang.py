@@ -66,7 +66,7 @@ def test_the_rank_that_has_not_come_is_named_with_the_call_and_all_places():
     assert found.evidence["doing"] == {"2": "still"}
     assert found.evidence["stuck_s"] == pytest.approx(3.995)
     assert "Rank 2 has not entered all_reduce at train.py:20" in found.text
-    assert "ranks 0, 1 and 3 have waited there" in found.text
+    assert "ranks 0-1, 3 have waited there" in found.text
 
 
 def test_silence_until_three_seconds_and_four_steps_are_over():
@@ -318,12 +318,12 @@ def test_the_one_that_went_first_is_named(ends, first):
 def test_ranks_that_all_gave_up_waiting_are_named_together():
     state, found = died((1, RESET), (0, RESET))
     assert found is None  # what explains it may be on its way
-    assert summarize(state).reason.startswith("ranks 0, 1 gave up waiting: RuntimeError")
+    assert summarize(state).reason.startswith("ranks 0-1 gave up waiting: RuntimeError")
     apply(state, batch(Tick(), rank=HUB_RANK, now_ns=START_NS + 4 * SECOND))
     found = rank_lost.rule(summarize(state), state)
     assert (found.ranks, found.evidence["pattern"]) == ([0, 1], "gave_up")
-    assert "Ranks 0 and 1 gave up waiting" in found.text
-    assert "Ranks 2 and 3 still run" in found.text
+    assert "Ranks 0-1 gave up waiting" in found.text
+    assert "Ranks 2-3 still run" in found.text
 
 
 def test_nobody_is_lost_who_finished_or_ran_out_of_memory():

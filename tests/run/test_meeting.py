@@ -55,7 +55,7 @@ def test_a_rank_that_nothing_has_been_heard_of():
         "pattern": "meeting", "missing": [2], "entered": [0, 1], "launched": 2,
     }  # fmt: skip
     assert found.text.startswith(
-        f"Rank 2 has not come to init_process_group at {HERE}; ranks 0 and 1 have waited there for "
+        f"Rank 2 has not come to init_process_group at {HERE}; ranks 0-1 have waited there for "
         "13 s, 2 of 3 ranks have come. Nothing has been heard of rank 2. The script asks for a "
         "world of 3, the launcher has started 2"
     )

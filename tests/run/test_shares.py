@@ -226,7 +226,7 @@ def test_what_one_rank_keeps_is_said_as_that_and_not_as_a_master():
     found = master_imbalance.rule(keeping(740, 140, 150, 140))
     assert (found.kind, found.severity, found.ranks) == ("master_imbalance", "info", [0])
     assert found.evidence["device0_held_bytes"] == 740 * MIB
-    assert "holds 740.0 MiB, 600.0 MiB more than the others (140.0 MiB)" in found.text
+    assert "holds 740 MiB, 600 MiB more than the others (140 MiB)" in found.text
     assert "only this rank keeps it" in found.text
     assert "DistributedDataParallel" not in found.text
     assert master_imbalance.rule(keeping(180, 140, 150, 140)) is None  # processes differ

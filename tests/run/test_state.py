@@ -5,6 +5,7 @@ import statistics
 import msgspec
 import pytest
 
+from dpwatch.quantiles import quantile
 from dpwatch.run.derive.summarize import summarize, view
 from dpwatch.run.derive.timeline import LANES, STEPS
 from dpwatch.run.diagnose.advance import advance
@@ -14,7 +15,7 @@ from dpwatch.run.state.apply import apply
 from dpwatch.run.state.curves import CURVE_POINTS, Thinned
 from dpwatch.run.state.encoding import decode, encode
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import WINDOW, quantile
+from dpwatch.run.state.series import WINDOW
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Collective, Tick, Transfer
 from tests.frames import (
     MS,

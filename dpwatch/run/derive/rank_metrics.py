@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import NamedTuple
 
+from dpwatch.quantiles import quantile_ms
 from dpwatch.run.state.parts import LaneState, RankState
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import WINDOW, WIRE, Columns, Tally, Window, quantile_ms, summed
+from dpwatch.run.state.series import WINDOW, WIRE, Columns, Tally, Window, summed
 from dpwatch.run.state.sorted_window import Ordered
 from dpwatch.wire.messages import PHASES
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 
 import dpwatch
+from dpwatch.quantiles import known, median
 from dpwatch.run.derive.communication import (
     collectives,
     comm_times,
@@ -52,7 +53,6 @@ from dpwatch.run.model.snapshot import (
 from dpwatch.run.state.parts import OPEN_LOSSES, LaneState, RankState, Route
 from dpwatch.run.state.pending import MANY as MANY
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import known, median
 from dpwatch.run.state.settle import settle
 from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Gpu, Host, Memory
 

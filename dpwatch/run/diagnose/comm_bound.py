@@ -22,12 +22,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from dpwatch.quantiles import median
 from dpwatch.run.diagnose import cpu_oversubscribed
-from dpwatch.run.diagnose.finding import SETTLED_STEPS, Finding, mebibytes, shared_by_most, some_of
+from dpwatch.run.diagnose.finding import SETTLED_STEPS, Finding, shared_by_most, some_of
 from dpwatch.run.model.snapshot import CollectiveStats, Run
 from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import NONE, WAIT_NS, median
+from dpwatch.run.state.series import NONE, WAIT_NS
+from dpwatch.units import size
 from dpwatch.wire.collectives import MESSAGES
 
 WORTH_SAYING = 0.25
@@ -171,11 +173,10 @@ def _finding(
     calls, moved, _, heaviest = load
     times = _times_the_model(run, load)
     of_it = f" ({aside})" if aside else ""
-    size = f"{moved} B" if moved < 1 << 10 else mebibytes(moved)
     text = (
-        f"Compute waits for communication {share:.0%} of each step{of_it}; a rank hands in {size} "
-        f"a step in {calls:.0f} call{'s' * (round(calls) != 1)}, most of it to {heaviest.op} "
-        f"(group {heaviest.group}). {_cure(pattern, times)}"
+        f"Compute waits for communication {share:.0%} of each step{of_it}; a rank hands in "
+        f"{size(moved)} a step in {calls:.0f} call{'s' * (round(calls) != 1)}, most of it to "
+        f"{heaviest.op} (group {heaviest.group}). {_cure(pattern, times)}"
     )
     return Finding(
         kind="comm_bound",

@@ -6,9 +6,9 @@ on it is a warning. It says nothing against the strategy, and says so.
 
 from __future__ import annotations
 
+from dpwatch.quantiles import known
 from dpwatch.run.diagnose.finding import Finding
 from dpwatch.run.model.snapshot import Run
-from dpwatch.run.state.series import known
 
 WORTH_SAYING = 0.10
 WARNING = 0.25

@@ -6,9 +6,9 @@ where only the GIL can block them. From 15 % on it is a warning.
 
 from __future__ import annotations
 
+from dpwatch.quantiles import known
 from dpwatch.run.diagnose.finding import Finding
 from dpwatch.run.model.snapshot import Run
-from dpwatch.run.state.series import known
 
 WORTH_SAYING = 0.05
 WARNING = 0.15

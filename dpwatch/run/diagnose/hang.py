@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from dpwatch.quantiles import median
 from dpwatch.run.derive.doing import Doing, doing, severity
 from dpwatch.run.derive.wait_graph import (
     Call,
@@ -23,12 +24,12 @@ from dpwatch.run.derive.wait_graph import (
     standstill,
 )
 from dpwatch.run.diagnose import desync
-from dpwatch.run.diagnose.finding import Finding, ranks_of
+from dpwatch.run.diagnose.finding import Finding
 from dpwatch.run.diagnose.meeting import meeting
+from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.snapshot import SEVERITIES, Run
 from dpwatch.run.state.endings import BY_ITSELF, FINISHED, ending
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import median
 from dpwatch.wire.messages import Beat, Position
 
 LEAST_NS = 3_000_000_000
@@ -95,7 +96,7 @@ def _waited_for(
     position = call.position
     if found.circle:
         said = (
-            f"{ranks_of(found.roots)} wait for each other in different collectives, "
+            f"{name_ranks(found.roots).capitalize()} wait for each other in different collectives, "
             f"{_each_waits(found)}: a deadlock. Let all ranks call them in the same order."
         )
     else:
@@ -133,14 +134,14 @@ def _named(
     it, itself, have = ("it", "itself", "has") if one else ("they", "themselves", "have")
     if {told.what for told in each.values()} == {FINISHED}:
         return (
-            f"{ranks_of(found.roots)} {have} finished: {it} ended{_after(state, found.roots)} by "
-            f"{itself}, the others go on. {ranks_of(call.entered)} called {what}, which {it} never "
-            "entered."
+            f"{name_ranks(found.roots).capitalize()} {have} finished: {it} "
+            f"ended{_after(state, found.roots)} by {itself}, the others go on. "
+            f"{name_ranks(call.entered).capitalize()} called {what}, which {it} never entered."
         )
     waited = f"{'has' if len(waiters) == 1 else 'have'} waited there for {stuck_s:.0f} s"
     return (
-        f"{ranks_of(found.roots)} {'has' if one else 'have'} not entered {what}; "
-        f"{ranks_of(waiters, start=False)} {waited}."
+        f"{name_ranks(found.roots).capitalize()} {'has' if one else 'have'} not entered {what}; "
+        f"{name_ranks(waiters)} {waited}."
     )
 
 
@@ -196,7 +197,9 @@ def _alone(
     worst = max((severity(state, told, stuck_s) for told in each.values()), key=SEVERITIES.index)
     return Finding(
         kind="hang",
-        severity=worst if stuck_s >= ALONE_CRITICAL_S else min(worst, "warning", key=_rank),
+        severity=worst
+        if stuck_s >= ALONE_CRITICAL_S
+        else min(worst, "warning", key=SEVERITIES.index),
         ranks=list(found.roots),
         text=f"Nothing has moved for {stuck_s:.0f} s. {_sentences(some)}{why}".strip(),
         evidence={
@@ -211,10 +214,6 @@ def _alone(
             **_places(state),
         },
     )
-
-
-def _rank(name: str) -> int:
-    return SEVERITIES.index(name)
 
 
 def _stands_in(beat: Beat, position: Position | None) -> bool:

@@ -7,9 +7,9 @@ warning. One rank that alone waits is a `straggler`.
 
 from __future__ import annotations
 
+from dpwatch.quantiles import known, median
 from dpwatch.run.diagnose.finding import SETTLED_STEPS, Finding, shared_by_most
 from dpwatch.run.model.snapshot import Run
-from dpwatch.run.state.series import known, median
 
 WORTH_SAYING = 0.10
 WARNING = 0.25

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import msgspec
 
+from dpwatch.quantiles import median
 from dpwatch.run.derive.communication import device_of, untimed
 from dpwatch.run.diagnose.finding import some_of
 from dpwatch.run.state.arrivals import Late
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import median
 from dpwatch.wire.messages import PHASES, Step
 
 PHASE_WORDS = {

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from dpwatch.quantiles import median
 from dpwatch.run.derive.rank_metrics import IN_STEP
-from dpwatch.run.diagnose.finding import Finding, mebibytes
+from dpwatch.run.diagnose.finding import Finding
 from dpwatch.run.diagnose.uneven import CRITICAL_SHARE, RATIO, SHARED_OUT, Uneven, uneven, why
 from dpwatch.run.model.snapshot import Rank, Run
-from dpwatch.run.state.series import median
+from dpwatch.units import size
 
 TRAFFIC_RATIO = 1.5
 
@@ -62,8 +63,8 @@ def _of_a_master(run: Run, devices: list[Rank], *, busy: bool) -> Finding | None
             "peak_device0_over_median": peak_ratio,
         }
         said.append(
-            f"peaks at {mebibytes(first.memory.peak_bytes)} where the others reach "
-            f"{mebibytes(others or 0)} ({peak_ratio:.1f}×)"
+            f"peaks at {size(first.memory.peak_bytes)} where the others reach "
+            f"{size(others or 0)} ({peak_ratio:.1f}×)"
         )
     if traffic_ratio is not None:
         evidence["traffic_device0_over_median"] = traffic_ratio
@@ -93,10 +94,10 @@ def _of_a_rank(run: Run, devices: list[Rank], found: Uneven | None, *, busy: boo
     said, advice = [], []
     if found is not None:
         verb = "peaks at" if found.at_peak else "holds"
-        mostly = f", {mebibytes(found.more)} of it {found.category}" if found.category else ""
+        mostly = f", {size(found.more)} of it {found.category}" if found.category else ""
         said.append(
-            f"{verb} {mebibytes(found.own)}, {mebibytes(found.own - found.others)} more than the "
-            f"others ({mebibytes(found.others)}){mostly}"
+            f"{verb} {size(found.own)}, {size(found.own - found.others)} more than the "
+            f"others ({size(found.others)}){mostly}"
         )
         advice.append(why(found))
         evidence |= {

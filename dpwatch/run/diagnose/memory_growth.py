@@ -13,12 +13,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from dpwatch.run.diagnose.finding import Finding, mebibytes
+from dpwatch.quantiles import median
+from dpwatch.run.diagnose.finding import Finding
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.curves import Thinned
 from dpwatch.run.state.parts import LaneState
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import median
+from dpwatch.units import size
 
 SETTLED_STEP = 10
 LEAST_SAMPLES = 8
@@ -79,8 +80,8 @@ def rule(run: Run, state: RunState) -> Finding | None:
         severity="warning" if soon else "info",
         ranks=ranks,
         text=f"What rank {lane.rank} ({row.device}) holds between steps grows by {least}"
-        f"{mebibytes(growth.bytes_per_step)} a step{only}: from {mebibytes(growth.first)} in step "
-        f"{growth.began} to {mebibytes(growth.last)}, and goes on{until}. {_ADVICE}",
+        f"{size(growth.bytes_per_step)} a step{only}: from {size(growth.first)} in step "
+        f"{growth.began} to {size(growth.last)}, and goes on{until}. {_ADVICE}",
         evidence={
             "device": row.device,
             "bytes_per_step": int(growth.bytes_per_step),

@@ -7,8 +7,9 @@ was measured, so a run that has come to rest at 89 % stays silent.
 
 from __future__ import annotations
 
-from dpwatch.run.diagnose.finding import Finding, mebibytes
+from dpwatch.run.diagnose.finding import Finding
 from dpwatch.run.model.snapshot import MemoryUse, Rank, Run
+from dpwatch.units import size
 from dpwatch.wire.messages import CATEGORIES
 
 RISKY = 0.90
@@ -42,7 +43,7 @@ def rule(run: Run) -> Finding | None:
         kind="oom_risk",
         severity="critical" if share >= CRITICAL else "warning",
         ranks=sorted({other.rank for _, other in full}),
-        text=f"{row.device} peaks at {mebibytes(peak)}, {share:.0%} of its {mebibytes(capacity)}"
+        text=f"{row.device} peaks at {size(peak)}, {share:.0%} of its {size(capacity)}"
         f"{_most(memory, category)}{_why(run, row) if lone else ''}: a little more and it runs out "
         f"of memory. {cure(run, row, category).capitalize()}.",
         evidence={
@@ -80,7 +81,7 @@ def _share(memory: MemoryUse) -> float:
 def _most(memory: MemoryUse, category: str | None) -> str:
     if category is None:
         return ""
-    return f", most of it {category} ({mebibytes(getattr(memory, category))})"
+    return f", most of it {category} ({size(getattr(memory, category))})"
 
 
 def _why(run: Run, row: Rank) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from dpwatch.run.derive.doing import STILL_NS
-from dpwatch.run.diagnose.finding import Finding, ranks_of
+from dpwatch.run.diagnose.finding import Finding
+from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.state.endings import ABORTED, GAVE_UP, ending
 from dpwatch.run.state.run_state import RunState
 
@@ -36,8 +37,9 @@ def skipped(state: RunState) -> Finding | None:
     why = f" ({first.abandoned_why})" if first.abandoned_why else ""
     one = len(astray) == 1
     text = (
-        f"{ranks_of(astray)} gave up {passes} that the others went through, in step {step}{why}, "
-        f"and went on. What {'it' if one else 'they'} would have called there was left out, so "
+        f"{name_ranks(astray).capitalize()} gave up {passes} that the others went through, "
+        f"in step {step}{why}, and went on. "
+        f"What {'it' if one else 'they'} would have called there was left out, so "
         f"since then each call of {'its' if one else 'theirs'} meets the others' of an earlier "
         "batch: gradients of different batches are mixed, and in the end calls are missing. Let "
         "all ranks skip a batch together (all-reduce a flag first), or none."
@@ -71,7 +73,7 @@ def shifted(state: RunState) -> Finding | None:
         way = "ahead of" if moved > 0 else "behind"
         one = len(ranks) == 1
         text = (
-            f"Since step {first.since} {ranks_of(ranks, start=False)} {'is' if one else 'are'} "
+            f"Since step {first.since} {name_ranks(ranks)} {'is' if one else 'are'} "
             f"{steps} {way} the others in the same calls of group {group}. They are out of step: "
             "what they exchange belongs to different steps, and no call fails. Look for what only "
             f"{'that rank' if one else 'those ranks'} left out there: a backward, a skipped "
@@ -121,7 +123,7 @@ def _is_stuck(state: RunState, r: int) -> bool:
 def _disagree(state: RunState, name: str, by_rank: dict[int, tuple[int, ...]]) -> Finding:
     ranks = sorted(by_rank)
     each = ", ".join(
-        f"{ranks_of([r for r in ranks if by_rank[r] == made], start=False)} "
+        f"{name_ranks([r for r in ranks if by_rank[r] == made])} "
         f"{'has' if sum(m == made for m in by_rank.values()) == 1 else 'have'} [{_listed(made)}]"
         for made in dict.fromkeys(by_rank[r] for r in ranks)
     )

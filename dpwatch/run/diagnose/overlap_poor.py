@@ -8,11 +8,11 @@ differs by model.
 
 from __future__ import annotations
 
+from dpwatch.quantiles import median
 from dpwatch.run.diagnose.comm_bound import net_shares
 from dpwatch.run.diagnose.finding import Finding, shared_by_most
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import median
 
 EXPOSED = 0.6
 WORTH_SAYING = 0.10

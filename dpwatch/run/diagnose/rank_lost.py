@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from dpwatch.run.derive.verdict import died, held_cause
 from dpwatch.run.diagnose import desync, hang, oom
-from dpwatch.run.diagnose.finding import Finding, ranks_of
+from dpwatch.run.diagnose.finding import Finding
+from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.endings import ABORTED, FINISHED, GAVE_UP, QUIT, STOPPED, ending, last_step
 from dpwatch.run.state.parts import RankState
@@ -66,7 +67,7 @@ def _unheard(state: RunState, how: str) -> str:
     if how != STOPPED or not 0 < len(missing) <= MOST_UNHEARD:
         return ""
     return (
-        f"Nothing was ever heard of {ranks_of(missing, start=False)}: see what "
+        f"Nothing was ever heard of {name_ranks(missing)}: see what "
         f"{'it' if len(missing) == 1 else 'they'} printed."
     )
 
@@ -94,7 +95,8 @@ def _unexplained(
         kind="rank_lost",
         severity="critical",
         ranks=ranks,
-        text=f"{ranks_of(ranks)} gave up waiting for other ranks{_step(first)}: {reason}. "
+        text=f"{name_ranks(ranks).capitalize()} gave up waiting for other ranks{_step(first)}: "
+        f"{reason}. "
         f"{_who_else(state, gave_up)}",
         evidence={"pattern": "gave_up", **_facts(first), "also": ranks[1:]},
     )
@@ -106,9 +108,11 @@ def _who_else(state: RunState, gave_up: Sequence[RankState]) -> str:
     running = sorted(r for r, rank in state.ranks.items() if rank.bye is None)
     told = []
     if finished:
-        told.append(f"{ranks_of(finished)} had finished before.")
+        told.append(f"{name_ranks(finished).capitalize()} had finished before.")
     if running:
-        told.append(f"{ranks_of(running)} still {'runs' if len(running) == 1 else 'run'}.")
+        told.append(
+            f"{name_ranks(running).capitalize()} still {'runs' if len(running) == 1 else 'run'}."
+        )
     if len(gave_up) == len(state.ranks):
         told.append("No rank ended by itself first.")
     told.append("Look at the network between them, and at what each printed last.")
@@ -159,4 +163,4 @@ def _advice(rank: RankState) -> str:
 def _went_after(others: Sequence[RankState]) -> str:
     if not others:
         return ""
-    return f"{ranks_of(sorted(rank.rank for rank in others))} went after it."
+    return f"{name_ranks(sorted(rank.rank for rank in others)).capitalize()} went after it."

@@ -24,12 +24,12 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+from dpwatch.quantiles import median
 from dpwatch.run.diagnose.finding import Finding, some_of
 from dpwatch.run.diagnose.late_phase import PHASE_ADVICE, PHASE_WORDS, Cause, cause_of
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.arrivals import Late
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import median
 
 LEAST_NS = 2_000_000
 LEAST_SHARE = 0.05

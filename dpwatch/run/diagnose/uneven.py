@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from dpwatch.quantiles import median
 from dpwatch.run.model.snapshot import Rank
-from dpwatch.run.state.series import median
 from dpwatch.wire.messages import CATEGORIES
 
 RATIO = 1.25

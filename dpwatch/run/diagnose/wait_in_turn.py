@@ -16,13 +16,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from dpwatch.quantiles import known, median
 from dpwatch.run.diagnose import straggler
 from dpwatch.run.diagnose.finding import Finding, some_of
 from dpwatch.run.diagnose.late_phase import excesses_of
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.arrivals import Late
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import known, median
 
 LEAST_STEPS = 20
 MOST_STEPS = 128

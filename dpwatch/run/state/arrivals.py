@@ -14,7 +14,8 @@ from typing import cast
 
 import msgspec
 
-from dpwatch.run.state.series import NONE, Ints, keep_last, median
+from dpwatch.quantiles import median
+from dpwatch.run.state.series import NONE, Ints, keep_last
 from dpwatch.wire.calls import Kind, call_of
 from dpwatch.wire.messages import Collective, Position
 

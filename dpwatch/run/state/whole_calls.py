@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from msgspec.structs import astuple
 
+from dpwatch.quantiles import median
 from dpwatch.run.state.arrivals import PACKED, Arrivals, PackedCalls, alike, most_open, packed_call
 from dpwatch.run.state.parts import Covered
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import NONE, Ints, median
+from dpwatch.run.state.series import NONE, Ints
 from dpwatch.wire.calls import Kind
 from dpwatch.wire.messages import Collective
 

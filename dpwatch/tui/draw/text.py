@@ -1,12 +1,11 @@
-"""Lines of styled text, and the cleaning of text that came from outside.
+"""Lines of styled text.
 
-A line is a `rich.text.Text`: built span by span, never parsed as markup. Whatever a training
-process named itself (titles, hosts, reasons, devices) passes `clean` first.
+A line is a `rich.text.Text`, built span by span and never parsed as markup. Text from a training
+process (titles, hosts, reasons, devices) passes `text_safety.clean` first.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 
 from rich.cells import cell_len, set_cell_size
@@ -17,29 +16,6 @@ from rich.text import Text
 from dpwatch.tui.draw.styled_line import Piece, Pieced, pieces_of
 
 Part = Piece | Text
-
-
-def clean(text: str, limit: int = 400) -> str:
-    """One line without control, format and surrogate characters, at most `limit` long.
-
-    Escapes can't reach the terminal, and right-to-left overrides can't reorder what is shown.
-    """
-    kept = " ".join(visible(text[: limit * 4]).split())
-    return kept if len(kept) <= limit else kept[: limit - 1] + "…"
-
-
-def visible(text: str) -> str:
-    """The text on one line without what `clean` takes out, its blanks as they are."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        " " if char in "\n\r\t\v\f" else char
-        for char in text
-        if char in "\n\r\t\v\f" or unicodedata.category(char) not in _HIDDEN
-    )
-
-
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Mn", "Me"})
 
 
 def clip(text: str, width: int) -> str:

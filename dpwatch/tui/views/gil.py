@@ -10,12 +10,13 @@ from rich.text import Text
 from dpwatch.run.derive.comparison import on_core_share
 from dpwatch.run.derive.distribution import spread
 from dpwatch.run.model.snapshot import Rank, Run, RunView
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bars import segment_style, stacked
 from dpwatch.tui.draw.metrics import Metric, name_of
 from dpwatch.tui.draw.palette import WAIT_KINDS, Palette
 from dpwatch.tui.draw.sentences import plural, processes_of
-from dpwatch.tui.draw.text import clean, fitted, left, line, right
+from dpwatch.tui.draw.text import fitted, left, line, right
 from dpwatch.tui.widgets.device_rows import DeviceRows
 
 _LABEL = 15

@@ -12,6 +12,7 @@ from rich.text import Text
 from dpwatch.run.derive.comparison import others_median, peak_bytes, peaks_of_processes
 from dpwatch.run.derive.predicted_memory import elsewhere
 from dpwatch.run.model.snapshot import Curve, MemoryUse, Rank, Run, RunView
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bar_segments import figures, memory_parts
 from dpwatch.tui.draw.bars import segment_style, stacked
@@ -20,7 +21,7 @@ from dpwatch.tui.draw.metrics import Metric
 from dpwatch.tui.draw.palette import MEMORY_KINDS, Palette
 from dpwatch.tui.draw.plot import Series, plot
 from dpwatch.tui.draw.sentences import processes_of
-from dpwatch.tui.draw.text import clean, fitted, left, line, right
+from dpwatch.tui.draw.text import fitted, left, line, right
 from dpwatch.tui.widgets.device_rows import DeviceRows
 from dpwatch.tui.widgets.rank_columns import Scale
 from dpwatch.tui.widgets.rank_list import Key

@@ -14,6 +14,7 @@ from dpwatch.run.derive.comparison import (
     traffic_bytes,
 )
 from dpwatch.run.model.snapshot import SEVERITIES, Curve, Diagnosis, MemoryUse, Run, RunView
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bar_segments import memory_parts
 from dpwatch.tui.draw.bars import gauge, stacked
@@ -29,7 +30,7 @@ from dpwatch.tui.draw.sentences import (
     strategy_of,
     uneven,
 )
-from dpwatch.tui.draw.text import Part, clean, fitted, line, wrapped
+from dpwatch.tui.draw.text import Part, fitted, line, wrapped
 from dpwatch.tui.snapshots.frame import Frame, worst_first
 
 CARDS_WIDTH, CARDS_HEIGHT = 118, 32

@@ -8,6 +8,7 @@ from rich.style import Style
 from rich.text import Text
 
 from dpwatch.run.model.snapshot import HostGpu
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw.bars import stacked
 from dpwatch.tui.draw.layout import Block, heading
 from dpwatch.tui.draw.palette import (
@@ -18,7 +19,7 @@ from dpwatch.tui.draw.palette import (
     Kind,
     Palette,
 )
-from dpwatch.tui.draw.text import clean, fitted, line, wrapped
+from dpwatch.tui.draw.text import fitted, line, wrapped
 from dpwatch.tui.views.host_gpus import gpu_lines
 from dpwatch.tui.widgets.view import View, digit
 

@@ -11,9 +11,10 @@ from textual.binding import Binding, BindingType
 from textual.reactive import reactive
 
 from dpwatch.run.model.snapshot import Rank, Run, RunView
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw.metrics import Metric, by_metric
 from dpwatch.tui.draw.palette import STATE_GLYPHS, TELLING_STATES, Palette
-from dpwatch.tui.draw.text import clean, fitted, line
+from dpwatch.tui.draw.text import fitted, line
 from dpwatch.tui.widgets.rank_columns import matches
 from dpwatch.tui.widgets.rank_list import Pinned
 

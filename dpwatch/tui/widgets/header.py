@@ -9,11 +9,12 @@ from rich.style import Style
 from rich.text import Text
 
 from dpwatch.run.model.snapshot import Progress
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bars import gauge
 from dpwatch.tui.draw.palette import STATE_GLYPHS, Palette
 from dpwatch.tui.draw.sentences import run_title, strategy_names
-from dpwatch.tui.draw.text import Part, clean, clip, fitted, line
+from dpwatch.tui.draw.text import Part, clip, fitted, line
 from dpwatch.tui.snapshots.frame import Frame, all_diagnoses
 from dpwatch.tui.widgets.view import View, digit
 

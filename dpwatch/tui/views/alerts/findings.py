@@ -7,14 +7,15 @@ from typing import Any
 
 from rich.text import Text
 
+from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.snapshot import Diagnosis, RunView
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.layout import Block, facts
 from dpwatch.tui.draw.palette import SEVERITY_GLYPHS, STATE_GLYPHS, Palette
 from dpwatch.tui.draw.sentences import run_title
-from dpwatch.tui.draw.text import clean, fitted, line, wrapped
+from dpwatch.tui.draw.text import fitted, line, wrapped
 
-_RANKS_NAMED = 12
 _BAD = ("failed", "hung", "lost")
 
 
@@ -59,14 +60,8 @@ def no_diagnosis_lines(views: Sequence[RunView], width: int, palette: Palette) -
 
 
 def who(ranks: Sequence[int]) -> str:
-    """`rank 0`, `ranks 0, 2, 5`, or their number when there are many."""
-    if not ranks:
-        return "the whole run"
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}"
-    if len(ranks) > _RANKS_NAMED:
-        return f"{len(ranks)} ranks from {min(ranks)} to {max(ranks)}"
-    return "ranks " + ", ".join(str(rank) for rank in ranks)
+    """The ranks, or `the whole run` where there are none."""
+    return name_ranks(ranks) if ranks else "the whole run"
 
 
 def _evidence(evidence: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -10,13 +10,14 @@ from dpwatch.run.derive.comparison import HOST, exposed_share, others_median, tr
 from dpwatch.run.derive.distribution import spread
 from dpwatch.run.derive.issuers import recent
 from dpwatch.run.model.snapshot import CollectiveStats, IssuerStats, Rank, Run
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bars import stacked
 from dpwatch.tui.draw.layout import Block, beside, heading, table
 from dpwatch.tui.draw.metrics import name_of
 from dpwatch.tui.draw.palette import TRAFFIC_KINDS, Palette
 from dpwatch.tui.draw.sentences import collective_name, issuer_name, plural, strategy_of
-from dpwatch.tui.draw.text import clean, fitted, left, line, right
+from dpwatch.tui.draw.text import fitted, left, line, right
 from dpwatch.tui.snapshots.frame import Frame
 from dpwatch.tui.views.communication.tables import copies_lines
 from dpwatch.tui.views.how_it_works.diagrams import WIDTH, diagram, shape_of

@@ -10,11 +10,12 @@ from rich.text import Text
 
 from dpwatch.run.derive.comparison import figures, labels, traffic_bytes
 from dpwatch.run.model.snapshot import RunView, Snapshot
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.layout import Block, beside, boxed
 from dpwatch.tui.draw.palette import Palette
 from dpwatch.tui.draw.plot import Series, plot
-from dpwatch.tui.draw.text import clean, fitted, line, wrapped
+from dpwatch.tui.draw.text import fitted, line, wrapped
 from dpwatch.tui.snapshots.frame import Frame, latest_by_strategy
 from dpwatch.tui.views.compare.columns import BY_KEY, COLUMNS, Column, Entry
 from dpwatch.tui.views.compare.metrics import METRICS, Metric

@@ -14,12 +14,13 @@ from dpwatch.plan.traffic import wire_bytes
 from dpwatch.run.derive.collective_totals import PerRank, per_rank
 from dpwatch.run.derive.comparison import HOST, devices
 from dpwatch.run.model.snapshot import Run
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.canvas import BOX_LINES, Canvas
 from dpwatch.tui.draw.layout import Block, table
 from dpwatch.tui.draw.palette import Palette
 from dpwatch.tui.draw.sentences import collective_name, plural
-from dpwatch.tui.draw.text import clean, fitted, line, wrapped
+from dpwatch.tui.draw.text import fitted, line, wrapped
 from dpwatch.tui.views.how_it_works.steps import Shape
 
 WIDTH = 74

@@ -9,12 +9,13 @@ from rich.text import Text
 from dpwatch.run.derive.collective_totals import per_rank
 from dpwatch.run.derive.comparison import HOST, devices, figures
 from dpwatch.run.model.snapshot import Rank, Run
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bars import stacked
 from dpwatch.tui.draw.layout import Block, beside, heading
 from dpwatch.tui.draw.palette import MEMORY_KINDS, Palette
 from dpwatch.tui.draw.sentences import STRATEGIES, collective_name, plural, strategy_of
-from dpwatch.tui.draw.text import clean, fitted, left, line, right, wrapped
+from dpwatch.tui.draw.text import fitted, left, line, right, wrapped
 from dpwatch.tui.snapshots.frame import Frame
 from dpwatch.tui.views.how_it_works.diagrams import WIDTH, calls, diagram, shape_of, where
 from dpwatch.tui.views.how_it_works.steps import SCHEMES, Scheme, Step

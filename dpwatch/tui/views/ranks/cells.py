@@ -11,12 +11,13 @@ from rich.text import Text
 
 from dpwatch.run.derive.distribution import Spread
 from dpwatch.run.model.snapshot import Rank
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.layout import Block
 from dpwatch.tui.draw.metrics import METRICS, Metric, is_known, name_of
 from dpwatch.tui.draw.palette import SEVERITY_GLYPHS, STATE_GLYPHS, TELLING_STATES, Palette
 from dpwatch.tui.draw.sentences import plural
-from dpwatch.tui.draw.text import clean, fitted, left, line
+from dpwatch.tui.draw.text import fitted, left, line
 from dpwatch.tui.views.ranks.layout import FIGURE_CELL, Layout
 
 Named = Mapping[tuple[int, str], str]

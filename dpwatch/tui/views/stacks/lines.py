@@ -8,12 +8,14 @@ from rich.style import Style
 from rich.text import Text
 
 from dpwatch.run.derive.stack_text import age, group_name, thread_name, why
-from dpwatch.run.model.snapshot import RunView
-from dpwatch.run.model.stacks import Group, RankStacks, groups, spans
+from dpwatch.run.model.ranks import name_ranks
+from dpwatch.run.model.snapshot import ENDED, RunView
+from dpwatch.run.model.stacks import Group, RankStacks, groups
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw.layout import Block, heading
 from dpwatch.tui.draw.palette import Palette
 from dpwatch.tui.draw.sentences import plural, run_title
-from dpwatch.tui.draw.text import clean, clip, fitted, line, wrapped
+from dpwatch.tui.draw.text import clip, fitted, line, wrapped
 
 _LISTED = 12
 """Groups named above the stacks; more are few ranks each, and scrolled to."""
@@ -58,7 +60,7 @@ def _head(view: RunView, rank: int | None, entries: Sequence[RankStacks], palett
 
 
 def _why_not(view: RunView) -> str:
-    if view.run.state in ("finished", "failed", "lost"):
+    if view.run.state in ENDED:
         return "the run is over: there is nobody left to ask"
     if view.connection != "live":
         return "the run's hub is silent, and it is the hub that asks"
@@ -69,7 +71,7 @@ def _all(entries: Sequence[RankStacks], width: int, palette: Palette) -> Block:
     found = groups(entries)
     lines: Block = []
     if len(found) > 1:
-        names = [spans(group.ranks) for group in found[:_LISTED]]
+        names = [name_ranks(group.ranks) for group in found[:_LISTED]]
         room = min(max(map(len, names)), width // 2)
         for group, name in zip(found, names, strict=False):
             style = palette.text if group.frames else palette.warn

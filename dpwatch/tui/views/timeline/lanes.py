@@ -12,10 +12,11 @@ from rich.text import Text
 from dpwatch.run.derive.timeline import Gap, Stretch, exposed_share, gaps, stretches
 from dpwatch.run.diagnose.comm_bound import WORTH_SAYING
 from dpwatch.run.model.snapshot import LaneSteps
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bars import segment_style
 from dpwatch.tui.draw.palette import COMM_KINDS, PHASE_KINDS, PHASE_NAMES, WAITING, Kind, Palette
-from dpwatch.tui.draw.text import clean, clip, fitted, left, line, right
+from dpwatch.tui.draw.text import clip, fitted, left, line, right
 from dpwatch.wire.messages import Step
 
 KINDS: dict[str, Kind] = {**PHASE_KINDS, "exposed": COMM_KINDS["exposed"], "waiting": WAITING}

@@ -12,9 +12,10 @@ from textual.reactive import reactive
 
 from dpwatch.run.derive.timeline import LANES, clock_shifts, extent
 from dpwatch.run.model.snapshot import LaneSteps, Rank, Run, RunView
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.palette import Palette
-from dpwatch.tui.draw.text import clean, fitted, left, line
+from dpwatch.tui.draw.text import fitted, left, line
 from dpwatch.tui.views.communication.tables import last_to_arrive
 from dpwatch.tui.views.timeline.lanes import (
     LABEL,
