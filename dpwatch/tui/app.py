@@ -9,7 +9,7 @@ import asyncio
 import gc
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, cast
@@ -18,6 +18,7 @@ from textual import events, on
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
+from textual.filter import LineFilter
 from textual.geometry import Size
 from textual.reactive import var
 from textual.screen import Screen
@@ -145,8 +146,7 @@ class DashboardApp(Moments):
     ) -> None:
         super().__init__(source, interval_s)
         self.set_class(ascii_only, "ascii")
-        if ascii_only:
-            self._filters.append(PlainFilter())
+        self._plain = [PlainFilter()] if ascii_only else []
         self.title = clean(title, 40)
         self._waiting_text = waiting_text
         self._panels = Panels(initial="waiting", id="panels")
@@ -166,6 +166,10 @@ class DashboardApp(Moments):
     def get_default_screen(self) -> Screen[None]:
         """See Textual."""
         return Base(id="_default")
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Textual's, and the one that writes ASCII only."""
+        return [*super().get_line_filters(), *self._plain]
 
     def get_driver_class(self) -> type[Driver]:
         """The platform's driver, which here outlives its terminal."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -13,6 +12,7 @@ from textual.message import Message
 from textual.reactive import reactive, var
 
 from dpwatch.tui.draw.bar_segments import legend_lines
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.render.line_widget import Ground
 from dpwatch.tui.snapshots.frame import Frame
 from dpwatch.tui.views.communication.tables import LOWER_MIN, communication_lines, lower_lines

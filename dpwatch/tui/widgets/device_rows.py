@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from rich.style import Style
-from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.reactive import reactive
@@ -14,6 +13,7 @@ from dpwatch.run.model.snapshot import Rank, Run, RunView
 from dpwatch.text_safety import clean
 from dpwatch.tui.draw.metrics import Metric, by_metric
 from dpwatch.tui.draw.palette import STATE_GLYPHS, TELLING_STATES, Palette
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import fitted, line
 from dpwatch.tui.widgets.rank_columns import matches
 from dpwatch.tui.widgets.rank_list import Pinned
@@ -94,7 +94,7 @@ class DeviceRows(Pinned):
         if number >= len(self.rows):
             if index == 1 and not self.rows and self.terms:
                 return line((f"  no device matches “{clean(self.terms, 60)}”", colors.muted))
-            return Text(end="")
+            return Text()
         rank = self.rows[number]
         mark = "▸" if part == 0 and number == self.cursor else " "
         row = self.row_line(view, rank, part, width - 2, colors)

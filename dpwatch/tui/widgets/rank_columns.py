@@ -8,7 +8,6 @@ from functools import lru_cache
 
 from rich.cells import cell_len
 from rich.style import Style
-from rich.text import Text
 
 from dpwatch.run.derive.comparison import devices, largest, peak_bytes, traffic_bytes
 from dpwatch.run.model.snapshot import MemoryUse, Rank, Run
@@ -25,6 +24,7 @@ from dpwatch.tui.draw.palette import (
     Palette,
 )
 from dpwatch.tui.draw.sentences import processes_of
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import Part, fitted, left, line, right
 
 _BLANK = Style.null()
@@ -263,7 +263,7 @@ def row_lines(
     if height > 1:
         details = [(c, c.detail) for c in layout.columns]
         lines.append(_row((" ", ""), details, layout.gap, rank, scale, palette))
-    lines += [Text(end="") for _ in range(height - 2)]
+    lines += [Text() for _ in range(height - 2)]
     return lines
 
 

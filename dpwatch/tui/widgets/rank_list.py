@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.reactive import var
@@ -12,6 +11,7 @@ from textual.scroll_view import ScrollView
 
 from dpwatch.run.model.snapshot import Rank, Run, RunView
 from dpwatch.tui.draw.palette import Palette
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.render.line_widget import Line, Lines
 from dpwatch.tui.widgets.base import EMPTY, MOVES, Chosen, palette_of
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
@@ -15,6 +14,7 @@ from textual.scroll_view import ScrollView
 from dpwatch.run.model.snapshot import Rank, Run
 from dpwatch.tui.draw.metrics import by_metric
 from dpwatch.tui.draw.palette import Palette
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.render.line_widget import Line, Lines
 from dpwatch.tui.snapshots.frame import named_rows
 from dpwatch.tui.widgets.base import EMPTY, MOVES, Chosen, palette_of
@@ -173,9 +173,9 @@ class RankTable(ScrollView, Lines, can_focus=True):
 
     def _blank(self, y: int) -> Text:
         if self._rows or y != 2:
-            return Text(end="")
+            return Text()
         note = f"  no device matches “{self.terms}”: esc clears the filter" if self.terms else ""
-        return Text(note, style=palette_of(self).muted, end="")
+        return Text(note, style=palette_of(self).muted)
 
     def action_move(self, by: int) -> None:
         """Move the cursor."""

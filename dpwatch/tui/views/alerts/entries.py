@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rich.text import Text
-
 from dpwatch.run.model.snapshot import ENDED, Alert, Diagnosis, Run, RunView, Snapshot
 from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.layout import Block, heading
 from dpwatch.tui.draw.palette import Palette
 from dpwatch.tui.draw.sentences import run_title
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import fitted, line, wrapped
 from dpwatch.tui.snapshots.frame import all_diagnoses
 from dpwatch.tui.views.alerts.findings import diagnosis_lines, no_diagnosis_lines, who
@@ -111,7 +110,7 @@ def alert_lines(
         chosen, name = index == cursor, run_title(entry.view.run)
         headed, section = entry.section != section, entry.section
         if lines and (headed or not entry.again):
-            lines.append(Text(end=""))
+            lines.append(Text())
         if headed:
             lines.append(heading(_SECTIONS[entry.section], width, palette))
         tops.append(len(lines))

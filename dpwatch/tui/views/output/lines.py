@@ -9,13 +9,13 @@ from operator import itemgetter
 
 from rich.cells import cell_len, set_cell_size
 from rich.style import Style
-from rich.text import Text
 
 from dpwatch.run.model.snapshot import ENDED, Printed, RankOutput, RunView
 from dpwatch.text_safety import clean, visible
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.palette import Palette
 from dpwatch.tui.draw.sentences import plural
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import clip, fitted, left, line, right, wrapped
 
 Entry = tuple[int, int, Printed]
@@ -197,7 +197,7 @@ def empty_lines(view: RunView, choice: Choice, width: int, palette: Palette) -> 
         if choice.rank is not None:
             undo += ", ← and → change the rank"
         return said(f"{whose} printed a line {wanted}; {undo}")
-    blank = Text(end="")
+    blank = Text()
     if view.tells_output:
         over = view.run.state in ENDED
         told = "" if over else "Lines appear here as ranks write them to stdout and stderr. "
