@@ -136,9 +136,9 @@ def calling(
 @pytest.mark.parametrize(
     ("calls", "nbytes", "params", "pattern", "words"),
     [
-        (64, 1024, 64 * 1024, "many_calls", "64.0 KiB a step in 64 calls"),
-        (16, MIB, 2 * MIB, "repeated", "7 of 8 exchanges can be saved"),
-        (1, 84, MIB, "few_bytes", "84 B a step in 1 call, most"),
+        (64, 1024, 64 * 1024, "many_calls", "64.0 KiB per step in 64 calls"),
+        (16, MIB, 2 * MIB, "repeated", "saves 7 of 8 exchanges"),
+        (1, 84, MIB, "few_bytes", "84 B per step in 1 call, most"),
         (2, MIB, 2 * MIB, "bytes", "HSDP"),
         (2, MIB, None, "bytes", "HSDP"),
     ],

@@ -40,9 +40,9 @@ def verdict(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
         return "hung", first_sentence(held.text)
     unexplained = [r for r in stalled if not doing(state, r).passes]
     if unexplained:
-        return "hung", f"no step for long from {name_ranks(unexplained)}"
+        return "hung", f"no step for a long time on {name_ranks(unexplained)}"
     silent = sorted({row.host for row in rows if row.state == "stale"})
-    why = f"not heard of: {', '.join(silent)}; its ranks are shown as last seen" if silent else ""
+    why = f"no report from {', '.join(silent)}; its ranks are shown as last seen" if silent else ""
     if any(row.steps for row in rows):
         return "running", why
     return "starting", ""
@@ -92,7 +92,7 @@ def _over(state: RunState) -> tuple[str, str]:
         return "failed", INTERRUPTED
     code = state.command.exit if state.command else None
     if code and any(rank.bye and may_have_failed(rank.bye) for rank in state.ranks.values()):
-        return "failed", f"{command_end(code)}, and no rank said why"
+        return "failed", f"{command_end(code)}, and no rank reported why"
     return "finished", ""
 
 

@@ -44,14 +44,14 @@ HINTS = {"repeated": 0.10, "many_calls": 0.25}
 """Patterns that are certain whatever the times, and from which share of the step they matter."""
 
 _CURES = {
-    "bytes": "Send less: accumulate gradients over more batches (with no_sync), a larger batch, "
-    "bf16 gradients, or shard within a host only (HSDP).",
-    "many_calls": "It is their number that costs, not their bytes: put them together into few "
-    "calls (DDP's buckets, one flat tensor, a coalescing manager).",
-    "messages": "Those are messages from rank to rank, as between a pipeline's stages, which wait "
-    "for each other: take more micro-batches, another schedule (1F1B, interleaved), like stages.",
-    "few_bytes": "So few bytes take no time: what does is that all ranks meet in each call. Call "
-    "less often, or asynchronously and wait later.",
+    "bytes": "Communicate less: accumulate gradients over more batches (with no_sync), use a "
+    "larger batch or bf16 gradients, or shard within a host only (HSDP).",
+    "many_calls": "The number of calls costs, not their bytes: combine them (DDP's buckets, one "
+    "flat tensor, a coalescing manager).",
+    "messages": "These are point-to-point messages, as between pipeline stages, which wait for "
+    "each other: use more micro-batches, another schedule (1F1B, interleaved), or equal stages.",
+    "few_bytes": "So few bytes take no time; all ranks having to meet in each call does. Call less "
+    "often, or call asynchronously and wait later.",
 }
 
 
@@ -174,8 +174,8 @@ def _finding(
     times = _times_the_model(run, load)
     of_it = f" ({aside})" if aside else ""
     text = (
-        f"Compute waits for communication {share:.0%} of each step{of_it}; a rank hands in "
-        f"{size(moved)} a step in {calls:.0f} call{'s' * (round(calls) != 1)}, most of it to "
+        f"Compute waits for communication {share:.0%} of each step{of_it}; a rank contributes "
+        f"{size(moved)} per step in {calls:.0f} call{'s' * (round(calls) != 1)}, most of it to "
         f"{heaviest.op} (group {heaviest.group}). {_cure(pattern, times)}"
     )
     return Finding(
@@ -203,7 +203,7 @@ def _cure(pattern: str, times: float | None) -> str:
         return _CURES[pattern]
     count = round(times)
     return (
-        f"That is {times:.1f} times the model's own bytes: gradients are exchanged {count} times a "
-        f"step. If they are accumulated over micro-batches, {count - 1} of {count} exchanges can "
-        "be saved: wrap all backwards but a step's last in the model's no_sync()."
+        f"That is {times:.1f} times the model's bytes: gradients are exchanged {count} times per "
+        "step. If they are accumulated over micro-batches, wrap every backward but the last of a "
+        f"step in the model's no_sync(): it saves {count - 1} of {count} exchanges."
     )

@@ -161,9 +161,10 @@ def _finding(
     who = name_ranks(astray) if told else f"rank {astray[0]}"
     them = "the others" if told else f"rank {ranks[-1]}"
     said = (
-        f"At call {seq} of group {group} {who} called {_spelled(odd)}, {them} {_spelled(norm)}. "
-        "They are out of step: what they exchange is garbage or never ends. Look for a branch "
-        "that only some ranks take, a call left out after an exception, or uneven batches."
+        f"{who.capitalize()} called {_spelled(odd)} where {them} called {_spelled(norm)} "
+        f"(group {group}, call {seq}). The ranks are out of step: what they exchange is garbage, "
+        "or never completes. Look for a branch that only some ranks take, a call skipped after an "
+        "exception, or uneven batches."
     )
     return Finding(
         kind="desync",

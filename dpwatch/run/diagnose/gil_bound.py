@@ -28,8 +28,8 @@ def rule(run: Run) -> Finding | None:
         severity="warning" if mean >= WARNING else "info",
         ranks=sorted({row.rank for row in run.ranks if (row.host, row.pid) in crowded}),
         text=f"The threads that drive the devices spend {mean:.0%} of each step (at most "
-        f"{max(waits):.0%}) waiting for the GIL, since they share one Python process. Use one "
-        "process a device: DistributedDataParallel, ZeRO or FSDP.",
+        f"{max(waits):.0%}) waiting for the GIL, because they share one Python process. Use one "
+        "process per device: DistributedDataParallel, ZeRO or FSDP.",
         evidence={
             "gil_wait_mean": mean,
             "gil_wait_max": max(waits),

@@ -97,7 +97,7 @@ def _waited_for(
     if found.circle:
         said = (
             f"{name_ranks(found.roots).capitalize()} wait for each other in different collectives, "
-            f"{_each_waits(found)}: a deadlock. Let all ranks call them in the same order."
+            f"{_each_waits(found)}: a deadlock. Call them in the same order on all ranks."
         )
     else:
         said = f"{_named(state, found, each, call, stuck_s)} {_sentences(each)}"
@@ -131,16 +131,16 @@ def _named(
     what = f"{position.op}{where} (group {position.group}, call {position.seq})"
     waiters = sorted(found.waiting)
     one = len(found.roots) == 1
-    it, itself, have = ("it", "itself", "has") if one else ("they", "themselves", "have")
+    it, have = ("it", "has") if one else ("they", "have")
     if {told.what for told in each.values()} == {FINISHED}:
         return (
-            f"{name_ranks(found.roots).capitalize()} {have} finished: {it} "
-            f"ended{_after(state, found.roots)} by {itself}, the others go on. "
-            f"{name_ranks(call.entered).capitalize()} called {what}, which {it} never entered."
+            f"{name_ranks(found.roots).capitalize()} {have} finished{_after(state, found.roots)} "
+            f"while the others go on. {name_ranks(call.entered).capitalize()} called {what}, "
+            f"which {it} never entered."
         )
     waited = f"{'has' if len(waiters) == 1 else 'have'} waited there for {stuck_s:.0f} s"
     return (
-        f"{name_ranks(found.roots).capitalize()} {'has' if one else 'have'} not entered {what}; "
+        f"{name_ranks(found.roots).capitalize()} {have} not entered {what}; "
         f"{name_ranks(waiters)} {waited}."
     )
 
@@ -190,8 +190,8 @@ def _alone(
     if entered and position is not None:
         why = (
             f" All ranks have entered {position.op} (group {position.group}, call {position.seq}) "
-            "and none goes on, so either it does not complete (network, or ranks called it with "
-            "different shapes) or they wait elsewhere."
+            "and none has left it: either it does not complete (network, or ranks called it with "
+            "different shapes), or they wait elsewhere."
         )
     some = dict(list(each.items())[:2])
     worst = max((severity(state, told, stuck_s) for told in each.values()), key=SEVERITIES.index)

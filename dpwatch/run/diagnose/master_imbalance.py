@@ -23,8 +23,8 @@ from dpwatch.units import size
 TRAFFIC_RATIO = 1.5
 
 _MASTERS = {
-    "dp": "DataParallel gathers outputs and gradients on device 0 and updates there",
-    "ps-gpu0": "the parameter server lives on device 0",
+    "dp": "DataParallel gathers outputs and gradients on device 0 and runs the optimizer there",
+    "ps-gpu0": "the parameter server is on device 0",
 }
 
 _NO_MASTER = frozenset({"ddp-mp"})
@@ -70,14 +70,14 @@ def _of_a_master(run: Run, devices: list[Rank], *, busy: bool) -> Finding | None
         evidence["traffic_device0_over_median"] = traffic_ratio
     if busy:
         said.append(f"carries {traffic_ratio:.1f}× their traffic")
-    why_so = _MASTERS.get(run.strategy, "one device does work for all")
+    why_so = _MASTERS.get(run.strategy, "one device does work for all of them")
     return Finding(
         kind="master_imbalance",
         severity="critical" if _is_full(first) else "warning",
         ranks=[first.rank],
-        text=f"{first.device} {' and '.join(said)}: {why_so}. It runs out of memory first and the "
-        "others wait for it. Use DistributedDataParallel (one process a device), or shard with "
-        "ZeRO or FSDP.",
+        text=f"{first.device} {' and '.join(said)}: {why_so}. It runs out of memory first, and "
+        "the others wait for it. Use DistributedDataParallel (one process per device), or shard "
+        "with ZeRO or FSDP.",
         evidence=evidence,
     )
 
@@ -108,7 +108,7 @@ def _of_a_rank(run: Run, devices: list[Rank], found: Uneven | None, *, busy: boo
         }
     if busy:
         said.append(f"carries {traffic_ratio:.1f}× the others' traffic")
-        advice.append("It takes part in more exchanges: more groups, or gathers to rank 0 alone.")
+        advice.append("It takes part in more exchanges: more groups, or gathers to rank 0 only.")
     full = found is not None and found.share >= CRITICAL_SHARE
     by_design = found is not None and found.category in SHARED_OUT
     in_host_memory = first.memory.source == "rss"

@@ -34,8 +34,8 @@ def rule(run: Run) -> Finding | None:
         severity="warning" if found.share >= WARNING_SHARE else "info",
         ranks=[row.rank],
         text=f"Rank {row.rank} ({row.device}) {verb} {size(found.own)}, {times}what the "
-        f"others do ({size(found.others)}){mostly}: it runs out of memory first, and limits "
-        f"the batch of all. {why(found)}",
+        f"others do ({size(found.others)}){mostly}: it runs out of memory first and limits "
+        f"the batch size of all. {why(found)}",
         evidence={
             "device": row.device,
             "peak_bytes": row.memory.peak_bytes,

@@ -27,7 +27,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
         kind="no_steps",
         severity="info",
         ranks=ranks,
-        text=f"No training step was seen on {name_ranks(ranks)}: {why}. If it trains in "
-        "a way of its own, call dpwatch.step() where a step ends.",
+        text=f"No training step was seen on {name_ranks(ranks)}: {why}. If it has "
+        "its own training loop, call dpwatch.step() at the end of each step.",
         evidence={"why": why},
     )

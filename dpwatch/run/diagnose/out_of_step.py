@@ -37,12 +37,10 @@ def skipped(state: RunState) -> Finding | None:
     why = f" ({first.abandoned_why})" if first.abandoned_why else ""
     one = len(astray) == 1
     text = (
-        f"{name_ranks(astray).capitalize()} gave up {passes} that the others went through, "
-        f"in step {step}{why}, and went on. "
-        f"What {'it' if one else 'they'} would have called there was left out, so "
-        f"since then each call of {'its' if one else 'theirs'} meets the others' of an earlier "
-        "batch: gradients of different batches are mixed, and in the end calls are missing. Let "
-        "all ranks skip a batch together (all-reduce a flag first), or none."
+        f"{name_ranks(astray).capitalize()} abandoned {passes} that the others completed, "
+        f"in step {step}{why}, and went on. Since then {'its' if one else 'their'} calls meet the "
+        "others' calls of an earlier batch: gradients of different batches are mixed, and in the "
+        "end calls are missing. Skip a batch on all ranks (all-reduce a flag first), or on none."
     )
     return Finding(
         kind="desync",
@@ -73,11 +71,11 @@ def shifted(state: RunState) -> Finding | None:
         way = "ahead of" if moved > 0 else "behind"
         one = len(ranks) == 1
         text = (
-            f"Since step {first.since} {name_ranks(ranks)} {'is' if one else 'are'} "
-            f"{steps} {way} the others in the same calls of group {group}. They are out of step: "
-            "what they exchange belongs to different steps, and no call fails. Look for what only "
-            f"{'that rank' if one else 'those ranks'} left out there: a backward, a skipped "
-            "optimizer step, a collective in a branch."
+            f"{name_ranks(ranks).capitalize()} {'has' if one else 'have'} been {steps} {way} the "
+            f"others since step {first.since}, in the same calls of group {group}. What they "
+            "exchange belongs to different steps, and no call fails. Look for what only "
+            f"{'that rank' if one else 'those ranks'} skipped there: a backward, an optimizer "
+            "step, a collective in a branch."
         )
         return Finding(
             kind="desync",
@@ -131,10 +129,10 @@ def _disagree(state: RunState, name: str, by_rank: dict[int, tuple[int, ...]]) -
     where = {str(r): beat.where or None if beat else None for r, beat in beats.items()}
     at = next((beat.where for beat in beats.values() if beat and beat.meeting and beat.where), "")
     text = (
-        f"Ranks disagree about who is in process group {name}{f', made at {at}' if at else ''}: "
-        f"{each}. They meet in it as if it were one, and wait for ranks that never come. Every "
-        "rank has to call new_group for every group, in the same order, also for those it is not "
-        "in (or pass use_local_synchronization=True)."
+        f"Ranks disagree about the members of process group {name}"
+        f"{f', made at {at}' if at else ''}: {each}. They wait in it for ranks that never come. "
+        "Call new_group on every rank for every group, in the same order, also for groups it is "
+        "not in (or pass use_local_synchronization=True)."
     )
     return Finding(
         kind="desync",
