@@ -42,7 +42,7 @@ from dpwatch.tui.views.stacks.widget import AsksStacks, StackPanel
 from dpwatch.tui.views.waiting_and_help import MIN_HEIGHT, MIN_WIDTH, too_small_line
 from dpwatch.tui.widgets.base import Chosen
 from dpwatch.tui.widgets.footer import KeysLine
-from dpwatch.tui.widgets.rank_list import Key, Pinned
+from dpwatch.tui.widgets.rank_list import Key, RankList
 from dpwatch.tui.widgets.rank_table import RankTable
 from dpwatch.tui.widgets.view import digit
 
@@ -271,7 +271,7 @@ class DashboardApp(Moments):
         made = BY_NAME[name].make()
         made.display = False  # the switcher hides what it began with, not what is mounted later
         self._panels.mount(made)
-        if isinstance(made, Pinned) and self._chosen is not None:
+        if isinstance(made, RankList) and self._chosen is not None:
             made.select(self._chosen)
         if isinstance(made, ScrollView):
             self._make_plain(made)
@@ -407,10 +407,9 @@ class DashboardApp(Moments):
         if message.key is None:
             self.panel = "overview"
             return
-        self.query_one(RankTable).select(message.key)
         self._chosen = message.key
-        for pinned in self.query(Pinned):
-            pinned.select(message.key)
+        for ranks in self.query(RankList):
+            ranks.select(message.key)
         self.query_one(RankDetail).key = message.key
         self.panel = "rank"
 

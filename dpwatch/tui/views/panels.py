@@ -21,7 +21,8 @@ from dpwatch.tui.views.rank_detail import rank_lines
 from dpwatch.tui.views.waiting_and_help import help_lines, waiting_lines
 from dpwatch.tui.widgets.base import Painted, Scrolling, palette_of
 from dpwatch.tui.widgets.header import header_line, nav_line, session_line
-from dpwatch.tui.widgets.rank_table import ROOMY, Key, RankTable
+from dpwatch.tui.widgets.rank_list import Key
+from dpwatch.tui.widgets.rank_table import ROOMY, RankTable
 from dpwatch.tui.widgets.view import View
 
 

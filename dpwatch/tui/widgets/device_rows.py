@@ -16,7 +16,7 @@ from dpwatch.tui.draw.palette import STATE_GLYPHS, TELLING_STATES, Palette
 from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import fitted, line
 from dpwatch.tui.widgets.rank_columns import matches
-from dpwatch.tui.widgets.rank_list import Pinned
+from dpwatch.tui.widgets.rank_list import RankList
 
 SORT_BINDINGS: tuple[BindingType, ...] = (
     Binding("full_stop", "sort(1)", "Sort", key_display=", ."),
@@ -37,7 +37,7 @@ def state_sign(rank: Rank, palette: Palette) -> tuple[str, Style]:
     return STATE_GLYPHS[rank.state], palette.state(rank.state)
 
 
-class DeviceRows(Pinned):
+class DeviceRows(RankList):
     """What views with a bar a device share. A subclass draws a row's lines."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*SORT_BINDINGS]

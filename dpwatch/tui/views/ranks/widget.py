@@ -26,10 +26,10 @@ from dpwatch.tui.views.ranks.cells import (
     told_lines,
 )
 from dpwatch.tui.views.ranks.layout import FIGURE_CELL, Layout, by_host, layout
-from dpwatch.tui.widgets.rank_list import Pinned
+from dpwatch.tui.widgets.rank_list import RankList
 
 
-class Heatmap(Pinned):
+class Heatmap(RankList):
     """A cell a rank; `m` draws another metric, `w` goes to the rank where it is highest.
 
     Of few ranks every metric that is known has a row.

@@ -32,13 +32,13 @@ from dpwatch.tui.views.timeline.lanes import (
     within,
 )
 from dpwatch.tui.widgets.device_rows import state_sign
-from dpwatch.tui.widgets.rank_list import Key, Pinned
+from dpwatch.tui.widgets.rank_list import Key, RankList
 
 _STEPS_AT_FIRST = 3
 _LEAST_NS = 100_000
 
 
-class Timeline(Pinned):
+class Timeline(RankList):
     """A lane a rank; follows the newest step until it is moved back."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
