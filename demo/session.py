@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from dpwatch.hub import processes
 from dpwatch.run.derive.comparison import labels
-from dpwatch.run.model.snapshot import Progress, Run, Snapshot
+from dpwatch.run.model.snapshot import ENDED, Progress, Run, Snapshot
 from dpwatch.runtime.paths import RunDir, clean_run_id, run_dir, runtime_dir
 from dpwatch.runtime.spawn import ensure_hub
 from dpwatch.trainer.series import Series
@@ -39,9 +39,6 @@ SETTLE_S = 5.0
 
 AT_WORK = ("starting", "running", "hung")
 """What a run's state is before that: one that hangs may go on."""
-
-OVER = ("finished", "failed", "lost")
-"""What a rank's state is once its process has ended."""
 
 TRAINING_FAILED = 1
 """The trainer's exit code when a run failed."""
@@ -179,7 +176,7 @@ class Session:
         """Whether nothing more is to come: a rank that was killed is known to be gone, too."""
         if len(self._ended()) < len(self.run_ids) and not self.aborted:
             return False
-        return all(rank.state in OVER for run in self.runs() for rank in run.ranks)
+        return all(rank.state in ENDED for run in self.runs() for rank in run.ranks)
 
     def _stop_hubs(self) -> None:
         places = [RunDir(self._place / run_id) for run_id in self.run_ids]

@@ -10,12 +10,13 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 import dpwatch
+from dpwatch.argument_parser import OneLineParser
 
 from .config import ConfigError, parse_names, require
 from .console import print_error, print_event, print_progress
 from .launch import StopSwitch, launch
 from .messages import Failed, Progress, RankMessage
-from .options import OneLineParser, add_options, configs_from
+from .options import add_options, configs_from
 from .registry import all_specs
 from .resume import find_checkpoint
 

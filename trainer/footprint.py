@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dpwatch.plan.schemes import scheme
 from dpwatch.plan.setup import FLOAT_BYTES, ParameterTensor, Setup
+from dpwatch.units import size
 
 from .config import ConfigError, TrainConfig
 
@@ -92,11 +93,7 @@ def check_fits(config: TrainConfig, available_bytes: int | None = None) -> None:
     if available is None or needed <= available:
         return
     raise ConfigError(
-        f"{config.strategy} on {config.gpus} devices would need about {_gib(needed)} of memory "
+        f"{config.strategy} on {config.gpus} devices would need about {size(needed)} of memory "
         f"({parameter_count(config) / 1e6:,.1f} M parameters), and this host has "
-        f"{_gib(available)}; reduce --d-model, --layers, --batch-per-gpu or --gpus"
+        f"{size(available)}; reduce --d-model, --layers, --batch-per-gpu or --gpus"
     )
-
-
-def _gib(nbytes: int) -> str:
-    return f"{nbytes / 2**30:,.1f} GiB"

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from dpwatch.plan.setup import OPTIMIZERS, PRECISIONS
 
@@ -121,14 +121,6 @@ OPTIONS = (
     Option(field="resume", metavar="DIR", help="go on from the newest checkpoint there"),
 )
 _BY_FIELD = {option.field: option for option in OPTIONS}
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line; the whole usage is `--help`'s."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends with exit code 2."""
-        self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists what there is\n")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ import argparse
 from functools import partial
 from importlib import import_module
 
+from dpwatch.argument_parser import Commands
 from dpwatch.cli.errors import FINE
 
 SHELLS = ("bash", "zsh", "fish")
@@ -29,9 +30,7 @@ bash completes commands by its package bash-completion, or files alone where tha
 """
 
 
-def add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], whole: argparse.ArgumentParser
-) -> None:
+def add(commands: Commands, whole: argparse.ArgumentParser) -> None:
     """Describes the command; `whole` is the command line that the script completes."""
     parser = commands.add_parser(
         "completion",

@@ -1,4 +1,4 @@
-"""`dpwatch config`: every setting's value, where it comes from, and what else it could be."""
+"""`dpwatch config`: every setting's value, its origin, and the allowed values."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import argparse
 import json
 from typing import Any
 
+from dpwatch.argument_parser import Commands
 from dpwatch.cli import settings
 from dpwatch.cli.errors import FINE
 from dpwatch.cli.watch import add_screen_options
 
 EXAMPLES = """\
 examples:
-  dpwatch config                       what holds here, and why
+  dpwatch config                       the settings in effect, and where each comes from
   dpwatch config > ~/.config/dpwatch/config.toml
-                                       a file to begin with, every setting in it
-  DPWATCH_THEME=light dpwatch config   the environment counts before the file, a flag before both
+                                       write a file with every setting in it
+  DPWATCH_THEME=light dpwatch config   the environment overrides the file, a flag overrides both
 """
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the command."""
+def add(commands: Commands) -> None:
+    """Adds the command."""
     parser = commands.add_parser(
         "config",
         help="the viewer's settings, and where each comes from",
-        description="Prints the viewer's settings as a file that could hold them.",
+        description="Prints the viewer's settings in the format of its settings file.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -33,7 +34,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints them."""
+    """Prints the settings."""
     print(told(options))
     return FINE
 
@@ -42,10 +43,10 @@ def told(options: argparse.Namespace) -> str:
     """The settings as TOML with comments."""
     path, _ = settings.config_file()
     found = settings.effective(options)
-    there = "" if path.exists() else " (not there)"
+    there = "" if path.exists() else " (does not exist)"
     lines = [
         f"# {_one_line(str(path))}{there}",
-        "# What counts: a flag, then the environment, then this file, then the default.",
+        "# Precedence: flag, environment, this file, default.",
     ]
     for setting in settings.SETTINGS:
         now = found[setting.key]
@@ -61,7 +62,7 @@ def told(options: argparse.Namespace) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A switch, a number or a text; JSON's strings are TOML's basic ones."""
+    """A bool, number or string as TOML, whose basic strings are those of JSON."""
     return json.dumps("…" if value is None else value, ensure_ascii=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from importlib.util import find_spec
 
+from dpwatch.argument_parser import Commands
 from dpwatch.cli.errors import CommandError
 from dpwatch.cli.watch import add_screen_options
 
@@ -24,8 +25,8 @@ device's bytes in host memory and its compute on this host's cores.
 """
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the command."""
+def add(commands: Commands) -> None:
+    """Adds the command."""
     from dpwatch.demo.scenarios import all_scenarios
     from dpwatch.trainer.options import add_options
 

@@ -9,7 +9,9 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from dpwatch.argument_parser import Commands
 from dpwatch.cli.errors import FINE
+from dpwatch.text_safety import printable
 
 if TYPE_CHECKING:
     from dpwatch.cli.checks.check import Check
@@ -30,8 +32,8 @@ _COLOURS = {"ok": "32", "note": "33", "trouble": "1;31"}
 _NAME_WIDTH = 13
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the command."""
+def add(commands: Commands) -> None:
+    """Adds the command."""
     parser = commands.add_parser(
         "doctor",
         help="what is installed, reachable and permitted here, and what to do about the rest",
@@ -77,7 +79,7 @@ def line(check: Check, *, coloured: bool) -> str:
     if coloured:
         mark = f"\x1b[{_COLOURS[check.mark]}m{mark}\x1b[0m"
     advice = f"; {check.advice}" if check.advice else ""
-    return f"{mark}  {check.name.ljust(_NAME_WIDTH)}  {_plain(check.text + advice)}"
+    return f"{mark}  {check.name.ljust(_NAME_WIDTH)}  {printable(check.text + advice)}"
 
 
 def conclusion(found: Sequence[Check]) -> str:
@@ -106,11 +108,6 @@ def in_colour() -> bool:
     """Whether standard output shows colours, and is wanted to."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in (None, "", "dumb")
     return sys.stdout.isatty() and not plain
-
-
-def _plain(text: str) -> str:
-    """What other programs said never reaches the terminal as a control sequence."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _printable(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from dpwatch.argument_parser import Commands
 from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
 
 EXAMPLES = """\
@@ -18,8 +19,8 @@ Every host of a run needs the same keys: on a shared home it is done, otherwise 
 """
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the command."""
+def add(commands: Commands) -> None:
+    """Adds the command."""
     parser = commands.add_parser(
         "keys",
         help="make the keys that join a run's hosts",

@@ -6,14 +6,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from dpwatch.cli.output import number, percent
 from dpwatch.run.derive.comparison import Figures, figures, labels, traffic_bytes
 from dpwatch.run.model.largest_batch import LargestBatch
 from dpwatch.run.model.snapshot import Rank, Run
 from dpwatch.text_safety import printable
+from dpwatch.units import UNKNOWN, mebibytes
 
-UNKNOWN = "–"
-
-_MIB = 1 << 20
 _CATEGORIES = ("params", "grads", "optimizer", "activations")
 
 Cell = Callable[[Figures], str]
@@ -67,17 +66,17 @@ def _columns(rows: Sequence[Figures]) -> list[_Column]:
     return [
         _Column(title="strategy", cell=lambda r: _name(r.run, names[id(r)])),
         *(_Column(title=f"{name} MiB", cell=_category(name)) for name in _CATEGORIES),
-        _Column(title="peak d0 MiB", cell=lambda r: _mebibytes(r.peak0)),
-        _Column(title="peak others MiB", cell=lambda r: _mebibytes(r.peak_others_max)),
+        _Column(title="peak d0 MiB", cell=lambda r: _size(r.peak0)),
+        _Column(title="peak others MiB", cell=lambda r: _size(r.peak_others_max)),
         *([_Column(title="peak host MiB", cell=_peak_host)] if host else ()),
-        _Column(title="traffic d0 MiB/step", cell=lambda r: _mebibytes(r.traffic0)),
-        _Column(title="traffic others MiB/step", cell=lambda r: _mebibytes(r.traffic_others)),
-        _Column(title="step ms", cell=lambda r: _number(r.step_ms, 1)),
-        _Column(title="samples/s", cell=lambda r: _number(r.samples_per_s, 1)),
-        _Column(title="exposed", cell=lambda r: _percent(r.exposed_share)),
-        _Column(title="GIL", cell=lambda r: _percent(r.gil_wait)),
+        _Column(title="traffic d0 MiB/step", cell=lambda r: _size(r.traffic0)),
+        _Column(title="traffic others MiB/step", cell=lambda r: _size(r.traffic_others)),
+        _Column(title="step ms", cell=lambda r: number(r.step_ms, 1)),
+        _Column(title="samples/s", cell=lambda r: number(r.samples_per_s, 1)),
+        _Column(title="exposed", cell=lambda r: percent(r.exposed_share)),
+        _Column(title="GIL", cell=lambda r: percent(r.gil_wait)),
         *([_Column(title="largest batch", cell=_batch)] if batch else ()),
-        _Column(title="loss", cell=lambda r: _number(r.loss, 3)),
+        _Column(title="loss", cell=lambda r: number(r.loss, 3)),
     ]
 
 
@@ -90,7 +89,7 @@ def _category(name: str) -> Cell:
     """Device 0's bytes at its peak, and behind a slash those of the fullest other device."""
 
     def cell(row: Figures) -> str:
-        own, other = (_mebibytes(_held(rank, name)) for rank in (row.first, row.fullest))
+        own, other = (_size(_held(rank, name)) for rank in (row.first, row.fullest))
         return own if row.fullest is None else f"{own} / {other}"
 
     return cell
@@ -102,7 +101,7 @@ def _held(rank: Rank | None, name: str) -> int | None:
 
 
 def _peak_host(row: Figures) -> str:
-    return _mebibytes(row.host.memory.peak_bytes) if row.host else UNKNOWN
+    return _size(row.host.memory.peak_bytes) if row.host else UNKNOWN
 
 
 def _batch(row: Figures) -> str:
@@ -118,7 +117,7 @@ def _notes(rows: Sequence[Figures]) -> list[str]:
     ]
     for row in rows:
         if row.host is not None:
-            moved = _mebibytes(traffic_bytes(row.host))
+            moved = _size(traffic_bytes(row.host))
             name = row.run.strategy
             notes.append(f"{name}: its server on the host sends and receives {moved} MiB a step.")
     if any(row.cores_short for row in rows):
@@ -129,16 +128,8 @@ def _notes(rows: Sequence[Figures]) -> list[str]:
     return [printable(note) for note in notes]
 
 
-def _mebibytes(nbytes: float | None) -> str:
-    return UNKNOWN if nbytes is None else f"{nbytes / _MIB:.2f}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return UNKNOWN if value is None else f"{value:.{digits}f}"
-
-
-def _percent(share: float | None) -> str:
-    return UNKNOWN if share is None else f"{share:.0%}"
+def _size(nbytes: float | None) -> str:
+    return mebibytes(nbytes, 2)
 
 
 def _safe(cell: str) -> str:

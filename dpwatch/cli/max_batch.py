@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from dpwatch.cli.errors import FINE, CommandError
-from dpwatch.cli.markdown import UNKNOWN
 from dpwatch.cli.markdown import table as markdown_table
-from dpwatch.cli.output import columns, formatted, mebibytes
+from dpwatch.cli.output import columns, formatted
 from dpwatch.demo.max_batch import (
     MaxBatches,
     News,
@@ -19,6 +18,7 @@ from dpwatch.demo.max_batch import (
 )
 from dpwatch.run.model.largest_batch import LargestBatch
 from dpwatch.trainer.config import TrainConfig
+from dpwatch.units import UNKNOWN, mebibytes
 
 FAILED = 1
 

@@ -11,8 +11,7 @@ from dpwatch.run.derive.comparison import peaks_of_processes
 from dpwatch.run.derive.issuers import recent
 from dpwatch.run.model.snapshot import SCHEMA, Alert, HostGpu, HostView, Rank, Run, Summary
 from dpwatch.text_safety import escaped, printable
-
-UNKNOWN = "–"
+from dpwatch.units import UNKNOWN, mebibytes
 
 _COLUMNS = (
     ("rank", 4),
@@ -67,11 +66,11 @@ def gpu_table(gpus: Sequence[HostGpu]) -> str:
     rows = [
         [
             f"{gpu.host} {gpu.index} {gpu.name}".strip(),
-            _percent(gpu.util),
+            percent(gpu.util),
             mebibytes(gpu.used_bytes),
             mebibytes(gpu.capacity_bytes),
-            _number(gpu.temperature_c, 0),
-            _number(gpu.power_w, 0),
+            number(gpu.temperature_c, 0),
+            number(gpu.power_w, 0),
         ]
         for gpu in gpus
     ]
@@ -108,9 +107,9 @@ def _collectives(run: Run) -> list[str]:
             each.op,
             each.group,
             str(each.ranks),
-            _number(each.count_per_step, 1 if (each.count_per_step or 0) >= 1 else 2),
+            number(each.count_per_step, 1 if (each.count_per_step or 0) >= 1 else 2),
             UNKNOWN if each.bytes_per_step is None else str(each.bytes_per_step),
-            _number(each.latency_ms.p50, 2),
+            number(each.latency_ms.p50, 2),
             UNKNOWN
             if each.last_arrival is None
             else f"rank {each.last_arrival.rank} ({each.last_arrival.share:.0%})",
@@ -130,7 +129,7 @@ def _issuers(run: Run) -> list[str]:
         [
             f"{each.framework}: {each.purpose or each.function.rpartition('.')[2]}",
             f"{each.dtype} {each.op}".strip(),
-            _number(each.count_per_step, 1 if (each.count_per_step or 0) >= 1 else 2),
+            number(each.count_per_step, 1 if (each.count_per_step or 0) >= 1 else 2),
             UNKNOWN if each.bytes_per_step is None else str(each.bytes_per_step),
         ]
         for each in found
@@ -144,8 +143,8 @@ def _block(run: Run) -> str:
     lines = [
         f"{run.title or run.run_id} · {run.strategy or 'strategy unknown'} · "
         f"{len(run.ranks)} × {where} · {run.state} · step {steps}",
-        f"loss {_number(run.loss.first, 3)} → {_number(run.loss.last, 3)} · "
-        f"{_number(run.samples_per_s, 1)} samples/s · device 0 against the others: "
+        f"loss {number(run.loss.first, 3)} → {number(run.loss.last, 3)} · "
+        f"{number(run.samples_per_s, 1)} samples/s · device 0 against the others: "
         f"peak {_ratio(run.balance.peak_device0_over_median)}, "
         f"traffic {_ratio(run.balance.traffic_device0_over_median)}",
         " ".join(name.rjust(width) for name, width in _COLUMNS),
@@ -184,27 +183,24 @@ def _row(rank: Rank) -> str:
         rank.device,
         rank.state,
         str(rank.steps),
-        _number(rank.step_ms.p50, 1),
+        number(rank.step_ms.p50, 1),
         mebibytes(rank.memory.peak_bytes),
         mebibytes(rank.sent_bytes_per_step),
         mebibytes(rank.received_bytes_per_step),
-        _percent(rank.gil_wait),
-        _percent(rank.idle),
-        _percent(rank.runqueue_wait),
+        percent(rank.gil_wait),
+        percent(rank.idle),
+        percent(rank.runqueue_wait),
     )
     return " ".join(c.rjust(width) for c, (_, width) in zip(cells, _COLUMNS, strict=True))
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """A number with so many decimals, `–` for None."""
     return UNKNOWN if value is None else f"{value:.{digits}f}"
 
 
-def mebibytes(nbytes: float | None) -> str:
-    """Bytes in MiB, `–` where unknown."""
-    return UNKNOWN if nbytes is None else f"{nbytes / (1 << 20):.1f}"
-
-
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A fraction as a whole percentage, `–` for None."""
     return UNKNOWN if share is None else f"{share:.0%}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 import dpwatch
+from dpwatch.argument_parser import OneLineParser
 from dpwatch.cli import completion, config, demo, doctor, keys, run, ssh, stacks, watch
 
 EXAMPLES = """\
@@ -26,8 +27,6 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from dpwatch.trainer.options import OneLineParser
-
     parser: argparse.ArgumentParser = OneLineParser(
         prog="dpwatch",
         description="See, live, what a distributed PyTorch training run is doing.",

@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpwatch.argument_parser import Commands
 from dpwatch.cli.errors import CommandError
 from dpwatch.text_safety import printable
 
@@ -43,8 +44,8 @@ FAILED = 1
 MEMORY = ("passive", "exact")
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the command."""
+def add(commands: Commands) -> None:
+    """Adds the command."""
     parser = commands.add_parser(
         "run",
         help="run your own training command with the probe in each of its processes",
@@ -249,8 +250,9 @@ def _is_settled(run: Run) -> bool:
 
     One that failed is not all there is to say.
     """
-    ends = ("finished", "failed", "lost")
-    over = run.state in ends and all(rank.state in ends for rank in run.ranks)
+    from dpwatch.run.model.snapshot import ENDED
+
+    over = run.state in ENDED and all(rank.state in ENDED for rank in run.ranks)
     return over and run.command_exit is not None
 
 

@@ -1,8 +1,8 @@
-"""What the viewer can be told by a flag, by the environment or in a file; that is its order, too.
+"""The viewer's settings: from a flag, else the environment, else a file, else the default.
 
-The file is TOML: what `DPWATCH_CONFIG` names, else `$XDG_CONFIG_HOME/dpwatch/config.toml`, else
-`~/.config/dpwatch/config.toml`, which need not be there. A setting's key, flag and variable are one
-name: `remote-dir`, `--remote-dir`, `DPWATCH_REMOTE_DIR`.
+The file is TOML: `$DPWATCH_CONFIG`, else `$XDG_CONFIG_HOME/dpwatch/config.toml`, else
+`~/.config/dpwatch/config.toml`, which need not exist. Key, flag and variable share one name:
+`remote-dir`, `--remote-dir`, `DPWATCH_REMOTE_DIR`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,23 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta
 
 from dpwatch.cli.errors import CommandError
 
 FILE_VARIABLE = "DPWATCH_CONFIG"
-THEMES = ("dark", "light", "contrast", "safe")
 FLAG, DEFAULT = "flag", "default"
+
+
+Seconds = Annotated[float, Meta(ge=0.1, le=10)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+NonEmpty = Annotated[str, Meta(min_length=1)]
+Theme = Literal["dark", "light", "contrast", "safe"]
+THEMES: tuple[str, ...] = get_args(Theme)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,23 +37,22 @@ class Setting:
     """One setting.
 
     Attributes:
-        key: Its name in the file, from which flag and variable follow.
-        default: Its value where nobody says anything, None for none.
-        read: Turns TOML's value, or a text, into the setting's.
-
-    Raises:
-                ValueError: It is none of the allowed values.
-        allowed: These, in words. Asked for only when they are to be told.
+        key: Its name in the file; the flag and the variable are derived from it.
+        type: What its value is converted to, with the allowed range.
+        default: Its value where none is given, None for none.
+        allowed: The allowed values, in words. Called only when they are shown.
         help: What it is for.
-        names: The allowed values one by one, where they can be counted. Slow, as `allowed` is.
+        names: The allowed values one by one, where they can be counted. May be slow to call.
+        choose: Turns a value of `type` into one of `names`, or raises ValueError.
     """
 
     key: str
+    type: Any
     default: Any
-    read: Callable[[Any], Any]
     allowed: Callable[[], str]
     help: str
     names: Callable[[], Sequence[str]] | None = None
+    choose: Callable[[str], str] | None = None
 
     @property
     def variable(self) -> str:
@@ -57,50 +64,22 @@ class Setting:
         """Its name among the parsed options."""
         return self.key.replace("-", "_")
 
+    def read(self, value: Any) -> Any:
+        """Converts a TOML value, or the text of a flag or variable.
+
+        Raises:
+            ValueError: The value is not allowed.
+        """
+        found = msgspec.convert(value, self.type, strict=not isinstance(value, str))
+        return found if self.choose is None else self.choose(found)
+
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A setting's value, and who said so: `flag`, a variable's name, a file's path or `default`."""
+    """A setting's value and its origin: `flag`, a variable's name, a file's path or `default`."""
 
     value: Any
     origin: str
-
-
-def _switch(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    known = {"1": True, "true": True, "0": False, "false": False}
-    if isinstance(value, str) and value.lower() in known:
-        return known[value.lower()]
-    raise ValueError(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(value)
-    return value
-
-
-def _one_of(names: Callable[[], Sequence[str]], value: Any) -> str:
-    if not isinstance(value, str) or value not in names():
-        raise ValueError(value)
-    return value
-
-
-def _seconds(value: Any) -> float:
-    seconds = float(value) if isinstance(value, str) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise ValueError(value)
-    if not 0.1 <= seconds <= 10:
-        raise ValueError(value)
-    return float(seconds)
-
-
-def _port(value: Any) -> int:
-    port = int(value) if isinstance(value, str) else value
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 1 << 16:
-        raise ValueError(value)
-    return port
 
 
 def _views() -> Sequence[str]:
@@ -109,16 +88,16 @@ def _views() -> Sequence[str]:
     return [view.name for view in VIEWS]
 
 
-def _view(value: Any) -> str:
-    """A view's name, from that or what the screen says of it: its digit, its title."""
+def _view(given: str) -> str:
+    """A view's name, from its name, its title or its digit."""
     from dpwatch.tui.views.registry import VIEWS
     from dpwatch.tui.widgets.view import digit
 
     for index, view in enumerate(VIEWS):
-        said = (view.name, view.title, view.short, digit(index) if view.short else "")
-        if str(value).casefold() in {each.casefold() for each in said if each}:
+        shown = (view.name, view.title, view.short, digit(index) if view.short else "")
+        if given.casefold() in {each.casefold() for each in shown if each}:
             return view.name
-    raise ValueError(value)
+    raise ValueError(given)
 
 
 def _sorts() -> Sequence[str]:
@@ -127,96 +106,103 @@ def _sorts() -> Sequence[str]:
     return list(SORTS)
 
 
-def _words(names: Callable[[], Sequence[str]]) -> str:
-    *most, last = names()
+def _sort(given: str) -> str:
+    if given not in _sorts():
+        raise ValueError(given)
+    return given
+
+
+def _words(names: Sequence[str]) -> str:
+    *most, last = names
     return f"{', '.join(most)} or {last}"
 
 
-def _themes() -> Sequence[str]:
-    return THEMES
-
-
-def _choice(key: str, default: Any, names: Callable[[], Sequence[str]], help: str) -> Setting:
-    return Setting(
-        key=key,
-        default=default,
-        read=partial(_one_of, names),
-        allowed=partial(_words, names),
-        help=help,
-        names=names,
-    )
-
-
 SCREEN = (
-    _choice("theme", "dark", _themes, "the screen's colours"),
+    Setting(
+        key="theme",
+        type=Theme,
+        default="dark",
+        allowed=lambda: _words(THEMES),
+        help="the screen's colours",
+        names=lambda: THEMES,
+    ),
     Setting(
         key="ascii",
+        type=bool,
         default=False,
-        read=_switch,
         allowed=lambda: "true or false",
-        help="draw with ASCII characters alone",
+        help="draw with ASCII characters only",
     ),
     Setting(
         key="interval",
+        type=Seconds,
         default=0.25,
-        read=_seconds,
         allowed=lambda: "seconds from 0.1 to 10",
-        help="how often the screen takes in what is new",
+        help="how often the screen refreshes",
     ),
     Setting(
         key="view",
+        type=str,
         default="overview",
-        read=_view,
-        allowed=lambda: f"{_words(_views)}, or a view's digit",
-        help="the view to begin with",
+        allowed=lambda: f"{_words(_views())}, or a view's digit",
+        help="the view to start with",
         names=_views,
+        choose=_view,
     ),
-    _choice("sort", None, _sorts, "the overview's column to sort by at first"),
+    Setting(
+        key="sort",
+        type=str,
+        default=None,
+        allowed=lambda: _words(_sorts()),
+        help="the column the overview is sorted by at first",
+        names=_sorts,
+        choose=_sort,
+    ),
 )
-"""What every command with a screen takes."""
+"""Settings of every command with a screen."""
 
 WEB = (
     Setting(
         key="port",
+        type=Port,
         default=0,
-        read=_port,
-        allowed=lambda: "a port, 0 for any that is free",
-        help="where --web listens",
+        allowed=lambda: "a port, 0 for any free one",
+        help="the port --web listens on",
     ),
 )
 SSH = (
     Setting(
         key="ssh",
+        type=NonEmpty,
         default="ssh",
-        read=_text,
         allowed=lambda: "a command and its options",
-        help="what `dpwatch ssh` calls",
+        help="the ssh command that `dpwatch ssh` runs",
     ),
     Setting(
         key="remote-dir",
+        type=NonEmpty,
         default=None,
-        read=_text,
         allowed=lambda: "a directory",
-        help="DPWATCH_RUNTIME_DIR on the hosts of `dpwatch ssh`, where that is set",
+        help="DPWATCH_RUNTIME_DIR on the hosts of `dpwatch ssh`, if it is set there",
     ),
     Setting(
         key="remote-dpwatch",
+        type=NonEmpty,
         default="dpwatch",
-        read=_text,
         allowed=lambda: "a path, or a name on the PATH there",
-        help="dpwatch on the hosts of `dpwatch ssh`, where it is not on the PATH",
+        help="dpwatch on the hosts of `dpwatch ssh`, if it is not on the PATH there",
     ),
 )
 SETTINGS = (*SCREEN, *WEB, *SSH)
 
 
 def config_file(environ: Mapping[str, str] | None = None) -> tuple[Path, bool]:
-    """Where the settings' file is, and whether somebody has named it, so that it must be there."""
+    """The settings file, and whether it must exist because `DPWATCH_CONFIG` names it."""
     environ = os.environ if environ is None else environ
     if named := environ.get(FILE_VARIABLE):
         return Path(named).expanduser(), True
     base = environ.get("XDG_CONFIG_HOME", "")
-    # A relative one is to be ignored, says the specification.
+    # The XDG specification says to ignore a relative path.
     folder = Path(base) if os.path.isabs(base) else Path("~/.config").expanduser()
     return folder / "dpwatch" / "config.toml", False
 
@@ -228,13 +214,13 @@ def effective(
 
     Args:
         options: Parsed; a flag that was not given is absent or None.
-        settings: Those that are asked for. The file's others have to be known, not good.
+        settings: Those to read. Other keys of the file must be known; their values aren't checked.
 
     Raises:
-        CommandError: A value is none, or the file can't be read.
+        CommandError: A value is not allowed, or the file can't be read.
     """
-    path, must_be = config_file()
-    table = _from_file(path, must_be=must_be)
+    path, must_exist = config_file()
+    table = _from_file(path, must_exist=must_exist)
     return {each.key: _told(each, options, table, path) for each in settings}
 
 
@@ -255,19 +241,19 @@ def _read(setting: Setting, value: Any, where: str) -> Any:
     try:
         return setting.read(value)
     except ValueError:
-        raise CommandError(f"{where} = {value!r}: should be {setting.allowed()}") from None
+        raise CommandError(f"{where} = {value!r}: must be {setting.allowed()}") from None
 
 
-def _from_file(path: Path, *, must_be: bool) -> dict[str, Any]:
-    """The file's keys and values, none where it need not be there and is not."""
+def _from_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
+    """The file's keys and values; none where it doesn't exist and needn't."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        if not must_be:
+        if not must_exist:
             return {}
-        raise CommandError(f"there is no {path}, which {FILE_VARIABLE} names") from None
+        raise CommandError(f"{FILE_VARIABLE} names {path}, which does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise CommandError(f"can't read {path}: {why}") from None
     if sys.version_info >= (3, 11):
         import tomllib
@@ -276,11 +262,13 @@ def _from_file(path: Path, *, must_be: bool) -> dict[str, Any]:
     try:
         table = {key.replace("_", "-"): value for key, value in tomllib.loads(text).items()}
     except tomllib.TOMLDecodeError as error:
-        raise CommandError(f"{path} is no TOML: {error}") from None
+        raise CommandError(f"{path} is not TOML: {error}") from None
     known = [setting.key for setting in SETTINGS]
     for key in table:
         if key not in known:
             near = get_close_matches(key, known, 1)
-            guess = f"do you mean {near[0]!r}? " if near else ""
-            raise CommandError(f"{path}: unknown key {key!r}; {guess}there are: {', '.join(known)}")
+            guess = f"did you mean {near[0]!r}? " if near else ""
+            raise CommandError(
+                f"{path}: unknown key {key!r}; {guess}known keys: {', '.join(known)}"
+            )
     return table

@@ -1,4 +1,4 @@
-"""Signals that end a command: it cleans up after itself, then ends as if by that signal."""
+"""SIGTERM and SIGHUP: the command cleans up, then exits with 128 + the signal's number."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def end_cleanly() -> None:
-    """From here on SIGTERM and SIGHUP unwind the main thread, so that `finally` blocks run."""
+    """Makes SIGTERM and SIGHUP unwind the main thread, so that `finally` blocks run."""
     for signum in ENDING:
         signal.signal(signum, _end)
 
 
 def _end(signum: int, frame: FrameType | None) -> None:
     for each in ENDING:
-        signal.signal(each, signal.SIG_IGN)  # a second one must not cut the cleaning short
+        signal.signal(each, signal.SIG_IGN)  # a second one must not interrupt the clean-up
     sys.exit(128 + signum)

@@ -9,6 +9,7 @@ import sys
 import threading
 from importlib import import_module
 
+from dpwatch.argument_parser import Commands
 from dpwatch.cli import settings, watch
 from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
 from dpwatch.text_safety import printable
@@ -25,8 +26,8 @@ Of a host without a run the GPUs are shown, where nvidia-smi is on its PATH or a
 """
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the command."""
+def add(commands: Commands) -> None:
+    """Adds the command."""
     parser = commands.add_parser(
         "ssh",
         help="watch runs on other hosts, over OpenSSH",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 import dpwatch
+from dpwatch.argument_parser import Commands
 from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, USAGE, CommandError
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ class Stacks(msgspec.Struct, frozen=True):
     runs: list[RunStacks]
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the command."""
+def add(commands: Commands) -> None:
+    """Adds the command."""
     parser = commands.add_parser(
         "stacks",
         help="print the Python stacks of a live run's ranks",
@@ -137,9 +138,11 @@ def _asked(watcher: Watcher, ranks: tuple[int, ...]) -> list[RunView]:
         )
     known = {rank.rank for view in before.values() for rank in view.run.ranks}
     if unknown := set(ranks) - known:
-        from dpwatch.run.model.stacks import spans
+        from dpwatch.run.model.ranks import name_ranks
 
-        raise CommandError(f"there is no {spans(unknown)}; this host has {spans(known)}", USAGE)
+        raise CommandError(
+            f"there is no {name_ranks(unknown)}; this host has {name_ranks(known)}", USAGE
+        )
     for run_id in before:
         watcher.ask_stacks(run_id, ranks)
     deadline = time.monotonic() + PATIENCE_S

@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Sequence
 
 from dpwatch.cli.errors import FINE, CommandError
-from dpwatch.cli.markdown import UNKNOWN
 from dpwatch.cli.markdown import table as markdown_table
-from dpwatch.cli.output import columns, formatted, mebibytes
+from dpwatch.cli.output import columns, formatted
 from dpwatch.cli.progress import teller
 from dpwatch.demo.session import Session
 from dpwatch.demo.sweep import Point, Sweep, summary
 from dpwatch.trainer.config import TrainConfig
+from dpwatch.units import UNKNOWN, mebibytes
 
 CHART_HEIGHT = 12
 MOST_COLUMNS = 100

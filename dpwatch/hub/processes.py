@@ -13,6 +13,8 @@ import select
 import struct
 from pathlib import Path
 
+from dpwatch.runtime.processes import exists
+
 _EXIT_CODE = -1
 """The last field of `/proc/PID/stat`: the status that `wait` will return."""
 
@@ -86,12 +88,8 @@ class Processes:
 
 def runs(pid: int) -> bool:
     """Whether a process exists and is no zombie waiting for its parent."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+    if not exists(pid):
         return False
-    except PermissionError:
-        return True
     stat = _stat(pid)
     return not stat or stat[0] not in ("Z", "X")
 

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from dpwatch.runtime import launcher_env
+from dpwatch.runtime.processes import exists
 from dpwatch.runtime.run_dir import RunDir, is_locked, opened, read_small
 from dpwatch.wire.messages import PROTOCOL_VERSION
 
@@ -101,22 +102,12 @@ def can_fulfil(wanted: HubRequest) -> bool:
     """Whether a hub started from here would suit the rank, and the rank is still alive."""
     if wanted.protocol != PROTOCOL_VERSION or wanted.namespace != _pid_namespace():
         return False
-    return _lives(wanted.pid)
+    return exists(wanted.pid)
 
 
 def is_stale(wanted: HubRequest) -> bool:
     """Whether the requesting rank has ended, as far as that can be seen from here."""
-    return wanted.namespace == _pid_namespace() and not _lives(wanted.pid)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return wanted.namespace == _pid_namespace() and not exists(wanted.pid)
 
 
 def _pid_namespace() -> str:

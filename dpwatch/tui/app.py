@@ -9,7 +9,7 @@ import asyncio
 import gc
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, cast
@@ -18,6 +18,7 @@ from textual import events, on
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
+from textual.filter import LineFilter
 from textual.geometry import Size
 from textual.reactive import var
 from textual.screen import Screen
@@ -25,9 +26,9 @@ from textual.scroll_view import ScrollView
 from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Input, Static
 
+from dpwatch.text_safety import clean
 from dpwatch.tui.commands import COMMANDS
 from dpwatch.tui.draw.palette import THEMES
-from dpwatch.tui.draw.text import clean
 from dpwatch.tui.render.ascii import PlainFilter, PlainScrollBar
 from dpwatch.tui.render.driver import lasting, terminal_size
 from dpwatch.tui.render.line_widget import Ground
@@ -41,7 +42,7 @@ from dpwatch.tui.views.stacks.widget import AsksStacks, StackPanel
 from dpwatch.tui.views.waiting_and_help import MIN_HEIGHT, MIN_WIDTH, too_small_line
 from dpwatch.tui.widgets.base import Chosen
 from dpwatch.tui.widgets.footer import KeysLine
-from dpwatch.tui.widgets.rank_list import Key, Pinned
+from dpwatch.tui.widgets.rank_list import Key, RankList
 from dpwatch.tui.widgets.rank_table import RankTable
 from dpwatch.tui.widgets.view import digit
 
@@ -145,8 +146,7 @@ class DashboardApp(Moments):
     ) -> None:
         super().__init__(source, interval_s)
         self.set_class(ascii_only, "ascii")
-        if ascii_only:
-            self._filters.append(PlainFilter())
+        self._plain = [PlainFilter()] if ascii_only else []
         self.title = clean(title, 40)
         self._waiting_text = waiting_text
         self._panels = Panels(initial="waiting", id="panels")
@@ -166,6 +166,10 @@ class DashboardApp(Moments):
     def get_default_screen(self) -> Screen[None]:
         """See Textual."""
         return Base(id="_default")
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Textual's, and the one that writes ASCII only."""
+        return [*super().get_line_filters(), *self._plain]
 
     def get_driver_class(self) -> type[Driver]:
         """The platform's driver, which here outlives its terminal."""
@@ -267,7 +271,7 @@ class DashboardApp(Moments):
         made = BY_NAME[name].make()
         made.display = False  # the switcher hides what it began with, not what is mounted later
         self._panels.mount(made)
-        if isinstance(made, Pinned) and self._chosen is not None:
+        if isinstance(made, RankList) and self._chosen is not None:
             made.select(self._chosen)
         if isinstance(made, ScrollView):
             self._make_plain(made)
@@ -403,10 +407,9 @@ class DashboardApp(Moments):
         if message.key is None:
             self.panel = "overview"
             return
-        self.query_one(RankTable).select(message.key)
         self._chosen = message.key
-        for pinned in self.query(Pinned):
-            pinned.select(message.key)
+        for ranks in self.query(RankList):
+            ranks.select(message.key)
         self.query_one(RankDetail).key = message.key
         self.panel = "rank"
 

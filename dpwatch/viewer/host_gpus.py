@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dpwatch.quantiles import median
 from dpwatch.run.model.snapshot import GpuProcess, HostGpu
-from dpwatch.run.state.series import median
+from dpwatch.units import size
 
 EVERY_S = 1.0
 FAR_MORE = 1.5
@@ -93,23 +94,19 @@ class HostGpus:
 def imbalance(gpus: Sequence[HostGpu]) -> str:
     """A sentence where one GPU holds far more memory than the rest, else ""."""
     used = [gpu.used_bytes for gpu in gpus]
-    if len(gpus) < 2 or any(size is None for size in used):
+    if len(gpus) < 2 or None in used:
         return ""
     fullest = max(gpus, key=lambda gpu: gpu.used_bytes or 0)
     most = fullest.used_bytes or 0
     rest = median(gpu.used_bytes for gpu in gpus if gpu is not fullest) or 0.0
     if most < FAR_MORE * rest or most - rest < LEAST_MORE_BYTES:
         return ""
-    gib = 1 << 30
     hint = (
         ": nn.DataParallel does that, which gathers on one device"
         if fullest.index == min(gpu.index for gpu in gpus)
         else ""
     )
-    return (
-        f"GPU {fullest.index} holds {most / gib:.1f} GiB where the others hold "
-        f"{rest / gib:.1f} GiB{hint}"
-    )
+    return f"GPU {fullest.index} holds {size(most)} where the others hold {size(rest)}{hint}"
 
 
 def _process(told: Any) -> GpuProcess:

@@ -75,7 +75,7 @@ def test_another_file_can_be_named(file, tmp_path, monkeypatch):
     file('theme = "safe"')
     other = tmp_path / "other.toml"
     monkeypatch.setenv("DPWATCH_CONFIG", str(other))
-    assert refused() == f"there is no {other}, which DPWATCH_CONFIG names"
+    assert refused() == f"DPWATCH_CONFIG names {other}, which does not exist"
     other.write_text('view = "memory"')
     assert found()["view"] == settings.Told("memory", str(other))
     assert found()["theme"].origin == "default"
@@ -90,21 +90,21 @@ def test_a_relative_place_is_none(file, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ('theme = "blue"', "theme = 'blue': should be dark, light, contrast or safe"),
-        ("theme = 3", "theme = 3: should be dark, light"),
-        ('ascii = "perhaps"', "ascii = 'perhaps': should be true or false"),
-        ("ascii = 1", "ascii = 1: should be true or false"),
-        ("interval = 0", "interval = 0: should be seconds from 0.1 to 10"),
-        ("interval = true", "should be seconds"),
-        ("interval = nan", "should be seconds"),
-        ('interval = ["often"]', "should be seconds"),
-        ('view = "11"', "view = '11': should be overview, "),
-        ('sort = "name"', "sort = 'name': should be step time, "),
-        ("port = 70000", "port = 70000: should be a port"),
-        ('ssh = ""', "ssh = '': should be a command"),
-        ('colour = "x"', "unknown key 'colour'; there are: theme, ascii, "),
-        ('thme = "x"', "unknown key 'thme'; do you mean 'theme'? there are: theme, "),
-        ("theme = ", "is no TOML: "),
+        ('theme = "blue"', "theme = 'blue': must be dark, light, contrast or safe"),
+        ("theme = 3", "theme = 3: must be dark, light"),
+        ('ascii = "perhaps"', "ascii = 'perhaps': must be true or false"),
+        ("ascii = 1", "ascii = 1: must be true or false"),
+        ("interval = 0", "interval = 0: must be seconds from 0.1 to 10"),
+        ("interval = true", "must be seconds"),
+        ("interval = nan", "must be seconds"),
+        ('interval = ["often"]', "must be seconds"),
+        ('view = "11"', "view = '11': must be overview, "),
+        ('sort = "name"', "sort = 'name': must be step time, "),
+        ("port = 70000", "port = 70000: must be a port"),
+        ('ssh = ""', "ssh = '': must be a command"),
+        ('colour = "x"', "unknown key 'colour'; known keys: theme, ascii, "),
+        ('thme = "x"', "unknown key 'thme'; did you mean 'theme'? known keys: theme, "),
+        ("theme = ", "is not TOML: "),
     ],
 )
 def test_what_is_wrong_in_the_file_is_one_line_with_its_place(file, line, says):
@@ -115,10 +115,10 @@ def test_what_is_wrong_in_the_file_is_one_line_with_its_place(file, line, says):
 
 
 def test_what_is_wrong_elsewhere_is_named_too(file, monkeypatch):
-    assert refused("--interval", "often").startswith("--interval = 'often': should be seconds")
+    assert refused("--interval", "often").startswith("--interval = 'often': must be seconds")
     assert "--port = 'x'" in refused_port(monkeypatch)
     monkeypatch.setenv("DPWATCH_VIEW", "nowhere")
-    assert refused().startswith("DPWATCH_VIEW = 'nowhere': should be overview, ")
+    assert refused().startswith("DPWATCH_VIEW = 'nowhere': must be overview, ")
 
 
 def refused_port(monkeypatch):
@@ -131,7 +131,7 @@ def refused_port(monkeypatch):
 def test_a_file_that_cannot_be_read(file, tmp_path, monkeypatch):
     path = file("")
     path.write_bytes(b"theme = '\xff'")
-    assert refused() == f"can't read {path}: it is no UTF-8 text"
+    assert refused() == f"can't read {path}: it is not UTF-8 text"
     monkeypatch.setenv("DPWATCH_CONFIG", str(tmp_path))
     assert refused() == f"can't read {tmp_path}: Is a directory"
 
@@ -159,7 +159,7 @@ def test_the_command_and_its_exit_code(tmp_path):
     done = dpwatch("config", XDG_CONFIG_HOME=str(tmp_path), DPWATCH_THEME="safe")
     assert done.returncode == 0
     assert 'theme = "safe"  # DPWATCH_THEME' in done.stdout
-    assert "(not there)" in done.stdout.splitlines()[0]
+    assert "(does not exist)" in done.stdout.splitlines()[0]
     done = dpwatch("config", DPWATCH_CONFIG=str(tmp_path / "none"))
     assert done.returncode == 2
     assert done.stdout == ""

@@ -148,7 +148,7 @@ def test_what_only_looks_like_trouble_is_no_alarm(kind, see):
     if kind == "slow_disk":
         for found in (alert for alert in seen.run["alerts"] if alert["kind"] == "hang"):
             assert found["ranks"] == [0]
-            assert "stands still" in found["text"]
+            assert "is stuck" in found["text"]
         spoken -= {"hang"}
     assert spoken - {"straggler", "wait_in_turn"} == set()
 

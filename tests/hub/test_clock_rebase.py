@@ -151,7 +151,7 @@ def test_a_silent_hosts_ranks_are_stale_and_not_lost():
     run = summarize(state)
     assert [row.state for row in run.ranks] == ["running", "running", "stale", "stale"]
     assert run.state == "running"
-    assert run.reason == "not heard of: there; its ranks are shown as last seen"
+    assert run.reason == "no report from there; its ranks are shown as last seen"
     assert run.other_hosts[0].silent_s is not None
 
 

@@ -125,7 +125,7 @@ def test_hubs_are_told_what_became_of_the_command():
         run = until(watcher, has("run", command_exit=3)).runs[0].run
         # Nobody has seen how the rank's process ended.
         assert run.state == "failed"
-        assert run.reason == "the command ended with exit code 3, and no rank said why"
+        assert run.reason == "the command ended with exit code 3, and no rank reported why"
 
 
 def test_ctrl_c_is_no_lost_rank():

@@ -12,7 +12,8 @@ from dpwatch.hub.stack_requests import EVERY_S, Asking
 from dpwatch.run.derive.stack_text import run_text
 from dpwatch.run.derive.stacks import seen
 from dpwatch.run.derive.summarize import view
-from dpwatch.run.model.stacks import groups, spans
+from dpwatch.run.model.ranks import name_ranks
+from dpwatch.run.model.stacks import groups
 from dpwatch.run.state import stacks
 from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
@@ -192,10 +193,11 @@ def test_silent_ranks_stand_together_however_long_each_is_silent():
         ([7], "rank 7"),
         ([1, 0], "ranks 0-1"),
         ([0, 1, 2, 5, 7, 8], "ranks 0-2, 5, 7-8"),
+        (range(0, 40, 2), "ranks 0, 2, 4, 6, 8, 10, 12, 14 and 12 more"),
     ],
 )
 def test_ranks_are_named_in_short(ranks, text):
-    assert spans(ranks) == text
+    assert name_ranks(ranks) == text
 
 
 def test_text_has_groups_or_each_thread_and_no_escapes():

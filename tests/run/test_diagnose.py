@@ -148,7 +148,7 @@ def test_oom_risk_names_the_device_why_and_what_to_do():
     assert finding.evidence["device"] == "vgpu:0"
     assert finding.evidence["share"] == 0.93
     assert finding.evidence["largest"] == "activations"
-    assert "vgpu:0 peaks at 93.0 MiB, 93% of its 100.0 MiB" in finding.text
+    assert "vgpu:0 peaks at 93.0 MiB, 93% of its 100 MiB" in finding.text
     assert "most of it activations (55.8 MiB)" in finding.text
     assert "device 0 gathers all logits" in finding.text
     assert "--activation-checkpointing" in finding.text

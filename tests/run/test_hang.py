@@ -68,7 +68,7 @@ def test_the_rank_that_has_not_come_is_named_with_the_call_and_all_places():
     assert found.evidence["doing"] == {"2": "still"}
     assert found.evidence["stuck_s"] == pytest.approx(3.995)
     assert "Rank 2 has not entered all_reduce at train.py:20" in found.text
-    assert "ranks 0, 1 and 3 have waited there" in found.text
+    assert "ranks 0-1, 3 have waited there" in found.text
 
 
 def test_silence_until_three_seconds_and_four_steps_are_over():
@@ -166,7 +166,7 @@ def test_who_waits_for_a_person_does_not_hang(inside, said):
     assert summarize(alone).state == "running"
     waited_for = finding(standing(waiting(20), after_s=3600, inside=inside))
     assert (waited_for.severity, waited_for.ranks) == ("warning", [2])
-    assert f"is at {said}: it waits for a person's next line or cell." in waited_for.text
+    assert f"is at {said}: it waits for someone to enter the next line or cell." in waited_for.text
 
 
 def test_a_rank_that_nothing_has_been_heard_of_holds_the_others_up():
@@ -214,7 +214,7 @@ def test_a_rank_that_calls_another_thing_is_named(odd):
     assert (found.kind, found.ranks, found.began) == ("desync", [1], 3)
     assert (found.evidence["group"], found.evidence["seq"]) == (WORLD, 6)
     assert found.evidence["op"] == "all_reduce"
-    assert "rank 1 called" in found.text
+    assert "Rank 1 called" in found.text
 
 
 def test_it_is_seen_in_heartbeats_of_calls_that_never_end():
@@ -320,12 +320,12 @@ def test_the_one_that_went_first_is_named(ends, first):
 def test_ranks_that_all_gave_up_waiting_are_named_together():
     state, found = died((1, RESET), (0, RESET))
     assert found is None  # what explains it may be on its way
-    assert summarize(state).reason.startswith("ranks 0, 1 gave up waiting: RuntimeError")
+    assert summarize(state).reason.startswith("ranks 0-1 gave up waiting: RuntimeError")
     apply(state, batch(Tick(), rank=HUB_RANK, now_ns=START_NS + 4 * SECOND))
     found = rank_lost.rule(summarize(state), state)
     assert (found.ranks, found.evidence["pattern"]) == ([0, 1], "gave_up")
-    assert "Ranks 0 and 1 gave up waiting" in found.text
-    assert "Ranks 2 and 3 still run" in found.text
+    assert "Ranks 0-1 gave up waiting" in found.text
+    assert "Ranks 2-3 are still running" in found.text
 
 
 def test_nobody_is_lost_who_finished_or_ran_out_of_memory():

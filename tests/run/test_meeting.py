@@ -55,9 +55,9 @@ def test_a_rank_that_nothing_has_been_heard_of():
         "pattern": "meeting", "missing": [2], "entered": [0, 1], "launched": 2,
     }  # fmt: skip
     assert found.text.startswith(
-        f"Rank 2 has not come to init_process_group at {HERE}; ranks 0 and 1 have waited there for "
-        "13 s, 2 of 3 ranks have come. Nothing has been heard of rank 2. The script asks for a "
-        "world of 3, the launcher has started 2"
+        f"Rank 2 has not reached init_process_group at {HERE}; ranks 0-1 have waited there for "
+        "13 s (2 of 3 ranks are there). Rank 2 has not reported. The script asks for 3 ranks, the "
+        "launcher has started 2"
     )
     assert summarize(state).world_size == 3
 
@@ -79,13 +79,13 @@ def test_a_rank_that_is_there_and_has_not_come_is_said_to_be_busy():
 def test_ranks_that_disagree_about_how_many_they_are():
     found = finding(standing({0: world(3), 1: world(2)}))
     assert found.severity == "critical"
-    assert "of rank 1 2, rank 0 3" in found.text
+    assert "rank 1 2, rank 0 3" in found.text
 
 
 def test_all_have_come_and_none_goes_on():
     found = finding(standing({r: world() for r in range(3)}))
     assert (found.ranks, found.severity) == ([0, 1, 2], "info")
-    assert "look at the network between them" in found.text
+    assert "check the network between them" in found.text
 
 
 def test_once_they_have_given_up_it_is_why():
@@ -109,4 +109,4 @@ def test_a_group_of_some_ranks():
     part = Meeting("new_group", 2, "1", [0, 2])
     found = finding(standing({0: part}, others=[1, 2]))
     assert found.ranks == [2]
-    assert found.text.startswith(f"Rank 2 has not come to new_group at {HERE}; rank 0 has waited")
+    assert found.text.startswith(f"Rank 2 has not reached new_group at {HERE}; rank 0 has waited")

@@ -77,7 +77,7 @@ def test_a_rank_that_has_been_a_step_ahead_since_a_certain_step():
     assert (found.kind, found.severity, found.ranks) == ("desync", "critical", [1])
     assert (found.began, found.evidence["pattern"]) == (12, "shift")
     assert found.evidence["ahead_steps"] == {"1": 1}
-    assert found.text.startswith("Since step 12 rank 1 is 1 step ahead of the others")
+    assert found.text.startswith("Rank 1 has been 1 step ahead of the others since step 12")
     run.step(20, 20, 20, times=9)  # back in step
     assert run.finding() is None or run.finding().evidence["ahead_steps"] != {"1": 1}
 
@@ -149,8 +149,8 @@ def test_the_oldest_call_under_way_is_compared_too():
     found = run.say(0, Beat(15, "forward", positions=[place])).finding()
     assert (found.ranks, found.evidence["seq"]) == ([0], 15)
     assert found.text.startswith(
-        "At call 15 of group default rank 0 called broadcast of 2.0 KiB float32 in step 15 at "
-        "train.py:38, the others barrier of 0 B in step 15 at train.py:39. "
+        "Rank 0 called broadcast of 2.00 KiB float32 in step 15 at train.py:38 where the others "
+        "called barrier of 0 B in step 15 at train.py:39 (group default, call 15). "
     )
 
 
@@ -204,7 +204,7 @@ def test_ranks_that_disagree_about_a_groups_members(how):
             run.say(r, Bye("failed", "RuntimeError: [gloo/x.cc] Connection reset by peer"))
     found = run.finding()
     assert (found.ranks, found.evidence["pattern"]) == ([0, 1, 2, 3], "members")
-    assert "ranks 0 and 3 have [0, 3], ranks 1 and 2 have [1, 2]" in found.text
+    assert "ranks 0, 3 have [0, 3], ranks 1-2 have [1, 2]" in found.text
     assert "made at train.py:22 <module>" in found.text
 
 

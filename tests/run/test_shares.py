@@ -136,9 +136,9 @@ def calling(
 @pytest.mark.parametrize(
     ("calls", "nbytes", "params", "pattern", "words"),
     [
-        (64, 1024, 64 * 1024, "many_calls", "64.0 KiB a step in 64 calls"),
-        (16, MIB, 2 * MIB, "repeated", "7 of 8 exchanges can be saved"),
-        (1, 84, MIB, "few_bytes", "84 B a step in 1 call, most"),
+        (64, 1024, 64 * 1024, "many_calls", "64.0 KiB per step in 64 calls"),
+        (16, MIB, 2 * MIB, "repeated", "saves 7 of 8 exchanges"),
+        (1, 84, MIB, "few_bytes", "84 B per step in 1 call, most"),
         (2, MIB, 2 * MIB, "bytes", "HSDP"),
         (2, MIB, None, "bytes", "HSDP"),
     ],
@@ -226,7 +226,7 @@ def test_what_one_rank_keeps_is_said_as_that_and_not_as_a_master():
     found = master_imbalance.rule(keeping(740, 140, 150, 140))
     assert (found.kind, found.severity, found.ranks) == ("master_imbalance", "info", [0])
     assert found.evidence["device0_held_bytes"] == 740 * MIB
-    assert "holds 740.0 MiB, 600.0 MiB more than the others (140.0 MiB)" in found.text
+    assert "holds 740 MiB, 600 MiB more than the others (140 MiB)" in found.text
     assert "only this rank keeps it" in found.text
     assert "DistributedDataParallel" not in found.text
     assert master_imbalance.rule(keeping(180, 140, 150, 140)) is None  # processes differ

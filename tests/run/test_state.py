@@ -5,6 +5,7 @@ import statistics
 import msgspec
 import pytest
 
+from dpwatch.quantiles import quantile
 from dpwatch.run.derive.summarize import summarize, view
 from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.model.snapshot import LANE_STEPS, LANES, Loss
@@ -14,7 +15,7 @@ from dpwatch.run.state.curves import CURVE_POINTS, Thinned
 from dpwatch.run.state.encoding import decode, encode
 from dpwatch.run.state.flush import flush
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import WINDOW, quantile
+from dpwatch.run.state.series import WINDOW
 from dpwatch.wire.messages import HUB_RANK, Beat, Bye, Collective, Tick, Transfer
 from tests.frames import (
     MS,

@@ -97,7 +97,7 @@ def test_a_rank_that_finished_while_others_still_call_is_the_cause(order):
             script.beat(r, at(WORLD, 20, ranks=3, ms=900, done=r == 0)).end(r, RESET)
     assert script.said() == [("critical", "hang", [1])]
     found = script.run.diagnoses[0]
-    assert found.text.startswith("Rank 1 has finished: it ended after 10 steps by itself, ")
+    assert found.text.startswith("Rank 1 has finished after 10 steps while the others go on. ")
     assert found.evidence["doing"] == {"1": "finished"}
     assert "rank 1 " in script.run.reason.lower()
     assert {a.kind for a in script.run.alerts} == {"hang"}  # nobody was blamed meanwhile

@@ -8,6 +8,7 @@ import pytest
 from dpwatch.trainer import registry
 from dpwatch.trainer.config import ConfigError, TrainConfig, new_run_id, parse_names
 from dpwatch.trainer.footprint import check_fits, parameter_count, predicted_bytes
+from dpwatch.units import size
 
 from .support import tiny
 
@@ -79,8 +80,7 @@ def test_a_model_that_does_not_fit_is_refused_with_both_figures():
     config = tiny("ddp", gpus=4, d_model=8192, layers=48, heads=64)
     with pytest.raises(ConfigError) as error:
         check_fits(config, available_bytes=16 << 30)
-    needed_gib = predicted_bytes(config) / 2**30
-    assert f"{needed_gib:,.1f} GiB" in str(error.value)
+    assert size(predicted_bytes(config)) in str(error.value)
     assert "16.0 GiB" in str(error.value)
     assert "reduce --d-model" in str(error.value)
 

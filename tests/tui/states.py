@@ -135,5 +135,20 @@ SHOWN = {
     "waiting": ("overview", "compare", "help"),
     "gpus": ("overview",),
     "thirteen": ("overview", "compare", "alerts", "how"),
+    "starting": ("overview", "heatmap", "memory", "timeline", "threads", "compare", "how", "rank"),
+    "stale": ("overview", "heatmap", "compare", "stacks"),
+    "lost": ("overview", "heatmap", "memory", "timeline", "threads", "compare", "alerts"),
+    "failed": ("overview", "heatmap", "compare", "alerts", "output"),
 }
-"""Screens worth looking at, where they are not all of them."""
+"""Screens that show something no other state does, where these are not all."""
+
+SMALL, USUAL, LARGE, LARGEST = (80, 24), (120, 35), (200, 60), (240, 70)
+SIZES = {
+    "normal": (SMALL, USUAL, LARGE, LARGEST),
+    "many": (SMALL, USUAL, LARGE),
+    "hung": (SMALL, USUAL),
+    "device_0": (SMALL, USUAL),
+    "thirteen": (SMALL, LARGE),
+    "hostile": (SMALL,),
+}
+"""Sizes to draw a state at; the others are drawn at the usual one: their layout is the same."""

@@ -16,13 +16,12 @@ amounts = st.lists(st.floats(min_value=0, max_value=1e12), min_size=1, max_size=
 def colors(bar):
     """Eighths of a cell in each colour."""
     found: dict[str, int] = {}
-    for segment in bar.spans:
-        text = bar.plain[segment.start : segment.end]
+    for text, style in bar.pieces:
         for char in text:
             part = " ▏▎▍▌▋▊▉█".find(char) if char in "▏▎▍▌▋▊▉█" else 0
             for style_color, eighths in (
-                (segment.style.color, part),
-                (segment.style.bgcolor, 8 - part),
+                (style.color, part),
+                (style.bgcolor, 8 - part),
             ):
                 if style_color is not None and eighths:
                     found[style_color.name] = found.get(style_color.name, 0) + eighths

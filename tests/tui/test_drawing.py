@@ -12,12 +12,13 @@ from msgspec.structs import replace
 
 from dpwatch.run.derive.comparison import others_median, peak_bytes
 from dpwatch.run.model import snapshot as s
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw.bar_segments import legend_lines, memory_parts
 from dpwatch.tui.draw.layout import beside, boxed, table
 from dpwatch.tui.draw.palette import palette
 from dpwatch.tui.draw.plot import _DOTS, Grid, Series, plot, sparkline
 from dpwatch.tui.draw.sentences import balance_sentence, devices_of, odd_states
-from dpwatch.tui.draw.text import clean, clip, fitted, left, line, right, wrapped
+from dpwatch.tui.draw.text import clip, fitted, left, line, right, wrapped
 from dpwatch.tui.snapshots.frame import Frame, latest_by_strategy, named_rows
 from dpwatch.tui.views.alerts.findings import diagnosis_lines, who, with_unit
 from dpwatch.tui.views.communication.tables import communication_lines
@@ -291,7 +292,7 @@ def test_evidence_carries_its_units():
     assert with_unit("loss", math.nan) == "nan"
     assert who([0]) == "rank 0"
     assert who([]) == "the whole run"
-    assert who(list(range(40))) == "40 ranks from 0 to 39"
+    assert who(range(40)) == "ranks 0-39"
 
 
 def test_copies_are_summed_by_kind():

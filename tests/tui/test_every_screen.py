@@ -1,6 +1,7 @@
-"""Every view in every state at every size, as text: what has been read and approved.
+"""Every view in every state, as text: what has been read and approved.
 
 `pytest tests/tui/test_every_screen.py --snapshot-update` renews them; they are there to be read.
+`states` says which screens and sizes of a state show something that no other does.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from dpwatch.tui.views.panels import RankDetail
 from dpwatch.tui.views.registry import VIEWS
 
 from .conftest import resized, screen_text
-from .states import SHOWN, STATES
+from .states import SHOWN, SIZES, SMALL, STATES, USUAL
 
 pytestmark = [pytest.mark.snapshot, pytest.mark.usefixtures("unseen")]
 
-SIZES, LARGEST = [(80, 24), (120, 35), (200, 60)], (240, 70)
 SCREENS = (*(view.name for view in VIEWS), "rank", "stacks")
 
 
@@ -61,9 +61,9 @@ def show(app, name):
 
 @pytest.mark.parametrize("state", STATES)
 async def test_every_screen(dashboard, pages, state):
-    sizes = [*SIZES, LARGEST] if state == "normal" else SIZES
+    sizes = SIZES.get(state, (USUAL,))
     drawn = {size: [] for size in sizes}
-    async with dashboard(*STATES[state](), size=SIZES[0]) as (app, pilot):
+    async with dashboard(*STATES[state](), size=SMALL) as (app, pilot):
         for name in SHOWN.get(state, SCREENS if state == "normal" else STATEFUL):
             show(app, name)
             # Resized, so that each view lays itself out anew: larger, and from the largest back.

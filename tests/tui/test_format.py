@@ -7,13 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpwatch import units
+from dpwatch.run.model import ranks
 from dpwatch.tui.draw import format as fmt
 
 from .conftest import calm
 
 
-def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(fmt).failed == 0
+@pytest.mark.parametrize("module", [fmt, ranks, units])
+def test_the_examples_in_the_docstrings_hold(module):
+    assert doctest.testmod(module).failed == 0
 
 
 @pytest.mark.parametrize(

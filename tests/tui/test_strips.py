@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
+from rich import text as rich
 from rich.style import Style
-from rich.text import Text
 from textual.strip import Strip
 
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import line
 from dpwatch.tui.render.strips import strip_of
 from dpwatch.tui.views.panels import Header
@@ -25,7 +26,7 @@ STYLES = [
 
 
 def step_by_step(text, width, widget, under):
-    whole = Text(end="").append_text(text)  # alone, `render` leaves out a style without a span
+    whole = rich.Text.assemble(*text.pieces, end="")
     strip = Strip(whole.render(widget.app.console)).adjust_cell_length(width)
     if under is not None:
         strip = strip.apply_style(under)
@@ -46,12 +47,12 @@ def lines():
         if dice.random() < 0.3:
             made.append("tail")
         if dice.random() < 0.3:
-            made.style = "bold"
+            made.stylize_before(Style(bold=True))
         if dice.random() < 0.3:
-            made.stylize("underline", 1, 5)
+            made.stylize(Style(underline=True), 1, 5)
         return made
 
-    return [Text(end=""), Text("plain", style="red", end=""), *(some() for _ in range(60))]
+    return [Text(), Text("plain", Style(color="red")), *(some() for _ in range(60))]
 
 
 async def test_it_is_what_rich_and_textual_draw_step_by_step(dashboard, lines):

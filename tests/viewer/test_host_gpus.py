@@ -104,8 +104,11 @@ def holding(*gib):
 @pytest.mark.parametrize(
     ("gib", "said"),
     [
-        ((10, 2, 2, 2), "GPU 0 holds 10.0 GiB where the others hold 2.0 GiB: nn.DataParallel does"),
-        ((2, 2, 9, 2), "GPU 2 holds 9.0 GiB where the others hold 2.0 GiB"),
+        (
+            (10, 2, 2, 2),
+            "GPU 0 holds 10.0 GiB where the others hold 2.00 GiB: nn.DataParallel does",
+        ),
+        ((2, 2, 9, 2), "GPU 2 holds 9.00 GiB where the others hold 2.00 GiB"),
         ((2.9, 2, 2), ""),
         ((0.9, 0.1, 0.1), ""),  # far more, and little
         ((10,), ""),

@@ -24,8 +24,3 @@ class Check(msgspec.Struct, frozen=True):
     text: str
     advice: str = ""
     value: str | int | float | bool | None = None
-
-
-def gibibytes(nbytes: int) -> str:
-    """Bytes in GiB."""
-    return f"{nbytes / (1 << 30):.1f} GiB"

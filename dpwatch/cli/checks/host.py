@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check, gibibytes
+from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check
 from dpwatch.cli.checks.child import ask
+from dpwatch.units import size
 
 NVML_S = 15.0
 """How long the driver may take; with a GPU that fell off the bus it takes for ever."""
@@ -78,12 +79,12 @@ def memory() -> Check:
         total = None
     limit = cgroup_limits.memory_limit()
     if limit is not None and (total is None or limit < total):
-        text = f"{gibibytes(limit)} by the control group"
-        text += "" if total is None else f", of this host's {gibibytes(total)}"
+        text = f"{size(limit)} by the control group"
+        text += "" if total is None else f", of this host's {size(total)}"
         return Check("memory", OK, text, value=limit)
     if total is None:
         return Check("memory", NOTE, "the system does not tell how much there is")
-    return Check("memory", OK, f"{gibibytes(total)}, no limit by a control group", value=total)
+    return Check("memory", OK, f"{size(total)}, no limit by a control group", value=total)
 
 
 def schedstat(path: Path = SCHEDSTAT) -> Check:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from dpwatch.run.state.series import median
+from dpwatch.quantiles import median
 from dpwatch.wire.calls import Kind, unpack
 from dpwatch.wire.messages import AnyRecord, Calls, Collective
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import compress
 
 from dpwatch.plan.traffic import bus_factor
+from dpwatch.quantiles import mean, quantile
 from dpwatch.run.derive.rank_metrics import (
     CallFigures,
     OpFigures,
@@ -26,7 +27,7 @@ from dpwatch.run.model.snapshot import (
 )
 from dpwatch.run.state.parts import LaneState, OpState, RankState, Route
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import CALLS, NBYTES, TIMED_NS, mean, quantile
+from dpwatch.run.state.series import CALLS, NBYTES, TIMED_NS
 from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import DeviceInfo, Step
 

@@ -62,10 +62,10 @@ PROMPTS = {"prompt": "at a prompt", "pdb": "at pdb's prompt"}
 _PHRASES = {
     "sleep": "asleep",
     "lock": "waiting for a lock",
-    "disk": "waiting for a disk or a network file system (in the kernel)",
+    "disk": "waiting for a disk or network file system (in the kernel)",
     "file": "waiting for a file",
-    "pipe": "waiting at a pipe",
-    "socket": "waiting at a socket",
+    "pipe": "waiting on a pipe",
+    "socket": "waiting on a socket",
     "poll": "waiting for input",
     "process": "waiting for a process",
     "core": "on a core, in native code",
@@ -94,9 +94,9 @@ def doing(state: RunState, r: int) -> Doing:
     """What a rank is doing now; of one that was stopped or gave up, what it did before."""
     rank = state.ranks.get(r)
     if rank is None or (rank.beat is None and rank.bye is None):
-        told = f"Nothing has been heard of rank {r}."
+        told = f"Rank {r} has not reported."
         limit_s = 0.0 if _has_begun(state) else STARTING_LIMIT_S
-        return Doing("unseen", told, "Look whether its process was started.", limit_s)
+        return Doing("unseen", told, "Check that its process was started.", limit_s)
     how = ending(rank)
     if how == FINISHED:
         return _finished(rank)
@@ -104,13 +104,13 @@ def doing(state: RunState, r: int) -> Doing:
         return Doing(rank.bye.state, f"Rank {r} has {rank.bye.state}.")
     quiet_s = (state.now_ns - rank.seen_ns) / 1e9
     if is_stale(state, rank):
-        told = f"Rank {r} is on {rank.host}, of which nothing has been heard for {quiet_s:.0f} s."
-        return Doing("stale", told, "The host is down, or the network between.")
+        told = f"Rank {r} is on {rank.host}, which has not reported for {quiet_s:.0f} s."
+        return Doing("stale", told, "The host is down, or the network to it.")
     if is_silent(state, rank):
         return _silent(rank, quiet_s)
     beat = rank.beat
     if beat is None:  # it has a goodbye and no sign of life before
-        return Doing("unseen", f"Nothing has been heard of rank {r}.")
+        return Doing("unseen", f"Rank {r} has not reported.")
     return _still(rank, beat) if (beat.still_ns or 0) >= STILL_NS else _busy(rank, beat)
 
 
@@ -138,8 +138,8 @@ def _has_begun(state: RunState) -> bool:
 
 def _finished(rank: RankState) -> Doing:
     advice = (
-        "Look for what only it does: fewer batches in its share of the data, a stop decided by a "
-        "figure of its own, a step or call it left out."
+        "Look for what only it does: fewer batches in its share of the data, a stop decided by its "
+        "own metric, a step or call it skipped."
     )
     return Doing(FINISHED, f"Rank {rank.rank} has finished.", advice)
 
@@ -149,13 +149,13 @@ def _silent(rank: RankState, quiet_s: float) -> Doing:
     where = f", last seen at {rank.beat.where}" if rank.beat and rank.beat.where else ""
     match rank.process:
         case "T" | "t":
-            told = f"{who}: it is stopped, by a signal or a debugger{where}."
-            return Doing("silent", told, f"`kill -CONT {rank.pid}` lets it go on.")
+            told = f"{who}: it is stopped by a signal or a debugger{where}."
+            return Doing("silent", told, f"`kill -CONT {rank.pid}` resumes it.")
         case "R" | "D" | "S":
-            told = f"{who}: a native call holds its interpreter{where}."
+            told = f"{who}: a native call holds the GIL{where}."
             advice = f"`py-spy dump --native --pid {rank.pid}` shows which."
             return Doing("silent", told, advice, NATIVE_LIMIT_S, passes=True)
-    told = f"{who}: stopped, swapped out, or a call that holds its interpreter{where}."
+    told = f"{who}: stopped, swapped out, or in a native call that holds the GIL{where}."
     return Doing("silent", told)
 
 
@@ -164,11 +164,12 @@ def _still(rank: RankState, beat: Beat) -> Doing:
     if beat.inside == LOADER or beat.phase == "data":
         return _waits_for_data(who, at, beat)
     if beat.inside in PROMPTS:
-        told = f"{who} is {PROMPTS[beat.inside]}: it waits for a person's next line or cell."
+        prompt = PROMPTS[beat.inside]
+        told = f"{who} is {prompt}: it waits for someone to enter the next line or cell."
         return Doing("still", told, "", math.inf, passes=True)
     inside = f" inside {beat.inside}" if beat.inside else ""
     phrase = beat.waits_on or _PHRASES.get(beat.waits_in, "")
-    told = f"{who} stands still{at}{inside}{f', {phrase}' if phrase else ''}."
+    told = f"{who} is stuck{at}{inside}{f', {phrase}' if phrase else ''}."
     if not beat.waits_in:
         return Doing("still", told)
     limit_s = LIMITS_S.get(beat.waits_in, 0.0)
@@ -179,10 +180,10 @@ def _still(rank: RankState, beat: Beat) -> Doing:
 
 def _waits_for_data(who: str, at: str, beat: Beat) -> Doing:
     worker = f": {beat.waits_on}" if beat.waits_on else ""
-    told = f"{who} waits for a batch of its DataLoader{at}{worker}."
+    told = f"{who} waits for a batch from its DataLoader{at}{worker}."
     advice = (
-        "Look at that loader's worker processes (`py-spy dump`): a lock that was held when they "
-        "were forked, a file or server that does not answer, shared memory that is full."
+        "Check the loader's worker processes (`py-spy dump`): a lock that was held when they were "
+        "forked, a file or server that does not answer, or full shared memory."
     )
     return Doing("still", told, advice, LOADER_LIMIT_S if beat.waits_in else 0.0, passes=True)
 

@@ -128,7 +128,7 @@ def _ordered(values: Array, known: Array) -> tuple[Array, Array]:
 
 
 def _quantiles(ordered: Array, counts: Array, q: float, unit: float = 1.0) -> list[float | None]:
-    """`series.quantile` of each row, None where nothing is known."""
+    """`quantiles.quantile` of each row, None where nothing is known."""
     place = q * (counts - 1)
     low = np.maximum(place.astype(np.int64), 0)
     high = np.minimum(low + 1, np.maximum(counts - 1, 0))

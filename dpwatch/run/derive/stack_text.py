@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.snapshot import Run, RunView
-from dpwatch.run.model.stacks import Group, RankStacks, groups, spans
+from dpwatch.run.model.stacks import Group, RankStacks, groups
 from dpwatch.text_safety import printable
 from dpwatch.wire.messages import ThreadStack
 
@@ -40,7 +41,7 @@ def _group(group: Group, of: int) -> list[str]:
 def group_name(group: Group, of: int) -> str:
     """`rank 3`, `ranks 0-2 (3 of 4)`."""
     many = len(group.entries)
-    return spans(group.ranks) + (f" ({many} of {of})" if many > 1 else "")
+    return name_ranks(group.ranks, most=None) + (f" ({many} of {of})" if many > 1 else "")
 
 
 def _rank(entry: RankStacks) -> list[str]:

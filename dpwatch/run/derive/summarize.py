@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+from dpwatch.quantiles import known, median
 from dpwatch.run.derive.communication import (
     collectives,
     comm_times,
@@ -41,7 +42,6 @@ from dpwatch.run.model.snapshot import (
 from dpwatch.run.state.flush import flush
 from dpwatch.run.state.parts import OPEN_LOSSES, LaneState, RankState, Route
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import known, median
 from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Gpu, Host, Memory
 
 STALL_S = 5.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpwatch.run.derive.doing import doing
+from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.snapshot import Diagnosis, Rank
 from dpwatch.run.state.endings import BY_ITSELF, GAVE_UP
 from dpwatch.run.state.exits import gave_way, may_have_failed, signal_name
@@ -22,8 +23,6 @@ CAUSES = ("hang", "desync")
 
 ABSENT_S = 2.0
 """How long an ended run waits for ranks that have not been heard of."""
-
-NAMED = 8
 
 
 def verdict(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
@@ -41,9 +40,9 @@ def verdict(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
         return "hung", first_sentence(held.text)
     unexplained = [r for r in stalled if not doing(state, r).passes]
     if unexplained:
-        return "hung", f"no step for long from {_ranks(unexplained)}"
+        return "hung", f"no step for a long time on {name_ranks(unexplained)}"
     silent = sorted({row.host for row in rows if row.state == "stale"})
-    why = f"not heard of: {', '.join(silent)}; its ranks are shown as last seen" if silent else ""
+    why = f"no report from {', '.join(silent)}; its ranks are shown as last seen" if silent else ""
     if any(row.steps for row in rows):
         return "running", why
     return "starting", ""
@@ -93,7 +92,7 @@ def _over(state: RunState) -> tuple[str, str]:
         return "failed", INTERRUPTED
     code = state.command.exit if state.command else None
     if code and any(rank.bye and may_have_failed(rank.bye) for rank in state.ranks.values()):
-        return "failed", f"{command_end(code)}, and no rank said why"
+        return "failed", f"{command_end(code)}, and no rank reported why"
     return "finished", ""
 
 
@@ -105,13 +104,10 @@ def _broken(state: RunState, dead: Sequence[tuple[RankState, str]]) -> tuple[str
     held = held_cause(state.diagnoses)
     if held is not None:
         outcome = outcome if how in BY_ITSELF else "failed"
-        then = f"{_ranks(gave_up)} gave up waiting" if gave_up else f"rank {first.rank}: {reason}"
+        then = (
+            f"{name_ranks(gave_up)} gave up waiting" if gave_up else f"rank {first.rank}: {reason}"
+        )
         return outcome, f"{first_sentence(held.text)}; {then}"
     if how == GAVE_UP:
-        return outcome, f"{_ranks(gave_up)} gave up waiting: {reason}"
+        return outcome, f"{name_ranks(gave_up)} gave up waiting: {reason}"
     return outcome, f"rank {first.rank}: {reason}"
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    more = f" and {len(ranks) - NAMED} more" if len(ranks) > NAMED else ""
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:NAMED]))}{more}"

@@ -22,12 +22,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from dpwatch.quantiles import median
 from dpwatch.run.diagnose import cpu_oversubscribed
-from dpwatch.run.diagnose.finding import SETTLED_STEPS, Finding, mebibytes, shared_by_most, some_of
+from dpwatch.run.diagnose.finding import SETTLED_STEPS, Finding, shared_by_most, some_of
 from dpwatch.run.model.snapshot import CollectiveStats, Run
 from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import NONE, WAIT_NS, median
+from dpwatch.run.state.series import NONE, WAIT_NS
+from dpwatch.units import size
 from dpwatch.wire.collectives import MESSAGES
 
 WORTH_SAYING = 0.25
@@ -42,14 +44,14 @@ HINTS = {"repeated": 0.10, "many_calls": 0.25}
 """Patterns that are certain whatever the times, and from which share of the step they matter."""
 
 _CURES = {
-    "bytes": "Send less: accumulate gradients over more batches (with no_sync), a larger batch, "
-    "bf16 gradients, or shard within a host only (HSDP).",
-    "many_calls": "It is their number that costs, not their bytes: put them together into few "
-    "calls (DDP's buckets, one flat tensor, a coalescing manager).",
-    "messages": "Those are messages from rank to rank, as between a pipeline's stages, which wait "
-    "for each other: take more micro-batches, another schedule (1F1B, interleaved), like stages.",
-    "few_bytes": "So few bytes take no time: what does is that all ranks meet in each call. Call "
-    "less often, or asynchronously and wait later.",
+    "bytes": "Communicate less: accumulate gradients over more batches (with no_sync), use a "
+    "larger batch or bf16 gradients, or shard within a host only (HSDP).",
+    "many_calls": "The number of calls costs, not their bytes: combine them (DDP's buckets, one "
+    "flat tensor, a coalescing manager).",
+    "messages": "These are point-to-point messages, as between pipeline stages, which wait for "
+    "each other: use more micro-batches, another schedule (1F1B, interleaved), or equal stages.",
+    "few_bytes": "So few bytes take no time; all ranks having to meet in each call does. Call less "
+    "often, or call asynchronously and wait later.",
 }
 
 
@@ -171,11 +173,10 @@ def _finding(
     calls, moved, _, heaviest = load
     times = _times_the_model(run, load)
     of_it = f" ({aside})" if aside else ""
-    size = f"{moved} B" if moved < 1 << 10 else mebibytes(moved)
     text = (
-        f"Compute waits for communication {share:.0%} of each step{of_it}; a rank hands in {size} "
-        f"a step in {calls:.0f} call{'s' * (round(calls) != 1)}, most of it to {heaviest.op} "
-        f"(group {heaviest.group}). {_cure(pattern, times)}"
+        f"Compute waits for communication {share:.0%} of each step{of_it}; a rank contributes "
+        f"{size(moved)} per step in {calls:.0f} call{'s' * (round(calls) != 1)}, most of it to "
+        f"{heaviest.op} (group {heaviest.group}). {_cure(pattern, times)}"
     )
     return Finding(
         kind="comm_bound",
@@ -202,7 +203,7 @@ def _cure(pattern: str, times: float | None) -> str:
         return _CURES[pattern]
     count = round(times)
     return (
-        f"That is {times:.1f} times the model's own bytes: gradients are exchanged {count} times a "
-        f"step. If they are accumulated over micro-batches, {count - 1} of {count} exchanges can "
-        "be saved: wrap all backwards but a step's last in the model's no_sync()."
+        f"That is {times:.1f} times the model's bytes: gradients are exchanged {count} times per "
+        "step. If they are accumulated over micro-batches, wrap every backward but the last of a "
+        f"step in the model's no_sync(): it saves {count - 1} of {count} exchanges."
     )

@@ -6,9 +6,9 @@ on it is a warning. It says nothing against the strategy, and says so.
 
 from __future__ import annotations
 
+from dpwatch.quantiles import known
 from dpwatch.run.diagnose.finding import Finding
 from dpwatch.run.model.snapshot import Run
-from dpwatch.run.state.series import known
 
 WORTH_SAYING = 0.10
 WARNING = 0.25
@@ -27,7 +27,7 @@ def rule(run: Run) -> Finding | None:
     who = "1 training thread spends" if threads == 1 else f"{threads} training threads spend"
     if run.cores and threads <= run.cores:
         why = f"the host's {run.cores} cores are busy with other processes"
-        cure = "End those, or use another host"
+        cure = "Stop those processes, or use another host"
     else:
         why = f"the host has {run.cores or 'too few'} cores"
         cure = "Use fewer ranks, a host with more cores, or fewer other processes"
@@ -35,8 +35,8 @@ def rule(run: Run) -> Finding | None:
         kind="cpu_oversubscribed",
         severity="warning" if mean >= WARNING else "info",
         ranks=sorted({row.rank for row in run.ranks}),
-        text=f"{who} {mean:.0%} of the time ready to run but without a core, since {why}: step "
-        f"times here measure the host, not the strategy. {cure}.",
+        text=f"{who} {mean:.0%} of the time ready to run but without a core, because {why}: "
+        f"step times measure the host, not the strategy. {cure}.",
         evidence={
             "runqueue_wait_mean": mean,
             "runqueue_wait_max": max(waits),

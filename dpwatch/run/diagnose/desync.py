@@ -24,13 +24,15 @@ from collections.abc import Iterator
 from itertools import chain
 
 from dpwatch.run.derive.wait_graph import moved_ns, oldest_of
-from dpwatch.run.diagnose.finding import Finding, mebibytes, ranks_of
+from dpwatch.run.diagnose.finding import Finding
 from dpwatch.run.diagnose.out_of_step import members, shifted, skipped
+from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.arrivals import fingerprint
 from dpwatch.run.state.generations import is_current
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.step_offsets import usual
+from dpwatch.units import size
 from dpwatch.wire.messages import Collective, Position
 
 MATCHED_CALLS = 8
@@ -156,12 +158,13 @@ def _finding(
         astray = [rank for rank in ranks if alike[rank] != expected]
     odd, norm = calls[astray[0]], next(calls[r] for r in calls if alike[r] == expected)
     told = ranks == astray
-    who = ranks_of(astray, start=False) if told else f"rank {astray[0]}"
+    who = name_ranks(astray) if told else f"rank {astray[0]}"
     them = "the others" if told else f"rank {ranks[-1]}"
     said = (
-        f"At call {seq} of group {group} {who} called {_spelled(odd)}, {them} {_spelled(norm)}. "
-        "They are out of step: what they exchange is garbage or never ends. Look for a branch "
-        "that only some ranks take, a call left out after an exception, or uneven batches."
+        f"{who.capitalize()} called {_spelled(odd)} where {them} called {_spelled(norm)} "
+        f"(group {group}, call {seq}). The ranks are out of step: what they exchange is garbage, "
+        "or never completes. Look for a branch that only some ranks take, a call skipped after an "
+        "exception, or uneven batches."
     )
     return Finding(
         kind="desync",
@@ -198,6 +201,5 @@ def _usual(
 
 
 def _spelled(call: Called) -> str:
-    size = f"{call.nbytes} B" if call.nbytes < 1 << 10 else mebibytes(call.nbytes)
-    what = f"{call.op} of {size} {call.dtype}".rstrip()
+    what = f"{call.op} of {size(call.nbytes)} {call.dtype}".rstrip()
     return f"{what} in step {call.step}{f' at {call.where}' if call.where else ''}"

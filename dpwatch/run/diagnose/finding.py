@@ -47,23 +47,3 @@ def shared_by_most(values: Iterable[float]) -> float | None:
     """What more than half of the values reach, None of none: of two, the lower."""
     ordered = sorted(values)
     return ordered[(len(ordered) - 1) // 2] if ordered else None
-
-
-def mebibytes(nbytes: float) -> str:
-    """Bytes for a sentence, in the unit the screens use: `10.8 MiB`."""
-    if nbytes >= 1 << 30:
-        return f"{nbytes / (1 << 30):.2f} GiB"
-    if nbytes >= 1 << 20:
-        return f"{nbytes / (1 << 20):.1f} MiB"
-    return f"{nbytes / (1 << 10):.1f} KiB"
-
-
-def ranks_of(ranks: Sequence[int], *, start: bool = True) -> str:
-    """Ranks for a sentence: `rank 3`, `ranks 0, 1 and 5`, `ranks 0, 1, 2 and 61 more`."""
-    word = "Rank" if start else "rank"
-    if len(ranks) == 1:
-        return f"{word} {ranks[0]}"
-    shown = [str(rank) for rank in ranks[: 8 if len(ranks) <= 8 else 3]]
-    if len(ranks) > len(shown):
-        return f"{word}s {', '.join(shown)} and {len(ranks) - len(shown)} more"
-    return f"{word}s {', '.join(shown[:-1])} and {shown[-1]}"

@@ -6,9 +6,9 @@ where only the GIL can block them. From 15 % on it is a warning.
 
 from __future__ import annotations
 
+from dpwatch.quantiles import known
 from dpwatch.run.diagnose.finding import Finding
 from dpwatch.run.model.snapshot import Run
-from dpwatch.run.state.series import known
 
 WORTH_SAYING = 0.05
 WARNING = 0.15
@@ -28,8 +28,8 @@ def rule(run: Run) -> Finding | None:
         severity="warning" if mean >= WARNING else "info",
         ranks=sorted({row.rank for row in run.ranks if (row.host, row.pid) in crowded}),
         text=f"The threads that drive the devices spend {mean:.0%} of each step (at most "
-        f"{max(waits):.0%}) waiting for the GIL, since they share one Python process. Use one "
-        "process a device: DistributedDataParallel, ZeRO or FSDP.",
+        f"{max(waits):.0%}) waiting for the GIL, because they share one Python process. Use one "
+        "process per device: DistributedDataParallel, ZeRO or FSDP.",
         evidence={
             "gil_wait_mean": mean,
             "gil_wait_max": max(waits),

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from dpwatch.quantiles import median
 from dpwatch.run.derive.doing import Doing, doing, severity
 from dpwatch.run.derive.wait_graph import (
     Call,
@@ -23,12 +24,12 @@ from dpwatch.run.derive.wait_graph import (
     standstill,
 )
 from dpwatch.run.diagnose import desync
-from dpwatch.run.diagnose.finding import Finding, ranks_of
+from dpwatch.run.diagnose.finding import Finding
 from dpwatch.run.diagnose.meeting import meeting
+from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.snapshot import SEVERITIES, Run
 from dpwatch.run.state.endings import BY_ITSELF, FINISHED, ending
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import median
 from dpwatch.wire.messages import Beat, Position
 
 LEAST_NS = 3_000_000_000
@@ -95,8 +96,8 @@ def _waited_for(
     position = call.position
     if found.circle:
         said = (
-            f"{ranks_of(found.roots)} wait for each other in different collectives, "
-            f"{_each_waits(found)}: a deadlock. Let all ranks call them in the same order."
+            f"{name_ranks(found.roots).capitalize()} wait for each other in different collectives, "
+            f"{_each_waits(found)}: a deadlock. Call them in the same order on all ranks."
         )
     else:
         said = f"{_named(state, found, each, call, stuck_s)} {_sentences(each)}"
@@ -130,17 +131,17 @@ def _named(
     what = f"{position.op}{where} (group {position.group}, call {position.seq})"
     waiters = sorted(found.waiting)
     one = len(found.roots) == 1
-    it, itself, have = ("it", "itself", "has") if one else ("they", "themselves", "have")
+    it, have = ("it", "has") if one else ("they", "have")
     if {told.what for told in each.values()} == {FINISHED}:
         return (
-            f"{ranks_of(found.roots)} {have} finished: {it} ended{_after(state, found.roots)} by "
-            f"{itself}, the others go on. {ranks_of(call.entered)} called {what}, which {it} never "
-            "entered."
+            f"{name_ranks(found.roots).capitalize()} {have} finished{_after(state, found.roots)} "
+            f"while the others go on. {name_ranks(call.entered).capitalize()} called {what}, "
+            f"which {it} never entered."
         )
     waited = f"{'has' if len(waiters) == 1 else 'have'} waited there for {stuck_s:.0f} s"
     return (
-        f"{ranks_of(found.roots)} {'has' if one else 'have'} not entered {what}; "
-        f"{ranks_of(waiters, start=False)} {waited}."
+        f"{name_ranks(found.roots).capitalize()} {have} not entered {what}; "
+        f"{name_ranks(waiters)} {waited}."
     )
 
 
@@ -189,14 +190,16 @@ def _alone(
     if entered and position is not None:
         why = (
             f" All ranks have entered {position.op} (group {position.group}, call {position.seq}) "
-            "and none goes on, so either it does not complete (network, or ranks called it with "
-            "different shapes) or they wait elsewhere."
+            "and none has left it: either it does not complete (network, or ranks called it with "
+            "different shapes), or they wait elsewhere."
         )
     some = dict(list(each.items())[:2])
     worst = max((severity(state, told, stuck_s) for told in each.values()), key=SEVERITIES.index)
     return Finding(
         kind="hang",
-        severity=worst if stuck_s >= ALONE_CRITICAL_S else min(worst, "warning", key=_rank),
+        severity=worst
+        if stuck_s >= ALONE_CRITICAL_S
+        else min(worst, "warning", key=SEVERITIES.index),
         ranks=list(found.roots),
         text=f"Nothing has moved for {stuck_s:.0f} s. {_sentences(some)}{why}".strip(),
         evidence={
@@ -211,10 +214,6 @@ def _alone(
             **_places(state),
         },
     )
-
-
-def _rank(name: str) -> int:
-    return SEVERITIES.index(name)
 
 
 def _stands_in(beat: Beat, position: Position | None) -> bool:

@@ -7,9 +7,9 @@ warning. One rank that alone waits is a `straggler`.
 
 from __future__ import annotations
 
+from dpwatch.quantiles import known, median
 from dpwatch.run.diagnose.finding import SETTLED_STEPS, Finding, shared_by_most
 from dpwatch.run.model.snapshot import Run
-from dpwatch.run.state.series import known, median
 
 WORTH_SAYING = 0.10
 WARNING = 0.25
@@ -37,9 +37,9 @@ def rule(run: Run) -> Finding | None:
         kind="input_bound",
         severity="warning" if net >= WARNING else "info",
         ranks=sorted(rank for rank, own in shares.items() if own >= WORTH_SAYING),
-        text=f"Waiting for data takes {share:.0%} of each step ({data_ms:.1f} ms): the model waits "
-        "for its input. Give the data loader more workers (num_workers, prefetch_factor, "
-        "persistent_workers), cache what is decoded each time, or move the data to a faster disk.",
+        text=f"Waiting for data takes {share:.0%} of each step ({data_ms:.1f} ms). Give the data "
+        "loader more workers (num_workers, prefetch_factor, persistent_workers), cache decoded "
+        "samples, or move the data to a faster disk.",
         evidence={
             "data_ms": data_ms,
             "cost": share,

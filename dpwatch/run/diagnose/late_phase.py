@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import msgspec
 
+from dpwatch.quantiles import median
 from dpwatch.run.derive.communication import device_of, untimed
 from dpwatch.run.diagnose.finding import some_of
 from dpwatch.run.state.arrivals import LateArrival
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import median
 from dpwatch.wire.messages import PHASES, Step
 
 PHASE_WORDS = {
@@ -19,18 +19,18 @@ PHASE_WORDS = {
     "forward": "in forward",
     "backward": "in backward",
     "optimizer": "in the optimizer",
-    "other": "in code outside of the phases",
+    "other": "in code outside the phases",
 }
 PHASE_ADVICE = {
-    "data": "Look at its data loader: its disk or network, its workers, its shard of the data.",
-    "h2d": "Look at its link to the device and at pinned memory.",
-    "forward": "Look at its device (clock, temperature, other processes) and at its batch: longer "
-    "sequences, more work.",
-    "backward": "Look at its device (clock, temperature, other processes) and at hooks that only "
-    "run there.",
-    "optimizer": "Look at what only this rank does there, such as a larger shard.",
-    "other": "Look at what only this rank does between the phases: logging, checkpoints, "
-    "garbage collection.",
+    "data": "Check its data loader: disk or network, workers, its shard of the data.",
+    "h2d": "Check its link to the device, and whether memory is pinned.",
+    "forward": "Check its device (clock, temperature, other processes) and its batches (longer "
+    "sequences, more work).",
+    "backward": "Check its device (clock, temperature, other processes) and hooks that only run "
+    "there.",
+    "optimizer": "Check what only this rank does there, such as a larger shard.",
+    "other": "Check what only this rank does between the phases: logging, checkpoints, garbage "
+    "collection.",
 }
 
 

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from dpwatch.quantiles import median
 from dpwatch.run.derive.rank_metrics import IN_STEP
-from dpwatch.run.diagnose.finding import Finding, mebibytes
+from dpwatch.run.diagnose.finding import Finding
 from dpwatch.run.diagnose.uneven import CRITICAL_SHARE, RATIO, SHARED_OUT, Uneven, uneven, why
 from dpwatch.run.model.snapshot import Rank, Run
-from dpwatch.run.state.series import median
+from dpwatch.units import size
 
 TRAFFIC_RATIO = 1.5
 
 _MASTERS = {
-    "dp": "DataParallel gathers outputs and gradients on device 0 and updates there",
-    "ps-gpu0": "the parameter server lives on device 0",
+    "dp": "DataParallel gathers outputs and gradients on device 0 and runs the optimizer there",
+    "ps-gpu0": "the parameter server is on device 0",
 }
 
 _NO_MASTER = frozenset({"ddp-mp"})
@@ -62,21 +63,21 @@ def _of_a_master(run: Run, devices: list[Rank], *, busy: bool) -> Finding | None
             "peak_device0_over_median": peak_ratio,
         }
         said.append(
-            f"peaks at {mebibytes(first.memory.peak_bytes)} where the others reach "
-            f"{mebibytes(others or 0)} ({peak_ratio:.1f}×)"
+            f"peaks at {size(first.memory.peak_bytes)} where the others reach "
+            f"{size(others or 0)} ({peak_ratio:.1f}×)"
         )
     if traffic_ratio is not None:
         evidence["traffic_device0_over_median"] = traffic_ratio
     if busy:
         said.append(f"carries {traffic_ratio:.1f}× their traffic")
-    why_so = _MASTERS.get(run.strategy, "one device does work for all")
+    why_so = _MASTERS.get(run.strategy, "one device does work for all of them")
     return Finding(
         kind="master_imbalance",
         severity="critical" if _is_full(first) else "warning",
         ranks=[first.rank],
-        text=f"{first.device} {' and '.join(said)}: {why_so}. It runs out of memory first and the "
-        "others wait for it. Use DistributedDataParallel (one process a device), or shard with "
-        "ZeRO or FSDP.",
+        text=f"{first.device} {' and '.join(said)}: {why_so}. It runs out of memory first, and "
+        "the others wait for it. Use DistributedDataParallel (one process per device), or shard "
+        "with ZeRO or FSDP.",
         evidence=evidence,
     )
 
@@ -93,10 +94,10 @@ def _of_a_rank(run: Run, devices: list[Rank], found: Uneven | None, *, busy: boo
     said, advice = [], []
     if found is not None:
         verb = "peaks at" if found.at_peak else "holds"
-        mostly = f", {mebibytes(found.more)} of it {found.category}" if found.category else ""
+        mostly = f", {size(found.more)} of it {found.category}" if found.category else ""
         said.append(
-            f"{verb} {mebibytes(found.own)}, {mebibytes(found.own - found.others)} more than the "
-            f"others ({mebibytes(found.others)}){mostly}"
+            f"{verb} {size(found.own)}, {size(found.own - found.others)} more than the "
+            f"others ({size(found.others)}){mostly}"
         )
         advice.append(why(found))
         evidence |= {
@@ -107,7 +108,7 @@ def _of_a_rank(run: Run, devices: list[Rank], found: Uneven | None, *, busy: boo
         }
     if busy:
         said.append(f"carries {traffic_ratio:.1f}× the others' traffic")
-        advice.append("It takes part in more exchanges: more groups, or gathers to rank 0 alone.")
+        advice.append("It takes part in more exchanges: more groups, or gathers to rank 0 only.")
     full = found is not None and found.share >= CRITICAL_SHARE
     by_design = found is not None and found.category in SHARED_OUT
     in_host_memory = first.memory.source == "rss"

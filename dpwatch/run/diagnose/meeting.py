@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpwatch.run.derive.doing import STARTING_LIMIT_S, doing
-from dpwatch.run.diagnose.finding import Finding, ranks_of
+from dpwatch.run.diagnose.finding import Finding
+from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.endings import BY_ITSELF, GAVE_UP, ending
 from dpwatch.run.state.parts import RankState
@@ -96,13 +97,12 @@ def _finding(
     what = f"{where.call}{f' at {at}' if at else ''}"
     one = len(stuck) == 1
     waiting = (
-        f"{ranks_of(sorted(stuck), start=False)} {'has' if one else 'have'} waited there for "
-        f"{waited_s:.0f} s"
+        f"{name_ranks(sorted(stuck))} {'has' if one else 'have'} waited there for {waited_s:.0f} s"
     )
     if absent:
         have = "has" if len(absent) == 1 else "have"
-        came_of = f"{expected - len(absent)} of {expected} ranks have come"
-        said = f"{ranks_of(absent)} {have} not come to {what}; {waiting}, {came_of}."
+        there = f"{expected - len(absent)} of {expected} ranks are there"
+        said = f"{name_ranks(absent).capitalize()} {have} not reached {what}; {waiting} ({there})."
     else:
         said = f"All {expected} ranks are in {what}; {waiting}."
     return Finding(
@@ -138,29 +138,30 @@ def _why(
     sizes = sorted({found.ranks for found in together.values()})
     if len(sizes) > 1:
         said = ", ".join(
-            f"{ranks_of([r for r, m in together.items() if m.ranks == size], start=False)} {size}"
+            f"{name_ranks([r for r, m in together.items() if m.ranks == size])} {size}"
             for size in sizes
         )
-        return f"They disagree about how many they are: of {said}. Give all the same world_size."
+        return f"They disagree about the world size: {said}. Give all the same world_size."
     unseen = [r for r in absent if r not in state.ranks]
     told = []
     if unseen:
-        told.append(f"Nothing has been heard of {ranks_of(unseen, start=False)}.")
+        have = "has" if len(unseen) == 1 else "have"
+        told.append(f"{name_ranks(unseen).capitalize()} {have} not reported.")
     told += [doing(state, r).told for r in absent if r in state.ranks][:TOLD]
     launched = next((m.launched for m in together.values() if m.launched), None)
     if launched is not None and launched != expected:
         told.append(
-            f"The script asks for a world of {expected}, the launcher has started {launched} "
+            f"The script asks for {expected} ranks, the launcher has started {launched} "
             "(WORLD_SIZE): take world_size from the environment, or start as many."
         )
     elif unseen:
         told.append(
-            "Unless they are still starting, look whether these processes were started, and on the "
-            "right hosts (MASTER_ADDR, MASTER_PORT and RANK of each)."
+            "Unless they are still starting, check that these processes were started, on the right "
+            "hosts (MASTER_ADDR, MASTER_PORT and RANK of each)."
         )
     elif not absent:
         told.append(
-            "None goes on: look at the network between them (interface, firewall), and whether "
-            "all use the same backend and address."
+            "None goes on: check the network between them (interface, firewall), and that all use "
+            "the same backend and address."
         )
     return " ".join(told)

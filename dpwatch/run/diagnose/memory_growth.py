@@ -13,12 +13,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from dpwatch.run.diagnose.finding import Finding, mebibytes
+from dpwatch.quantiles import median
+from dpwatch.run.diagnose.finding import Finding
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.curves import Thinned
 from dpwatch.run.state.parts import LaneState
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import median
+from dpwatch.units import size
 
 SETTLED_STEP = 10
 LEAST_SAMPLES = 8
@@ -37,9 +38,9 @@ SOON = 10
 """A device that is full within so many times as many steps as have been done is a warning."""
 
 _ADVICE = (
-    "Usually something keeps tensors alive from step to step: losses or outputs appended without "
-    ".item() or .detach(), gathered predictions, retain_graph. A cache or replay buffer that fills "
-    "by plan looks the same until it is full."
+    "Look for tensors kept from step to step: losses or outputs appended without .item() or "
+    ".detach(), gathered predictions, retain_graph. A cache or replay buffer that is still filling "
+    "looks the same."
 )
 
 
@@ -69,18 +70,18 @@ def rule(run: Run, state: RunState) -> Finding | None:
     steps_left = None if left is None else int(left / growth.bytes_per_step)
     # Of the steps that the ledger does not sample it does not see what they leave behind.
     least = "at least " if lane.memory and lane.memory.source == "ledger" else ""
-    until = "" if steps_left is None else f"; at this pace it is full in {steps_left:,} steps"
+    until = "" if steps_left is None else f"; at this rate it is full in {steps_left:,} steps"
     soon = steps_left is not None and steps_left < SOON * max(run.steps, 1)
     ranks = sorted({lane.rank for _, lane in grown})
     alone = len(ranks) == 1 and len(state.ranks) > 1
-    only = ", and only on that rank" if alone else ""
+    only = ", on this rank only" if alone else ""
     return Finding(
         kind="memory_growth",
         severity="warning" if soon else "info",
         ranks=ranks,
-        text=f"What rank {lane.rank} ({row.device}) holds between steps grows by {least}"
-        f"{mebibytes(growth.bytes_per_step)} a step{only}: from {mebibytes(growth.first)} in step "
-        f"{growth.began} to {mebibytes(growth.last)}, and goes on{until}. {_ADVICE}",
+        text=f"Memory that rank {lane.rank} ({row.device}) holds between steps grows by {least}"
+        f"{size(growth.bytes_per_step)} per step{only}: from {size(growth.first)} in step "
+        f"{growth.began} to {size(growth.last)} now{until}. {_ADVICE}",
         evidence={
             "device": row.device,
             "bytes_per_step": int(growth.bytes_per_step),

@@ -8,9 +8,10 @@ parts of a model by design (`ddp-mp`) and hosts that serve parameters are not co
 
 from __future__ import annotations
 
-from dpwatch.run.diagnose.finding import Finding, mebibytes
+from dpwatch.run.diagnose.finding import Finding
 from dpwatch.run.diagnose.uneven import WARNING_SHARE, fullest, uneven, why
 from dpwatch.run.model.snapshot import Run
+from dpwatch.units import size
 
 _DIFFERENT_PARTS = frozenset({"ddp-mp"})
 
@@ -25,16 +26,16 @@ def rule(run: Run) -> Finding | None:
     if found is None:
         return None
     row = found.row
-    mostly = f", {mebibytes(found.more)} of it {found.category}" if found.category else ""
+    mostly = f", {size(found.more)} of it {found.category}" if found.category else ""
     verb = "peaks at" if found.at_peak else "holds"
     times = f"{found.own / found.others:.1f}× " if found.others else ""
     return Finding(
         kind="memory_imbalance",
         severity="warning" if found.share >= WARNING_SHARE else "info",
         ranks=[row.rank],
-        text=f"Rank {row.rank} ({row.device}) {verb} {mebibytes(found.own)}, {times}what the "
-        f"others do ({mebibytes(found.others)}){mostly}: it runs out of memory first, and limits "
-        f"the batch of all. {why(found)}",
+        text=f"Rank {row.rank} ({row.device}) {verb} {size(found.own)}, {times}what the "
+        f"others do ({size(found.others)}){mostly}: it runs out of memory first and limits "
+        f"the batch size of all. {why(found)}",
         evidence={
             "device": row.device,
             "peak_bytes": row.memory.peak_bytes,

@@ -7,7 +7,8 @@ short steps the probe does not read every loss, and not all ranks' in the same s
 
 from __future__ import annotations
 
-from dpwatch.run.diagnose.finding import Finding, ranks_of
+from dpwatch.run.diagnose.finding import Finding
+from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.parts import BadLoss, RankState
 from dpwatch.run.state.run_state import RunState
@@ -22,17 +23,17 @@ def rule(run: Run, state: RunState) -> Finding | None:
     first = _first(bad, state.ranks)
     blame = ""
     if first is not None and len(state.ranks) > 1:
-        blame = f" Rank {first} was first: look at the batch it had there."
+        blame = f" Rank {first} was first: look at its batch of that step."
     good_step, good_loss = since.before or (None, None)
     good = "" if good_loss is None else f" (it was {good_loss:.4g} in step {good_step})"
     return Finding(
         kind="nan_loss",
         severity="critical",
         ranks=sorted(bad),
-        text=f"The loss of {ranks_of(sorted(bad), start=False)} is {since.value} since step "
-        f"{since.step}{good}: what is trained from here on is lost. Go back to the last "
-        f"checkpoint; lower the learning rate, clip gradients, look for log(0) or 0/0 (torch."
-        f"autograd.set_detect_anomaly), and with fp16 use a GradScaler or bf16.{blame}",
+        text=f"The loss of {name_ranks(sorted(bad))} has been {since.value} since step "
+        f"{since.step}{good}.{blame} Training since then is lost: go back to the last checkpoint. "
+        "Lower the learning rate, clip gradients, look for log(0) or 0/0 "
+        "(torch.autograd.set_detect_anomaly); with fp16 use a GradScaler or bf16.",
         evidence={
             "step": since.step,
             "value": since.value,

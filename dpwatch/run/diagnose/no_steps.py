@@ -6,7 +6,8 @@ no rank has shown one. A rank that has failed did not come to it.
 
 from __future__ import annotations
 
-from dpwatch.run.diagnose.finding import Finding, ranks_of
+from dpwatch.run.diagnose.finding import Finding
+from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.endings import FINISHED, ending
 from dpwatch.run.state.run_state import RunState
@@ -26,7 +27,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
         kind="no_steps",
         severity="info",
         ranks=ranks,
-        text=f"No training step was seen on {ranks_of(ranks, start=False)}: {why}. If it trains in "
-        "a way of its own, call dpwatch.step() where a step ends.",
+        text=f"No training step was seen on {name_ranks(ranks)}: {why}. If it has "
+        "its own training loop, call dpwatch.step() at the end of each step.",
         evidence={"why": why},
     )

@@ -7,16 +7,17 @@ was measured, so a run that has come to rest at 89 % stays silent.
 
 from __future__ import annotations
 
-from dpwatch.run.diagnose.finding import Finding, mebibytes
+from dpwatch.run.diagnose.finding import Finding
 from dpwatch.run.model.snapshot import MemoryUse, Rank, Run
+from dpwatch.units import size
 from dpwatch.wire.messages import CATEGORIES
 
 RISKY = 0.90
 CRITICAL = 0.97
 
 _CENTRE = {
-    "dp": "device 0 gathers all logits and alone holds gradients' sums and optimizer state",
-    "ps-gpu0": "device 0 is worker and parameter server in one",
+    "dp": "device 0 gathers all logits and alone holds summed gradients and optimizer state",
+    "ps-gpu0": "device 0 is a worker and the parameter server",
 }
 _CURES = {
     "params": "shard the model (zero3, fsdp)",
@@ -42,9 +43,9 @@ def rule(run: Run) -> Finding | None:
         kind="oom_risk",
         severity="critical" if share >= CRITICAL else "warning",
         ranks=sorted({other.rank for _, other in full}),
-        text=f"{row.device} peaks at {mebibytes(peak)}, {share:.0%} of its {mebibytes(capacity)}"
-        f"{_most(memory, category)}{_why(run, row) if lone else ''}: a little more and it runs out "
-        f"of memory. {cure(run, row, category).capitalize()}.",
+        text=f"{row.device} peaks at {size(peak)}, {share:.0%} of its {size(capacity)}"
+        f"{_most(memory, category)}: it is close to running out of memory. "
+        f"{cure(run, row, category).capitalize()}.{_why(run, row) if lone else ''}",
         evidence={
             "device": row.device,
             "devices": [other.device for _, other in full],
@@ -67,7 +68,7 @@ def cure(run: Run, row: Rank, category: str | None) -> str:
     """What to do about a device that is full of that."""
     against = _OTHER_CURE if category is None else _CURES.get(category, _OTHER_CURE)
     if run.strategy in _CENTRE and row is run.ranks[0]:
-        return f"use a scheme without a master (ddp, zero, fsdp), or {against}"
+        return f"use a strategy without a master (ddp, zero, fsdp), or {against}"
     return against
 
 
@@ -80,10 +81,10 @@ def _share(memory: MemoryUse) -> float:
 def _most(memory: MemoryUse, category: str | None) -> str:
     if category is None:
         return ""
-    return f", most of it {category} ({mebibytes(getattr(memory, category))})"
+    return f", most of it {category} ({size(getattr(memory, category))})"
 
 
 def _why(run: Run, row: Rank) -> str:
     if row is run.ranks[0] and run.strategy in _CENTRE:
-        return f"; the others have room, but {_CENTRE[run.strategy]}"
-    return "; the others have room"
+        return f" The other devices have room: {_CENTRE[run.strategy]}."
+    return " The other devices have room."

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from dpwatch.run.derive.doing import STILL_NS
-from dpwatch.run.diagnose.finding import Finding, ranks_of
+from dpwatch.run.diagnose.finding import Finding
+from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.state.endings import ABORTED, GAVE_UP, ending
 from dpwatch.run.state.run_state import RunState
 
@@ -36,11 +37,10 @@ def skipped(state: RunState) -> Finding | None:
     why = f" ({first.abandoned_why})" if first.abandoned_why else ""
     one = len(astray) == 1
     text = (
-        f"{ranks_of(astray)} gave up {passes} that the others went through, in step {step}{why}, "
-        f"and went on. What {'it' if one else 'they'} would have called there was left out, so "
-        f"since then each call of {'its' if one else 'theirs'} meets the others' of an earlier "
-        "batch: gradients of different batches are mixed, and in the end calls are missing. Let "
-        "all ranks skip a batch together (all-reduce a flag first), or none."
+        f"{name_ranks(astray).capitalize()} abandoned {passes} that the others completed, "
+        f"in step {step}{why}, and went on. Since then {'its' if one else 'their'} calls meet the "
+        "others' calls of an earlier batch: gradients of different batches are mixed, and in the "
+        "end calls are missing. Skip a batch on all ranks (all-reduce a flag first), or on none."
     )
     return Finding(
         kind="desync",
@@ -71,11 +71,11 @@ def shifted(state: RunState) -> Finding | None:
         way = "ahead of" if moved > 0 else "behind"
         one = len(ranks) == 1
         text = (
-            f"Since step {first.since} {ranks_of(ranks, start=False)} {'is' if one else 'are'} "
-            f"{steps} {way} the others in the same calls of group {group}. They are out of step: "
-            "what they exchange belongs to different steps, and no call fails. Look for what only "
-            f"{'that rank' if one else 'those ranks'} left out there: a backward, a skipped "
-            "optimizer step, a collective in a branch."
+            f"{name_ranks(ranks).capitalize()} {'has' if one else 'have'} been {steps} {way} the "
+            f"others since step {first.since}, in the same calls of group {group}. What they "
+            "exchange belongs to different steps, and no call fails. Look for what only "
+            f"{'that rank' if one else 'those ranks'} skipped there: a backward, an optimizer "
+            "step, a collective in a branch."
         )
         return Finding(
             kind="desync",
@@ -121,7 +121,7 @@ def _is_stuck(state: RunState, r: int) -> bool:
 def _disagree(state: RunState, name: str, by_rank: dict[int, tuple[int, ...]]) -> Finding:
     ranks = sorted(by_rank)
     each = ", ".join(
-        f"{ranks_of([r for r in ranks if by_rank[r] == made], start=False)} "
+        f"{name_ranks([r for r in ranks if by_rank[r] == made])} "
         f"{'has' if sum(m == made for m in by_rank.values()) == 1 else 'have'} [{_listed(made)}]"
         for made in dict.fromkeys(by_rank[r] for r in ranks)
     )
@@ -129,10 +129,10 @@ def _disagree(state: RunState, name: str, by_rank: dict[int, tuple[int, ...]]) -
     where = {str(r): beat.where or None if beat else None for r, beat in beats.items()}
     at = next((beat.where for beat in beats.values() if beat and beat.meeting and beat.where), "")
     text = (
-        f"Ranks disagree about who is in process group {name}{f', made at {at}' if at else ''}: "
-        f"{each}. They meet in it as if it were one, and wait for ranks that never come. Every "
-        "rank has to call new_group for every group, in the same order, also for those it is not "
-        "in (or pass use_local_synchronization=True)."
+        f"Ranks disagree about the members of process group {name}"
+        f"{f', made at {at}' if at else ''}: {each}. They wait in it for ranks that never come. "
+        "Call new_group on every rank for every group, in the same order, also for groups it is "
+        "not in (or pass use_local_synchronization=True)."
     )
     return Finding(
         kind="desync",

@@ -8,20 +8,20 @@ differs by model.
 
 from __future__ import annotations
 
+from dpwatch.quantiles import median
 from dpwatch.run.diagnose.comm_bound import net_shares
 from dpwatch.run.diagnose.finding import Finding, shared_by_most
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import median
 
 EXPOSED = 0.6
 WORTH_SAYING = 0.10
 HIDEABLE = 0.5
 
 _CURES = {
-    "ddp": "Let DDP begin sooner: a smaller bucket_cap_mb, gradient_as_bucket_view, no "
-    "find_unused_parameters where all are used",
-    "fsdp": "Let FSDP fetch ahead: smaller wrapped blocks, forward prefetch, backward_prefetch "
+    "ddp": "Let DDP start communicating earlier: a smaller bucket_cap_mb, "
+    "gradient_as_bucket_view, and find_unused_parameters only if some are unused",
+    "fsdp": "Let FSDP prefetch: smaller wrapped blocks, forward prefetch, backward_prefetch "
     "BACKWARD_PRE",
 }
 _CURES |= dict.fromkeys(("zero1", "zero2"), _CURES["ddp"])
@@ -47,9 +47,9 @@ def rule(run: Run, state: RunState) -> Finding | None:
         kind="overlap_poor",
         severity="info",
         ranks=sorted({row.rank for row in run.ranks}),
-        text=f"{min(1.0, exposed / total):.0%} of the communication time is waited for, "
-        f"{cost:.0%} of the step, although backward computes {compute:.0f} ms beside which it "
-        f"could run. {cure}.",
+        text=f"{min(1.0, exposed / total):.0%} of the communication time is exposed, "
+        f"{cost:.0%} of each step, although it could overlap with {compute:.0f} ms of backward. "
+        f"{cure}.",
         evidence={
             "cost": cost,
             "exposed_ms": exposed,

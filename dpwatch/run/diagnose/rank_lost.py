@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from dpwatch.run.derive.verdict import died, held_cause
 from dpwatch.run.diagnose import desync, hang, oom
-from dpwatch.run.diagnose.finding import Finding, ranks_of
+from dpwatch.run.diagnose.finding import Finding
+from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.endings import ABORTED, FINISHED, GAVE_UP, QUIT, STOPPED, ending, last_step
 from dpwatch.run.state.parts import RankState
@@ -24,11 +25,11 @@ UNEXPLAINED_NS = 3_000_000_000
 """So long after the first rank gave up, what explains it would be here."""
 
 _ADVICE = {
-    -signal.SIGKILL: "Often it is the kernel, out of memory: see dmesg and the container's limit.",
-    -signal.SIGSEGV: "A native library crashed: run it with -X faulthandler.",
-    -signal.SIGBUS: "Often shared memory is full (/dev/shm): give the container more of it.",
-    -signal.SIGABRT: "A native library gave up: its last words are in that rank's stderr.",
-    -signal.SIGTERM: "Somebody ended it: a scheduler's time limit, or a launcher.",
+    -signal.SIGKILL: "Often the host is out of memory: check dmesg and the container's limit.",
+    -signal.SIGSEGV: "A native library crashed: run it with python -X faulthandler.",
+    -signal.SIGBUS: "Often shared memory (/dev/shm) is full: give the container more.",
+    -signal.SIGABRT: "A native library aborted: see the end of that rank's stderr.",
+    -signal.SIGTERM: "Something terminated it: a scheduler's time limit, or a launcher.",
 }
 
 MOST_UNHEARD = 8
@@ -66,7 +67,7 @@ def _unheard(state: RunState, how: str) -> str:
     if how != STOPPED or not 0 < len(missing) <= MOST_UNHEARD:
         return ""
     return (
-        f"Nothing was ever heard of {ranks_of(missing, start=False)}: see what "
+        f"{name_ranks(missing).capitalize()} never reported: check what "
         f"{'it' if len(missing) == 1 else 'they'} printed."
     )
 
@@ -94,7 +95,8 @@ def _unexplained(
         kind="rank_lost",
         severity="critical",
         ranks=ranks,
-        text=f"{ranks_of(ranks)} gave up waiting for other ranks{_step(first)}: {reason}. "
+        text=f"{name_ranks(ranks).capitalize()} gave up waiting for other ranks{_step(first)}: "
+        f"{reason}. "
         f"{_who_else(state, gave_up)}",
         evidence={"pattern": "gave_up", **_facts(first), "also": ranks[1:]},
     )
@@ -106,12 +108,15 @@ def _who_else(state: RunState, gave_up: Sequence[RankState]) -> str:
     running = sorted(r for r, rank in state.ranks.items() if rank.bye is None)
     told = []
     if finished:
-        told.append(f"{ranks_of(finished)} had finished before.")
+        told.append(f"{name_ranks(finished).capitalize()} had finished before.")
     if running:
-        told.append(f"{ranks_of(running)} still {'runs' if len(running) == 1 else 'run'}.")
+        told.append(
+            f"{name_ranks(running).capitalize()} {'is' if len(running) == 1 else 'are'} still "
+            "running."
+        )
     if len(gave_up) == len(state.ranks):
-        told.append("No rank ended by itself first.")
-    told.append("Look at the network between them, and at what each printed last.")
+        told.append("No rank failed by itself first.")
+    told.append("Check the network between them, and the end of each one's output.")
     return " ".join(told)
 
 
@@ -137,7 +142,7 @@ def _said(rank: RankState) -> str:
     if bye is not None and bye.state == "failed":
         return f"Rank {rank.rank} failed{_step(rank)}{at}: {bye.reason.rstrip('.')}."
     reason = bye.reason if bye else ""
-    return f"Rank {rank.rank} is lost{_step(rank)}: {reason}{f', last seen{at}' if at else ''}."
+    return f"Rank {rank.rank} was lost{_step(rank)}: {reason}{f', last seen{at}' if at else ''}."
 
 
 def _advice(rank: RankState) -> str:
@@ -146,17 +151,17 @@ def _advice(rank: RankState) -> str:
         return ""
     if _LOADER_WORKER.search(bye.reason):
         return (
-            "A worker process of its DataLoader died: see dmesg (out of memory, or /dev/shm full), "
-            "and try num_workers=0 for its own error."
+            "A worker process of its DataLoader died: check dmesg (out of memory, or /dev/shm "
+            "full), and try num_workers=0 to see the worker's own error."
         )
     if bye.state == "failed":
         return ""
     if bye.exit is None:
-        return "Look for its last words in its stderr, and for the kernel's in dmesg."
+        return "Check the end of its stderr, and dmesg."
     return _ADVICE.get(bye.exit, "")
 
 
 def _went_after(others: Sequence[RankState]) -> str:
     if not others:
         return ""
-    return f"{ranks_of(sorted(rank.rank for rank in others))} went after it."
+    return f"{name_ranks(sorted(rank.rank for rank in others)).capitalize()} ended after it."

@@ -24,12 +24,12 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+from dpwatch.quantiles import median
 from dpwatch.run.diagnose.finding import Finding, some_of
 from dpwatch.run.diagnose.late_phase import PHASE_ADVICE, PHASE_WORDS, Cause, cause_of
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.arrivals import LateArrival
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import median
 
 LEAST_NS = 2_000_000
 LEAST_SHARE = 0.05
@@ -234,14 +234,14 @@ def _finding(
     if began is None:
         cost = sum(late.gap_ns for late in own) / (of * step_ns)
         said = (
-            f"Rank {rank} holds the others up now and then: {often}, each time by "
-            f"{gap_ns / 1e6:.0f} ms, {cost:.0%} of all time"
+            f"Rank {rank} delays the others now and then: {often}, by "
+            f"{gap_ns / 1e6:.0f} ms each time, {cost:.0%} of all time"
         )
     else:
         cost = min(1.0, gap_ns / step_ns)
         said = (
-            f"Rank {rank} comes last to {last.op} {often}, {gap_ns / 1e6:.0f} ms after the "
-            f"others: they wait for it {cost:.0%} of the step"
+            f"Rank {rank} is the last to enter {last.op} {often}, {gap_ns / 1e6:.0f} ms after "
+            f"the others: they wait for it {cost:.0%} of each step"
         )
     return Finding(
         kind="straggler",
@@ -267,6 +267,6 @@ def _finding(
 
 def _why(cause: Cause | None) -> str:
     if cause is None:
-        return "What delays it is not known: short steps' phases are only looked at now and then."
+        return "The cause is not known: phases of short steps are only sampled."
     more, where = f"{cause.excess_ns / 1e6:.0f} ms more", PHASE_WORDS[cause.phase]
     return f"It spends {more} than they do {where}. {PHASE_ADVICE[cause.phase]}"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from dpwatch.quantiles import median
 from dpwatch.run.model.snapshot import Rank
-from dpwatch.run.state.series import median
 from dpwatch.wire.messages import CATEGORIES
 
 RATIO = 1.25
@@ -91,18 +91,18 @@ def why(found: Uneven) -> str:
     """The reason for a sentence, and what to do about it."""
     if found.category in SHARED_OUT:
         return (
-            f"Most of that is {found.category}, which a sharding gives it more of by design: whole "
-            "tensors are dealt out, and it has the largest. Shard by elements instead "
-            "(fully_shard), or split that tensor."
+            f"Most of the difference is {found.category}, by design: sharding by whole tensors "
+            "gives this rank the largest. Shard by elements instead (fully_shard), or split that "
+            "tensor."
         )
     if found.at_peak:
         return (
-            "It is there within a step only: a gather or an evaluation on this rank alone, longer "
-            "sequences, an uneven batch. Give all ranks the same work, or move that to the host."
+            "It appears only within a step: a gather or an evaluation on this rank only, longer "
+            "sequences, or an uneven batch. Give all ranks the same work, or move it to the host."
         )
     return (
         "It is there between steps, so only this rank keeps it: gathered predictions, logs, an "
-        "average of the weights, a cache. Keep sums and not tensors, or move them to disk."
+        "average of the weights, or a cache. Keep sums instead of tensors, or move them to disk."
     )
 
 

@@ -16,13 +16,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from dpwatch.quantiles import known, median
 from dpwatch.run.diagnose import straggler
 from dpwatch.run.diagnose.finding import Finding, some_of
 from dpwatch.run.diagnose.late_phase import excesses_of
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.arrivals import LateArrival
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import known, median
 
 LEAST_STEPS = 20
 MOST_STEPS = 128
@@ -43,18 +43,18 @@ _WORDS = {
     "forward": "forward",
     "backward": "backward",
     "optimizer": "the optimizer",
-    "other": "code outside of the phases",
+    "other": "code outside the phases",
 }
 _LENGTHS = (
-    "Batches may differ in length or work from rank to rank: sort them into buckets of like "
-    "length, or pack them, so that all ranks have as much to do in each step."
+    "Batches may differ in length or work between ranks: sort them into buckets of similar length, "
+    "or pack them, so that all ranks do the same work in each step."
 )
 _PAUSES = (
-    "Often that is Python's garbage collector: gc.freeze() once all is set up, or gc.disable() and "
-    "gc.collect() in the same steps on all ranks. Else logging, checkpoints, allocations."
+    "Often this is Python's garbage collector: call gc.freeze() after set-up, or gc.disable() and "
+    "gc.collect() in the same steps on all ranks. Otherwise logging, checkpoints, allocations."
 )
 _ADVICE = {
-    "data": "Let the data loaders work further ahead: more workers, a larger prefetch_factor.",
+    "data": "Let the data loaders work further ahead: more workers or a larger prefetch_factor.",
     "forward": _LENGTHS,
     "backward": _LENGTHS,
 }
@@ -119,20 +119,20 @@ def _finding(
 ) -> Finding:
     pattern, often = _pattern(steps)
     phase = _phase(state, steps)
-    what = f"what varies is {_WORDS[phase]}" if phase else "which phase varies is not known"
+    what = f"what varies is {_WORDS[phase]}" if phase else "the phase that varies is not known"
     pauses = pattern == "pauses"
     advice = _ADVICE.get(phase or "", _PAUSES)
     if pauses and phase != "data":
         advice = _PAUSES
-    how = f"pauses in {often:.0%} of the steps" if pauses else "a little in most steps"
+    how = f"are pauses in {often:.0%} of the steps" if pauses else "are short, in most steps"
     turns = ", ".join(f"rank {r} {share:.0%}" for r, share in list(shares.items())[:4])
     return Finding(
         kind="wait_in_turn",
         severity=severity,
         ranks=sorted(state.ranks),
-        text=f"Ranks wait {cost:.0%} of the time ({mean_ns / 1e6:.0f} of {step_ns / 1e6:.0f} ms a "
-        f"step) for whichever comes last, and none is slow: of what is waited for, {turns}. It is "
-        f"{how}; {what}. {advice}",
+        text=f"Ranks wait {cost:.0%} of the time ({mean_ns / 1e6:.0f} of {step_ns / 1e6:.0f} ms "
+        f"per step) for whichever is last, each time another one ({turns} of the waits). The "
+        f"waits {how}; {what}. {advice}",
         evidence={
             "pattern": pattern,
             "phase": phase,

@@ -231,6 +231,9 @@ class Balance(msgspec.Struct, frozen=True):
 SEVERITIES = ("info", "warning", "critical")
 """How bad a diagnosis is, the worst last."""
 
+ENDED = ("finished", "failed", "lost")
+"""States of runs and ranks that nothing follows."""
+
 
 class Diagnosis(msgspec.Struct, frozen=True):
     """Something wrong (or worth knowing), in words, with the numbers it rests on.

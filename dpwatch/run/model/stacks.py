@@ -90,16 +90,3 @@ def _group(alike: Sequence[RankStacks]) -> Group:
 
 def _training(entry: RankStacks) -> ThreadStack | None:
     return next((thread for thread in entry.threads if thread.training), None)
-
-
-def spans(ranks: Iterable[int]) -> str:
-    """`rank 7`, `ranks 0-6, 9`."""
-    parts: list[list[int]] = []
-    for rank in sorted(ranks):
-        if parts and rank == parts[-1][-1] + 1:
-            parts[-1][1:] = [rank]
-        else:
-            parts.append([rank])
-    text = ", ".join("-".join(map(str, part)) for part in parts)
-    many = len(parts) > 1 or any(len(part) > 1 for part in parts)
-    return f"{'ranks' if many else 'rank'} {text}"

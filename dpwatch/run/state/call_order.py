@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from msgspec.structs import astuple
 
+from dpwatch.quantiles import median
 from dpwatch.run.state import bounds
 from dpwatch.run.state.arrivals import (
     INTO,
@@ -25,7 +26,7 @@ from dpwatch.run.state.arrivals import (
 from dpwatch.run.state.call_entries import Array, call_at, open_calls
 from dpwatch.run.state.parts import Covered
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import NONE, median
+from dpwatch.run.state.series import NONE
 from dpwatch.wire.calls import Kind
 
 MOST_MARKS = 1 << 26

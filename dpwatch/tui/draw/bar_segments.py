@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
-from rich.text import Text
-
 from dpwatch.run.model.snapshot import MemoryUse, PhaseTimes
 from dpwatch.tui.draw.bars import segment_style
 from dpwatch.tui.draw.palette import MEMORY_KINDS, PHASE_KINDS, PHASE_NAMES, Kind, Palette
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import Part, fitted, line
 from dpwatch.wire.messages import CATEGORIES
 

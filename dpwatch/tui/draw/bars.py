@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from rich.style import Style
-from rich.text import Text
 
 from dpwatch.tui.draw.palette import Kind, Palette
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import Part, line
 
 EIGHTHS = 8
@@ -58,7 +58,7 @@ def stacked(
     amounts = [float(values[name] or 0) for name in names]
     full = sum(amounts) if total is None else total
     if not names or width <= 0:
-        return Text("·" * max(width, 0), style=palette.faint, no_wrap=True, end="")
+        return Text("·" * max(width, 0), style=palette.faint)
     order = [kinds[name] for name in names]
     if palette.mono:
         return _letter_bar(order, apportion(amounts, full, width), width, palette)
@@ -67,7 +67,7 @@ def stacked(
 
 
 def _letter_bar(kinds: Sequence[Kind], cells: Sequence[int], width: int, palette: Palette) -> Text:
-    bar = Text(no_wrap=True, end="")
+    bar = Text()
     for index, (kind, length) in enumerate(zip(kinds, cells, strict=True)):
         bar.append(kind.letter * length, palette.strong if index % 2 == 0 else palette.text)
     bar.append("·" * (width - sum(cells)), palette.faint)
@@ -122,11 +122,11 @@ def _style(color: str | None, bgcolor: str, bold: bool | None = None) -> Style:
 def gauge(part: float | None, width: int, palette: Palette, style: Style) -> Text:
     """A progress bar for a share 0..1; dots where the share is unknown."""
     if part is None:
-        return Text("·" * width, style=palette.faint, no_wrap=True, end="")
+        return Text("·" * width, style=palette.faint)
     eighths = round(min(max(part, 0.0), 1.0) * width * EIGHTHS)
     full, rest = divmod(eighths, EIGHTHS)
     on_track = style + Style(bgcolor=palette.track)
-    bar = Text("█" * full, style=on_track, no_wrap=True, end="")
+    bar = Text("█" * full, style=on_track)
     if rest:
         bar.append(_LEFT_BLOCKS[rest], on_track)
     bar.append("·" * (width - len(bar)) if palette.mono else " " * (width - len(bar)), on_track)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.cells import cell_len
 from rich.style import Style
-from rich.text import Text
 
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import clip
 
 BOX_LINES = 3
@@ -53,8 +53,8 @@ class Canvas:
         """The rows, each `width` cells."""
         result = []
         for row in self._cells:
-            text = Text(no_wrap=True, end="")
+            text = Text()
             for char, style in row:
-                text.append(char, style)
+                text.append(char, style or Style.null())
             result.append(text)
         return result

@@ -9,43 +9,12 @@ from __future__ import annotations
 import math
 import time
 
-UNKNOWN = "–"
+from dpwatch.units import UNKNOWN as UNKNOWN
+from dpwatch.units import scaled
+from dpwatch.units import significant as significant
+from dpwatch.units import size as size
 
-_BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _DECIMAL = ("", "k", "M", "B", "T")
-
-
-def significant(value: float, figures: int = 3) -> str:
-    """A number with that many significant figures, whole digits never rounded away.
-
-    >>> significant(3.14159), significant(42.123), significant(1234.6)
-    ('3.14', '42.1', '1235')
-    """
-    if value == 0:
-        return "0"
-    shown = float(f"{value:.{figures}g}")  # 9.996 is 10.0, so it has one decimal and not two
-    decimals = figures - 1 - math.floor(math.log10(abs(shown)))
-    return f"{value:.{min(max(decimals, 0), 6)}f}"
-
-
-def _scaled(value: float, base: float, units: tuple[str, ...]) -> tuple[str, str]:
-    """The figure and the unit that give it at most three digits before the point."""
-    scaled, unit = value, 0
-    while abs(scaled) >= 999.5 and unit < len(units) - 1:
-        scaled, unit = scaled / base, unit + 1
-    return (f"{scaled:.0f}" if unit == 0 else significant(scaled)), units[unit]
-
-
-def size(nbytes: float | None) -> str:
-    """Bytes in binary units.
-
-    >>> size(58_900_000), size(0), size(None)
-    ('56.2 MiB', '0 B', '–')
-    """
-    if nbytes is None or not math.isfinite(nbytes):
-        return UNKNOWN
-    figure, unit = _scaled(nbytes, 1024, _BINARY)
-    return f"{figure} {unit}"
 
 
 def count(number: float | None) -> str:
@@ -58,7 +27,7 @@ def count(number: float | None) -> str:
         return UNKNOWN
     if abs(number) < 9_999.5:
         return f"{number:.0f}"
-    figure, unit = _scaled(number, 1000, _DECIMAL)
+    figure, unit = scaled(number, 1000, _DECIMAL)
     return f"{figure} {unit}"
 
 
@@ -113,7 +82,7 @@ def bandwidth(gigabytes_per_s: float | None) -> str:
     """
     if gigabytes_per_s is None or not math.isfinite(gigabytes_per_s):
         return UNKNOWN
-    figure, unit = _scaled(gigabytes_per_s * 1e9, 1000, ("", "k", "M", "G", "T"))
+    figure, unit = scaled(gigabytes_per_s * 1e9, 1000, ("", "k", "M", "G", "T"))
     return f"{figure} {unit}B/s"
 
 

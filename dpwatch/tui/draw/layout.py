@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.style import Style
-from rich.text import Text
 
 from dpwatch.tui.draw.palette import Palette
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import clip, fitted, left, line, right
 
 Block = list[Text]
@@ -20,7 +20,7 @@ def boxed(title: str, body: Sequence[Text], width: int, height: int, palette: Pa
     name = clip(title, inner - 2)
     dashes = "─" * (width - 5 - cell_len(name))
     top = line(("╭─ ", palette.faint), (name, palette.accent), (f" {dashes}╮", palette.faint))
-    rows = [*body[: height - 2], *[Text(end="")] * max(height - 2 - len(body), 0)]
+    rows = [*body[: height - 2], *[Text()] * max(height - 2 - len(body), 0)]
     edge = palette.faint
     middle = [line(("│ ", edge), fitted(row, inner), (" │", edge)) for row in rows]
     return [top, *middle, line(("╰" + "─" * (width - 2) + "╯", edge))]
@@ -36,7 +36,7 @@ def beside(blocks: Sequence[Block], gap: int = 1) -> Block:
         for index, (block, width) in enumerate(zip(blocks, widths, strict=True)):
             if index:
                 parts.append((" " * gap, Style()))
-            parts.append(block[row] if row < len(block) else Text(" " * width, end=""))
+            parts.append(block[row] if row < len(block) else Text(" " * width))
         lines.append(line(*parts))
     return lines
 

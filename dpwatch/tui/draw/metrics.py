@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from dpwatch.run.derive.comparison import peak_bytes, traffic_bytes
 from dpwatch.run.model.snapshot import Rank
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
-from dpwatch.tui.draw.text import clean
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

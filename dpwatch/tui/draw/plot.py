@@ -10,10 +10,10 @@ from functools import lru_cache
 from itertools import groupby
 
 from rich.style import Style
-from rich.text import Text
 
 from dpwatch.run.model.snapshot import Curve
 from dpwatch.tui.draw.palette import Palette
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import Part, fitted, left, line, right
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
@@ -97,7 +97,7 @@ def sparkline(curve: Curve, width: int, style: Style) -> Text:
     """A curve one line high and `width` cells wide, blank while it has fewer than two points."""
     points = _finite(curve)
     if len(points) < 2 or width < 1:
-        return Text(" " * max(width, 0), no_wrap=True, end="")
+        return Text(" " * max(width, 0))
     xs, ys = [x for x, _ in points], [y for _, y in points]
     grid = Grid(width, 1, (min(xs), max(xs)), (min(ys), max(ys)))
     grid.draw(points, style)

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dpwatch.run.model.snapshot import IssuerStats, Run, RunView
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
-from dpwatch.tui.draw.text import clean
 
 UNEVEN = 1.15
 """From this ratio on (or below its inverse) device 0 is called uneven in words."""

@@ -1,141 +1,125 @@
-"""Lines as the pieces they are made of: a `rich.text.Text` that costs little to lay into others."""
+"""A line of styled text, as the pieces it is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import pairwise
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len, set_cell_size
+from rich.control import strip_control_codes
 from rich.style import Style
-from rich.text import Span, Text
 
 Piece = tuple[str, Style]
 
+_NULL = Style.null()
 
-class Pieced(Text):
-    """A line as the pieces it was put together from.
 
-    Rich keeps a text and spans over it. To lay lines into lines, which is most of what drawing a
-    dashboard is, each span has to be moved then. Pieces only follow each other. Spans are made of
-    them as soon as one of Rich's own methods wants them, and from then on it is a `Text`.
+class Text:
+    """One line: strings with a style each, one after the other.
+
+    It stands in for `rich.text.Text`, which keeps one string and spans over it. Drawing a dashboard
+    is mostly putting lines into lines, and with spans each of them has to be moved every time.
+
+    Attributes:
+        pieces: The strings and their styles.
     """
 
-    __slots__ = ("_pieces",)
+    __slots__ = ("pieces",)
 
-    def __init__(self, pieces: tuple[Piece, ...], plain: str) -> None:
-        # Not the base's own, which looks at every character.
-        self.style, self.justify, self.overflow = "", None, None
-        self.no_wrap, self.end, self.tab_size = True, "", None
-        self._length = len(plain)
-        _TEXT.__set__(self, [plain])
-        self._pieces: tuple[Piece, ...] | None = pieces
+    def __init__(self, plain: str = "", style: Style = _NULL) -> None:
+        self.pieces: list[Piece] = []
+        self.append(plain, style)
 
-    @property
-    def pieces(self) -> tuple[Piece, ...] | None:
-        """What it is made of, None once something else has been made of it."""
-        return None if self.style else self._pieces
-
-    def _settled(self) -> None:
-        if self._pieces is not None:
-            _SPANS.__set__(self, _spans_of(self._pieces))
-            self._pieces = None
+    @classmethod
+    def of(cls, pieces: Iterable[Piece]) -> Text:
+        """A line of these pieces, none of them empty."""
+        made = cls()
+        made.pieces += pieces
+        plain = made.plain
+        if not plain.isprintable() and plain != strip_control_codes(plain):
+            made.pieces = [(strip_control_codes(text), style) for text, style in made.pieces]
+        return made
 
     @property
     def plain(self) -> str:
-        """See `Text`."""
-        if self._pieces is None:
-            return cast("str", _PLAIN.__get__(self))
-        return cast("list[str]", _TEXT.__get__(self))[0]
-
-    @plain.setter
-    def plain(self, text: str) -> None:
-        _PLAIN.__set__(self, text)
+        """The text without styles."""
+        return "".join([text for text, _ in self.pieces])
 
     @property
-    def _text(self) -> list[str]:
-        self._settled()
-        return cast("list[str]", _TEXT.__get__(self))
+    def cell_len(self) -> int:
+        """How many cells it takes."""
+        return cell_len(self.plain)
 
-    @_text.setter
-    def _text(self, text: list[str]) -> None:
-        self._settled()
-        _TEXT.__set__(self, text)
-
-    @property
-    def _spans(self) -> list[Span]:
-        self._settled()
-        return cast("list[Span]", _SPANS.__get__(self))
-
-    @_spans.setter
-    def _spans(self, spans: list[Span]) -> None:
-        self._settled()
-        _SPANS.__set__(self, spans)
-
-    def copy(self) -> Text:
-        """See `Text`; this one stays what it is."""
-        if self._pieces is None:
-            return super().copy()
-        made = Pieced(self._pieces, self.plain)
-        made.style = self.style
-        return made
+    def __len__(self) -> int:
+        return sum([len(text) for text, _ in self.pieces])
 
     def __eq__(self, other: object) -> bool:
-        mine = self.pieces
-        its = other.pieces if isinstance(other, Pieced) else None
-        if mine is not None and its is not None:
-            return mine == its
-        return super().__eq__(other)
+        return isinstance(other, Text) and self.pieces == other.pieces
 
-    __hash__ = None  # type: ignore[assignment]  # as the base
+    __hash__ = None  # type: ignore[assignment]  # it can change
+
+    def __repr__(self) -> str:
+        return f"Text({self.plain!r})"
+
+    def copy(self) -> Text:
+        """A line that can be changed without changing this one."""
+        made = Text()
+        made.pieces = self.pieces[:]
+        return made
+
+    def append(self, text: str, style: Style = _NULL) -> Text:
+        """Adds a string at the end. Returns: this line."""
+        if not text.isprintable():
+            text = strip_control_codes(text)
+        if text:
+            self.pieces.append((text, style))
+        return self
+
+    def append_text(self, line: Text) -> Text:
+        """Adds another line's pieces at the end. Returns: this line."""
+        self.pieces += line.pieces
+        return self
+
+    def truncate(self, width: int) -> None:
+        """Cuts what is beyond `width` cells and ends it with `…`."""
+        if self.cell_len <= width:
+            return
+        kept: list[Piece] = []
+        room = width - 1
+        for text, style in self.pieces:
+            cells = cell_len(text)
+            if cells > room:
+                kept.append((set_cell_size(text, room) + "…", style))
+                break
+            kept.append((text, style))
+            room -= cells
+        self.pieces = kept
+
+    def stylize(self, style: Style, start: int = 0, end: int | None = None) -> None:
+        """Lays a style over the characters from `start` to `end`."""
+        end = len(self) if end is None else end
+        made: list[Piece] = []
+        at = 0
+        for text, own in self.pieces:
+            first, last = max(start - at, 0), max(min(end - at, len(text)), 0)
+            at += len(text)
+            if first >= last:
+                made.append((text, own))
+                continue
+            parts = ((text[:first], own), (text[first:last], own + style), (text[last:], own))
+            made += [part for part in parts if part[0]]
+        self.pieces = made
+
+    def stylize_before(self, style: Style) -> None:
+        """Lays a style beneath all of it."""
+        self.pieces = [(text, style + own) for text, own in self.pieces]
 
 
-_TEXT: Any = vars(Text)["_text"]
-_SPANS: Any = vars(Text)["_spans"]
-_PLAIN: Any = vars(Text)["plain"]
-
-
-def pieces_of(text: Text) -> tuple[Piece, ...]:
-    """A text's pieces, each with all that styles it."""
-    pieces = text.pieces if isinstance(text, Pieced) else None
-    return _apart(text) if pieces is None else pieces
-
-
-def _apart(text: Text) -> tuple[Piece, ...]:
-    """The base style, and those of the spans over it, which as a rule don't overlap."""
-    plain, spans, base = text.plain, text.spans, _style(text.style)
-    pieces, at = [], 0
-    for start, end, named in spans:
-        if start < at:
-            return _overlaid(text)
-        if start > at:
-            pieces.append((plain[at:start], base))
-        pieces.append((plain[start:end], base + _style(named)))
-        at = end
-    if at < len(plain):
-        pieces.append((plain[at:], base))
-    return tuple(pieces)
-
-
-def _overlaid(text: Text) -> tuple[Piece, ...]:
-    plain, spans, base = text.plain, text.spans, _style(text.style)
-    edges = sorted({0, len(plain), *(min(edge, len(plain)) for span in spans for edge in span[:2])})
-    return tuple(
-        (
-            plain[start:end],
-            sum((_style(named) for at, to, named in spans if at <= start < to), base),
-        )
-        for start, end in pairwise(edges)
-    )
-
-
-def _style(named: str | Style) -> Style:
-    return named if isinstance(named, Style) else Style.parse(named)
-
-
-def _spans_of(pieces: Iterable[Piece]) -> list[Span]:
-    at, spans = 0, []
-    for piece, style in pieces:
-        if style:
-            spans.append(Span(at, at + len(piece), style))
-        at += len(piece)
-    return spans
+def joined(lines: Sequence[Text | Piece]) -> Text:
+    """One line of pieces and lines."""
+    pieces: list[Piece] = []
+    for each in lines:
+        if isinstance(each, Text):
+            pieces += each.pieces
+        elif each[0]:
+            pieces.append(each)
+    return Text.of(pieces)

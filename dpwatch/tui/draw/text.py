@@ -1,45 +1,19 @@
-"""Lines of styled text, and the cleaning of text that came from outside.
+"""Lines of styled text.
 
-A line is a `rich.text.Text`: built span by span, never parsed as markup. Whatever a training
-process named itself (titles, hosts, reasons, devices) passes `clean` first.
+A line is built piece by piece and never parsed as markup. Text from a training process (titles,
+hosts, reasons, devices) passes `text_safety.clean` first.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 
 from rich.cells import cell_len, set_cell_size
-from rich.control import strip_control_codes
 from rich.style import Style
-from rich.text import Text
 
-from dpwatch.tui.draw.styled_line import Piece, Pieced, pieces_of
+from dpwatch.tui.draw.styled_line import Piece, Text, joined
 
 Part = Piece | Text
-
-
-def clean(text: str, limit: int = 400) -> str:
-    """One line without control, format and surrogate characters, at most `limit` long.
-
-    Escapes can't reach the terminal, and right-to-left overrides can't reorder what is shown.
-    """
-    kept = " ".join(visible(text[: limit * 4]).split())
-    return kept if len(kept) <= limit else kept[: limit - 1] + "…"
-
-
-def visible(text: str) -> str:
-    """The text on one line without what `clean` takes out, its blanks as they are."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        " " if char in "\n\r\t\v\f" else char
-        for char in text
-        if char in "\n\r\t\v\f" or unicodedata.category(char) not in _HIDDEN
-    )
-
-
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Mn", "Me"})
 
 
 def clip(text: str, width: int) -> str:
@@ -63,33 +37,18 @@ def right(text: str, width: int) -> str:
 
 
 def line(*parts: Part) -> Text:
-    """A line of (text, style) pairs and of lines.
-
-    It is what `Text.append` would give part by part, at a fraction of the cost: a screen has some
-    hundred of them, four times a second.
-    """
-    pieces: list[Piece] = []
-    for part in parts:
-        if not isinstance(part, Text):
-            if part[0]:
-                pieces.append(part)
-        elif part:
-            pieces += pieces_of(part)
-    plain = "".join([piece for piece, _ in pieces])
-    if not plain.isprintable() and plain != strip_control_codes(plain):
-        pieces = [(strip_control_codes(piece), style) for piece, style in pieces]
-        plain = "".join([piece for piece, _ in pieces])
-    return Pieced(tuple(pieces), plain)
+    """A line made of (text, style) pairs and of other lines."""
+    return joined(parts)
 
 
 def fitted(text: Text, width: int) -> Text:
     """The line, cut with `…` or padded to exactly `width` cells."""
     if width <= 0:
-        return Text(end="")
+        return Text()
     found = text.cell_len
     if found > width:
         text = text.copy()
-        text.truncate(width, overflow="ellipsis")
+        text.truncate(width)
         found = text.cell_len
     return line(text, (" " * (width - found), _BARE))
 

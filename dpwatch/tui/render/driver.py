@@ -1,4 +1,4 @@
-"""A terminal that may be gone: its window closed, its connection lost."""
+"""A terminal that may go away: its window is closed, its connection is lost."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import contextlib
 import os
 import shutil
 import sys
-from typing import IO, Any
+from typing import IO
 
 from textual.driver import Driver
 
+from dpwatch.tui.render.private_api import driver_with
+
 
 class Lasting:
-    """A file for the thread that writes the screen; writing to a lost terminal does nothing.
+    """A file for the thread that writes the screen; ignores errors of a lost terminal.
 
-    Textual's writer would end at the error and leave its bounded queue to fill up, and the app,
-    told by SIGHUP to close, would wait for room in it for ever.
+    Otherwise Textual's writer thread ends at the error, its bounded queue fills up, and the app,
+    closing on SIGHUP, waits for room in it forever.
     """
 
     def __init__(self, file: IO[str]) -> None:
@@ -39,7 +41,7 @@ class Lasting:
 def terminal_size() -> tuple[int, int]:
     """Columns and lines of the terminal itself.
 
-    Textual goes by COLUMNS and LINES where they are exported, and then sees no change of size.
+    Textual trusts COLUMNS and LINES if they are exported, and then misses every resize.
     """
     try:
         return os.get_terminal_size(sys.__stdout__.fileno())  # type: ignore[union-attr]
@@ -49,14 +51,4 @@ def terminal_size() -> tuple[int, int]:
 
 def lasting(driver: type[Driver]) -> type[Driver]:
     """The driver, writing to a `Lasting` file where it writes to a file of its own."""
-
-    class LastingDriver(driver):  # type: ignore[valid-type, misc]
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            if (file := getattr(self, "_file", None)) is not None:
-                self._file = Lasting(file)
-
-        def _get_terminal_size(self) -> tuple[int, int]:
-            return terminal_size()
-
-    return LastingDriver
+    return driver_with(driver, Lasting, terminal_size)

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from rich.console import RenderableType
-from textual._compositor import CompositorUpdate
-from textual.app import App
 from textual.binding import Binding
-from textual.screen import Screen
 
 from dpwatch.tui.draw.sentences import plural
 from dpwatch.tui.render.ascii import key_to_ascii
+from dpwatch.tui.render.private_api import CompositorUpdate, UpdatingApp
 from dpwatch.tui.render.terminal_diff import Screenful
 
 
-class Takeaway(App[None]):
+class Takeaway(UpdatingApp):
     """An app whose widgets know their text (`copied`), and that may draw in ASCII alone."""
 
     def __init__(self) -> None:
         super().__init__()
         self.screenful = Screenful()
 
-    def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
-        """Writes what differs from what stands on the terminal."""
-        update: Any = renderable
-        if isinstance(update, CompositorUpdate) and not self.is_inline:
-            update = self.screenful.narrowed(update)
-        super()._display(screen, update)
+    def updated(self, update: CompositorUpdate) -> CompositorUpdate:
+        """Only the cells that differ from those on the terminal."""
+        return self.screenful.narrowed(update)
 
     def action_copy(self) -> None:
         """Put the row under the cursor, or the whole view, onto the clipboard as text."""

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.style import Style
-from rich.text import Text
 from textual.filter import ANSIToTruecolor
 from textual.geometry import Region
 from textual.reactive import var
 from textual.strip import Strip
 from textual.widget import Widget
 
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.render.strips import strip_of
 from dpwatch.tui.snapshots.frame import Frame
 
@@ -34,8 +34,7 @@ class Line(NamedTuple):
         """Whether the two look the same."""
         if other is None or self.under != other.under:
             return False
-        mine, its = self.text, other.text
-        return mine is its or (mine == its and mine.style == its.style)
+        return self.text is other.text or self.text == other.text
 
 
 class Lines(Widget):

@@ -11,10 +11,9 @@ from functools import lru_cache
 from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
-from rich.text import Text
 from textual.strip import Strip
 
-from dpwatch.tui.draw.styled_line import pieces_of
+from dpwatch.tui.draw.styled_line import Text
 
 _NULL = Style.null()
 
@@ -24,7 +23,7 @@ def strip_of(text: Text, width: int, ground: Style, *, under: Style | None = Non
     segments: list[Segment] = []
     held, held_style = "", ground
     seen: dict[int, Style] = {}  # by identity: to hash a style takes longer than all else here
-    for piece, style in pieces_of(text):
+    for piece, style in text.pieces:
         laid = seen.get(id(style))
         if laid is None:
             laid = seen[id(style)] = _laid(ground, under or _NULL, style)

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.cells import get_character_cell_size
-from rich.color import ColorSystem
-from rich.console import Console
+from rich.console import COLOR_SYSTEMS, Console
 from rich.segment import Segment
 from rich.style import Style
-from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
 from textual.strip import Strip
+
+from dpwatch.tui.render.private_api import ChopsUpdate, CompositorUpdate, LayoutUpdate
 
 Cell = tuple[str, "Style | None"]
 """A character (with what combines with it) and its style; "" is a wide one's second half."""
@@ -68,7 +68,7 @@ class Screenful:
                             del known[at]
                     yield x, y, list(cells(strip))
                 elif before is not strip:
-                    for at, run in runs(before._segments, strip._segments):
+                    for at, run in runs(list(before), list(strip)):
                         yield x + at, y, run
                 known[x] = strip
 
@@ -89,27 +89,21 @@ class Narrowed(CompositorUpdate):
             else:
                 self._screenful.forget()
             return update.render_segments(console)
-        system = console._color_system or ColorSystem.TRUECOLOR
+        system = COLOR_SYSTEMS[console.color_system or "truecolor"]
         parts: list[str] = []
-        now = ""
+        now, drawn = "", None
         for x, y, run in self._screenful.changes(update):
             parts.append(f"\x1b[{y + 1};{x + 1}H")
             for text, style in run:
-                code = _code(style, system)
-                if code != now:
-                    now = code
-                    parts.append(f"\x1b[0;{code}m" if code else "\x1b[0m")
+                if style is not drawn:
+                    drawn, code = style, Strip.render_ansi(style, system) if style else ""
+                    if code != now:
+                        now = code
+                        parts.append(f"\x1b[0;{code}m" if code else "\x1b[0m")
                 parts.append(text)
         if now:
             parts.append("\x1b[0m")
         return "".join(parts)
-
-
-def _code(style: Style | None, system: ColorSystem) -> str:
-    if style is None:
-        return ""
-    known = style._ansi
-    return Strip.render_ansi(style, system) if known is None else known
 
 
 def cells(segments: Iterable[Segment]) -> Iterator[Cell]:

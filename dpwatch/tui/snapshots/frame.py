@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from dpwatch.run.model.snapshot import Diagnosis, Run, RunView, Snapshot
-
-_ENDED = ("finished", "failed", "lost")
-SEVERITIES = ("critical", "warning", "info")
+from dpwatch.run.model.snapshot import ENDED, SEVERITIES, Diagnosis, Run, RunView, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -71,7 +68,7 @@ class Frame:
         view = self.view
         if view is None:
             return "waiting"
-        stale = view.connection == "stale" and view.run.state not in _ENDED
+        stale = view.connection == "stale" and view.run.state not in ENDED
         return "stale" if stale else view.run.state
 
 
@@ -83,18 +80,18 @@ def last_known(snapshot: Snapshot) -> Snapshot:
 
 
 def _last_known(view: RunView) -> RunView:
-    if view.connection != "stale" or view.run.state in _ENDED:
+    if view.connection != "stale" or view.run.state in ENDED:
         return view
     ranks = [
-        rank if rank.state in _ENDED else replace(rank, state="stale") for rank in view.run.ranks
+        rank if rank.state in ENDED else replace(rank, state="stale") for rank in view.run.ranks
     ]
     return replace(view, run=replace(view.run, state="stale", ranks=ranks))
 
 
 def worst_first(diagnoses: Sequence[Diagnosis]) -> list[Diagnosis]:
     """Diagnoses by severity, in their own order within one."""
-    order = {severity: index for index, severity in enumerate(SEVERITIES)}
-    return sorted(diagnoses, key=lambda d: order.get(d.severity, len(order)))
+    order = {severity: -index for index, severity in enumerate(SEVERITIES)}
+    return sorted(diagnoses, key=lambda d: order.get(d.severity, 1))
 
 
 def named_rows(run: Run) -> dict[tuple[int, str], str]:

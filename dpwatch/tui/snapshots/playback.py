@@ -10,7 +10,7 @@ from textual.reactive import var
 from textual.worker import get_current_worker
 
 from dpwatch.run.model.snapshot import RunView, Snapshot
-from dpwatch.tui.draw.text import clean
+from dpwatch.text_safety import clean
 from dpwatch.tui.render.export import Takeaway
 from dpwatch.tui.snapshots.frame import Frame, last_known
 from dpwatch.tui.snapshots.history import History

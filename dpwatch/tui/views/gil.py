@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from rich.text import Text
-
 from dpwatch.run.derive.comparison import on_core_share
 from dpwatch.run.derive.distribution import spread
 from dpwatch.run.model.snapshot import Rank, Run, RunView
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bars import segment_style, stacked
 from dpwatch.tui.draw.metrics import Metric, name_of
 from dpwatch.tui.draw.palette import WAIT_KINDS, Palette
 from dpwatch.tui.draw.sentences import plural, processes_of
-from dpwatch.tui.draw.text import clean, fitted, left, line, right
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import fitted, left, line, right
 from dpwatch.tui.widgets.device_rows import DeviceRows
 
 _LABEL = 15
@@ -49,13 +49,13 @@ class Threads(DeviceRows):
     def foot(self, view: RunView, width: int, colors: Palette) -> list[Text]:
         """The device under the cursor in words."""
         if self.chosen is None:
-            return [Text(end="")]
+            return [Text()]
         return [told_line(self.chosen, view.run.ranks, width, colors)]
 
     def row_line(self, view: RunView, rank: Rank, part: int, width: int, colors: Palette) -> Text:
         """Name, bar, figures; then a blank."""
         if part:
-            return Text(end="")
+            return Text()
         return thread_line(rank, processes_of(view.run) > 1, width, colors)
 
 
@@ -117,7 +117,7 @@ def told_line(rank: Rank, ranks: Sequence[Rank], width: int, palette: Palette) -
 def legend(width: int, palette: Palette) -> Text:
     """What colours and letters mean."""
     for told in (_TOLD, {"idle": "idle", "queue": "queue"}):
-        result = Text(no_wrap=True, end="")
+        result = Text()
         for name, kind in WAIT_KINDS.items():
             result.append(kind.letter, palette.strong if palette.mono else segment_style(kind))
             result.append(f" {told.get(name, kind.name)}  ", palette.muted)

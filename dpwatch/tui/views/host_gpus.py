@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.text import Text
-
 from dpwatch.run.model.snapshot import HostGpu
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bars import gauge
 from dpwatch.tui.draw.layout import Block, heading
 from dpwatch.tui.draw.palette import Palette
-from dpwatch.tui.draw.text import clean, fitted, left, line, right, wrapped
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import fitted, left, line, right, wrapped
 from dpwatch.viewer.host_gpus import imbalance
 
 _FIXED = 3 + 1 + 5 + 1 + 20 + 8 + 7

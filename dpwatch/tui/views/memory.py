@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rich.text import Text
-
 from dpwatch.run.derive.comparison import others_median, peak_bytes, peaks_of_processes
 from dpwatch.run.derive.predicted_memory import elsewhere
 from dpwatch.run.model.snapshot import Curve, MemoryUse, Rank, Run, RunView
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bar_segments import figures, memory_parts
 from dpwatch.tui.draw.bars import segment_style, stacked
@@ -20,7 +19,8 @@ from dpwatch.tui.draw.metrics import Metric
 from dpwatch.tui.draw.palette import MEMORY_KINDS, Palette
 from dpwatch.tui.draw.plot import Series, plot
 from dpwatch.tui.draw.sentences import processes_of
-from dpwatch.tui.draw.text import clean, fitted, left, line, right
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import fitted, left, line, right
 from dpwatch.tui.widgets.device_rows import DeviceRows
 from dpwatch.tui.widgets.rank_columns import Scale
 from dpwatch.tui.widgets.rank_list import Key
@@ -113,7 +113,7 @@ class Memory(DeviceRows):
         if part == 0:
             return memory_line(rank, self._scale, processes_of(view.run) > 1, width, colors)
         if part == 2:
-            return Text(end="")
+            return Text()
         room = width - _LABEL
         guess = estimated_activations(rank.memory)
         room -= len(guess)
@@ -144,7 +144,7 @@ def predicted(run: Run, width: int, palette: Palette) -> list[Text]:
         return []
     note = "params, grads, optimizer; no activations" if width >= _WIDE else "no activations"
     title = heading("Predicted: model state a device", width, palette, note)
-    lines = [Text(_INDENT, end="")]
+    lines = [Text(_INDENT)]
     for row in rows:
         held = fmt.size(row.first)
         if row.others != row.first:
@@ -152,7 +152,7 @@ def predicted(run: Run, width: int, palette: Palette) -> list[Text]:
         name = f"▸{row.strategy} " if row.here else f"{row.strategy} "
         told = line((name, palette.strong if row.here else palette.accent), (held, palette.text))
         if lines[-1].cell_len + told.cell_len > width:
-            lines.append(Text(_INDENT, end=""))
+            lines.append(Text(_INDENT))
         lines[-1].append_text(told).append("   ")
     return [title, *(fitted(each, width) for each in lines)]
 
@@ -199,7 +199,7 @@ def legend(width: int, palette: Palette) -> Text:
     """What colours and letters mean."""
     names = [name for name in MEMORY_KINDS if name != "untold"]
     for gap in ("  ", " "):
-        result = Text(no_wrap=True, end="")
+        result = Text()
         for name in names:
             kind = MEMORY_KINDS[name]
             result.append(kind.letter, palette.strong if palette.mono else segment_style(kind))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from rich.text import Text
-
 from dpwatch.run.derive.comparison import (
     exposed_share,
     largest,
@@ -14,6 +12,7 @@ from dpwatch.run.derive.comparison import (
     traffic_bytes,
 )
 from dpwatch.run.model.snapshot import SEVERITIES, Curve, Diagnosis, MemoryUse, Run, RunView
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bar_segments import memory_parts
 from dpwatch.tui.draw.bars import gauge, stacked
@@ -29,7 +28,8 @@ from dpwatch.tui.draw.sentences import (
     strategy_of,
     uneven,
 )
-from dpwatch.tui.draw.text import Part, clean, fitted, line, wrapped
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import Part, fitted, line, wrapped
 from dpwatch.tui.snapshots.frame import Frame, worst_first
 
 CARDS_WIDTH, CARDS_HEIGHT = 118, 32
@@ -119,7 +119,7 @@ def _steps(run: Run, palette: Palette) -> Text:
 
 def _progress(run: Run, width: int, palette: Palette) -> Text:
     if not run.total_steps or width < 6:
-        return Text(end="")
+        return Text()
     part = run.steps / run.total_steps
     bar = gauge(part, width, palette, palette.accent)
     return line(bar, (f" {fmt.share(min(part, 1.0))}", palette.muted))

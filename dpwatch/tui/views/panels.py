@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -13,6 +12,7 @@ from textual.message import Message
 from textual.reactive import reactive, var
 
 from dpwatch.tui.draw.bar_segments import legend_lines
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.render.line_widget import Ground
 from dpwatch.tui.snapshots.frame import Frame
 from dpwatch.tui.views.communication.tables import LOWER_MIN, communication_lines, lower_lines
@@ -21,7 +21,8 @@ from dpwatch.tui.views.rank_detail import rank_lines
 from dpwatch.tui.views.waiting_and_help import help_lines, waiting_lines
 from dpwatch.tui.widgets.base import Painted, Scrolling, palette_of
 from dpwatch.tui.widgets.header import header_line, nav_line, session_line
-from dpwatch.tui.widgets.rank_table import ROOMY, Key, RankTable
+from dpwatch.tui.widgets.rank_list import Key
+from dpwatch.tui.widgets.rank_table import ROOMY, RankTable
 from dpwatch.tui.widgets.view import View
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from rich.text import Text
-
 from dpwatch.run.derive.comparison import peak_bytes, traffic_bytes
 from dpwatch.run.model.snapshot import Curve, MemoryUse, Rank, RunView
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bar_segments import memory_parts, phase_parts
 from dpwatch.tui.draw.bars import stacked
 from dpwatch.tui.draw.layout import Block, beside, boxed, facts
 from dpwatch.tui.draw.palette import MEMORY_KINDS, PHASE_KINDS, STATE_GLYPHS, Kind, Palette
 from dpwatch.tui.draw.plot import Series, plot
-from dpwatch.tui.draw.text import clean, fitted, line, right
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import fitted, line, right
 from dpwatch.tui.views.communication.tables import communication_lines
 
 _PLOT_LINES = 8
@@ -41,7 +41,7 @@ def rank_lines(view: RunView, index: int, width: int, palette: Palette) -> Block
             _curve("Peak memory", peak_curve, fmt.size, cell, palette),
         ),
     ]
-    lines = [_head(rank, palette), *_host(view, rank, palette), Text(end="")]
+    lines = [_head(rank, palette), *_host(view, rank, palette), Text()]
     for first, second in pairs:
         lines += beside(_level(first, second, palette)) if columns == 2 else [*first, *second]
     comm = communication_lines(view.run, width, palette)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.style import Style
-from rich.text import Text
 
 from dpwatch.run.model.snapshot import HostGpu
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw.bars import stacked
 from dpwatch.tui.draw.layout import Block, heading
 from dpwatch.tui.draw.palette import (
@@ -18,7 +18,8 @@ from dpwatch.tui.draw.palette import (
     Kind,
     Palette,
 )
-from dpwatch.tui.draw.text import clean, fitted, line, wrapped
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import fitted, line, wrapped
 from dpwatch.tui.views.host_gpus import gpu_lines
 from dpwatch.tui.widgets.view import View, digit
 
@@ -72,9 +73,9 @@ def waiting_lines(
                     ("  $ " if " -" in command else "    ", palette.faint),
                     (command, palette.strong),
                 ),
-                Text(end=""),
+                Text(),
             ]
-    lines = [line(("○ Waiting for a run", palette.accent)), Text(end=""), *body]
+    lines = [line(("○ Waiting for a run", palette.accent)), Text(), *body]
     for each in notice.splitlines()[:NOTICES]:
         lines += wrapped(clean(each), min(width, 72), palette.warn)
     lines.append(
@@ -86,9 +87,9 @@ def waiting_lines(
     top: Block = []
     if gpus:
         top = gpu_lines(gpus, width, max(height - len(lines) - 1, 3), palette)
-        top.append(Text(end=""))
+        top.append(Text())
     margin = max((width - max(each.cell_len for each in lines)) // 2, 0)
-    above = [Text(end="")] * max((height - len(top) - len(lines)) // 2, 0)
+    above = [Text()] * max((height - len(top) - len(lines)) // 2, 0)
     return [*top, *above, *(line((" " * margin, palette.text), each) for each in lines)]
 
 
@@ -196,7 +197,7 @@ def help_lines(
     ]
     lines: Block = []
     for title, body in sections:
-        lines += [heading(title, room, palette), *body, Text(end="")]
+        lines += [heading(title, room, palette), *body, Text()]
     return [fitted(each, width) for each in lines]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.message import Message
@@ -13,6 +12,7 @@ from textual.scroll_view import ScrollView
 from textual.widget import Widget
 
 from dpwatch.tui.draw.palette import Palette, palette
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.render.line_widget import Line, Lines
 from dpwatch.tui.snapshots.frame import Frame
 
@@ -31,7 +31,7 @@ def palette_of(widget: Widget) -> Palette:
 _PALETTES: dict[tuple[str, bool], Palette] = {}
 
 
-EMPTY = Line(Text(end=""))
+EMPTY = Line(Text())
 
 
 class Painted(Lines):

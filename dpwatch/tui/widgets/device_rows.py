@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import ClassVar
 
 from rich.style import Style
-from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.reactive import reactive
 
 from dpwatch.run.model.snapshot import Rank, Run, RunView
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw.metrics import Metric, by_metric
 from dpwatch.tui.draw.palette import STATE_GLYPHS, TELLING_STATES, Palette
-from dpwatch.tui.draw.text import clean, fitted, line
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import fitted, line
 from dpwatch.tui.widgets.rank_columns import matches
-from dpwatch.tui.widgets.rank_list import Pinned
+from dpwatch.tui.widgets.rank_list import RankList
 
 SORT_BINDINGS: tuple[BindingType, ...] = (
     Binding("full_stop", "sort(1)", "Sort", key_display=", ."),
@@ -36,7 +37,7 @@ def state_sign(rank: Rank, palette: Palette) -> tuple[str, Style]:
     return STATE_GLYPHS[rank.state], palette.state(rank.state)
 
 
-class DeviceRows(Pinned):
+class DeviceRows(RankList):
     """What views with a bar a device share. A subclass draws a row's lines."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*SORT_BINDINGS]
@@ -93,7 +94,7 @@ class DeviceRows(Pinned):
         if number >= len(self.rows):
             if index == 1 and not self.rows and self.terms:
                 return line((f"  no device matches “{clean(self.terms, 60)}”", colors.muted))
-            return Text(end="")
+            return Text()
         rank = self.rows[number]
         mark = "▸" if part == 0 and number == self.cursor else " "
         row = self.row_line(view, rank, part, width - 2, colors)

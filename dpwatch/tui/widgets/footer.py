@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.style import Style
-from rich.text import Text
 from textual import events
 from textual.screen import Screen
 
 from dpwatch.tui.draw.palette import Palette
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import Part, fitted, line
 from dpwatch.tui.render.line_widget import Line, Lines
 from dpwatch.tui.widgets.base import palette_of

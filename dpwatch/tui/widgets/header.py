@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from rich.style import Style
-from rich.text import Text
 
 from dpwatch.run.model.snapshot import Progress
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bars import gauge
 from dpwatch.tui.draw.palette import STATE_GLYPHS, Palette
 from dpwatch.tui.draw.sentences import run_title, strategy_names
-from dpwatch.tui.draw.text import Part, clean, clip, fitted, line
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import Part, clip, fitted, line
 from dpwatch.tui.snapshots.frame import Frame, all_diagnoses
 from dpwatch.tui.widgets.view import View, digit
 
@@ -52,7 +53,7 @@ def _run_number(frame: Frame) -> str:
 
 def _right_side(frame: Frame, width: int, palette: Palette) -> Text:
     view = frame.view
-    result = Text(end="")
+    result = Text()
     if frame.interval_s is not None:
         result.append(f"every {frame.interval_s:g} s ", palette.muted)
     if frame.trouble:
@@ -177,7 +178,7 @@ def _run_choices(frame: Frame, palette: Palette) -> list[Text]:
     """The runs' strategies, oldest first, the one on screen marked; shorter: its number."""
     views = list(reversed(frame.snapshot.runs))
     if len(views) < 2:
-        return [Text(end="")]
+        return [Text()]
     chips = line(("runs ", palette.muted))
     names = strategy_names(views)
     for view in views:
@@ -189,4 +190,4 @@ def _run_choices(frame: Frame, palette: Palette) -> list[Text]:
             chips.append(f" {name} ", palette.muted + target)
     number = _run_number(frame)
     shorter = (f"run {number.replace('/', ' of ')}", number)
-    return [chips, *(line((each, palette.muted)) for each in shorter), Text(end="")]
+    return [chips, *(line((each, palette.muted)) for each in shorter), Text()]

@@ -8,10 +8,10 @@ from functools import lru_cache
 
 from rich.cells import cell_len
 from rich.style import Style
-from rich.text import Text
 
 from dpwatch.run.derive.comparison import devices, largest, peak_bytes, traffic_bytes
 from dpwatch.run.model.snapshot import MemoryUse, Rank, Run
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bar_segments import figures_line, largest_figures, memory_parts, phase_parts
 from dpwatch.tui.draw.bars import stacked
@@ -24,7 +24,8 @@ from dpwatch.tui.draw.palette import (
     Palette,
 )
 from dpwatch.tui.draw.sentences import processes_of
-from dpwatch.tui.draw.text import Part, clean, fitted, left, line, right
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import Part, fitted, left, line, right
 
 _BLANK = Style.null()
 BAR_MIN, BAR_MAX = 9, 48
@@ -262,7 +263,7 @@ def row_lines(
     if height > 1:
         details = [(c, c.detail) for c in layout.columns]
         lines.append(_row((" ", ""), details, layout.gap, rank, scale, palette))
-    lines += [Text(end="") for _ in range(height - 2)]
+    lines += [Text() for _ in range(height - 2)]
     return lines
 
 

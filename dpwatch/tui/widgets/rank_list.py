@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.reactive import var
@@ -12,17 +11,18 @@ from textual.scroll_view import ScrollView
 
 from dpwatch.run.model.snapshot import Rank, Run, RunView
 from dpwatch.tui.draw.palette import Palette
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.render.line_widget import Line, Lines
 from dpwatch.tui.widgets.base import EMPTY, MOVES, Chosen, palette_of
 
 Key = tuple[int, str]
 
 
-class Pinned(ScrollView, Lines, can_focus=True):
-    """What views of many ranks share: only lines on the screen are drawn.
+class RankList(ScrollView, Lines, can_focus=True):
+    """What views of many ranks share; only lines on the screen are drawn.
 
-    A subclass says which ranks there are (`choose`), lays them out (`lay_out`), and draws head,
-    foot and single lines of the body. The cursor stays on its rank while rows come and go.
+    A subclass chooses the ranks (`choose`), lays them out (`lay_out`), and draws the head, the foot
+    and single lines of the body. The cursor stays on its rank while rows come and go.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [*MOVES, Binding("enter", "open", "Open")]
@@ -57,6 +57,10 @@ class Pinned(ScrollView, Lines, can_focus=True):
     def body_line(self, view: RunView, index: int, width: int, colors: Palette) -> Text:
         """One line of the rows."""
         raise NotImplementedError
+
+    def body(self, view: RunView, index: int, width: int, colors: Palette) -> Line:
+        """The same, with what lies beneath it."""
+        return Line(self.body_line(view, index, width, colors))
 
     def span(self, index: int) -> tuple[int, int]:
         """First line of a rank and the line behind its last."""
@@ -143,7 +147,7 @@ class Pinned(ScrollView, Lines, can_focus=True):
         if below >= 0:
             return Line(self._foot[below])
         index = y - len(self._head) + self.scroll_offset.y
-        return Line(self.body_line(view, index, self.body_width, colors))
+        return self.body(view, index, self.body_width, colors)
 
     def go(self, index: int) -> None:
         """Put the cursor on a rank, and that onto the screen."""
@@ -152,6 +156,10 @@ class Pinned(ScrollView, Lines, can_focus=True):
         self.cursor = max(min(index, len(self.rows) - 1), 0)
         rank = self.rows[self.cursor]
         self._key = (rank.rank, rank.device)
+        self.reveal()
+
+    def reveal(self) -> None:
+        """Scroll the rank under the cursor onto the screen."""
         top, bottom = self.span(self.cursor)
         low, room = self.scroll_offset.y, self.body_height
         if top < low:
@@ -184,10 +192,11 @@ class Pinned(ScrollView, Lines, can_focus=True):
         if view is None or self.chosen is None:
             return ""
         body = [
-            self.body_line(view, index, self.body_width, colors)
+            self.body(view, index, self.body_width, colors).text
             for index in range(*self.span(self.cursor))
         ]
-        return "\n".join(each.plain.rstrip() for each in (*self._head, *body, *self._foot))
+        lines = (each.plain.rstrip() for each in (*self._head, *body, *self._foot))
+        return "\n".join(lines).rstrip()
 
     def select(self, key: Key) -> None:
         """Put the cursor on a rank, where it is shown."""

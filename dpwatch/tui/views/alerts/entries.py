@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rich.text import Text
-
-from dpwatch.run.model.snapshot import Alert, Diagnosis, Run, RunView, Snapshot
+from dpwatch.run.model.snapshot import ENDED, Alert, Diagnosis, Run, RunView, Snapshot
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.layout import Block, heading
 from dpwatch.tui.draw.palette import Palette
 from dpwatch.tui.draw.sentences import run_title
-from dpwatch.tui.draw.text import clean, fitted, line, wrapped
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import fitted, line, wrapped
 from dpwatch.tui.snapshots.frame import all_diagnoses
 from dpwatch.tui.views.alerts.findings import diagnosis_lines, no_diagnosis_lines, who
-
-_ENDED = ("finished", "failed", "lost")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +44,7 @@ class Entry:
     @property
     def section(self) -> int:
         """Where it belongs: to what holds, to what held when its run ended, to what is over."""
-        return 2 if self.over else int(self.view.run.state in _ENDED)
+        return 2 if self.over else int(self.view.run.state in ENDED)
 
 
 _SECTIONS = ("", "When their run ended", "Over, the latest first")
@@ -112,7 +110,7 @@ def alert_lines(
         chosen, name = index == cursor, run_title(entry.view.run)
         headed, section = entry.section != section, entry.section
         if lines and (headed or not entry.again):
-            lines.append(Text(end=""))
+            lines.append(Text())
         if headed:
             lines.append(heading(_SECTIONS[entry.section], width, palette))
         tops.append(len(lines))

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.text import Text
-
+from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.snapshot import Diagnosis, RunView
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.layout import Block, facts
 from dpwatch.tui.draw.palette import SEVERITY_GLYPHS, STATE_GLYPHS, Palette
 from dpwatch.tui.draw.sentences import run_title
-from dpwatch.tui.draw.text import clean, fitted, line, wrapped
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import fitted, line, wrapped
 
-_RANKS_NAMED = 12
 _BAD = ("failed", "hung", "lost")
 
 
@@ -55,18 +55,12 @@ def no_diagnosis_lines(views: Sequence[RunView], width: int, palette: Palette) -
         lines.append(fitted(line(head, (run_title(view.run), palette.strong)), width))
         lines += wrapped(clean(view.run.reason), min(width, 110) - 2, palette.text, indent=2)
     note = "no cause was found; what the ranks printed may tell it (9 Output)"
-    return [*lines, Text(end=""), line((note, palette.muted))]
+    return [*lines, Text(), line((note, palette.muted))]
 
 
 def who(ranks: Sequence[int]) -> str:
-    """`rank 0`, `ranks 0, 2, 5`, or their number when there are many."""
-    if not ranks:
-        return "the whole run"
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}"
-    if len(ranks) > _RANKS_NAMED:
-        return f"{len(ranks)} ranks from {min(ranks)} to {max(ranks)}"
-    return "ranks " + ", ".join(str(rank) for rank in ranks)
+    """The ranks, or `the whole run` where there are none."""
+    return name_ranks(ranks) if ranks else "the whole run"
 
 
 def _evidence(evidence: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.reactive import reactive
 
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.snapshots.frame import Frame
 from dpwatch.tui.views.alerts.entries import alert_lines, entries
 from dpwatch.tui.widgets.base import Chosen, Scrolling, palette_of

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.text import Text
-
 from dpwatch.run.derive.comparison import HOST, exposed_share, others_median, traffic_bytes
 from dpwatch.run.derive.distribution import spread
 from dpwatch.run.derive.issuers import recent
 from dpwatch.run.model.snapshot import CollectiveStats, IssuerStats, Rank, Run
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bars import stacked
 from dpwatch.tui.draw.layout import Block, beside, heading, table
 from dpwatch.tui.draw.metrics import name_of
 from dpwatch.tui.draw.palette import TRAFFIC_KINDS, Palette
 from dpwatch.tui.draw.sentences import collective_name, issuer_name, plural, strategy_of
-from dpwatch.tui.draw.text import clean, fitted, left, line, right
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import fitted, left, line, right
 from dpwatch.tui.snapshots.frame import Frame
 from dpwatch.tui.views.communication.tables import copies_lines
 from dpwatch.tui.views.how_it_works.diagrams import WIDTH, diagram, shape_of
@@ -57,7 +57,7 @@ def traffic_lines(frame: Frame, width: int, palette: Palette) -> Block:
         *_collectives(run.collectives, room, palette),
         *_issuers(recent(run), room, palette),
         *copies_lines(run, room, palette),
-        Text(end=""),
+        Text(),
         *_by_device(run, room, palette),
     ]
     picture = [
@@ -67,7 +67,7 @@ def traffic_lines(frame: Frame, width: int, palette: Palette) -> Block:
     if room < width:
         lines = beside([[fitted(each, room) for each in told], picture], gap=3)
     else:
-        lines = [*told, Text(end=""), *picture]
+        lines = [*told, Text(), *picture]
     return [fitted(each, width) for each in lines]
 
 
@@ -223,7 +223,7 @@ def _device(rank: Rank, run: Run, full: float, width: int, palette: Palette) -> 
 def _sum_line(run: Run, width: int, palette: Palette) -> Text:
     times = run.balance.traffic_device0_over_median
     if times is None:
-        return Text(" " * width, end="")
+        return Text(" " * width)
     median = others_median(run, traffic_bytes)
     text = f"device 0 carries {fmt.ratio(times)} the others' median of {fmt.size(median)}"
     return line((text, palette.muted))

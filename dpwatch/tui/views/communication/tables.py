@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpwatch.run.model.snapshot import CollectiveStats, LastArrival, Run, RunView, TransferStats
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.layout import Block, beside, heading, table
 from dpwatch.tui.draw.palette import Palette
 from dpwatch.tui.draw.plot import Series, plot
 from dpwatch.tui.draw.sentences import collective_name
-from dpwatch.tui.draw.text import clean, fitted
+from dpwatch.tui.draw.text import fitted
 
 LOWER_MIN, LOWER_MAX = 7, 11
 """Lines of the lower part of the overview; between them its curve grows with the room."""

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.style import Style
-from rich.text import Text
 
 from dpwatch.run.derive.comparison import figures, labels, traffic_bytes
 from dpwatch.run.model.snapshot import RunView, Snapshot
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.layout import Block, beside, boxed
 from dpwatch.tui.draw.palette import Palette
 from dpwatch.tui.draw.plot import Series, plot
-from dpwatch.tui.draw.text import clean, fitted, line, wrapped
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import fitted, line, wrapped
 from dpwatch.tui.snapshots.frame import Frame, latest_by_strategy
 from dpwatch.tui.views.compare.columns import BY_KEY, COLUMNS, Column, Entry
 from dpwatch.tui.views.compare.metrics import METRICS, Metric
@@ -105,7 +106,7 @@ def draw(frame: Frame, width: int, height: int, palette: Palette, choice: Choice
     metrics = metrics_of(frame)
     metric = metrics[choice.metric % len(metrics)]
     bar_of_choices = _bar_of_choices(metric, metrics, choice, width, palette)
-    above = [*sentences, Text(end=""), *bar_of_choices] if height >= _TALL else bar_of_choices
+    above = [*sentences, Text(), *bar_of_choices] if height >= _TALL else bar_of_choices
     table = table_for(
         metric,
         every,
@@ -256,7 +257,7 @@ def _sections(
             drawn.append(_box(metrics[index], rows, styles, room, palette))
         else:
             drawn.append(_losses(views, styles, room, len(rows) + 3, palette))
-    lines: Block = [Text(end="")]
+    lines: Block = [Text()]
     for index in range(0, len(drawn), 2 if two else 1):
         lines += beside(drawn[index : index + 2]) if two else drawn[index]
     return lines

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.style import Style
-from rich.text import Text
 
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bars import segment_style, stacked
 from dpwatch.tui.draw.layout import Block
 from dpwatch.tui.draw.palette import STATE_GLYPHS, Palette
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import fitted, left, line, right
 from dpwatch.tui.views.compare.columns import BY_KEY, Column, Entry
 from dpwatch.tui.views.compare.metrics import Metric
@@ -170,12 +170,12 @@ def _figure(column: Column, entry: Entry, table: Table, palette: Palette) -> tup
 
 def legend(metric: Metric, width: int, palette: Palette) -> Block:
     """What the colours and letters of the metric's bars mean."""
-    lines: Block = [Text(" " * _MARKS, end="", no_wrap=True)]
+    lines: Block = [Text(" " * _MARKS)]
     for kind in metric.bars[0].kinds.values():
         if kind.letter == "?":
             continue
         entry = line((f" {kind.letter} ", segment_style(kind)), (f" {kind.name}  ", palette.muted))
         if lines[-1].cell_len + entry.cell_len > width:
-            lines.append(Text(" " * _MARKS, end="", no_wrap=True))
+            lines.append(Text(" " * _MARKS))
         lines[-1].append_text(entry)
     return [fitted(each, width) for each in lines]

@@ -16,9 +16,9 @@ from dpwatch.run.derive.comparison import (
 )
 from dpwatch.run.model.largest_batch import LargestBatch
 from dpwatch.run.model.snapshot import Run, RunView, Snapshot
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.sentences import UNEVEN, strategy_of, uneven
-from dpwatch.tui.draw.text import clean
 from dpwatch.tui.snapshots.frame import latest_by_strategy
 
 SHARDED = 0.8

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from rich.style import Style
-from rich.text import Text
 
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.layout import Block
 from dpwatch.tui.draw.palette import Palette, palette
 from dpwatch.tui.draw.plot import Grid, apart
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import fitted, line, right
 
 SweepSeries = Mapping[str, Mapping[int, float | None]]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.reactive import reactive
 
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.snapshots.frame import Frame
 from dpwatch.tui.views.compare.panel import Choice, Drawn, draw, metrics_of, sorts_of
 from dpwatch.tui.widgets.base import Chosen, Scrolling, palette_of

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rich.text import Text
-
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.run.derive.collective_totals import PerRank, per_rank
 from dpwatch.run.derive.comparison import HOST, devices
 from dpwatch.run.model.snapshot import Run
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.canvas import BOX_LINES, Canvas
 from dpwatch.tui.draw.layout import Block, table
 from dpwatch.tui.draw.palette import Palette
 from dpwatch.tui.draw.sentences import collective_name, plural
-from dpwatch.tui.draw.text import clean, fitted, line, wrapped
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import fitted, line, wrapped
 from dpwatch.tui.views.how_it_works.steps import Shape
 
 WIDTH = 74
@@ -225,7 +225,7 @@ def _layers(run: Run, width: int, palette: Palette) -> Block:
         legend.append(f"{cells[each]} ", looks[each])
         legend.append(f"{name}  ", palette.muted)
     note = "a sketch of four layers, not to scale"
-    lines += [legend, line((f"  {note}", palette.muted)), Text(end="")]
+    lines += [legend, line((f"  {note}", palette.muted)), Text()]
     return [*lines, *_per_op(run, width, palette)]
 
 

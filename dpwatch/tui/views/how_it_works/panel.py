@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.text import Text
-
 from dpwatch.run.derive.collective_totals import per_rank
 from dpwatch.run.derive.comparison import HOST, devices, figures
 from dpwatch.run.model.snapshot import Rank, Run
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bars import stacked
 from dpwatch.tui.draw.layout import Block, beside, heading
 from dpwatch.tui.draw.palette import MEMORY_KINDS, Palette
 from dpwatch.tui.draw.sentences import STRATEGIES, collective_name, plural, strategy_of
-from dpwatch.tui.draw.text import clean, fitted, left, line, right, wrapped
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import fitted, left, line, right, wrapped
 from dpwatch.tui.snapshots.frame import Frame
 from dpwatch.tui.views.how_it_works.diagrams import WIDTH, calls, diagram, shape_of, where
 from dpwatch.tui.views.how_it_works.steps import SCHEMES, Scheme, Step
@@ -51,14 +51,14 @@ def how_lines(frame: Frame, width: int, palette: Palette) -> Block:
         (f"  {told}  ", palette.strong),
         (f"{plural(len(devices(run)), 'device')}, step {run.steps}", palette.muted),
     )
-    lines = [head, *wrapped(scheme.idea, min(width, 120), palette.text), Text(end="")]
+    lines = [head, *wrapped(scheme.idea, min(width, 120), palette.text), Text()]
     picture = diagram(scheme.shape, run, width, palette)
     if width >= _BESIDE_WIDTH:
         room = width - WIDTH - 2
         lines += beside([picture, _steps(scheme, run, room, palette)], gap=2)
     else:
-        lines += [*picture, Text(end=""), *_steps(scheme, run, width, palette)]
-    lines += [Text(end=""), *_kept(run, width, palette)]
+        lines += [*picture, Text(), *_steps(scheme, run, width, palette)]
+    lines += [Text(), *_kept(run, width, palette)]
     return [fitted(each, width) for each in lines]
 
 

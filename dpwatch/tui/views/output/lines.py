@@ -9,13 +9,14 @@ from operator import itemgetter
 
 from rich.cells import cell_len, set_cell_size
 from rich.style import Style
-from rich.text import Text
 
-from dpwatch.run.model.snapshot import Printed, RankOutput, RunView
+from dpwatch.run.model.snapshot import ENDED, Printed, RankOutput, RunView
+from dpwatch.text_safety import clean, visible
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.palette import Palette
 from dpwatch.tui.draw.sentences import plural
-from dpwatch.tui.draw.text import clean, clip, fitted, left, line, right, visible, wrapped
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import clip, fitted, left, line, right, wrapped
 
 Entry = tuple[int, int, Printed]
 """A line: its wall clock in ns, its rank, itself."""
@@ -23,7 +24,6 @@ Entry = tuple[int, int, Printed]
 ERR_MARK = "!"
 _TIME = 8
 _WRAPPED = 1 << 16
-_ENDED = ("finished", "failed", "lost")
 _TO_SEE_IT = "dpwatch run -- torchrun --nproc-per-node 4 train.py"
 
 
@@ -197,9 +197,9 @@ def empty_lines(view: RunView, choice: Choice, width: int, palette: Palette) -> 
         if choice.rank is not None:
             undo += ", ← and → change the rank"
         return said(f"{whose} printed a line {wanted}; {undo}")
-    blank = Text(end="")
+    blank = Text()
     if view.tells_output:
-        over = view.run.state in _ENDED
+        over = view.run.state in ENDED
         told = "" if over else "Lines appear here as ranks write them to stdout and stderr. "
         told += (
             "What a script writes before it makes its first optimizer or process group is not seen."

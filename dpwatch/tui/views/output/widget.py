@@ -8,7 +8,6 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import ClassVar
 
-from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
@@ -16,6 +15,7 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 
 from dpwatch.run.model.snapshot import RankOutput, RunView
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.render.line_widget import Line, Lines
 from dpwatch.tui.views.output.lines import (
     Choice,
@@ -192,7 +192,7 @@ class Output(ScrollView, Lines, can_focus=True):
     def line_at(self, y: int) -> Line:
         """The head, a line of the output, or the foot."""
         view, colors, width = self.view, palette_of(self), self.body_width
-        text = Text(end="")
+        text = Text()
         if view is None or (not view.output and not 0 < y <= len(self._empty)):
             pass
         elif y == 0:

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 from rich.style import Style
-from rich.text import Text
 
 from dpwatch.run.derive.distribution import Spread
 from dpwatch.run.model.snapshot import Rank
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.layout import Block
 from dpwatch.tui.draw.metrics import METRICS, Metric, is_known, name_of
 from dpwatch.tui.draw.palette import SEVERITY_GLYPHS, STATE_GLYPHS, TELLING_STATES, Palette
 from dpwatch.tui.draw.sentences import plural
-from dpwatch.tui.draw.text import clean, fitted, left, line
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import fitted, left, line
 from dpwatch.tui.views.ranks.layout import FIGURE_CELL, Layout
 
 Named = Mapping[tuple[int, str], str]
@@ -95,7 +96,7 @@ def heat_row(
     named: Named,
 ) -> Text:
     """One row of cells with the hosts' names, or ranks' numbers, before them."""
-    result = Text(no_wrap=True, end="")
+    result = Text()
     pieces = [(x, text, palette.muted) for x, text in where.labels[row]]
     for index in where.rows[row]:
         here = palette.chosen if index == cursor else None
@@ -116,7 +117,7 @@ def multiples_width(ranks: Sequence[Rank]) -> int:
 
 def multiples_head(ranks: Sequence[Rank], cursor: int, palette: Palette, named: Named) -> Text:
     """What each column is: a rank, or a device of the one process; marked where a finding is."""
-    result = Text(" " * TITLE, no_wrap=True, end="")
+    result = Text(" " * TITLE)
     for index, rank in enumerate(ranks):
         style = palette.chosen if index == cursor else palette.muted
         severity = named.get((rank.rank, rank.device))
@@ -193,7 +194,7 @@ def told_lines(
         (f"  {plural(rank.steps, 'step')} · {clean(rank.host, 40)}", palette.muted),
     )
     if found is None:
-        return [fitted(first, width), Text(" " * width, end="")]
+        return [fitted(first, width), Text(" " * width)]
     times = f"{fmt.ratio(value / found.median)} the " if value and found.median else ""
     second = line(
         (f"  {times}median {metric.show(found.median)}", palette.text),

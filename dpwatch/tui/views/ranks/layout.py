@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from dpwatch.run.model.snapshot import Rank
-from dpwatch.tui.draw.text import clean
+from dpwatch.text_safety import clean
 
 FIGURE_CELL = 12
 """A cell with its figure beside the glyph."""

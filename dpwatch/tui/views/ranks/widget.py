@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.reactive import reactive
@@ -13,6 +12,7 @@ from dpwatch.run.derive.distribution import Spread, spread
 from dpwatch.run.model.snapshot import Rank, Run, RunView
 from dpwatch.tui.draw.metrics import METRICS, Metric
 from dpwatch.tui.draw.palette import Palette
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.snapshots.frame import named_rows
 from dpwatch.tui.views.ranks.cells import (
     TITLE,
@@ -26,10 +26,10 @@ from dpwatch.tui.views.ranks.cells import (
     told_lines,
 )
 from dpwatch.tui.views.ranks.layout import FIGURE_CELL, Layout, by_host, layout
-from dpwatch.tui.widgets.rank_list import Pinned
+from dpwatch.tui.widgets.rank_list import RankList
 
 
-class Heatmap(Pinned):
+class Heatmap(RankList):
     """A cell a rank; `m` draws another metric, `w` goes to the rank where it is highest.
 
     Of few ranks every metric that is known has a row.
@@ -93,7 +93,7 @@ class Heatmap(Pinned):
     def foot(self, view: RunView, width: int, colors: Palette) -> list[Text]:
         """The rank under the cursor."""
         if self.chosen is None:
-            return [Text(end=""), Text(end="")]
+            return [Text(), Text()]
         return told_lines(self.chosen, self.rows, self.drawn, self._spread, width, colors)
 
     def body_line(self, view: RunView, index: int, width: int, colors: Palette) -> Text:
@@ -101,7 +101,7 @@ class Heatmap(Pinned):
         if self._multiples:
             return self._multiple(index, colors)
         if index >= len(self._where.rows):
-            return Text(end="")
+            return Text()
         return heat_row(
             self.rows,
             self._where,
@@ -117,7 +117,7 @@ class Heatmap(Pinned):
         if index == 0:
             return multiples_head(self.rows, self.cursor, colors, self._named)
         if index > len(self._multiples):
-            return Text(end="")
+            return Text()
         metric, scale = self._multiples[index - 1]
         chosen = metric is self.drawn
         return multiple_row(self.rows, metric, scale, colors, self._named, chosen=chosen)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.style import Style
-from rich.text import Text
 
 from dpwatch.run.derive.stack_text import age, group_name, thread_name, why
-from dpwatch.run.model.snapshot import RunView
-from dpwatch.run.model.stacks import Group, RankStacks, groups, spans
+from dpwatch.run.model.ranks import name_ranks
+from dpwatch.run.model.snapshot import ENDED, RunView
+from dpwatch.run.model.stacks import Group, RankStacks, groups
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw.layout import Block, heading
 from dpwatch.tui.draw.palette import Palette
 from dpwatch.tui.draw.sentences import plural, run_title
-from dpwatch.tui.draw.text import clean, clip, fitted, line, wrapped
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import clip, fitted, line, wrapped
 
 _LISTED = 12
 """Groups named above the stacks; more are few ranks each, and scrolled to."""
@@ -34,7 +36,7 @@ def stack_lines(view: RunView, rank: int | None, width: int, palette: Palette, h
     why_not = _why_not(view)
     if why_not:
         lines += wrapped(why_not, width, palette.warn)
-    lines.append(Text(end=""))
+    lines.append(Text())
     if not entries and not why_not:
         lines.append(line((hint, palette.muted)))
     elif entries:
@@ -58,7 +60,7 @@ def _head(view: RunView, rank: int | None, entries: Sequence[RankStacks], palett
 
 
 def _why_not(view: RunView) -> str:
-    if view.run.state in ("finished", "failed", "lost"):
+    if view.run.state in ENDED:
         return "the run is over: there is nobody left to ask"
     if view.connection != "live":
         return "the run's hub is silent, and it is the hub that asks"
@@ -69,7 +71,7 @@ def _all(entries: Sequence[RankStacks], width: int, palette: Palette) -> Block:
     found = groups(entries)
     lines: Block = []
     if len(found) > 1:
-        names = [spans(group.ranks) for group in found[:_LISTED]]
+        names = [name_ranks(group.ranks) for group in found[:_LISTED]]
         room = min(max(map(len, names)), width // 2)
         for group, name in zip(found, names, strict=False):
             style = palette.text if group.frames else palette.warn
@@ -77,7 +79,7 @@ def _all(entries: Sequence[RankStacks], width: int, palette: Palette) -> Block:
             lines.append(line((f"{clip(name, room):<{room}}  ", palette.strong), (where, style)))
         if len(found) > _LISTED:
             lines.append(line((f"… {len(found) - _LISTED} more below", palette.muted)))
-        lines.append(Text(end=""))
+        lines.append(Text())
     for group in found:
         lines += _group(group, len(entries), width, palette)
     return lines
@@ -87,11 +89,11 @@ def _group(group: Group, of: int, width: int, palette: Palette) -> Block:
     name = group_name(group, of)
     if not group.frames:
         body = wrapped(clean(why(group)), width, palette.warn, indent=2)
-        return [heading(name, width, palette), *body, Text(end="")]
+        return [heading(name, width, palette), *body, Text()]
     other = sum(len(entry.threads) + entry.left_out - 1 for entry in group.entries)
     note = f"{plural(other, 'other thread')}: see the rank's own page" if other else ""
     frames = _frames(group.frames, group.theirs, palette)
-    return [heading(name, width, palette, note), *frames, Text(end="")]
+    return [heading(name, width, palette, note), *frames, Text()]
 
 
 def _one(entry: RankStacks, width: int, palette: Palette) -> Block:
@@ -100,10 +102,10 @@ def _one(entry: RankStacks, width: int, palette: Palette) -> Block:
         lines += wrapped(clean(why(Group((entry,)))), width, palette.warn)
         if entry.threads:
             lines.append(line((f"before, {age([entry])}:", palette.muted)))
-        lines.append(Text(end=""))
+        lines.append(Text())
     for thread in entry.threads:
         lines.append(heading(clean(thread_name(thread)), width, palette))
-        lines += [*_frames(thread.frames, thread.theirs, palette), Text(end="")]
+        lines += [*_frames(thread.frames, thread.theirs, palette), Text()]
     if entry.left_out:
         lines.append(line((f"… {plural(entry.left_out, 'more thread')}", palette.muted)))
     return lines

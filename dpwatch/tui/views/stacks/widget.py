@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from rich.text import Text
 from textual.reactive import reactive
 
 from dpwatch.run.derive.stack_text import run_text
 from dpwatch.run.model.snapshot import RunView
+from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.snapshots.frame import Frame
 from dpwatch.tui.views.stacks.lines import stack_lines
 from dpwatch.tui.widgets.base import Scrolling, palette_of

@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.style import Style
-from rich.text import Text
 
 from dpwatch.run.derive.timeline import Gap, Stretch, exposed_share, gaps, stretches
 from dpwatch.run.diagnose.comm_bound import WORTH_SAYING
 from dpwatch.run.model.snapshot import LaneSteps
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.bars import segment_style
 from dpwatch.tui.draw.palette import COMM_KINDS, PHASE_KINDS, PHASE_NAMES, WAITING, Kind, Palette
-from dpwatch.tui.draw.text import clean, clip, fitted, left, line, right
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import clip, fitted, left, line, right
 from dpwatch.wire.messages import Step
 
 KINDS: dict[str, Kind] = {**PHASE_KINDS, "exposed": COMM_KINDS["exposed"], "waiting": WAITING}
@@ -89,7 +90,7 @@ def lane_bar(
 
 def _cells(kinds: Sequence[Kind | Gap | None], starts: set[int], palette: Palette) -> Text:
     """Runs of one kind carry their letter where they are wide enough."""
-    bar = Text(no_wrap=True, end="")
+    bar = Text()
     index = 0
     while index < len(kinds):
         end = index + 1
@@ -104,15 +105,15 @@ def _run(kind: Kind | Gap | None, length: int, begins: bool, palette: Palette) -
     if isinstance(kind, Gap):
         told = f" {kind.steps} step{'s' if kind.steps > 1 else ''} "
         told = told.center(length, "─") if len(told) < length else "─" * length
-        return Text(told, palette.faint, end="")
+        return Text(told, palette.faint)
     if kind is None:
-        return Text("·" * length if palette.mono else " " * length, palette.faint, end="")
+        return Text("·" * length if palette.mono else " " * length, palette.faint)
     if palette.mono:
         text = ("|" if begins else "") + kind.letter * length
-        return Text(text[:length], palette.text, end="")
+        return Text(text[:length], palette.text)
     text = "▏" if begins else ""
     text += kind.letter if length >= 3 else ""
-    return Text(text.ljust(length)[:length], segment_style(kind), end="")
+    return Text(text.ljust(length)[:length], segment_style(kind))
 
 
 def lane_line(
@@ -141,7 +142,7 @@ def _exposed_style(share: float | None, palette: Palette) -> Style:
 def step_line(step: Step | None, width: int, palette: Palette, *, shares: bool = False) -> Text:
     """A step's figures, each behind its letter; where room is short without its number."""
     if step is None:
-        return Text(end="")
+        return Text()
     figures = []
     for name in (*PHASE_NAMES[:-1], "exposed"):
         ns = getattr(step, f"{name}_ns")
@@ -180,7 +181,7 @@ def tick_line(
 def legend(width: int, palette: Palette, *, shares: bool = False) -> Text:
     """What colours and letters mean."""
     for exposed in (_EXPOSED_TOLD, "exposed"):
-        result = Text(no_wrap=True, end="")
+        result = Text()
         for name, kind in KINDS.items():
             if kind is WAITING and not shares:
                 continue

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import ClassVar
 
-from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.reactive import reactive
 
 from dpwatch.run.derive.timeline import clock_shifts, extent
 from dpwatch.run.model.snapshot import LANES, LaneSteps, Rank, Run, RunView
+from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 from dpwatch.tui.draw.palette import Palette
-from dpwatch.tui.draw.text import clean, fitted, left, line
+from dpwatch.tui.draw.styled_line import Text
+from dpwatch.tui.draw.text import fitted, left, line
 from dpwatch.tui.views.communication.tables import last_to_arrive
 from dpwatch.tui.views.timeline.lanes import (
     LABEL,
@@ -31,13 +32,13 @@ from dpwatch.tui.views.timeline.lanes import (
     within,
 )
 from dpwatch.tui.widgets.device_rows import state_sign
-from dpwatch.tui.widgets.rank_list import Key, Pinned
+from dpwatch.tui.widgets.rank_list import Key, RankList
 
 _STEPS_AT_FIRST = 3
 _LEAST_NS = 100_000
 
 
-class Timeline(Pinned):
+class Timeline(RankList):
     """A lane a rank; follows the newest step until it is moved back."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -118,7 +119,7 @@ class Timeline(Pinned):
         if lane is None or not lane.steps:
             lane = next((each for each in view.lanes if each.steps), None)
         if self._window is None:
-            return [*lines, Text(end="")]
+            return [*lines, Text()]
         return [*lines, tick_line(lane, self._window, self._shift(lane), width, colors)]
 
     def foot(self, view: RunView, width: int, colors: Palette) -> list[Text]:
@@ -126,7 +127,7 @@ class Timeline(Pinned):
         note = fitted(line((caption(width), colors.muted)), width)
         rank, lane = self.chosen, self._lane(self.chosen)
         if rank is None or lane is None or self._window is None:
-            return [Text(end=""), note]
+            return [Text(), note]
         steps = within(lane, self._window, self._shift(lane))
         name = line(
             (f"▸ {lane_name(rank.rank, rank.device, self._several).strip()}  ", colors.strong)
@@ -146,7 +147,7 @@ class Timeline(Pinned):
         """A lane's bar, below it (where there is room) its last step's figures."""
         number, part = divmod(index, self._height)
         if number >= len(self.rows) or part == 2:
-            return Text(end="")
+            return Text()
         rank = self.rows[number]
         lane, window = self._lane(rank), self._window
         shift = self._shift(lane)
@@ -157,7 +158,7 @@ class Timeline(Pinned):
             figures = step_line(steps[-1] if steps else None, room, colors, shares=shares)
             return line((" " * LABEL, colors.text), figures)
         cells = lane_cells(width)
-        bar = Text(" " * cells, end="")
+        bar = Text(" " * cells)
         if lane is not None and window is not None:
             bar = lane_bar(lane, window, shift, cells, colors, shares=shares)
         mark = "▸" if number == self.cursor else " "
