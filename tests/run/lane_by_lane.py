@@ -3,6 +3,7 @@
 import math
 from itertools import compress
 
+from dpwatch.quantiles import quantile_ms
 from dpwatch.run.derive.lane_metrics import MEANS, PHASE_FIELDS, SHARES
 from dpwatch.run.derive.rank_metrics import (
     DEVICE_TIMES,
@@ -16,7 +17,7 @@ from dpwatch.run.derive.rank_metrics import (
     traffic_steps,
     waited_ms,
 )
-from dpwatch.run.state.series import Tally, quantile_ms, summed
+from dpwatch.run.state.series import Tally, summed
 
 
 def figures_of(state, lanes, common):

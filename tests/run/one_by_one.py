@@ -4,6 +4,7 @@ Plain Python, call by call, so that it can be checked by reading it.
 """
 
 from dpwatch.plan.traffic import wire_bytes
+from dpwatch.quantiles import median
 from dpwatch.run.state import bounds, generations
 from dpwatch.run.state.apply import apply
 from dpwatch.run.state.arrivals import fingerprint, matched_call, most_open
@@ -22,7 +23,6 @@ from dpwatch.run.state.series import (
     WAITED_CALLS,
     WAITED_NS,
     WIRE,
-    median,
 )
 from dpwatch.wire.batching import unpack
 from dpwatch.wire.calls import kind_of
