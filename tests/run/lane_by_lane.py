@@ -69,7 +69,7 @@ def _of_calls(rank, lane, common):
     steps, shared = complete_steps(rank.whole_steps), traffic_steps(rank, common)
     callers = [each for each in rank.lanes.values() if each.calls and lane.device == 0]
     if not lane.calls and not callers:
-        return CallFigures(None, None, None, None)
+        return CallFigures(None, None, None, None, None, 0.0)
 
     def per_step(other):
         some = [each.over(shared) for key, each in lane.calls.items() if op_of(key) != other]
@@ -79,7 +79,16 @@ def _of_calls(rank, lane, common):
     waits_ns = [tally.wait_ns for each in callers for tally in _tallies(each, steps)]
     waited = waited_ms(*_waited(_tallies(lane, steps)), len(steps)) if lane.calls else None
     wait_ms = sum(waits_ns) / len(steps) / 1e6 if callers and steps else None
-    return CallFigures(per_step("recv"), per_step("send"), wait_ms, waited)
+    busy = [tally for tally in _tallies(lane, steps) if tally.calls]
+    timed = [tally.timed_ns for tally in busy if tally.timed_calls >= tally.calls]
+    return CallFigures(
+        sent_bytes=per_step("recv"),
+        received_bytes=per_step("send"),
+        wait_ms=wait_ms,
+        waited_ms=waited,
+        timed_ms=sum(timed) / len(timed) / 1e6 if timed else None,
+        busy=len(busy) / len(steps) if steps else 0.0,
+    )
 
 
 def _tallies(lane, steps):

@@ -97,7 +97,7 @@ def comm_times(
         share = min(exposed / steps.mean_ms, 1.0)
         total = None if total is None else max(total, exposed)  # which few steps may not show
     if total is None or routes:
-        total = _added_up_ms(rank, lane, routes)
+        total = _added_up_ms(rank, lane, routes, calls)
     within = _within(steps.mean_ms)
     return CommTimes(within(total), within(exposed), within(calls.wait_ms), share)
 
@@ -107,17 +107,17 @@ def _within(step_ms: float | None) -> Callable[[float | None], float | None]:
     return lambda ms: ms if ms is None or step_ms is None else min(ms, step_ms)
 
 
-def _added_up_ms(rank: RankState, lane: LaneState, routes: Sequence[Route]) -> float | None:
+def _added_up_ms(
+    rank: RankState, lane: LaneState, routes: Sequence[Route], calls: CallFigures
+) -> float | None:
     done = complete_steps(rank.whole_steps)
-    calls = tallies(lane, done)
     moved = [route.by_step.over(done) for route in routes if lane.device in (route.src, route.dst)]
     if moved:
-        return mean(timed_ms(each) for each in zip(*moved, calls, strict=True))
-    busy = [tally for tally in calls if tally.calls]
-    timed = mean(timed_ms([tally]) for tally in busy)
+        return mean(timed_ms(each) for each in zip(*moved, tallies(lane, done), strict=True))
+    timed = calls.timed_ms
     if timed is None:  # the last steps that were timed
         timed = mean(timed_ms([tally]) for tally in lane.late.tallies.values())
-    return None if timed is None or not done else timed * len(busy) / len(done)
+    return None if timed is None or not done else timed * calls.busy
 
 
 def collectives(

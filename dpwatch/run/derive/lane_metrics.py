@@ -198,6 +198,7 @@ def _of_calls(
         cells[key].append(of_ranks[done[has][first] >= 0])
     busy = sums[:, :, CALLS] > 0
     known = busy & (sums[:, :, WAITED_CALLS] >= sums[:, :, CALLS])
+    timed = busy & (sums[:, :, TIMED_CALLS] >= sums[:, :, CALLS])
     each = zip(
         lanes,
         sent.tolist(),
@@ -208,6 +209,8 @@ def _of_calls(
         known.sum(axis=1).tolist(),
         busy.sum(axis=1).tolist(),
         (done >= 0).sum(axis=1).tolist(),
+        np.where(timed, sums[:, :, TIMED_NS], 0).sum(axis=1).tolist(),
+        timed.sum(axis=1).tolist(),
         strict=True,
     )
     return [_call_figures(ranks[i], *of_lane) for i, of_lane in enumerate(each)]
@@ -237,16 +240,20 @@ def _call_figures(
     known: int,
     busy: int,
     steps: int,
+    timed_ns: int,
+    timed: int,
 ) -> CallFigures:
     # Waits for other ranks are a rank's; they stand in the row of its first device.
     waits = lane.device == 0 and any(each.calls for each in rank.lanes.values())
     if not lane.calls and not waits:
-        return CallFigures(None, None, None, None)
+        return CallFigures(None, None, None, None, None, 0.0)
     return CallFigures(
         sent_bytes=sent / shared if shared else None,
         received_bytes=received / shared if shared else None,
         wait_ms=wait_ns / steps / 1e6 if steps and waits else None,
         waited_ms=waited_ms(known_ns, known, busy, steps) if lane.calls else None,
+        timed_ms=timed_ns / timed / 1e6 if timed else None,
+        busy=busy / steps if steps else 0.0,
     )
 
 

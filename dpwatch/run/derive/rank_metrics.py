@@ -60,12 +60,16 @@ class CallFigures(NamedTuple):
         received_bytes: … and what it receives.
         wait_ms: For which this rank waited for others to come.
         waited_ms: For which callers waited, where that is known of nearly all calls.
+        timed_ms: How long the calls of a step took, in steps each of whose calls was timed.
+        busy: Share of the steps that have calls.
     """
 
     sent_bytes: float | None
     received_bytes: float | None
     wait_ms: float | None
     waited_ms: float | None
+    timed_ms: float | None
+    busy: float
 
 
 class OpFigures(NamedTuple):
