@@ -203,10 +203,10 @@ def _latencies(state: RunState, entries: Array, kinds: Sequence[Kind]) -> None:
 
 def _tally(state: RunState, entries: Array, old: int, wait_ns: Array, ops: Ops) -> None:
     """Adds to the sums by step; of entries before `old` only how long they have waited."""
-    there = wait_ns > 0
-    there[old:] = True
-    old = int(np.count_nonzero(there[:old]))
-    entries, wait_ns = entries[:, there], wait_ns[there]
+    waited = np.flatnonzero(wait_ns[:old])
+    entries = np.concatenate([entries[:, waited], entries[:, old:]], axis=1)
+    wait_ns = np.concatenate([wait_ns[waited], wait_ns[old:]])
+    old = len(waited)
     if not len(wait_ns):
         return
     blocks, steps = _blocks(entries, ops), entries[STEP]
