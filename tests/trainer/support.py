@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import subprocess
@@ -134,7 +135,10 @@ class Watched:
     """Open handles to processes, to wait for their ends without racing for their pids."""
 
     def __init__(self, pids: list[int]) -> None:
-        self._fds = [os.pidfd_open(pid) for pid in pids]
+        self._fds = []
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # a quick one has ended already
+                self._fds.append(os.pidfd_open(pid))
 
     def all_end(self) -> bool:
         """Waits until every one has ended; False if that takes too long."""
