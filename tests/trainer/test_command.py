@@ -133,7 +133,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(capsys, arguments, line):
     ("arguments", "line"),
     [
         (["--strategy", "dp"], "run python -m dpwatch.trainer --strategy dp --gpus 2"),
-        (["--strategy", "single"], "single is one process, and torchrun started 2"),
+        (["--strategy", "single"], "single uses one process, but torchrun started 2"),
         (["--strategy", "ddp", "--gpus", "3"], "--gpus 3 contradicts torchrun's 2 ranks"),
         (["--strategy", "dp,ddp"], "name one strategy"),
     ],

@@ -40,7 +40,7 @@ def test_a_bad_value_is_told_in_one_line_with_what_to_do(changes, words):
 def test_names_are_parsed_once_each_in_order():
     assert parse_names(" ddp, dp,ddp ") == ["ddp", "dp"]
     assert parse_names("all") == list(registry.known_names())
-    with pytest.raises(ConfigError, match="no strategy is named"):
+    with pytest.raises(ConfigError, match="no strategy given"):
         parse_names(" , ")
     with pytest.raises(ConfigError, match="unknown strategy 'x'"):
         parse_names("dp,x")

@@ -30,7 +30,7 @@ def test_a_fault_is_kind_rank_and_milliseconds():
         ("ddp", "forward:0:-5", "milliseconds above 0"),
         ("ddp", "forward:0:nan", "milliseconds above 0"),
         ("ddp", "forward:2:5", "ddp has no rank 2; give one from 0 to 1"),
-        ("dp", "data:1:5", "dp is one process, and data is its first device's; give rank 0"),
+        ("dp", "data:1:5", "dp is one process, and only its first device does data; give rank 0"),
     ],
 )
 def test_a_bad_fault_is_one_line(strategy, text, words):

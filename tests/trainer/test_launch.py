@@ -70,7 +70,10 @@ def test_a_rank_that_leaves_without_a_word_is_named(server, sabotage):
     events = Events()
     assert launch([tiny("dies")], on_event=events, server=server) == 1
     pids = events.of(RunStarted)[0].pids
-    assert events.ended.reason == f"rank 1 (pid {pids[1]}) ended with exit code 7 and said nothing"
+    assert (
+        events.ended.reason
+        == f"rank 1 (pid {pids[1]}) exited with code 7 without reporting an error"
+    )
     assert events.watched.all_end()
 
 
@@ -114,7 +117,7 @@ def test_a_rank_told_to_end_by_somebody_else_ends_the_run(server):
     events = Events(RunProgress=lambda e: os.kill(events[0].pids[0], signal.SIGTERM))
     assert launch([tiny("dp", steps=None)], on_event=events, server=server) == 1
     pid = events.of(RunStarted)[0].pids[0]
-    assert events.ended.reason == f"rank 0 (pid {pid}) was told to end by SIGTERM"
+    assert events.ended.reason == f"rank 0 (pid {pid}) was stopped by SIGTERM"
 
 
 @pytest.mark.parametrize("strategy", ["dp", "ddp"])

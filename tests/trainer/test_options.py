@@ -52,7 +52,7 @@ def test_sizes(text, nbytes):
 
 @pytest.mark.parametrize("text", ["", "MiB", "12 parsecs", "-1GB", "1e3"])
 def test_no_size(text):
-    with pytest.raises(ConfigError, match="is no size; write one like 256MiB"):
+    with pytest.raises(ConfigError, match="is not a size; write one like 256MiB"):
         size(text)
 
 
@@ -73,13 +73,13 @@ def test_a_file_gives_what_the_command_line_does_not(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("stepz = 3", "unknown key 'stepz'; there are: model, steps,"),
+        ("stepz = 3", "unknown key 'stepz'; known keys are: model, steps,"),
         ("steps = '3'", "steps = '3' should be of type int"),
         ("steps = true", "steps = True should be of type int"),
         ("activation_checkpointing = 1", "should be of type bool"),
-        ("steps = ", "is no TOML"),
+        ("steps = ", "is not valid TOML"),
         ("model = 'huge'", "unknown model 'huge'; choose from: tiny, small"),
-        ("gpu-mem = 'much'", "'much' is no size"),
+        ("gpu-mem = 'much'", "'much' is not a size"),
         ("optimizer = 'lion'", "unknown --optimizer 'lion'; choose from: sgd, adam, adamw"),
     ],
 )

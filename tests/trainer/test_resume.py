@@ -79,17 +79,17 @@ def test_what_does_not_fit_is_refused_in_one_line(config, kept):
     with pytest.raises(ConfigError, match=r"no checkpoint of single in .*; write one with --save"):
         find_checkpoint(resuming(config))
     checkpoints(config).after(4, Counter(4))
-    with pytest.raises(ConfigError, match="has layers = 1, and this run 2; give the same"):
+    with pytest.raises(ConfigError, match="has layers = 1, and this run 2; use the same value"):
         find_checkpoint(resuming(config, layers=2))
     folder = kept / "single" / "step-00000004"
     (folder / "rank-0.pt").unlink()
     with pytest.raises(ConfigError, match=r"rank-0\.pt is missing"):
         find_checkpoint(resuming(config))
     (folder / FACTS).write_text("{")
-    with pytest.raises(ConfigError, match="is no checkpoint"):
+    with pytest.raises(ConfigError, match="is not a checkpoint"):
         find_checkpoint(resuming(config))
     (folder / FACTS).write_text(json.dumps({}))
-    with pytest.raises(ConfigError, match="give the same"):
+    with pytest.raises(ConfigError, match="use the same value"):
         find_checkpoint(resuming(config))
 
 

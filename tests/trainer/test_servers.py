@@ -68,5 +68,5 @@ def test_the_probe_is_told_who_does_what(strategy, probe):
 @pytest.mark.parametrize("strategy", SERVERS)
 def test_cuda_devices_are_refused_in_one_line(strategy):
     config = tiny(strategy)
-    with pytest.raises(ConfigError, match=f"^{strategy} is only there for virtual devices.*ddp$"):
+    with pytest.raises(ConfigError, match=f"^{strategy} supports virtual devices only.*ddp$"):
         check(config, place_of(config, virtual=False))

@@ -48,7 +48,7 @@ def test_offload_without_an_accelerator_is_refused_in_one_line(trainer):
     assert code != 0
     (line,) = errors.strip().splitlines()
     assert "fsdp1 can't offload to the CPU without an accelerator" in line
-    assert "take fsdp" in line
+    assert "use fsdp" in line
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "hsdp"])
