@@ -10,7 +10,7 @@ from dpwatch.plan.states import STRATEGIES, ModelState, a_device
 @pytest.mark.parametrize(
     ("strategy", "gigabytes"), [("ddp", 120), ("zero1", 31.4), ("zero2", 16.6), ("fsdp", 1.88)]
 )
-def test_the_papers_table(strategy, gigabytes):
+def test_states_match_the_papers_table(strategy, gigabytes):
     """7.5 billion parameters on 64 devices, mixed precision and Adam."""
     psi = 7_500_000_000
     whole = ModelState(params=2 * psi, grads=2 * psi, optimizer=12 * psi)
@@ -39,7 +39,7 @@ def _bytes(held):
     return held.params + held.grads + held.optimizer
 
 
-def test_nonsense_is_refused():
+def test_invalid_arguments_are_refused():
     whole = ModelState(params=1, grads=1, optimizer=1)
     with pytest.raises(ValueError, match="no figures"):
         a_device("magic", whole, 2)

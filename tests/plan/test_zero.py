@@ -28,7 +28,7 @@ OWNED = {
 
 
 @pytest.mark.parametrize("devices", OWNED)
-def test_zero1_spreads_the_optimizers_state(devices):
+def test_zero1_shards_the_optimizer_state_in_theory(devices):
     held = scheme("zero1").held(small(devices))
     assert [(h.params, h.grads, h.buffers) for h in held] == [(P, P, P)] * devices
     assert [h.optimizer for h in held] == [8 * n + 4 * tensors for n, tensors in OWNED[devices]]
@@ -36,7 +36,7 @@ def test_zero1_spreads_the_optimizers_state(devices):
 
 
 @pytest.mark.parametrize("devices", OWNED)
-def test_zero2_spreads_gradients_too(devices):
+def test_zero2_shards_gradients_too(devices):
     held = scheme("zero2").held(small(devices))
     assert [(h.params, h.buffers) for h in held] == [(P, 0)] * devices
     assert [h.grads for h in held] == [4 * n for n, _ in OWNED[devices]]
@@ -47,7 +47,7 @@ def test_zero2_spreads_gradients_too(devices):
 @pytest.mark.parametrize(
     ("devices", "root", "block"), [(1, 14, 17), (2, 7, 9), (3, 5, 6), (4, 4, 5)]
 )
-def test_zero3_spreads_everything_flat_and_padded(devices, root, block):
+def test_zero3_shards_everything_flat_and_padded(devices, root, block):
     held = scheme("zero3").held(small(devices))
     part = root + block
     assert [(h.params, h.grads, h.optimizer, h.buffers) for h in held] == [

@@ -59,7 +59,7 @@ def lock(stack):
         (receive, ("socket", "receiving from a socket")),
     ],
 )
-def test_a_thread_is_seen_to_wait(make, wanted):
+def test_what_a_thread_waits_in_is_found(make, wanted):
     with ExitStack() as stack:
         block, release = make(stack)
         thread = threading.Thread(target=block, daemon=True)
@@ -74,7 +74,7 @@ def test_a_thread_is_seen_to_wait(make, wanted):
     assert nothing == wait_of(None) == ("", "")
 
 
-def test_a_process_and_what_waits_for_it():
+def test_a_worker_process_and_its_waiting_parent_are_described():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     thread = threading.Thread(target=child.wait, daemon=True)
     thread.start()

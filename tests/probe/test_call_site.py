@@ -33,7 +33,7 @@ def test_the_issuer_is_the_line_that_called_through_torch():
     assert format_place(None) == ""
 
 
-def test_a_waiting_thread_stands_still_at_the_line_that_waits():
+def test_a_waiting_thread_stays_at_the_line_that_waits():
     entered, go_on = threading.Event(), threading.Event()
 
     def waits_here():
@@ -56,7 +56,7 @@ def test_a_waiting_thread_stands_still_at_the_line_that_waits():
     assert where_is(thread.ident) == (None, [], "")
 
 
-def test_a_package_that_torch_is_made_with_is_not_where_the_user_is():
+def test_dependencies_of_torch_are_not_the_users_code():
     """torch imports sympy when it must, which takes a second: a look then found sympy's line."""
     assert place(sympy.simplify.__code__)[1] is False
     assert place(pytest.approx.__code__)[1] is True
@@ -79,7 +79,7 @@ def code_of(part):
         ("trainer/loop.py", True),  # a script like anybody's
     ],
 )
-def test_nothing_of_what_watches_is_the_users(part, users):
+def test_dpwatchs_own_code_is_not_the_users(part, users):
     assert place(code_of(part))[1] is users
 
 
@@ -101,7 +101,7 @@ def task(go_on):
     go_on.wait(60)
 
 
-def test_a_pool_s_worker_is_in_its_task_until_that_is_over():
+def test_a_pool_worker_is_in_its_task_until_that_ends():
     """Though a forked one has the frames of who forked it, below its own."""
     context = multiprocessing.get_context("fork")
     go_on = context.Manager().Event()
@@ -130,7 +130,7 @@ print(place(Item.__init__.__code__)[1])
 """
 
 
-def test_generated_code_is_not_where_the_user_is(tmp_path):
+def test_generated_code_is_not_the_users_code(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(GENERATED)
     command = [sys.executable, str(script)]

@@ -78,7 +78,7 @@ def training(rig):
 
 @pytest.mark.parametrize("kind", [TimeUp, KeyboardInterrupt])
 @pytest.mark.parametrize("offset", [0, 6])
-def test_they_reach_the_script_and_leave_nothing_behind(rig, training, kind, offset):
+def test_interrupts_reach_the_script_and_leave_no_state(rig, training, kind, offset):
     steps = rig.probe.steps
     for _ in range(3):
         training()

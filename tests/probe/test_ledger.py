@@ -383,7 +383,7 @@ def test_threads_that_allocate_at_once_add_up(records):
     assert len(held) == 2
 
 
-def test_resized_storages_are_followed(ledger, records):
+def test_resized_storages_are_tracked(ledger, records):
     """FSDP gives memory back by resizing storages to nothing."""
 
     def step(model, optimizer):
@@ -452,7 +452,7 @@ def test_the_users_own_mode_is_left_alone(ledger, records):
     assert [record.step for record in records] == [4]  # … but soon after it
 
 
-def test_a_boundary_inside_a_users_mode_leaves_ours_below(ledger, records):
+def test_a_step_boundary_inside_a_users_mode_leaves_ours_below(ledger, records):
     class Mine(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             return func(*args, **(kwargs or {}))
@@ -470,7 +470,7 @@ def test_a_boundary_inside_a_users_mode_leaves_ours_below(ledger, records):
     assert [record.step for record in records] == [1, 4]
 
 
-def test_below_a_mode_that_never_goes_away_nothing_is_walked_and_memory_is_passive(records):
+def test_with_a_permanent_user_mode_memory_is_passive(records):
     class Mine(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             return func(*args, **(kwargs or {}))
@@ -495,7 +495,7 @@ def test_an_error_of_the_users_passes_through_and_changes_nothing(ledger, record
     assert [record.step for record in records] == [1]
 
 
-def test_an_error_of_the_ledgers_own_turns_it_off(ledger, records, monkeypatch):
+def test_an_error_of_its_own_turns_the_ledger_off(ledger, records, monkeypatch):
     model, optimizer = build()
     train(ledger, model, optimizer, steps=1)
 
@@ -508,7 +508,7 @@ def test_an_error_of_the_ledgers_own_turns_it_off(ledger, records, monkeypatch):
     assert {record.source for record in records} == {"rss"}
 
 
-def test_a_tensor_it_cannot_follow_turns_it_off(ledger, records):
+def test_an_untrackable_tensor_turns_the_ledger_off(ledger, records):
     model, optimizer = build()
 
     def step(model, optimizer):
@@ -521,7 +521,7 @@ def test_a_tensor_it_cannot_follow_turns_it_off(ledger, records):
     assert {record.source for record in records} == {"rss"}
 
 
-def test_compiled_code_turns_it_off(ledger, records, monkeypatch):
+def test_compiled_code_turns_the_ledger_off(ledger, records, monkeypatch):
     monkeypatch.setattr(ledger_module, "compile_in_use", lambda: True)
     model, optimizer = build()
     train(ledger, model, optimizer, steps=11)
@@ -534,7 +534,7 @@ def test_compiled_code_turns_it_off(ledger, records, monkeypatch):
         assert record.peak_bytes >= record.current_bytes > params
 
 
-def test_resident_memory_is_no_virtual_devices(records, monkeypatch):
+def test_resident_memory_is_not_reported_for_virtual_devices(records, monkeypatch):
     monkeypatch.setattr(ledger_module, "compile_in_use", lambda: True)
     devices = [DeviceInfo(f"vgpu:{index}", "virtual") for index in range(2)]
     ledger = ledger_module.start(records.append, devices)
@@ -562,7 +562,7 @@ def with_wrapper():
     assert wrapped.inner[0] == 2
 
 
-def test_distributed_tensors_take_themselves_apart(ledger, records, monkeypatch):
+def test_distributed_tensors_are_unwrapped(ledger, records, monkeypatch):
     monkeypatch.setattr(Wrapper, "__module__", "torch.distributed.tensor._api")
 
     def step(model, optimizer):
@@ -589,7 +589,7 @@ def with_transform():
     ("meets", "why"),
     [(with_wrapper, "subclasses"), (with_complex, "complex"), (with_transform, "functorch")],
 )
-def test_it_stands_aside_for_what_modes_are_known_to_harm(meets, why, records):
+def test_the_ledger_turns_off_for_what_modes_are_known_to_harm(meets, why, records):
     """From the next forward or backward on, and for good."""
     ledger = Ledger(lambda record: records.append(Memory(*record[1:])))
     model, optimizer = build()
@@ -610,7 +610,7 @@ def test_it_stands_aside_for_what_modes_are_known_to_harm(meets, why, records):
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_a_first_compile_in_a_sampled_step_is_as_without_it(at, records):
+def test_a_first_compile_in_a_sampled_step_is_unaffected(at, records):
     """Step 1 is sampled, 2 too: the mode has to be gone before dynamo looks."""
     ledger = Ledger(lambda record: records.append(Memory(*record[1:])))
     model, optimizer = build()
@@ -638,7 +638,7 @@ def test_a_first_compile_in_a_sampled_step_is_as_without_it(at, records):
         torch._dynamo.reset()
 
 
-def test_a_callable_that_is_yet_to_compile_is_known_of(records):
+def test_a_callable_that_has_not_compiled_yet_is_detected(records):
     ledger = Ledger(lambda record: records.append(Memory(*record[1:])))
     model, optimizer = build()
     later = torch.compile(lambda x: x + 1, backend="eager")
@@ -661,7 +661,7 @@ def test_models_and_optimizers_are_not_kept_alive(ledger):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_worker_follows_nothing(ledger, records):
+def test_a_forked_worker_tracks_nothing(ledger, records):
     model, optimizer = build()
     train(ledger, model, optimizer, steps=1)
     ledger.step_begin(1)

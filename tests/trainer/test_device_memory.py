@@ -187,7 +187,9 @@ def test_two_devices_of_a_rank_take_turns(watched):
 @pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
 @pytest.mark.parametrize("grad_accum", [1, 2])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_what_crosses_the_cut(precision, grad_accum, checkpointing, watched):
+def test_the_activations_and_gradients_that_cross_the_cut(
+    precision, grad_accum, checkpointing, watched
+):
     config = tiny("ddp-mp", gpus=2, precision=precision, grad_accum=grad_accum,
                   activation_checkpointing=checkpointing, **SIZES)  # fmt: skip
     link = watched(config)

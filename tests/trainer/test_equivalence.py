@@ -122,9 +122,7 @@ def test_bfloat16(config, trained):
 
 
 @pytest.mark.parametrize("config", each((2,)))
-def test_going_on_from_a_checkpoint_is_the_same_to_the_last_bit(
-    config, trained, trained_once, tmp_path
-):
+def test_resuming_from_a_checkpoint_is_bit_identical(config, trained, trained_once, tmp_path):
     import torch
 
     kept = str(tmp_path / "kept")

@@ -84,7 +84,7 @@ def trained(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_step_is_late_once_where_it_was_asked(trained, kind):
+def test_each_step_is_delayed_once_in_its_phase(trained, kind):
     more = {"steps": 3, "grad_accum": 2, "activation_checkpointing": True}
     seen, probe = trained(tiny("single", **more, fault=f"{kind}:0:5"))
     phase = {"data": "data", "backward": "backward"}.get(kind, "")
@@ -93,12 +93,12 @@ def test_each_step_is_late_once_where_it_was_asked(trained, kind):
 
 
 @pytest.mark.parametrize("kind", ["forward", "backward"])
-def test_of_one_process_the_devices_thread_is_late(trained, kind):
+def test_in_one_process_the_devices_thread_is_delayed(trained, kind):
     seen, _ = trained(tiny("dp", gpus=3, steps=2, fault=f"{kind}:2:5"))
     assert [(device, seconds) for device, _, seconds in seen] == [(2, 0.005)] * 2
 
 
-def test_another_rank_is_not_late(monkeypatch):
+def test_another_rank_is_not_delayed(monkeypatch):
     probe = RecordingProbe()
     place = RankPlace(rank=0, world_size=2, devices=(torch.device("cpu"),), virtual=True)
     monkeypatch.setattr(fault_injection.time, "sleep", None)

@@ -67,7 +67,7 @@ class LedgerProbe(NullProbe):
         return self.ledger.owner(device)
 
 
-def test_books_say_who_wanted_what_and_count_nothing_refused():
+def test_books_name_the_device_and_count_nothing_refused():
     books = Books([DeviceInfo("vgpu:0", "virtual", 64 << 20), DeviceInfo("host", "host", None)])
     books.allocate(0, 60 << 20)
     books.allocate(1, 1 << 40)
@@ -156,7 +156,7 @@ def sampling():
 
 
 @pytest.mark.parametrize("following", ["limit", "sampling"])
-def test_made_up_tensors_pass_by_and_do_not_count(following, request):
+def test_fake_tensors_do_not_count(following, request):
     made = request.getfixturevalue(following)
     with FakeTensorMode():
         fake = torch.zeros(1 << 30).detach() + 1
@@ -179,7 +179,7 @@ def held_by_gloo(config):
 
 @pytest.mark.dist
 @pytest.mark.parametrize("strategy", ["single", "dp", "ddp"])
-def test_what_fits_to_the_byte_trains_bit_identically_and_a_byte_less_does_not(server, strategy):
+def test_an_exact_fit_trains_bit_identically_and_a_byte_less_fails(server, strategy):
     late = held_by_gloo(tiny(strategy)) if strategy == "ddp" else 0
     free = Ran(server, tiny(strategy))
     assert free.ended.memory == ()
@@ -213,7 +213,7 @@ def test_every_kind_of_strategy_trains_the_same_under_a_limit(server, strategy):
 
 
 @pytest.mark.dist
-def test_dps_master_runs_out_with_room_left_on_the_others(server):
+def test_dps_device_0_runs_out_with_room_left_on_the_others(server):
     peaks = Ran(server, tiny("dp", gpus=3, batch_per_gpu=8, gpu_mem_bytes=PLENTY)).peaks
     assert peaks["vgpu:1"] == peaks["vgpu:2"] < peaks["vgpu:0"]
     capacity = (peaks["vgpu:0"] + peaks["vgpu:1"]) // 2

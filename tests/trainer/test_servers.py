@@ -51,7 +51,7 @@ def test_buckets_of_any_size_send_the_same(strategy, probe, monkeypatch):
 
 
 @pytest.mark.parametrize("strategy", SERVERS)
-def test_the_probe_is_told_who_does_what(strategy, probe):
+def test_the_probe_is_told_which_device_works(strategy, probe):
     config = tiny(strategy, gpus=3, steps=1, grad_accum=2)
     before = set(threading.enumerate())
     trained(config, probe)

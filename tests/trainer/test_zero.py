@@ -85,7 +85,7 @@ def test_torchs_partition_is_the_plans(ranks, group):
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 @pytest.mark.parametrize("grad_accum", [1, 2])
-def test_zero2_leaves_gradients_with_their_owner_alone(rank, grad_accum, group, probe):
+def test_zero2_leaves_gradients_only_with_their_owner(rank, grad_accum, group, probe):
     config = tiny("zero2", gpus=3, grad_accum=grad_accum)
     strategy = stepped(config, group(3, rank), probe)
     gradients = [p.grad for p in strategy.model.parameters() if p.grad is not None]
@@ -96,7 +96,7 @@ def test_zero2_leaves_gradients_with_their_owner_alone(rank, grad_accum, group, 
 
 
 @pytest.mark.parametrize("changes", [{}, {"grad_accum": 2}, {"activation_checkpointing": True}])
-def test_zero3_leaves_shards_alone(changes, group, probe):
+def test_zero3_leaves_only_shards(changes, group, probe):
     config = tiny("zero3", gpus=3, layers=3, **changes)
     strategy = stepped(config, group(3, 1), probe)
     held = scheme("zero3").held(setup(config))[1]
@@ -108,7 +108,7 @@ def test_zero3_leaves_shards_alone(changes, group, probe):
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 @pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": True}])
-def test_a_hundred_steps_are_one_devices_to_the_last_bit(strategy, changes, group, probe):
+def test_a_hundred_steps_are_bit_identical_to_one_device(strategy, changes, group, probe):
     """With one rank nothing is added in another order: memory that comes and goes loses no bit."""
     config = tiny(strategy, gpus=1, steps=100, layers=2, **changes)
     with closing(build(config, group(1), probe)) as zero:
