@@ -38,7 +38,7 @@ STRATEGIES = ("dp", *_SHARED)
 """The strategies covered here; `zero3` and `fsdp1` hold what `fsdp` does."""
 
 
-def a_device(strategy: str, whole: ModelState, devices: int) -> tuple[int, int]:
+def bytes_per_device(strategy: str, whole: ModelState, devices: int) -> tuple[int, int]:
     """Bytes that device 0 holds, and that each of the others holds.
 
     Args:

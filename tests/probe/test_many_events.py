@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpwatch.probe.steps.tracker import COST_SHARE, EVENT_NS, FIRST_EVENTS
+from dpwatch.probe.steps.tracker import COST_SHARE, EVENT_COST_NS, FIRST_EVENTS
 from dpwatch.wire.messages import Step
 
 MS = 1_000_000
@@ -62,7 +62,7 @@ def test_steps_with_many_events_are_sampled_rarely_and_completely(script, kind, 
     for _ in range(steps):
         script.step(kind, took_ms)
     assert first > 0
-    assert script.events * EVENT_NS <= 2 * COST_SHARE * steps * took_ms * MS
+    assert script.events * EVENT_COST_NS <= 2 * COST_SHARE * steps * took_ms * MS
     told = [s for s in script.rig.records(Step) if s.step >= 20]
     assert 2 <= len(told) < steps / 2
     for s in told:

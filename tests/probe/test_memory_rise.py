@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.checkpoint import checkpoint
 
 from dpwatch.probe.memory.gauges import HostGauge
-from dpwatch.probe.memory.rise import MODULE_BYTES, MOST_LOOKS, Estimate, Rise
+from dpwatch.probe.memory.rise import MODULE_BYTES, MOST_MICRO_BATCHES, Estimate, Rise
 from dpwatch.probe.memory.walk import modules_of
 from tests.allocator import made_and_kept
 
@@ -239,4 +239,4 @@ def test_only_some_of_many_micro_batches_are_measured():
         rise.before_forward()
         gauge.held = at
         rise.before_backward()
-    assert rise.end(0)[0].nbytes == MOST_LOOKS - 1
+    assert rise.end(0)[0].nbytes == MOST_MICRO_BATCHES - 1

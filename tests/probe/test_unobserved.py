@@ -62,7 +62,7 @@ def train(dtype=torch.float32, batch=lambda: torch.ones(2, 3)):
 @pytest.fixture
 def watched(make_probe, monkeypatch):
     """Starts a probe that looks at every step, with hooks alone."""
-    monkeypatch.setattr("dpwatch.probe.steps.tracker.LOOK_NS", -1)
+    monkeypatch.setattr("dpwatch.probe.steps.tracker.SAMPLING_NS", -1)
     monkeypatch.setattr("dpwatch.probe.steps.tracker.COST_SHARE", 1e9)
     monkeypatch.setattr("dpwatch.probe.probe._ledger", lambda *_: NoLedger())
     monkeypatch.setattr("dpwatch.probe.probe._collectives", lambda *_: NoCollectives())
