@@ -1,4 +1,4 @@
-"""The search beside a session: what it tells, and that nothing of it is left."""
+"""The batch search beside a session: what it reports, and that it leaves nothing behind."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def search(private_runtime):
 
 
 def follow(search, reached):
-    """Takes in what it tells until the snapshot it makes is as wanted."""
+    """Polls until the resulting snapshot is as wanted."""
 
     def look():
         search.poll()

@@ -1,4 +1,4 @@
-"""A scenario's lesson: one sentence whose figures are its runs'."""
+"""A scenario's lesson: one sentence with its runs' figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(**fields):
 
 
 def ranks(*each):
-    """Rows of so many devices; each is given as what is known of it."""
+    """Rows of that many devices, each with the given figures."""
     return [replace(NOTHING_KNOWN.ranks[0], device=f"vgpu:{n}", **e) for n, e in enumerate(each)]
 
 

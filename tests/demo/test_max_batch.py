@@ -1,4 +1,4 @@
-"""The search for the largest batch, on made-up devices and on real training."""
+"""The search for the largest batch, on simulated devices and with real training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def devices(*peaks: int) -> tuple[DeviceMemory, ...]:
 
 
 def searched(*demands):
-    """The search where device i needs `demands[i](batch)` bytes, and the batches it tried."""
+    """Searches where device i needs `demands[i](batch)` bytes. Returns: the batches tried too."""
     tried = []
 
     def attempt(batch):

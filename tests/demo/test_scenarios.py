@@ -1,4 +1,4 @@
-"""Every scenario is a few valid runs that a person can tell apart."""
+"""Every scenario is a few valid runs with different names."""
 
 from __future__ import annotations
 

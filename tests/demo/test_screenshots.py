@@ -1,4 +1,4 @@
-"""The tour that README shows: several pictures in one that moves."""
+"""The README's tour: several pictures in one animated SVG."""
 
 import re
 from xml.etree import ElementTree

@@ -1,4 +1,4 @@
-"""The sweep's points from runs, and its numbers of devices."""
+"""The sweep's points, and its list of device counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The partition against torch's own, and bundles by hand."""
+"""The partition against torch's own, and reduction buckets against figures worked out by hand."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What parameter servers and a model on two devices hold and send, by hand-worked figures."""
+"""Parameter servers and a split model: bytes held and sent, against figures worked out by hand."""
 
 import pytest
 

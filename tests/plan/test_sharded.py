@@ -1,4 +1,4 @@
-"""Sharding's theory against figures worked out by hand."""
+"""The theory of sharding against figures worked out by hand."""
 
 import pytest
 

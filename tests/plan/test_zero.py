@@ -1,4 +1,4 @@
-"""What ZeRO holds and sends, against figures worked out by hand and the paper's table 1."""
+"""Bytes ZeRO holds and sends, against figures worked out by hand and the paper's table 1."""
 
 import pytest
 
@@ -66,7 +66,7 @@ def test_zero1_sends_an_all_reduce_and_broadcasts():
 
 @pytest.mark.parametrize("grad_accum", [1, 3])
 def test_zero2_reduces_every_micro_batch_and_broadcasts_once(grad_accum):
-    """One bucket an owner here, as they are small: the paper's 2Ψ in all, as DDP."""
+    """One bucket per owner here, as they are small: the paper's 2Ψ in all, like DDP."""
     reduce, broadcast = scheme("zero2").collectives(small(4, grad_accum=grad_accum))
     assert (reduce.op, reduce.nbytes, reduce.count) == ("reduce", grad_accum * P, grad_accum * 4)
     assert (broadcast.op, broadcast.nbytes, broadcast.count) == ("broadcast", P, 4)
@@ -97,7 +97,7 @@ def test_table_1_of_the_paper(strategy, gigabytes):
 
 
 def test_volumes_of_the_papers_section_7():
-    """In elements of payload: 2Ψ for ZeRO-2, and 3Ψ for ZeRO-3 but for the root's one gathering."""
+    """In elements of payload: 2Ψ for ZeRO-2, and 3Ψ for ZeRO-3 minus the root's second gather."""
     tensors = tuple(ParameterTensor(shape=(640,), unit=at) for at in range(100))
     setup = Setup(tensors=tensors, devices=64, batch=64, seq_len=1, width=1, vocabulary=2)
     sent = {

@@ -1,4 +1,4 @@
-"""The backend as it is, whoever chose it: torch, the script by device, or a kind of its own."""
+"""The backend is reported whoever chose it: torch, the script per device, or a custom one."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What threads and processes wait in, which a test has made them wait in."""
+"""What threads and processes wait in, for waits that the test creates."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ DEADLINE_S = 60
 
 
 def until(found, wanted):
-    """What `found` gives, once it is what is wanted (or the last it gave)."""
+    """Calls `found` until it returns what is wanted. Returns: its last result."""
     deadline = time.monotonic() + DEADLINE_S
     while (seen := found()) != wanted and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Where a thread is in the user's Python."""
+"""Which line of the user's Python a thread is at."""
 
 import inspect
 import multiprocessing
@@ -57,14 +57,14 @@ def test_a_waiting_thread_stays_at_the_line_that_waits():
 
 
 def test_dependencies_of_torch_are_not_the_users_code():
-    """torch imports sympy when it must, which takes a second: a look then found sympy's line."""
+    """torch imports sympy lazily, which takes a second: a sample then found sympy's line."""
     assert place(sympy.simplify.__code__)[1] is False
     assert place(pytest.approx.__code__)[1] is True
     assert place(inspect.signature.__code__)[1] is False
 
 
 def code_of(part):
-    """Code as if it stood in a file of dpwatch's."""
+    """Code as if it were in a file of dpwatch."""
     path = os.path.join(os.path.dirname(dpwatch.__file__), part)
     return compile("pass", path, "exec")
 
@@ -88,7 +88,7 @@ def begin(pipe):
 
 
 def look(main, pipe):
-    """Tells whether the worker is at its task whenever that changes."""
+    """Reports whether the worker is in its task whenever that changes."""
     while root_of(main) is not task.__code__:
         pass
     pipe.send("begun")
@@ -102,7 +102,7 @@ def task(go_on):
 
 
 def test_a_pool_worker_is_in_its_task_until_that_ends():
-    """Though a forked one has the frames of who forked it, below its own."""
+    """Although a forked worker also has the frames of the process that forked it."""
     context = multiprocessing.get_context("fork")
     go_on = context.Manager().Event()
     ours, theirs = context.Pipe()

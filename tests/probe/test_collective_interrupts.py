@@ -1,4 +1,4 @@
-"""What a signal handler raises while the probe sees a collective reaches the script, whole."""
+"""Exceptions of signal handlers during an observed collective reach the script intact."""
 
 import ctypes
 import gc
@@ -44,8 +44,8 @@ LAST_GROUP = []
 def world():
     """A group that outlives its DDP models.
 
-    A reducer that is the last to own a group ends the group's threads with the GIL held, and waits
-    for good if one of them wants the GIL (torch 2.13, with and without an observer).
+    A reducer that is the last to own a group ends the group's threads while it holds the GIL, and
+    waits forever if one of them needs the GIL (torch 2.13, with and without an observer).
     """
     gc.collect()
     LAST_GROUP.clear()
@@ -69,7 +69,7 @@ def records(observer):
 
 
 def interrupted_once(monkeypatch, owner, name):
-    """The signal comes when this is next called."""
+    """The signal arrives when this is next called."""
     original, left = getattr(owner, name), [True]
 
     def wrapper(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""For how long communication is under way in a step, and holds the training thread up."""
+"""How long communication is in progress in a step, and how long it blocks the training thread."""
 
 import time
 from types import SimpleNamespace
@@ -88,7 +88,7 @@ def test_steps_without_calls_have_none_and_old_calls_are_dropped(observed):
 
 
 class Scheduled:
-    """A thread's clock whose thread is blocked whenever it is not said to run."""
+    """A thread's clock; the thread is blocked except when told to run."""
 
     def __init__(self):
         self.cpu = 0
@@ -98,7 +98,7 @@ class Scheduled:
 
 
 def test_blocked_time_is_counted_once(observed):
-    """Blocked time in a phase is exposed, and so are waits; what blocks in a wait is the wait's."""
+    """Blocked time in a phase is exposed, and so are waits; time blocked in a wait counts once."""
     lane = Steps(print, observed, devices=[], clocks=Clocks(), on_devices=print).main
     began = time.monotonic_ns()
     lane.adopt(Scheduled(), measuring=True)  # its time counts from here: within the step

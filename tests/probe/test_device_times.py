@@ -1,4 +1,4 @@
-"""Phases on a CUDA device: a pretended one, whose work is done when a test says so."""
+"""Phases on a simulated CUDA device, whose work is done when the test says so."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CUDA = [DeviceInfo("cuda:0", "cuda")]
 
 
 class Device:
-    """A stream: `queued_ms` of work were handed to it, `done_ms` of it are done."""
+    """A stream: `queued_ms` of work were queued, `done_ms` of it are done."""
 
     def __init__(self):
         self.queued_ms = self.done_ms = 0.0
@@ -54,7 +54,7 @@ class Device:
 
 
 class Event:
-    """Has what may be called and nothing that waits; asking too early is an error, as in CUDA."""
+    """Has only what may be called, and nothing that waits; asking too early raises, as in CUDA."""
 
     def __init__(self, device):
         self.device = device
@@ -115,7 +115,7 @@ def device(monkeypatch):
 
 @pytest.fixture
 def run(rig, device, make_probe, monkeypatch):
-    """Trains so many steps, each followed by `after(step)`; returns the rig."""
+    """Trains that many steps, each followed by `after(step)`; returns the rig."""
     rig.probe.close()  # first, so that it can put everything back
     rig.link.frames.clear()
     rig.probe = make_probe(clocks=rig.clocks, link=rig.link, devices=CUDA)
@@ -329,7 +329,7 @@ def test_an_end_without_a_beginning_is_unknown():
 
 
 class FakeCuda:
-    """Only what may be called of `torch.cuda`: nothing here synchronises or initialises."""
+    """Only what may be called of `torch.cuda`: nothing here synchronizes or initializes."""
 
     def __init__(self):
         self.initialized, self.capturing, self.streams = True, False, []

@@ -1,4 +1,4 @@
-"""torch.compile finds nothing of the probe."""
+"""torch.compile sees nothing of the probe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a process ends is told without anything of the script's being replaced."""
+"""How a process ends is reported without replacing anything of the script's."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Mute(Exception):
 
 
 def run(tmp_path: Path, code: str, *options: str, **more: Any) -> tuple[Any, list[str | None]]:
-    """Runs a script that notes how it ends. Returns: how it did, and what it noted."""
+    """Runs a script that records how it ends. Returns: how it did, and what it recorded."""
     script, told = tmp_path / "script.py", tmp_path / "told"
     script.write_text(SCRIPT + code)
     told.write_text("")

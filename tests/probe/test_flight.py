@@ -1,4 +1,4 @@
-"""NCCL's durations: what the flight recorder tells, of which calls, and how often it is asked."""
+"""NCCL durations: reading the flight recorder, matching its entries, and how often it is read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def call(
 
 
 def entry(number: int, at_ns: int, **more: Any) -> dict[str, Any]:
-    """An entry as `dump_json` writes it; `at_ns` is monotonic."""
+    """An entry as written by `dump_json`; `at_ns` is monotonic."""
     return {
         "record_id": number, "pg_id": 0, "process_group": ["0", "default_pg"],
         "thread_name": "python", "thread_id": "1", "collective_seq_id": number + 1,
@@ -148,14 +148,14 @@ def test_unknown_formats_are_refused():
 
 
 class _Elsewhere(collectives.Call):
-    """A call whose payload is said to lie on a device."""
+    """A call whose payload claims to be on a CUDA device."""
 
     on_host = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
 
 
 @pytest.fixture
 def gloo(monkeypatch):
-    """Calls of a process group of one rank, kept as NCCL's would be."""
+    """Calls of a process group of one rank, kept like NCCL's."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setattr(collectives, "calls_to_keep", lambda env: Calls())
     monkeypatch.setattr(collectives, "Call", _Elsewhere)
@@ -170,7 +170,7 @@ def gloo(monkeypatch):
 
 
 def test_entries_of_a_real_recorder_find_their_calls(gloo):
-    """gloo's has all that NCCL's has but durations."""
+    """gloo's recorder has everything that NCCL's has except durations."""
     gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
     x = torch.ones(4, 5)
     for length in (1, 2, 3):
@@ -228,7 +228,7 @@ def test_point_to_point_calls_are_checked_for_a_capture(gloo, monkeypatch):
 
 
 class Fake:
-    """A recorder on hand clocks; its log says what was done in which order."""
+    """A recorder on manual clocks; its log says what was done in which order."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -285,7 +285,7 @@ def reader(fake, records) -> Flight:
 
 
 def dumps_at(reader: Flight, fake: Fake, seconds: range) -> list[int]:
-    """The seconds at which it reads, if asked once a second."""
+    """The seconds at which it reads if polled once a second."""
     found = []
     for second in seconds:
         before = len(fake.log)
@@ -381,7 +381,7 @@ def test_the_number_of_kept_calls_is_bounded(reader, fake):
 
 
 def test_the_summary_has_the_recorders_durations(reader, fake, records):
-    """20 steps with an all-gather of 4 MB a rank (2.0, 2.1 … ms) and an all-reduce of 8 MB each."""
+    """20 steps, each an all-gather of 4 MB per rank (2.0, 2.1 … ms) and an all-reduce of 8 MB."""
     frames, steps = [batch(hello(2, kind="cuda", devices=("cuda:0",)))], 20
     for i in range(steps):
         at = i * 100 * MS
@@ -426,7 +426,7 @@ def test_the_summary_has_the_recorders_durations(reader, fake, records):
 
 
 class Runtime:
-    """A CUDA runtime whose thread is in some mode."""
+    """A CUDA runtime that stores the thread's capture mode."""
 
     def __init__(self, code: int = 0) -> None:
         self.mode, self.modes = 0, []
@@ -502,7 +502,7 @@ def test_missing_environment_settings_are_reported(env, says, advice):
 
 @pytest.fixture
 def whole(monkeypatch):
-    """A torch that has all it takes."""
+    """A torch that has everything needed."""
     monkeypatch.setattr(flight.torch, "__version__", "2.13.0+cu130")
     c10d = torch._C._distributed_c10d
     monkeypatch.setattr(c10d, "_dump_nccl_trace_json", lambda **_: dump(), raising=False)

@@ -1,4 +1,4 @@
-"""Exceptions that are the script's, raised while the probe's own code runs."""
+"""The script's exceptions, raised while the probe's own code runs."""
 
 import ctypes
 import functools
@@ -55,7 +55,7 @@ def handle():
 
 
 class DataParallel:
-    """A module of the script's, which is interrupted while the probe looks at it."""
+    """A module of the script's, interrupted while the probe examines it."""
 
     def __init__(self, act):
         self.act = act

@@ -1,4 +1,4 @@
-"""The GPU reader against a pretended NVML."""
+"""The GPU reader against a fake NVML."""
 
 import sys
 from types import ModuleType, SimpleNamespace

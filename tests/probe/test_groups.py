@@ -1,4 +1,4 @@
-"""Process groups come and go: names, generations, and nothing is kept of those that are gone."""
+"""Process groups come and go: names, generations, and no references kept."""
 
 import gc
 import weakref

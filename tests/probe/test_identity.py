@@ -1,4 +1,4 @@
-"""Who a process is: by its launcher, its process group, or the group it is about to join."""
+"""A process's identity: by launcher, process group, or the group it is about to join."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _plain(monkeypatch):
 
 @pytest.fixture
 def told(monkeypatch):
-    """Sets what a launcher tells."""
+    """Sets a launcher's environment variables."""
 
     def tell(**env: str) -> None:
         for name, value in env.items():
@@ -51,7 +51,7 @@ def told(monkeypatch):
 
 @pytest.fixture
 def child(monkeypatch):
-    """Makes this process one of multiprocessing's."""
+    """Makes this process look like a multiprocessing child."""
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(pid=77))
     process = SimpleNamespace(name="SpawnPoolWorker-1")
     monkeypatch.setattr(multiprocessing, "current_process", lambda: process)
@@ -59,7 +59,7 @@ def child(monkeypatch):
 
 @pytest.fixture
 def group(monkeypatch):
-    """Gives this process a process group of two, rank 1, that met at a store."""
+    """Gives this process a process group of two ranks, as rank 1, with a store."""
 
     def make(**store: Any) -> None:
         dist = SimpleNamespace(
@@ -114,7 +114,7 @@ def test_another_torchrun_at_the_same_port_is_another_run(told):
 
 
 def test_ranks_with_parents_and_sessions_of_their_own_are_one_run(told, monkeypatch):
-    """As Ray's, Dask's, mpirun's, and ranks that are started by hand in several terminals."""
+    """As with Ray, Dask, mpirun, and ranks started by hand in several terminals."""
     told(RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29655")
     first = identity.run_id(identity.resolve())
     monkeypatch.setattr(os, "getpgid", lambda pid: 4711)
@@ -183,7 +183,7 @@ def test_a_rank_keeps_its_run_id_when_it_joins(group, told):
 
 
 def waiting_in_init(do, **given):
-    """What `do` says of a thread that stands in `init_process_group`."""
+    """What `do` returns for a thread that is in `init_process_group`."""
     source = (
         "def init_process_group(init_method=None, world_size=-1, rank=-1, store=None):\n"
         "    entered.set()\n"

@@ -25,7 +25,7 @@ class TimeUp(Exception):
 
 
 class Interrupt:
-    """Raises at the nth instruction of the probe's that this thread executes."""
+    """Raises at the nth instruction of the probe that this thread executes."""
 
     def __init__(self, nth, kind):
         self.left = nth
@@ -48,7 +48,7 @@ class Interrupt:
         return self.local
 
     def run(self, work):
-        """Returns: whether what was raised came out of `work`, None if it was over before."""
+        """Returns: whether the exception came out of `work`, None if that ended before."""
         before = sys.gettrace()
         sys.settrace(self)
         try:

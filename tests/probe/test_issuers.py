@@ -1,4 +1,4 @@
-"""Whose a collective is: by the frames that it is issued under, and by nothing else."""
+"""Who issued a collective, determined only by the frames it is issued under."""
 
 import ast
 import functools
@@ -20,14 +20,14 @@ CALL = "def {name}(then):\n    return then()\n"
 
 
 def function(path, name):
-    """One of a package, that does nothing but call what it is given."""
+    """A function of a package that only calls its argument."""
     made = {}
     exec(compile(CALL.format(name=name), path, "exec"), made)
     return made[name]
 
 
 def issued_under(*frames):
-    """What `issuer` says under these frames, outermost first."""
+    """What `issuer` returns under these frames, outermost first."""
     asked = issuer
     for path, name in reversed(frames):
         asked = functools.partial(function(f"{SITE}/{path}", name), asked)
@@ -63,7 +63,7 @@ def test_calls_from_the_users_own_line_are_the_users():
 
 
 def under_backward(frames, **call):
-    """The issuers of a call that is seen under frames of a package and autograd's engine."""
+    """The issuers of a call observed under a package's frames and autograd's engine."""
     engine = Path(torch.__file__).parent / "autograd/graph.py"
     observer = Path(dpwatch.__file__).parent / "probe/collectives/observer.py"
     asked = functools.partial(function(str(observer), "kernel"), issuer)
@@ -135,7 +135,7 @@ def test_the_number_of_kinds_is_bounded():
 
 @pytest.mark.parametrize("key", PURPOSES, ids="/".join)
 def test_every_function_with_a_purpose_is_in_its_package(key):
-    """A new version that moves one has to be looked at; until then it is told by its name alone."""
+    """If a new version moves one it must be updated; until then only its name is reported."""
     path, name = key
     package = path.partition("/")[0]
     found = importlib.util.find_spec(package)

@@ -1,4 +1,4 @@
-"""What a phase counts when its thread turns to another device, or waits for one."""
+"""What a phase counts when its thread switches to another device, or waits for one."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ MS = 1_000_000
 
 
 class Away(nn.Module):
-    """A model that works for another device in the midst of forward, and of backward."""
+    """A model that works for another device in the middle of forward and of backward."""
 
     def __init__(self, rig):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The memory ledger against hand sums and the profiler's allocator events."""
+"""The memory ledger against sums by hand and the profiler's allocator events."""
 
 import gc
 import os
@@ -77,7 +77,7 @@ def bytes_of(tensors):
 
 
 def allocator_peaks(profiler):
-    """Bytes the allocator held at each step's highest moment, all seen from the first on."""
+    """Bytes the allocator held at each step's peak, with all allocations seen."""
     events = list(profiler.profiler.kineto_results.events())
     memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     peaks = {}
@@ -133,7 +133,7 @@ def test_categories_sum_to_the_totals(ledger, records):
 
 
 def test_activations_are_what_backward_needs(ledger):
-    """Hand sum when backward has just begun: the input and the ReLU's output are saved."""
+    """By hand, when backward begins: the input and the ReLU's output are saved."""
     model = nn.Sequential(nn.Linear(64, 128, bias=False), nn.ReLU(), nn.Linear(128, 32, bias=False))
     optimizer = torch.optim.SGD(model.parameters())
     held = []
@@ -232,12 +232,12 @@ def test_the_peak_of_attention_and_accumulation_is_the_allocators(ledger, record
 
 
 def settle(thread):
-    """Wait until the thread lets go of its last job's arguments, soon after its result."""
+    """Waits until the thread drops its last job's arguments, soon after its result."""
     thread.submit(int).result()
 
 
 class Replicated:
-    """DataParallel's shape: a replica and a thread a device, gradients summed on device 0."""
+    """Like DataParallel: a replica and a thread per device, gradients summed on device 0."""
 
     def __init__(self, ledger, devices, owned=True):
         self.ledger, self.owned, self.in_turn = ledger, owned, False
@@ -316,7 +316,7 @@ def test_every_device_of_a_dp_process_has_its_own_figures(records):
 
 
 def test_the_peak_across_threads_is_the_allocators(ledger, records):
-    """The profiler sees one thread: the truth is the same work, in the same order, in one."""
+    """The profiler sees one thread: the reference is the same work, in the same order, in one."""
     model, optimizer = build()
     work = Replicated(ledger, devices=3, owned=False)
     work.in_turn = True
@@ -384,7 +384,7 @@ def test_threads_that_allocate_at_once_add_up(records):
 
 
 def test_resized_storages_are_tracked(ledger, records):
-    """FSDP gives memory back by resizing storages to nothing."""
+    """FSDP frees memory by resizing storages to 0."""
 
     def step(model, optimizer):
         big = torch.empty(1 << 20)
@@ -543,7 +543,7 @@ def test_resident_memory_is_not_reported_for_virtual_devices(records, monkeypatc
 
 
 class Wrapper(torch.Tensor):
-    """What a DTensor is: it takes itself apart, and the plain tensors inside come back."""
+    """Like a DTensor: it unwraps itself, and the plain tensors inside come back."""
 
     @staticmethod
     def __new__(cls, inner):
@@ -611,7 +611,7 @@ def test_the_ledger_turns_off_for_what_modes_are_known_to_harm(meets, why, recor
 
 @pytest.mark.parametrize("at", [1, 2])
 def test_a_first_compile_in_a_sampled_step_is_unaffected(at, records):
-    """Step 1 is sampled, 2 too: the mode has to be gone before dynamo looks."""
+    """Steps 1 and 2 are sampled: the mode must be gone before dynamo checks."""
     ledger = Ledger(lambda record: records.append(Memory(*record[1:])))
     model, optimizer = build()
     graphs = []

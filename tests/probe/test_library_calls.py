@@ -1,4 +1,4 @@
-"""LibraryCall of which library call a thread stands; the calls are real."""
+"""Which library call a thread is in; the calls are real."""
 
 import io
 import pdb
@@ -24,7 +24,7 @@ DEADLINE_S = 60
 
 
 class Blocked:
-    """A thread that stays where it is until it is let go."""
+    """A thread that stays where it is until it is released."""
 
     def __init__(self, call):
         self.entered, self.go_on = threading.Event(), threading.Event()
@@ -117,7 +117,7 @@ def test_a_thread_that_waits_for_its_data_loader_is_found(blocked):
 
 
 def in_file(file, function, body):
-    """A function in which a thread waits, as if it were a file's."""
+    """A function in which a thread waits, as if it were defined in that file."""
     told = {}
     exec(compile(f"def {function}(wait): {body}", file, "exec"), told)
     return told[function]

@@ -1,4 +1,4 @@
-"""What the hooks do in a step is bounded, whatever the step is made of."""
+"""The work of the hooks in a step is bounded, whatever the step consists of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""malloc's own account: exact where it is glibc's, unknown where another malloc stands in."""
+"""malloc's statistics: exact with glibc, unknown with another malloc."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_a_slow_heap_call_is_the_last():
 
 
 def test_another_malloc_is_detected(monkeypatch):
-    """Its figures would stand still, whatever torch allocates."""
+    """Its figures would not change, whatever torch allocates."""
     heap = Heap()
     monkeypatch.setattr(heap, "_read", lambda: 1000)
     assert heap.in_use() is None

@@ -1,4 +1,4 @@
-"""Sampling: how often, given what it costs."""
+"""How often steps are sampled, given the cost."""
 
 import pytest
 
@@ -17,7 +17,7 @@ class Clock:
 
 
 def train(pace, clock, *, steps, step_ms=20.0, extra_ms=0.0, work_ms=0.0, can_sample=True):
-    """Runs steps that take what the arguments say; returns the sampled ones."""
+    """Runs steps that take the given times; returns the sampled ones."""
     sampled = []
     due = False
     for step in range(steps):
@@ -114,7 +114,7 @@ def test_cheap_walks_are_made_in_every_block_of_ten(clock):
 @pytest.mark.parametrize("step_ms", [0.5, 5, 100])
 @pytest.mark.parametrize("walk_ms", [0.05, 1, 60])
 def test_walks_never_take_more_than_their_share(clock, step_ms, walk_ms):
-    """Whatever a walk costs: with the first, which is the only one it can't be known of."""
+    """Whatever a walk costs, except for the first one, whose cost is not known before."""
     steps = 20_000
     sampled = walk(clock, steps=steps, step_ms=step_ms, walk_ms=walk_ms)
     assert sampled[0] == 1

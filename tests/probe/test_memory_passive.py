@@ -124,7 +124,7 @@ def test_devices_that_share_host_memory_get_no_records(records):
 
 
 def test_ten_thousand_parameters_are_walked_rarely(records):
-    """By hand: a step takes 20 ms, the walk whatever it takes here."""
+    """On manual clocks: a step takes 20 ms, the walk as long as it really takes."""
     model = nn.Module()
     for at in range(10_000):
         model.register_parameter(f"p{at}", nn.Parameter(torch.zeros(2)))
@@ -196,7 +196,7 @@ class Deadline(Exception):
 
 @pytest.fixture
 def interrupt():
-    """What to put in the place of a part of the probe's: it is interrupted by a signal there."""
+    """Replaces a part of the probe by a function in which a signal arrives."""
 
     def give_up(*_):
         raise Deadline

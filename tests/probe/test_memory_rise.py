@@ -28,7 +28,7 @@ def one_thread():
 
 
 class Layers(nn.Module):
-    """Embedding, transformer, head: what it returns is as large as what a layer keeps."""
+    """Embedding, transformer, head: its output is as large as what a layer saves."""
 
     def __init__(self, width=64, words=500, checkpointed=False):
         super().__init__()
@@ -67,9 +67,9 @@ def images():
 
 
 class Training:
-    """Trains with a `Rise` on, as the hooks would call it.
+    """Trains with a `Rise`, called as by the hooks.
 
-    `drops`: nothing of a step outlives it. `late`: gradients are let go of after forward.
+    `drops`: nothing of a step outlives it. `late`: gradients are dropped after forward.
     """
 
     def __init__(self, make, *, drops=False, late=False, micro_batches=1):
@@ -169,7 +169,7 @@ class Hand:
 
 
 def rises(rise, gauge, *steps):
-    """Ends each step, whose figures are of forward's and backward's starts in turn."""
+    """Ends each step; the figures are those at forward's and backward's starts in turn."""
     found = []
     for step in steps:
         rise.begin([])

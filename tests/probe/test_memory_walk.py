@@ -1,4 +1,4 @@
-"""The walk: to the byte, and without any of the script's code noticing."""
+"""The walk: exact to the byte, and without running any of the script's code."""
 
 import warnings
 import weakref
@@ -104,7 +104,7 @@ def test_lists_in_an_optimizers_state_count():
 
 @pytest.fixture
 def group():
-    """A group of two ranks of which only this one is there; its collectives do nothing."""
+    """A group of two ranks of which only this one exists; its collectives do nothing."""
     fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
     torch.distributed.init_process_group("fake", store=fake.FakeStore(), rank=0, world_size=2)
     yield
@@ -222,7 +222,7 @@ def test_no_mode_sees_anything():
 
 
 class Loud(torch.Tensor):
-    """A wrapper, any use of which raises."""
+    """A wrapper that raises on any use."""
 
     @staticmethod
     def __new__(cls, inner):
@@ -245,7 +245,7 @@ class Loud(torch.Tensor):
 
 
 class LoudModule(nn.Module):
-    """A module that overrides all there is to ask it."""
+    """A module that overrides everything one could ask it."""
 
     def __init__(self):
         super().__init__()
@@ -287,7 +287,7 @@ def test_a_lazy_copy_stays_lazy():
 
 
 def test_tensors_can_still_be_swapped():
-    """`torch.utils.swap_tensors`, which `Module.to` may use, refuses those with weak references."""
+    """`torch.utils.swap_tensors`, which `Module.to` may use, refuses weakly referenced tensors."""
     model, optimizer = trained()
     Walk([optimizer], [model])
     own_gradient_bytes([optimizer])

@@ -1,4 +1,4 @@
-"""The tap on stdout and stderr: what is printed comes out as without it, and is told."""
+"""The tap on stdout and stderr: output is unchanged, and captured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dpwatch.wire.messages import Bye, Hello, Output
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """A stdout and a stderr as Python makes them, into memory; within the test, as pytest's own."""
+    """A stdout and a stderr as Python creates them, in memory; not pytest's own."""
 
     def make():
         made = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in "oe"]

@@ -1,4 +1,4 @@
-"""What is told of what a stream is written: whole lines, clean, not too many."""
+"""Lines made from writes to a stream: complete, clean, and limited in number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def texts(output: Output | None) -> list[str]:
 
 
 def told(*writes: str) -> list[str]:
-    """Lines told of these writes, and the one that is open."""
+    """Lines sent for these writes, and the open one."""
     lines = Lines("out")
     for n, text in enumerate(writes):
         lines.feed(text, n)

@@ -46,7 +46,7 @@ def train(steps: int = 6) -> tuple[list[float], list[torch.Tensor]]:
 
 
 def places() -> dict[str, Any]:
-    """All that a probe may put its own into."""
+    """Everything that a probe may patch."""
     return {
         "module": nn.Module.__dict__["__call__"],
         "backward": torch.autograd.backward,
@@ -197,7 +197,7 @@ def test_training_continues_if_the_link_takes_nothing(make_probe, bare, link):
 
 @pytest.fixture
 def _nothing_compiled_stays():
-    """As far as dynamo can tell, which the memory ledger asks."""
+    """Resets what the memory ledger asks dynamo about."""
     yield
     torch._dynamo.reset()
 
@@ -344,7 +344,7 @@ print("torch" in sys.modules)
 
 
 def test_in_a_subinterpreter_it_says_so_and_does_nothing():
-    """torch's import hangs there."""
+    """Importing torch hangs there."""
     done = subprocess.run(
         [sys.executable, "-c", SUBINTERPRETER], capture_output=True, text=True, timeout=60
     )

@@ -1,4 +1,4 @@
-"""The sender: what goes out when, and that it never waits."""
+"""The sender: what is sent when, and that it never waits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MS, S = 1_000_000, 1_000_000_000
 
 
 class Source:
-    """Answers a publisher's questions as a test wants them."""
+    """Answers a publisher's questions as a test wants."""
 
     def __init__(self) -> None:
         self.me = Identity(rank=2, world_size=4, local_rank=2)
@@ -343,7 +343,7 @@ def test_a_paused_worker_resumes_sending(publisher, recorder, source, link):
 def test_leaving_the_group_counts_as_finished_unless_training_continues(
     publisher, recorder, source, link
 ):
-    """Ray ends its workers so: it destroys their group, and then kills them."""
+    """Ray ends its workers like that: it destroys their group, and then kills them."""
     publisher.poll(0)
     source.me = Identity(rank=2, world_size=4, local_rank=2, backend="gloo")
     publisher.poll(S)
@@ -453,7 +453,7 @@ def test_the_last_turn_sends_all_and_bye(publisher, recorder, link):
 
 
 def test_records_made_by_the_last_heartbeat_are_sent(publisher, recorder, source, link):
-    """As of collectives that were under way when their records left, and have ended since."""
+    """Such as collectives that were in progress when their records left, but are now complete."""
     publisher.poll(0)
     recorder.append(a_step(0))
 
@@ -502,7 +502,7 @@ def test_recorder_loses_nothing_between_threads():
 
 @pytest.fixture(autouse=True)
 def _no_handlers(monkeypatch):
-    """Whatever other tests have done to SIGCHLD."""
+    """Resets what other tests have done to SIGCHLD."""
     monkeypatch.setattr(link_module.spawn, "handles_sigchld", lambda: False)
 
 
@@ -681,7 +681,7 @@ def test_a_very_short_run_starts_a_hub_too(publisher, link):
 
 
 def test_a_process_without_files_left_opens_no_socket(hub_link):
-    """libzmq would end it: the probe turns itself off instead."""
+    """libzmq would abort it: the probe turns itself off instead."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert transport.has_room()
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))

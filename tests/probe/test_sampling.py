@@ -1,4 +1,4 @@
-"""Which steps are looked at: evenly spread, whatever a script does how often."""
+"""Which steps are sampled: evenly distributed, whatever a script does periodically."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from dpwatch.probe.steps.sampling import BLOCK, is_second, next_pair, pair_of
 
 
 def pairs(doublings, count=400):
-    """The first so many pairs."""
+    """The first pairs."""
     found = [next_pair(0, doublings)]
     while len(found) < count:
         found.append(next_pair(found[-1] + 2, doublings))

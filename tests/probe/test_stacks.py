@@ -1,4 +1,4 @@
-"""The stacks of all threads: where they stand, within bounds, and nobody is disturbed."""
+"""The stacks of all threads: correct, bounded, and without disturbing them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HERE = "tests/probe/test_stacks.py"
 
 @contextmanager
 def waiting(count: int = 1, depth: int = 0) -> Iterator[list[threading.Thread]]:
-    """Threads that wait at a known line, so many calls deep."""
+    """Threads that wait at a known line, at a given depth of calls."""
     go_on, entered = threading.Event(), threading.Semaphore(0)
 
     def down(levels: int) -> None:

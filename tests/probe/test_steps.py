@@ -1,4 +1,4 @@
-"""Phases, thread times and step boundaries, on clocks moved by hand."""
+"""Phases, thread times and step boundaries, on manual clocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MS = 1_000_000
 
 
 class Timed(nn.Module):
-    """A linear layer whose forward and backward move the clock."""
+    """A linear layer whose forward and backward advance the clock."""
 
     def __init__(self, forward: Callable[[], None], backward: Callable[[], None]) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def test_hello_has_the_models_parameters(rig):
 
 def test_the_strategy_is_read_from_the_wrapper():
     class DistributedDataParallel(nn.Module):
-        """Stands for torch's, which needs a process group."""
+        """Replaces torch's, which needs a process group."""
 
     class Own(DistributedDataParallel):
         pass
@@ -272,7 +272,7 @@ def test_an_optimizer_inside_another_counts_once(rig):
 
 
 def test_what_an_optimizer_does_after_the_one_inside_it_is_in_the_same_step(rig):
-    """ZeRO's broadcasts, say: also where steps are only counted."""
+    """ZeRO's broadcasts, for instance; also in skipped steps."""
     model = nn.Linear(3, 1)
     inner = TimedSGD(model.parameters(), lambda: rig.clocks.run(MS))
     steps = rig.probe.steps
@@ -429,7 +429,7 @@ def check_sum(step: Step) -> None:
 
 @pytest.fixture
 def other_thread():
-    """A second Python thread, so that somebody could hold the GIL."""
+    """A second Python thread, which could hold the GIL."""
     done = threading.Event()
     thread = threading.Thread(target=done.wait)
     thread.start()

@@ -1,4 +1,4 @@
-"""Which threads train, whichever thread the probe was started in."""
+"""Which threads train, whichever thread started the probe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a script hears of its own tensors and modules is what it does itself."""
+"""A script's modes, subclasses and hooks see only what the script does itself."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class HearsOps(TorchDispatchMode):
 
 
 class Image(torch.Tensor):
-    """A subclass that hears what is done with it."""
+    """A subclass that records what is done with it."""
 
     heard: ClassVar[list[str]] = []
 
@@ -61,7 +61,7 @@ def train(dtype=torch.float32, batch=lambda: torch.ones(2, 3)):
 
 @pytest.fixture
 def watched(make_probe, monkeypatch):
-    """Starts a probe that looks at every step, with hooks alone."""
+    """Starts a probe that measures every step, with hooks alone."""
     monkeypatch.setattr("dpwatch.probe.steps.tracker.SAMPLING_NS", -1)
     monkeypatch.setattr("dpwatch.probe.steps.tracker.COST_SHARE", 1e9)
     monkeypatch.setattr("dpwatch.probe.probe._ledger", lambda *_: NoLedger())

@@ -1,4 +1,4 @@
-"""What a process exchanges past torch.distributed's groups is not taken for nothing."""
+"""Communication outside torch.distributed's groups is reported as unobserved."""
 
 import sys
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Steps of scripts whose optimizers are not heard of, or that have none."""
+"""Steps of scripts whose optimizers are not observed, or that have none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m dpwatch.trainer` and torchrun, as somebody at a shell meets them."""
+"""`python -m dpwatch.trainer` and torchrun, as used in a shell."""
 
 from __future__ import annotations
 

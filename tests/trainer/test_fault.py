@@ -1,4 +1,4 @@
-"""Injected delays: said wrong in one line, and felt where they were put, once a step."""
+"""Injected delays: errors in one line, and their effect, once per step in the right place."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_bad_fault_is_one_line(strategy, text, words):
 
 
 class Sleeps:
-    """Stands in for `time.sleep`: notes the delay, whose thread, and the phase it is in."""
+    """Replaces `time.sleep`: records the delay, its thread's device, and the phase."""
 
     def __init__(self, probe):
         self.probe = probe
@@ -54,7 +54,7 @@ class Sleeps:
 
 
 class PhasedProbe(RecordingProbe):
-    """Knows the phases it is told of."""
+    """Tracks the phases it is told."""
 
     phase_now = ""
 
@@ -68,7 +68,7 @@ class PhasedProbe(RecordingProbe):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Trains in this process; returns the delays that came."""
+    """Trains in this process; returns the recorded delays."""
 
     def train(config):
         probe = PhasedProbe()

@@ -1,4 +1,4 @@
-"""The launcher in this process, with a fork server that stays warm from test to test."""
+"""The launcher in this process, with a fork server that stays warm between tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.dist
 
 
 class Events(list):
-    """Takes events; `on` maps an event's type to what is to be done at its first coming."""
+    """Records events; `on` maps an event's type to an action for its first occurrence."""
 
     def __init__(self, **on):
         super().__init__()
@@ -91,7 +91,7 @@ def test_a_killed_rank_is_named_and_the_others_end(server):
 
 
 def test_a_runs_start_is_reported_before_its_progress(server, monkeypatch):
-    """The rank has made its first step before it is known here that it was forked."""
+    """The rank finishes its first step before the launcher knows that it was forked."""
     module = import_module("dpwatch.trainer.launch")
     really_wait = module.wait
 
@@ -186,7 +186,7 @@ def test_losses_are_bit_identical_with_and_without_the_probe(server, strategy, m
 
 
 def test_ranks_find_their_modules_imported(private_runtime, monkeypatch, capfd):
-    """The server has the probe too: each rank would spend a fifth of a second on it."""
+    """The server imports the probe too: each rank would spend a fifth of a second on it."""
     monkeypatch.delenv("DPWATCH")
     monkeypatch.setenv("DPWATCH_HUB_LINGER_S", "0")
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")

@@ -1,4 +1,4 @@
-"""A virtual device's memory: counted to the byte, refused beyond its capacity, harmless below."""
+"""A virtual device's memory: counted to the byte, limited to its capacity, otherwise unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INT64_BYTES = 8
 
 
 class Ran:
-    """What a launch told."""
+    """Events of a launch."""
 
     def __init__(self, server, config) -> None:
         self.events = []
@@ -52,7 +52,7 @@ class Ran:
 
 
 class LedgerProbe(NullProbe):
-    """Tells a ledger alone."""
+    """Passes calls to a ledger only."""
 
     def __init__(self, ledger):
         self.ledger = ledger
@@ -146,7 +146,7 @@ def test_the_peak_is_the_ledgers_and_the_batch_in_host_memory(strategy):
 
 @pytest.fixture
 def sampling():
-    """A step that the probe's ledger follows."""
+    """A step that the probe's ledger tracks."""
     tracker = StorageTracker()
     tracker.push()
     tracker.begin()
@@ -168,10 +168,10 @@ def test_fake_tensors_do_not_count(following, request):
 
 
 def held_by_gloo(config):
-    """Bytes of a DDP rank that a gloo thread may be the last to let go, whenever it next runs.
+    """Bytes of a DDP rank that a gloo thread may be the last to free, whenever it next runs.
 
-    When DDP lays out its buckets anew after the first step: the old bucket, and two lists it
-    broadcasts, of 32-bit numbers: each parameter's place (and a count), and the new bucket's size.
+    When DDP rebuilds its buckets after the first step: the old bucket, and two lists of 32-bit
+    numbers that it broadcasts: each parameter's position (and a count), and the new bucket's size.
     """
     parameters = list(build_model(config).parameters())
     return sum(p.nbytes for p in parameters) + 4 * (len(parameters) + 1) + 4

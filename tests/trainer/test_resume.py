@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, and refused in one line where they don't fit."""
+"""Checkpoints: complete or absent, and refused in one line if they do not fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .support import tiny
 
 
 class Counter:
-    """A strategy that is nothing but a number."""
+    """A strategy whose state is a number."""
 
     def __init__(self, value=0):
         self.value = value

@@ -1,4 +1,4 @@
-"""Parameter servers in this process: what they do in which order, and where they are refused."""
+"""Parameter servers in this process: their order of operations, and where they are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trained(config, probe):
 
 @pytest.mark.parametrize("strategy", SERVERS)
 def test_training_is_the_same_every_time(strategy, probe):
-    """Whichever worker is done first, its gradients are added in its turn."""
+    """Whichever worker finishes first, gradients are added in a fixed order."""
     config = tiny(strategy, gpus=3)
     first, again = (trained(config, probe) for _ in range(2))
     assert first[0] == again[0]

@@ -1,4 +1,4 @@
-"""The sharding strategies' own options: each the same training; what can't be is refused."""
+"""Options of the sharding strategies: the same training with each; impossible ones refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a strategy computes equals what one device computes, and dp's bytes are the theory's."""
+"""A strategy computes what one device computes, and dp's bytes are those of theory."""
 
 from __future__ import annotations
 

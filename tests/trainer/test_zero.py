@@ -1,4 +1,4 @@
-"""ZeRO inside one process: whose tensors are whose, what is left after a step, and for how long."""
+"""ZeRO inside one process: ownership of tensors, what is left after a step, and for how long."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .support import tiny, trained_alone
 
 @pytest.fixture
 def group():
-    """Makes this process one of so many ranks; the others are not there, or there are none."""
+    """Makes this process one of that many ranks; the others do not exist."""
 
     def make(ranks, rank=0):
         alone = ranks == 1
@@ -45,7 +45,7 @@ def group():
 
 
 def stepped(config, place, probe):
-    """A strategy after the first step."""
+    """A strategy after its first step."""
     strategy = build(config, place, probe)
     strategy.step(next(iter(loader(config, rank=place.rank, ranks=place.world_size))))
     return strategy
@@ -109,7 +109,7 @@ def test_zero3_leaves_only_shards(changes, group, probe):
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 @pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": True}])
 def test_a_hundred_steps_are_bit_identical_to_one_device(strategy, changes, group, probe):
-    """With one rank nothing is added in another order: memory that comes and goes loses no bit."""
+    """With one rank the order of additions is the same: freeing and gathering loses no bit."""
     config = tiny(strategy, gpus=1, steps=100, layers=2, **changes)
     with closing(build(config, group(1), probe)) as zero:
         losses = [zero.step(tokens).item() for tokens in loader(config, rank=0, ranks=1)]
@@ -122,7 +122,7 @@ def test_a_hundred_steps_are_bit_identical_to_one_device(strategy, changes, grou
 @pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": True}, {"grad_accum": 2}])
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 def test_the_ledgers_peak_is_the_allocators(strategy, changes, group, probe):
-    """What is held by theory, and the rise within the step by the profiler's allocator events."""
+    """Bytes held by theory, plus the rise within the step by the profiler's allocator events."""
     config = tiny(strategy, gpus=3, layers=4, d_model=64, **changes)
     place, records = group(3, 1), []
     ledger = Ledger(lambda record: records.append(Memory(*record[1:])))

@@ -1,4 +1,4 @@
-"""Every collective is seen, with the right bytes, and nothing else changes: two ranks over gloo."""
+"""Every collective is observed with the right bytes, and nothing changes: two gloo ranks."""
 
 import pytest
 

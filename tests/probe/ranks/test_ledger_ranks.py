@@ -1,4 +1,4 @@
-"""The ledger under DDP and sharding, two ranks over gloo, beside the observer and the profiler."""
+"""The ledger under DDP and sharding, with observer and profiler: two gloo ranks."""
 
 import pytest
 

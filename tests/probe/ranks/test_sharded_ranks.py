@@ -1,4 +1,4 @@
-"""The ledger under the sharding strategies, two ranks: theory's bytes, and the allocator's peak."""
+"""The ledger under sharding strategies against theory and the allocator's peak: two ranks."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_each_rank_holds_what_theory_predicts(facts):
 
 
 def test_the_peak_is_the_allocators(facts):
-    """In every step but the last, after which no free of what it leaves is seen."""
+    """In every step but the last, whose later frees are not seen."""
     for rank in facts:
         begins = sum(rank["planned"].values())
         for record in rank["records"][:-1]:
