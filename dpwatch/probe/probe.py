@@ -398,9 +398,7 @@ class Probe:
                 self.close()
             else:
                 if self._tap is not None and not self._over:
-                    self._tap.record_exception(
-                        error
-                    )  # Python prints its traceback when this is over
+                    self._tap.record_exception(error)  # Python prints it only after this
                 self.close_failed(error)
 
 

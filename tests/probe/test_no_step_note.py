@@ -23,9 +23,9 @@ def gradients_for_nothing():
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        (lambda: None, "no model of torch.nn was called with gradients on"),
+        (lambda: None, "no torch.nn model was called with gradients on"),
         (only_forward, "no backward has run"),
-        (gradients_for_nothing, "no optimizer of torch.optim has stepped"),
+        (gradients_for_nothing, "no torch.optim optimizer has stepped"),
     ],
 )
 def test_at_the_end_the_reason_is_reported(rig, script, said):

@@ -345,9 +345,7 @@ class Steps:
             self._first_event()
         elif main.sampled_out:
             self._end_skipped()
-        elif (
-            not first or not self.step or self._in_step
-        ):  # otherwise an optimizer has just ended it
+        elif not first or not self.step or self._in_step:  # else an optimizer just ended it
             self._end(main.sample(IDLE) if main.measuring else self._clocks.wall())
 
     def set_samples(self, lane: Lane, n: int) -> None:
@@ -371,14 +369,14 @@ class Steps:
         """Why no step may have been seen, in one line; from any thread."""
         if self.backwards:
             return (
-                f"backward has run ({self.backwards} times seen), but no optimizer of torch.optim "
-                "has stepped since, and no parameter has changed in place"
+                f"backward has run ({self.backwards} times), but no torch.optim optimizer has "
+                "stepped since, and no parameter has changed in place"
             )
         if any(True for _ in self.models.all):
             return "models were called with gradients on, but no backward has run"
         if self._collectives.issued:
             return "collectives were issued, but no model was called with gradients on"
-        return "no model of torch.nn was called with gradients on, and no backward has run"
+        return "no torch.nn model was called with gradients on, and no backward has run"
 
     # -- samples ------------------------------------------------------------------------------
 
@@ -579,12 +577,11 @@ class Steps:
     def _starts_skipping(self, step: int, took_ns: int, events: int) -> bool:
         """Whether to skip `step`, which follows one of that duration and number of events."""
         short = took_ns <= SAMPLING_NS // sampling.BLOCK
-        dear = _is_costly(took_ns, events) and (not short or events > MOST_EVENTS)
-        if not (short or dear) or step == self._pair + 1:
+        costly = _is_costly(took_ns, events) and (not short or events > MOST_EVENTS)
+        if not (short or costly) or step == self._pair + 1:
             return False
-        return step >= (
-            COSTLY_FIRST_STEPS if dear else self._measure_all_until
-        ) and self._skip_until_pair(step, took_ns, events)
+        first = COSTLY_FIRST_STEPS if costly else self._measure_all_until
+        return step >= first and self._skip_until_pair(step, took_ns, events)
 
     def _skip_until_pair(self, step: int, took_ns: int, events: int) -> bool:
         """Skips steps up to the next pair. Returns: False if that begins at `step`."""
