@@ -15,7 +15,7 @@ from typing import cast
 import msgspec
 
 from dpwatch.run.state.series import NONE, Ints, keep_last, median
-from dpwatch.wire.calls import Kind, call_of
+from dpwatch.wire.calls import CallSignature, call_of
 from dpwatch.wire.messages import Collective, Position
 
 OPEN_CALLS = 1024
@@ -48,7 +48,7 @@ class PackedCalls(msgspec.Struct):
     """The same of many ranks, as a table: an entry a row, whose kind is one of `kinds`."""
 
     rows: Ints = msgspec.field(default_factory=Ints)
-    kinds: list[Kind] = []
+    kinds: list[CallSignature] = []
 
     def each(self) -> Iterator[tuple[int, Collective]]:
         """Each entry's rank, and what it called; in the order in which they came."""
@@ -56,7 +56,7 @@ class PackedCalls(msgspec.Struct):
             rank, kind, *numbers = self.rows[at : at + PACKED]
             yield rank, packed_call(self.kinds[kind], numbers)
 
-    def standing(self) -> Iterator[tuple[Kind, int, int]]:
+    def standing(self) -> Iterator[tuple[CallSignature, int, int]]:
         """Each kind, seq and step that there is, once."""
         rows, kinds = self.rows, self.kinds
         for kind, step, seq in set(
@@ -65,7 +65,7 @@ class PackedCalls(msgspec.Struct):
             yield kinds[kind], seq, step
 
 
-def packed_call(kind: Kind, numbers: Sequence[int]) -> Collective:
+def packed_call(kind: CallSignature, numbers: Sequence[int]) -> Collective:
     """A packed entry's call, from what follows its kind."""
     step, seq, issued_ns, *others = numbers
     return call_of(kind, step, seq, issued_ns, *(None if n == NONE else n for n in others))
@@ -171,7 +171,7 @@ class Arrivals(msgspec.Struct):
             if self._is_current(kind):
                 yield kind.group, seq, step, essence(kind)
 
-    def _is_current(self, call: Collective | Kind) -> bool:
+    def _is_current(self, call: Collective | CallSignature) -> bool:
         return call.generation >= self.generations.get(call.group, 0)
 
     def unpack(self) -> None:
@@ -307,7 +307,7 @@ def place(call: Collective) -> str:
     return f"{call.group}/{call.generation}/{call.seq}"
 
 
-def alike(call: Collective | Kind, seq: int, step: int) -> Alike:
+def alike(call: Collective | CallSignature, seq: int, step: int) -> Alike:
     """A call that all ranks entered like this one."""
     return Alike(seq, step, essence(call), call.generation)
 
@@ -317,7 +317,7 @@ def most_open(ranks: int) -> int:
     return min(OPEN_CALLS, max(8, OPEN_ENTRIES // ranks))
 
 
-def essence(call: Collective | Position | Kind) -> tuple[str, int, str]:
+def essence(call: Collective | Position | CallSignature) -> tuple[str, int, str]:
     """What ranks have to agree on: the op, and the bytes and type of most ops' payload."""
     if call.op in SAME_SIZE:
         return call.op, call.nbytes, call.dtype

@@ -19,7 +19,7 @@ from dpwatch.run.state.series import (
     ByStep,
     Ints,
 )
-from dpwatch.wire.calls import Kind
+from dpwatch.wire.calls import CallSignature
 from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import Collective, Duration
 
@@ -61,7 +61,7 @@ def collective(state: RunState, rank: RankState, record: Collective) -> None:
 
 
 def called(
-    state: RunState, rank: RankState, lane: LaneState, key: str, record: Collective | Kind
+    state: RunState, rank: RankState, lane: LaneState, key: str, record: Collective | CallSignature
 ) -> tuple[OpState, ByStep]:
     """A kind of collective that this lane has not called before."""
     if rank.cells >= bounds.CELLS_A_RANK or state.cells >= bounds.CELLS:

@@ -36,7 +36,15 @@ from dpwatch.run.state.series import (
 )
 from dpwatch.run.state.settling_steps import settle_steps
 from dpwatch.run.state.whole_calls import are_odd, waits_of
-from dpwatch.wire.calls import ROW, UNKNOWN, Calls, Kind, kind_of, kinds_of, unpack
+from dpwatch.wire.calls import (
+    ROW,
+    UNKNOWN,
+    Calls,
+    CallSignature,
+    signature_of,
+    signatures_of,
+    unpack,
+)
 from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import Collective
 
@@ -56,12 +64,12 @@ TOGETHER = 128
 class Kinds:
     """All kinds of calls there are, numbered in the order in which they came."""
 
-    def __init__(self, known: Sequence[Kind]) -> None:
+    def __init__(self, known: Sequence[CallSignature]) -> None:
         self.all = list(known)
         self._numbers = {kind: number for number, kind in enumerate(self.all)}
         self._tables: dict[bytes, list[int]] = {}
 
-    def number(self, kind: Kind) -> int:
+    def number(self, kind: CallSignature) -> int:
         """A kind's number."""
         found = self._numbers.get(kind)
         if found is None:
@@ -73,7 +81,7 @@ class Kinds:
         """The numbers of a record's kinds."""
         found = self._tables.get(kinds)
         if found is None:
-            found = self._tables[kinds] = [self.number(kind) for kind in kinds_of(kinds)]
+            found = self._tables[kinds] = [self.number(kind) for kind in signatures_of(kinds)]
         return found
 
 
@@ -126,7 +134,7 @@ def _one_by_one(state: RunState, pending: Pending) -> None:
             take(state, state.ranks[r], call)
 
 
-def _together(state: RunState, entries: Array, old: int, kinds: Sequence[Kind]) -> None:
+def _together(state: RunState, entries: Array, old: int, kinds: Sequence[CallSignature]) -> None:
     """Books entries, and who came last to calls; of those before `old` that has been done."""
     ops = _ops(kinds)
     refused = _refused(state, entries[:, old:], kinds, ops)
@@ -143,13 +151,13 @@ def _together(state: RunState, entries: Array, old: int, kinds: Sequence[Kind]) 
     _tally(state, entries, old, wait_ns, ops)
 
 
-def _messages(entries: Array, kinds: Sequence[Kind]) -> Array | None:
+def _messages(entries: Array, kinds: Sequence[CallSignature]) -> Array | None:
     """Which entries are messages from rank to rank, None if none is."""
     are_messages = [kind.op in MESSAGES for kind in kinds]
     return np.array(are_messages)[entries[KIND]] if any(are_messages) else None
 
 
-def _exchange(state: RunState, entries: Array, kinds: Sequence[Kind]) -> None:
+def _exchange(state: RunState, entries: Array, kinds: Sequence[CallSignature]) -> None:
     """Books who sends how much to whom."""
     alike, counts = np.unique(entries[[RANK, KIND, STEP]], axis=1, return_counts=True)
     for (r, k, step), calls in zip(alike.T.tolist(), counts.tolist(), strict=True):
@@ -209,7 +217,7 @@ def _table(calls: Sequence[tuple[int, Calls]], kinds: Kinds) -> Array:
 def _column(rank: int, call: Collective, kinds: Kinds) -> list[int]:
     known = (call.completed_ns, call.blocked_ns, call.into_ns)
     return [
-        rank, kinds.number(kind_of(call)), call.step, call.seq, call.issued_ns,
+        rank, kinds.number(signature_of(call)), call.step, call.seq, call.issued_ns,
         *(NONE if each is None else each for each in known),
     ]  # fmt: skip
 
@@ -222,7 +230,7 @@ def _columns(each: Sequence[list[int]]) -> Array:
 # -- tallies ----------------------------------------------------------------------------------
 
 
-def _ops(kinds: Sequence[Kind]) -> Ops:
+def _ops(kinds: Sequence[CallSignature]) -> Ops:
     pairs: dict[tuple[int, str], int] = {}
     keys = [(kind.device, f"{kind.op}/{kind.group}") for kind in kinds]
     pair = [pairs.setdefault(key, len(pairs)) for key in keys]
@@ -237,7 +245,7 @@ def _blocks(entries: Array, ops: Ops) -> Array:
     return found
 
 
-def _refused(state: RunState, entries: Array, kinds: Sequence[Kind], ops: Ops) -> Array:
+def _refused(state: RunState, entries: Array, kinds: Sequence[CallSignature], ops: Ops) -> Array:
     """Makes room for all that these call. Returns: which entries there is none for."""
     blocks = _blocks(entries, ops)
     missing = []
@@ -269,7 +277,7 @@ def _distinct(numbers: Array) -> list[int]:
     return [int(number) for number in found]
 
 
-def _latencies(state: RunState, entries: Array, kinds: Sequence[Kind]) -> None:
+def _latencies(state: RunState, entries: Array, kinds: Sequence[CallSignature]) -> None:
     """Of each op the latencies of its last calls, as they came."""
     keys: dict[str, int] = {}
     op = np.array([keys.setdefault(f"{kind.op}/{kind.group}", len(keys)) for kind in kinds])

@@ -12,7 +12,7 @@ from dpwatch.run.state.arrivals import PACKED, Arrivals, PackedCalls, alike, mos
 from dpwatch.run.state.parts import Covered
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import NONE, Ints, median
-from dpwatch.wire.calls import Kind
+from dpwatch.wire.calls import CallSignature
 from dpwatch.wire.messages import Collective
 
 Array = np.ndarray[Any, Any]
@@ -41,7 +41,7 @@ class Segments(NamedTuple):
         return Segments(order, ends - counts, ends)
 
 
-def are_odd(entries: Array, kinds: Sequence[Kind]) -> bool:
+def are_odd(entries: Array, kinds: Sequence[CallSignature]) -> bool:
     """Whether ranks called different things, one called twice, or they lie too far apart.
 
     Args:
@@ -74,7 +74,7 @@ def are_odd(entries: Array, kinds: Sequence[Kind]) -> bool:
     return int(np.count_nonzero(marked)) < len(marks)
 
 
-def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
+def waits_of(state: RunState, entries: Array, kinds: Sequence[CallSignature]) -> Array:
     """Books who came last to the calls that all have entered; what is not whole stays packed.
 
     Args:
@@ -113,7 +113,7 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
     return wait_ns
 
 
-def _compare_steps(state: RunState, kind: Kind, entered: Array) -> None:
+def _compare_steps(state: RunState, kind: CallSignature, entered: Array) -> None:
     """Whether the ranks entered a call in the same step, each of its own count."""
     steps = entered[STEP]
     first = int(steps[0])
@@ -124,7 +124,7 @@ def _compare_steps(state: RunState, kind: Kind, entered: Array) -> None:
     state.offsets.take(kind.group, by_rank, kind.generation)
 
 
-def _segments(entries: Array, kinds: Sequence[Kind]) -> Segments:
+def _segments(entries: Array, kinds: Sequence[CallSignature]) -> Segments:
     names: dict[tuple[str, int], int] = {}
     group = np.array(
         [names.setdefault((kind.group, kind.generation), len(names)) for kind in kinds]
@@ -220,7 +220,7 @@ class _Timed:
         return state.clock_error_ns(hosts) is not None
 
 
-def _book_last(state: RunState, kinds: Sequence[Kind], timed: _Timed, i: int) -> None:
+def _book_last(state: RunState, kinds: Sequence[CallSignature], timed: _Timed, i: int) -> None:
     entries = timed.entries
     ordered = timed.ordered(i)
     issued_ns = entries[ISSUED, ordered]
@@ -253,11 +253,13 @@ def _book_last(state: RunState, kinds: Sequence[Kind], timed: _Timed, i: int) ->
     )
 
 
-def _call(entry: Array, kinds: Sequence[Kind]) -> Collective:
+def _call(entry: Array, kinds: Sequence[CallSignature]) -> Collective:
     return packed_call(kinds[entry[KIND]], entry[STEP:].tolist())
 
 
-def _keep_open(arrivals: Arrivals, entries: Array, kinds: Sequence[Kind], left: Segments) -> None:
+def _keep_open(
+    arrivals: Arrivals, entries: Array, kinds: Sequence[CallSignature], left: Segments
+) -> None:
     """Of calls that are not whole the latest are kept, as many as there is room for."""
     order, begins, ends = left
     if not len(begins):
