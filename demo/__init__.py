@@ -1,1 +1,1 @@
-"""Trains under several strategies in turn and shows them side by side."""
+"""Trains under several strategies in turn and compares them."""

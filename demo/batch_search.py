@@ -1,7 +1,7 @@
-"""The search for the largest batches, in a process beside a session's trainer.
+"""Searches for the largest batches, in a process beside a session's trainer.
 
-The process is there from the session's start and waits for the word to begin, so that nothing of
-it disturbs the training. Ending it ends the run it tries a batch with.
+The process exists from the session's start and waits for a start signal, so it does not disturb the
+training. Ending it ends the run it is trying a batch with.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class BatchSearch:
-    """The session's end.
+    """The session's end of the search.
 
     Args:
         configs: What to search, in this order, each with `gpu_mem_bytes`.
 
     Attributes:
-        found: What has been found, by index of the configuration.
-        error: Why the search ended before it was over, "" while nothing is wrong.
+        found: Results so far, by index of the configuration.
+        error: Why the search ended early, "" if it did not.
     """
 
     def __init__(self, configs: Sequence[TrainConfig]) -> None:
@@ -53,7 +53,7 @@ class BatchSearch:
             self._child = Child(["-c", code], pass_fds=[theirs.fileno()])
 
     def begin(self) -> None:
-        """Lets it search; a second call does nothing."""
+        """Starts the search; a second call does nothing."""
         if self._control is None or self._begun:
             return
         self._begun = True
@@ -63,7 +63,7 @@ class BatchSearch:
             self._give_up()
 
     def poll(self) -> None:
-        """Takes in what it has told meanwhile."""
+        """Processes the messages received meanwhile."""
         try:
             while self._control is not None and not self.error and self._control.poll():
                 self._on_message(self._control.recv())
@@ -77,14 +77,14 @@ class BatchSearch:
             self.found[news.number] = news.largest
 
     def _give_up(self) -> None:
-        """Its process is gone; that is no trouble when it had told all."""
+        """Its process has exited, which is an error only if results are missing."""
         if len(self.found) < len(self._configs):
             why = (self._child.last_stderr_line if self._child else "") or "its process was killed"
             self.error = f"the search for the largest batch ended early: {why}"
         self._control = None
 
     def shown(self, snapshot: Snapshot, run_ids: Sequence[str]) -> Snapshot:
-        """The snapshot with what has been found so far, and with how far the search is.
+        """The snapshot with the results so far, and the search's progress.
 
         Args:
             snapshot: Of the runs.
@@ -113,7 +113,7 @@ class BatchSearch:
         )
 
     def close(self) -> None:
-        """Ends the search and what it runs."""
+        """Ends the search and the run it is trying."""
         if self._child is not None:
             self._child.end()
         if self._control is not None:
@@ -121,12 +121,12 @@ class BatchSearch:
 
 
 def serve(fd: int) -> None:
-    """The process: waits for the word, searches, and tells of it."""
+    """The process: waits for the start signal, searches, and reports."""
     control: Connection[News, list[TrainConfig]] = Connection(fd)
     try:
         configs = control.recv()
     except EOFError:
-        return  # the session is over
+        return  # the session has ended
     try:
         find_all(configs, control.send)
     except SearchError as error:

@@ -1,4 +1,4 @@
-"""Processes that a session starts, and that end with it whatever becomes of it."""
+"""Processes that a session starts, and that end with it in any case."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from collections.abc import Sequence
 from typing import IO
 
 PATIENCE_S = 5.0
-"""How long what is told to end may take before it is killed."""
+"""Time for a process to terminate before it is killed."""
 
 _PR_SET_PDEATHSIG = 1
 
 
 class Child:
-    """A Python process in a session of its own, out of a Ctrl-C's reach.
+    """A Python process in its own session, which a Ctrl-C does not reach.
 
-    On Linux it is asked to end when the thread that started it does, so it is for main threads.
+    On Linux it is terminated when the thread that started it ends, so start it from the main
+    thread.
 
     Args:
-        arguments: Of the interpreter.
-        stdin: What it reads, nothing by default.
+        arguments: Arguments of the interpreter.
+        stdin: Its standard input, empty by default.
         pass_fds: Open descriptors that it inherits.
     """
 
@@ -49,7 +50,7 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """Its exit code, −n where signal n ended it, None while it runs."""
+        """Its exit code, −n if signal n ended it, None while it runs."""
         return self._process.poll()
 
     @property
@@ -60,13 +61,13 @@ class Child:
         return lines[-1] if lines else ""
 
     def end(self) -> None:
-        """Ends it, if it still runs."""
+        """Ends it, if it is still running."""
         if self.exit_code is None:
             self._process.terminate()
             try:
                 self._process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
-                # Its own children notice its death and end too; its session's group goes with it.
+                # Its own children notice its death and exit too; its process group is killed too.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
@@ -74,6 +75,6 @@ class Child:
 
 
 def _die_with_parent() -> None:
-    """In the child: end when the parent does (Linux only; elsewhere it is asked to)."""
+    """In the child: terminates when the parent dies (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""`python -m dpwatch.demo.figures FILE`: puts measured figures into a document.
+"""`python -m dpwatch.demo.figures FILE`: inserts measured figures into a document.
 
-It trains under every strategy as `dpwatch demo --strategy all` does, and writes each one's table
-between `<!-- figures: NAME -->` and `<!-- end -->`.
+It trains every strategy as `dpwatch demo --strategy all` does, and writes each one's table between
+`<!-- figures: NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(file: Path) -> int:
 
 
 def _of_one(run: Run) -> str:
-    """What its devices hold and send, and by which operations."""
+    """What a run's devices hold and send, and with which operations."""
     held = table(
         ["device", *(f"{name} B" for name in _HELD), "peak B", "sent B/step", "received B/step"],
         [_device(row) for row in _distinct(run.ranks)],
@@ -60,7 +60,7 @@ def _of_one(run: Run) -> str:
 
 
 def _copies(run: Run) -> list[list[str]]:
-    """A row a kind of copy: how many routes it takes, and its bytes on all of them."""
+    """One row per kind of copy: the number of its routes, and the bytes on all of them."""
     kinds = dict.fromkeys(each.kind for each in run.transfers)
     rows = []
     for kind in kinds:
@@ -80,7 +80,7 @@ def _total(routes: Sequence[TransferStats]) -> int:
 
 
 def _distinct(rows: Sequence[Rank]) -> list[Rank]:
-    """Device 0, and those of the others that differ from the one before."""
+    """Device 0, and each other device that differs from the one before."""
     kept: list[Rank] = []
     for row in rows:
         if not kept or _device(row)[1:] != _device(kept[-1])[1:]:

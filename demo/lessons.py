@@ -1,4 +1,4 @@
-"""What a scenario shows, as one sentence with the figures of its runs; "" where one is unknown."""
+"""A scenario's result as one sentence with the figures of its runs; "" if a figure is unknown."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Runs = Sequence[Run]
 
 
 def lesson(scenario: str, runs: Runs) -> str:
-    """The sentence of the scenario of that name."""
+    """The sentence for the scenario of that name."""
     return _LESSONS[scenario](runs)
 
 
 def _out_of_memory(runs: Runs) -> str:
-    """The last two of three: the same batch under dp, which is full, and under ddp."""
+    """The last two of three: the same batch under dp, which runs out of memory, and under ddp."""
     if len(runs) < 3:
         return ""
     dp, ddp = figures(runs[1]), figures(runs[2])
@@ -40,7 +40,7 @@ def _fill(seen: Figures, peak: float | None) -> float | None:
 
 
 def _straggler(runs: Runs) -> str:
-    """A run whose ranks are all alike, and one with a late rank."""
+    """A run without a late rank, and one with."""
     if len(runs) < 2:
         return ""
     alike, late = (figures(run).step_ms for run in runs[:2])
@@ -67,7 +67,7 @@ def _gil(runs: Runs) -> str:
 
 
 def _overlap(runs: Runs) -> str:
-    """With the all-reduce during backward, and after it."""
+    """All-reduce during backward, and after it."""
     if len(runs) < 2:
         return ""
     during, after = (figures(run) for run in runs[:2])
@@ -81,7 +81,7 @@ def _overlap(runs: Runs) -> str:
 
 
 def _reshard(runs: Runs) -> str:
-    """Parameters that are gathered twice a step, and such as are kept."""
+    """Parameters that are gathered twice per step, and parameters that are kept."""
     if len(runs) < 2:
         return ""
     again, kept = (figures(run) for run in runs[:2])

@@ -1,10 +1,9 @@
-"""The largest batch a device with which a strategy fits into its devices' memory: found by trying.
+"""Finds the largest batch per device that fits into the devices' memory, by trying.
 
-A try trains two steps (from the second on the optimizer's state is there) under an enforced limit.
-The batch doubles until it no longer fits, and from then on halves what is in between. Memory grows
-with a large batch along a line, so where the line through two tries that fit meets the capacity
-is a better guess. Whatever the guesses, it only ends when a batch fits and the next larger one
-does not.
+A try trains two steps (from the second on the optimizer's state exists) under an enforced limit.
+The batch doubles until it no longer fits, then a binary search follows. Memory grows linearly with
+a large batch, so a better guess is where the line through two tries that fit meets the capacity.
+Whatever the guesses, the search ends only when a batch fits and the next larger one does not.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ LARGEST_TRIED = 1 << 16
 
 
 class SearchError(RuntimeError):
-    """A try failed of something else than memory."""
+    """A try failed for another reason than memory."""
 
 
 class StoppedError(RuntimeError):
     """A signal ended the search.
 
     Attributes:
-        signum: Which.
+        signum: The signal.
     """
 
     def __init__(self, signum: int) -> None:
@@ -58,7 +57,7 @@ class MaxBatches(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True, frozen=True)
 class Trying:
-    """A try has begun: which configuration, and with how many samples a device."""
+    """A try has started: its configuration, and the number of samples per device."""
 
     number: int
     batch: int
@@ -66,14 +65,14 @@ class Trying:
 
 @dataclass(slots=True, frozen=True)
 class Tried:
-    """A try has ended; how, in a line for a person."""
+    """A try has ended; the result, as a line for a person."""
 
     said: str
 
 
 @dataclass(slots=True, frozen=True)
 class Found:
-    """A configuration's search is over."""
+    """A configuration's search has ended."""
 
     number: int
     largest: LargestBatch
@@ -85,7 +84,7 @@ Tell = Callable[[News], None]
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Attempt:
-    """How a try ended: each device's peak, and which one lacked memory, "" where it fits."""
+    """Result of a try: each device's peak, and the device that ran out of memory, "" if it fits."""
 
     memory: tuple[DeviceMemory, ...] = ()
     oom_device: str | None = ""
@@ -97,12 +96,12 @@ class Attempt:
 
     @property
     def peak_bytes(self) -> int:
-        """The fullest device's."""
+        """The highest peak of a device."""
         return max((device.peak_bytes for device in self.memory), default=0)
 
 
 def _summary(results: list[LargestBatch], configs: list[TrainConfig]) -> MaxBatches:
-    """The object over all strategies, which share devices and model."""
+    """The summary of all strategies, which share devices and model."""
     first = configs[0]
     return MaxBatches(
         schema=SCHEMA,
@@ -118,8 +117,8 @@ def search(config: TrainConfig, attempt: Callable[[int], Attempt]) -> LargestBat
     """Finds a strategy's largest batch.
 
     Args:
-        config: What to train; its own batch doesn't matter.
-        attempt: Trains with so many samples a device.
+        config: What to train; its own batch is ignored.
+        attempt: Trains with that many samples per device.
     """
     fits: dict[int, Attempt] = {}
     refused: dict[int, Attempt] = {}
@@ -142,19 +141,19 @@ def search(config: TrainConfig, attempt: Callable[[int], Attempt]) -> LargestBat
 
 
 def _next(fits: dict[int, Attempt], refused: dict[int, Attempt], capacity: int) -> int | None:
-    """The batch to try next, None when there is nothing left to find out."""
+    """The batch to try next, None when the result is known."""
     low, high = max(fits, default=0), min(refused, default=LARGEST_TRIED + 1)
     if low + 1 >= high:
         return None
     furthest = (low + high) // 2 if refused else min(2 * low or 1, high - 1)
     guess = _where_the_line_ends(fits, capacity)
-    if guess is None or guess >= high:  # no line yet, or what was refused says it is none
+    if guess is None or guess >= high:  # no line yet, or a refused batch contradicts it
         return furthest
     return max(guess, low + 1) if refused else min(max(guess, low + 1), furthest)
 
 
 def _where_the_line_ends(fits: dict[int, Attempt], capacity: int) -> int | None:
-    """The largest batch below the capacity on the line through the two largest that fit."""
+    """The largest batch that fits according to the line through the two largest that did fit."""
     if len(fits) < 2:
         return None
     one, two = sorted(fits)[-2:]
@@ -166,7 +165,7 @@ def _where_the_line_ends(fits: dict[int, Attempt], capacity: int) -> int | None:
 
 @dataclass(slots=True)
 class Trier:
-    """Tries batches in runs of their own, from one warm fork server."""
+    """Tries batches in separate runs, from one warm fork server."""
 
     config: TrainConfig
     number: int
@@ -176,11 +175,11 @@ class Trier:
     _ended: list[RunEnded] = field(default_factory=list)
 
     def __call__(self, batch: int) -> Attempt:
-        """Trains with `batch` samples a device.
+        """Trains with `batch` samples per device.
 
         Raises:
-            SearchError: It failed of something else.
-            StoppedError: A signal came.
+            SearchError: It failed for another reason than memory.
+            StoppedError: A signal was received.
         """
         config = replace(self.config, batch_per_gpu=batch, steps=STEPS)
         self._ended.clear()
@@ -193,7 +192,7 @@ class Trier:
                 stop=self.stop,
                 server=self.server,
             )
-        except ConfigError as error:  # the host itself has not that much memory
+        except ConfigError as error:  # the host itself does not have enough memory
             self.tell(Tried(f"{config.strategy}: {error}"))
             return Attempt(oom_device=None)
         if self.stop.signum is not None:
@@ -214,12 +213,12 @@ def find_all(configs: list[TrainConfig], tell: Tell) -> MaxBatches:
     """The largest batch of each configuration; Ctrl-C and SIGTERM end the search.
 
     Args:
-        configs: One a strategy, each with `gpu_mem_bytes`.
-        tell: Told of each try, and of what was found for each configuration.
+        configs: One per strategy, each with `gpu_mem_bytes`.
+        tell: Called for each try, and with each configuration's result.
 
     Raises:
-        SearchError: A try failed of something else than memory.
-        StoppedError: A signal came.
+        SearchError: A try failed for another reason than memory.
+        StoppedError: A signal was received.
     """
     stop = StopSwitch()
     try:
@@ -235,7 +234,7 @@ def find_all(configs: list[TrainConfig], tell: Tell) -> MaxBatches:
 
 @contextmanager
 def _unwatched() -> Iterator[None]:
-    """Ranks take `DPWATCH` from here: a try of two steps is nothing to watch, and needs no hub."""
+    """Sets `DPWATCH=0` for the ranks: a try of two steps needs no dashboard and no hub."""
     before = os.environ.get("DPWATCH")
     os.environ["DPWATCH"] = "0"
     try:

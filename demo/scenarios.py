@@ -1,4 +1,4 @@
-"""Lessons in one command: a few runs in turn that differ in the one thing the lesson is about."""
+"""Scenarios: a few runs in turn that differ in the one aspect they demonstrate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MIB = 1 << 20
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Variant:
-    """One run of a scenario: its strategy, and what it has of its own."""
+    """One run of a scenario: its strategy and its own settings."""
 
     strategy: str
     own: Mapping[str, Any] = field(default_factory=dict)
@@ -22,13 +22,13 @@ class Scenario:
     """Runs to compare.
 
     Attributes:
-        name: As on the command line.
-        summary: What they show, in one line.
-        gpus: Devices, where none are asked for.
-        common: Fields of `TrainConfig` that all runs share, where they aren't asked for.
+        name: Its name on the command line.
+        summary: What they demonstrate, in one line.
+        gpus: Default number of devices.
+        common: Default fields of `TrainConfig` for all runs.
         variants: The runs.
-        metric: What Compare draws of them at the end, by its name there.
-        out_of_memory: That a run runs out of memory is the lesson, no failure.
+        metric: The metric that Compare shows at the end, by its name there.
+        out_of_memory: Whether it is intended that a run runs out of memory.
     """
 
     name: str
@@ -40,8 +40,9 @@ class Scenario:
     out_of_memory: bool = False
 
 
-# A narrow model with long samples: logits of 97 floats a position outweigh all else. Of four
-# devices dp's master, where all logits and their gradients are, holds five times what another does.
+# A narrow model with long samples: logits of 97 floats per position outweigh everything else. With
+# four devices, dp's device 0, which holds all logits and their gradients, has five times as much
+# as another.
 _LOGITS = {"d_model": 8, "layers": 1, "heads": 1, "seq_len": 128, "gpu_mem_bytes": 10 * MIB}
 
 _SCENARIOS = (
@@ -107,5 +108,5 @@ def all_scenarios() -> tuple[Scenario, ...]:
 
 
 def find(name: str) -> Scenario | None:
-    """The scenario of that name, None where there is none."""
+    """The scenario of that name, None if there is none."""
     return next((scenario for scenario in _SCENARIOS if scenario.name == name), None)

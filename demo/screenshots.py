@@ -1,7 +1,7 @@
 """`python -m dpwatch.demo.screenshots FOLDER`: the README's pictures, from a real run of the demo.
 
-It trains as `dpwatch demo` does, drives the dashboard as a person would, and saves what is on the
-screen as SVG; some of the pictures once more as a tour that moves.
+It trains as `dpwatch demo` does, drives the dashboard as a person would, and saves the screens as
+SVG, and some of them again as an animated tour.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ WATCHED = {
     "ddp": ("communication", "timeline", "output", "heatmap", "how"),
     "zero3": ("memory", "how"),
 }
-"""Of these, in the order they are trained, there are pictures of these views while they train."""
+"""For these strategies, in training order, pictures of these views are taken while they train."""
 
 AT_THE_END = ("compare", "alerts")
 
 TOUR = ("dp", "timeline-dp", "ddp", "compare")
-"""The pictures that the tour shows one after another, …"""
+"""The pictures that the tour shows in turn, …"""
 
 SHOWN_S = 4
-"""… each for so many seconds."""
+"""… each for this many seconds."""
 
 PATIENCE_S = 300.0
 
 
 def main(folder: Path) -> int:
-    """Draws them all into the folder."""
+    """Draws all pictures into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     configs = [
         TrainConfig(strategy=name, gpus=4, steps=STEPS, **MODELS["demo"]) for name in known_names()
@@ -58,9 +58,9 @@ def main(folder: Path) -> int:
 
 
 def animated(pictures: Sequence[str]) -> str:
-    """One SVG that shows these of one size in turn, without a script, so that it moves in a page.
+    """One SVG that shows pictures of one size in turn, animated by CSS so it also works in a page.
 
-    Where nothing moves (a converter, or a reader who asked for that) it is the first of them.
+    Without animation (a converter, or a reader who disabled it) it shows the first of them.
     """
     box = pictures[0].split('viewBox="', 1)[1].split('"', 1)[0]
     whole_s, share = SHOWN_S * len(pictures), 100 / len(pictures)
@@ -93,7 +93,7 @@ async def _draw(session: Session, folder: Path) -> None:
                 await pilot.pause(0.5)
                 _save(app, folder / "stacks.svg")
                 await pilot.press("escape")
-            await pilot.press("space")  # else the run might end before the last picture
+            await pilot.press("space")  # or the run might end before the last picture
             await _show(pilot, "overview")
             _save(app, folder / f"{name}.svg")
             for view in views:
@@ -118,7 +118,7 @@ def _answered(seen: Snapshot) -> bool:
 
 
 def _steps(strategy: str, steps: int) -> Callable[[Snapshot], bool]:
-    """The newest run is of that strategy and has done so many steps."""
+    """Whether the newest run is of that strategy and has done that many steps."""
     return lambda seen: (
         bool(seen.runs)
         and (seen.runs[0].run.strategy == strategy and seen.runs[0].run.steps >= steps)

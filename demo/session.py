@@ -1,7 +1,7 @@
 """A demo session: a trainer process that runs strategies in turn, and a watcher of its runs.
 
-The session owns what it starts: leaving it ends the trainer, its ranks and its hubs, whatever
-state they are in; killing the session's process does too.
+The session owns what it starts: leaving it ends the trainer, its ranks and its hubs, whatever their
+state; so does killing the session's process.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ if TYPE_CHECKING:
     from .scenarios import Scenario
 
 SETTLE_S = 5.0
-"""How long a run's last records may take after its trainer has ended."""
+"""Time for a run's last records to arrive after its trainer has ended."""
 
 AT_WORK = ("starting", "running", "hung")
-"""What a run's state is before that: one that hangs may go on."""
+"""States of a run that has not ended: one that hangs may recover."""
 
 TRAINING_FAILED = 1
-"""The trainer's exit code when a run failed."""
+"""The trainer's exit code if a run failed."""
 
 
 class Session:
-    """Trains under each configuration in turn. A context manager.
+    """Trains each configuration in turn. A context manager.
 
     Args:
         configs: What to train.
-        past_failures: A run that fails does not keep the next ones from being trained.
-        search: What to look for the largest batch of when all is trained: nothing, or one
-            configuration for each of `configs`.
-        scenario: Whose runs they are.
+        past_failures: Whether to continue after a failed run.
+        search: Configurations to find the largest batch of when training is done: none, or one for
+            each of `configs`.
+        scenario: The scenario that the runs belong to.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Session:
         self._input.close()
 
     def _write_input(self) -> IO[str]:
-        """What the trainer is to do, as a file to read."""
+        """Writes the trainer's input to a file, and returns it for reading."""
         runs = list(zip(self.run_ids, self.configs, strict=True))
         self._input.write(Series(runs=runs, past_failures=self._past_failures).to_json())
         self._input.seek(0)
@@ -109,7 +109,7 @@ class Session:
 
     @property
     def names(self) -> list[str]:
-        """What to call each run: its strategy, and its label where it has one."""
+        """Name of each run: its strategy, and its label if it has one."""
         return [f"{each.strategy} {each.label}".rstrip() for each in self.configs]
 
     @property
@@ -119,22 +119,22 @@ class Session:
 
     @property
     def failed(self) -> bool:
-        """Whether the trainer has ended badly."""
+        """Whether the trainer ended with an error."""
         return self.exit_code not in (None, 0)
 
     @property
     def trained(self) -> bool:
-        """Whether the trainer is through with all runs."""
+        """Whether the trainer has finished all runs."""
         return self.exit_code is not None and not self.aborted
 
     @property
     def aborted(self) -> bool:
-        """Whether the trainer ended before it was through with all runs."""
+        """Whether the trainer ended before it finished all runs."""
         return self.failed and not (self._past_failures and self.exit_code == TRAINING_FAILED)
 
     @property
     def error(self) -> str:
-        """The trainer's own last line about what went wrong, "" if it said nothing."""
+        """The trainer's last error line, "" if it wrote none."""
         said = self._trainer.last_stderr_line if self._trainer else ""
         return said.removeprefix("dpwatch.trainer: ")
 
@@ -142,10 +142,10 @@ class Session:
         """Follows the training to its end.
 
         Args:
-            tell: Takes each run when it has ended.
+            tell: Called with each run when it has ended.
 
         Returns:
-            The trainer's exit code, 128 + n where signal n ended it.
+            The trainer's exit code, 128 + n if signal n ended it.
         """
         told: set[str] = set()
 
@@ -165,7 +165,7 @@ class Session:
         return 128 - code if code < 0 else code
 
     def runs(self) -> list[Run]:
-        """What is known of each run that began, in the order they were asked for."""
+        """The runs that have started, in the order of the configurations."""
         runs = [view.run for view in self._watcher.snapshot().runs]
         return sorted(runs, key=lambda run: self.run_ids.index(run.run_id))
 
@@ -173,7 +173,7 @@ class Session:
         return [run for run in self.runs() if run.state not in AT_WORK]
 
     def _all_ended(self) -> bool:
-        """Whether nothing more is to come: a rank that was killed is known to be gone, too."""
+        """Whether nothing more is to come, and every rank's end, even by a kill, is known."""
         if len(self._ended()) < len(self.run_ids) and not self.aborted:
             return False
         return all(rank.state in ENDED for run in self.runs() for rank in run.ranks)
@@ -185,12 +185,12 @@ class Session:
         while time.monotonic() < deadline:
             alive = [place for place in places if place.has_hub()]
             for place in alive:
-                info = place.read_info()  # None: it is still starting
+                info = place.read_info()  # None while it is starting
                 if info is not None and info.hub_pid not in told:
                     told.add(info.hub_pid)
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(info.hub_pid, signal.SIGTERM)
-            # A hub's lock is gone some time before its process is.
+            # A hub releases its lock some time before its process exits.
             if not alive and not any(processes.runs(pid) for pid in told):
                 break
             time.sleep(0.01)
@@ -199,7 +199,7 @@ class Session:
 
 
 class DemoSource:
-    """The watcher's snapshots, with a notice of what the session is at."""
+    """The watcher's snapshots, with a notice of the session's progress."""
 
     def __init__(self, session: Session, watcher: Watcher) -> None:
         self._session = session

@@ -1,7 +1,7 @@
-"""The same training on more and more devices: what device 0 carries and holds at each number.
+"""The same training on more and more devices: device 0's traffic and memory at each number.
 
-Every device keeps its batch, so the work a device does stays the same; what grows with the number
-of devices is the scheme's own.
+The batch per device is constant, so the work of a device stays the same; what grows with the number
+of devices is due to the scheme.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from dpwatch.trainer.config import ConfigError, TrainConfig
 
 SCHEMA = "dpwatch.sweep/1"
 STEPS = 12
-"""Enough for a sampled step of memory and a few complete ones of traffic."""
+"""Enough for a memory sample and a few complete steps of traffic."""
 
 
 class Point(msgspec.Struct, frozen=True):
-    """One strategy on so many devices; traffic is sent and received together, per step.
+    """One strategy on a number of devices; traffic is sent plus received, per step.
 
     Attributes:
         strategy: Its name.
-        gpus: Devices it was given.
+        gpus: Number of devices it was given.
         state: How its run ended.
-        device0_traffic_bytes: Of device 0.
-        others_traffic_bytes: The median of the other devices, null where there is none.
-        device0_peak_bytes: Of device 0.
-        others_peak_bytes: The highest of the other devices, null where there is none.
+        device0_traffic_bytes: Device 0's traffic.
+        others_traffic_bytes: Median of the other devices, null without any.
+        device0_peak_bytes: Device 0's peak.
+        others_peak_bytes: Highest peak of the other devices, null without any.
         step_ms: The slowest device's typical step.
-        samples_per_s: Of the whole run.
+        samples_per_s: Throughput of the whole run.
     """
 
     strategy: str
@@ -65,10 +65,10 @@ class Sweep(msgspec.Struct, frozen=True):
 
 
 def parse_counts(text: str) -> list[int]:
-    """Numbers of devices from a list with commas between, in rising order, each once.
+    """Numbers of devices from a comma-separated list, in ascending order, each once.
 
     Raises:
-        ConfigError: It is no such list.
+        ConfigError: The list is invalid.
     """
     try:
         counts = sorted({int(part) for part in text.split(",")})
@@ -80,7 +80,7 @@ def parse_counts(text: str) -> list[int]:
 
 
 def summary(configs: Sequence[TrainConfig], runs: Sequence[Run | None]) -> Sweep:
-    """The sweep over runs in the order of their configurations, None for one that never began."""
+    """The sweep over runs in the order of their configurations, None for one that never started."""
     points = [_point(config, run) for config, run in zip(configs, runs, strict=True)]
     return Sweep(
         schema=SCHEMA,

@@ -1,1 +1,1 @@
-"""A trainer that trains for real under each scheme of data parallelism."""
+"""The bundled trainer: real training under each scheme of data parallelism."""

@@ -1,4 +1,4 @@
-"""`python -m dpwatch.trainer`: trains here and now, or as one rank of torchrun's."""
+"""`python -m dpwatch.trainer`: trains on this host, or as one rank under torchrun."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BROKEN_PIPE = 128 + 13
 
 _EXAMPLES = """\
 examples:
-  python -m dpwatch.trainer --strategy dp,ddp --gpus 4      one after the other, the same batches
+  python -m dpwatch.trainer --strategy dp,ddp --gpus 4      one after the other, on the same batches
   torchrun --nproc-per-node 4 -m dpwatch.trainer --strategy ddp
 
 strategies:
@@ -33,7 +33,7 @@ strategies:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Builds the command line."""
     listed = "\n".join(f"  {spec.name:<10} {spec.summary}" for spec in all_specs())
     parser = OneLineParser(
         prog="dpwatch.trainer",
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print_error(str(error))
         return USAGE
-    except BrokenPipeError:  # whoever read our progress has gone
+    except BrokenPipeError:  # the reader of our progress has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
 
@@ -80,7 +80,7 @@ def _launch(options: argparse.Namespace) -> int:
 
 
 def _as_rank(options: argparse.Namespace) -> int:
-    """One rank among those that torchrun started."""
+    """Trains as one of the ranks that torchrun started."""
     names = parse_names(options.strategy)
     world_size = int(os.environ["WORLD_SIZE"])
     if len(names) > 1:
@@ -89,7 +89,7 @@ def _as_rank(options: argparse.Namespace) -> int:
     distributed, devices = spec.distributed, world_size * spec.gpus_multiple
     if not distributed and world_size > 1:
         raise ConfigError(
-            f"{names[0]} is one process, and torchrun started {world_size}; "
+            f"{names[0]} uses one process, but torchrun started {world_size}; "
             f"run python -m dpwatch.trainer --strategy {names[0]} --gpus {world_size}"
         )
     gpus = options.gpus
@@ -117,7 +117,7 @@ def _as_rank(options: argparse.Namespace) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """Ends a rank as it stands: threads of torch's that end while Python does may abort it."""
+    """Exits without teardown: torch threads that end in Python's shutdown may abort the process."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,7 +1,7 @@
-"""Writing checkpoints and going on from them (`resume` says where they lie).
+"""Writes and loads checkpoints (`resume` says where they are).
 
-Every rank writes what it alone holds, so nothing is gathered and memory does not peak; going on
-takes the same strategy on as many devices, and then is the same to the last bit.
+Every rank writes what it alone holds, so nothing is gathered and memory does not peak. Resuming
+needs the same strategy on as many devices, and is then bit-identical.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from .strategies.base import Strategy
 
 
 class Checkpoints:
-    """One rank's checkpoints, as `config.save` and `config.resume` ask."""
+    """One rank's checkpoints, according to `config.save` and `config.resume`."""
 
     def __init__(self, config: TrainConfig, place: RankPlace) -> None:
         self._config = config
         self._place = place
 
     def resume(self, strategy: Strategy) -> int:
-        """Loads the newest checkpoint, if one is asked for.
+        """Loads the newest checkpoint, if `config.resume` is set.
 
         Returns:
-            Steps that were done when it was written, 0 to begin anew.
+            Steps done when it was written, 0 to start from scratch.
 
         Raises:
-            ConfigError: There is none, or it is of another configuration.
+            ConfigError: There is none, or it belongs to another configuration.
         """
         folder = find_checkpoint(self._config)
         if folder is None:
@@ -45,7 +45,7 @@ class Checkpoints:
         return int(kept["step"])
 
     def after(self, step: int, strategy: Strategy) -> None:
-        """Writes a checkpoint after `step` steps, if it is time for one."""
+        """Writes a checkpoint after `step` steps, if one is due."""
         config = self._config
         if config.save is None:
             return
@@ -54,7 +54,7 @@ class Checkpoints:
             self._write(checkpoint_dir(config, step), step, strategy)
 
     def _write(self, folder: Path, step: int, strategy: Strategy) -> None:
-        """All ranks write beside the folder; the first one renames when all have."""
+        """All ranks write to a temporary directory; the first one renames it when all are done."""
         unfinished = folder.with_name(folder.name + ".part")
         unfinished.mkdir(parents=True, exist_ok=True)
         torch.save(

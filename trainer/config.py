@@ -1,4 +1,4 @@
-"""What to train and how: one frozen, validated object. No torch here, so a viewer may import it."""
+"""What to train and how: one frozen, validated object. Torch-free, so a viewer may import it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .registry import StrategySpec, find, known_names
 
 MAX_SEED = 2**32 - 1
 CHARACTERS = 97
-"""Symbols of the text: newline, the 95 printable ASCII ones, one for all others."""
+"""Symbols of the text: newline, the 95 printable ASCII characters, and one for all others."""
 MOST_CHARS = 3
-"""A token of more characters would have a vocabulary of 88 million."""
+"""A token of more characters would need a vocabulary of 88 million."""
 
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 WRAPS = ("auto", "manual")
 
 
 class ConfigError(ValueError):
-    """The configuration can't be trained; the message is one line that says what to do."""
+    """The configuration cannot be trained; the message is one line that says what to do."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -30,35 +30,36 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        strategy: A name of the registry (`registry.known_names()`).
-        gpus: Devices; for a strategy with one process a device, the world size. `single` uses one
-            and trains the others' share of the batch too, so that losses compare.
+        strategy: A name from the registry (`registry.known_names()`).
+        gpus: Number of devices; the world size, for a strategy with one process per device.
+            `single` uses one device and trains the others' share of the batch too, so that losses
+            are comparable.
         steps: Optimizer steps, None to train until stopped.
-        seed: Fixes the initial weights and every batch.
+        seed: Determines the initial weights and every batch.
         batch_per_gpu: Samples of a micro-batch, per device of `gpus`.
-        seq_len: Tokens a sample predicts.
-        token_chars: Characters a token, 1 to 3: a vocabulary of 97, 9,409 or 912,673.
+        seq_len: Tokens predicted per sample.
+        token_chars: Characters per token, 1 to 3: a vocabulary of 97, 9,409 or 912,673.
         d_model: Width of the model.
         layers: Transformer blocks.
-        heads: Attention heads; they divide `d_model`.
+        heads: Attention heads; must divide `d_model`.
         optimizer: `sgd` (without momentum), `adam` or `adamw`.
-        lr: Its learning rate, None for one that suits it.
-        precision: `fp32`, or `bf16-mixed`: compute in bfloat16, all that is kept in float32.
-        grad_accum: Micro-batches of `batch_per_gpu` samples a device that make up a step.
-        activation_checkpointing: Blocks keep only their inputs and compute again in backward.
-        reshard_after_forward: `fsdp`, `hsdp`: gathered parameters are dropped after forward.
+        lr: Learning rate, None for one that suits the optimizer.
+        precision: `fp32`, or `bf16-mixed`: compute in bfloat16, everything kept in float32.
+        grad_accum: Micro-batches of `batch_per_gpu` samples per device in a step.
+        activation_checkpointing: Blocks keep only their inputs and recompute the rest in backward.
+        reshard_after_forward: `fsdp`, `hsdp`: gathered parameters are freed after forward.
         cpu_offload: `fsdp`, `fsdp1`: shards live in host memory.
         wrap: `fsdp1`: `auto` by policy, or `manual`.
-        save: Folder to write checkpoints to, None for none.
-        save_every: Steps from one checkpoint to the next, None for one at the end.
-        resume: Folder to take the newest checkpoint from, None to begin anew.
+        save: Directory to write checkpoints to, None for none.
+        save_every: Steps between checkpoints, None for one at the end.
+        resume: Directory to load the newest checkpoint from, None to start from scratch.
         gpu_mem_bytes: Memory of a virtual device, None for no limit of its own.
-        overlap: `ddp`: gradients are all-reduced while backward goes on, not after it.
+        overlap: `ddp`: gradients are all-reduced during backward, not after it.
         fault: A delay to inject, `KIND:RANK:MS` (`fault.parse_fault`).
-        label: A few words that tell this run from others of its strategy.
+        label: A few words that distinguish this run from others of its strategy.
 
     Raises:
-        ConfigError: A value is out of range, or they don't fit together.
+        ConfigError: A value is out of range, or values do not fit together.
     """
 
     strategy: str
@@ -120,8 +121,8 @@ class TrainConfig:
         _one_of("wrap", self.wrap, WRAPS)
         if self.gpus % spec.gpus_multiple:
             raise ConfigError(
-                f"{self.strategy} takes {spec.gpus_multiple} devices a rank, and {self.gpus} is no "
-                f"multiple of that; give --gpus {self.gpus + 1}"
+                f"{self.strategy} uses {spec.gpus_multiple} devices per rank, and {self.gpus} is "
+                f"not a multiple of that; give --gpus {self.gpus + 1}"
             )
 
         if self.fault is not None:
@@ -141,8 +142,8 @@ class TrainConfig:
             )
         if together and fault.rank and fault.kind not in ON_DEVICES:
             raise ConfigError(
-                f"--fault {text}: {self.strategy} is one process, and {fault.kind} is its first "
-                f"device's; give rank 0, or {' or '.join(ON_DEVICES)}"
+                f"--fault {text}: {self.strategy} is one process, and only its first device "
+                f"does {fault.kind}; give rank 0, or {' or '.join(ON_DEVICES)}"
             )
 
     @property
@@ -157,35 +158,35 @@ class TrainConfig:
 
     @property
     def vocabulary(self) -> int:
-        """Tokens there are: every run of `token_chars` characters."""
+        """Number of tokens: every sequence of `token_chars` characters."""
         return int(CHARACTERS**self.token_chars)
 
     @property
     def learning_rate(self) -> float:
-        """`lr`, or where it isn't given one that suits the optimizer."""
+        """`lr`, or the optimizer's default if it is not given."""
         return LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
 
     @property
     def devices(self) -> int:
-        """Devices that the strategy uses: `gpus`, or as many of them as it can."""
+        """Devices that the strategy uses: `gpus`, or fewer if it cannot use that many."""
         most = require(self.strategy).max_gpus
         return self.gpus if most is None else min(self.gpus, most)
 
     @property
     def processes(self) -> int:
-        """Ranks that the run has, 1 where one process drives all devices."""
+        """Ranks of the run, 1 if one process drives all devices."""
         spec = require(self.strategy)
         return self.devices // spec.gpus_multiple if spec.distributed else 1
 
     @property
     def title(self) -> str:
-        """What a person would call the run."""
+        """Human-readable name of the run."""
         model = f"character LM, {self.layers} layers of {self.d_model}"
         return f"{self.label} · {model}" if self.label else model
 
 
 def parse_names(text: str) -> list[str]:
-    """Strategies from a list with commas between, each once, in order; `all` is every one.
+    """Strategies from a comma-separated list, each once, in order; `all` is every one.
 
     Raises:
         ConfigError: None is named, or one is unknown.
@@ -194,7 +195,7 @@ def parse_names(text: str) -> list[str]:
     if "all" in names:
         return list(known_names())
     if not names:
-        raise ConfigError(f"no strategy is named; choose from: {', '.join(known_names())}, all")
+        raise ConfigError(f"no strategy given; choose from: {', '.join(known_names())}, all")
     for name in names:
         require(name)
     return list(dict.fromkeys(names))
@@ -204,7 +205,7 @@ def require(name: str) -> StrategySpec:
     """The strategy of that name.
 
     Raises:
-        ConfigError: There is none; the message lists those there are.
+        ConfigError: There is none; the message lists the known ones.
     """
     spec = find(name)
     if spec is None:
@@ -214,7 +215,7 @@ def require(name: str) -> StrategySpec:
 
 
 def new_run_id(strategy: str) -> str:
-    """A run id that a person can read and no other run has, such as `ddp-3f9a1c`."""
+    """A unique, readable run id, such as `ddp-3f9a1c`."""
     return f"{strategy}-{secrets.token_hex(3)}"
 
 

@@ -1,6 +1,6 @@
-"""Text that needs no download: Python's own standard library, character by character.
+"""Training text that needs no download: Python's standard library, as characters.
 
-The batch of a step depends on the seed and the step alone. A rank takes its slice of the global
+The batch of a step depends only on the seed and the step. A rank takes its slice of the global
 batch, so every strategy trains on the same samples in the same order.
 """
 
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from .config import CHARACTERS, TrainConfig
 
 CORPUS_BYTES = 1_000_000
-"""Most characters that are read."""
+"""Maximum number of characters read."""
 
 # Pure-Python modules of every version from 3.10 on, in sorted order.
 _MODULES = """
@@ -54,7 +54,7 @@ def corpus() -> Tensor:
 
 
 def _symbol_table() -> bytes:
-    """Newline is 0, space to tilde are 1 to 95, anything else the last symbol."""
+    """Newline is 0, space to tilde are 1 to 95, anything else is the last symbol."""
     table = bytearray([CHARACTERS - 1] * 256)
     table[ord("\n")] = 0
     for symbol, code in enumerate(range(ord(" "), ord("~") + 1), start=1):
@@ -91,7 +91,7 @@ class Batches(Dataset[Tensor]):
 
 
 def loader(config: TrainConfig, *, rank: int, ranks: int, first: int = 0) -> DataLoader[Tensor]:
-    """A rank's batches in order, from step `first` to the last of `config.steps`, or no end."""
+    """A rank's batches in order, from step `first` to the last of `config.steps`, or endless."""
     steps = itertools.count(first) if config.steps is None else range(first, config.steps)
     return DataLoader(
         Batches(config, rank=rank, ranks=ranks), batch_size=None, sampler=steps, num_workers=0

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 KINDS = ("data", "forward", "backward", "optimizer", "host")
 ON_DEVICES = ("forward", "backward")
-"""What every device does where one process drives several; the rest is its first device's."""
+"""What every device does if one process drives several; the rest only its first device does."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Fault:
-    """One rank is late by `delay_ms` in each step.
+    """Delays one rank by `delay_ms` in each step.
 
     Attributes:
-        kind: In which of `KINDS`; `host` is time between steps.
-        rank: Whose: a rank, or a device of a process that drives several.
+        kind: One of `KINDS`; `host` is time between steps.
+        rank: The delayed rank, or the device of a process that drives several.
         delay_ms: Milliseconds.
     """
 
@@ -25,10 +25,10 @@ class Fault:
 
 
 def parse_fault(text: str) -> Fault:
-    """The fault that `KIND:RANK:MS` names.
+    """Parses `KIND:RANK:MS`.
 
     Raises:
-        ValueError: It names none; the message says how to write one.
+        ValueError: It is invalid; the message says how to write one.
     """
     kind, _, rest = text.partition(":")
     rank, _, delay = rest.partition(":")

@@ -1,7 +1,8 @@
-"""Makes a `Fault` happen: the rank sleeps in the phase named, once a step.
+"""Injects a `Fault`: the rank sleeps in the given phase, once per step.
 
 Hooks on whatever module and optimizer are called put the delay where a slow rank would have it, so
-no strategy knows of it. The probe is told that the thread waits: it is nobody's lock.
+no strategy knows of it. The probe is told that the thread waits, so the delay is not taken for GIL
+wait.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from .rank_place import RankPlace
 
 class _Here(threading.local):
     device = 0
-    calls = 0  # of modules, one inside the other
-    step = -1  # in which this thread was delayed last
+    calls = 0  # nested module calls
+    step = -1  # the last step in which this thread was delayed
 
 
 class FaultInjector:
-    """The configured fault, if this process has one. A context manager: hooks live as long.
+    """The configured fault, if it concerns this process. A context manager that holds the hooks.
 
     Attributes:
-        probe: The probe to train with; it tells which device a thread works for.
+        probe: The probe to train with; it tracks which device a thread works for.
     """
 
     def __init__(self, config: TrainConfig, place: RankPlace, probe: ProbeLike) -> None:
@@ -58,7 +59,7 @@ class FaultInjector:
         self._hooks.close()
 
     def steps(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The batches, a step's each; what is late with data or in between is so here."""
+        """Passes on the batches, one per step; delays `data` and `host` happen here."""
         for tokens in batches:
             self._step += 1
             if self._fault is not None and self._fault.kind == "data":
@@ -84,11 +85,11 @@ class FaultInjector:
             self._hooks.callback(handle.remove)
 
     def _enters(self, *call: object) -> None:
-        if not _in_backward():  # there activation checkpointing leaves modules halfway
+        if not _in_backward():  # there, activation checkpointing leaves modules early
             self._here.calls += 1
 
     def _leaves(self, module: object, inputs: object, output: object) -> None:
-        """Of the outermost module's output the gradient is what backward begins with."""
+        """Delays the gradient of the outermost module's output, with which backward begins."""
         if _in_backward():
             return
         self._here.calls -= 1
@@ -107,7 +108,7 @@ class FaultInjector:
         self._sleep(fault)
 
     def _sleep(self, fault: Fault) -> None:
-        # Waits in the optimizer are for other devices and none of its time: this one is its own.
+        # The probe takes waits in the optimizer for waits on other devices; this delay is its own.
         own = fault.kind == "optimizer" and not self._shared
         with nullcontext() if own else self.probe.waiting():
             time.sleep(fault.delay_ms / 1e3)

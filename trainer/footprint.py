@@ -1,4 +1,4 @@
-"""How large a configuration is, told without torch: parameters, and bytes on this host."""
+"""The size of a configuration, computed without torch: parameters, and bytes on this host."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parameter_tensors(config: TrainConfig) -> tuple[ParameterTensor, ...]:
 
 
 def setup(config: TrainConfig) -> Setup:
-    """The configuration as theory sees it."""
+    """The configuration as `dpwatch.plan` needs it."""
     return Setup(
         tensors=parameter_tensors(config),
         devices=config.devices,
@@ -43,16 +43,17 @@ def setup(config: TrainConfig) -> Setup:
 
 
 def parameter_count(config: TrainConfig) -> int:
-    """Elements of all of the model's parameters."""
+    """Number of elements in all of the model's parameters."""
     return setup(config).elements
 
 
 def predicted_bytes(config: TrainConfig) -> int:
-    """Bytes that training will hold on this host, all devices together: a rough prediction.
+    """Estimates the bytes that training will hold on this host, over all devices.
 
-    Parameters, gradients, optimizer state and the strategy's copies are exact to a few percent;
-    activations count what a block keeps for backward (about 16 d-wide tensors and, for each head,
-    its log-sum-exp) and three tensors of the logits' size. The processes themselves aren't counted.
+    Parameters, gradients, optimizer state and the strategy's copies are exact to a few percent.
+    Activations count what a block keeps for backward (about 16 tensors of width d and, for each
+    head, its log-sum-exp) and three tensors the size of the logits. The processes themselves are
+    not included.
     """
     pieces = scheme(config.strategy).peak_elements(setup(config))
     tokens = config.micro_batch * config.seq_len
@@ -64,7 +65,7 @@ def predicted_bytes(config: TrainConfig) -> int:
 
 
 def available_host_bytes() -> int | None:
-    """Memory this host can still give (Linux's MemAvailable), None where it doesn't say."""
+    """Memory this host can still provide (Linux's MemAvailable), None if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -77,16 +78,16 @@ def available_host_bytes() -> int | None:
 
 
 def check_fits(config: TrainConfig, available_bytes: int | None = None) -> None:
-    """Refuses a configuration that this host's memory can't hold.
+    """Rejects a configuration that this host's memory cannot hold.
 
-    It is meant for devices that live in host memory; CUDA devices have their own.
+    For devices that live in host memory; CUDA devices have their own.
 
     Args:
-        config: What is to be trained.
-        available_bytes: Memory there is; None asks the host.
+        config: What to train.
+        available_bytes: Available memory; None asks the host.
 
     Raises:
-        ConfigError: It needs more than there is; the message has both figures.
+        ConfigError: It needs more than is available; the message has both figures.
     """
     available = available_host_bytes() if available_bytes is None else available_bytes
     needed = predicted_bytes(config)

@@ -1,15 +1,15 @@
-"""A warm parent for ranks: one process that imports torch once and forks every rank from it.
+"""A warm parent for ranks: a process that imports torch once and forks every rank from it.
 
-Importing torch and what an optimizer pulls in takes seconds; a fork of a process that has it takes
-milliseconds. `multiprocessing`'s own forkserver does the same and leaves a temporary directory
-behind when its owner is killed; it also can't tell when it is warm, or kill a rank without
-racing for its pid. This one can:
+Importing torch and what an optimizer pulls in takes seconds; forking a process that has imported it
+takes milliseconds. `multiprocessing`'s own forkserver does the same, but leaves a temporary
+directory behind when its owner is killed, cannot tell when it is warm, and cannot kill a rank
+without racing for its pid. This one
 
-- it runs in a session of its own, so that a Ctrl-C reaches the launcher alone;
-- it ends, and kills the ranks, when its launcher's end of the socket closes, however that came;
-- it reaps the ranks and alone sends them signals, so a signal never meets a reused pid.
+- runs in its own session, so a Ctrl-C reaches only the launcher;
+- ends and kills the ranks when its launcher's end of the socket closes, for whatever reason;
+- reaps the ranks and is the only process that signals them, so no signal hits a reused pid.
 
-Importing this module imports no torch: the server process does.
+Importing this module does not import torch: the server process does.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ class Ready:
 
 @dataclass(slots=True, frozen=True)
 class Forked:
-    """The rank asked for last runs as this process."""
+    """The last requested rank runs as this process."""
 
     pid: int
 
 
 @dataclass(slots=True, frozen=True)
 class Exited:
-    """A rank is gone: its exit code, −n where signal n killed it."""
+    """A rank has exited: its exit code, −n if signal n killed it."""
 
     pid: int
     exit_code: int
@@ -72,7 +72,7 @@ class Exited:
 
 @dataclass(slots=True, frozen=True)
 class _Fork:
-    """Asks for a rank; its descriptors follow."""
+    """Requests a rank; its descriptors follow."""
 
     job: Job
     handles: int
@@ -80,7 +80,7 @@ class _Fork:
 
 @dataclass(slots=True, frozen=True)
 class _Kill:
-    """Asks for a signal to a rank, if it still runs."""
+    """Requests a signal to a rank, if it is still running."""
 
     pid: int
     signum: int
@@ -94,7 +94,7 @@ class ForkServer:
 
     Attributes:
         control: Readable when there is an `Answer` to `receive`.
-        ready: The server has said that it is warm.
+        ready: The server has finished importing.
     """
 
     def __init__(self) -> None:
@@ -110,20 +110,20 @@ class ForkServer:
             )
 
     def fork(self, job: Job, handles: Sequence[int]) -> None:
-        """Asks for a rank with copies of the open `handles`; `Forked` answers.
+        """Requests a rank with copies of the open `handles`; `Forked` answers.
 
         Raises:
-            OSError: The server is gone.
+            OSError: The server has exited.
         """
         self.control.send(_Fork(job, len(handles)))
         for handle in handles:
             send_handle(self.control, handle, self._process.pid)
 
     def receive(self) -> Answer:
-        """The next answer; waits for it.
+        """Waits for the next answer.
 
         Raises:
-            EOFError: The server is gone.
+            EOFError: The server has exited.
         """
         answer: Answer = self.control.recv()
         if isinstance(answer, Ready):
@@ -131,14 +131,14 @@ class ForkServer:
         return answer
 
     def kill(self, pid: int, signum: int) -> None:
-        """Sends a rank a signal; does nothing where the rank or the server is gone."""
+        """Sends a signal to a rank; does nothing if the rank or the server has exited."""
         with contextlib.suppress(OSError):
             self.control.send(_Kill(pid, signum))
 
     def close(self) -> None:
         """Ends the server, and with it every rank."""
         self.control.close()
-        if not self.ready:  # still importing, with no rank yet to end
+        if not self.ready:  # still importing, so there are no ranks
             self._process.kill()
         self._process.wait()
 
@@ -160,7 +160,7 @@ def _server_environment() -> dict[str, str]:
 
 
 def serve(fd: int) -> None:
-    """The server process: forks ranks as asked until its launcher is gone."""
+    """The server process: forks ranks on request until its launcher exits."""
     control: Connection[Answer, _Fork | _Kill] = Connection(fd)
     alive: set[int] = set()
     wake, _ = _wake_on_child_exit()
@@ -177,14 +177,14 @@ def serve(fd: int) -> None:
                     os.read(wake, 512)
                     _reap(control, alive)
     except (EOFError, OSError):
-        pass  # the launcher is gone
+        pass  # the launcher has exited
     finally:
         for pid in alive:
             os.kill(pid, signal.SIGKILL)
 
 
 def _wake_on_child_exit() -> tuple[int, int]:
-    """A descriptor that becomes readable when a child has ended."""
+    """A descriptor that becomes readable when a child exits."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.signal(signal.SIGCHLD, lambda signum, frame: None)
@@ -219,7 +219,7 @@ def _reap(control: Connection[Answer, _Fork | _Kill], alive: set[int]) -> None:
 
 
 def _become_rank(server_pid: int, job: Job, handles: list[int]) -> None:
-    """In the child: runs the rank and leaves, never back into the server's loop."""
+    """In the child: runs the rank and exits, never returning to the server's loop."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -234,7 +234,7 @@ def _become_rank(server_pid: int, job: Job, handles: list[int]) -> None:
 
 
 def _die_with(server_pid: int) -> None:
-    """Ends this process when the server dies, even by SIGKILL (Linux; elsewhere it is asked to)."""
+    """Ends this process when the server dies, even by SIGKILL (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != server_pid:

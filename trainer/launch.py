@@ -1,7 +1,7 @@
-"""Starts a run's ranks, watches over them, and leaves nothing of them behind.
+"""Starts a run's ranks, supervises them, and leaves nothing of them behind.
 
 However a run ends (all steps done, a rank raises, a rank is killed, a signal to the launcher, the
-death of the launcher), every process of it ends. No torch here: the fork server imports it.
+launcher's death), all of its processes end. Torch-free: the fork server imports torch.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from .messages import (
 from .resume import find_checkpoint
 
 SETTLE_S = 0.5
-"""Time for the cause of trouble to show: a killed rank's peers may be heard of before it is."""
+"""Time for the root cause to show: a killed rank's peers may report before its death is noticed."""
 
 GRACE_S = 2.0
-"""What a rank gets to end its step and say goodbye, before it is killed."""
+"""Time for a rank to finish its step and say goodbye before it is killed."""
 
 KILLED_S = 10.0
-"""What the kernel gets to end a killed process."""
+"""Time for the kernel to end a killed process."""
 
 
 class StopSwitch:
@@ -54,18 +54,18 @@ class StopSwitch:
         self._read, self._write = os.pipe()
 
     def request(self, signum: int = signal.SIGTERM) -> None:
-        """Stops the run, and those that were to follow, as if by that signal."""
+        """Stops this run and the following ones, as if by that signal."""
         if self.signum is None:
             self.signum = signum
             os.write(self._write, b"!")
 
     def fileno(self) -> int:
-        """A descriptor that is readable from the request on."""
+        """A descriptor that is readable once a stop was requested."""
         return self._read
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Meanwhile Ctrl-C, SIGTERM and a closed terminal are requests (main thread only)."""
+        """While entered, Ctrl-C, SIGTERM and SIGHUP request a stop (main thread only)."""
 
         def request(signum: int, frame: FrameType | None) -> None:
             self.request(signum)
@@ -79,7 +79,7 @@ class StopSwitch:
                 signal.signal(signum, handler)
 
     def close(self) -> None:
-        """Gives the descriptors back."""
+        """Closes the descriptors."""
         os.close(self._read)
         os.close(self._write)
 
@@ -93,21 +93,21 @@ def launch(
     server: ForkServer | None = None,
     ranks_print: bool = False,
 ) -> int:
-    """Trains under each configuration in turn, until one doesn't finish.
+    """Trains each configuration in turn, until one does not finish.
 
     Args:
         configs: What to train.
-        run_ids: Their runs' ids; made up where none are given.
-        on_event: Told on the calling thread how each run starts, goes on and ends.
+        run_ids: The runs' ids; generated if not given.
+        on_event: Called on the calling thread when a run starts, makes progress and ends.
         stop: Ends the training early.
-        server: A warm fork server that is to live on; by default one for this call.
-        ranks_print: Each rank prints how far it is, for those who look at its output.
+        server: A warm fork server that outlives the call; by default one for this call.
+        ranks_print: Whether each rank prints its progress to its own output.
 
     Returns:
-        An exit code: 0, 1 for a failure, 128 + n where `stop` asked with signal n.
+        An exit code: 0, 1 for a failure, 128 + n if `stop` was requested with signal n.
 
     Raises:
-        ConfigError: A configuration can't run on this host. Nothing has been started then.
+        ConfigError: A configuration cannot run on this host. Nothing has been started then.
     """
     if find_spec("torch") is None:
         raise ConfigError("training needs torch: pip install torch numpy")
@@ -132,7 +132,7 @@ def launch(
 
 @dataclass(slots=True)
 class _Rank:
-    """What is known of one rank."""
+    """State of one rank."""
 
     number: int
     pipe: Connection[None, RankMessage]
@@ -142,12 +142,12 @@ class _Rank:
 
     @property
     def in_trouble(self) -> bool:
-        """It failed, was ended by somebody, or exited without reporting."""
+        """It failed, was stopped by somebody, or exited without reporting."""
         return self.exited_silently or isinstance(self.end, Failed | Stopped)
 
     @property
     def exited_silently(self) -> bool:
-        """It was killed, or left before it was done, with nothing said that would explain it."""
+        """It was killed, or exited early, without a report that would explain it."""
         if self.exit_code is None:
             return False
         return self.end is None or (isinstance(self.end, Finished) and self.exit_code != 0)
@@ -155,7 +155,7 @@ class _Rank:
 
 @dataclass(slots=True)
 class _Run:
-    """One run's ranks, from the first to be started to the last to be gone."""
+    """One run's ranks, from the first start to the last exit."""
 
     config: TrainConfig
     run_id: str
@@ -166,10 +166,10 @@ class _Run:
     ranks: list[_Rank] = field(default_factory=list)
     server_gone: bool = False
     early: list[Event] | None = field(default_factory=list)
-    """What a quick rank has said before all are started; None from then on."""
+    """Events of quick ranks before all ranks are started; None from then on."""
 
     def supervise(self) -> RunEnded:
-        """Starts the ranks and returns when all are gone."""
+        """Starts the ranks and returns when all have exited."""
         with ExitStack() as pipes:
             try:
                 self._wait_until(lambda: self.server.ready)
@@ -182,11 +182,11 @@ class _Run:
                 self._end_all(signal.SIGTERM, GRACE_S)
                 return verdict
             finally:
-                self.on_event = _ignore  # where it was the callback that raised
+                self.on_event = _ignore  # in case the callback itself raised
                 self._end_all(signal.SIGKILL, KILLED_S)
 
     def _start(self, pipes: ExitStack) -> None:
-        """Forks the ranks; rank 0 of a group gets the socket that its store is to listen on."""
+        """Forks the ranks; rank 0 of a group gets the listening socket of its store."""
         with ExitStack() as handed_over:
             port = 0
             extra: list[int] = []
@@ -221,7 +221,7 @@ class _Run:
             self.server.fork(job, handles)
         except OSError:
             self.server_gone = True
-        # Also when asked to stop: a rank without a known pid could not be ended.
+        # Also when asked to stop: a rank without a known pid could not be killed.
         self._wait_until(lambda: self.ranks[number].pid is not None, KILLED_S)
 
     def _end_all(self, signum: int, patience_s: float) -> None:
@@ -237,7 +237,7 @@ class _Run:
         return self.stop.signum is not None or any(rank.in_trouble for rank in self.ranks)
 
     def _wait_until(self, reached: Callable[[], bool], patience_s: float | None = None) -> None:
-        """Takes in what comes until `reached`, for so long; without a limit, or until trouble."""
+        """Processes messages until `reached`, for `patience_s`; without that, until trouble."""
         deadline_s = None if patience_s is None else time.monotonic() + patience_s
         while not self.server_gone and not reached():
             if deadline_s is None:
@@ -287,12 +287,12 @@ class _Run:
         elif isinstance(answer, Exited):
             for rank in self.ranks:
                 if rank.pid == answer.pid and rank.exit_code is None:
-                    while not rank.pipe.closed:  # what it said last comes before its end
+                    while not rank.pipe.closed:  # its last messages come before its exit
                         self._on_message(rank)
                     rank.exit_code = answer.exit_code
 
     def _verdict(self) -> RunEnded:
-        """How the run ended, as far as it is known before we end what is left of it."""
+        """How the run ended, as far as known before the remaining ranks are ended."""
         finished = all(isinstance(rank.end, Finished) for rank in self.ranks)
         if self.stop.signum is not None and not (finished and self.ranks):
             return RunEnded(self.run_id, self.config, 128 + self.stop.signum)
@@ -308,7 +308,7 @@ class _Run:
         return RunEnded(self.run_id, self.config, 1, reason, trace, memory, oom_device)
 
     def _cause(self) -> tuple[str, str, str]:
-        """What began the trouble: a line, a traceback if any, a device that ran out of memory.
+        """The root cause: a line, a traceback if any, a device that ran out of memory.
 
         A rank that exited without reporting comes before one that raised: its peers raise because
         it is gone.
@@ -323,8 +323,8 @@ class _Run:
         for rank in self.ranks:
             if isinstance(rank.end, Stopped):
                 name = signal.Signals(rank.end.signum).name
-                return f"rank {rank.number} (pid {rank.pid}) was told to end by {name}", "", ""
-        return "the process that the ranks are forked from has ended; start the run again", "", ""
+                return f"rank {rank.number} (pid {rank.pid}) was stopped by {name}", "", ""
+        return "the ranks' parent process has ended; start the run again", "", ""
 
 
 def _ignore(event: Event) -> None:
@@ -333,7 +333,7 @@ def _ignore(event: Event) -> None:
 
 def _gone(number: int, pid: int | None, exit_code: int) -> str:
     if exit_code > 0:
-        return f"rank {number} (pid {pid}) ended with exit code {exit_code} and said nothing"
+        return f"rank {number} (pid {pid}) exited with code {exit_code} without reporting an error"
     line = f"rank {number} (pid {pid}) was killed by {signal.Signals(-exit_code).name}"
     if -exit_code == signal.SIGKILL:
         return f"{line}; if it was out of memory (see dmesg), reduce --batch-per-gpu or --d-model"

@@ -16,7 +16,7 @@ from .rank_place import RankPlace
 from .strategies import build
 
 PROGRESS_S = 1.0
-"""At most so often a rank tells how far it is."""
+"""Minimum interval between a rank's progress reports."""
 
 Progress = Callable[[int, float, float], None]
 """Takes steps done, the last step's loss, and the run's samples per second since the last call."""
@@ -34,13 +34,13 @@ def train(
 
     Args:
         config: What to train.
-        place: Which rank this is.
-        probe: Told what hooks can't find.
+        place: This rank.
+        probe: Receives what its hooks cannot detect.
         progress: Called after the first step, about every second, and after the last.
-        stopping: Asked between steps.
+        stopping: Called between steps.
 
     Returns:
-        Steps done, those before the checkpoint it resumed from included.
+        Steps done, including those before the checkpoint it resumed from.
     """
     told_s = time.monotonic()
     with (
@@ -57,7 +57,7 @@ def train(
             if done == first + 1 or done == config.steps or now_s - told_s >= PROGRESS_S:
                 progress(done, loss.item(), (done - told) * config.batch / (now_s - told_s))
                 told, told_s = done, now_s
-            del loss  # so that no step's memory holds the one before's
+            del loss  # or the next step's memory would include it
             checkpoints.after(done, strategy)
             if stopping():
                 break

@@ -1,4 +1,4 @@
-"""What `--gpu-mem` does on each kind of device, and what a rank can then say of its memory."""
+"""Implements `--gpu-mem` for each kind of device, and reports the ranks' memory."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ Devices = tuple[DeviceMemory, ...]
 
 
 class DeviceLimit(Protocol):
-    """The limit on this rank's devices, while it trains."""
+    """The memory limit on this rank's devices while it trains."""
 
     def wrap_probe(self, probe: ProbeLike) -> ProbeLike:
-        """The probe to train with: what it is told of devices reaches the limit as well."""
+        """The probe to train with; its calls about devices reach the limit too."""
 
     def report(self) -> Devices:
-        """What each device held at most; nothing where nothing is limited."""
+        """Peak memory of each device; empty without a limit."""
 
     def oom_device(self, error: BaseException) -> str:
-        """The device whose lack of memory the error tells, "" where it is another one."""
+        """The device that ran out of memory according to the error, "" for other errors."""
 
     def close(self) -> None:
-        """Limits no longer."""
+        """Removes the limit."""
 
 
 def limit_memory(config: TrainConfig, place: RankPlace) -> DeviceLimit:
-    """Limits this process's devices from here on, as the configuration says.
+    """Limits this process's devices from here on, as configured.
 
-    To be called before anything is allocated on them.
+    Must be called before anything is allocated on them.
     """
     if config.gpu_mem_bytes is None:
         return NoLimit()
@@ -47,7 +47,7 @@ def limit_memory(config: TrainConfig, place: RankPlace) -> DeviceLimit:
 
 
 class NoLimit:
-    """Devices have what they have."""
+    """Devices without a limit."""
 
     def wrap_probe(self, probe: ProbeLike) -> ProbeLike:
         """See `DeviceLimit`."""
@@ -91,7 +91,7 @@ class VirtualLimit(NoLimit):
 
 
 class CudaLimit(NoLimit):
-    """CUDA devices: their caching allocator keeps to a share of each, and counts by itself."""
+    """CUDA devices: the caching allocator enforces a share of each, and keeps statistics."""
 
     def __init__(self, capacity_bytes: int, place: RankPlace) -> None:
         self._capacity_bytes = capacity_bytes
@@ -109,7 +109,7 @@ class CudaLimit(NoLimit):
         )
 
     def oom_device(self, error: BaseException) -> str:
-        """See `DeviceLimit`; CUDA's line says `GPU 1 has a total capacity of …`."""
+        """See `DeviceLimit`; CUDA's message says `GPU 1 has a total capacity of …`."""
         if not isinstance(error, torch.OutOfMemoryError):
             return ""
         named = (d for d in self._devices if f"GPU {d.index} " in str(error))
@@ -117,7 +117,7 @@ class CudaLimit(NoLimit):
 
 
 class _LimitedProbe:
-    """A probe that tells the limit, too, which device a thread works for."""
+    """A probe that also tells the limit which device a thread works for."""
 
     def __init__(self, probe: ProbeLike, memory: VirtualMemory) -> None:
         self._probe = probe

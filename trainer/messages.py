@@ -1,4 +1,4 @@
-"""What a rank tells its launcher, and a launcher whoever called it. No torch here."""
+"""Messages from a rank to its launcher, and from a launcher to its caller. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from .config import TrainConfig
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Job:
-    """What one rank is to do: all that its fresh process must know.
+    """What one rank has to do: everything its new process needs.
 
     Attributes:
         config: What to train.
         run_id: The run it belongs to.
         rank: Its number, 0 … world_size − 1.
         world_size: Processes of the run, all on this host.
-        store_port: Loopback port where rank 0 keeps the process group's store, 0 for no group.
-        environment: Variables to set (the launcher's own may have changed since the server began).
-        prints: It prints how far it is, which the launcher otherwise does for all.
+        store_port: Loopback port of the process group's store on rank 0, 0 without a group.
+        environment: Variables to set (the launcher's own may have changed since the server
+            started).
+        prints: Whether it prints its progress, instead of the launcher for all.
     """
 
     config: TrainConfig
@@ -35,7 +36,7 @@ class Job:
 
 @dataclass(slots=True, frozen=True)
 class Progress:
-    """A rank is under way: steps done, last loss, samples per second of the run."""
+    """A rank's progress: steps done, last loss, samples per second of the run."""
 
     step: int
     loss: float
@@ -44,12 +45,12 @@ class Progress:
 
 @dataclass(slots=True, frozen=True)
 class DeviceMemory:
-    """What a device with a limit held at most.
+    """Peak memory of a device with a limit.
 
     Attributes:
         device: Its name, such as `vgpu:0`.
-        peak_bytes: The highest sum of bytes in use at one moment.
-        capacity_bytes: What it has, None for no limit of its own.
+        peak_bytes: The most bytes in use at one moment.
+        capacity_bytes: Its size, None for no limit of its own.
     """
 
     device: str
@@ -59,14 +60,14 @@ class DeviceMemory:
 
 @dataclass(slots=True, frozen=True)
 class Finished:
-    """A rank did all its steps. `memory` has its devices where they are limited."""
+    """A rank did all its steps. `memory` has its devices if they are limited."""
 
     memory: tuple[DeviceMemory, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)
 class Stopped:
-    """A rank was told to stop before its end, by that signal."""
+    """A rank was stopped early by that signal."""
 
     signum: int
 
@@ -78,9 +79,9 @@ class Failed:
     Attributes:
         reason: One line for a person.
         trace: The whole traceback.
-        at_ns: When, by this host's CLOCK_MONOTONIC: the first failure brings the others about.
-        memory: Its devices, where they are limited.
-        oom_device: The device that had no memory left, "" where that wasn't the cause.
+        at_ns: When, on this host's CLOCK_MONOTONIC: the first failure causes the others.
+        memory: Its devices, if they are limited.
+        oom_device: The device that ran out of memory, "" if that was not the cause.
     """
 
     reason: str
@@ -114,14 +115,14 @@ class RunProgress:
 
 @dataclass(slots=True, frozen=True)
 class RunEnded:
-    """All ranks of a run are gone.
+    """All ranks of a run have exited.
 
     Attributes:
         exit_code: 0 finished; 1 failed; 128 + n stopped by signal n.
         reason: One line for a person, "" when finished or stopped.
-        trace: The failed rank's traceback, "" where there is none.
-        memory: All devices, where they are limited and their ranks could tell.
-        oom_device: The device that ran out of memory first, "" where that wasn't the cause.
+        trace: The failed rank's traceback, "" without one.
+        memory: All devices, if they are limited and their ranks could report.
+        oom_device: The device that ran out of memory first, "" if that was not the cause.
     """
 
     run_id: str
@@ -152,5 +153,5 @@ def one_line(error: BaseException) -> str:
 
 
 def debugging() -> bool:
-    """Whether tracebacks are wanted: DPWATCH_DEBUG=1."""
+    """Whether tracebacks are enabled: DPWATCH_DEBUG=1."""
     return os.environ.get("DPWATCH_DEBUG", "") not in ("", "0")

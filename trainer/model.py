@@ -1,4 +1,4 @@
-"""A small decoder-only transformer, the usual pre-norm one, with no dropout.
+"""A small decoder-only transformer with pre-norm and without dropout.
 
 Nothing in it is random after construction, so every strategy computes the same function.
 """
@@ -19,7 +19,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        # Without bias: softmax cancels a key's, so Adam would only amplify its rounding errors.
+        # Without bias: softmax cancels the key's, so Adam would only amplify rounding errors.
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width)
 
@@ -34,11 +34,11 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a layer norm and around a residual.
+    """Attention and MLP, each with a layer norm before and a residual around it.
 
-    With `checkpointing` it keeps its input alone and computes the rest again in backward. That is
-    done inside of `forward`, so that whoever wraps a block or hooks into its call (FSDP gathers its
-    parameters there) meets it once in forward and once in backward, as without.
+    With `checkpointing` it keeps only its input and recomputes the rest in backward. That happens
+    inside `forward`, so that wrappers and hooks on a block's call (FSDP gathers its parameters
+    there) run once in forward and once in backward, as without it.
     """
 
     def __init__(self, width: int, heads: int, *, checkpointing: bool = False) -> None:
@@ -54,7 +54,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[batch, time, width]` to the same shape."""
         if self.checkpointing and torch.is_grad_enabled():
-            # Nothing in it is random, so no generator's state need be kept.
+            # Nothing in it is random, so no RNG state has to be saved.
             kept: Tensor = checkpoint(
                 self._compute, x, use_reentrant=False, preserve_rng_state=False
             )
@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Predicts the next character; `footprint.parameter_count` tells its size."""
+    """Predicts the next character; `footprint.parameter_count` computes its size."""
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class LanguageModel(nn.Module):
 
 
 def build_model(config: TrainConfig) -> LanguageModel:
-    """The model with the weights that `config.seed` fixes; the global generator is untouched."""
+    """The model with the weights determined by `config.seed`; the global generator is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return LanguageModel(config)
@@ -101,6 +101,6 @@ def build_model(config: TrainConfig) -> LanguageModel:
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross entropy in nats over all positions of all samples, in float32.
 
-    Computed where the logits are; the targets are brought there.
+    Computed on the logits' device; the targets are moved there.
     """
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().to(logits.device))

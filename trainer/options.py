@@ -1,7 +1,7 @@
-"""The options that say what to train: on the command line and in a TOML file.
+"""The training options, on the command line and in a TOML file.
 
-The trainer's own command and the demo take the same ones. What counts: the command line, then the
-file, then the model's preset, then `TrainConfig`'s defaults. No torch here.
+The trainer's own command and the demo share them. Precedence: command line, file, the model's
+preset, `TrainConfig`'s defaults. Torch-free.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ MODELS: dict[str, dict[str, int]] = {
     "gpt2": {"d_model": 768, "layers": 12, "heads": 12, "seq_len": 1024, "token_chars": 1},
     "demo": {"d_model": 64, "layers": 2, "heads": 4, "seq_len": 16, "token_chars": 2},
 }
-"""Sizes by name. `demo` predicts pairs of characters: like a real language model's, its logits and
-its embeddings outweigh the rest, so both what DataParallel gathers and what sharding saves shows.
-`gpt2` has GPT-2 small's sizes, with a vocabulary of characters."""
+"""Sizes by name. `demo` predicts pairs of characters: as in a real language model, its logits and
+embeddings outweigh the rest, so that both what DataParallel gathers and what sharding saves are
+visible. `gpt2` has GPT-2 small's sizes, with a vocabulary of characters."""
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
           "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}  # fmt: skip
@@ -38,17 +38,17 @@ def size(text: str) -> int:
     """Bytes from `256MiB`, `2GB` or a plain number.
 
     Raises:
-        ConfigError: It is no size.
+        ConfigError: It is not a size.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None:
-        raise ConfigError(f"{text!r} is no size; write one like 256MiB, 2GB or 1048576")
+        raise ConfigError(f"{text!r} is not a size; write one like 256MiB, 2GB or 1048576")
     return int(float(match[1]) * unit)
 
 
 def _sized(text: str) -> int:
-    """`size`, with its own words where argparse would say less."""
+    """`size` with its own error message, where argparse's would say less."""
     try:
         return size(text)
     except ConfigError as error:
@@ -61,7 +61,7 @@ def _steps(text: str) -> int | None:
 
 @dataclasses.dataclass(kw_only=True, slots=True, frozen=True)
 class Option:
-    """One option: a field of `TrainConfig` under the name it has outside."""
+    """One option: a field of `TrainConfig` with its external name."""
 
     field: str
     help: str
@@ -73,35 +73,35 @@ class Option:
 
     @property
     def name(self) -> str:
-        """As on the command line, without the dashes."""
+        """Its name on the command line, without the dashes."""
         return self.flag or self.field.replace("_", "-")
 
 
 OPTIONS = (
-    Option(field="steps", type=_steps, metavar="K", help="optimizer steps of each, or `none`"),
+    Option(field="steps", type=_steps, metavar="K", help="optimizer steps per run, or `none`"),
     Option(field="seed", type=int, metavar="I", help="fixes weights and batches (0)"),
-    Option(field="batch_per_gpu", type=int, metavar="B", help="samples a device (4)"),
-    Option(field="grad_accum", type=int, metavar="K", help="micro-batches a step (1)"),
-    Option(field="seq_len", type=int, metavar="T", help="tokens a sample (64)"),
-    Option(field="token_chars", type=int, metavar="C", help="characters a token, 1 to 3 (1)"),
+    Option(field="batch_per_gpu", type=int, metavar="B", help="samples per device (4)"),
+    Option(field="grad_accum", type=int, metavar="K", help="micro-batches per step (1)"),
+    Option(field="seq_len", type=int, metavar="T", help="tokens per sample (64)"),
+    Option(field="token_chars", type=int, metavar="C", help="characters per token, 1 to 3 (1)"),
     Option(field="d_model", type=int, metavar="D", help="width of the model (128)"),
     Option(field="layers", type=int, metavar="L", help="transformer blocks (2)"),
     Option(field="heads", type=int, metavar="H", help="attention heads (4)"),
-    Option(field="optimizer", choices=OPTIMIZERS, help="without momentum, where it is sgd (adam)"),
+    Option(field="optimizer", choices=OPTIMIZERS, help="sgd is without momentum (adam)"),
     Option(field="lr", type=float, metavar="R", help="learning rate (sgd 0.1, others 0.001)"),
     Option(field="precision", choices=PRECISIONS, help="of forward and backward (fp32)"),
     Option(
         field="activation_checkpointing",
         switch=True,
-        help="keep blocks' inputs alone and compute again in backward",
+        help="keep only blocks' inputs and recompute in backward",
     ),
     Option(
         field="reshard_after_forward",
         switch=True,
-        help="fsdp, hsdp: drop gathered parameters after forward (on)",
+        help="fsdp, hsdp: free gathered parameters after forward (on)",
     ),
     Option(field="cpu_offload", switch=True, help="fsdp, fsdp1: keep shards in host memory"),
-    Option(field="wrap", choices=WRAPS, help="fsdp1: by policy or by hand (auto)"),
+    Option(field="wrap", choices=WRAPS, help="fsdp1: wrap by policy or by hand (auto)"),
     Option(
         field="gpu_mem_bytes",
         flag="gpu-mem",
@@ -109,22 +109,26 @@ OPTIONS = (
         metavar="SIZE",
         help="memory of a virtual device, such as 256MiB",
     ),
-    Option(field="overlap", switch=True, help="ddp: all-reduce while backward goes on (on)"),
+    Option(field="overlap", switch=True, help="ddp: all-reduce during backward (on)"),
     Option(
         field="fault",
         metavar="KIND:RANK:MS",
         help="delay a rank each step, in data, forward, backward, optimizer or host",
     ),
-    Option(field="label", metavar="TEXT", help="tells the run from others of its strategy"),
-    Option(field="save", metavar="DIR", help="write checkpoints there"),
-    Option(field="save_every", type=int, metavar="K", help="steps between them (one at the end)"),
-    Option(field="resume", metavar="DIR", help="go on from the newest checkpoint there"),
+    Option(field="label", metavar="TEXT", help="distinguishes the run from others of its strategy"),
+    Option(field="save", metavar="DIR", help="write checkpoints to this directory"),
+    Option(
+        field="save_every", type=int, metavar="K", help="steps between checkpoints (one at the end)"
+    ),
+    Option(
+        field="resume", metavar="DIR", help="resume from the newest checkpoint in this directory"
+    ),
 )
 _BY_FIELD = {option.field: option for option in OPTIONS}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds every option; one that isn't given leaves no attribute behind."""
+    """Adds every option; one that is not given sets no attribute."""
     group = parser.add_argument_group("what to train")
     group.add_argument("--model", choices=MODELS, default=None, help="sizes by name")
     group.add_argument("--config", metavar="FILE", default=None, help="options from a TOML file")
@@ -149,16 +153,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def configs_from(
     options: argparse.Namespace, names: Iterable[str], gpus: int, **defaults: Any
 ) -> list[TrainConfig]:
-    """A configuration for each strategy.
+    """One configuration per strategy.
 
     Args:
-        options: Parsed by a parser that `add_options` was used on.
+        options: Result of a parser that `add_options` was applied to.
         names: Strategies.
         gpus: Devices.
-        defaults: Other defaults than `TrainConfig`'s.
+        defaults: Overrides of `TrainConfig`'s defaults.
 
     Raises:
-        ConfigError: A value is wrong, the file can't be read, or an option has no strategy.
+        ConfigError: A value is invalid, the file cannot be read, or an option fits no strategy.
     """
     names = list(names)
     told = _from_file(options.config) if options.config else {}
@@ -172,7 +176,7 @@ def configs_from(
 
 
 def _check_used(given: Iterable[str], names: Sequence[str]) -> None:
-    """Refuses an option of particular strategies where none of them is named."""
+    """Rejects an option for particular strategies if none of them is named."""
     particular = {field for name in known_names() for field in require(name).options}
     for field in given:
         if field in particular and not any(field in require(name).options for name in names):
@@ -194,7 +198,7 @@ def _from_file(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"can't read {path}: {error}") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from None
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
     by_name = {option.name: option for option in OPTIONS}
     fields: dict[str, Any] = {}
     for key, value in table.items():
@@ -203,7 +207,7 @@ def _from_file(path: str) -> dict[str, Any]:
             fields[key] = value
         elif option is None:
             known = ", ".join(["model", *by_name])
-            raise ConfigError(f"{path}: unknown key {key!r}; there are: {known}")
+            raise ConfigError(f"{path}: unknown key {key!r}; known keys are: {known}")
         else:
             fields[option.field] = _value(option, value, f"{path}: {key}")
     return fields

@@ -1,4 +1,4 @@
-"""Where a rank runs: its number among the ranks, and the devices it drives."""
+"""A rank's number and the devices it drives."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .config import TrainConfig, require
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class RankPlace:
-    """A rank's position.
+    """A rank's position in the run.
 
     Attributes:
         rank: 0 … world_size − 1.
         world_size: Processes in the run.
-        devices: The torch devices it drives, in order. Virtual devices are all torch's `cpu`.
-        virtual: Devices live in host memory and compute on CPU cores.
+        devices: The torch devices it drives, in order. Virtual devices are all `cpu` to torch.
+        virtual: Whether devices live in host memory and compute on CPU cores.
     """
 
     rank: int
@@ -35,19 +35,19 @@ class RankPlace:
         return self.devices[0]
 
     def load(self, tokens: Tensor, probe: ProbeLike) -> Tensor:
-        """A batch on the first device; a virtual one computes from host memory as it is."""
+        """Moves a batch to the first device; a virtual one uses it from host memory as it is."""
         if self.virtual:
             return tokens
         with probe.phase("h2d"):
             return tokens.to(self.device, non_blocking=True)
 
     def title(self, config: TrainConfig) -> str:
-        """What a person would call the run; it says what virtual devices can only simulate."""
+        """Human-readable name of the run; says what virtual devices only simulate."""
         offloads = config.cpu_offload and self.virtual
         return f"{config.title}, CPU offload simulated" if offloads else config.title
 
     def describe(self, config: TrainConfig) -> list[DeviceInfo]:
-        """The devices as the probe announces them; the host comes last, if it takes part."""
+        """The devices as reported to the probe; the host comes last, if it takes part."""
         first = self.rank * len(self.devices)
         if self.virtual:
             devices = [
@@ -64,7 +64,7 @@ class RankPlace:
 def find_rank_place(
     config: TrainConfig, *, rank: int, world_size: int, local_rank: int, local_ranks: int
 ) -> RankPlace:
-    """CUDA devices where this host has enough of them for all its ranks, else virtual ones."""
+    """Uses CUDA devices if this host has enough of them for all its ranks, else virtual ones."""
     mine = config.devices // world_size
     first = local_rank * mine
     if torch.cuda.is_available() and torch.cuda.device_count() >= local_ranks * mine:

@@ -1,4 +1,4 @@
-"""The strategies by name. A new one is its file in `strategies/` and one row here. No torch."""
+"""The strategies by name. A new one is its file in `strategies/` and one entry here. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ class StrategySpec:
     """What is known of a strategy without torch.
 
     Attributes:
-        name: As on the command line.
+        name: Its name on the command line.
         summary: One line for a person.
         module: Its file in `strategies/`, which defines `build(config, place, probe)`, and
-            `check(config, place)` where it can not be trained at every place.
-        distributed: A process a device (or a few), in one process group; else one for all.
+            `check(config, place)` if it cannot be trained everywhere.
+        distributed: One process per device (or per few), in one process group; else one for all.
         max_gpus: Most devices it can use, None for any number.
-        gpus_multiple: Devices a rank, where it is distributed: `--gpus` is a multiple.
-        options: Fields of `TrainConfig` that it takes and not every strategy does.
-        uses_host: Host memory holds a part of what is trained: a further row after the devices.
+        gpus_multiple: Devices per rank, if distributed: `--gpus` is a multiple.
+        options: Fields of `TrainConfig` that it supports and not every strategy does.
+        uses_host: Host memory holds a part of what is trained: one more row after the devices.
     """
 
     name: str
@@ -34,14 +34,14 @@ class StrategySpec:
 _SPECS = (
     StrategySpec(
         name="single",
-        summary="one device trains alone: the yardstick",
+        summary="one device trains alone: the baseline",
         module="single",
         distributed=False,
         max_gpus=1,
     ),
     StrategySpec(
         name="dp",
-        summary="nn.DataParallel: one process, device 0 copies the model out and gathers all back",
+        summary="nn.DataParallel: one process, device 0 replicates the model and gathers outputs",
         module="dp",
         distributed=False,
     ),
@@ -53,52 +53,52 @@ _SPECS = (
     ),
     StrategySpec(
         name="ps-cpu",
-        summary="parameter server on the host: all devices are workers alike",
+        summary="parameter server on the host: all devices are workers",
         module="ps_cpu",
         distributed=False,
         uses_host=True,
     ),
     StrategySpec(
         name="ps-sharded",
-        summary="parameter server spread over the devices: each updates its part",
+        summary="parameter server sharded over the devices: each updates its part",
         module="ps_sharded",
         distributed=False,
     ),
     StrategySpec(
         name="ddp",
-        summary="DistributedDataParallel: a process a device, gradients all-reduced in backward",
+        summary="DistributedDataParallel: a process per device, gradients all-reduced in backward",
         module="ddp",
         distributed=True,
         options=frozenset({"overlap"}),
     ),
     StrategySpec(
         name="ddp-mp",
-        summary="DDP over a model split on two devices a rank: model parallel inside data parallel",
+        summary="DDP with each model split over two devices: model parallel inside data parallel",
         module="ddp_mp",
         distributed=True,
         gpus_multiple=2,
     ),
     StrategySpec(
         name="zero1",
-        summary="DDP with the optimizer's state spread: a rank updates its tensors and sends them",
+        summary="DDP with sharded optimizer state: a rank updates its tensors and broadcasts them",
         module="zero1",
         distributed=True,
     ),
     StrategySpec(
         name="zero2",
-        summary="gradients too are kept by their owner alone: reduced to it bucket by bucket",
+        summary="sharded gradients too: reduced to their owner, bucket by bucket",
         module="zero2",
         distributed=True,
     ),
     StrategySpec(
         name="zero3",
-        summary="parameters too are sharded: gathered block by block, used and dropped",
+        summary="sharded parameters too: gathered block by block, used and freed",
         module="zero3",
         distributed=True,
     ),
     StrategySpec(
         name="fsdp1",
-        summary="FullyShardedDataParallel: each unit a flat tensor, of which a rank keeps a part",
+        summary="FullyShardedDataParallel: each unit is a flat tensor, sharded over the ranks",
         module="fsdp1",
         distributed=True,
         options=frozenset({"cpu_offload", "wrap"}),
@@ -131,5 +131,5 @@ def all_specs() -> tuple[StrategySpec, ...]:
 
 
 def find(name: str) -> StrategySpec | None:
-    """The strategy of that name, None where there is none."""
+    """The strategy of that name, None if there is none."""
     return next((spec for spec in _SPECS if spec.name == name), None)

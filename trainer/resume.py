@@ -1,9 +1,8 @@
-"""Where checkpoints lie, and whether one fits a configuration. No torch here.
+"""Where checkpoints are, and whether one fits a configuration. Torch-free.
 
     DIR/<strategy>/step-00000020/config.json rank-0.pt rank-1.pt …
 
-A folder appears under its final name when every part of it is written, so one that is there is
-whole.
+A directory gets its final name only when all of its files are written, so it is always complete.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _FREE = ("steps", "save", "save_every", "resume", "gpu_mem_bytes")
 
 
 def checkpoint_dir(config: TrainConfig, step: int) -> Path:
-    """Where the checkpoint after `step` steps goes."""
+    """Directory of the checkpoint after `step` steps."""
     assert config.save is not None
     return Path(config.save) / config.strategy / f"step-{step:08d}"
 
@@ -32,7 +31,7 @@ def rank_file(folder: Path, rank: int) -> Path:
 
 
 def facts(config: TrainConfig) -> dict[str, object]:
-    """What a checkpoint's configuration and that of a run which goes on from it must share."""
+    """What the configurations of a checkpoint and of a run that resumes from it must share."""
     return {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
@@ -41,10 +40,10 @@ def facts(config: TrainConfig) -> dict[str, object]:
 
 
 def find_checkpoint(config: TrainConfig) -> Path | None:
-    """The newest checkpoint that the configuration asks to go on from, None if it asks for none.
+    """The newest checkpoint for the configuration to resume from, None if it asks for none.
 
     Raises:
-        ConfigError: There is none, or it is of another configuration.
+        ConfigError: There is none, or it belongs to another configuration.
     """
     if config.resume is None:
         return None
@@ -58,14 +57,14 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
     try:
         theirs = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder} is no checkpoint: {error}") from None
+        raise ConfigError(f"{folder} is not a checkpoint: {error}") from None
     for name, mine in facts(config).items():
         if theirs.get(name) != mine:
             raise ConfigError(
                 f"the checkpoint in {folder} has {name} = {theirs.get(name)}, and this run {mine}; "
-                "give the same to go on from it"
+                "use the same value to resume from it"
             )
     missing = [r for r in range(config.processes) if not rank_file(folder, r).is_file()]
     if missing:
-        raise ConfigError(f"{rank_file(folder, missing[0])} is missing; take another checkpoint")
+        raise ConfigError(f"{rank_file(folder, missing[0])} is missing; use another checkpoint")
     return folder

@@ -1,6 +1,6 @@
 """`python -m dpwatch.trainer.series`: trains the runs that stdin lists as JSON, in turn.
 
-For programs such as the demo, whose runs may differ in anything. No torch here.
+For programs such as the demo, whose runs may differ in anything. Torch-free.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ class Series:
     """Runs to train in turn.
 
     Attributes:
-        runs: Each one's id and configuration.
-        past_failures: A run that fails does not keep the next ones from being trained.
+        runs: Each run's id and configuration.
+        past_failures: Whether to continue after a failed run.
     """
 
     runs: Sequence[tuple[str, TrainConfig]]
     past_failures: bool = False
 
     def to_json(self) -> str:
-        """For the command's stdin."""
+        """Serializes it for the command's stdin."""
         runs = [{"run_id": run_id, "config": asdict(config)} for run_id, config in self.runs]
         return json.dumps({"runs": runs, "past_failures": self.past_failures})
 
     @classmethod
     def from_json(cls, text: str) -> Series:
-        """What `to_json` wrote."""
+        """Parses the output of `to_json`."""
         told = json.loads(text)
         runs = [(run["run_id"], TrainConfig(**run["config"])) for run in told["runs"]]
         return cls(runs=runs, past_failures=told["past_failures"])
 
     def train(self, stop: StopSwitch) -> int:
-        """Trains them all; returns the first exit code that isn't 0, else 0."""
+        """Trains them all; returns the first exit code that is not 0, else 0."""
         ids = [run_id for run_id, _ in self.runs]
         configs = [config for _, config in self.runs]
         if not self.past_failures:
@@ -65,7 +65,7 @@ class Series:
         stop: StopSwitch,
         server: ForkServer | None = None,
     ) -> int:
-        """Trains these; each rank prints how far it is, for the dashboard's view of its output."""
+        """Trains these; each rank prints its progress, for the dashboard's view of its output."""
         return launch(
             configs,
             run_ids=run_ids,

@@ -1,7 +1,7 @@
-"""Virtual devices: shares of host memory, each worked for by a thread of its own.
+"""Virtual devices: parts of host memory, each with its own worker thread.
 
-A copy between two of them is a real copy of bytes; the probe books it and learns whose memory it
-fills. Device 0's thread is the one that trains; the others' live as long as the run.
+A copy between two of them really copies bytes; the probe records it and learns whose memory it
+fills. Device 0's thread is the one that trains; the others live as long as the run.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ T = TypeVar("T")
 def copy_to(
     probe: ProbeLike, tensors: Sequence[Tensor], kind: str, src: int, dst: int
 ) -> list[Tensor]:
-    """Copies of `tensors`, detached, in `dst`'s memory; one transfer of all their bytes.
+    """Copies `tensors`, detached, to `dst`'s memory, as one transfer of all their bytes.
 
     Args:
-        probe: Books the copy and its owner.
-        tensors: What lies on `src`.
-        kind: What for, one of those `wire.messages.Transfer` names.
+        probe: Records the copy and its owner.
+        tensors: Tensors on `src`.
+        kind: Purpose, one of those listed in `wire.messages.Transfer`.
         src: Index of the sending device.
         dst: Index of the receiving device.
     """
@@ -48,7 +48,7 @@ def copy_into(
     src: int,
     dst: int,
 ) -> None:
-    """Copies `sources` on `src` into `targets`, memory that `dst` has already; one transfer."""
+    """Copies `sources` on `src` into `targets`, existing memory of `dst`, as one transfer."""
     with probe.transfer(kind, src, dst, sum(source.nbytes for source in sources)):
         for target, source in zip(targets, sources, strict=True):
             target.detach().copy_(source.detach())
@@ -61,9 +61,9 @@ def gradient_of(parameter: nn.Parameter) -> Tensor:
 
 
 def add_gradients(parameters: Iterator[nn.Parameter], gradients: Sequence[Tensor]) -> None:
-    """Adds to the gradients of the next parameters; one that has none keeps what came as its own.
+    """Adds to the gradients of the next parameters; one without a gradient takes it over.
 
-    When it returns no name is left that would keep one of `gradients` while the next ones come.
+    On return no local variable keeps one of `gradients` alive while the next ones arrive.
     """
     for gradient in gradients:
         parameter = next(parameters)
@@ -81,7 +81,7 @@ class Replica:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        with torch.device("meta"):  # a shell has the model's code and none of its memory
+        with torch.device("meta"):  # the model's code without its memory
             self.module = LanguageModel(config)
         owners = [
             (path.rpartition(".")[0], path.rpartition(".")[2])
@@ -90,18 +90,18 @@ class Replica:
         self._places = [(self.module.get_submodule(owner), name) for owner, name in owners]
 
     def fill(self, values: Sequence[Tensor]) -> None:
-        """Takes these tensors as parameters, in the order of `model.parameters()`."""
+        """Sets these tensors as parameters, in the order of `model.parameters()`."""
         for (module, name), value in zip(self._places, values, strict=True):
             module._parameters[name] = nn.Parameter(value)
 
     def drop(self) -> None:
-        """Lets go of parameters and gradients."""
+        """Drops parameters and gradients."""
         for module, name in self._places:
             module._parameters[name] = None
 
 
 class DeviceThreads:
-    """One persistent thread for each of devices 1 … N − 1; device 0 is the caller's own thread.
+    """One persistent thread for each of devices 1 … N − 1; device 0 uses the caller's thread.
 
     A host that takes part is one more, after the last.
     """
@@ -124,13 +124,13 @@ class DeviceThreads:
         job: Callable[[int], T],
         devices: Sequence[int] | None = None,
     ) -> list[T]:
-        """Calls `job(device)` for devices in parallel; results in their order.
+        """Calls `job(device)` for devices in parallel; returns results in their order.
 
         Args:
-            phase: What their lanes are in meanwhile, None for jobs that say so themselves. Where
-                the caller's own lane is in a phase already, that one counts.
+            phase: Phase of their lanes meanwhile, None for jobs that declare it themselves. If the
+                caller's own lane is in a phase already, that one counts.
             job: Does one device's part.
-            devices: Which; None is every one.
+            devices: The devices; None means all.
 
         Raises:
             Exception: What the first failing job raised, once all have ended.
@@ -157,11 +157,11 @@ class DeviceThreads:
             return job(device)
 
     def _in(self, phase: str | None) -> AbstractContextManager[None]:
-        """The phase of the lane that the thread is in by now."""
+        """Declares the phase for the lane that the thread is in by now."""
         return nullcontext() if phase is None else self._probe.phase(phase)
 
     def close(self) -> None:
-        """Ends the threads; they have nothing to do between steps."""
+        """Ends the threads, which are idle between steps."""
         for worker in self._workers:
             worker.shutdown()
 

@@ -1,14 +1,14 @@
-"""A virtual device's memory as a limit: exact to the byte, and enforced.
+"""A virtual device's memory limit: exact to the byte, and enforced.
 
-Every storage a thread allocates counts for the device the thread works for (the probe is told
-which: `lane`, `owns`) from the op that made it to the moment it is freed, wherever that happens. An
-allocation beyond the device's capacity raises `torch.OutOfMemoryError` in the thread that asked
-for it, in the words of CUDA's allocator. What fits is computed by the very same kernels, so limited
-training is bit-identical to unlimited.
+Every storage a thread allocates counts for the device the thread works for (as declared to the
+probe: `lane`, `owns`), from the op that allocated it until it is freed, wherever that happens. An
+allocation beyond the device's capacity raises `torch.OutOfMemoryError` in the allocating thread,
+with a message like that of CUDA's allocator. What fits is computed by the very same kernels, so
+limited training is bit-identical to unlimited.
 
-A `TorchDispatchMode` at the bottom of each thread's stack sees what ops return; unlike the probe's
-own it stays on, which costs microseconds an op. What a kernel allocates for itself and frees before
-it returns is out of sight, and so is what gloo copies for itself, as in the probe's ledger.
+A `TorchDispatchMode` at the bottom of each thread's stack sees what ops return. Unlike the probe's
+own it stays active, which costs microseconds per op. It does not see what a kernel allocates and
+frees internally, nor what gloo copies for itself; the probe's ledger does not either.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from dpwatch.wire.messages import DeviceInfo
 from .messages import DeviceMemory
 
 _LIFTS = "aten::lift_fresh"
-"""Python's own numbers become a tensor out of the dispatcher's sight, but for this."""
+"""Python numbers become a tensor outside the dispatcher, except for this op."""
 
 
 class Books:
-    """Bytes in use and their highest, by device.
+    """Bytes in use and their peak, by device.
 
     A free may happen in a destructor, on any thread, even in the middle of `allocate`. So it is
     only appended to a queue (an atomic operation), which is drained before the sums are read.
@@ -53,7 +53,7 @@ class Books:
         """Counts an allocation.
 
         Raises:
-            torch.OutOfMemoryError: The device has not that much left; nothing is counted.
+            torch.OutOfMemoryError: The device does not have that much left; nothing is counted.
         """
         with self._lock:
             self._apply_frees()
@@ -66,22 +66,22 @@ class Books:
             self._peak[device] = max(self._peak[device], total)
 
     def free(self, device: int, nbytes: int) -> None:
-        """Counts a free, at once as far as anyone can tell."""
+        """Counts a free, with immediate effect on all sums read later."""
         self._freed.append((device, nbytes))
 
     def move(self, nbytes: int, src: int, dst: int) -> None:
-        """What counted for one device is another's."""
+        """Moves bytes from one device's account to another's."""
         self.free(src, nbytes)
         self.allocate(dst, nbytes)
 
     def in_use(self) -> list[int]:
-        """Bytes by device, now."""
+        """Bytes in use now, by device."""
         with self._lock:
             self._apply_frees()
             return list(self._in_use)
 
     def report(self) -> tuple[DeviceMemory, ...]:
-        """Each device's highest until now."""
+        """Each device's peak so far."""
         return tuple(
             DeviceMemory(device.name, peak, device.capacity_bytes)
             for device, peak in zip(self.devices, self._peak, strict=True)
@@ -102,7 +102,7 @@ class Books:
 
 
 class _Block:
-    """A storage that counts, for that device and with so many bytes."""
+    """A counted storage: its device and size."""
 
     __slots__ = ("device", "nbytes", "ref")
 
@@ -145,7 +145,7 @@ class VirtualMemory:
         self._watch_resize()
 
     def close(self) -> None:
-        """Ends on the thread that started it; storages alive are forgotten."""
+        """Stops, on the thread that started it; living storages are forgotten."""
         if self._resize is not None:
             setattr(Storage, "resize_", self._resize)  # noqa: B010  (mypy: a method)
             self._resize = None
@@ -156,7 +156,7 @@ class VirtualMemory:
 
     @contextmanager
     def working_for(self, device: int) -> Iterator[None]:
-        """What the calling thread allocates meanwhile is the device's."""
+        """While entered, what the calling thread allocates counts for the device."""
         self._join()
         before, self._here.device = self._here.device, device
         try:
@@ -165,7 +165,7 @@ class VirtualMemory:
             self._here.device = before
 
     def moved(self, tensor: torch.Tensor, device: int) -> None:
-        """The tensor's storage lies on that device, whoever allocated it."""
+        """Counts the tensor's storage for that device, whoever allocated it."""
         block = self._blocks.get(tensor.untyped_storage()._cdata)
         if block is not None and block.device != device:
             self.books.move(block.nbytes, block.device, device)
@@ -173,14 +173,14 @@ class VirtualMemory:
 
     def _join(self) -> None:
         if not self._here.limited:
-            # Not `__enter__`: it also sets process-wide flags, which threads leave in disorder.
+            # Not `__enter__`: it also sets process-wide flags, which is not safe with threads.
             dispatch._push_mode(self._mode)
             self._here.limited = True
 
     # -- storages ---------------------------------------------------------------------------------
 
     def see(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
-        """Takes note of what one op allocated."""
+        """Records what one op allocated."""
         plan = self._plans.get(func)
         if plan is None:
             plan = self._plans[func] = Plan(func)
@@ -221,7 +221,7 @@ class VirtualMemory:
         self._blocks[ref.key] = block
 
     def _freed(self, ref: weakref.ref[Storage]) -> None:
-        # Runs inside the storage's destructor, on any thread: no locks, nothing that can raise.
+        # Runs in the storage's destructor, on any thread: no locks, nothing that can raise.
         assert isinstance(ref, _BlockRef)
         block = ref.block
         self._blocks.pop(ref.key, None)
@@ -229,7 +229,7 @@ class VirtualMemory:
         self.books.free(block.device, block.nbytes)
 
     def _watch_resize(self) -> None:
-        """FSDP and ZeRO-3 free parameters by resizing their storages to nothing."""
+        """Tracks FSDP and ZeRO-3, which free parameters by resizing their storages to 0."""
         original = self._resize = Storage.resize_
         limit = self
 
@@ -246,7 +246,7 @@ class VirtualMemory:
 
 
 class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs each op, then counts what came of it."""
+    """Runs each op, then counts its result."""
 
     supports_higher_order_operators = True
     stays_beneath = True  # for the thread's life, so others may come and go on top of it
@@ -257,7 +257,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # True wraps this class's dispatch in a dynamo guard: microseconds an op, for nothing.
+        # True would wrap this class's dispatch in a dynamo guard, at microseconds per op.
         return False
 
     def __torch_dispatch__(
@@ -277,7 +277,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def amount(nbytes: int) -> str:
-    """Bytes as CUDA's allocator writes them: `1.21 MiB`."""
+    """Bytes in the format of CUDA's allocator: `1.21 MiB`."""
     for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if nbytes >= factor:
             return f"{nbytes / factor:.2f} {unit}"

@@ -1,6 +1,6 @@
-"""One rank: it joins its process group, starts the probe, trains, and tells how it ended.
+"""One rank: joins its process group, starts the probe, trains, and reports how it ended.
 
-It runs forked from the launcher's server, with a pipe to tell and a store of its run's own; or
+It runs forked from the launcher's server, with a pipe for messages and a store for its run, or
 under torchrun, with the environment's store and the terminal.
 """
 
@@ -34,11 +34,11 @@ Tell = Callable[[RankMessage], None]
 
 
 class PortInUseError(RuntimeError):
-    """The ranks' store can't listen; the message says what to do."""
+    """The ranks' store cannot listen; the message says what to do."""
 
 
 class StopFlag:
-    """Set by SIGTERM and SIGINT; the loop asks between steps, so no step is torn."""
+    """Set by SIGTERM and SIGINT; the loop checks it between steps, so no step is cut short."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -54,7 +54,7 @@ class StopFlag:
 
 
 def run_forked(job: Job, handles: list[int]) -> int:
-    """The body of a rank that the fork server made.
+    """The body of a rank that the fork server started.
 
     Args:
         job: What to do.
@@ -67,7 +67,7 @@ def run_forked(job: Job, handles: list[int]) -> int:
     pipe: Connection[RankMessage, None] = Connection(handles[0], readable=False)
 
     def tell(message: RankMessage) -> None:
-        with contextlib.suppress(OSError):  # the launcher is gone, and so are we in a moment
+        with contextlib.suppress(OSError):  # the launcher has exited; this process will be killed
             pipe.send(message)
 
     def join(backend: str) -> None:
@@ -79,7 +79,7 @@ def run_forked(job: Job, handles: list[int]) -> int:
             is_master=job.rank == 0,
             wait_for_workers=False,
             master_listen_fd=handles[1] if job.rank == 0 else None,
-            use_libuv=False,  # with it torch 2.6 can't listen on a given socket
+            use_libuv=False,  # with libuv, torch 2.6 cannot listen on a given socket
         )
         dist.init_process_group(backend, store=store, rank=job.rank, world_size=job.world_size)
 
@@ -94,7 +94,7 @@ def run_forked(job: Job, handles: list[int]) -> int:
 
 
 def run_under_torchrun(config: TrainConfig, tell: Tell) -> int:
-    """The body of a rank that torchrun made: where it stands is in the environment.
+    """The body of a rank that torchrun started; its place is in the environment.
 
     Returns:
         The process's exit code.
@@ -110,7 +110,7 @@ def _join_from_environment(backend: str) -> None:
             raise
         port = os.environ.get("MASTER_PORT", "?")
         raise PortInUseError(
-            f"port {port} is in use on this host; give torchrun another with --master-port, "
+            f"port {port} is in use on this host; give torchrun another one with --master-port, "
             "or --standalone, which finds a free one"
         ) from None
 
@@ -118,7 +118,7 @@ def _join_from_environment(backend: str) -> None:
 def _run_rank(
     config: TrainConfig, join: Callable[[str], object], tell: Tell, *, prints: bool = False
 ) -> int:
-    """Trains, and tells the end before anything is torn down: peers fail by our absence."""
+    """Trains, and reports the end before any teardown: peers fail once this rank is gone."""
     stop = StopFlag()
     torch.set_num_threads(1)
     probe: ProbeLike | None = None
@@ -133,7 +133,7 @@ def _run_rank(
         told = limit.wrap_probe(probe)
         progress = _progress(config, place, tell, prints=prints)
         done = train(config, place, told, progress=progress, stopping=stop)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the launcher tells it in one line
+    except Exception as error:  # noqa: BLE001 - the launcher reports it in one line
         end: End = Stopped(stop.signum) if stop.signum else _failure(error, limit)
         done = None
         if prints and isinstance(end, Failed):
@@ -190,7 +190,7 @@ def _progress(
 
 
 def _close(probe: ProbeLike | None, config: TrainConfig, end: End, done: int | None) -> None:
-    """Says goodbye, and leaves the group once all have done their steps."""
+    """Closes the probe, and leaves the group once all ranks have done their steps."""
     if probe is not None:
         if isinstance(end, Failed):
             probe.close("failed", end.reason)
@@ -200,5 +200,5 @@ def _close(probe: ProbeLike | None, config: TrainConfig, end: End, done: int | N
         else:
             probe.close()
     if isinstance(end, Finished) and dist.is_initialized():
-        dist.barrier()  # a peer may still be receiving what we sent
+        dist.barrier()  # a peer may still be receiving from this rank
         dist.destroy_process_group()

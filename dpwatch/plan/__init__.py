@@ -1,1 +1,1 @@
-"""Theory as code: what each scheme holds and sends. Needs no torch."""
+"""Theory as code: the bytes each scheme holds and sends. Torch-free."""

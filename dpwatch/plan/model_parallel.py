@@ -1,4 +1,4 @@
-"""Theory of `ddp-mp`: DDP over a model that lies on two devices a rank."""
+"""Theory of `ddp-mp`: DDP over a model split over two devices per rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DEVICES_A_RANK = 2
 
 
 class DdpTwoDevices:
-    """Device 0 of a rank has the first half of the model, device 1 the other: as `Ddp` each."""
+    """Device 0 of a rank has the first half of the model, device 1 the other, each as in `Ddp`."""
 
     def held(self, setup: Setup) -> tuple[Held, ...]:
         """See `Scheme`."""
@@ -31,7 +31,7 @@ class DdpTwoDevices:
         return 5 * setup.elements * _ranks(setup)
 
     def collectives(self, setup: Setup) -> tuple[Collectives, ...]:
-        """See `Scheme`; each device's gradients go by themselves."""
+        """See `Scheme`; each device's gradients are reduced separately."""
         return tuple(
             Collectives(
                 op="all_reduce",
@@ -43,9 +43,9 @@ class DdpTwoDevices:
         )
 
     def copies(self, setup: Setup) -> tuple[Copies, ...]:
-        """See `Scheme`; what flows between blocks is in float32 under `bf16-mixed` too.
+        """See `Scheme`; activations between blocks are float32 under `bf16-mixed` too.
 
-        A block adds to it what it computes in bfloat16, and that sum is in float32.
+        A block adds what it computes in bfloat16 to them, and that sum is float32.
         """
         samples = setup.grad_accum * setup.batch // _ranks(setup)
         nbytes = samples * setup.seq_len * setup.width * FLOAT_BYTES
@@ -56,7 +56,7 @@ class DdpTwoDevices:
 
 
 def halves(setup: Setup) -> tuple[list[ParameterTensor], list[ParameterTensor]]:
-    """What the two devices of a rank hold: of an odd number of blocks the first has one more."""
+    """The tensors on a rank's two devices; with an odd number of blocks the first has one more."""
     first_blocks = (max(tensor.unit for tensor in setup.tensors) + 1) // 2
     first: list[ParameterTensor] = []
     second: list[ParameterTensor] = []

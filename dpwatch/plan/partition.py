@@ -1,4 +1,4 @@
-"""Who owns which tensor, where whole tensors are spread over devices, and how they are bundled."""
+"""Which device owns which tensor when whole tensors are partitioned, and how they are bucketed."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Sequence
 
 
 def greedy_owners(sizes: Sequence[int], parts: int) -> tuple[int, ...]:
-    """Gives each tensor, largest first, to the part that has the fewest elements so far.
+    """Assigns each tensor, largest first, to the part with the fewest elements so far.
 
-    No part has more than the largest tensor above another. It is what torch's
-    `ZeroRedundancyOptimizer` does; tensors of one size keep their order, and of parts with as
-    little the first is chosen.
+    No part exceeds another by more than the largest tensor. This is the algorithm of torch's
+    `ZeroRedundancyOptimizer`; tensors of equal size keep their order, and of equally small parts
+    the first is chosen.
 
     Args:
-        sizes: Elements of each tensor.
-        parts: How many parts there are.
+        sizes: Number of elements of each tensor.
+        parts: Number of parts.
 
     Returns:
-        By tensor, the part that owns it.
+        For each tensor, the part that owns it.
 
     Raises:
-        ValueError: Fewer than one part.
+        ValueError: `parts` is less than one.
     """
     if parts < 1:
         raise ValueError(f"parts must be at least 1, got {parts}")
@@ -36,17 +36,17 @@ def greedy_owners(sizes: Sequence[int], parts: int) -> tuple[int, ...]:
 def reduction_buckets(
     sizes: Sequence[int], owners: Sequence[int], limit: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Bundles of tensors of one owner, in the order in which backward makes them complete.
+    """Buckets of tensors of one owner, in the order in which backward completes them.
 
-    Backward is taken to yield gradients in the reverse of the tensors' order.
+    Backward is assumed to produce gradients in reverse order of the tensors.
 
     Args:
-        sizes: Elements of each tensor.
-        owners: By tensor, who owns it.
-        limit: Elements of a bundle, at most; a larger tensor is a bundle of its own.
+        sizes: Number of elements of each tensor.
+        owners: Owner of each tensor.
+        limit: Most elements in a bucket; a larger tensor is a bucket of its own.
 
     Returns:
-        The tensors' positions, by bundle.
+        The tensors' positions, by bucket.
     """
     complete: list[list[int]] = []
     filling: dict[int, list[int]] = {}

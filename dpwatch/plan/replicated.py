@@ -27,9 +27,9 @@ class Single:
 
 
 class Ddp(Single):
-    """DistributedDataParallel: as `Single` on every rank, with a copy of the gradients in buckets.
+    """DistributedDataParallel: `Single` on every rank, plus a copy of the gradients in buckets.
 
-    Micro-batches but the last send nothing (`no_sync`).
+    All micro-batches but the last send nothing (`no_sync`).
     """
 
     def held(self, setup: Setup) -> tuple[Held, ...]:
@@ -53,7 +53,7 @@ class Ddp(Single):
 
 
 def whole_model(setup: Setup) -> Held:
-    """What it takes to train the whole model on one device."""
+    """Bytes needed to train the whole model on one device."""
     return Held(
         params=setup.param_bytes,
         grads=setup.param_bytes,

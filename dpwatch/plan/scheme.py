@@ -1,4 +1,4 @@
-"""What theory says of a scheme of data parallelism: bytes held, bytes moved."""
+"""The theory of a scheme of data parallelism: bytes held, bytes moved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpwatch.plan.traffic import wire_bytes
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Held:
-    """Bytes a device holds between steps, gradients not yet cleared."""
+    """Bytes a device holds between steps, before gradients are cleared."""
 
     params: int = 0
     grads: int = 0
@@ -21,14 +21,14 @@ class Held:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Collectives:
-    """All calls of one op in one kind of group, as each rank makes them in a step.
+    """All calls of one op in one kind of group that each rank makes in a step.
 
     Attributes:
         op: c10d's plain name.
-        ranks: Size of the group; every rank is in one of that kind.
-        nbytes: Payload a rank hands in, summed over the calls (`wire.messages.Collective.nbytes`).
-        count: Calls, None where it depends on how they are bucketed.
-        device: Which of the rank's devices makes them.
+        ranks: Size of the group; every rank is in one group of that kind.
+        nbytes: Payload a rank passes in, summed over the calls (`wire.messages.Collective.nbytes`).
+        count: Number of calls, None if it depends on bucketing.
+        device: The rank's device that makes them.
     """
 
     op: str
@@ -39,7 +39,7 @@ class Collectives:
 
     @property
     def sent_bytes(self) -> int:
-        """What the algorithm puts on the wire, mean over the ranks."""
+        """Bytes the algorithm puts on the wire, averaged over the ranks."""
         return wire_bytes(self.op, self.nbytes, self.ranks)
 
 
@@ -56,21 +56,21 @@ class Copies:
 class Scheme(Protocol):
     """The theory of one strategy.
 
-    Devices are counted as the run's rows are: rank by rank, and within a rank as it drives them
-    (a host that takes part comes last).
+    Devices are in the order of the run's rows: rank by rank, and within a rank in the order of its
+    devices (a host that takes part comes last).
     """
 
     def held(self, setup: Setup) -> tuple[Held, ...]:
-        """By device."""
+        """Bytes held, by device."""
 
     def peak_elements(self, setup: Setup) -> int:
-        """Parameter-sized elements that all devices together hold at a step's peak, about.
+        """Approximate number of parameter-sized elements that all devices hold at a step's peak.
 
         Parameters, gradients, optimizer state, buckets, copies; without activations.
         """
 
     def collectives(self, setup: Setup) -> tuple[Collectives, ...]:
-        """What each rank issues in a settled step."""
+        """What each rank issues in a steady step."""
 
     def copies(self, setup: Setup) -> tuple[Copies, ...]:
-        """Between the devices of one process, the same in every process."""
+        """Copies between the devices of one process, the same in every process."""

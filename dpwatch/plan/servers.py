@@ -11,14 +11,14 @@ from dpwatch.plan.setup import FLOAT_BYTES, TOKEN_BYTES, Setup
 
 
 class Dp:
-    """`nn.DataParallel`: device 0 holds all there is between steps, and every copy touches it."""
+    """`nn.DataParallel`: device 0 holds everything between steps, and every copy involves it."""
 
     def held(self, setup: Setup) -> tuple[Held, ...]:
         """See `Scheme`."""
         return (whole_model(setup), *(Held() for _ in range(setup.devices - 1)))
 
     def peak_elements(self, setup: Setup) -> int:
-        """See `Scheme`; a replica and its gradients a device, and one bucket on device 0."""
+        """See `Scheme`; a replica and its gradients per device, and one bucket on device 0."""
         others = setup.devices - 1
         return (4 + (2 * others + 1 if others else 0)) * setup.elements
 
@@ -53,16 +53,17 @@ class ParameterServer:
     """Workers with replicas; each parameter is owned by one server, a worker or the host.
 
     Args:
-        owners: Tells the owner of each tensor; N is the host.
+        owners: Returns the owner of each tensor; N is the host.
     """
 
     def __init__(self, owners: Callable[[Setup], Sequence[int]]) -> None:
         self._owners = owners
 
     def held(self, setup: Setup) -> tuple[Held, ...]:
-        """See `Scheme`; all have P parameters and P gradients, servers the state of what they own.
+        """See `Scheme`; each has P parameters and P gradients, servers the state of what they own.
 
-        The host's gradients are the sum of all; a worker's own, and on a server its part's mean.
+        The host's gradients are the sum of all. A worker's are its own, except that a server's part
+        is the mean.
         """
         owned = self._owned(setup)
         return tuple(
@@ -78,7 +79,7 @@ class ParameterServer:
         )
 
     def peak_elements(self, setup: Setup) -> int:
-        """See `Scheme`; beside what is held, the servers' incoming buckets: P in all, at most."""
+        """See `Scheme`; to what is held add the servers' incoming buckets: at most P in all."""
         places = len(self.held(setup))
         return (2 * places + 3) * setup.elements
 
@@ -87,7 +88,7 @@ class ParameterServer:
         return ()
 
     def copies(self, setup: Setup) -> tuple[Copies, ...]:
-        """See `Scheme`; once a step, however many micro-batches it has."""
+        """See `Scheme`; once per step, for any number of micro-batches."""
         copies = []
         for server, tensors in self._owned(setup).items():
             nbytes = FLOAT_BYTES * sum(setup.tensors[at].elements for at in tensors)

@@ -1,4 +1,4 @@
-"""What a prediction is about: a model's tensors, the devices, and how they are trained."""
+"""The input of a prediction: a model's tensors, the devices, and how they are trained."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 FLOAT_BYTES = 4
 TOKEN_BYTES = 8
-"""Tokens travel as int64."""
+"""Tokens are copied as int64."""
 
 ADAM_COUNTER_BYTES = 4
-"""torch's Adam keeps its step count as one float32 a parameter tensor."""
+"""torch's Adam keeps its step count as one float32 per parameter tensor."""
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 PRECISIONS = ("fp32", "bf16-mixed")
@@ -21,8 +21,8 @@ class ParameterTensor:
 
     Attributes:
         shape: Its sizes.
-        unit: Number of the unit it is gathered with where parameters are sharded: 0 is the root
-            (embeddings, last norm, head), then one a block.
+        unit: Index of the unit it is gathered with if parameters are sharded: 0 is the root
+            (embeddings, last norm, head), then one per block.
     """
 
     shape: tuple[int, ...]
@@ -39,20 +39,20 @@ class ParameterTensor:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Setup:
-    """A configuration as theory sees it.
+    """A training configuration as the theory needs it.
 
     Attributes:
         tensors: The model's parameters, in the order of `model.parameters()`.
         devices: N.
         batch: Samples of a micro-batch over all devices.
-        seq_len: Tokens a sample.
-        width: Elements of a token between two blocks.
-        vocabulary: Logits a token.
+        seq_len: Tokens per sample.
+        width: Elements per token between two blocks.
+        vocabulary: Logits per token.
         optimizer: One of `OPTIMIZERS`; sgd has no momentum, and so no state.
         precision: One of `PRECISIONS`; with `bf16-mixed` parameters, gradients and optimizer state
             stay float32, and compute is in bfloat16.
-        grad_accum: Micro-batches a step.
-        reshard_after_forward: FSDP2 drops a unit's gathered parameters after its forward.
+        grad_accum: Micro-batches per step.
+        reshard_after_forward: FSDP2 frees a unit's gathered parameters after its forward.
     """
 
     tensors: tuple[ParameterTensor, ...]
@@ -68,7 +68,7 @@ class Setup:
 
     @property
     def elements(self) -> int:
-        """Ψ: elements of all parameters."""
+        """Ψ: number of elements in all parameters."""
         return sum(tensor.elements for tensor in self.tensors)
 
     @property
@@ -78,11 +78,11 @@ class Setup:
 
     @property
     def compute_bytes(self) -> int:
-        """Bytes of an element in forward and backward."""
+        """Bytes per element in forward and backward."""
         return 2 if self.precision == "bf16-mixed" else FLOAT_BYTES
 
     def optimizer_bytes(self, elements: int, tensors: int) -> int:
-        """Optimizer state of `elements` parameters that lie in `tensors` tensors."""
+        """Optimizer state of `elements` parameters in `tensors` tensors."""
         if self.optimizer == "sgd":
             return 0
         return 2 * FLOAT_BYTES * elements + ADAM_COUNTER_BYTES * tensors

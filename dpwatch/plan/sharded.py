@@ -1,11 +1,11 @@
-"""Theory of the schemes that shard all a model has and gather it by unit: FSDP and its kin.
+"""Theory of the schemes that shard all model state and gather it by unit: FSDP and variants.
 
-Unit 0 is the root (embeddings, last norm, head), every other one a block. The padding, exactly:
+Unit 0 is the root (embeddings, last norm, head), every other one a block. The exact padding:
 
 - FSDP2 splits each parameter along its first dimension into chunks of ⌈rows/N⌉ rows. Shards of
-  parameters and gradients are padded to a whole chunk, on the wire too. Optimizer state is only
-  as large as the chunk's true rows, of which the last ranks may have fewer, or none.
-- FSDP1 flattens each unit and pads it to a multiple of N, optimizer state included.
+  parameters and gradients are padded to a whole chunk, on the wire too. Optimizer state is only as
+  large as the chunk's true rows, of which the last ranks may have fewer, or none.
+- FSDP1 flattens each unit and pads it to a multiple of N, including optimizer state.
 
 Gathers: a block's parameters before its forward and, unless they were kept, again before its
 backward; the root's once, since they stay until its backward.
@@ -20,15 +20,15 @@ from dpwatch.plan.setup import FLOAT_BYTES, ParameterTensor, Setup
 
 
 def shard_group(ranks: int) -> int:
-    """Ranks that shard among each other in a hybrid scheme: N's largest proper divisor.
+    """Size of the shard groups in a hybrid scheme: N's largest proper divisor.
 
-    A prime N has none but 1, which would shard nothing: there all ranks are one group.
+    A prime N has only 1, which would shard nothing: there all ranks are one group.
     """
     return next((n for n in range(ranks // 2, 1, -1) if ranks % n == 0), ranks)
 
 
 def chunk_rows(rows: int, shards: int) -> tuple[int, ...]:
-    """Rows of each shard as `torch.chunk` splits them: full ones, a part, then none."""
+    """Rows of each shard as `torch.chunk` splits them: full ones, a partial one, then none."""
     full = -(-rows // shards)
     return tuple(max(0, min(full, rows - full * shard)) for shard in range(shards))
 
@@ -37,7 +37,7 @@ class Fsdp:
     """`fully_shard` of each block and the root, over all ranks."""
 
     def shards(self, setup: Setup) -> int:
-        """Ranks that hold the parts of one copy of the model."""
+        """Number of ranks that together hold one copy of the model."""
         return setup.devices
 
     def held(self, setup: Setup) -> tuple[Held, ...]:
@@ -50,7 +50,7 @@ class Fsdp:
         )
 
     def shard_elements(self, setup: Setup) -> tuple[int, ...]:
-        """Elements of each unit that a rank holds, padding included; the root comes first."""
+        """Elements of each unit that a rank holds, including padding; the root comes first."""
         shards = self.shards(setup)
         return tuple(
             sum(chunk_rows(t.shape[0], shards)[0] * (t.elements // t.shape[0]) for t in tensors)
@@ -65,7 +65,7 @@ class Fsdp:
         return setup.optimizer_bytes(sum(own), len(setup.tensors))
 
     def peak_elements(self, setup: Setup) -> int:
-        """See `Scheme`; gathered are the root and two units, in parameters and in gradients."""
+        """See `Scheme`; the root and two units are gathered, as parameters and as gradients."""
         own = self.shard_elements(setup)
         shards = self.shards(setup)
         gathered = sum(own) + 2 * max(own) if self.keeps(setup) else own[0] + 3 * max(own)
@@ -114,12 +114,12 @@ class Fsdp1(Fsdp):
         return setup.optimizer_bytes(sum(own), len(own))
 
     def keeps(self, setup: Setup) -> bool:
-        """See `Fsdp`: it never does (`FULL_SHARD`)."""
+        """See `Fsdp`; never (`FULL_SHARD`)."""
         return False
 
 
 class Hsdp(Fsdp):
-    """`fully_shard` inside of groups, and each gradient shard all-reduced across them."""
+    """`fully_shard` inside groups, with each gradient shard all-reduced across them."""
 
     def shards(self, setup: Setup) -> int:
         """See `Fsdp`."""

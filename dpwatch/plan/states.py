@@ -1,7 +1,8 @@
-"""Model state a device by strategy: parameters, gradients and optimizer state, spread or not.
+"""Model state per device by strategy: parameters, gradients and optimizer state, sharded or not.
 
-The ZeRO paper's table 1 in bytes (Rajbhandari et al., SC 2020), and DataParallel's beside it. What
-depends on the batch (activations) and on how a library works (buckets, gathered units) is left out.
+Table 1 of the ZeRO paper in bytes (Rajbhandari et al., SC 2020), with DataParallel for comparison.
+What depends on the batch (activations) and on the implementation (buckets, gathered units) is left
+out.
 """
 
 from __future__ import annotations
@@ -31,26 +32,26 @@ _SHARED = {
     "zero2": (False, True, True),
     "fsdp": (True, True, True),
 }
-"""Which of parameters, gradients and optimizer state N devices share out among them."""
+"""Which of parameters, gradients and optimizer state are sharded over N devices."""
 
 STRATEGIES = ("dp", *_SHARED)
-"""Those that are told here; `zero3` and `fsdp1` hold what `fsdp` does."""
+"""The strategies covered here; `zero3` and `fsdp1` hold what `fsdp` does."""
 
 
-def a_device(strategy: str, whole: ModelState, devices: int) -> tuple[int, int]:
-    """Bytes that device 0 holds, and each of the others.
+def bytes_per_device(strategy: str, whole: ModelState, devices: int) -> tuple[int, int]:
+    """Bytes that device 0 holds, and that each of the others holds.
 
     Args:
         strategy: One of `STRATEGIES`.
-        whole: The model's.
+        whole: The model's state.
         devices: N.
 
     Raises:
-        ValueError: No such strategy, or no device.
+        ValueError: Unknown strategy, or no device.
     """
     if devices < 1:
         raise ValueError(f"there must be a device, not {devices}")
-    if strategy == "dp":  # device 0 updates; the others get the parameters anew at every step
+    if strategy == "dp":  # device 0 updates; the others get the parameters in every step
         first = whole.params + whole.grads + whole.optimizer
         return first, whole.params + whole.grads
     if strategy not in _SHARED:

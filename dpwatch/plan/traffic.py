@@ -1,8 +1,8 @@
-"""Bytes that communication puts on the wire, by the textbook algorithms; torch-free.
+"""Bytes that communication puts on the wire, by the textbook algorithms. Torch-free.
 
 Everything here is modelled, never measured: the ring algorithms as in nccl-tests' PERFORMANCE.md
-(https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
-A backend may do otherwise (gloo's reduce_scatter sends twice this).
+(https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md). A backend may differ (gloo's
+reduce_scatter sends twice this).
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _SILENT = frozenset({"barrier", "monitored_barrier"})
 
 @functools.lru_cache(maxsize=4096)
 def wire_bytes(op: str, nbytes: int, ranks: int) -> int:
-    """Bytes a rank sends for one collective by the ring algorithm, mean over the group's ranks.
+    """Bytes a rank sends for one collective by the ring algorithm, averaged over the group's ranks.
 
-    With payload S, as `wire.messages.Collective.nbytes` counts it, and n ranks:
-    all_reduce 2(n−1)/n S; all_gather (n−1) S, S being the rank's own part; reduce_scatter and
-    all_to_all (n−1)/n S, S being the full input; broadcast and reduce travel a chain in which every
-    rank but one sends S; gather and scatter likewise move (n−1)/n of what is handed in; a barrier
-    moves nothing. A message (`send`, `recv`) is its payload, once, in the one direction. An op this
-    table does not know counts as its payload once (`bus_factor` is None for it, which tells).
+    With payload S, as in `wire.messages.Collective.nbytes`, and n ranks: all_reduce 2(n−1)/n S;
+    all_gather (n−1) S, where S is the rank's own part; reduce_scatter and all_to_all (n−1)/n S,
+    where S is the full input; broadcast and reduce travel along a chain in which every rank but one
+    sends S; gather and scatter likewise move (n−1)/n of the payload; a barrier moves nothing. A
+    message (`send`, `recv`) counts as its payload, once, in its one direction. An unknown op counts
+    as its payload once (`bus_factor` returns None for it).
 
     Args:
         op: c10d's plain name.
-        nbytes: Payload this rank hands in, bytes.
+        nbytes: Payload this rank passes in, bytes.
         ranks: Size of the group.
 
     Returns:
         Bytes sent, rounded down.
 
     Raises:
-        ValueError: Fewer than one rank or negative bytes.
+        ValueError: Fewer than one rank, or negative bytes.
     """
     _check(nbytes, ranks)
     if op in _MESSAGES:
@@ -65,7 +65,7 @@ def bus_factor(op: str, ranks: int) -> float | None:
         ranks: Size of the group.
 
     Returns:
-        The factor, or None for an op that has none (barrier) or is not known.
+        The factor, None for an op that has none (barrier) or is unknown.
 
     Raises:
         ValueError: Fewer than one rank.

@@ -1,4 +1,4 @@
-"""Theory of ZeRO: the optimizer's state, then gradients, then parameters spread over the ranks.
+"""Theory of ZeRO: optimizer state, then gradients, then parameters sharded over the ranks.
 
 Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020;
 table 1 has the bytes a rank holds, section 7 those it sends.
@@ -11,12 +11,12 @@ from dpwatch.plan.scheme import Collectives, Copies, Held, Scheme
 from dpwatch.plan.setup import FLOAT_BYTES, Setup
 
 ZERO2_BUCKET_ELEMENTS = 64 * 1024
-"""What `zero2` reduces at a time. Torch's DDP takes a hundred times as much, which would keep all
-gradients of a small model until backward is over."""
+"""Bucket size of `zero2`. torch's DDP uses a hundred times as much, which would keep all gradients
+of a small model until the end of backward."""
 
 
 class Zero1:
-    """DDP and `ZeroRedundancyOptimizer`: whole tensors have owners, who keep their state."""
+    """DDP and `ZeroRedundancyOptimizer`: whole tensors have owners, which keep their state."""
 
     def held(self, setup: Setup) -> tuple[Held, ...]:
         """See `Scheme`."""
@@ -31,13 +31,13 @@ class Zero1:
         )
 
     def peak_elements(self, setup: Setup) -> int:
-        """See `Scheme`; parameters, gradients and buckets a rank, one optimizer's state in all."""
+        """See `Scheme`; parameters, gradients and buckets per rank, one optimizer state in all."""
         return (3 * setup.devices + 2) * setup.elements
 
     def collectives(self, setup: Setup) -> tuple[Collectives, ...]:
-        """See `Scheme`; DDP's own, then a broadcast a tensor.
+        """See `Scheme`; DDP's own, then one broadcast per tensor.
 
-        Broadcasts aren't counted: there are two more when DDP rebuilds its buckets.
+        The number of broadcasts is not predicted: there are two more when DDP rebuilds its buckets.
         """
         return (
             Collectives(op="all_reduce", ranks=setup.devices, nbytes=setup.param_bytes),
@@ -64,7 +64,7 @@ class Zero2(Zero1):
         )
 
     def peak_elements(self, setup: Setup) -> int:
-        """See `Scheme`; beside the shares a rank has two buckets, one full and one under way."""
+        """See `Scheme`; besides its shares a rank has two buckets, one full and one in progress."""
         most = max(ZERO2_BUCKET_ELEMENTS, *(tensor.elements for tensor in setup.tensors))
         return setup.devices * (setup.elements + 2 * most) + 3 * setup.elements
 
@@ -90,10 +90,10 @@ class Zero2(Zero1):
 
 
 class Zero3(Zero1):
-    """Every unit's parameters lie flat, filled up to a multiple of N, and a rank has an N-th."""
+    """Every unit's parameters are flattened and padded to a multiple of N; a rank has an N-th."""
 
     def held(self, setup: Setup) -> tuple[Held, ...]:
-        """See `Scheme`; padding included."""
+        """See `Scheme`; including padding."""
         units = padded_units(setup)
         elements = sum(units) // setup.devices
         each = Held(
@@ -110,7 +110,7 @@ class Zero3(Zero1):
         return 4 * (root + sum(blocks)) + 2 * setup.devices * gathered
 
     def collectives(self, setup: Setup) -> tuple[Collectives, ...]:
-        """See `Scheme`; the root is gathered once a micro-batch, a block twice."""
+        """See `Scheme`; the root is gathered once per micro-batch, a block twice."""
         root, *blocks = padded_units(setup)
         gathered = (root + 2 * sum(blocks)) // setup.devices
         return (
@@ -130,7 +130,7 @@ class Zero3(Zero1):
 
 
 def owned(setup: Setup) -> tuple[tuple[int, int], ...]:
-    """Elements and tensors that each rank owns."""
+    """Number of elements and tensors that each rank owns."""
     sizes = [tensor.elements for tensor in setup.tensors]
     owners = greedy_owners(sizes, setup.devices)
     return tuple(
@@ -143,7 +143,7 @@ def owned(setup: Setup) -> tuple[tuple[int, int], ...]:
 
 
 def padded_units(setup: Setup) -> tuple[int, ...]:
-    """Elements of each unit, filled up to a multiple of N; the root comes first."""
+    """Elements of each unit, padded to a multiple of N; the root comes first."""
     last = max(tensor.unit for tensor in setup.tensors)
     sizes = [sum(t.elements for t in setup.tensors if t.unit == unit) for unit in range(last + 1)]
     return tuple(-(-size // setup.devices) * setup.devices for size in sizes)

@@ -154,7 +154,7 @@ class Probe:
             self.steps = self._steps(0, list(devices or ()))
             self._last_step = LastStep()
             undo.callback(self._last_step.close)
-            self.steps.tells = self._last_step.cell
+            self.steps.step_cell = self._last_step.cell
             self._threads = Threads(self.steps, self._steps, self._moved)
             undo.callback(self._threads.close)
             collectives.main = self.steps.main
@@ -316,7 +316,7 @@ class Probe:
         """Why no step has been seen so far, "" once one has or while it is too early to tell."""
         steps = self.steps
         early = not self._over and time.monotonic_ns() - self._began_ns < NO_STEP_NOTE_NS
-        return "" if steps.step or early else steps.blindness()
+        return "" if steps.step or early else steps.no_step_reason()
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -371,7 +371,7 @@ class Probe:
         self._teardown()
 
     def _teardown(self) -> None:
-        self.steps.tells = [0]
+        self.steps.step_cell = [0]
         self._last_step.close()
         self._threads.close()
         parts = (self._collectives, self.steps.ledger, self._hooks, self._tap)
@@ -398,9 +398,7 @@ class Probe:
                 self.close()
             else:
                 if self._tap is not None and not self._over:
-                    self._tap.record_exception(
-                        error
-                    )  # Python prints its traceback when this is over
+                    self._tap.record_exception(error)  # Python prints it only after this
                 self.close_failed(error)
 
 

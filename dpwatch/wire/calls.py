@@ -24,7 +24,7 @@ from dpwatch.wire.record import Record
 MOST_CALLS = 256
 MOST_KINDS = 64
 MOST_KINDS_BYTES = 2048
-"""Calls of one record, their kinds, and the bytes that these take."""
+"""Limits of one record: calls, signatures, and the encoded size of the signatures in bytes."""
 
 ROW = struct.Struct("<6I")
 UNKNOWN = (1 << 32) - 1
@@ -34,7 +34,7 @@ EARLIEST_NS = 2 << 32
 """Smallest valid `latest_ns`: no row can reach further back than this."""
 
 
-class Kind(msgspec.Struct, array_like=True, frozen=True):
+class CallSignature(msgspec.Struct, array_like=True, frozen=True):
     """What some calls of a rank have in common; the fields are those of `Collective`."""
 
     op: r.Word
@@ -51,8 +51,8 @@ class Kind(msgspec.Struct, array_like=True, frozen=True):
     peer: r.RankNumber | None = None
 
 
-COMMON = Kind.__struct_fields__
-"""Fields of `Collective` that make up a call's `Kind`."""
+COMMON = CallSignature.__struct_fields__
+"""Fields of `Collective` that make up a call's `CallSignature`."""
 
 NUMBERS = ("step", "seq", "issued_ns", "completed_ns", "blocked_ns", "into_ns")
 """The remaining fields, which make up its row."""
@@ -60,13 +60,13 @@ NUMBERS = ("step", "seq", "issued_ns", "completed_ns", "blocked_ns", "into_ns")
 _common = operator.attrgetter(*COMMON)
 
 
-def kind_of(call: Collective) -> Kind:
-    """The `Kind` of a call."""
-    return Kind(*_common(call))
+def signature_of(call: Collective) -> CallSignature:
+    """The `CallSignature` of a call."""
+    return CallSignature(*_common(call))
 
 
 def call_of(
-    kind: Kind,
+    kind: CallSignature,
     step: int,
     seq: int,
     issued_ns: int,
@@ -74,7 +74,7 @@ def call_of(
     blocked_ns: int | None,
     into_ns: int | None,
 ) -> Collective:
-    """Builds the `Collective` of a kind and a row's numbers."""
+    """Builds the `Collective` of a signature and a row's numbers."""
     return Collective(
         step, kind.op, kind.group, kind.ranks, seq, kind.nbytes, issued_ns, done_ns, blocked_ns,
         kind.dtype, kind.device, kind.phase, into_ns, kind.where, kind.is_async, kind.nbytes_out,
@@ -94,9 +94,9 @@ class Calls(Record, frozen=True, gc=False, tag="calls"):
         step: The lowest step of the calls.
         seq: The lowest sequence number of the calls.
         latest_ns: No call was issued or completed after this.
-        kinds: msgpack of a list of `Kind`, kept as bytes because it is usually identical to the
-            previous record's and its decoding is cached.
-        which: For each call, the index of its kind, one byte each.
+        kinds: msgpack of a list of `CallSignature`, kept as bytes because it is usually equal to
+            the previous record's and its decoding is cached.
+        which: For each call, the index of its signature, one byte each.
         rows: For each call, its row.
     """
 
@@ -118,23 +118,23 @@ _HEAD = b"\xdc\0\0"
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(
-    Annotated[tuple[Kind, ...], Meta(min_length=1, max_length=MOST_KINDS)]
+    Annotated[tuple[CallSignature, ...], Meta(min_length=1, max_length=MOST_KINDS)]
 )
 
 
 @functools.lru_cache(maxsize=1024)
-def kinds_of(kinds: bytes) -> tuple[Kind, ...]:
+def signatures_of(kinds: bytes) -> tuple[CallSignature, ...]:
     """Decodes `Calls.kinds`.
 
     Raises:
         msgspec.MsgspecError, RecursionError, UnicodeDecodeError: The bytes are invalid.
     """
-    decoded: tuple[Kind, ...] = _decoder.decode(kinds)
+    decoded: tuple[CallSignature, ...] = _decoder.decode(kinds)
     return decoded
 
 
-def encoded(kinds: Sequence[Kind]) -> bytes:
-    """Encodes kinds as in `Calls.kinds`, without a size limit."""
+def encoded(kinds: Sequence[CallSignature]) -> bytes:
+    """Encodes signatures as in `Calls.kinds`, without a size limit."""
     return _encoder.encode(kinds)
 
 
@@ -143,7 +143,7 @@ def fault(calls: Calls, latest_ns: int) -> str:
     if len(calls.rows) != ROW.size * len(calls.which):
         return "have not a row each"
     try:
-        kinds = kinds_of(calls.kinds)
+        kinds = signatures_of(calls.kinds)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return "are of kinds that do not decode"
     if max(calls.which) >= len(kinds):
@@ -154,16 +154,16 @@ def fault(calls: Calls, latest_ns: int) -> str:
 
 
 def unpack(
-    calls: Calls, wanted: Callable[[Kind, int], bool] = lambda kind, seq: True
+    calls: Calls, wanted: Callable[[CallSignature, int], bool] = lambda kind, seq: True
 ) -> Iterator[Collective]:
     """Yields each call as a `Collective`; only those `wanted`, by kind and `seq`."""
-    kinds = kinds_of(calls.kinds)
+    kinds = signatures_of(calls.kinds)
     for which, row in zip(calls.which, ROW.iter_unpack(calls.rows), strict=True):
         if wanted(kinds[which], calls.seq + row[1]):
             yield _one(calls, kinds[which], row)
 
 
-def _one(calls: Calls, kind: Kind, row: tuple[int, ...]) -> Collective:
+def _one(calls: Calls, kind: CallSignature, row: tuple[int, ...]) -> Collective:
     step, seq, ago, took, blocked, into = row
     ended_ns = calls.latest_ns - ago
     done = took != UNKNOWN
@@ -253,7 +253,7 @@ def encode_unknown(numbers: Sequence[int | None]) -> Sequence[int]:
 @functools.lru_cache(maxsize=64)
 def _encoded(kinds: tuple[tuple[object, ...], ...]) -> bytes | None:
     """Encodes `Calls.kinds`; None if it is too long."""
-    found = _encoder.encode([Kind(*kind) for kind in kinds])  # type: ignore[arg-type]
+    found = _encoder.encode([CallSignature(*kind) for kind in kinds])  # type: ignore[arg-type]
     return found if len(found) <= MOST_KINDS_BYTES else None
 
 
@@ -286,7 +286,7 @@ class _Table:
         return True
 
     def _new(self, key: tuple[object, ...]) -> int | None:
-        kind = _encoder.encode(Kind(*key))  # type: ignore[arg-type]
+        kind = _encoder.encode(CallSignature(*key))  # type: ignore[arg-type]
         if len(_HEAD) + len(kind) > MOST_KINDS_BYTES:
             return None
         full = len(self._places) == MOST_KINDS

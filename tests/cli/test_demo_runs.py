@@ -16,7 +16,7 @@ TINY = ("--d-model", "16", "--heads", "2", "--layers", "1", "--seq-len", "16")
         (("--sweep-gpus", "two"), "write numbers from 1 on, such as 1,2,4,8"),
         (("--sweep-gpus", "1,2", "--gpus", "4"), "leave --gpus out"),
         (("--scenario", "gil", "--strategy", "ddp"), "has its own strategies"),
-        (("--find-max-batch", "--gpu-mem", "much"), "'much' is no size"),
+        (("--find-max-batch", "--gpu-mem", "much"), "'much' is not a size"),
         (("--find-max-batch", "--scenario", "gil"), "not allowed with argument"),
         (("--find-max-batch", "--gpus", "0"), "--gpus 0 is too small"),
     ],

@@ -1,4 +1,4 @@
-"""The search beside a session: what it tells, and that nothing of it is left."""
+"""The batch search beside a session: what it reports, and that it leaves nothing behind."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def search(private_runtime):
 
 
 def follow(search, reached):
-    """Takes in what it tells until the snapshot it makes is as wanted."""
+    """Polls until the resulting snapshot is as wanted."""
 
     def look():
         search.poll()
@@ -38,7 +38,7 @@ def follow(search, reached):
     return eventually(look, reached)
 
 
-def test_it_waits_for_the_word(search):
+def test_the_search_waits_for_the_start_signal(search):
     search.poll()
     shown = search.shown(NOW, ["run-dp"])
     assert shown.runs[0].largest_batch is None
@@ -47,7 +47,7 @@ def test_it_waits_for_the_word(search):
 
 
 @pytest.mark.dist
-def test_it_tells_what_it_tries_and_finds(search):
+def test_the_search_reports_tries_and_results(search):
     search.begin()
     search.begin()
     trying = follow(search, lambda shown: shown.search.within)
@@ -61,7 +61,7 @@ def test_it_tells_what_it_tries_and_finds(search):
 
 
 @pytest.mark.dist
-def test_ending_it_ends_what_it_runs(search, private_runtime):
+def test_closing_the_search_ends_its_run(search, private_runtime):
     search.begin()
     follow(search, lambda shown: shown.search.within)
     search.close()
@@ -69,7 +69,7 @@ def test_ending_it_ends_what_it_runs(search, private_runtime):
 
 
 @pytest.mark.dist
-def test_a_killed_search_is_said(search):
+def test_a_killed_search_is_reported(search):
     search.begin()
     follow(search, lambda shown: shown.search.within)
     os.kill(search._child._process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A scenario's lesson: one sentence whose figures are its runs'."""
+"""A scenario's lesson: one sentence with its runs' figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(**fields):
 
 
 def ranks(*each):
-    """Rows of so many devices; each is given as what is known of it."""
+    """Rows of that many devices, each with the given figures."""
     return [replace(NOTHING_KNOWN.ranks[0], device=f"vgpu:{n}", **e) for n, e in enumerate(each)]
 
 
@@ -30,7 +30,7 @@ def memory(peak_mib, capacity_mib=10):
     return {"memory": use}
 
 
-def test_out_of_memory_is_told_by_how_full_devices_are():
+def test_out_of_memory_is_explained_by_how_full_devices_are():
     fits = run(strategy="dp", title="batch 11 · model", ranks=ranks(memory(9), memory(2)))
     full = run(strategy="dp", title="batch 12 · model", state="failed",
                ranks=ranks(memory(9.8), memory(2)))  # fmt: skip
@@ -43,7 +43,7 @@ def test_out_of_memory_is_told_by_how_full_devices_are():
     assert lesson("oom", [fits, full, replace(ddp, state="failed")]) == ""
 
 
-def test_a_late_rank_is_told_by_everybodys_step():
+def test_a_late_rank_is_explained_by_everybodys_step_time():
     def stepping(ms, **more):
         return run(strategy="ddp", ranks=ranks({"step_ms": StepTime(p50=ms)}), **more)
 
@@ -57,7 +57,7 @@ def test_a_late_rank_is_told_by_everybodys_step():
     assert lesson("straggler", [alike, stepping(210.0)]) == ""
 
 
-def test_the_gil_is_told_by_the_share_waited_for_it():
+def test_the_gil_is_explained_by_the_share_spent_waiting():
     threads = run(strategy="dp", ranks=ranks({"gil_wait": 0.02}, {"gil_wait": 0.14}))
     processes = run(strategy="ddp", ranks=ranks({"gil_wait": 0.0}))
     assert lesson("gil", [threads, processes]) == (
@@ -66,7 +66,7 @@ def test_the_gil_is_told_by_the_share_waited_for_it():
     )
 
 
-def test_overlap_is_told_by_what_compute_waits():
+def test_overlap_is_explained_by_exposed_communication():
     def exposed(ms, share):
         return run(ranks=ranks({"comm_ms": CommTimes(exposed=ms, exposed_share=share)}))
 
@@ -76,7 +76,7 @@ def test_overlap_is_told_by_what_compute_waits():
     )
 
 
-def test_reshard_is_told_by_traffic_and_peak():
+def test_reshard_is_explained_by_traffic_and_peak():
     def moving(mib, peak):
         moved = {"sent_bytes_per_step": mib * MIB // 2, "received_bytes_per_step": mib * MIB // 2}
         return run(ranks=ranks(moved | memory(peak)))
@@ -89,5 +89,5 @@ def test_reshard_is_told_by_traffic_and_peak():
 
 @pytest.mark.parametrize("scenario", [each.name for each in all_scenarios()])
 @pytest.mark.parametrize("count", range(4))
-def test_of_what_is_not_measured_nothing_is_said(scenario, count):
+def test_unmeasured_figures_give_no_lesson(scenario, count):
     assert lesson(scenario, [run(ranks=ranks({}, {}))] * count) == ""

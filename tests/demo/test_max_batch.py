@@ -1,4 +1,4 @@
-"""The search for the largest batch, on made-up devices and on real training."""
+"""The search for the largest batch, on simulated devices and with real training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def devices(*peaks: int) -> tuple[DeviceMemory, ...]:
 
 
 def searched(*demands):
-    """The search where device i needs `demands[i](batch)` bytes, and the batches it tried."""
+    """Searches where device i needs `demands[i](batch)` bytes. Returns: the batches tried too."""
     tried = []
 
     def attempt(batch):
@@ -43,13 +43,13 @@ def test_it_ends_with_a_batch_that_fits_and_the_next_that_does_not(largest):
     assert found.devices[0].peak_bytes == per_sample * found.batch_per_gpu
 
 
-def test_a_line_with_a_bend_misleads_it_for_few_tries():
+def test_nonlinear_memory_costs_only_a_few_tries():
     found, tried = searched(lambda b: max(500 + b, 20 * b))
     assert found.batch_per_gpu == 50
     assert len(tried) <= 12
 
 
-def test_not_even_one_sample():
+def test_a_strategy_that_fits_no_sample():
     found, tried = searched(lambda b: CAPACITY + b)
     assert (found.batch_per_gpu, found.global_batch, found.ran_out) == (0, 0, "vgpu:0")
     assert (found.devices, tried) == ([], [1])
@@ -78,7 +78,7 @@ def test_the_table_names_the_device_that_ran_out_but_not_one_of_many_alike():
 
 
 @pytest.mark.dist
-def test_dps_master_is_full_first_with_room_on_the_others(monkeypatch):
+def test_dps_device_0_is_full_first_with_room_on_the_others(monkeypatch):
     monkeypatch.delenv("DPWATCH", raising=False)
     told = []
     size = {"seq_len": 16, "d_model": 16, "layers": 1, "heads": 1, "gpus": 3}

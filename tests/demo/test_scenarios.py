@@ -1,4 +1,4 @@
-"""Every scenario is a few valid runs that a person can tell apart."""
+"""Every scenario is a few valid runs with different names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_its_runs_are_valid_and_differ(scenario):
     assert find(scenario.name) is scenario
 
 
-def test_there_are_the_five_lessons():
+def test_there_are_five_scenarios():
     names = [scenario.name for scenario in all_scenarios()]
     assert names == ["oom", "straggler", "gil", "overlap", "reshard"]
     assert find("moon") is None

@@ -1,4 +1,4 @@
-"""The tour that README shows: several pictures in one that moves."""
+"""The README's tour: several pictures in one animated SVG."""
 
 import re
 from xml.etree import ElementTree
@@ -8,7 +8,7 @@ from dpwatch.demo.screenshots import SHOWN_S, animated
 PICTURE = '<svg viewBox="0 0 30 20" xmlns="http://www.w3.org/2000/svg"><text>{}</text></svg>'
 
 
-def test_pictures_are_shown_in_turn_and_the_first_where_nothing_moves():
+def test_pictures_are_shown_in_turn_and_the_first_without_animation():
     tour = animated([PICTURE.format(name) for name in ("dp", "ddp", "compare")])
     root = ElementTree.fromstring(tour)
     frames = [each for each in root if each.get("class") == "frame"]

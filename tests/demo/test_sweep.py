@@ -1,4 +1,4 @@
-"""The sweep's points from runs, and its numbers of devices."""
+"""The sweep's points, and its list of device counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dpwatch.trainer.config import ConfigError, TrainConfig
 from tests.frames import dp_run, played
 
 
-def test_a_point_is_its_runs_figures_and_unknown_where_it_never_began():
+def test_a_point_has_its_runs_figures_or_unknown():
     configs = [TrainConfig(strategy="dp", gpus=n) for n in (4, 8)]
     sweep = summary(configs, [summarize(played(dp_run(devices=4))), None])
     four, eight = sweep.points
@@ -22,11 +22,11 @@ def test_a_point_is_its_runs_figures_and_unknown_where_it_never_began():
     assert sweep.series("device0_peak_bytes") == {"dp": {4: 5900, 8: None}}
 
 
-def test_numbers_of_devices_rise_each_once():
+def test_device_counts_are_sorted_and_unique():
     assert parse_counts("4,1, 2,4") == [1, 2, 4]
 
 
 @pytest.mark.parametrize("text", ["", "one", "0,2", "2,,4"])
-def test_no_numbers_of_devices(text):
+def test_invalid_device_counts_are_refused(text):
     with pytest.raises(ConfigError, match="write numbers from 1 on, such as 1,2,4,8"):
         parse_counts(text)

@@ -1,15 +1,15 @@
-"""The partition against torch's own, and bundles by hand."""
+"""The partition against torch's own, and reduction buckets against figures worked out by hand."""
 
 import pytest
 
 from dpwatch.plan.partition import greedy_owners, reduction_buckets
 
 
-def test_the_largest_goes_first_to_whoever_has_least():
+def test_the_largest_tensor_goes_to_the_smallest_part():
     assert greedy_owners([4, 1, 9, 4, 3], 2) == (1, 0, 0, 1, 1)
 
 
-def test_equal_tensors_are_dealt_out_in_order():
+def test_equal_tensors_are_assigned_in_order():
     assert greedy_owners([5, 5, 5, 5], 3) == (0, 1, 2, 0)
 
 
@@ -28,7 +28,7 @@ def test_no_part_is_ahead_by_more_than_the_largest_tensor(parts):
     assert max(loads) - min(loads) <= max(sizes)
 
 
-def test_bundles_hold_one_owners_tensors_and_come_as_backward_completes_them():
+def test_buckets_hold_one_owners_tensors_in_backward_order():
     sizes, owners = [6, 2, 3, 3, 9, 1], [0, 1, 0, 0, 1, 0]
     assert reduction_buckets(sizes, owners, 6) == ((4,), (5, 3), (2,), (1,), (0,))
     assert reduction_buckets(sizes, owners, 100) == ((4, 1), (5, 3, 2, 0))

@@ -1,4 +1,4 @@
-"""What parameter servers and a model on two devices hold and send, by hand-worked figures."""
+"""Parameter servers and a split model: bytes held and sent, against figures worked out by hand."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_a_server_on_device_0_holds_and_carries_more(devices):
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
-def test_a_server_on_the_host_is_a_row_more(devices):
+def test_a_server_on_the_host_adds_a_row(devices):
     assert held("ps-cpu", small(devices)) == [REPLICA] * devices + [WHOLE]
     copies = scheme("ps-cpu").copies(small(devices))
     assert by_device(copies, devices + 1) == [(P, P)] * devices + [(devices * P,) * 2]
@@ -68,7 +68,7 @@ def test_servers_on_all_devices_own_a_part_each(devices):
     assert by_device(copies, devices) == [(nbytes, nbytes) for nbytes in sent]
 
 
-def test_traffic_of_a_spread_server_stays_below_two_parameters_worth():
+def test_traffic_of_a_sharded_server_stays_below_twice_the_parameters():
     tensors = tuple(ParameterTensor(shape=(100,), unit=1) for _ in range(64))
     for devices in (2, 4, 8, 16):
         setup = Setup(tensors=tensors, devices=devices, batch=16, seq_len=1, width=1, vocabulary=1)

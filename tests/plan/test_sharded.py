@@ -1,4 +1,4 @@
-"""Sharding's theory against figures worked out by hand."""
+"""The theory of sharding against figures worked out by hand."""
 
 import pytest
 
@@ -95,7 +95,7 @@ def test_hsdp_of_a_prime_number_is_fsdp(devices):
     assert scheme("hsdp").collectives(what) == scheme("fsdp").collectives(what)
 
 
-def test_without_padding_three_times_the_parameters_travel_but_the_roots_twice():
+def test_without_padding_parameters_are_sent_three_times_and_the_roots_twice():
     tensors = [ParameterTensor(shape=(8, 8), unit=0)]
     tensors += [ParameterTensor(shape=(16, 16), unit=unit) for unit in (1, 2, 3)]
     what = Setup(tensors=tuple(tensors), devices=4, batch=4, seq_len=2, width=8, vocabulary=8)

@@ -4,19 +4,19 @@ import pytest
 
 from dpwatch.plan.schemes import scheme
 from dpwatch.plan.setup import ParameterTensor, Setup
-from dpwatch.plan.states import STRATEGIES, ModelState, a_device
+from dpwatch.plan.states import STRATEGIES, ModelState, bytes_per_device
 
 
 @pytest.mark.parametrize(
     ("strategy", "gigabytes"), [("ddp", 120), ("zero1", 31.4), ("zero2", 16.6), ("fsdp", 1.88)]
 )
-def test_the_papers_table(strategy, gigabytes):
+def test_states_match_the_papers_table(strategy, gigabytes):
     """7.5 billion parameters on 64 devices, mixed precision and Adam."""
     psi = 7_500_000_000
     whole = ModelState(params=2 * psi, grads=2 * psi, optimizer=12 * psi)
-    assert [round(each / 1e9, 2) for each in a_device(strategy, whole, 64)] == pytest.approx(
-        [gigabytes] * 2, rel=0.005
-    )
+    assert [
+        round(each / 1e9, 2) for each in bytes_per_device(strategy, whole, 64)
+    ] == pytest.approx([gigabytes] * 2, rel=0.005)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -29,7 +29,7 @@ def test_it_agrees_with_the_theory_of_whole_tensors(strategy):
         optimizer=setup.optimizer_bytes(setup.elements, len(tensors)),
     )
     held = scheme(strategy).held(setup)
-    first, others = a_device(strategy, whole, 4)
+    first, others = bytes_per_device(strategy, whole, 4)
     assert first == pytest.approx(_bytes(held[0]), rel=0.01)
     if strategy != "dp":  # whose replicas are gone between steps
         assert others == pytest.approx(_bytes(held[1]), rel=0.01)
@@ -39,9 +39,9 @@ def _bytes(held):
     return held.params + held.grads + held.optimizer
 
 
-def test_nonsense_is_refused():
+def test_invalid_arguments_are_refused():
     whole = ModelState(params=1, grads=1, optimizer=1)
     with pytest.raises(ValueError, match="no figures"):
-        a_device("magic", whole, 2)
+        bytes_per_device("magic", whole, 2)
     with pytest.raises(ValueError, match="a device"):
-        a_device("ddp", whole, 0)
+        bytes_per_device("ddp", whole, 0)

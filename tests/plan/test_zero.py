@@ -1,4 +1,4 @@
-"""What ZeRO holds and sends, against figures worked out by hand and the paper's table 1."""
+"""Bytes ZeRO holds and sends, against figures worked out by hand and the paper's table 1."""
 
 import pytest
 
@@ -28,7 +28,7 @@ OWNED = {
 
 
 @pytest.mark.parametrize("devices", OWNED)
-def test_zero1_spreads_the_optimizers_state(devices):
+def test_zero1_shards_the_optimizer_state_in_theory(devices):
     held = scheme("zero1").held(small(devices))
     assert [(h.params, h.grads, h.buffers) for h in held] == [(P, P, P)] * devices
     assert [h.optimizer for h in held] == [8 * n + 4 * tensors for n, tensors in OWNED[devices]]
@@ -36,7 +36,7 @@ def test_zero1_spreads_the_optimizers_state(devices):
 
 
 @pytest.mark.parametrize("devices", OWNED)
-def test_zero2_spreads_gradients_too(devices):
+def test_zero2_shards_gradients_too(devices):
     held = scheme("zero2").held(small(devices))
     assert [(h.params, h.buffers) for h in held] == [(P, 0)] * devices
     assert [h.grads for h in held] == [4 * n for n, _ in OWNED[devices]]
@@ -47,7 +47,7 @@ def test_zero2_spreads_gradients_too(devices):
 @pytest.mark.parametrize(
     ("devices", "root", "block"), [(1, 14, 17), (2, 7, 9), (3, 5, 6), (4, 4, 5)]
 )
-def test_zero3_spreads_everything_flat_and_padded(devices, root, block):
+def test_zero3_shards_everything_flat_and_padded(devices, root, block):
     held = scheme("zero3").held(small(devices))
     part = root + block
     assert [(h.params, h.grads, h.optimizer, h.buffers) for h in held] == [
@@ -66,7 +66,7 @@ def test_zero1_sends_an_all_reduce_and_broadcasts():
 
 @pytest.mark.parametrize("grad_accum", [1, 3])
 def test_zero2_reduces_every_micro_batch_and_broadcasts_once(grad_accum):
-    """One bucket an owner here, as they are small: the paper's 2Ψ in all, as DDP."""
+    """One bucket per owner here, as they are small: the paper's 2Ψ in all, like DDP."""
     reduce, broadcast = scheme("zero2").collectives(small(4, grad_accum=grad_accum))
     assert (reduce.op, reduce.nbytes, reduce.count) == ("reduce", grad_accum * P, grad_accum * 4)
     assert (broadcast.op, broadcast.nbytes, broadcast.count) == ("broadcast", P, 4)
@@ -97,7 +97,7 @@ def test_table_1_of_the_paper(strategy, gigabytes):
 
 
 def test_volumes_of_the_papers_section_7():
-    """In elements of payload: 2Ψ for ZeRO-2, and 3Ψ for ZeRO-3 but for the root's one gathering."""
+    """In elements of payload: 2Ψ for ZeRO-2, and 3Ψ for ZeRO-3 minus the root's second gather."""
     tensors = tuple(ParameterTensor(shape=(640,), unit=at) for at in range(100))
     setup = Setup(tensors=tensors, devices=64, batch=64, seq_len=1, width=1, vocabulary=2)
     sent = {

@@ -61,13 +61,13 @@ class MemoryLink:
         return [codec.decode(frame) for frame in self.frames]
 
     def records(self, kind: type) -> list[Any]:
-        """Those of a kind, each by itself; steps of several devices step by step."""
+        """Records of one type, unpacked; steps of several devices in step order."""
         found = [r for batch in self.batches for r in unpack(batch.records) if isinstance(r, kind)]
         return sorted(found, key=lambda step: step.step) if kind is Step else found
 
 
 class HandThread:
-    """A thread's clock whose hands a test moves; wall time is shared."""
+    """A thread's clock that tests set; wall time is shared."""
 
     knows_runqueue = True
 
@@ -87,7 +87,7 @@ class HandThread:
 
 
 class HandClocks(Clocks):
-    """Clocks that stand still until `run`, `block` or `queue` moves them for this thread."""
+    """Clocks that only move when `run`, `block` or `queue` moves them for this thread."""
 
     def __init__(self) -> None:
         self.now = 1_000
@@ -114,7 +114,7 @@ class HandClocks(Clocks):
 
 
 class HandCollectives:
-    """Counts what a test says was issued."""
+    """Counts as many issued calls as a test says."""
 
     capture = "observer"
     calls = None
@@ -140,7 +140,7 @@ class HandCollectives:
 
 @dataclass
 class Rig:
-    """A probe on hand clocks with a link into memory."""
+    """A probe on manual clocks with an in-memory link."""
 
     clocks: HandClocks
     link: MemoryLink

@@ -1,4 +1,4 @@
-"""What autograd's own threads issue (as on CUDA) belongs to the training thread's phase."""
+"""Calls that autograd's own threads issue (as on CUDA) belong to the training thread's phase."""
 
 import threading
 import time

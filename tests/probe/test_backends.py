@@ -1,4 +1,4 @@
-"""The backend as it is, whoever chose it: torch, the script by device, or a kind of its own."""
+"""The backend is reported whoever chose it: torch, the script per device, or a custom one."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ from dpwatch.probe.send.backend import backend_of_world
         ("fake", "fake"),
     ],
 )
-def test_of_a_real_process_group(asked, told):
+def test_the_backend_of_a_real_process_group(asked, told):
     store = FakeStore() if asked == "fake" else dist.HashStore()
     dist.init_process_group(asked, store=store, rank=0, world_size=1)
     try:
@@ -42,7 +42,7 @@ def test_of_a_real_process_group(asked, told):
         ("", False, "mine"),
     ],
 )
-def test_of_several_by_device_those_that_are_used(monkeypatch, config, on_cuda, told):
+def test_of_several_backends_those_in_use_are_reported(monkeypatch, config, on_cuda, told):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: on_cuda)
     world = SimpleNamespace(get_backend=lambda: "mine", get_backend_config=lambda: config)
     assert backend_of_world(world) == told

@@ -1,4 +1,4 @@
-"""What threads and processes wait in, which a test has made them wait in."""
+"""What threads and processes wait in, for waits that the test creates."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ DEADLINE_S = 60
 
 
 def until(found, wanted):
-    """What `found` gives, once it is what is wanted (or the last it gave)."""
+    """Calls `found` until it returns what is wanted. Returns: its last result."""
     deadline = time.monotonic() + DEADLINE_S
     while (seen := found()) != wanted and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -59,7 +59,7 @@ def lock(stack):
         (receive, ("socket", "receiving from a socket")),
     ],
 )
-def test_a_thread_is_seen_to_wait(make, wanted):
+def test_what_a_thread_waits_in_is_found(make, wanted):
     with ExitStack() as stack:
         block, release = make(stack)
         thread = threading.Thread(target=block, daemon=True)
@@ -74,7 +74,7 @@ def test_a_thread_is_seen_to_wait(make, wanted):
     assert nothing == wait_of(None) == ("", "")
 
 
-def test_a_process_and_what_waits_for_it():
+def test_a_worker_process_and_its_waiting_parent_are_described():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     thread = threading.Thread(target=child.wait, daemon=True)
     thread.start()

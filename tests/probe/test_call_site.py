@@ -1,4 +1,4 @@
-"""Where a thread is in the user's Python."""
+"""Which line of the user's Python a thread is at."""
 
 import inspect
 import multiprocessing
@@ -33,7 +33,7 @@ def test_the_issuer_is_the_line_that_called_through_torch():
     assert format_place(None) == ""
 
 
-def test_a_waiting_thread_stands_still_at_the_line_that_waits():
+def test_a_waiting_thread_stays_at_the_line_that_waits():
     entered, go_on = threading.Event(), threading.Event()
 
     def waits_here():
@@ -56,15 +56,15 @@ def test_a_waiting_thread_stands_still_at_the_line_that_waits():
     assert where_is(thread.ident) == (None, [], "")
 
 
-def test_a_package_that_torch_is_made_with_is_not_where_the_user_is():
-    """torch imports sympy when it must, which takes a second: a look then found sympy's line."""
+def test_dependencies_of_torch_are_not_the_users_code():
+    """torch imports sympy lazily, which takes a second: a sample then found sympy's line."""
     assert place(sympy.simplify.__code__)[1] is False
     assert place(pytest.approx.__code__)[1] is True
     assert place(inspect.signature.__code__)[1] is False
 
 
 def code_of(part):
-    """Code as if it stood in a file of dpwatch's."""
+    """Code as if it were in a file of dpwatch."""
     path = os.path.join(os.path.dirname(dpwatch.__file__), part)
     return compile("pass", path, "exec")
 
@@ -79,7 +79,7 @@ def code_of(part):
         ("trainer/loop.py", True),  # a script like anybody's
     ],
 )
-def test_nothing_of_what_watches_is_the_users(part, users):
+def test_dpwatchs_own_code_is_not_the_users(part, users):
     assert place(code_of(part))[1] is users
 
 
@@ -88,7 +88,7 @@ def begin(pipe):
 
 
 def look(main, pipe):
-    """Tells whether the worker is at its task whenever that changes."""
+    """Reports whether the worker is in its task whenever that changes."""
     while root_of(main) is not task.__code__:
         pass
     pipe.send("begun")
@@ -101,8 +101,8 @@ def task(go_on):
     go_on.wait(60)
 
 
-def test_a_pool_s_worker_is_in_its_task_until_that_is_over():
-    """Though a forked one has the frames of who forked it, below its own."""
+def test_a_pool_worker_is_in_its_task_until_that_ends():
+    """Although a forked worker also has the frames of the process that forked it."""
     context = multiprocessing.get_context("fork")
     go_on = context.Manager().Event()
     ours, theirs = context.Pipe()
@@ -130,7 +130,7 @@ print(place(Item.__init__.__code__)[1])
 """
 
 
-def test_generated_code_is_not_where_the_user_is(tmp_path):
+def test_generated_code_is_not_the_users_code(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(GENERATED)
     command = [sys.executable, str(script)]

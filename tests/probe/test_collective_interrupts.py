@@ -1,4 +1,4 @@
-"""What a signal handler raises while the probe sees a collective reaches the script, whole."""
+"""Exceptions of signal handlers during an observed collective reach the script intact."""
 
 import ctypes
 import gc
@@ -44,8 +44,8 @@ LAST_GROUP = []
 def world():
     """A group that outlives its DDP models.
 
-    A reducer that is the last to own a group ends the group's threads with the GIL held, and waits
-    for good if one of them wants the GIL (torch 2.13, with and without an observer).
+    A reducer that is the last to own a group ends the group's threads while it holds the GIL, and
+    waits forever if one of them needs the GIL (torch 2.13, with and without an observer).
     """
     gc.collect()
     LAST_GROUP.clear()
@@ -69,7 +69,7 @@ def records(observer):
 
 
 def interrupted_once(monkeypatch, owner, name):
-    """The signal comes when this is next called."""
+    """The signal arrives when this is next called."""
     original, left = getattr(owner, name), [True]
 
     def wrapper(*args, **kwargs):
@@ -103,9 +103,7 @@ AFTER = {
 
 @pytest.mark.parametrize("issue", [native, python])
 @pytest.mark.parametrize("place", PLACES)
-def test_a_call_that_is_interrupted_is_issued_counted_and_the_exception_raised(
-    observed, monkeypatch, issue, place
-):
+def test_an_interrupted_call_is_issued_and_counted_and_raises(observed, monkeypatch, issue, place):
     issue()
     interrupted_once(monkeypatch, *PLACES[place])
     with pytest.raises(TimeUp) as caught:
@@ -118,7 +116,7 @@ def test_a_call_that_is_interrupted_is_issued_counted_and_the_exception_raised(
 
 
 @pytest.mark.parametrize("place", AFTER)
-def test_so_is_one_that_is_interrupted_once_it_is_issued(observed, monkeypatch, place):
+def test_a_call_interrupted_after_issue_is_counted_and_raises(observed, monkeypatch, place):
     interrupted_once(monkeypatch, *AFTER[place])
     with pytest.raises(TimeUp):
         native()
@@ -128,7 +126,7 @@ def test_so_is_one_that_is_interrupted_once_it_is_issued(observed, monkeypatch, 
     assert not observed._reports._under_way  # the first will never be known to be over
 
 
-def test_its_traceback_is_as_if_the_line_of_the_script_had_been_interrupted(observed, monkeypatch):
+def test_the_traceback_is_as_if_the_scripts_line_was_interrupted(observed, monkeypatch):
     interrupted_once(monkeypatch, *PLACES["making the call"])
     with pytest.raises(TimeUp) as caught:
         native()
@@ -175,7 +173,7 @@ def test_a_call_that_could_not_be_issued_does_not_count(observed):
     ]  # fmt: skip
 
 
-def test_nothing_interrupts_a_function_that_c_calls_and_what_was_raised_follows():
+def test_a_function_called_from_c_is_not_interrupted_and_raises_after():
     done = []
 
     @uninterrupted

@@ -1,4 +1,4 @@
-"""For how long communication is under way in a step, and holds the training thread up."""
+"""How long communication is in progress in a step, and how long it blocks the training thread."""
 
 import time
 from types import SimpleNamespace
@@ -42,7 +42,7 @@ def span(issued_ms, done_ms, *, step=3, device=0, latest_ms=None, under_way=Fals
         ([span(110, 150), span(115, None, latest_ms=170)], None),  # here it may
     ],
 )
-def test_communication_under_way_in_a_step_of_a_hundred_milliseconds(spans, ms):
+def test_communication_time_of_a_step_is_the_union_of_spans(spans, ms):
     found = _under_way_ns(spans, Step(0, 3, 100 * MS, 200 * MS))
     assert found == (None if ms is None else ms * MS)
 
@@ -76,7 +76,7 @@ def test_a_steps_record_has_the_union_of_its_calls(observed):
     assert observed.complete(Step(1, 7, start, step.end_ns)).comm_ns == 0  # another device
 
 
-def test_steps_without_calls_have_none_and_old_calls_are_let_go_of(observed):
+def test_steps_without_calls_have_none_and_old_calls_are_dropped(observed):
     assert observed.complete(Step(0, 3, 5, 9)).comm_ns == 0
     reports = Reports(print, lambda: 0, SimpleNamespace(), SimpleNamespace())
     for step in range(1000):
@@ -88,7 +88,7 @@ def test_steps_without_calls_have_none_and_old_calls_are_let_go_of(observed):
 
 
 class Scheduled:
-    """A thread's clock whose thread is blocked whenever it is not said to run."""
+    """A thread's clock; the thread is blocked except when told to run."""
 
     def __init__(self):
         self.cpu = 0
@@ -97,8 +97,8 @@ class Scheduled:
         return time.monotonic_ns(), self.cpu, 0
 
 
-def test_what_holds_the_thread_up_is_counted_once(observed):
-    """Blocked time in a phase is exposed, and so are waits; what blocks in a wait is the wait's."""
+def test_blocked_time_is_counted_once(observed):
+    """Blocked time in a phase is exposed, and so are waits; time blocked in a wait counts once."""
     lane = Steps(print, observed, devices=[], clocks=Clocks(), on_devices=print).main
     began = time.monotonic_ns()
     lane.adopt(Scheduled(), measuring=True)  # its time counts from here: within the step

@@ -1,4 +1,4 @@
-"""torch.compile makes the same of functions that communicate, with the observer and without."""
+"""torch.compile produces the same for communicating functions, with and without the observer."""
 
 import json
 import os

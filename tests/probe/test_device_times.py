@@ -1,4 +1,4 @@
-"""Phases on a CUDA device: a pretended one, whose work is done when a test says so."""
+"""Phases on a simulated CUDA device, whose work is done when the test says so."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CUDA = [DeviceInfo("cuda:0", "cuda")]
 
 
 class Device:
-    """A stream: `queued_ms` of work were handed to it, `done_ms` of it are done."""
+    """A stream: `queued_ms` of work were queued, `done_ms` of it are done."""
 
     def __init__(self):
         self.queued_ms = self.done_ms = 0.0
@@ -54,7 +54,7 @@ class Device:
 
 
 class Event:
-    """Has what may be called and nothing that waits; asking too early is an error, as in CUDA."""
+    """Has only what may be called, and nothing that waits; asking too early raises, as in CUDA."""
 
     def __init__(self, device):
         self.device = device
@@ -115,7 +115,7 @@ def device(monkeypatch):
 
 @pytest.fixture
 def run(rig, device, make_probe, monkeypatch):
-    """Trains so many steps, each followed by `after(step)`; returns the rig."""
+    """Trains that many steps, each followed by `after(step)`; returns the rig."""
     rig.probe.close()  # first, so that it can put everything back
     rig.link.frames.clear()
     rig.probe = make_probe(clocks=rig.clocks, link=rig.link, devices=CUDA)
@@ -158,7 +158,7 @@ def test_accumulated_batches_add_up(run):
     assert {phases(s) for s in steps} == {(None, None, 120 * MS, 240 * MS, 10 * MS)}
 
 
-def test_waiting_for_data_stays_the_hosts(rig, run, device):
+def test_waiting_for_data_is_host_time(rig, run, device):
     class Rows(torch.utils.data.Dataset):
         def __len__(self):
             return 2
@@ -172,7 +172,7 @@ def test_waiting_for_data_stays_the_hosts(rig, run, device):
     assert [s.data_ns for s in rig.records(Step)] == [7 * MS, 7 * MS]
 
 
-def test_a_step_is_told_once_its_events_have_come(run, device, rig):
+def test_a_step_is_recorded_once_its_events_complete(run, device, rig):
     run(3, after=lambda step: None)
     held = rig.probe.steps.main.on_device._held
     assert [each.record[2] for each in held] == [0, 1, 2]
@@ -183,7 +183,7 @@ def test_a_step_is_told_once_its_events_have_come(run, device, rig):
     assert [phases(s) for s in steps] == [KNOWN, KNOWN, KNOWN, UNKNOWN]
 
 
-def test_events_that_never_come_are_dropped_and_nothing_grows(run, device, rig):
+def test_events_that_never_complete_are_dropped(run, device, rig):
     run(KEPT_STEPS + 20, after=lambda step: None)
     assert len(rig.probe.steps.main.on_device._held) == KEPT_STEPS
     assert device.made <= (KEPT_STEPS + 2) * 6
@@ -194,7 +194,7 @@ def test_events_that_never_come_are_dropped_and_nothing_grows(run, device, rig):
     assert {phases(s) for s in steps[20:]} == {KNOWN}
 
 
-def test_events_are_used_again(run, device):
+def test_events_are_reused(run, device):
     run(50)
     assert device.made <= 2 * 6
 
@@ -206,7 +206,7 @@ def test_short_steps_are_timed_now_and_then(run, device):
     assert {phases(s) for s in steps if s.step in timed} == {KNOWN}
 
 
-def test_nothing_is_asked_or_recorded_while_a_graph_is_captured(run, device, rig):
+def test_no_events_are_used_during_a_graph_capture(run, device, rig):
     run(2)
     device.capturing = True
     asked = device.asked
@@ -219,7 +219,7 @@ def test_nothing_is_asked_or_recorded_while_a_graph_is_captured(run, device, rig
 
 
 @pytest.mark.parametrize("broken", ["record", "query"])
-def test_an_error_of_cuda_ends_it_and_nothing_else(run, device, rig, broken, capsys):
+def test_a_cuda_error_ends_device_timing_only(run, device, rig, broken, capsys):
     run(2)
     device.broken = broken
     run(3)
@@ -236,7 +236,7 @@ def test_an_error_of_cuda_ends_it_and_nothing_else(run, device, rig, broken, cap
     assert capsys.readouterr().err == ""
 
 
-def test_a_phase_torn_by_an_exception_is_unknown(run, device, rig):
+def test_a_phase_interrupted_by_an_exception_is_unknown(run, device, rig):
     def fails():
         raise ValueError("torn")
 
@@ -258,7 +258,7 @@ def test_a_phase_whose_thread_went_to_another_device_is_unknown(run, device, rig
     assert phases(other) == UNKNOWN
 
 
-def test_closed_from_another_thread_it_asks_nothing(run, device, rig):
+def test_closing_from_another_thread_queries_no_events(run, device, rig):
     run(1)
     asked = device.asked
     closer = threading.Thread(target=rig.probe.close)
@@ -268,7 +268,7 @@ def test_closed_from_another_thread_it_asks_nothing(run, device, rig):
     assert [phases(s) for s in rig.link.records(Step)] == [UNKNOWN]
 
 
-def test_a_forked_child_asks_nothing(run, device, rig, monkeypatch):
+def test_a_forked_child_queries_no_events(run, device, rig, monkeypatch):
     monkeypatch.setattr(device_times, "_parents", [])
     run(1)
     asked = device.asked
@@ -287,7 +287,7 @@ def test_on_the_host_there_are_no_events(rig, device):
     assert rig.probe.steps.main.on_device is None
 
 
-def test_the_first_step_of_a_model_found_on_cuda_is_not_told_by_the_host(rig, monkeypatch):
+def test_the_first_step_of_a_cuda_model_has_no_host_phases(rig, monkeypatch):
     monkeypatch.setattr(rig.probe.steps, "_kernels_are_queued", lambda: True)
     model = Queued(Device(), rig.clocks.run)
     model(torch.ones(2, 3)).mean().backward()
@@ -329,7 +329,7 @@ def test_an_end_without_a_beginning_is_unknown():
 
 
 class FakeCuda:
-    """Only what may be called of `torch.cuda`: nothing here synchronises or initialises."""
+    """Only what may be called of `torch.cuda`: nothing here synchronizes or initializes."""
 
     def __init__(self):
         self.initialized, self.capturing, self.streams = True, False, []
@@ -362,7 +362,7 @@ def test_events_go_onto_the_devices_current_stream(monkeypatch):
     assert events.usable() is False
 
 
-def test_this_torch_has_what_is_used():
+def test_this_torch_has_the_cuda_events_api():
     assert not CudaEvents(torch.device("cuda:0")).usable() or torch.cuda.is_initialized()
     assert "enable_timing" in inspect.signature(torch.cuda.Event.__new__).parameters
     assert list(inspect.signature(torch.cuda.Event.record).parameters) == ["self", "stream"]

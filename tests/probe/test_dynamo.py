@@ -1,4 +1,4 @@
-"""torch.compile finds nothing of the probe."""
+"""torch.compile sees nothing of the probe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(*arguments):
 
 
 @pytest.mark.slow
-def test_it_compiles_the_same_as_often_and_to_the_same_numbers():
+def test_compilation_is_unchanged_in_count_and_results():
     plain, told = run()
     watched, also_told = run("watched")
     # One frame that only calls hooks is compiled where there are any, and found empty where not.
@@ -45,7 +45,7 @@ def test_it_compiles_the_same_as_often_and_to_the_same_numbers():
     assert also_told == ["steps 40"]
 
 
-def test_what_is_remembered_of_modules_is_put_back(monkeypatch):
+def test_dynamos_remembered_module_call_is_restored(monkeypatch):
     module = type(sys)("torch._dynamo.utils")
     before = torch.nn.Module.__call__
     module.unpatched_nn_module_call = before
@@ -56,7 +56,7 @@ def test_what_is_remembered_of_modules_is_put_back(monkeypatch):
     assert module.unpatched_nn_module_call is torch.nn.Module.__call__ is before
 
 
-def test_a_torch_without_such_marks_is_no_hindrance(monkeypatch):
+def test_a_torch_without_skip_marks_works(monkeypatch):
     monkeypatch.setattr(torch._C, "_dynamo", object())
     dynamo.leave_alone(run)
     dynamo.leave_modules_alone(lanes)

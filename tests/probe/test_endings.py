@@ -1,4 +1,4 @@
-"""How a process ends is told without anything of the script's being replaced."""
+"""How a process ends is reported without replacing anything of the script's."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def exits_while_handling(cause: BaseException, code: object) -> SystemExit:
         (exits_while_handling(OSError("disk"), 1), "exit code 1: OSError: disk"),
     ],
 )
-def test_errors_are_told_in_a_line(error, told):
+def test_errors_are_described_in_one_line(error, told):
     assert endings.describe(error) == told
 
 
-def test_of_a_long_error_both_ends_are_kept():
+def test_long_errors_keep_both_ends():
     told = endings.describe(RuntimeError("begins " + "x" * 9000 + " indices: 3 4"))
     assert len(told) == endings.REASON_CHARS < 2048
     assert told.startswith("RuntimeError: begins xxx")
@@ -57,7 +57,7 @@ def test_of_a_long_error_both_ends_are_kept():
     assert "x … x" in told
 
 
-def test_a_time_limit_that_strikes_while_an_error_is_told_is_the_scripts():
+def test_a_time_limit_during_describe_reaches_the_script():
     class Slow(Exception):
         def __str__(self) -> str:
             signal.raise_signal(signal.SIGALRM)
@@ -82,7 +82,7 @@ def test_a_time_limit_that_strikes_while_an_error_is_told_is_the_scripts():
     [(None, False), (SystemExit(), False), (SystemExit(0), False), (SystemExit(1), True),
      (SystemExit("x"), True), (ValueError(), True)],
 )  # fmt: skip
-def test_leaving_by_exit_code_0_is_no_failure(error, is_failure):
+def test_exit_code_0_is_not_a_failure(error, is_failure):
     assert endings.failed(error) is is_failure
 
 
@@ -106,7 +106,7 @@ class Mute(Exception):
 
 
 def run(tmp_path: Path, code: str, *options: str, **more: Any) -> tuple[Any, list[str | None]]:
-    """Runs a script that notes how it ends. Returns: how it did, and what it noted."""
+    """Runs a script that records how it ends. Returns: how it did, and what it recorded."""
     script, told = tmp_path / "script.py", tmp_path / "told"
     script.write_text(SCRIPT + code)
     told.write_text("")
@@ -144,7 +144,7 @@ def test_a_module_that_is_run_by_name(tmp_path):
     assert run(tmp_path, "raise ValueError('boom')", "-m", "script")[1] == ["ValueError: boom"]
 
 
-def test_what_goes_wrong_at_a_prompt_is_survived(tmp_path):
+def test_errors_at_a_prompt_do_not_count(tmp_path):
     done, said = run(tmp_path, "", "-i", str(tmp_path / "script.py"), input="1/0\nprint('on')\n")
     assert "ZeroDivisionError" in done.stderr
     assert "on" in done.stdout
@@ -173,7 +173,7 @@ if __name__ == "__main__":
         ("sys.exit(4)", 4, "exit code 4"),
     ],
 )
-def test_multiprocessing_children_end_past_atexit(tmp_path, method, ends, code, told):
+def test_multiprocessing_children_say_goodbye_without_atexit(tmp_path, method, ends, code, told):
     done, said = run(tmp_path, CHILD.format(ends=ends, method=method))
     # A spawned child comes to atexit too, when the probe has said goodbye already.
     assert (done.returncode, said[:1]) == (code, [told])

@@ -1,4 +1,4 @@
-"""NCCL's durations: what the flight recorder tells, of which calls, and how often it is asked."""
+"""NCCL durations: reading the flight recorder, matching its entries, and how often it is read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def call(
 
 
 def entry(number: int, at_ns: int, **more: Any) -> dict[str, Any]:
-    """An entry as `dump_json` writes it; `at_ns` is monotonic."""
+    """An entry as written by `dump_json`; `at_ns` is monotonic."""
     return {
         "record_id": number, "pg_id": 0, "process_group": ["0", "default_pg"],
         "thread_name": "python", "thread_id": "1", "collective_seq_id": number + 1,
@@ -68,7 +68,7 @@ def told(
 # -- whose entry it is ----------------------------------------------------------------------------
 
 
-def test_an_entry_belongs_to_the_call_that_was_under_way():
+def test_an_entry_matches_the_call_in_progress():
     calls = [call(i * MS, seq=i) for i in range(5)]
     entries = [entry(i, i * MS + 50 * US, duration_ms=i + 0.5) for i in range(5)]
     expected = [(i, i * MS + 500 * US) for i in range(5)]
@@ -92,13 +92,13 @@ def test_an_entry_belongs_to_the_call_that_was_under_way():
         {"duration_ms": None},
     ],
 )
-def test_what_does_not_fit_the_call_is_not_told(other):
+def test_an_entry_that_does_not_match_is_not_reported(other):
     fits = entry(0, 50 * US, duration_ms=1.0)
     assert told(EntryMatcher(), [fits], [call(0)]) == [(0, MS)]
     assert told(EntryMatcher(), [fits | other], [call(0)]) == []
 
 
-def test_two_calls_that_fit_are_never_chosen_from():
+def test_an_ambiguous_match_is_not_reported():
     """Two threads in the same group at once; later one of the calls is forgotten."""
     joiner, calls = EntryMatcher(), [call(0, seq=1), call(20 * US, seq=2)]
     both = entry(0, 50 * US)
@@ -106,14 +106,14 @@ def test_two_calls_that_fit_are_never_chosen_from():
     assert told(joiner, [both | {"duration_ms": 1.0}], calls[1:]) == []
 
 
-def test_two_entries_of_one_call_are_none():
+def test_two_entries_for_one_call_are_not_reported():
     joiner = EntryMatcher()
     pair = [entry(0, 40 * US, duration_ms=1.0), entry(1, 60 * US)]
     assert told(joiner, pair, [call(0)]) == []
     assert told(joiner, [pair[1] | {"duration_ms": 2.0}], [call(0)]) == []
 
 
-def test_each_is_told_once_also_when_the_recorder_begins_anew():
+def test_each_duration_is_reported_once_even_after_a_recorder_reset():
     joiner, calls = EntryMatcher(), [call(i * MS, seq=i) for i in range(3)]
     late = entry(1, MS + 50 * US)
     first = entry(0, 50 * US, duration_ms=1.0)
@@ -135,7 +135,7 @@ def test_bytes_of_all_inputs_of_a_coalesced_call_count():
     ]
 
 
-def test_formats_that_are_not_known():
+def test_unknown_formats_are_refused():
     assert decode(dump()) == []
     with pytest.raises(ValueError, match=r"format is 3\.0"):
         decode(dump(entry(0, 0), version="3.0"))
@@ -148,14 +148,14 @@ def test_formats_that_are_not_known():
 
 
 class _Elsewhere(collectives.Call):
-    """A call whose payload is said to lie on a device."""
+    """A call whose payload claims to be on a CUDA device."""
 
     on_host = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
 
 
 @pytest.fixture
 def gloo(monkeypatch):
-    """Calls of a process group of one rank, kept as NCCL's would be."""
+    """Calls of a process group of one rank, kept like NCCL's."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setattr(collectives, "calls_to_keep", lambda env: Calls())
     monkeypatch.setattr(collectives, "Call", _Elsewhere)
@@ -170,7 +170,7 @@ def gloo(monkeypatch):
 
 
 def test_entries_of_a_real_recorder_find_their_calls(gloo):
-    """gloo's has all that NCCL's has but durations."""
+    """gloo's recorder has everything that NCCL's has except durations."""
     gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
     x = torch.ones(4, 5)
     for length in (1, 2, 3):
@@ -199,7 +199,7 @@ def test_entries_of_a_real_recorder_find_their_calls(gloo):
     assert all(r.completed_ns is None and r.blocked_ns is None for r in gloo.records)
 
 
-def test_no_calls_are_kept_unless_asked_for(monkeypatch):
+def test_no_calls_are_kept_unless_enabled(monkeypatch):
     monkeypatch.delenv(flight.TIMING, raising=False)
     observer = collectives.start(lambda record: None, lambda: 0)
     try:
@@ -213,7 +213,7 @@ def capturing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
 
 
-def test_point_to_point_calls_too_are_looked_at_for_a_capture(gloo, monkeypatch):
+def test_point_to_point_calls_are_checked_for_a_capture(gloo, monkeypatch):
     dist.all_reduce(torch.ones(1))
     assert not gloo.observer.calls.captured
     gloo.observer.calls.returned.clear()
@@ -228,7 +228,7 @@ def test_point_to_point_calls_too_are_looked_at_for_a_capture(gloo, monkeypatch)
 
 
 class Fake:
-    """A recorder on hand clocks; its log says what was done in which order."""
+    """A recorder on manual clocks; its log says what was done in which order."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -285,7 +285,7 @@ def reader(fake, records) -> Flight:
 
 
 def dumps_at(reader: Flight, fake: Fake, seconds: range) -> list[int]:
-    """The seconds at which it reads, if asked once a second."""
+    """The seconds at which it reads if polled once a second."""
     found = []
     for second in seconds:
         before = len(fake.log)
@@ -299,12 +299,14 @@ def dumps_at(reader: Flight, fake: Fake, seconds: range) -> list[int]:
     ("takes_ms", "waits_ms", "expected"),
     [(5, 0, [10, 20, 30, 40]), (12, 0, [10, 22, 34, 46]), (2, 18, [10, 30])],
 )
-def test_it_holds_the_gil_for_a_thousandth_of_the_time(reader, fake, takes_ms, waits_ms, expected):
+def test_dumps_hold_the_gil_for_a_thousandth_of_the_time(
+    reader, fake, takes_ms, waits_ms, expected
+):
     fake.takes_ns, fake.waits_ns = takes_ms * MS, waits_ms * MS
     assert dumps_at(reader, fake, range(50)) == expected
 
 
-def test_a_dump_that_takes_too_long_is_the_last(reader, fake):
+def test_a_slow_dump_is_the_last(reader, fake):
     fake.takes_ns = 101 * MS
     assert dumps_at(reader, fake, range(300)) == [10]
     assert reader.note == "a dump of the flight recorder took 101 ms"
@@ -333,7 +335,7 @@ def test_once_a_collective_was_captured_there_is_no_dump(reader, fake, monkeypat
     assert "CUDA graph" in reader.note
 
 
-def test_what_cannot_be_asked_may_be_a_capture(monkeypatch):
+def test_an_unknown_capture_state_counts_as_captured(monkeypatch):
     def fails() -> bool:
         raise RuntimeError("CUDA")
 
@@ -353,7 +355,7 @@ def test_no_dump_without_process_groups(reader, fake):
     assert dumps_at(reader, fake, range(30, 40)) == [30]
 
 
-def test_calls_lose_their_place_when_the_wall_clock_is_set(reader, fake, records):
+def test_a_wall_clock_change_discards_pending_calls(reader, fake, records):
     reader._calls.returned.append(astuple(call(9 * S)))
     fake.entries = [entry(0, 9 * S + 50 * US, duration_ms=1.0)]
     fake.shift_ns += MS
@@ -365,7 +367,7 @@ def test_calls_lose_their_place_when_the_wall_clock_is_set(reader, fake, records
     assert [(r.seq, r.duration_ns) for r in records] == [(1, 2 * MS)]
 
 
-def test_what_is_kept_of_calls_is_bounded(reader, fake):
+def test_the_number_of_kept_calls_is_bounded(reader, fake):
     for i in range(3 * flight.MOST_CALLS):
         reader._calls.returned.append(astuple(call(i * MS)))
     assert len(reader._calls.returned) == flight.MOST_CALLS
@@ -379,7 +381,7 @@ def test_what_is_kept_of_calls_is_bounded(reader, fake):
 
 
 def test_the_summary_has_the_recorders_durations(reader, fake, records):
-    """20 steps with an all-gather of 4 MB a rank (2.0, 2.1 … ms) and an all-reduce of 8 MB each."""
+    """20 steps, each an all-gather of 4 MB per rank (2.0, 2.1 … ms) and an all-reduce of 8 MB."""
     frames, steps = [batch(hello(2, kind="cuda", devices=("cuda:0",)))], 20
     for i in range(steps):
         at = i * 100 * MS
@@ -424,7 +426,7 @@ def test_the_summary_has_the_recorders_durations(reader, fake, records):
 
 
 class Runtime:
-    """A CUDA runtime whose thread is in some mode."""
+    """A CUDA runtime that stores the thread's capture mode."""
 
     def __init__(self, code: int = 0) -> None:
         self.mode, self.modes = 0, []
@@ -447,7 +449,7 @@ def test_the_mode_is_thread_local_within_and_as_before_after():
         assert runtime.mode == before
 
 
-def test_a_runtime_that_refuses_is_an_error_before_anything_is_asked():
+def test_a_refusing_runtime_raises_before_any_query():
     with (
         pytest.raises(NoCaptureMode, match="error 999"),
         CaptureMode(Runtime(999)).thread_local(),
@@ -457,7 +459,7 @@ def test_a_runtime_that_refuses_is_an_error_before_anything_is_asked():
         CaptureMode(SimpleNamespace())
 
 
-def test_the_one_loaded_runtime_is_found(tmp_path):
+def test_the_only_loaded_runtime_is_found(tmp_path):
     maps = tmp_path / "maps"
     line = "7f00-7f01 r-xp 00000000 08:01 12   /usr/lib/{}\n"
     maps.write_text(line.format("libc.so.6") + line.format("libcudartless.txt"))
@@ -491,7 +493,7 @@ TIMED = {flight.TIMING: "1"}
         (TIMED | {"TORCH_NCCL_CUDA_EVENT_CACHE": "0"}, "not safe", "unset"),
     ],
 )
-def test_what_the_environment_lacks(env, says, advice):
+def test_missing_environment_settings_are_reported(env, says, advice):
     found = flight.obstacle(env)
     assert says in found.why
     assert advice in found.advice
@@ -500,7 +502,7 @@ def test_what_the_environment_lacks(env, says, advice):
 
 @pytest.fixture
 def whole(monkeypatch):
-    """A torch that has all it takes."""
+    """A torch that has everything needed."""
     monkeypatch.setattr(flight.torch, "__version__", "2.13.0+cu130")
     c10d = torch._C._distributed_c10d
     monkeypatch.setattr(c10d, "_dump_nccl_trace_json", lambda **_: dump(), raising=False)
@@ -508,7 +510,7 @@ def whole(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda ordinal: None)
 
 
-def test_what_torch_lacks(whole, monkeypatch):
+def test_missing_torch_features_are_reported(whole, monkeypatch):
     for said in ("1", "TRUE", "y"):
         assert flight.obstacle({flight.TIMING: said}) is None
     assert flight.obstacle({"NCCL_ENABLE_TIMING": "1", "TORCH_FR_BUFFER_SIZE": "500"}) is None

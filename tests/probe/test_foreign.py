@@ -1,4 +1,4 @@
-"""Exceptions that are the script's, raised while the probe's own code runs."""
+"""The script's exceptions, raised while the probe's own code runs."""
 
 import ctypes
 import functools
@@ -55,7 +55,7 @@ def handle():
 
 
 class DataParallel:
-    """A module of the script's, which is interrupted while the probe looks at it."""
+    """A module of the script's, interrupted while the probe examines it."""
 
     def __init__(self, act):
         self.act = act
@@ -78,13 +78,13 @@ def interrupted_in_probe(act):
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
-def test_what_a_signal_handler_raises_is_the_scripts(handle, handler):
+def test_signal_handler_exceptions_are_the_scripts(handle, handler):
     handle(handler)
     error = interrupted_in_probe(lambda: os.kill(os.getpid(), signal.SIGUSR1))
     assert is_foreign(error)
 
 
-def test_what_is_raised_into_a_thread_is_the_scripts():
+def test_async_exceptions_are_the_scripts():
     me = ctypes.c_ulong(threading.get_ident())
     raised = []
 
@@ -110,18 +110,18 @@ def test_what_is_raised_into_a_thread_is_the_scripts():
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)])
-def test_what_ends_a_program_is_the_scripts(error):
+def test_keyboard_interrupt_and_system_exit_are_the_scripts(error):
     assert is_foreign(error)
 
 
-def test_what_the_script_raises_where_the_probe_calls_it_is_the_probes_affair():
+def test_script_code_called_by_the_probe_raises_to_the_probe():
     def overridden():
         raise TimeUp
 
     assert not is_foreign(interrupted_in_probe(overridden))
 
 
-def test_the_probes_own_mistakes_are_its_own():
+def test_the_probes_own_errors_are_not_foreign():
     with pytest.raises(AttributeError) as raised:
         strategy_of(None).nothing  # noqa: B018
     assert not is_foreign(raised.value)

@@ -1,4 +1,4 @@
-"""The GPU reader against a pretended NVML."""
+"""The GPU reader against a fake NVML."""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -135,7 +135,7 @@ def test_a_device_that_is_not_visible_is_not_read(install, monkeypatch):
         ("nvmlDeviceGetMemoryInfo", ["used_bytes", "capacity_bytes"]),
     ],
 )
-def test_what_nvml_does_not_give_is_unknown(install, call, fields):
+def test_missing_nvml_values_are_unknown(install, call, fields):
     install(FakeNvml(broken=[call]))
     (reading,) = gpu.poll([cuda_device(0)])
     values = {name: getattr(reading, name) for name in Gpu.__struct_fields__}
@@ -143,7 +143,7 @@ def test_what_nvml_does_not_give_is_unknown(install, call, fields):
 
 
 @pytest.mark.parametrize("call", ["nvmlInit", "nvmlDeviceGetHandleByIndex"])
-def test_no_driver_means_no_gpus_and_no_word(install, call, capsys):
+def test_without_a_driver_there_are_no_gpus_and_no_message(install, call, capsys):
     install(FakeNvml(broken=[call]))
     assert gpu.poll([cuda_device(0)]) == []
     assert capsys.readouterr() == ("", "")

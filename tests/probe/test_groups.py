@@ -1,4 +1,4 @@
-"""Process groups come and go: names, generations, and nothing is kept of those that are gone."""
+"""Process groups come and go: names, generations, and no references kept."""
 
 import gc
 import weakref
@@ -38,7 +38,7 @@ def places(observer):
     return {(each.group, each.generation, each.seq) for each in observer.positions()}
 
 
-def test_a_world_that_is_made_anew_numbers_its_calls_anew(observed):
+def test_a_recreated_world_numbers_its_calls_from_0(observed):
     for generation in range(3):
         init()
         for _ in range(2):
@@ -48,7 +48,7 @@ def test_a_world_that_is_made_anew_numbers_its_calls_anew(observed):
         dist.destroy_process_group()
 
 
-def test_a_group_that_is_made_again_and_again_is_one_name(observed):
+def test_a_group_that_is_recreated_repeatedly_keeps_its_name(observed):
     init()
     for generation in range(50):
         group = dist.new_group([0])
@@ -61,7 +61,7 @@ def test_a_group_that_is_made_again_and_again_is_one_name(observed):
     assert not observed._groups._groups
 
 
-def test_groups_of_the_same_ranks_that_are_there_at_once_count_apart(observed):
+def test_coexisting_groups_of_the_same_ranks_have_different_names(observed):
     init()
     one, two = dist.new_group([0]), dist.new_group([0])
     for group in (one, two, one):
@@ -74,7 +74,7 @@ def test_groups_of_the_same_ranks_that_are_there_at_once_count_apart(observed):
     assert told(observed) == [("ranks 0 #2", 0, 1), ("ranks 0", 1, 0)]
 
 
-def test_a_group_that_cpp_still_uses_goes_on_counting(observed):
+def test_a_destroyed_group_used_by_cpp_keeps_counting(observed):
     init()
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
     model(torch.ones(1, 2)).sum().backward()
@@ -86,7 +86,7 @@ def test_a_group_that_cpp_still_uses_goes_on_counting(observed):
     assert after[2] == before[2] + 1
 
 
-def test_neither_groups_nor_works_nor_what_is_kept_of_them_stay(observed):
+def test_groups_and_works_are_not_kept_alive(observed):
     gc.collect()
     gc.disable()
     try:
@@ -105,7 +105,7 @@ def test_neither_groups_nor_works_nor_what_is_kept_of_them_stay(observed):
         gc.enable()
 
 
-def test_a_call_nobody_waited_for_is_not_under_way_for_ever(observed):
+def test_a_call_without_a_wait_is_eventually_closed(observed):
     init()
     dist.all_reduce(torch.ones(1), async_op=True)  # dropped at once
     work = dist.all_reduce(torch.ones(1), async_op=True)
@@ -117,7 +117,7 @@ def test_a_call_nobody_waited_for_is_not_under_way_for_ever(observed):
     assert not observed._reports._under_way
 
 
-def test_how_a_call_ended_follows_its_record(observed, monkeypatch):
+def test_the_completion_of_a_call_follows_its_record(observed, monkeypatch):
     init()
     monkeypatch.setattr(collectives.CallbackPace, "due", lambda *_: False)
     works = [dist.all_reduce(torch.ones(n), async_op=True) for n in (1, 2)]
@@ -138,7 +138,7 @@ def test_how_a_call_ended_follows_its_record(observed, monkeypatch):
     assert len(observed.rows) == 2  # each once
 
 
-def test_the_oldest_call_under_way_is_told_beside_the_newest(observed, monkeypatch):
+def test_positions_have_the_oldest_open_call_and_the_newest(observed, monkeypatch):
     init()
     monkeypatch.setattr(collectives.CallbackPace, "due", lambda *_: False)
     dist.all_reduce(torch.ones(1))
@@ -156,7 +156,7 @@ def test_the_oldest_call_under_way_is_told_beside_the_newest(observed, monkeypat
     assert (place.oldest, place.done) == (None, True)
 
 
-def test_of_calls_nobody_watches_the_first_of_the_step_is_the_oldest(observed, monkeypatch):
+def test_of_unwatched_calls_the_first_of_the_step_is_the_oldest(observed, monkeypatch):
     init()
     step = [3]
     monkeypatch.setattr(observed._reports, "_step_of", lambda: step[0])

@@ -1,4 +1,4 @@
-"""Who a process is: by its launcher, its process group, or the group it is about to join."""
+"""A process's identity: by launcher, process group, or the group it is about to join."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _plain(monkeypatch):
 
 @pytest.fixture
 def told(monkeypatch):
-    """Sets what a launcher tells."""
+    """Sets a launcher's environment variables."""
 
     def tell(**env: str) -> None:
         for name, value in env.items():
@@ -51,7 +51,7 @@ def told(monkeypatch):
 
 @pytest.fixture
 def child(monkeypatch):
-    """Makes this process one of multiprocessing's."""
+    """Makes this process look like a multiprocessing child."""
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(pid=77))
     process = SimpleNamespace(name="SpawnPoolWorker-1")
     monkeypatch.setattr(multiprocessing, "current_process", lambda: process)
@@ -59,7 +59,7 @@ def child(monkeypatch):
 
 @pytest.fixture
 def group(monkeypatch):
-    """Gives this process a process group of two, rank 1, that met at a store."""
+    """Gives this process a process group of two ranks, as rank 1, with a store."""
 
     def make(**store: Any) -> None:
         dist = SimpleNamespace(
@@ -76,7 +76,7 @@ def group(monkeypatch):
     return make
 
 
-def test_a_plain_process():
+def test_a_plain_process_is_rank_0_of_1():
     assert identity.resolve() == ALONE
     assert identity.run_id(ALONE) == f"my-train-{os.getpid()}"
     assert identity.run_id(ALONE, 2) == f"my-train-{os.getpid()}-3"
@@ -114,7 +114,7 @@ def test_another_torchrun_at_the_same_port_is_another_run(told):
 
 
 def test_ranks_with_parents_and_sessions_of_their_own_are_one_run(told, monkeypatch):
-    """As Ray's, Dask's, mpirun's, and ranks that are started by hand in several terminals."""
+    """As with Ray, Dask, mpirun, and ranks started by hand in several terminals."""
     told(RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29655")
     first = identity.run_id(identity.resolve())
     monkeypatch.setattr(os, "getpgid", lambda pid: 4711)
@@ -143,7 +143,7 @@ def test_a_rank_that_a_child_inherited_is_not_its_own(child, told, monkeypatch):
     assert identity.resolve() == Identity(rank=0, world_size=1, local_rank=0, known=False)
 
 
-def test_what_was_inherited_is_known_by_how_the_process_was_started(told):
+def test_inherited_variables_are_detected_by_the_initial_environment(told):
     told(NEW="1")
     assert not identity._inherited("NEW", os.environ)
     name = next(n for n, v in os.environ.items() if f"{n}={v}".encode() in started_with())
@@ -159,7 +159,7 @@ def started_with() -> list[bytes]:
     ("store", "other"),
     [({"port": 29500}, {"port": 29501}), ({"path": "/tmp/a"}, {"path": "/tmp/b"})],
 )
-def test_a_group_is_known_by_where_it_met(group, store, other, child):
+def test_runs_are_identified_by_their_rendezvous(group, store, other, child):
     group(**store)
     me = identity.resolve()
     assert me == rank(1, backend="gloo")
@@ -169,13 +169,13 @@ def test_a_group_is_known_by_where_it_met(group, store, other, child):
     assert identity.run_id(me) != first
 
 
-def test_a_process_group_knows_better_than_the_environment(group, told):
+def test_a_process_group_takes_precedence_over_the_environment(group, told):
     told(RANK="5", WORLD_SIZE="8")
     group()
     assert identity.resolve() == rank(1, backend="gloo")
 
 
-def test_a_rank_is_in_one_run_before_and_after_it_has_joined(group, told):
+def test_a_rank_keeps_its_run_id_when_it_joins(group, told):
     told(RANK="1", WORLD_SIZE="2", MASTER_PORT="29500")
     before = identity.run_id(identity.resolve())
     group(port=29500)
@@ -183,7 +183,7 @@ def test_a_rank_is_in_one_run_before_and_after_it_has_joined(group, told):
 
 
 def waiting_in_init(do, **given):
-    """What `do` says of a thread that stands in `init_process_group`."""
+    """What `do` returns for a thread that is in `init_process_group`."""
     source = (
         "def init_process_group(init_method=None, world_size=-1, rank=-1, store=None):\n"
         "    entered.set()\n"
@@ -212,7 +212,7 @@ def waiting_in_init(do, **given):
         ({"store": SimpleNamespace(port=29500)}, {"port": 29500}),
     ],
 )
-def test_who_waits_for_the_others_is_known_by_what_it_was_given(group, given, met):
+def test_a_joining_rank_is_identified_by_its_arguments(group, given, met):
     me, run = waiting_in_init(
         lambda ident: (identity.resolve(ident), identity.run_id(rank(1), 0, ident)),
         rank=1,
@@ -224,28 +224,28 @@ def test_who_waits_for_the_others_is_known_by_what_it_was_given(group, given, me
     assert run == identity.run_id(rank(1))
 
 
-def test_who_waits_and_was_given_no_rank_is_not_known_yet():
+def test_a_joining_process_without_a_rank_is_not_known_yet():
     assert not waiting_in_init(identity.resolve).known
 
 
-def test_who_waits_was_told_by_its_launcher(told):
+def test_a_joining_rank_is_identified_by_its_launcher(told):
     told(RANK="1", WORLD_SIZE="2")
     assert waiting_in_init(identity.resolve) == rank(1)
     # A script may want more ranks than were started.
     assert waiting_in_init(identity.resolve, rank=1, world_size=3) == rank(1, 3)
 
 
-def test_ranks_that_met_without_a_store_go_by_their_launcher(told):
+def test_ranks_without_a_store_are_identified_by_their_launcher(told):
     told(PMIX_NAMESPACE="job-7")
     assert identity.run_id(rank(1)) == "my-train-job-7"
 
 
-def test_a_named_run(told):
+def test_dpwatch_run_id_names_the_run(told):
     told(DPWATCH_RUN_ID="night/7")
     assert identity.run_id(ALONE, 4) == "night-7"
 
 
-def test_a_package_is_called_by_its_name(monkeypatch):
+def test_a_package_run_is_named_after_the_package(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/x/trainer/__main__.py"])
     assert identity.script_name() == "trainer"
     monkeypatch.setattr(sys, "argv", ["-c"])
@@ -256,7 +256,7 @@ def a_task() -> object:
     return identity.task()
 
 
-def test_a_pool_s_tasks_are_told_apart():
+def test_a_pool_s_tasks_are_distinguished():
     assert identity.task() is None
     with multiprocessing.get_context("fork").Pool(1) as pool:
         first, second = pool.apply(a_task), pool.apply(a_task)
@@ -295,7 +295,7 @@ def test_hosts_of_a_run_agree_on_its_name(told):
     assert first != over_hosts(told, MASTER_PORT="29500", TORCHELASTIC_RUN_ID="job")
 
 
-def test_a_slurm_step_over_hosts(told):
+def test_a_slurm_step_identifies_a_multi_host_run(told):
     told(SLURM_JOB_ID="77", SLURM_STEP_ID="2", SLURM_STEP_NUM_NODES="4", DPWATCH_SESSION="abc")
     assert identity.run_id(rank(0, 8)) == "my-train-77.2"
 

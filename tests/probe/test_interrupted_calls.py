@@ -25,7 +25,7 @@ class TimeUp(Exception):
 
 
 class Interrupt:
-    """Raises at the nth instruction of the probe's that this thread executes."""
+    """Raises at the nth instruction of the probe that this thread executes."""
 
     def __init__(self, nth, kind):
         self.left = nth
@@ -48,7 +48,7 @@ class Interrupt:
         return self.local
 
     def run(self, work):
-        """Returns: whether what was raised came out of `work`, None if it was over before."""
+        """Returns: whether the exception came out of `work`, None if that ended before."""
         before = sys.gettrace()
         sys.settrace(self)
         try:
@@ -78,7 +78,7 @@ def training(rig):
 
 @pytest.mark.parametrize("kind", [TimeUp, KeyboardInterrupt])
 @pytest.mark.parametrize("offset", [0, 6])
-def test_they_reach_the_script_and_leave_nothing_behind(rig, training, kind, offset):
+def test_interrupts_reach_the_script_and_leave_no_state(rig, training, kind, offset):
     steps = rig.probe.steps
     for _ in range(3):
         training()

@@ -1,4 +1,4 @@
-"""Whose a collective is: by the frames that it is issued under, and by nothing else."""
+"""Who issued a collective, determined only by the frames it is issued under."""
 
 import ast
 import functools
@@ -20,14 +20,14 @@ CALL = "def {name}(then):\n    return then()\n"
 
 
 def function(path, name):
-    """One of a package, that does nothing but call what it is given."""
+    """A function of a package that only calls its argument."""
     made = {}
     exec(compile(CALL.format(name=name), path, "exec"), made)
     return made[name]
 
 
 def issued_under(*frames):
-    """What `issuer` says under these frames, outermost first."""
+    """What `issuer` returns under these frames, outermost first."""
     asked = issuer
     for path, name in reversed(frames):
         asked = functools.partial(function(f"{SITE}/{path}", name), asked)
@@ -57,13 +57,13 @@ def test_a_purpose_is_that_of_the_innermost_function_that_has_one(frames, purpos
     assert (owner and owner[1].text) == purpose
 
 
-def test_what_the_users_own_line_issues_is_the_users():
+def test_calls_from_the_users_own_line_are_the_users():
     _, owner = issued_under(SIGTERM, ("../mine/train.py", "training_step"))
     assert owner is None
 
 
 def under_backward(frames, **call):
-    """The issuers of a call that is seen under frames of a package and autograd's engine."""
+    """The issuers of a call observed under a package's frames and autograd's engine."""
     engine = Path(torch.__file__).parent / "autograd/graph.py"
     observer = Path(dpwatch.__file__).parent / "probe/collectives/observer.py"
     asked = functools.partial(function(str(observer), "kernel"), issuer)
@@ -91,7 +91,7 @@ def a_call(*, first=True, step=0, nbytes=8, dtype=torch.int32, native=True, peer
 BACKWARD = [("lightning/pytorch/core/module.py", "backward")]
 
 
-def test_ddps_bitmap_is_told_and_the_gradients_are_nobodys():
+def test_ddps_bitmap_has_a_purpose_and_its_gradients_have_none():
     (told,) = under_backward(BACKWARD)
     assert (told.framework, told.purpose) == ("DDP", "which parameters were used")
     assert under_backward(BACKWARD, dtype=torch.float32) == []
@@ -99,19 +99,19 @@ def test_ddps_bitmap_is_told_and_the_gradients_are_nobodys():
     assert under_backward(BACKWARD, native=False) == []
 
 
-def test_a_function_without_a_purpose_is_told_by_package_and_name():
+def test_a_function_without_a_purpose_is_reported_by_name():
     place, owner = issued_under(("accelerate/utils/operations.py", "gather"))
     (told,) = counted(place=place, owner=owner)
     assert (told.framework, told.purpose) == ("accelerate", "")
     assert told.function == "accelerate.utils.operations.gather"
 
 
-def test_the_bundled_trainer_is_a_script_like_others():
+def test_the_bundled_trainer_is_not_a_framework():
     place, owner = issued_under(("dpwatch/trainer/loop.py", "train"))
     assert counted(place=place, owner=owner) == []
 
 
-def test_calls_and_bytes_add_up_and_only_the_first_of_a_group_tells():
+def test_calls_and_bytes_add_up_on_the_first_rank_of_a_group():
     place, owner = issued_under(SIGTERM)
     issuers = Issuers()
     for step in range(4):
@@ -125,7 +125,7 @@ def test_calls_and_bytes_add_up_and_only_the_first_of_a_group_tells():
     )  # fmt: skip
 
 
-def test_there_is_room_for_so_many_kinds():
+def test_the_number_of_kinds_is_bounded():
     issuers = Issuers()
     for number in range(MOST_ISSUERS + 3):
         place, owner = issued_under(("accelerate/utils/operations.py", f"gather_{number}"))
@@ -135,7 +135,7 @@ def test_there_is_room_for_so_many_kinds():
 
 @pytest.mark.parametrize("key", PURPOSES, ids="/".join)
 def test_every_function_with_a_purpose_is_in_its_package(key):
-    """A new version that moves one has to be looked at; until then it is told by its name alone."""
+    """If a new version moves one it must be updated; until then only its name is reported."""
     path, name = key
     package = path.partition("/")[0]
     found = importlib.util.find_spec(package)

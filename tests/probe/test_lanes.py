@@ -1,4 +1,4 @@
-"""What a phase counts when its thread turns to another device, or waits for one."""
+"""What a phase counts when its thread switches to another device, or waits for one."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ MS = 1_000_000
 
 
 class Away(nn.Module):
-    """A model that works for another device in the midst of forward, and of backward."""
+    """A model that works for another device in the middle of forward and of backward."""
 
     def __init__(self, rig):
         super().__init__()
@@ -51,7 +51,7 @@ def steps_of(rig):
     return rig.records(Step)[2:]
 
 
-def test_a_phase_stands_still_while_its_thread_works_for_another_device(rig):
+def test_a_phase_pauses_while_its_thread_works_for_another_device(rig):
     main, other = steps_of(rig)
     assert (main.device, main.forward_ns, main.backward_ns) == (0, 6 * MS, 6 * MS)
     assert (other.device, other.forward_ns, other.backward_ns) == (1, 10 * MS, 10 * MS)
@@ -59,7 +59,7 @@ def test_a_phase_stands_still_while_its_thread_works_for_another_device(rig):
         assert step.end_ns - step.start_ns == 42 * MS
 
 
-def test_the_optimizers_phase_is_without_waits_for_other_devices(rig, monkeypatch):
+def test_the_optimizer_phase_excludes_waits_for_other_devices(rig, monkeypatch):
     monkeypatch.setattr("dpwatch.probe.steps.tracker.MEASURED_STEP_NS", 0)
     main, _ = steps_of(rig)
     assert main.optimizer_ns == 3 * MS

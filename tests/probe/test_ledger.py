@@ -1,4 +1,4 @@
-"""The memory ledger against hand sums and the profiler's allocator events."""
+"""The memory ledger against sums by hand and the profiler's allocator events."""
 
 import gc
 import os
@@ -77,7 +77,7 @@ def bytes_of(tensors):
 
 
 def allocator_peaks(profiler):
-    """Bytes the allocator held at each step's highest moment, all seen from the first on."""
+    """Bytes the allocator held at each step's peak, with all allocations seen."""
     events = list(profiler.profiler.kineto_results.events())
     memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     peaks = {}
@@ -133,7 +133,7 @@ def test_categories_sum_to_the_totals(ledger, records):
 
 
 def test_activations_are_what_backward_needs(ledger):
-    """Hand sum when backward has just begun: the input and the ReLU's output are saved."""
+    """By hand, when backward begins: the input and the ReLU's output are saved."""
     model = nn.Sequential(nn.Linear(64, 128, bias=False), nn.ReLU(), nn.Linear(128, 32, bias=False))
     optimizer = torch.optim.SGD(model.parameters())
     held = []
@@ -232,12 +232,12 @@ def test_the_peak_of_attention_and_accumulation_is_the_allocators(ledger, record
 
 
 def settle(thread):
-    """Wait until the thread lets go of its last job's arguments, soon after its result."""
+    """Waits until the thread drops its last job's arguments, soon after its result."""
     thread.submit(int).result()
 
 
 class Replicated:
-    """DataParallel's shape: a replica and a thread a device, gradients summed on device 0."""
+    """Like DataParallel: a replica and a thread per device, gradients summed on device 0."""
 
     def __init__(self, ledger, devices, owned=True):
         self.ledger, self.owned, self.in_turn = ledger, owned, False
@@ -316,7 +316,7 @@ def test_every_device_of_a_dp_process_has_its_own_figures(records):
 
 
 def test_the_peak_across_threads_is_the_allocators(ledger, records):
-    """The profiler sees one thread: the truth is the same work, in the same order, in one."""
+    """The profiler sees one thread: the reference is the same work, in the same order, in one."""
     model, optimizer = build()
     work = Replicated(ledger, devices=3, owned=False)
     work.in_turn = True
@@ -383,8 +383,8 @@ def test_threads_that_allocate_at_once_add_up(records):
     assert len(held) == 2
 
 
-def test_resized_storages_are_followed(ledger, records):
-    """FSDP gives memory back by resizing storages to nothing."""
+def test_resized_storages_are_tracked(ledger, records):
+    """FSDP frees memory by resizing storages to 0."""
 
     def step(model, optimizer):
         big = torch.empty(1 << 20)
@@ -452,7 +452,7 @@ def test_the_users_own_mode_is_left_alone(ledger, records):
     assert [record.step for record in records] == [4]  # … but soon after it
 
 
-def test_a_boundary_inside_a_users_mode_leaves_ours_below(ledger, records):
+def test_a_step_boundary_inside_a_users_mode_leaves_ours_below(ledger, records):
     class Mine(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             return func(*args, **(kwargs or {}))
@@ -470,7 +470,7 @@ def test_a_boundary_inside_a_users_mode_leaves_ours_below(ledger, records):
     assert [record.step for record in records] == [1, 4]
 
 
-def test_below_a_mode_that_never_goes_away_nothing_is_walked_and_memory_is_passive(records):
+def test_with_a_permanent_user_mode_memory_is_passive(records):
     class Mine(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             return func(*args, **(kwargs or {}))
@@ -495,7 +495,7 @@ def test_an_error_of_the_users_passes_through_and_changes_nothing(ledger, record
     assert [record.step for record in records] == [1]
 
 
-def test_an_error_of_the_ledgers_own_turns_it_off(ledger, records, monkeypatch):
+def test_an_error_of_its_own_turns_the_ledger_off(ledger, records, monkeypatch):
     model, optimizer = build()
     train(ledger, model, optimizer, steps=1)
 
@@ -508,7 +508,7 @@ def test_an_error_of_the_ledgers_own_turns_it_off(ledger, records, monkeypatch):
     assert {record.source for record in records} == {"rss"}
 
 
-def test_a_tensor_it_cannot_follow_turns_it_off(ledger, records):
+def test_an_untrackable_tensor_turns_the_ledger_off(ledger, records):
     model, optimizer = build()
 
     def step(model, optimizer):
@@ -521,7 +521,7 @@ def test_a_tensor_it_cannot_follow_turns_it_off(ledger, records):
     assert {record.source for record in records} == {"rss"}
 
 
-def test_compiled_code_turns_it_off(ledger, records, monkeypatch):
+def test_compiled_code_turns_the_ledger_off(ledger, records, monkeypatch):
     monkeypatch.setattr(ledger_module, "compile_in_use", lambda: True)
     model, optimizer = build()
     train(ledger, model, optimizer, steps=11)
@@ -534,7 +534,7 @@ def test_compiled_code_turns_it_off(ledger, records, monkeypatch):
         assert record.peak_bytes >= record.current_bytes > params
 
 
-def test_resident_memory_is_no_virtual_devices(records, monkeypatch):
+def test_resident_memory_is_not_reported_for_virtual_devices(records, monkeypatch):
     monkeypatch.setattr(ledger_module, "compile_in_use", lambda: True)
     devices = [DeviceInfo(f"vgpu:{index}", "virtual") for index in range(2)]
     ledger = ledger_module.start(records.append, devices)
@@ -543,7 +543,7 @@ def test_resident_memory_is_no_virtual_devices(records, monkeypatch):
 
 
 class Wrapper(torch.Tensor):
-    """What a DTensor is: it takes itself apart, and the plain tensors inside come back."""
+    """Like a DTensor: it unwraps itself, and the plain tensors inside come back."""
 
     @staticmethod
     def __new__(cls, inner):
@@ -562,7 +562,7 @@ def with_wrapper():
     assert wrapped.inner[0] == 2
 
 
-def test_distributed_tensors_take_themselves_apart(ledger, records, monkeypatch):
+def test_distributed_tensors_are_unwrapped(ledger, records, monkeypatch):
     monkeypatch.setattr(Wrapper, "__module__", "torch.distributed.tensor._api")
 
     def step(model, optimizer):
@@ -589,7 +589,7 @@ def with_transform():
     ("meets", "why"),
     [(with_wrapper, "subclasses"), (with_complex, "complex"), (with_transform, "functorch")],
 )
-def test_it_stands_aside_for_what_modes_are_known_to_harm(meets, why, records):
+def test_the_ledger_turns_off_for_what_modes_are_known_to_harm(meets, why, records):
     """From the next forward or backward on, and for good."""
     ledger = Ledger(lambda record: records.append(Memory(*record[1:])))
     model, optimizer = build()
@@ -610,8 +610,8 @@ def test_it_stands_aside_for_what_modes_are_known_to_harm(meets, why, records):
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_a_first_compile_in_a_sampled_step_is_as_without_it(at, records):
-    """Step 1 is sampled, 2 too: the mode has to be gone before dynamo looks."""
+def test_a_first_compile_in_a_sampled_step_is_unaffected(at, records):
+    """Steps 1 and 2 are sampled: the mode must be gone before dynamo checks."""
     ledger = Ledger(lambda record: records.append(Memory(*record[1:])))
     model, optimizer = build()
     graphs = []
@@ -638,7 +638,7 @@ def test_a_first_compile_in_a_sampled_step_is_as_without_it(at, records):
         torch._dynamo.reset()
 
 
-def test_a_callable_that_is_yet_to_compile_is_known_of(records):
+def test_a_callable_that_has_not_compiled_yet_is_detected(records):
     ledger = Ledger(lambda record: records.append(Memory(*record[1:])))
     model, optimizer = build()
     later = torch.compile(lambda x: x + 1, backend="eager")
@@ -661,7 +661,7 @@ def test_models_and_optimizers_are_not_kept_alive(ledger):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_worker_follows_nothing(ledger, records):
+def test_a_forked_worker_tracks_nothing(ledger, records):
     model, optimizer = build()
     train(ledger, model, optimizer, steps=1)
     ledger.step_begin(1)

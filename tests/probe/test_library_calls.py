@@ -1,4 +1,4 @@
-"""LibraryCall of which library call a thread stands; the calls are real."""
+"""Which library call a thread is in; the calls are real."""
 
 import io
 import pdb
@@ -24,7 +24,7 @@ DEADLINE_S = 60
 
 
 class Blocked:
-    """A thread that stays where it is until it is let go."""
+    """A thread that stays where it is until it is released."""
 
     def __init__(self, call):
         self.entered, self.go_on = threading.Event(), threading.Event()
@@ -58,7 +58,7 @@ def blocked():
         each.close()
 
 
-def test_a_thread_that_makes_the_world_is_in_it_with_rank_and_size(blocked, monkeypatch):
+def test_a_thread_in_init_process_group_is_found_with_rank_and_size(blocked, monkeypatch):
     def joins(wait):
         def rendezvous(*args, **kwargs):
             wait()
@@ -79,7 +79,7 @@ def test_a_thread_that_makes_the_world_is_in_it_with_rank_and_size(blocked, monk
     assert (library_call_of(it.ident), rank_given_to_init(it.ident)) == (NO_CALL, None)
 
 
-def test_an_exception_tells_which_group_was_being_made(tmp_path, monkeypatch):
+def test_an_exception_shows_which_group_was_being_created(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("Connection reset by peer")
 
@@ -101,7 +101,7 @@ def test_an_exception_tells_which_group_was_being_made(tmp_path, monkeypatch):
         dist.destroy_process_group()
 
 
-def test_a_thread_that_waits_for_its_data_loader(blocked):
+def test_a_thread_that_waits_for_its_data_loader_is_found(blocked):
     def loads(wait):
         class Slow(Dataset):
             def __len__(self):
@@ -117,7 +117,7 @@ def test_a_thread_that_waits_for_its_data_loader(blocked):
 
 
 def in_file(file, function, body):
-    """A function in which a thread waits, as if it were a file's."""
+    """A function in which a thread waits, as if it were defined in that file."""
     told = {}
     exec(compile(f"def {function}(wait): {body}", file, "exec"), told)
     return told[function]
@@ -131,7 +131,7 @@ def test_a_kernel_that_waits_for_its_next_cell_is_at_a_prompt(blocked):
     assert library_call_of(blocked(lambda wait: runs((cell, wait))).ident) == NO_CALL
 
 
-def test_a_debugger_is_named(blocked):
+def test_a_debugger_prompt_is_recognized(blocked):
     def debugs(wait):
         class Person(io.StringIO):
             def readline(self):
@@ -143,7 +143,7 @@ def test_a_debugger_is_named(blocked):
     assert library_call_of(blocked(debugs).ident).call == "pdb"
 
 
-def test_at_pythons_own_prompt_no_frame_is_there(monkeypatch):
+def test_pythons_own_prompt_is_recognized_without_a_frame(monkeypatch):
     main = threading.main_thread().ident
     assert _prompt(main, []) == ""
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
@@ -151,6 +151,6 @@ def test_at_pythons_own_prompt_no_frame_is_there(monkeypatch):
     assert _prompt(main + 1, []) == ""
 
 
-def test_elsewhere_it_is_nowhere(blocked):
+def test_outside_known_calls_nothing_is_found(blocked):
     it = blocked(lambda wait: wait())
     assert (library_call_of(it.ident), rank_given_to_init(it.ident)) == (NO_CALL, None)

@@ -108,7 +108,7 @@ def test_gradients_by_autograd_grad_make_a_step(rig, setting):
     assert told(rig) == [(loss, 32) for loss in printed]
 
 
-def test_a_gradient_penalty_is_no_loss_of_its_own(rig, setting):
+def test_a_gradient_penalty_is_not_a_separate_loss(rig, setting):
     model, _ = setting
     optimizer = sgd(model)
     printed = []
@@ -133,7 +133,7 @@ def test_a_root_in_a_tuple_is_read(rig, setting):
     assert told(rig) == [(float(loss.detach()), 32)]
 
 
-def test_calls_that_backward_does_not_go_through_are_no_samples(rig, setting):
+def test_calls_without_a_backward_are_not_samples(rig, setting):
     model, loss_of = setting
     optimizer = sgd(model)
     for _ in range(STEPS):

@@ -1,4 +1,4 @@
-"""What the hooks do in a step is bounded, whatever the step is made of."""
+"""The work of the hooks in a step is bounded, whatever the step consists of."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpwatch.probe.steps.tracker import COST_SHARE, EVENT_NS, FIRST_EVENTS
+from dpwatch.probe.steps.tracker import COST_SHARE, EVENT_COST_NS, FIRST_EVENTS
 from dpwatch.wire.messages import Step
 
 MS = 1_000_000
@@ -54,7 +54,7 @@ def script(rig, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["module calls", "backwards", "batches"])
 @pytest.mark.parametrize("took_ms", [10, 40])
-def test_steps_of_many_events_are_looked_at_seldom_and_whole(script, kind, took_ms):
+def test_steps_with_many_events_are_sampled_rarely_and_completely(script, kind, took_ms):
     steps = 240
     for _ in range(20):
         script.step(kind, took_ms)
@@ -62,7 +62,7 @@ def test_steps_of_many_events_are_looked_at_seldom_and_whole(script, kind, took_
     for _ in range(steps):
         script.step(kind, took_ms)
     assert first > 0
-    assert script.events * EVENT_NS <= 2 * COST_SHARE * steps * took_ms * MS
+    assert script.events * EVENT_COST_NS <= 2 * COST_SHARE * steps * took_ms * MS
     told = [s for s in script.rig.records(Step) if s.step >= 20]
     assert 2 <= len(told) < steps / 2
     for s in told:
@@ -71,13 +71,13 @@ def test_steps_of_many_events_are_looked_at_seldom_and_whole(script, kind, took_
     assert script.rig.probe.steps.step == steps + 20
 
 
-def test_long_steps_with_as_many_events_are_all_looked_at(script):
+def test_long_steps_with_as_many_events_are_all_measured(script):
     for _ in range(30):
         script.step("module calls", 400)
     assert [s.step for s in script.rig.records(Step)] == list(range(30))
 
 
-def test_a_step_that_does_not_end_costs_no_more_and_more(script):
+def test_a_step_that_does_not_end_has_bounded_cost(script):
     x = torch.ones(2, 3)
     for _ in range(2 * FIRST_EVENTS):
         script.model(x)  # an evaluation with gradients on, say

@@ -1,4 +1,4 @@
-"""Gauges: CUDA's against a pretended allocator, the host's against the operating system."""
+"""Gauges: CUDA's against a fake allocator, the host's against the operating system."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ FIGURES = {"allocated_bytes.all.current": 1000, "allocated_bytes.all.peak": 5000
 
 
 class FakeCuda:
-    """Only what may be called; anything else, such as a reset, is an AttributeError."""
+    """Only what may be called; anything else, such as a reset, raises AttributeError."""
 
     def __init__(self, stats, *, initialized=True):
         self.stats, self.initialized, self.asked = stats, initialized, []
@@ -124,7 +124,7 @@ def test_resident_sizes_are_the_operating_systems():
 
 
 def test_the_peak_is_this_programs_and_not_its_parents():
-    """A process that was large and then becomes another program by exec is small again."""
+    """A process that was large and then execs another program is small again."""
     code = "from dpwatch.probe.memory import resident; print(resident.resident().peak)"
     became = f"os.execv(sys.executable, [sys.executable, '-c', {code!r}])"
     before = f"import os, sys; x = b'x' * (64 << 20); {became}"

@@ -1,4 +1,4 @@
-"""malloc's own account: exact where it is glibc's, unknown where another malloc stands in."""
+"""malloc's statistics: exact with glibc, unknown with another malloc."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_it_rises_and_falls_with_a_tensor(heap, nbytes):
     assert heap.in_use() - before == pytest.approx(0, abs=8192)
 
 
-def test_a_call_that_takes_long_is_the_last():
+def test_a_slow_heap_call_is_the_last():
     spent = iter([0, 10, 20, 20 + SLOW_NS + 1])
     heap = Heap(cpu_ns=lambda: next(spent))
     assert heap.in_use() > 0
@@ -35,8 +35,8 @@ def test_a_call_that_takes_long_is_the_last():
     assert "fragmented" in heap.note
 
 
-def test_another_malloc_is_found_out(monkeypatch):
-    """Its figures would stand still, whatever torch allocates."""
+def test_another_malloc_is_detected(monkeypatch):
+    """Its figures would not change, whatever torch allocates."""
     heap = Heap()
     monkeypatch.setattr(heap, "_read", lambda: 1000)
     assert heap.in_use() is None
@@ -50,7 +50,7 @@ def test_a_library_without_it_leaves_the_heap_unknown(monkeypatch):
     assert "mallinfo2" in heap.note
 
 
-def test_the_trial_is_in_no_profile(heap):
+def test_the_trial_allocation_is_not_profiled(heap):
     """An allocation of the probe's would be listed among the script's."""
     fresh = Heap()
     with torch.profiler.profile(

@@ -1,4 +1,4 @@
-"""Sampling: how often, given what it costs."""
+"""How often steps are sampled, given the cost."""
 
 import pytest
 
@@ -17,7 +17,7 @@ class Clock:
 
 
 def train(pace, clock, *, steps, step_ms=20.0, extra_ms=0.0, work_ms=0.0, can_sample=True):
-    """Runs steps that take what the arguments say; returns the sampled ones."""
+    """Runs steps that take the given times; returns the sampled ones."""
     sampled = []
     due = False
     for step in range(steps):
@@ -61,7 +61,7 @@ def test_the_mean_cost_stays_below_one_percent(pace, clock, step_ms, extra_ms, w
     assert (clock.now_ns - plain_ns) / plain_ns < 0.01
 
 
-def test_dear_first_samples_put_off_the_next(pace, clock):
+def test_costly_first_samples_delay_the_next(pace, clock):
     assert train(pace, clock, steps=200, extra_ms=10) == [1, 2, 80, 160]
 
 
@@ -74,7 +74,7 @@ def test_ranks_of_different_cost_share_their_sampled_steps():
     assert dearest < dear < cheap
 
 
-def test_a_missed_step_is_made_up_for(pace, clock):
+def test_a_missed_sample_is_made_up_for(pace, clock):
     assert train(pace, clock, steps=10, can_sample=False) == []
     assert pace.due(11)
     assert train(pace, clock, steps=13)[0] == 1
@@ -114,7 +114,7 @@ def test_cheap_walks_are_made_in_every_block_of_ten(clock):
 @pytest.mark.parametrize("step_ms", [0.5, 5, 100])
 @pytest.mark.parametrize("walk_ms", [0.05, 1, 60])
 def test_walks_never_take_more_than_their_share(clock, step_ms, walk_ms):
-    """Whatever a walk costs: with the first, which is the only one it can't be known of."""
+    """Whatever a walk costs, except for the first one, whose cost is not known before."""
     steps = 20_000
     sampled = walk(clock, steps=steps, step_ms=step_ms, walk_ms=walk_ms)
     assert sampled[0] == 1
@@ -130,5 +130,5 @@ def test_ranks_of_different_cost_walk_in_the_same_steps():
     assert dearest < dear < cheap
 
 
-def test_what_starts_late_walks_at_once(clock):
+def test_a_late_start_samples_at_once(clock):
     assert walk(clock, steps=30, first=1000)[0] == 1000

@@ -57,7 +57,7 @@ def test_a_scripts_own_devices_are_measured_passively():
     assert type(start(print, [])) is FirstStep
 
 
-def test_exact_by_request_says_what_it_may_change(capsys, monkeypatch):
+def test_requesting_exact_prints_what_it_may_change(capsys, monkeypatch):
     assert type(start(print, HOST, "exact")) is Ledger
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("dpwatch: memory=exact")
@@ -67,7 +67,7 @@ def test_exact_by_request_says_what_it_may_change(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
-def test_the_script_is_asked_before_the_environment(monkeypatch, capsys):
+def test_the_scripts_choice_precedes_the_environments(monkeypatch, capsys):
     assert choice() == "passive"
     monkeypatch.setenv("DPWATCH_MEMORY", "exact")
     assert choice() == "exact"
@@ -76,7 +76,7 @@ def test_the_script_is_asked_before_the_environment(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("asked", [None, "Exact"])
-def test_a_word_that_is_neither_is_told_of_in_one_line(asked, monkeypatch, capsys):
+def test_an_invalid_memory_mode_is_reported_in_one_line(asked, monkeypatch, capsys):
     monkeypatch.setenv("DPWATCH_MEMORY", "sloppy")
     assert choice(asked) == "passive"
     (said,) = capsys.readouterr().err.splitlines()
@@ -87,7 +87,7 @@ def test_a_word_that_is_neither_is_told_of_in_one_line(asked, monkeypatch, capsy
 # -- what is recorded --------------------------------------------------------------------------
 
 
-def test_a_sampled_step_is_told_of_whole(memory, records):
+def test_a_sampled_step_is_recorded_completely(memory, records):
     model, optimizer = build()
     params = sum(p.nbytes for p in model.parameters())
     train(memory, model, optimizer, steps=2)
@@ -114,7 +114,7 @@ def test_the_first_step_gives_the_estimate_its_error(records):
     assert records[-1].activations_error is None
 
 
-def test_devices_that_share_the_hosts_memory_are_told_nothing_of(records):
+def test_devices_that_share_host_memory_get_no_records(records):
     memory = PassiveMemory(records.append, HOST * 2)
     train(memory, *build(), steps=3)
     assert records == []
@@ -123,8 +123,8 @@ def test_devices_that_share_the_hosts_memory_are_told_nothing_of(records):
 # -- cost --------------------------------------------------------------------------------------
 
 
-def test_ten_thousand_parameters_are_walked_seldom(records):
-    """By hand: a step takes 20 ms, the walk whatever it takes here."""
+def test_ten_thousand_parameters_are_walked_rarely(records):
+    """On manual clocks: a step takes 20 ms, the walk as long as it really takes."""
     model = nn.Module()
     for at in range(10_000):
         model.register_parameter(f"p{at}", nn.Parameter(torch.zeros(2)))
@@ -155,7 +155,7 @@ def timed(work, *args):
     return time.perf_counter_ns() - began
 
 
-def test_with_a_mode_of_the_scripts_own_no_more_walks_are_made(memory):
+def test_a_mode_of_the_scripts_does_not_add_walks(memory):
     class Mine(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             return function(*args, **(kwargs or {}))
@@ -172,7 +172,7 @@ def test_with_a_mode_of_the_scripts_own_no_more_walks_are_made(memory):
 # -- never into training -----------------------------------------------------------------------
 
 
-def test_nothing_stands_in_the_dispatchers_way(memory):
+def test_passive_memory_installs_no_dispatch_mode(memory):
     stacks = []
     model, optimizer = build()
     model[0].register_forward_hook(
@@ -196,7 +196,7 @@ class Deadline(Exception):
 
 @pytest.fixture
 def interrupt():
-    """What to put in the place of a part of the probe's: it is interrupted by a signal there."""
+    """Replaces a part of the probe by a function in which a signal arrives."""
 
     def give_up(*_):
         raise Deadline
@@ -228,9 +228,7 @@ def passive(record):
         (Ledger, "_tracker", "see"),
     ],
 )
-def test_what_is_meant_for_the_script_passes_through(
-    make, part, name, monkeypatch, records, interrupt
-):
+def test_foreign_exceptions_pass_through(make, part, name, monkeypatch, records, interrupt):
     memory = make(records.append)
     monkeypatch.setattr(getattr(memory, part) if part else memory, name, interrupt)
     with pytest.raises(Deadline):
@@ -238,7 +236,7 @@ def test_what_is_meant_for_the_script_passes_through(
     memory.close()
 
 
-def test_the_seam_is_kept():
+def test_passive_memory_implements_the_interface():
     for kind in (FirstStep, PassiveMemory, Ledger):
         for name, member in vars(LedgerLike).items():
             if callable(member) and not name.startswith("_"):

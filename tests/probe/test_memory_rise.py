@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.checkpoint import checkpoint
 
 from dpwatch.probe.memory.gauges import HostGauge
-from dpwatch.probe.memory.rise import MODULE_BYTES, MOST_LOOKS, Estimate, Rise
+from dpwatch.probe.memory.rise import MODULE_BYTES, MOST_MICRO_BATCHES, Estimate, Rise
 from dpwatch.probe.memory.walk import modules_of
 from tests.allocator import made_and_kept
 
@@ -28,7 +28,7 @@ def one_thread():
 
 
 class Layers(nn.Module):
-    """Embedding, transformer, head: what it returns is as large as what a layer keeps."""
+    """Embedding, transformer, head: its output is as large as what a layer saves."""
 
     def __init__(self, width=64, words=500, checkpointed=False):
         super().__init__()
@@ -67,9 +67,9 @@ def images():
 
 
 class Training:
-    """Trains with a `Rise` on, as the hooks would call it.
+    """Trains with a `Rise`, called as by the hooks.
 
-    `drops`: nothing of a step outlives it. `late`: gradients are let go of after forward.
+    `drops`: nothing of a step outlives it. `late`: gradients are dropped after forward.
     """
 
     def __init__(self, make, *, drops=False, late=False, micro_batches=1):
@@ -133,14 +133,14 @@ NAMES = ["language", "perceptron", "images", "checkpointed"]
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("make", CASES, ids=NAMES)
-def test_the_truth_lies_within_the_error(make, options):
+def test_the_true_value_is_within_the_error(make, options):
     *_, last = Training(make, **options).run()
     truth = truth_of(make, **options)
     assert abs(last.nbytes - truth) <= last.error
 
 
 @pytest.mark.parametrize("make", CASES, ids=NAMES)
-def test_where_a_script_keeps_nothing_only_bookkeeping_is_off(make):
+def test_if_a_script_keeps_nothing_only_bookkeeping_is_off(make):
     training = Training(make, drops=True)
     *_, last = training.run()
     truth = truth_of(make, drops=True)
@@ -169,7 +169,7 @@ class Hand:
 
 
 def rises(rise, gauge, *steps):
-    """Ends each step, whose figures are of forward's and backward's starts in turn."""
+    """Ends each step; the figures are those at forward's and backward's starts in turn."""
     found = []
     for step in steps:
         rise.begin([])
@@ -179,14 +179,14 @@ def rises(rise, gauge, *steps):
     return found
 
 
-def test_the_error_is_what_the_first_step_took_more_and_bookkeeping():
+def test_the_error_is_the_first_steps_excess_plus_bookkeeping():
     gauge = Hand()
     bookkeeping = MODULE_BYTES + 10
     (found,) = rises(Rise({0: gauge}, {CPU: 1500}), gauge, [100, 1100])
     assert found == Estimate(1000, 500 + bookkeeping)
 
 
-def test_estimates_that_scatter_widen_the_error():
+def test_scattered_estimates_widen_the_error():
     gauge = Hand()
     *_, last = rises(Rise({0: gauge}, {CPU: 5000}), gauge, [0, 1000], [0, 4000], [0, 4500])
     assert last == Estimate(4500, 3500 + MODULE_BYTES + 45)
@@ -199,7 +199,7 @@ def test_without_a_first_step_as_large_there_is_no_bound(first):
     assert found == Estimate(50_000, None)
 
 
-def test_what_can_not_be_an_estimate_is_none():
+def test_an_impossible_estimate_is_dropped():
     gauge = Hand()
     rise = Rise({0: gauge}, {CPU: 10})
     falls, no_backward, no_forward = rises(rise, gauge, [500, 100], [100], [])
@@ -230,7 +230,7 @@ def test_an_unreadable_gauge_gives_no_estimate():
     assert rise.end(0) == {}
 
 
-def test_of_many_micro_batches_only_some_are_looked_at():
+def test_only_some_of_many_micro_batches_are_measured():
     gauge = Hand()
     rise = Rise({0: gauge})
     rise.begin([])
@@ -239,4 +239,4 @@ def test_of_many_micro_batches_only_some_are_looked_at():
         rise.before_forward()
         gauge.held = at
         rise.before_backward()
-    assert rise.end(0)[0].nbytes == MOST_LOOKS - 1
+    assert rise.end(0)[0].nbytes == MOST_MICRO_BATCHES - 1

@@ -1,4 +1,4 @@
-"""The walk: to the byte, and without any of the script's code noticing."""
+"""The walk: exact to the byte, and without running any of the script's code."""
 
 import warnings
 import weakref
@@ -104,7 +104,7 @@ def test_lists_in_an_optimizers_state_count():
 
 @pytest.fixture
 def group():
-    """A group of two ranks of which only this one is there; its collectives do nothing."""
+    """A group of two ranks of which only this one exists; its collectives do nothing."""
     fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
     torch.distributed.init_process_group("fake", store=fake.FakeStore(), rank=0, world_size=2)
     yield
@@ -121,7 +121,7 @@ def test_of_a_dtensor_the_shard_counts():
 
 
 @pytest.mark.usefixtures("group")
-def test_ddp_tells_of_its_buckets_once():
+def test_ddps_bucket_sizes_are_read_once():
     class Function(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
             raise AssertionError(f"seen: {function}")
@@ -147,7 +147,7 @@ def test_scripted_modules_are_walked_too():
     assert (found.params, found.buffers) == (LINEAR + 2 * WIDTH * 4, BUFFERS)
 
 
-def test_only_gradients_in_storages_of_their_own_are_freed_by_letting_go():
+def test_only_gradients_with_their_own_storage_count_as_freed():
     model, optimizer = trained()
     bucket = torch.zeros(2, WIDTH)
     for at, norm in enumerate((model[1].weight, model[1].bias)):
@@ -171,7 +171,7 @@ def test_sparse_gradients_are_unknown_and_the_rest_is_not():
     assert (found.params, found.grads, found.optimizer) == (160, None, 0)
 
 
-def test_a_state_that_is_no_dictionary_is_unknown():
+def test_a_state_that_is_not_a_dict_is_unknown():
     model, inner = trained()
 
     class Elsewhere:
@@ -190,7 +190,7 @@ def test_fake_tensors_hold_nothing():
     assert Walk([], [model]).on(CPU) == ByCategory()
 
 
-def test_in_a_fake_mode_what_is_real_is_real():
+def test_in_a_fake_mode_real_tensors_count():
     model, optimizer = trained()
     with FakeTensorMode():
         assert Walk([optimizer], [model]).on(CPU).params == PARAMS
@@ -222,7 +222,7 @@ def test_no_mode_sees_anything():
 
 
 class Loud(torch.Tensor):
-    """A wrapper, any use of which raises."""
+    """A wrapper that raises on any use."""
 
     @staticmethod
     def __new__(cls, inner):
@@ -245,7 +245,7 @@ class Loud(torch.Tensor):
 
 
 class LoudModule(nn.Module):
-    """A module that overrides all there is to ask it."""
+    """A module that overrides everything one could ask it."""
 
     def __init__(self):
         super().__init__()
@@ -266,7 +266,7 @@ def test_no_code_of_the_scripts_runs():
     assert (found.params, found.buffers) == ((16 + 4) * 4, 400)
 
 
-def test_other_tensors_than_leaves_do_not_warn():
+def test_non_leaf_tensors_do_not_warn():
     model = nn.Module()
     leaf = torch.randn(4, requires_grad=True)
     model._parameters["computed"] = leaf * 2  # as functional code swaps them in
@@ -286,8 +286,8 @@ def test_a_lazy_copy_stays_lazy():
     assert torch._C._is_cow_tensor(lazy)
 
 
-def test_tensors_stay_free_to_be_swapped():
-    """`torch.utils.swap_tensors`, which `Module.to` may use, refuses those with weak references."""
+def test_tensors_can_still_be_swapped():
+    """`torch.utils.swap_tensors`, which `Module.to` may use, refuses weakly referenced tensors."""
     model, optimizer = trained()
     Walk([optimizer], [model])
     own_gradient_bytes([optimizer])
@@ -305,7 +305,7 @@ def test_nothing_is_kept_alive():
     assert alive() is None
 
 
-def test_wrappers_inside_wrappers_are_taken_apart():
+def test_nested_wrappers_are_unwrapped():
     inner = torch.ones(3)
     with torch._C.DisableTorchFunction():
         outer = Loud(Loud(inner))

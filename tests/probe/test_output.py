@@ -1,4 +1,4 @@
-"""The tap on stdout and stderr: what is printed comes out as without it, and is told."""
+"""The tap on stdout and stderr: output is unchanged, and captured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dpwatch.wire.messages import Bye, Hello, Output
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """A stdout and a stderr as Python makes them, into memory; within the test, as pytest's own."""
+    """A stdout and a stderr as Python creates them, in memory; not pytest's own."""
 
     def make():
         made = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in "oe"]
@@ -79,7 +79,7 @@ def test_the_bytes_written_are_the_same(fresh):
     assert texts(told, "err") == ["é 漢字", "a warning"]
 
 
-def test_the_streams_stay_what_they_were(fresh):
+def test_the_stream_objects_are_unchanged(fresh):
     streams = fresh()
     before = [(vars(s).copy(), type(s), s.fileno if hasattr(s, "fileno") else 0) for s in streams]
     tap = Tap()
@@ -94,7 +94,7 @@ def test_the_streams_stay_what_they_were(fresh):
     assert after == before
 
 
-def test_what_writing_raises_comes_out_unchanged(tapped):
+def test_write_errors_propagate_unchanged(tapped):
     streams, tap = tapped()
     with pytest.raises(TypeError, match="must be str, not int"):
         sys.stdout.write(7)
@@ -137,7 +137,7 @@ def test_prints_of_many_threads_stay_whole(tapped):
     assert sorted(texts(tap.drain(last=True))) == expected
 
 
-def test_what_somebody_else_puts_on_top_stays(tapped):
+def test_patches_on_top_of_ours_stay(tapped):
     streams, tap = tapped()
     ours = sys.stdout.write
 
@@ -151,7 +151,7 @@ def test_what_somebody_else_puts_on_top_stays(tapped):
     assert streams[0].buffer.getvalue() == b"goes on\n"
 
 
-def test_a_write_that_was_there_already_is_put_back_as_it_was(fresh):
+def test_an_existing_instance_write_is_restored(fresh):
     fresh()
     seen = []
     sys.stdout.write = seen.append
@@ -166,7 +166,7 @@ def test_a_write_that_was_there_already_is_put_back_as_it_was(fresh):
 
 
 @pytest.mark.parametrize("odd", [None, object(), io.StringIO()])
-def test_streams_of_any_kind_do_no_harm(monkeypatch, odd):
+def test_unusual_streams_do_no_harm(monkeypatch, odd):
     monkeypatch.setattr(sys, "stdout", odd)
     monkeypatch.setattr(sys, "stderr", odd)
     tap = Tap()
@@ -174,7 +174,7 @@ def test_streams_of_any_kind_do_no_harm(monkeypatch, odd):
     tap.close()
 
 
-def test_it_keeps_little_while_nobody_takes_it(tapped):
+def test_undrained_output_is_bounded(tapped):
     _, tap = tapped()
     for n in range(3 * MOST_WRITES):
         sys.stdout.write(f"{n}\n")
@@ -188,7 +188,7 @@ def test_it_keeps_little_while_nobody_takes_it(tapped):
     assert (told.lines[-1].text, told.left_out) == ("last", 1)
 
 
-def test_what_made_room_for_the_other_stream_is_counted_at_the_end(tapped):
+def test_lines_dropped_for_the_other_stream_are_counted(tapped):
     _, tap = tapped()
     print("one\ntwo")
     for n in range(MOST_WRITES):
@@ -198,7 +198,7 @@ def test_what_made_room_for_the_other_stream_is_counted_at_the_end(tapped):
     assert len(told["err"].lines) + told["err"].left_out == MOST_WRITES
 
 
-def test_no_line_is_counted_twice_while_the_sender_takes_them(tapped):
+def test_no_line_is_counted_twice_while_draining(tapped):
     _, tap = tapped()
     told, over = [], threading.Event()
 
@@ -227,13 +227,13 @@ def test_no_line_is_counted_twice_while_the_sender_takes_them(tapped):
         ({"DPWATCH_OUTPUT": "1"}, True),
     ],
 )
-def test_where_it_is_wanted(monkeypatch, env, expected):
+def test_capture_follows_the_environment(monkeypatch, env, expected):
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     assert output.wanted() is expected
 
 
-def test_a_probe_tells_what_is_printed_and_takes_itself_off(
+def test_a_probe_streams_output_and_restores_the_streams(
     make_probe, bare, link, fresh, monkeypatch
 ):
     fresh()
@@ -248,7 +248,7 @@ def test_a_probe_tells_what_is_printed_and_takes_itself_off(
     assert "write" not in vars(sys.stdout)
 
 
-def test_a_probe_leaves_the_streams_alone_unless_asked(make_probe, bare, link, fresh):
+def test_a_probe_does_not_patch_the_streams_unless_enabled(make_probe, bare, link, fresh):
     fresh()
     probe = make_probe()
     assert "write" not in vars(sys.stdout)
@@ -258,9 +258,7 @@ def test_a_probe_leaves_the_streams_alone_unless_asked(make_probe, bare, link, f
     assert link.records(Output) == []
 
 
-def test_the_traceback_of_a_block_is_told_as_python_is_about_to_print_it(
-    make_probe, bare, link, fresh, monkeypatch
-):
+def test_the_traceback_of_a_with_block_is_sent(make_probe, bare, link, fresh, monkeypatch):
     streams = fresh()
     monkeypatch.setenv("DPWATCH_OUTPUT", "1")
     probe = make_probe()
@@ -280,7 +278,7 @@ def test_the_traceback_of_a_block_is_told_as_python_is_about_to_print_it(
     ("error", "expected"),
     [(SystemExit("stop"), ["stop"]), (SystemExit(3), []), (KeyError("k"), ["KeyError: 'k'"])],
 )
-def test_other_ends_are_told_as_python_prints_them(tapped, error, expected):
+def test_other_endings_are_sent_as_python_prints_them(tapped, error, expected):
     _, tap = tapped()
     tap.record_exception(error)
     assert texts(tap.drain(last=True), "err") == expected

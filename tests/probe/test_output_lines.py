@@ -1,4 +1,4 @@
-"""What is told of what a stream is written: whole lines, clean, not too many."""
+"""Lines made from writes to a stream: complete, clean, and limited in number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def texts(output: Output | None) -> list[str]:
 
 
 def told(*writes: str) -> list[str]:
-    """Lines told of these writes, and the one that is open."""
+    """Lines sent for these writes, and the open one."""
     lines = Lines("out")
     for n, text in enumerate(writes):
         lines.feed(text, n)
@@ -73,12 +73,12 @@ def test_a_line_has_the_time_of_its_last_write():
         ("été 漢字 █", "été 漢字 █"),
     ],
 )
-def test_only_what_can_be_shown_is_told(raw, clean):
+def test_only_printable_text_is_sent(raw, clean):
     assert cleaned(raw) == clean
     cleaned(raw).encode()  # so that it can be sent
 
 
-def test_a_huge_line_is_cut_and_costs_no_more_than_it_shows():
+def test_a_huge_line_is_truncated_at_bounded_cost():
     lines = Lines("out")
     for _ in range(1000):
         lines.feed("x" * 8000, 0)
@@ -88,11 +88,11 @@ def test_a_huge_line_is_cut_and_costs_no_more_than_it_shows():
     assert (len(long), long[-1], after) == (MOST_CHARS, "…", "next")
 
 
-def test_what_a_long_line_is_written_over_with_is_seen():
+def test_an_overwritten_long_line_shows_its_final_state():
     assert told("x" * 10_000, "\rshort\n") == ["short"]
 
 
-def test_of_too_many_lines_the_last_are_told_and_the_others_counted():
+def test_of_too_many_lines_the_last_are_sent_and_the_others_counted():
     lines = Lines("out")
     lines.feed("".join(f"{n}\n" for n in range(1000)), 0)
     output = lines.drain(0)
@@ -104,7 +104,7 @@ def test_of_too_many_lines_the_last_are_told_and_the_others_counted():
     assert output.left_out == 100 - RATE // 2
 
 
-def test_the_last_lines_of_a_rank_are_told_however_many_came_before():
+def test_a_ranks_last_lines_are_always_sent():
     lines = Lines("err")
     lines.feed("x\n" * BURST, 0)
     lines.drain(0)
@@ -112,7 +112,7 @@ def test_the_last_lines_of_a_rank_are_told_however_many_came_before():
     assert len(texts(lines.drain(0, last=True))) == 30
 
 
-def test_lines_over_long_time_all_come():
+def test_lines_within_the_rate_are_all_sent():
     lines = Lines("out")
     seen = []
     for turn in range(40):  # ten seconds at 40 lines a second
@@ -123,14 +123,14 @@ def test_lines_over_long_time_all_come():
     assert len(seen) == 400
 
 
-def test_lines_lost_on_the_way_are_counted():
+def test_lines_lost_before_are_counted():
     lines = Lines("out")
     lines.feed("end\n", 0, cut=7)
     assert lines.drain(0) == Output("out", [Line(0, "end")], 7)
     assert lines.drain(S) is None
 
 
-def test_an_open_line_is_told_now_and_then_and_closed_when_it_ends():
+def test_an_open_line_is_sent_at_intervals_until_it_ends():
     lines = Lines("err")
     lines.feed("\r 1%", 1)
     assert lines.drain(S).open == Line(1, " 1%")
@@ -143,7 +143,7 @@ def test_an_open_line_is_told_now_and_then_and_closed_when_it_ends():
     assert lines.drain(9 * S) is None
 
 
-def test_an_open_line_that_is_wiped_away_is_told_so():
+def test_an_erased_open_line_is_cleared():
     lines = Lines("err")
     lines.feed("\r50%", 1)
     lines.drain(S)

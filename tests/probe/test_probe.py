@@ -46,7 +46,7 @@ def train(steps: int = 6) -> tuple[list[float], list[torch.Tensor]]:
 
 
 def places() -> dict[str, Any]:
-    """All that a probe may put its own into."""
+    """Everything that a probe may patch."""
     return {
         "module": nn.Module.__dict__["__call__"],
         "backward": torch.autograd.backward,
@@ -88,7 +88,7 @@ def test_what_is_sent_names_the_sender(make_probe, link, monkeypatch):
     assert isinstance(link.batches[-1].records[-1], Bye)
 
 
-def test_a_hundred_starts_and_closes_put_everything_back(make_probe, bare):
+def test_a_hundred_starts_and_closes_restore_everything(make_probe, bare):
     before, threads = places(), threading.active_count()
     for _ in range(100):
         probe = make_probe()
@@ -97,7 +97,7 @@ def test_a_hundred_starts_and_closes_put_everything_back(make_probe, bare):
     assert threading.active_count() == threads
 
 
-def test_everything_is_put_back_with_all_instruments(make_probe):
+def test_everything_is_restored_with_all_instruments(make_probe):
     before = places()
     probe = make_probe()
     train(4)
@@ -107,7 +107,7 @@ def test_everything_is_put_back_with_all_instruments(make_probe):
     assert places() == before
 
 
-def test_patches_of_others_on_top_stay(make_probe, bare, monkeypatch):
+def test_patches_by_others_stay(make_probe, bare, monkeypatch):
     original = nn.Module.__call__
     probe = make_probe()
     ours = nn.Module.__call__
@@ -182,7 +182,7 @@ def test_a_sender_that_cannot_open_turns_the_probe_off(make_probe, bare, link, c
     )
 
 
-def test_training_goes_on_where_the_link_takes_nothing(make_probe, bare, link):
+def test_training_continues_if_the_link_takes_nothing(make_probe, bare, link):
     link.full = True
     expected, _ = train()
     probe = make_probe()
@@ -197,7 +197,7 @@ def test_training_goes_on_where_the_link_takes_nothing(make_probe, bare, link):
 
 @pytest.fixture
 def _nothing_compiled_stays():
-    """As far as dynamo can tell, which the memory ledger asks."""
+    """Resets what the memory ledger asks dynamo about."""
     yield
     torch._dynamo.reset()
 
@@ -344,7 +344,7 @@ print("torch" in sys.modules)
 
 
 def test_in_a_subinterpreter_it_says_so_and_does_nothing():
-    """torch's import hangs there."""
+    """Importing torch hangs there."""
     done = subprocess.run(
         [sys.executable, "-c", SUBINTERPRETER], capture_output=True, text=True, timeout=60
     )

@@ -1,4 +1,4 @@
-"""The sender: what goes out when, and that it never waits."""
+"""The sender: what is sent when, and that it never waits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MS, S = 1_000_000, 1_000_000_000
 
 
 class Source:
-    """Answers a publisher's questions as a test wants them."""
+    """Answers a publisher's questions as a test wants."""
 
     def __init__(self) -> None:
         self.me = Identity(rank=2, world_size=4, local_rank=2)
@@ -157,7 +157,7 @@ def test_hello_comes_on_change(publisher, source, link):
 
 
 @pytest.mark.parametrize(("ranks", "answers"), [([], 1), ([1, 2], 1), ([0, 3], 0)])
-def test_stacks_are_told_once_by_the_ranks_that_are_asked(publisher, link, ranks, answers):
+def test_stacks_are_sent_once_by_the_ranks_asked(publisher, link, ranks, answers):
     publisher.poll(0)
     link.request = Asked(3, ranks)
     for turn in range(1, 41):
@@ -180,9 +180,7 @@ def a_call(number: int, nbytes: int = 8) -> tuple[Any, ...]:
     return (Collective, 0, "all_reduce", "default", 4, number, nbytes, 9 * S + number)
 
 
-def test_collectives_and_steps_go_as_few_records_and_count_as_many(
-    publisher, recorder, source, link
-):
+def test_collectives_and_steps_are_packed_and_counted_singly(publisher, recorder, source, link):
     source.me = Identity(rank=2, world_size=64, local_rank=2)
     for n in range(40):
         for record in (*map(a_call, (3 * n, 3 * n + 1, 3 * n + 2)), (Step, 0, n, 9 * S - 1, 9 * S)):
@@ -197,16 +195,14 @@ def test_collectives_and_steps_go_as_few_records_and_count_as_many(
     assert second.sent == len(first.records) - 2 + 120 + 40
 
 
-def test_of_few_ranks_each_record_goes_by_itself(publisher, recorder, link):
+def test_with_few_ranks_records_are_not_packed(publisher, recorder, link):
     recorder.append(a_call(1))
     recorder.append(a_call(2))
     publisher.poll(0)
     assert kinds(link.batches[0]) == ["Hello", "Beat", "Collective", "Collective"]
 
 
-def test_calls_that_have_nothing_in_common_fill_as_many_frames_as_they_need(
-    publisher, recorder, source, link
-):
+def test_calls_that_do_not_pack_take_more_frames(publisher, recorder, source, link):
     source.me = Identity(rank=2, world_size=64, local_rank=2)
     for n in range(190):
         recorder.append((*a_call(n, n), None, None, "", 0, "", None, "x" * 1500 + str(n)))
@@ -221,7 +217,7 @@ def test_calls_that_have_nothing_in_common_fill_as_many_frames_as_they_need(
 @pytest.mark.parametrize(
     ("ranks", "young", "frames"), [(4, 16, 8), (32, 16, 8), (64, 8, 8), (65, 4, 4), (513, 2, 2)]
 )
-def test_of_young_runs_twice_and_of_many_ranks_half_as_many_frames_come(
+def test_frame_intervals_depend_on_age_and_world_size(
     publisher, recorder, source, link, ranks, young, frames
 ):
     source.me = Identity(rank=2, world_size=ranks, local_rank=2)
@@ -233,7 +229,7 @@ def test_of_young_runs_twice_and_of_many_ranks_half_as_many_frames_come(
         assert len(link.batches) == expected
 
 
-def test_what_cannot_go_out_is_kept_and_the_oldest_counted(publisher, recorder, link):
+def test_unsent_records_are_kept_and_dropped_ones_counted(publisher, recorder, link):
     link.full = True
     publisher.poll(0)
     for n in range(250):
@@ -258,7 +254,7 @@ def test_a_bad_record_costs_only_itself(publisher, recorder, link):
     assert publisher.dropped == 1
 
 
-def test_a_rank_not_yet_known_is_waited_for(publisher, recorder, source, link):
+def test_an_unknown_rank_delays_sending(publisher, recorder, source, link):
     source.me = Identity(rank=0, world_size=1, local_rank=0, known=False)
     recorder.append(a_step(0))
     publisher.poll(0)
@@ -271,7 +267,7 @@ def test_a_rank_not_yet_known_is_waited_for(publisher, recorder, source, link):
 
 
 @pytest.mark.parametrize("stepped", [True, False])
-def test_but_not_for_ever(publisher, source, link, stepped):
+def test_an_unknown_rank_does_not_delay_sending_forever(publisher, source, link, stepped):
     source.me = Identity(rank=0, world_size=1, local_rank=0, known=False)
     source.stepped = stepped
     publisher.poll(0)
@@ -279,7 +275,7 @@ def test_but_not_for_ever(publisher, source, link, stepped):
     assert link.opened == [("alone", 0)]
 
 
-def test_a_process_that_joins_a_group_late_goes_over_to_its_run(publisher, recorder, source, link):
+def test_a_process_that_joins_a_group_late_switches_to_its_run(publisher, recorder, source, link):
     source.me = Identity(rank=0, world_size=1, local_rank=0)
     recorder.append(a_step(0))
     publisher.poll(0)
@@ -295,9 +291,7 @@ def test_a_process_that_joins_a_group_late_goes_over_to_its_run(publisher, recor
     assert [s.step for s in link.records(Step)] == [0, 1]  # nothing is lost on the way
 
 
-def test_who_waits_for_the_others_of_a_group_is_found_within_a_second(
-    publisher, recorder, source, link
-):
+def test_a_joining_rank_is_identified_within_a_second(publisher, recorder, source, link):
     source.me = Identity(rank=0, world_size=1, local_rank=0)
     publisher.poll(0)
     source.me = Identity(rank=3, world_size=4, local_rank=3)  # as it has given it, in no group yet
@@ -306,7 +300,7 @@ def test_who_waits_for_the_others_of_a_group_is_found_within_a_second(
     assert link.opened == [("alone", 0), ("r", 3)]
 
 
-def test_a_process_alone_is_asked_who_it_is_once_a_second(publisher, source, monkeypatch):
+def test_a_single_process_refreshes_its_identity_every_second(publisher, source, monkeypatch):
     asked = []
     monkeypatch.setattr(source, "identify", lambda: asked.append(0) or source.me)
     source.me = Identity(rank=0, world_size=1, local_rank=0)
@@ -315,7 +309,7 @@ def test_a_process_alone_is_asked_who_it_is_once_a_second(publisher, source, mon
     assert len(asked) in (60, 61)
 
 
-def test_a_pool_s_worker_rests_when_its_task_is_over(publisher, recorder, source, link):
+def test_a_pool_worker_pauses_when_its_task_ends(publisher, recorder, source, link):
     source.me = Identity(rank=0, world_size=1, local_rank=0)
     recorder.append(a_step(0))
     publisher.poll(0)
@@ -331,7 +325,7 @@ def test_a_pool_s_worker_rests_when_its_task_is_over(publisher, recorder, source
     assert len(link.frames) == told  # the hub knows
 
 
-def test_one_that_goes_on_after_all_is_heard_of_again(publisher, recorder, source, link):
+def test_a_paused_worker_resumes_sending(publisher, recorder, source, link):
     source.me = Identity(rank=0, world_size=1, local_rank=0)
     publisher.poll(0)
     source.idle = True
@@ -346,10 +340,10 @@ def test_one_that_goes_on_after_all_is_heard_of_again(publisher, recorder, sourc
     assert [b.seq for b in link.batches] == list(range(len(link.batches)))
 
 
-def test_who_has_left_its_group_in_good_order_has_finished_unless_it_goes_on(
+def test_leaving_the_group_counts_as_finished_unless_training_continues(
     publisher, recorder, source, link
 ):
-    """Ray ends its workers so: it destroys their group, and then kills them."""
+    """Ray ends its workers like that: it destroys their group, and then kills them."""
     publisher.poll(0)
     source.me = Identity(rank=2, world_size=4, local_rank=2, backend="gloo")
     publisher.poll(S)
@@ -369,9 +363,7 @@ def test_who_has_left_its_group_in_good_order_has_finished_unless_it_goes_on(
     assert [(b.rank, b.run_id) for b in link.batches] == [(2, "r")] * len(link.batches)
 
 
-def test_who_has_said_that_it_is_over_says_so_no_more_but_what_it_printed(
-    publisher, recorder, source, link
-):
+def test_after_an_idle_goodbye_only_output_is_sent(publisher, recorder, source, link):
     def rest():
         source.idle = False
         recorder.append(a_step(0))
@@ -392,7 +384,7 @@ def test_who_has_said_that_it_is_over_says_so_no_more_but_what_it_printed(
     assert [type(each) for each in link.batches[-1].records[-2:]] == [Output, Bye]
 
 
-def test_a_goodbye_that_cannot_go_out_yet_is_kept(publisher, source, link):
+def test_an_unsent_goodbye_is_kept(publisher, source, link):
     source.me = Identity(rank=0, world_size=1, local_rank=0)
     publisher.poll(0)
     source.idle, link.full = True, True
@@ -405,7 +397,7 @@ def test_a_goodbye_that_cannot_go_out_yet_is_kept(publisher, source, link):
     assert link.records(Bye) == [Bye("finished", then="idle")]
 
 
-def test_the_run_before_is_told_that_its_process_has_begun_another(recorder, source, link):
+def test_the_previous_run_is_told_of_the_next(recorder, source, link):
     first = named(recorder, source, link, "first")
     first.start()
     first.close(Bye("finished"), timeout_s=20)
@@ -417,7 +409,7 @@ def test_the_run_before_is_told_that_its_process_has_begun_another(recorder, sou
     assert [b.seq for b in link.batches if b.run_id == "first"] == [0, 1]
 
 
-def test_a_script_that_has_failed_is_told_once_while_its_process_lives(publisher, source, link):
+def test_a_failed_script_is_reported_once_while_its_process_lives(publisher, source, link):
     publisher.poll(0)
     source.failed = Bye("failed", "ValueError: boom")
     for turn in range(1, 40):
@@ -434,7 +426,7 @@ def test_a_script_that_has_failed_is_told_once_while_its_process_lives(publisher
         ("", True, 1, POLL_S),
     ],
 )
-def test_a_young_pool_worker_sends_at_once(recorder, source, link, worker, there, now_s, pause_s):
+def test_a_new_pool_worker_sends_at_once(recorder, source, link, worker, there, now_s, pause_s):
     source.worker, link.hub_seen = worker, there
     publisher = named(recorder, source, link, wall=lambda: now_s * S)
     assert publisher._pause_s == STARTUP_POLL_S
@@ -442,7 +434,7 @@ def test_a_young_pool_worker_sends_at_once(recorder, source, link, worker, there
     assert publisher._pause_s == pause_s
 
 
-def test_a_destroyed_process_group_takes_no_rank_away(publisher, source, link):
+def test_a_destroyed_process_group_keeps_the_rank(publisher, source, link):
     source.me = Identity(rank=3, world_size=4, local_rank=3, backend="gloo")
     publisher.poll(0)
     source.me = Identity(rank=0, world_size=1, local_rank=0, known=False)
@@ -460,8 +452,8 @@ def test_the_last_turn_sends_all_and_bye(publisher, recorder, link):
     assert link.batches[-1].records[-1] == Bye("failed", "why")
 
 
-def test_what_the_last_beat_records_goes_out_too(publisher, recorder, source, link):
-    """As of collectives that were under way when their records left, and have ended since."""
+def test_records_made_by_the_last_heartbeat_are_sent(publisher, recorder, source, link):
+    """Such as collectives that were in progress when their records left, but are now complete."""
     publisher.poll(0)
     recorder.append(a_step(0))
 
@@ -510,7 +502,7 @@ def test_recorder_loses_nothing_between_threads():
 
 @pytest.fixture(autouse=True)
 def _no_handlers(monkeypatch):
-    """Whatever other tests have done to SIGCHLD."""
+    """Resets what other tests have done to SIGCHLD."""
     monkeypatch.setattr(link_module.spawn, "handles_sigchld", lambda: False)
 
 
@@ -555,7 +547,7 @@ def test_with_no_hub_sends_fail_at_once_and_close_ends(hub_link):
     hub_link.close()
 
 
-def test_frames_sent_before_the_hub_came_arrive(hub_link, bound):
+def test_frames_sent_before_the_hub_started_arrive(hub_link, bound):
     hub_link.open("late", 0)
     assert all(hub_link.send(bytes([n])) for n in range(10))
     socket = bound("late")
@@ -582,7 +574,7 @@ def test_a_hub_that_never_reads_never_blocks(bound, hub_link, recorder, source):
     publisher.finish()
 
 
-def test_bye_arrives_although_the_process_leaves_at_once(bound, hub_link, recorder, source):
+def test_bye_arrives_even_if_the_process_exits_at_once(bound, hub_link, recorder, source):
     socket = bound("brief")
     publisher = Publisher(
         recorder, source, hub_link, run_id=lambda me: "brief", host="h", trouble=raising
@@ -611,7 +603,7 @@ def test_other_ranks_start_it_only_when_the_first_does_not(hub_link, launched):
     assert len(launched) == 1
 
 
-def test_under_dpwatch_run_the_hub_is_asked_for_and_started_only_if_nobody_does(
+def test_under_dpwatch_run_the_hub_is_requested_first(
     hub_link, launched, monkeypatch, private_runtime
 ):
     monkeypatch.setenv(hub_request.SESSION, "abc")
@@ -626,9 +618,7 @@ def test_under_dpwatch_run_the_hub_is_asked_for_and_started_only_if_nobody_does(
     session.close()
 
 
-def test_where_that_command_is_on_another_host_a_rank_starts_it_at_once(
-    hub_link, launched, monkeypatch
-):
+def test_without_a_local_session_a_rank_starts_the_hub_at_once(hub_link, launched, monkeypatch):
     monkeypatch.setenv(hub_request.SESSION, "abc")
     hub_link.open("mine", 0)
     hub_link.ensure_hub(0)
@@ -636,7 +626,7 @@ def test_where_that_command_is_on_another_host_a_rank_starts_it_at_once(
 
 
 @pytest.mark.parametrize("obstacle", ["handler", "no python"])
-def test_a_rank_that_had_better_start_nothing_says_so_once_and_waits_for_a_viewer(
+def test_a_rank_that_must_not_start_a_process_waits_for_a_viewer(
     hub_link, launched, monkeypatch, private_runtime, capsys, obstacle
 ):
     name = "handles_sigchld" if obstacle == "handler" else "python"
@@ -655,7 +645,7 @@ def test_a_rank_that_had_better_start_nothing_says_so_once_and_waits_for_a_viewe
     assert list(private_runtime.iterdir()) == []
 
 
-def test_the_last_word_goes_to_a_hub_that_lives(hub_link, bound, private_runtime):
+def test_a_frame_after_close_goes_to_a_running_hub(hub_link, bound, private_runtime):
     hub_link.open("over", 0)
     hub_link.close()
     hub_link.send_after_close(b"nobody hears it")
@@ -667,7 +657,7 @@ def test_the_last_word_goes_to_a_hub_that_lives(hub_link, bound, private_runtime
     os.close(lock)
 
 
-def test_no_hub_is_started_beside_a_living_one(hub_link, launched):
+def test_no_hub_is_started_beside_a_running_one(hub_link, launched):
     lock = paths.run_dir("there").try_lock()
     assert lock is not None
     hub_link.open("there", 0)
@@ -675,7 +665,7 @@ def test_no_hub_is_started_beside_a_living_one(hub_link, launched):
     assert launched == []
 
 
-def test_a_link_that_never_had_a_hub_leaves_no_folder(private_runtime):
+def test_a_link_that_never_had_a_hub_leaves_no_directory(private_runtime):
     hub_link = HubLink()
     hub_link.open("run", 0)
     assert (private_runtime / "run").is_dir()
@@ -683,7 +673,7 @@ def test_a_link_that_never_had_a_hub_leaves_no_folder(private_runtime):
     assert list(private_runtime.iterdir()) == []
 
 
-def test_a_run_that_is_over_in_no_time_has_a_hub_looked_for_too(publisher, link):
+def test_a_very_short_run_starts_a_hub_too(publisher, link):
     publisher.close(Bye("failed", "over"))
     publisher.finish()
     assert link.tended == 1
@@ -691,7 +681,7 @@ def test_a_run_that_is_over_in_no_time_has_a_hub_looked_for_too(publisher, link)
 
 
 def test_a_process_without_files_left_opens_no_socket(hub_link):
-    """libzmq would end it: the probe turns itself off instead."""
+    """libzmq would abort it: the probe turns itself off instead."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert transport.has_room()
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))
@@ -702,7 +692,7 @@ def test_a_process_without_files_left_opens_no_socket(hub_link):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_text_that_is_no_unicode_costs_only_its_frame(publisher, recorder, link):
+def test_invalid_unicode_costs_only_its_frame(publisher, recorder, link):
     recorder.append((Step, 0, 0, 0, 1))
     publisher.poll(0)
     recorder.append((Bye, "failed", "\ud800"))

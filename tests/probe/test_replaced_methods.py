@@ -1,4 +1,4 @@
-"""Methods of torch's that the observer replaces look as they did, and are put back."""
+"""torch methods that the observer replaces look unchanged, and are restored."""
 
 import inspect
 import pickle

@@ -1,4 +1,4 @@
-"""The stacks of all threads: where they stand, within bounds, and nobody is disturbed."""
+"""The stacks of all threads: correct, bounded, and without disturbing them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HERE = "tests/probe/test_stacks.py"
 
 @contextmanager
 def waiting(count: int = 1, depth: int = 0) -> Iterator[list[threading.Thread]]:
-    """Threads that wait at a known line, so many calls deep."""
+    """Threads that wait at a known line, at a given depth of calls."""
     go_on, entered = threading.Event(), threading.Semaphore(0)
 
     def down(levels: int) -> None:
@@ -55,7 +55,7 @@ def wait_here(entered: threading.Semaphore, go_on: threading.Event) -> None:
 LINE = inspect.getsourcelines(wait_here)[1] + 2
 
 
-def test_a_thread_that_waits_is_told_with_its_line_and_the_caller_is_not():
+def test_a_waiting_thread_is_reported_and_the_caller_is_not():
     with waiting() as (thread,):
         threading.Event().wait(0.01)  # it may still be between the two lines
         while True:
@@ -71,7 +71,7 @@ def test_a_thread_that_waits_is_told_with_its_line_and_the_caller_is_not():
     assert all(t.name != "MainThread" for t in told.threads)  # which is the one that asks
 
 
-def test_the_main_thread_is_told_from_another_and_its_tid_is_the_process():
+def test_the_main_threads_tid_is_the_pid():
     found: list[Stacks] = []
     asking = threading.Thread(target=lambda: found.append(stacks_of(ident, 1)))
     ident = threading.get_ident()
@@ -82,7 +82,7 @@ def test_the_main_thread_is_told_from_another_and_its_tid_is_the_process():
     assert any(frame.startswith(HERE) for frame in first.frames)
 
 
-def test_deep_stacks_keep_both_ends_and_say_how_much_is_left_out():
+def test_deep_stacks_keep_both_ends_and_count_the_rest():
     with waiting(depth=200) as (thread,):
         frames = stacks_of(thread.ident, 1).threads[0].frames
     assert len(frames) == OUTERMOST + 1 + INNERMOST
@@ -95,7 +95,7 @@ def test_deep_stacks_keep_both_ends_and_say_how_much_is_left_out():
     assert any(frame.endswith(" wait_here") for frame in frames[index:])
 
 
-def test_how_far_a_stack_is_looked_at_is_bounded(monkeypatch):
+def test_the_depth_of_a_stack_walk_is_bounded(monkeypatch):
     monkeypatch.setattr(stacks, "FARTHEST", 50)
     with waiting(depth=200) as (thread,):
         frames = stacks_of(thread.ident, 1).threads[0].frames
@@ -121,7 +121,7 @@ def test_the_number_of_threads_is_bounded_and_the_training_one_comes_first():
         ("/odd/\udcff\x1b[31m.py", "odd/?\x1b[31m.py"),  # viewers clean what a terminal heeds
     ],
 )
-def test_whatever_a_file_is_called_it_is_short_and_can_be_sent(monkeypatch, path, shown):
+def test_any_file_name_is_short_and_encodable(monkeypatch, path, shown):
     monkeypatch.setattr(stacks, "place", lambda code: (path.lstrip("/"), True))
     with waiting() as (thread,):
         told = stacks_of(thread.ident, 1)
@@ -150,7 +150,7 @@ def test_nothing_of_the_users_is_kept_alive():
     assert gone[0]() is None
 
 
-def test_training_is_bit_identical_while_it_is_asked_all_the_time(make_probe):
+def test_training_is_bit_identical_while_stacks_are_taken(make_probe):
     without, parameters = train(6)
     probe = make_probe()
     asked, source = 0, probe._publisher._source
@@ -195,7 +195,7 @@ def test_the_sender_answers_with_the_training_thread(make_probe, bare, link):
     assert all(t.name != "dpwatch-sender" for t in told.threads)
 
 
-def test_trouble_with_stacks_costs_only_the_answer(make_probe, bare, monkeypatch):
+def test_a_stack_error_costs_only_the_answer(make_probe, bare, monkeypatch):
     probe = make_probe()
 
     def broken(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Phases, thread times and step boundaries, on clocks moved by hand."""
+"""Phases, thread times and step boundaries, on manual clocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MS = 1_000_000
 
 
 class Timed(nn.Module):
-    """A linear layer whose forward and backward move the clock."""
+    """A linear layer whose forward and backward advance the clock."""
 
     def __init__(self, forward: Callable[[], None], backward: Callable[[], None]) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def test_phases_equal_the_time_spent_in_them(rig):
     assert [s.start_ns for s in steps[1:]] == [s.end_ns for s in steps[:-1]]
 
 
-def test_hello_tells_the_models_parameters(rig):
+def test_hello_has_the_models_parameters(rig):
     model, optimizer, _ = parts(rig)
     model(torch.ones(2, 3)).mean().backward()
     optimizer.step()
@@ -109,9 +109,9 @@ def test_hello_tells_the_models_parameters(rig):
     assert [d.name for d in hello.devices] == ["cpu"]
 
 
-def test_the_strategy_is_told_by_the_wrapper_and_never_guessed():
+def test_the_strategy_is_read_from_the_wrapper():
     class DistributedDataParallel(nn.Module):
-        """Stands for torch's, which needs a process group."""
+        """Replaces torch's, which needs a process group."""
 
     class Own(DistributedDataParallel):
         pass
@@ -143,7 +143,7 @@ def test_loss_is_the_root_of_backward(rig):
     assert step.loss == loss.item()
 
 
-def test_a_said_loss_and_said_samples_win(rig):
+def test_explicit_loss_and_samples_win(rig):
     model, optimizer, _ = parts(rig)
     model(torch.ones(2, 3)).mean().backward()
     rig.probe.loss(4.5)
@@ -155,7 +155,7 @@ def test_a_said_loss_and_said_samples_win(rig):
 
 
 @pytest.mark.parametrize("root", [torch.ones(2), torch.ones(1, dtype=torch.complex64)])
-def test_a_root_that_is_no_scalar_leaves_the_loss_unknown(rig, root):
+def test_a_non_scalar_root_leaves_the_loss_unknown(rig, root):
     w = nn.Parameter(root)
     optimizer = torch.optim.SGD([w], lr=0.1)
     torch.autograd.backward(w * 1, torch.ones_like(root))
@@ -164,7 +164,7 @@ def test_a_root_that_is_no_scalar_leaves_the_loss_unknown(rig, root):
     assert step.loss is None
 
 
-def test_nan_loss_is_told(rig):
+def test_nan_loss_is_recorded(rig):
     w = nn.Parameter(torch.ones(()))
     (w * math.nan).backward()
     torch.optim.SGD([w], lr=0.1).step()
@@ -187,7 +187,7 @@ def test_accumulation_is_one_step(rig):
         assert s.loss == 6.0  # what the step minimises: who wants the mean divides before
 
 
-def test_a_scaled_loss_is_told_unscaled(rig):
+def test_a_scaled_loss_is_recorded_unscaled(rig):
     model, optimizer, _ = parts(rig)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     losses = [model(torch.ones(2, 3)).mean() * 0 + value for value in (1.5, 2.5, 4.0)]
@@ -212,7 +212,7 @@ def test_a_scaler_that_does_nothing_leaves_the_loss_as_it_is(rig):
     assert [s.loss for s in rig.records(Step)] == [1.5]
 
 
-def test_a_script_may_say_itself_where_steps_end(rig):
+def test_a_script_may_end_steps_itself(rig):
     model, optimizer, _ = parts(rig)
     for _ in range(3):
         for _ in range(2):  # such as one for the generator, one for the critic
@@ -225,7 +225,7 @@ def test_a_script_may_say_itself_where_steps_end(rig):
     assert [s.backward_ns for s in steps] == [30 * MS, 30 * MS, 60 * MS, 60 * MS]
 
 
-def test_steps_without_any_optimizer_can_be_told(rig):
+def test_steps_without_any_optimizer_can_be_ended_by_the_script(rig):
     model, *_ = parts(rig)
     rig.probe.step()
     for _ in range(2):
@@ -234,7 +234,7 @@ def test_steps_without_any_optimizer_can_be_told(rig):
     assert [(s.forward_ns, s.optimizer_ns) for s in rig.records(Step)] == [(20 * MS, None)] * 2
 
 
-def test_a_first_word_right_after_the_optimizer_makes_no_empty_step(rig):
+def test_a_first_explicit_end_after_the_optimizer_adds_no_empty_step(rig):
     model, optimizer, _ = parts(rig)
     for _ in range(2):
         model(torch.ones(4, 3)).mean().backward()
@@ -243,14 +243,14 @@ def test_a_first_word_right_after_the_optimizer_makes_no_empty_step(rig):
     assert [s.end_ns - s.start_ns for s in rig.records(Step)] == [55 * MS] * 2
 
 
-def test_short_steps_that_are_told_are_counted(rig):
+def test_short_steps_ended_by_the_script_are_counted(rig):
     for _ in range(35):
         rig.clocks.run(1 * MS)
         rig.probe.step()
     assert rig.probe.steps.step == 34  # the first word began step 0
 
 
-def test_two_optimizers_behind_one_backward_are_one_step(rig):
+def test_two_optimizers_after_one_backward_are_one_step(rig):
     model, first, _ = parts(rig)
     second = TimedSGD(model.parameters(), lambda: rig.clocks.run(3 * MS))
     for _ in range(3):
@@ -272,7 +272,7 @@ def test_an_optimizer_inside_another_counts_once(rig):
 
 
 def test_what_an_optimizer_does_after_the_one_inside_it_is_in_the_same_step(rig):
-    """ZeRO's broadcasts, say: also where steps are only counted."""
+    """ZeRO's broadcasts, for instance; also in skipped steps."""
     model = nn.Linear(3, 1)
     inner = TimedSGD(model.parameters(), lambda: rig.clocks.run(MS))
     steps = rig.probe.steps
@@ -291,7 +291,7 @@ def test_what_an_optimizer_does_after_the_one_inside_it_is_in_the_same_step(rig)
     assert seen == list(range(40))
 
 
-def test_an_optimizer_that_raises_in_a_step_that_is_only_counted_costs_no_other_step(rig):
+def test_an_optimizer_that_raises_in_a_skipped_step_affects_no_other(rig):
     model, sampled_out = nn.Linear(3, 1), []
 
     def update():
@@ -309,7 +309,7 @@ def test_an_optimizer_that_raises_in_a_step_that_is_only_counted_costs_no_other_
     assert rig.probe.steps.step == 39  # the next step has both backwards
 
 
-def test_phases_of_a_closure_are_told_apart_from_the_optimizers(rig):
+def test_phases_of_a_closure_are_separate_from_the_optimizers(rig):
     model, optimizer, _ = parts(rig)
 
     def closure() -> torch.Tensor:
@@ -361,7 +361,7 @@ def test_checkpointed_forward_belongs_to_backward(rig):
         assert s.backward_ns == 50 * MS
 
 
-def test_exceptions_pass_and_leave_the_phases_whole(rig):
+def test_exceptions_propagate_and_leave_phases_consistent(rig):
     model, optimizer, _ = parts(rig)
 
     class Boom(Exception):
@@ -429,7 +429,7 @@ def check_sum(step: Step) -> None:
 
 @pytest.fixture
 def other_thread():
-    """A second Python thread, so that somebody could hold the GIL."""
+    """A second Python thread, which could hold the GIL."""
     done = threading.Event()
     thread = threading.Thread(target=done.wait)
     thread.start()
@@ -452,7 +452,7 @@ def test_blocked_with_no_other_thread_is_idle(rig, monkeypatch):
     assert (step.gil_wait_ns, step.idle_ns) == (0, 14 * MS)
 
 
-def test_run_queue_wait_is_apart(rig, other_thread):
+def test_run_queue_wait_is_separate(rig, other_thread):
     step = train_with(rig, lambda: rig.clocks.queue(14 * MS), lambda: rig.clocks.run(MS))
     assert (step.on_cpu_ns, step.runqueue_ns, step.gil_wait_ns) == (MS, 14 * MS, 0)
     check_sum(step)
@@ -534,7 +534,7 @@ def short_steps(rig, count, took_ms=lambda _: 1, optimizers=1):
 
 
 @pytest.mark.parametrize("optimizers", [1, 2])
-def test_of_short_steps_some_are_looked_at_and_all_are_counted(rig, optimizers):
+def test_some_short_steps_are_measured_and_all_are_counted(rig, optimizers):
     short_steps(rig, 45, took_ms=lambda _: 13, optimizers=optimizers)
     steps = rig.records(Step)
     pairs = [pair_of(block) for block in range(1, 5)]
@@ -549,7 +549,7 @@ def test_of_short_steps_some_are_looked_at_and_all_are_counted(rig, optimizers):
 @pytest.mark.parametrize(
     ("took_ms", "doublings"), [(25, 0), (13, 0), (12.5, 1), (6, 2), (3, 3), (1, 4), (0, 8)]
 )
-def test_of_shorter_steps_fewer_are_looked_at(rig, took_ms, doublings):
+def test_fewer_of_shorter_steps_are_measured(rig, took_ms, doublings):
     first = next_pair(10, doublings)
     second = next_pair(first + 2, doublings)
     short_steps(rig, second + 2, took_ms=lambda _: took_ms)
@@ -558,20 +558,20 @@ def test_of_shorter_steps_fewer_are_looked_at(rig, took_ms, doublings):
     assert rig.records(Beat)[-1].step == second + 2
 
 
-def test_steps_of_more_than_25_ms_are_all_looked_at(rig):
+def test_steps_over_25_ms_are_all_measured(rig):
     short_steps(rig, 45, took_ms=lambda _: 26)
     assert [s.step for s in rig.records(Step)] == list(range(45))
 
 
 @pytest.mark.parametrize(("before", "after"), [(13, 26), (1, 7)])
-def test_a_step_that_turns_long_is_looked_at_from_the_next_on(rig, before, after):
+def test_steps_that_become_long_are_measured_from_the_next_on(rig, before, after):
     turns = next_pair(20, 0) + 4
     short_steps(rig, turns + 2, took_ms=lambda index: after if index >= turns else before)
     last = rig.records(Step)[-1]
     assert (last.step, last.end_ns - last.start_ns) == (turns + 1, after * MS)
 
 
-def test_once_in_a_second_much_is_looked_at_after_an_unusual_step(rig):
+def test_after_an_unusual_step_more_are_measured_once_a_second(rig):
     turns = next_pair(20, 3) + 4  # a second and more from the one to the third
     at = [turns, turns + 60, turns + 600]
     short_steps(rig, at[2] + 30, took_ms=lambda index: 40 if index in at else 3)
@@ -581,14 +581,14 @@ def test_once_in_a_second_much_is_looked_at_after_an_unusual_step(rig):
     assert after[1] <= 5
 
 
-def test_with_several_lanes_every_step_is_looked_at(rig):
+def test_with_several_lanes_every_step_is_measured(rig):
     with rig.probe.lane(1):
         pass
     short_steps(rig, 25)
     assert [s.step for s in rig.records(Step) if s.device == 0] == list(range(25))
 
 
-def test_waking_in_a_module_and_said_values_leave_nothing_behind(rig):
+def test_measuring_again_inside_a_module_leaves_no_state(rig):
     model = Timed(lambda: rig.clocks.run(MS), lambda: None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     looked_at = next_pair(10, 4) + 1
@@ -671,7 +671,7 @@ def test_a_worker_lane_splits_jobs_from_the_rest(rig, other_thread):
     ]
 
 
-def test_the_training_thread_may_work_for_other_lanes_in_turn(rig, other_thread):
+def test_the_training_thread_may_work_for_other_lanes(rig, other_thread):
     model, optimizer, _ = parts(rig)
     for _ in range(2):
         with rig.probe.lane(1), rig.probe.phase("forward"):
@@ -683,7 +683,7 @@ def test_the_training_thread_may_work_for_other_lanes_in_turn(rig, other_thread)
     assert (main.on_cpu_ns, main.idle_ns) == (55 * MS, 6 * MS)
 
 
-def test_a_lane_taken_twice_is_left_alone(rig):
+def test_a_lane_in_use_is_not_taken_again(rig):
     with rig.probe.lane(1), rig.probe.lane(1), rig.probe.lane(0):
         rig.clocks.run(MS)
     assert not rig.probe.steps.lanes[1].taken

@@ -1,4 +1,4 @@
-"""Which threads train, whichever thread the probe was started in."""
+"""Which threads train, whichever thread started the probe."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_thread_that_calls_backward_is_the_one_that_trains(rig):
     assert rig.link.records(Hello)[-1].params == 4
 
 
-def test_the_thread_it_was_started_in_may_train_after_that(rig):
+def test_the_starting_thread_may_train_later(rig):
     in_threads(lambda: train(3))
     train(3)
     steps = rig.records(Step)
@@ -56,7 +56,7 @@ def test_the_thread_it_was_started_in_may_train_after_that(rig):
     assert [s.step for s in steps if s.device == 1] == [0, 1, 2]
 
 
-def test_two_threads_that_train_are_told_apart(rig):
+def test_two_training_threads_have_separate_lanes(rig):
     train(1)  # this one, and so the process's device is known
     begin = threading.Barrier(3)
 
@@ -73,7 +73,7 @@ def test_two_threads_that_train_are_told_apart(rig):
     assert sorted(names[1:]) == ["cpu (t0)", "cpu (t1)"]
 
 
-def test_a_thread_that_only_calls_models_is_not_followed(rig):
+def test_a_thread_that_only_calls_models_is_not_tracked(rig):
     model = nn.Linear(3, 1)
     in_threads(lambda: model(torch.ones(2, 3)))
     train(2)
@@ -91,7 +91,7 @@ def test_backward_within_backward_makes_no_lane(rig):
 
 
 @pytest.mark.parametrize("steps", [3])
-def test_after_the_end_nobody_is_followed(rig, steps):
+def test_after_close_no_thread_is_tracked(rig, steps):
     rig.probe.close()
     in_threads(lambda: train(steps))
     assert rig.records(Step) == []

@@ -1,4 +1,4 @@
-"""Steps of scripts whose optimizers are not heard of, or that have none."""
+"""Steps of scripts whose optimizers are not observed, or that have none."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_accumulated_gradients_make_one_step(rig, model):
     assert rig.probe.steps.step == 12
 
 
-def test_an_optimizer_that_falls_silent_is_noticed(rig, model):
+def test_an_optimizer_whose_hooks_stop_is_noticed(rig, model):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(10):
         model(torch.ones(2, 3)).mean().backward()
@@ -60,7 +60,7 @@ def test_an_optimizer_that_falls_silent_is_noticed(rig, model):
     assert rig.probe.steps.step == 20
 
 
-def test_an_optimizer_that_falls_silent_among_short_steps_is_noticed(rig, model):
+def test_an_optimizer_whose_hooks_stop_is_noticed_in_short_steps(rig, model):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(300):
         model(torch.ones(2, 3)).mean().backward()
@@ -72,7 +72,7 @@ def test_an_optimizer_that_falls_silent_among_short_steps_is_noticed(rig, model)
     assert rig.probe.steps.step == 600
 
 
-def test_parameters_moved_between_two_backwards_of_a_step_end_none(rig, model):
+def test_parameters_moved_between_backwards_end_no_step(rig, model):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(3 * ENOUGH):
         model(torch.ones(2, 3)).mean().backward()
@@ -120,7 +120,7 @@ def test_updates_by_hand_inside_backward_end_steps(rig, model):
     assert rig.probe.steps.step == 20
 
 
-def test_gradients_that_no_backward_made_make_steps_of_the_optimizers(rig, model):
+def test_without_any_backward_optimizer_steps_end_steps(rig, model):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(12):
         for p in model.parameters():

@@ -25,7 +25,7 @@ from dpwatch.run.state.series import (
     WIRE,
 )
 from dpwatch.wire.batching import unpack
-from dpwatch.wire.calls import kind_of
+from dpwatch.wire.calls import signature_of
 from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import Collective, Duration
 
@@ -73,7 +73,7 @@ class OneByOne:
         state, key = self.state, f"{call.op}/{call.group}"
         lane = rank.lanes.get(call.device) or state.lane(rank, call.device)
         if key not in lane.calls:
-            _begin(state, rank, lane, kind_of(call))
+            _begin(state, rank, lane, signature_of(call))
         took_ns = None if call.completed_ns is None else call.completed_ns - call.issued_ns
         at, cells = lane.calls[key].at(call.step), lane.calls[key].cells
         if at is not None:
@@ -107,7 +107,7 @@ class OneByOne:
         if len({fingerprint(each) for each in entered.values()}) > 1:
             self.state.arrivals.differ(call.group, call.seq, entered)
         else:
-            matched = matched_call(kind_of(call), call.seq, call.step)
+            matched = matched_call(signature_of(call), call.seq, call.step)
             self.state.arrivals.agree(call.group, matched)
         if len(entered) > 1:
             steps = {r: each.step for r, each in entered.items()}

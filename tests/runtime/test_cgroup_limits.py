@@ -1,4 +1,4 @@
-"""What control groups leave of a host."""
+"""Cores and memory under control groups."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ def test_cores_are_the_affinity_or_the_quota(monkeypatch):
 
 @pytest.fixture
 def groups(monkeypatch, tmp_path):
-    """A made-up tree of control groups; this process is in /pod/box."""
+    """A fake tree of control groups; this process is in /pod/box."""
     box = tmp_path / "pod" / "box"
     box.mkdir(parents=True)
     read = Path.read_text

@@ -1,4 +1,4 @@
-"""Key files: their modes whatever the umask, and what is refused."""
+"""Key files: their modes under any umask, and what is refused."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""A rank's request for a hub, and who may meet it."""
+"""A rank's request for a hub, and who may fulfil it."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from dpwatch.wire.messages import PROTOCOL_VERSION
 
 @pytest.fixture
 def started(monkeypatch):
-    """Where hubs would have been started, and with what in their environment."""
+    """Where hubs would have been started, and with which variables."""
     places = []
     monkeypatch.setattr(spawn, "ensure_hub", lambda place, more: places.append((place, more)))
     return places

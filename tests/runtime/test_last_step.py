@@ -1,4 +1,4 @@
-"""The step that a killed process was in, as its hub reads it."""
+"""The step of a killed process, as its hub reads it."""
 
 import os
 import signal

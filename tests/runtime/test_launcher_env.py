@@ -1,4 +1,4 @@
-"""What launchers leave in the environment, read the same way on every host."""
+"""Launchers' environment variables, read the same way on every host."""
 
 import pytest
 

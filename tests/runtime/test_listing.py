@@ -1,4 +1,4 @@
-"""Which folders are runs, which want a hub, and what is only left over."""
+"""Which directories are runs, which request a hub, and which are leftovers."""
 
 import os
 import tempfile
@@ -15,7 +15,7 @@ LONG_AGO_S = 100
 
 
 def folder(directory, name, *files):
-    """A run's folder in which nothing has happened for long."""
+    """A run's directory in which nothing has happened for long."""
     path = Path(directory) / name
     path.mkdir(mode=0o700)
     for each in files:
@@ -31,7 +31,7 @@ def aged(path):
 
 
 def cleared(*gone):
-    """Waits until the folders are gone, which happens beside the listing."""
+    """Waits until the directories are removed, which happens on another thread."""
     eventually(lambda: not any(path.exists() for path in gone), f"{gone} cleared away")
 
 
@@ -63,7 +63,7 @@ def test_removing_thousands_of_empty_directories_does_not_block(private_runtime)
 
 
 def test_a_rank_can_start_while_its_old_directory_is_removed(private_runtime, monkeypatch):
-    """The folder is taken away between the rank's finding it and its making sure."""
+    """The directory is removed between the rank's finding it and its checking it."""
     folder(private_runtime, "run")
     utime = os.utime
 
@@ -106,7 +106,7 @@ def test_a_hub_removes_leftovers_when_idle(private_runtime):
 
 @pytest.fixture
 def usual(monkeypatch, tmp_path):
-    """No runtime directory is named, and the usual ones are a test's own."""
+    """No runtime directory is named, and the usual ones belong to the test."""
     monkeypatch.delenv("DPWATCH_RUNTIME_DIR")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "xdg"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))

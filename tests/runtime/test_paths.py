@@ -1,4 +1,4 @@
-"""The runtime directory: private, refused in one line where it can't be used."""
+"""The runtime directory: private, and refused with one line if it cannot be used."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Requests for stacks: from viewers, and in the file that ranks look at."""
+"""Requests for stacks: from viewers, and in the file that ranks poll."""
 
 import msgspec
 import pytest

@@ -20,7 +20,7 @@ def probe() -> RecordingProbe:
 
 @pytest.fixture(autouse=True)
 def _unwatched(monkeypatch):
-    """No probe and no hub, but where a test asks for them; not a rank, whatever runs the tests."""
+    """No probe and no hub unless a test asks for them; not a rank, whatever runs the tests."""
     monkeypatch.setenv("DPWATCH", "0")
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "DPWATCH_DEBUG"):
         monkeypatch.delenv(name, raising=False)
@@ -28,7 +28,7 @@ def _unwatched(monkeypatch):
 
 @pytest.fixture
 def sabotage(monkeypatch):
-    """The strategies of sabotage/ are known here too."""
+    """Adds the strategies of sabotage/."""
     monkeypatch.setattr(registry, "_SPECS", registry._SPECS)
     monkeypatch.setattr(strategies, "build", strategies.build)
     monkeypatch.setattr(schemes, "_SCHEMES", dict(schemes._SCHEMES))
@@ -51,7 +51,7 @@ def server():
 
 @pytest.fixture
 def trainer(tmp_path):
-    """Makes `Trainer`s; none outlives the test."""
+    """Creates `Trainer`s; none outlives the test."""
     made = []
 
     def make(*arguments: str, **options: object) -> Trainer:

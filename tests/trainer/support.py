@@ -1,4 +1,4 @@
-"""A probe that writes down what it is told, and trainer processes that are waited for."""
+"""A probe that records its calls, and trainer processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tiny(strategy: str, **changes: object) -> TrainConfig:
 
 
 class RecordingProbe:
-    """A `ProbeLike` that keeps what it is told, with the thread's device and phase."""
+    """A `ProbeLike` that records its calls, with the thread's device and phase."""
 
     def __init__(self) -> None:
         self.transfers: list[tuple[str, int, int, int]] = []
@@ -87,7 +87,7 @@ class RecordingProbe:
 
 
 class Trainer:
-    """`python -m dpwatch.trainer …` as a process of its own session."""
+    """`python -m dpwatch.trainer …` as a process in its own session."""
 
     def __init__(self, *arguments: str, temporary: Path, command: tuple[str, ...] = ()) -> None:
         environment = {
@@ -109,7 +109,7 @@ class Trainer:
         )
 
     def first_line(self) -> str:
-        """The first progress: all ranks train."""
+        """The first progress line: all ranks train."""
         return self.process.stdout.readline()
 
     def finish(self) -> tuple[int, str, str]:
@@ -118,7 +118,7 @@ class Trainer:
         return self.process.returncode, out, err
 
     def server_started(self) -> bool:
-        """The fork server is there, and most likely importing torch."""
+        """Waits for the fork server, which is then probably importing torch."""
         return bool(children(self.process.pid))
 
     def descendants(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""`python -m dpwatch.trainer` and torchrun, as somebody at a shell meets them."""
+"""`python -m dpwatch.trainer` and torchrun, as used in a shell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .support import Watched
 
 
 @pytest.mark.dist
-def test_it_trains_in_turn_and_leaves_nothing_behind(trainer, tmp_path):
+def test_strategies_train_in_turn_and_leave_nothing_behind(trainer, tmp_path):
     code, out, err = trainer("--strategy", "dp,ddp", "--gpus", "2", "--steps", "3").finish()
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -38,7 +38,7 @@ def test_a_signal_in_mid_step_ends_all_processes(trainer, tmp_path, signum, expe
 
 @pytest.mark.dist
 @pytest.mark.parametrize("strategy", ["dp", "ddp"])
-def test_a_killed_launcher_takes_everything_with_it(trainer, tmp_path, strategy):
+def test_a_killed_launcher_ends_everything(trainer, tmp_path, strategy):
     process = trainer("--strategy", strategy, "--gpus", "2", "--steps", "none")
     assert process.first_line().startswith(strategy)
     watched = Watched(process.descendants())
@@ -49,7 +49,7 @@ def test_a_killed_launcher_takes_everything_with_it(trainer, tmp_path, strategy)
 
 
 @pytest.mark.dist
-def test_a_killed_fork_server_takes_the_ranks_with_it(trainer):
+def test_a_killed_fork_server_ends_the_ranks(trainer):
     process = trainer("--strategy", "ddp", "--gpus", "2", "--steps", "none")
     assert process.first_line().startswith("ddp")
     server, *ranks = process.descendants()
@@ -133,12 +133,12 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(capsys, arguments, line):
     ("arguments", "line"),
     [
         (["--strategy", "dp"], "run python -m dpwatch.trainer --strategy dp --gpus 2"),
-        (["--strategy", "single"], "single is one process, and torchrun started 2"),
+        (["--strategy", "single"], "single uses one process, but torchrun started 2"),
         (["--strategy", "ddp", "--gpus", "3"], "--gpus 3 contradicts torchrun's 2 ranks"),
         (["--strategy", "dp,ddp"], "name one strategy"),
     ],
 )
-def test_what_torchrun_can_not_do_is_one_line_and_exit_code_2(capsys, monkeypatch, arguments, line):
+def test_what_torchrun_cannot_run_is_one_line_and_exit_code_2(capsys, monkeypatch, arguments, line):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(arguments) == 2

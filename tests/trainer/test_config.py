@@ -31,7 +31,7 @@ from .support import tiny
         ({"token_chars": 4}, "--token-chars 4 is out of range; choose 1 to 3"),
     ],
 )
-def test_a_bad_value_is_told_in_one_line_with_what_to_do(changes, words):
+def test_a_bad_value_is_one_line_with_what_to_do(changes, words):
     with pytest.raises(ConfigError) as error:
         TrainConfig(**{"strategy": "dp", **changes})
     assert words in str(error.value)
@@ -41,7 +41,7 @@ def test_a_bad_value_is_told_in_one_line_with_what_to_do(changes, words):
 def test_names_are_parsed_once_each_in_order():
     assert parse_names(" ddp, dp,ddp ") == ["ddp", "dp"]
     assert parse_names("all") == list(registry.known_names())
-    with pytest.raises(ConfigError, match="no strategy is named"):
+    with pytest.raises(ConfigError, match="no strategy given"):
         parse_names(" , ")
     with pytest.raises(ConfigError, match="unknown strategy 'x'"):
         parse_names("dp,x")
@@ -85,7 +85,7 @@ def test_a_model_that_does_not_fit_is_refused_with_both_figures():
     assert "reduce --d-model" in str(error.value)
 
 
-def test_a_model_that_just_fits_is_taken():
+def test_a_model_that_just_fits_is_accepted():
     config = tiny("dp")
     check_fits(config, available_bytes=predicted_bytes(config))
     with pytest.raises(ConfigError):
@@ -100,7 +100,7 @@ def test_ddp_needs_the_memory_of_every_copy():
     assert predicted_bytes(dp) < predicted_bytes(four)
 
 
-def test_every_strategys_file_tells_its_algorithm():
+def test_every_strategys_file_documents_its_algorithm():
     from importlib import import_module
 
     for spec in registry.all_specs():

@@ -1,4 +1,4 @@
-"""Of a process with several devices the ledger tells what each holds, as theory has it."""
+"""The ledger of a process with several devices matches theory, device by device."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class Keeps:
         pass
 
     def of(self, kind, **facts):
-        """Records of a kind that have these values."""
+        """Records of a type that have these values."""
         found = [record for record in self.records if isinstance(record, kind)]
         return [r for r in found if all(getattr(r, name) == facts[name] for name in facts)]
 
 
 @pytest.fixture
 def watched():
-    """Trains in this process, and returns what the probe sent; a group's only rank, if need be."""
+    """Trains in this process, as a group's only rank if needed, and returns what the probe sent."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -132,7 +132,7 @@ def test_the_hosts_peak_is_one_bucket_beside_what_it_holds(watched):
 
 
 def test_each_half_of_a_model_peaks_as_it_would_alone(watched):
-    """The ledger on each half by itself, and what crosses the cut made up."""
+    """The ledger on each half alone, with generated tensors at the cut."""
     config = tiny("ddp-mp", gpus=2, batch_per_gpu=4, **SIZES)
     found = peaks(watched(config))
     samples, width = config.batch, config.d_model
@@ -187,7 +187,9 @@ def test_two_devices_of_a_rank_take_turns(watched):
 @pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
 @pytest.mark.parametrize("grad_accum", [1, 2])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_what_crosses_the_cut(precision, grad_accum, checkpointing, watched):
+def test_the_activations_and_gradients_that_cross_the_cut(
+    precision, grad_accum, checkpointing, watched
+):
     config = tiny("ddp-mp", gpus=2, precision=precision, grad_accum=grad_accum,
                   activation_checkpointing=checkpointing, **SIZES)  # fmt: skip
     link = watched(config)

@@ -1,4 +1,4 @@
-"""Whatever the scheme, training is the same: losses and parameters equal one device's."""
+"""Training is the same under every scheme: losses and parameters equal those of one device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = 20
 
 @pytest.fixture
 def trained(server, sabotage, tmp_path, monkeypatch):
-    """Trains, and returns the losses of the global batch and each rank's parameters after."""
+    """Trains, and returns the losses of the global batch and each rank's final parameters."""
 
     def train(config):
         import torch
@@ -40,13 +40,13 @@ def trained(server, sabotage, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def known():
-    """What plain training came to, by configuration."""
+    """Results of plain training, by configuration."""
     return {}
 
 
 @pytest.fixture
 def trained_once(trained, known):
-    """As `trained`, where another test's result will do."""
+    """Like `trained`, but reuses the result of another test."""
 
     def train(config):
         if config not in known:
@@ -76,7 +76,7 @@ def fits(strategy, gpus):
 
 
 def each(counts, **changes):
-    """Every strategy on so many devices, with the same global batch of 12 samples."""
+    """Every strategy on that many devices, with the same global batch of 12 samples."""
     return [
         pytest.param(tiny(name, gpus=n, batch_per_gpu=12 // n, steps=STEPS, **changes),
                      id=f"{name}-{n}")
@@ -122,9 +122,7 @@ def test_bfloat16(config, trained):
 
 
 @pytest.mark.parametrize("config", each((2,)))
-def test_going_on_from_a_checkpoint_is_the_same_to_the_last_bit(
-    config, trained, trained_once, tmp_path
-):
+def test_resuming_from_a_checkpoint_is_bit_identical(config, trained, trained_once, tmp_path):
     import torch
 
     kept = str(tmp_path / "kept")
@@ -139,7 +137,7 @@ def test_going_on_from_a_checkpoint_is_the_same_to_the_last_bit(
 
 @pytest.mark.parametrize("config", each((2,)))
 def test_the_probe_changes_nothing(config, trained, trained_once, monkeypatch, private_runtime):
-    """Losses and parameters with it and without are the same to the last bit."""
+    """Losses and parameters with and without it are bit-identical."""
     import torch
 
     losses, parameters = trained_once(config)

@@ -1,4 +1,4 @@
-"""Injected delays: said wrong in one line, and felt where they were put, once a step."""
+"""Injected delays: errors in one line, and their effect, once per step in the right place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_fault_is_kind_rank_and_milliseconds():
         ("ddp", "forward:0:-5", "milliseconds above 0"),
         ("ddp", "forward:0:nan", "milliseconds above 0"),
         ("ddp", "forward:2:5", "ddp has no rank 2; give one from 0 to 1"),
-        ("dp", "data:1:5", "dp is one process, and data is its first device's; give rank 0"),
+        ("dp", "data:1:5", "dp is one process, and only its first device does data; give rank 0"),
     ],
 )
 def test_a_bad_fault_is_one_line(strategy, text, words):
@@ -41,7 +41,7 @@ def test_a_bad_fault_is_one_line(strategy, text, words):
 
 
 class Sleeps:
-    """Stands in for `time.sleep`: notes the delay, whose thread, and the phase it is in."""
+    """Replaces `time.sleep`: records the delay, its thread's device, and the phase."""
 
     def __init__(self, probe):
         self.probe = probe
@@ -54,7 +54,7 @@ class Sleeps:
 
 
 class PhasedProbe(RecordingProbe):
-    """Knows the phases it is told of."""
+    """Tracks the phases it is told."""
 
     phase_now = ""
 
@@ -68,7 +68,7 @@ class PhasedProbe(RecordingProbe):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Trains in this process; returns the delays that came."""
+    """Trains in this process; returns the recorded delays."""
 
     def train(config):
         probe = PhasedProbe()
@@ -84,7 +84,7 @@ def trained(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_step_is_late_once_where_it_was_asked(trained, kind):
+def test_each_step_is_delayed_once_in_its_phase(trained, kind):
     more = {"steps": 3, "grad_accum": 2, "activation_checkpointing": True}
     seen, probe = trained(tiny("single", **more, fault=f"{kind}:0:5"))
     phase = {"data": "data", "backward": "backward"}.get(kind, "")
@@ -93,12 +93,12 @@ def test_each_step_is_late_once_where_it_was_asked(trained, kind):
 
 
 @pytest.mark.parametrize("kind", ["forward", "backward"])
-def test_of_one_process_the_devices_thread_is_late(trained, kind):
+def test_in_one_process_the_devices_thread_is_delayed(trained, kind):
     seen, _ = trained(tiny("dp", gpus=3, steps=2, fault=f"{kind}:2:5"))
     assert [(device, seconds) for device, _, seconds in seen] == [(2, 0.005)] * 2
 
 
-def test_another_rank_is_not_late(monkeypatch):
+def test_another_rank_is_not_delayed(monkeypatch):
     probe = RecordingProbe()
     place = RankPlace(rank=0, world_size=2, devices=(torch.device("cpu"),), virtual=True)
     monkeypatch.setattr(fault_injection.time, "sleep", None)

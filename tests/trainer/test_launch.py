@@ -1,4 +1,4 @@
-"""The launcher in this process, with a fork server that stays warm from test to test."""
+"""The launcher in this process, with a fork server that stays warm between tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.dist
 
 
 class Events(list):
-    """Takes events; `on` maps an event's type to what is to be done at its first coming."""
+    """Records events; `on` maps an event's type to an action for its first occurrence."""
 
     def __init__(self, **on):
         super().__init__()
@@ -58,7 +58,7 @@ def test_strategies_run_in_turn_and_finish(server):
     assert events.watched.all_end()
 
 
-def test_a_rank_that_raises_ends_the_others_and_is_told_in_one_line(server, sabotage):
+def test_a_rank_that_raises_ends_the_others_with_one_line(server, sabotage):
     events = Events()
     assert launch([tiny("raises", gpus=3)], on_event=events, server=server) == 1
     assert events.ended.reason == "rank 1: RuntimeError: the cooling has failed"
@@ -66,11 +66,14 @@ def test_a_rank_that_raises_ends_the_others_and_is_told_in_one_line(server, sabo
     assert events.watched.all_end()
 
 
-def test_a_rank_that_leaves_without_a_word_is_named(server, sabotage):
+def test_a_rank_that_exits_silently_is_named(server, sabotage):
     events = Events()
     assert launch([tiny("dies")], on_event=events, server=server) == 1
     pids = events.of(RunStarted)[0].pids
-    assert events.ended.reason == f"rank 1 (pid {pids[1]}) ended with exit code 7 and said nothing"
+    assert (
+        events.ended.reason
+        == f"rank 1 (pid {pids[1]}) exited with code 7 without reporting an error"
+    )
     assert events.watched.all_end()
 
 
@@ -87,8 +90,8 @@ def test_a_killed_rank_is_named_and_the_others_end(server):
     assert events.watched.all_end()
 
 
-def test_a_run_starts_before_it_goes_on_however_quick_its_rank_is(server, monkeypatch):
-    """The rank has made its first step before it is known here that it was forked."""
+def test_a_runs_start_is_reported_before_its_progress(server, monkeypatch):
+    """The rank finishes its first step before the launcher knows that it was forked."""
     module = import_module("dpwatch.trainer.launch")
     really_wait = module.wait
 
@@ -110,15 +113,15 @@ def test_a_run_starts_before_it_goes_on_however_quick_its_rank_is(server, monkey
     assert [type(event) for event in events[:2]] == [RunStarted, RunProgress]
 
 
-def test_a_rank_told_to_end_by_somebody_else_ends_the_run(server):
+def test_a_rank_stopped_by_somebody_else_ends_the_run(server):
     events = Events(RunProgress=lambda e: os.kill(events[0].pids[0], signal.SIGTERM))
     assert launch([tiny("dp", steps=None)], on_event=events, server=server) == 1
     pid = events.of(RunStarted)[0].pids[0]
-    assert events.ended.reason == f"rank 0 (pid {pid}) was told to end by SIGTERM"
+    assert events.ended.reason == f"rank 0 (pid {pid}) was stopped by SIGTERM"
 
 
 @pytest.mark.parametrize("strategy", ["dp", "ddp"])
-def test_a_stop_ends_the_run_and_those_to_follow(server, strategy):
+def test_a_stop_ends_this_run_and_the_following_ones(server, strategy):
     stop = StopSwitch()
     events = Events(RunProgress=lambda event: stop.request(signal.SIGINT))
     configs = [tiny(strategy, steps=None), tiny("single")]
@@ -182,8 +185,8 @@ def test_losses_are_bit_identical_with_and_without_the_probe(server, strategy, m
         os.close(lock)
 
 
-def test_ranks_find_imported_what_they_need(private_runtime, monkeypatch, capfd):
-    """The server has the probe too: each rank would spend a fifth of a second on it."""
+def test_ranks_find_their_modules_imported(private_runtime, monkeypatch, capfd):
+    """The server imports the probe too: each rank would spend a fifth of a second on it."""
     monkeypatch.delenv("DPWATCH")
     monkeypatch.setenv("DPWATCH_HUB_LINGER_S", "0")
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")

@@ -1,4 +1,4 @@
-"""A virtual device's memory: counted to the byte, refused beyond its capacity, harmless below."""
+"""A virtual device's memory: counted to the byte, limited to its capacity, otherwise unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INT64_BYTES = 8
 
 
 class Ran:
-    """What a launch told."""
+    """Events of a launch."""
 
     def __init__(self, server, config) -> None:
         self.events = []
@@ -52,7 +52,7 @@ class Ran:
 
 
 class LedgerProbe(NullProbe):
-    """Tells a ledger alone."""
+    """Passes calls to a ledger only."""
 
     def __init__(self, ledger):
         self.ledger = ledger
@@ -67,7 +67,7 @@ class LedgerProbe(NullProbe):
         return self.ledger.owner(device)
 
 
-def test_books_say_who_wanted_what_and_count_nothing_refused():
+def test_books_name_the_device_and_count_nothing_refused():
     books = Books([DeviceInfo("vgpu:0", "virtual", 64 << 20), DeviceInfo("host", "host", None)])
     books.allocate(0, 60 << 20)
     books.allocate(1, 1 << 40)
@@ -146,7 +146,7 @@ def test_the_peak_is_the_ledgers_and_the_batch_in_host_memory(strategy):
 
 @pytest.fixture
 def sampling():
-    """A step that the probe's ledger follows."""
+    """A step that the probe's ledger tracks."""
     tracker = StorageTracker()
     tracker.push()
     tracker.begin()
@@ -156,7 +156,7 @@ def sampling():
 
 
 @pytest.mark.parametrize("following", ["limit", "sampling"])
-def test_made_up_tensors_pass_by_and_do_not_count(following, request):
+def test_fake_tensors_do_not_count(following, request):
     made = request.getfixturevalue(following)
     with FakeTensorMode():
         fake = torch.zeros(1 << 30).detach() + 1
@@ -168,10 +168,10 @@ def test_made_up_tensors_pass_by_and_do_not_count(following, request):
 
 
 def held_by_gloo(config):
-    """Bytes of a DDP rank that a gloo thread may be the last to let go, whenever it next runs.
+    """Bytes of a DDP rank that a gloo thread may be the last to free, whenever it next runs.
 
-    When DDP lays out its buckets anew after the first step: the old bucket, and two lists it
-    broadcasts, of 32-bit numbers: each parameter's place (and a count), and the new bucket's size.
+    When DDP rebuilds its buckets after the first step: the old bucket, and two lists of 32-bit
+    numbers that it broadcasts: each parameter's position (and a count), and the new bucket's size.
     """
     parameters = list(build_model(config).parameters())
     return sum(p.nbytes for p in parameters) + 4 * (len(parameters) + 1) + 4
@@ -179,7 +179,7 @@ def held_by_gloo(config):
 
 @pytest.mark.dist
 @pytest.mark.parametrize("strategy", ["single", "dp", "ddp"])
-def test_what_fits_to_the_byte_trains_bit_identically_and_a_byte_less_does_not(server, strategy):
+def test_an_exact_fit_trains_bit_identically_and_a_byte_less_fails(server, strategy):
     late = held_by_gloo(tiny(strategy)) if strategy == "ddp" else 0
     free = Ran(server, tiny(strategy))
     assert free.ended.memory == ()
@@ -213,7 +213,7 @@ def test_every_kind_of_strategy_trains_the_same_under_a_limit(server, strategy):
 
 
 @pytest.mark.dist
-def test_dps_master_runs_out_with_room_left_on_the_others(server):
+def test_dps_device_0_runs_out_with_room_left_on_the_others(server):
     peaks = Ran(server, tiny("dp", gpus=3, batch_per_gpu=8, gpu_mem_bytes=PLENTY)).peaks
     assert peaks["vgpu:1"] == peaks["vgpu:2"] < peaks["vgpu:0"]
     capacity = (peaks["vgpu:0"] + peaks["vgpu:1"]) // 2

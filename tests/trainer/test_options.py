@@ -31,7 +31,7 @@ def test_nothing_given_is_the_default():
     assert one() == TrainConfig(strategy="ddp")
 
 
-def test_options_say_what_to_train():
+def test_options_set_the_configuration():
     config = one(
         *("--model", "small", "--steps", "none", "--optimizer", "sgd", "--grad-accum", "2"),
         *("--mixed-precision", "--activation-checkpointing", "--gpu-mem", "1.5GiB", "--lr", "1e-2"),
@@ -46,17 +46,17 @@ def test_options_say_what_to_train():
     ("text", "nbytes"),
     [("256MiB", 256 << 20), ("2GB", 2 * 10**9), ("1048576", 1 << 20), ("1.5 kib", 1536)],
 )
-def test_sizes(text, nbytes):
+def test_sizes_are_parsed(text, nbytes):
     assert size(text) == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "MiB", "12 parsecs", "-1GB", "1e3"])
-def test_no_size(text):
-    with pytest.raises(ConfigError, match="is no size; write one like 256MiB"):
+def test_invalid_sizes_are_refused(text):
+    with pytest.raises(ConfigError, match="is not a size; write one like 256MiB"):
         size(text)
 
 
-def test_a_file_gives_what_the_command_line_does_not(tmp_path):
+def test_a_file_sets_what_the_command_line_does_not(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(
         'model = "small"\nsteps = 30\ngrad-accum = 2\nlr = 1\ngpu_mem = "64MiB"\n'
@@ -73,17 +73,17 @@ def test_a_file_gives_what_the_command_line_does_not(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("stepz = 3", "unknown key 'stepz'; there are: model, steps,"),
+        ("stepz = 3", "unknown key 'stepz'; known keys are: model, steps,"),
         ("steps = '3'", "steps = '3' should be of type int"),
         ("steps = true", "steps = True should be of type int"),
         ("activation_checkpointing = 1", "should be of type bool"),
-        ("steps = ", "is no TOML"),
+        ("steps = ", "is not valid TOML"),
         ("model = 'huge'", "unknown model 'huge'; choose from: tiny, small"),
-        ("gpu-mem = 'much'", "'much' is no size"),
+        ("gpu-mem = 'much'", "'much' is not a size"),
         ("optimizer = 'lion'", "unknown --optimizer 'lion'; choose from: sgd, adam, adamw"),
     ],
 )
-def test_a_bad_file_is_told_in_one_line(text, words, tmp_path):
+def test_a_bad_file_is_refused_in_one_line(text, words, tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(text)
     with pytest.raises(ConfigError) as error:
@@ -92,7 +92,7 @@ def test_a_bad_file_is_told_in_one_line(text, words, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(ConfigError, match="can't read"):
         one("--config", str(tmp_path / "none.toml"))
 

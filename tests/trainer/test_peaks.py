@@ -1,4 +1,4 @@
-"""The peak that the ledger tells of each rank, against the profiler's allocator events."""
+"""The ledger's peak of each rank, against the profiler's allocator events."""
 
 from __future__ import annotations
 

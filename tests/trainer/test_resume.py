@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, and refused in one line where they don't fit."""
+"""Checkpoints: complete or absent, and refused in one line if they do not fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .support import tiny
 
 
 class Counter:
-    """A strategy that is nothing but a number."""
+    """A strategy whose state is a number."""
 
     def __init__(self, value=0):
         self.value = value
@@ -49,7 +49,7 @@ def resuming(config, **changes):
     return dataclasses.replace(config, save=None, resume=config.save, **changes)
 
 
-def test_they_come_every_so_many_steps_and_at_the_end(config, kept):
+def test_checkpoints_are_written_at_intervals_and_at_the_end(config, kept):
     writing = checkpoints(config)
     for step in range(1, 10):
         writing.after(step, Counter(step))
@@ -60,14 +60,14 @@ def test_they_come_every_so_many_steps_and_at_the_end(config, kept):
     assert strategy.value == 9
 
 
-def test_without_a_wish_there_are_none(config, kept):
+def test_without_save_there_are_no_checkpoints(config, kept):
     plain = dataclasses.replace(config, save=None)
     checkpoints(plain).after(9, Counter())
     assert not kept.exists()
     assert checkpoints(plain).resume(Counter()) == 0
 
 
-def test_one_that_was_not_finished_is_none(config, kept):
+def test_an_unfinished_checkpoint_is_ignored(config, kept):
     checkpoints(config).after(4, Counter(4))
     (kept / "single" / "step-00000008.part").mkdir()
     assert find_checkpoint(resuming(config)) == kept / "single" / "step-00000004"
@@ -75,25 +75,25 @@ def test_one_that_was_not_finished_is_none(config, kept):
     assert find_checkpoint(resuming(config)).name == "step-00000008"
 
 
-def test_what_does_not_fit_is_refused_in_one_line(config, kept):
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(config, kept):
     with pytest.raises(ConfigError, match=r"no checkpoint of single in .*; write one with --save"):
         find_checkpoint(resuming(config))
     checkpoints(config).after(4, Counter(4))
-    with pytest.raises(ConfigError, match="has layers = 1, and this run 2; give the same"):
+    with pytest.raises(ConfigError, match="has layers = 1, and this run 2; use the same value"):
         find_checkpoint(resuming(config, layers=2))
     folder = kept / "single" / "step-00000004"
     (folder / "rank-0.pt").unlink()
     with pytest.raises(ConfigError, match=r"rank-0\.pt is missing"):
         find_checkpoint(resuming(config))
     (folder / FACTS).write_text("{")
-    with pytest.raises(ConfigError, match="is no checkpoint"):
+    with pytest.raises(ConfigError, match="is not a checkpoint"):
         find_checkpoint(resuming(config))
     (folder / FACTS).write_text(json.dumps({}))
-    with pytest.raises(ConfigError, match="give the same"):
+    with pytest.raises(ConfigError, match="use the same value"):
         find_checkpoint(resuming(config))
 
 
-def test_it_is_refused_before_anything_is_started(config):
+def test_a_missing_checkpoint_is_refused_before_anything_starts(config):
     started = []
     with pytest.raises(ConfigError, match="no checkpoint"):
         launch([resuming(config)], on_event=started.append)

@@ -10,7 +10,7 @@ from dpwatch.trainer.series import Series
 from .support import tiny
 
 
-def test_runs_come_back_as_they_went():
+def test_a_series_survives_json():
     runs = [("a", tiny("dp", gpus=3, lr=0.1 + 0.2, steps=None)), ("b", tiny("ddp", seed=7))]
     series = Series(runs=runs, past_failures=True)
     assert Series.from_json(series.to_json()) == series
@@ -18,7 +18,7 @@ def test_runs_come_back_as_they_went():
 
 @pytest.mark.dist
 @pytest.mark.parametrize("past_failures", [False, True])
-def test_what_follows_a_failure_is_trained_where_that_is_wanted(capfd, past_failures):
+def test_past_failures_continues_after_a_failed_run(capfd, past_failures):
     runs = [("a", tiny("single", gpu_mem_bytes=1000)), ("b", tiny("dp", steps=2))]
     stop = StopSwitch()
     assert Series(runs=runs, past_failures=past_failures).train(stop) == 1

@@ -1,4 +1,4 @@
-"""Parameter servers in this process: what they do in which order, and where they are refused."""
+"""Parameter servers in this process: their order of operations, and where they are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trained(config, probe):
 
 @pytest.mark.parametrize("strategy", SERVERS)
 def test_training_is_the_same_every_time(strategy, probe):
-    """Whichever worker is done first, its gradients are added in its turn."""
+    """Whichever worker finishes first, gradients are added in a fixed order."""
     config = tiny(strategy, gpus=3)
     first, again = (trained(config, probe) for _ in range(2))
     assert first[0] == again[0]
@@ -51,7 +51,7 @@ def test_buckets_of_any_size_send_the_same(strategy, probe, monkeypatch):
 
 
 @pytest.mark.parametrize("strategy", SERVERS)
-def test_the_probe_is_told_who_does_what(strategy, probe):
+def test_the_probe_is_told_which_device_works(strategy, probe):
     config = tiny(strategy, gpus=3, steps=1, grad_accum=2)
     before = set(threading.enumerate())
     trained(config, probe)
@@ -68,5 +68,5 @@ def test_the_probe_is_told_who_does_what(strategy, probe):
 @pytest.mark.parametrize("strategy", SERVERS)
 def test_cuda_devices_are_refused_in_one_line(strategy):
     config = tiny(strategy)
-    with pytest.raises(ConfigError, match=f"^{strategy} is only there for virtual devices.*ddp$"):
+    with pytest.raises(ConfigError, match=f"^{strategy} supports virtual devices only.*ddp$"):
         check(config, place_of(config, virtual=False))

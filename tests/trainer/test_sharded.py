@@ -1,4 +1,4 @@
-"""The sharding strategies' own options: each the same training; what can't be is refused."""
+"""Options of the sharding strategies: the same training with each; impossible ones refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_option_trains_the_same(strategy, changes, trained):
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp1"])
-def test_mixed_precision_goes_on_from_a_checkpoint_to_the_last_bit(strategy, trained, tmp_path):
+def test_mixed_precision_resumes_bit_identically(strategy, trained, tmp_path):
     config = tiny(strategy, steps=6, precision="bf16-mixed", grad_accum=2)
     straight, _ = trained(config)
     kept = str(tmp_path / "kept")
@@ -48,7 +48,7 @@ def test_offload_without_an_accelerator_is_refused_in_one_line(trainer):
     assert code != 0
     (line,) = errors.strip().splitlines()
     assert "fsdp1 can't offload to the CPU without an accelerator" in line
-    assert "take fsdp" in line
+    assert "use fsdp" in line
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "hsdp"])
@@ -59,7 +59,7 @@ def test_a_torch_whose_fully_shard_errs_on_cpu_is_refused(strategy, monkeypatch)
         check(tiny(strategy, gpus=2), place)
 
 
-def test_the_title_says_what_is_simulated():
+def test_the_title_says_that_offload_is_simulated():
     cpu = torch.device("cpu")
     places = [
         RankPlace(rank=0, world_size=1, devices=(cpu,), virtual=virtual)
@@ -73,6 +73,6 @@ def test_the_title_says_what_is_simulated():
     assert places[0].title(tiny("fsdp")) == config.title
 
 
-def test_the_old_wrappers_warnings_stay_off_the_terminal(trainer):
+def test_the_old_wrappers_warnings_are_not_printed(trainer):
     code, _, errors = trainer("--strategy", "fsdp1", "--gpus", "2", "--steps", "2").finish()
     assert (code, errors) == (0, "")

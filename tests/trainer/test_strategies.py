@@ -1,4 +1,4 @@
-"""What a strategy computes equals what one device computes, and dp's bytes are the theory's."""
+"""A strategy computes what one device computes, and dp's bytes are those of theory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_copies_are_what_theory_says(strategy, gpus, grad_accum, probe):
     assert sent == {(c.kind, c.src, c.dst): config.steps * c.nbytes for c in planned}
 
 
-def test_dp_tells_the_probe_who_does_what(probe):
+def test_dp_tells_the_probe_which_device_works(probe):
     config = tiny("dp", gpus=3, steps=1)
     trained(config, probe)
     assert sorted(probe.sampled) == [(0, 2), (1, 2), (2, 2)]
@@ -151,7 +151,7 @@ def test_closing_ends_the_device_threads(probe):
     assert set(threading.enumerate()) == before
 
 
-def test_the_loop_tells_progress_and_stops_between_steps(probe):
+def test_the_loop_reports_progress_and_stops_between_steps(probe):
     config = tiny("single", gpus=1, steps=None)
     told = []
     asked = iter([False, False, True])

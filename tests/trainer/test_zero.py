@@ -1,4 +1,4 @@
-"""ZeRO inside one process: whose tensors are whose, what is left after a step, and for how long."""
+"""ZeRO inside one process: ownership of tensors, what is left after a step, and for how long."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .support import tiny, trained_alone
 
 @pytest.fixture
 def group():
-    """Makes this process one of so many ranks; the others are not there, or there are none."""
+    """Makes this process one of that many ranks; the others do not exist."""
 
     def make(ranks, rank=0):
         alone = ranks == 1
@@ -45,7 +45,7 @@ def group():
 
 
 def stepped(config, place, probe):
-    """A strategy after the first step."""
+    """A strategy after its first step."""
     strategy = build(config, place, probe)
     strategy.step(next(iter(loader(config, rank=place.rank, ranks=place.world_size))))
     return strategy
@@ -85,7 +85,7 @@ def test_torchs_partition_is_the_plans(ranks, group):
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 @pytest.mark.parametrize("grad_accum", [1, 2])
-def test_zero2_leaves_gradients_with_their_owner_alone(rank, grad_accum, group, probe):
+def test_zero2_leaves_gradients_only_with_their_owner(rank, grad_accum, group, probe):
     config = tiny("zero2", gpus=3, grad_accum=grad_accum)
     strategy = stepped(config, group(3, rank), probe)
     gradients = [p.grad for p in strategy.model.parameters() if p.grad is not None]
@@ -96,7 +96,7 @@ def test_zero2_leaves_gradients_with_their_owner_alone(rank, grad_accum, group, 
 
 
 @pytest.mark.parametrize("changes", [{}, {"grad_accum": 2}, {"activation_checkpointing": True}])
-def test_zero3_leaves_shards_alone(changes, group, probe):
+def test_zero3_leaves_only_shards(changes, group, probe):
     config = tiny("zero3", gpus=3, layers=3, **changes)
     strategy = stepped(config, group(3, 1), probe)
     held = scheme("zero3").held(setup(config))[1]
@@ -108,8 +108,8 @@ def test_zero3_leaves_shards_alone(changes, group, probe):
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 @pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": True}])
-def test_a_hundred_steps_are_one_devices_to_the_last_bit(strategy, changes, group, probe):
-    """With one rank nothing is added in another order: memory that comes and goes loses no bit."""
+def test_a_hundred_steps_are_bit_identical_to_one_device(strategy, changes, group, probe):
+    """With one rank the order of additions is the same: freeing and gathering loses no bit."""
     config = tiny(strategy, gpus=1, steps=100, layers=2, **changes)
     with closing(build(config, group(1), probe)) as zero:
         losses = [zero.step(tokens).item() for tokens in loader(config, rank=0, ranks=1)]
@@ -122,7 +122,7 @@ def test_a_hundred_steps_are_one_devices_to_the_last_bit(strategy, changes, grou
 @pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": True}, {"grad_accum": 2}])
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 def test_the_ledgers_peak_is_the_allocators(strategy, changes, group, probe):
-    """What is held by theory, and the rise within the step by the profiler's allocator events."""
+    """Bytes held by theory, plus the rise within the step by the profiler's allocator events."""
     config = tiny(strategy, gpus=3, layers=4, d_model=64, **changes)
     place, records = group(3, 1), []
     ledger = Ledger(lambda record: records.append(Memory(*record[1:])))

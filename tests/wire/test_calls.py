@@ -1,4 +1,4 @@
-"""Many collectives in one record: what comes out is what went in, whatever it was."""
+"""Many collectives in one record: packing and unpacking is lossless."""
 
 from collections import Counter
 

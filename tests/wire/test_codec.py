@@ -1,4 +1,4 @@
-"""Frames: round trips, and whatever a stranger may send."""
+"""Frames: round trips, and arbitrary input."""
 
 import contextlib
 
@@ -96,7 +96,7 @@ def test_a_damaged_frame_is_a_batch_or_a_wire_error(data):
 
 
 def refusals(*records):
-    """Which of the records are refused when they come."""
+    """Which of the records are refused on decoding."""
     decoded = codec.decode(codec.encode(batch(records))).records
     return [isinstance(each, Refused) for each in decoded]
 

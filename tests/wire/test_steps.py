@@ -1,4 +1,4 @@
-"""Many steps in one record: what comes out is what went in, whatever it was."""
+"""Many steps in one record: packing and unpacking is lossless."""
 
 from collections import Counter
 

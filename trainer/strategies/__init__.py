@@ -1,4 +1,4 @@
-"""The schemes, one a file; `build` imports the one asked for, and torch only then."""
+"""The strategies, one per file; `build` imports only the one asked for, and torch with it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def check(config: TrainConfig, place: RankPlace) -> None:
-    """Asks the strategy whether it can be trained at this place, before ranks join a group.
+    """Asks the strategy whether it can be trained here, before ranks join a group.
 
-    Where one refuses all do, and none is left waiting for another.
+    If one rank refuses, all do, and none is left waiting for another.
 
     Raises:
-        ConfigError: It can't.
+        ConfigError: It cannot.
     """
     refuse = getattr(_module(config), "check", None)
     if refuse is not None:
@@ -31,7 +31,7 @@ def check(config: TrainConfig, place: RankPlace) -> None:
 
 
 def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
-    """The configured strategy, ready for its first step."""
+    """Creates the configured strategy, ready for its first step."""
     make = cast("Callable[[TrainConfig, RankPlace, ProbeLike], Strategy]", _module(config).build)
     return make(config, place, probe)
 

@@ -1,4 +1,4 @@
-"""What a strategy is, and the step that most of them share."""
+"""The strategy interface, and the step that most strategies share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..model import next_token_loss
 from ..rank_place import RankPlace
 
 State = dict[str, Any]
-"""Plain tensors, numbers, strings and containers of them: what `torch.load` takes safely."""
+"""Plain tensors, numbers, strings and containers of them, which `torch.load` accepts safely."""
 
 
 class Strategy(Protocol):
@@ -30,20 +30,20 @@ class Strategy(Protocol):
             tokens: This process's part of the global batch, `[batch, seq_len + 1]`, in host memory.
 
         Returns:
-            The mean loss over those samples: detached, no device waited for.
+            The mean loss over those samples, detached and without waiting for a device.
         """
 
     def parameters(self) -> dict[str, Tensor]:
         """The whole model's parameters, detached, by the plain model's names."""
 
     def state(self) -> State:
-        """This process's part of a checkpoint: what `load` needs to go on to the last bit."""
+        """This process's part of a checkpoint, from which `load` resumes bit-identically."""
 
     def load(self, state: State) -> None:
-        """Goes on from a `state` of the same strategy, configuration and rank."""
+        """Resumes from a `state` of the same strategy, configuration and rank."""
 
     def close(self) -> None:
-        """Ends what the strategy started."""
+        """Ends what the strategy has started."""
 
 
 def make_optimizer(parameters: Iterable[Tensor], config: TrainConfig) -> Optimizer:
@@ -53,7 +53,7 @@ def make_optimizer(parameters: Iterable[Tensor], config: TrainConfig) -> Optimiz
 
 
 def optimizer_kind(config: TrainConfig) -> tuple[type[Optimizer], dict[str, Any]]:
-    """Its class and options, for wrappers that make it themselves."""
+    """The optimizer's class and options, for wrappers that create it themselves."""
     kinds: dict[str, type[Optimizer]] = {
         "sgd": torch.optim.SGD,
         "adam": torch.optim.Adam,
@@ -63,7 +63,7 @@ def optimizer_kind(config: TrainConfig) -> tuple[type[Optimizer], dict[str, Any]
 
 
 def autocast(config: TrainConfig, place: RankPlace) -> AbstractContextManager[object]:
-    """Forward and loss in the precision asked for, on this thread."""
+    """Runs forward and loss in the configured precision, on this thread."""
     if config.precision == "fp32":
         return nullcontext()
     return torch.autocast(place.device.type, torch.bfloat16)
@@ -72,13 +72,13 @@ def autocast(config: TrainConfig, place: RankPlace) -> AbstractContextManager[ob
 class ModuleStep:
     """The usual step: forward, loss, backward, optimizer; the wrapped module does the rest.
 
-    With several micro-batches gradients add up, and a strategy whose wrapper can put off
-    communication until the last of them overrides `communicating`.
+    With several micro-batches gradients accumulate. A strategy whose wrapper can defer
+    communication until the last one overrides `communicating`.
 
     Args:
         model: The plain model, for its parameters' names.
-        wrapped: What is called.
-        optimizer: Made by `make_optimizer`, or a wrapper around it.
+        wrapped: The module that is called.
+        optimizer: Created by `make_optimizer`, or a wrapper around it.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class ModuleStep:
         return loss.detach()
 
     def communicating(self, *, last: bool) -> AbstractContextManager[object]:
-        """Around a micro-batch: a wrapper that can put off communication does, until the last."""
+        """Wraps a micro-batch; a wrapper that can defer communication does so until the last."""
         return nullcontext()
 
     def computing(self) -> AbstractContextManager[object]:
-        """Around forward and loss: the precision asked for, where the wrapper doesn't see to it."""
+        """Wraps forward and loss: sets the precision, unless the wrapper does that."""
         return autocast(self._config, self._place)
 
     def parameters(self) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """`DistributedDataParallel`: every rank holds the model, and gradients are all-reduced.
 
-Once: rank 0 broadcasts its parameters. Then each step, on every rank alike:
+At start, rank 0 broadcasts its parameters. Then each step, on every rank:
 
 1. Forward and loss over the rank's own slice of the global batch.
 2. Backward. Gradients go into buckets of 25 MiB (the first 1 MiB); a full bucket is all-reduced
@@ -11,9 +11,9 @@ Once: rank 0 broadcasts its parameters. Then each step, on every rank alike:
 
 Each rank holds, in units of the parameters' bytes P: parameters P, gradients P, Adam's moments
 2P, buckets P (`gradient_as_bucket_view=False`, torch's default), and its slice's activations.
-With `--no-overlap` there is one bucket as large as the model, full when backward is over: the same
-bytes, and nothing to hide them behind.
-It hands P to all-reduce each step; a ring sends 2 (N − 1)/N · P of it, the same on every rank.
+With `--no-overlap` there is one bucket as large as the model, full at the end of backward: the same
+bytes, and nothing to overlap them with.
+It passes P to all-reduce each step; a ring sends 2 (N − 1)/N · P, the same on every rank.
 
 Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", VLDB 2020.
 """
@@ -34,10 +34,10 @@ from .base import ModuleStep, Strategy, make_optimizer
 
 
 def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
-    """The model in its wrapper; the process group is the worker's, and is there already."""
+    """The model in its wrapper; the worker has already created the process group."""
     model = build_model(config).to(place.device)
     device_ids = None if place.virtual else [place.device]
-    # An odd default: not given, the first bucket is smaller than the others.
+    # Only if it is not given is the first bucket smaller than the others.
     whole = None if config.overlap else _mebibytes_over(model)
     wrapped = DistributedDataParallel(model, device_ids=device_ids, bucket_cap_mb=whole)
     optimizer = make_optimizer(model.parameters(), config)
@@ -45,12 +45,12 @@ def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
 
 
 def _mebibytes_over(model: nn.Module) -> int:
-    """A bucket that holds all gradients."""
+    """Size of a bucket that holds all gradients."""
     return (sum(parameter.nbytes for parameter in model.parameters()) >> 20) + 1
 
 
 class DdpStep(ModuleStep):
-    """Gradients are all-reduced in the last micro-batch's backward, for all of them together."""
+    """All-reduces the accumulated gradients in the last micro-batch's backward."""
 
     wrapped: DistributedDataParallel
 

@@ -8,14 +8,13 @@ of the blocks, P₀ bytes of parameters; device 1 the other blocks, last norm an
    (`activation`: batch · time · width floats) to device 1.
 2. Device 1 computes the rest, and the loss. Device 0 has nothing to do.
 3. Backward begins on device 1. Each half has its own reducer, which all-reduces its gradients in
-   buckets over the ranks as they become complete, while backward goes on.
+   buckets over the ranks as they become ready, during backward.
 4. At the cut the activation's gradient (`activation_grad`, of the same size) is copied to device 0,
-   where backward goes on; device 1's all-reduces overlap with it.
+   where backward continues; device 1's all-reduces overlap with it.
 5. Each device updates its half.
 
-With gradient accumulation each micro-batch crosses the cut both ways, and the last one alone is
-all-reduced. Blocks in turn on two devices save no time without a pipeline: at any moment one of
-them idles.
+With gradient accumulation each micro-batch crosses the cut both ways, and only the last one is
+all-reduced. Without a pipeline, two devices save no time: one of them is always idle.
 
 Device d holds parameters P_d, gradients P_d, Adam's moments 2P_d, buckets P_d and its blocks'
 activations of the rank's whole batch. A rank hands P₀ + P₁ to all-reduce each step, device d its
@@ -48,7 +47,7 @@ from .servers import JointUpdate
 
 
 def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
-    """The model in two halves; the process group is the worker's, and is there already."""
+    """The model in two halves; the worker has already created the process group."""
     model = build_model(config)
     if place.virtual:
         return TwoVirtualDevices(model, config, place, probe)
@@ -61,7 +60,7 @@ def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
 
 
 class FirstHalf(nn.Module):
-    """Embeddings and the first half of the blocks, one more of them if their number is odd."""
+    """Embeddings and the first half of the blocks; with an odd number of blocks, one more."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -96,8 +95,8 @@ class TwoHalves(nn.Module):
     Args:
         first: The first half.
         second: The second half.
-        carry: Brings an activation from the first one's device to the second's.
-        on_second: Makes a context manager in which the thread works for the second device.
+        carry: Moves an activation from the first one's device to the second's.
+        on_second: Returns a context manager in which the thread works for the second device.
     """
 
     def __init__(
@@ -123,9 +122,9 @@ class TwoHalves(nn.Module):
 
 
 class Crossing:
-    """The cut between two virtual devices: what crosses it is copied, and the thread changes lanes.
+    """The cut between two virtual devices: copies what crosses it and switches the thread's lane.
 
-    In backward autograd tells when: on the CPU it runs on the thread that called it.
+    In backward autograd calls it: on the CPU it runs on the thread that called it.
     """
 
     def __init__(self, probe: ProbeLike) -> None:
@@ -142,14 +141,14 @@ class Crossing:
         return copy_to(self._probe, [x], "activation", 0, 1)[0]
 
     def back(self, gradient: Tensor) -> Tensor:
-        """Copies its gradient to device 0, for which the thread works again."""
+        """Copies its gradient to device 0, which the thread works for again."""
         crossed = copy_to(self._probe, [gradient], "activation_grad", 1, 0)[0]
         self.end_backward()
         return crossed
 
     @contextmanager
     def on_second(self, phase: str = "forward") -> Iterator[None]:
-        """The thread works for device 1 meanwhile."""
+        """While entered, the thread works for device 1."""
         with self._probe.lane(1), self._probe.phase(phase):
             yield
 
@@ -158,7 +157,7 @@ class Crossing:
         self._second.enter_context(self.on_second("backward"))
 
     def end_backward(self) -> None:
-        """It works for device 0 again, if it did not."""
+        """The thread works for device 0 again, if it did not."""
         self._second.close()
 
 
@@ -174,7 +173,7 @@ class _Cross(torch.autograd.Function):
 
 
 class TwoVirtualDevices(ModuleStep):
-    """The step on two virtual devices, which one thread works for in turn."""
+    """The step on two virtual devices, which one thread works for alternately."""
 
     def __init__(
         self, model: LanguageModel, config: TrainConfig, place: RankPlace, probe: ProbeLike
@@ -217,7 +216,7 @@ class TwoVirtualDevices(ModuleStep):
             return next_token_loss(logits, targets)
 
     def communicating(self, *, last: bool) -> AbstractContextManager[object]:
-        """See `ModuleStep`: both reducers put it off."""
+        """See `ModuleStep`: both reducers defer it."""
         put_off = ExitStack()
         if not last:
             for reducer in self._reducers:

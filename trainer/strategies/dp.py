@@ -1,28 +1,28 @@
-"""`nn.DataParallel`, step by step: one process, a thread a device, device 0 in charge.
+"""`nn.DataParallel`, step by step: one process, a thread per device, device 0 in charge.
 
 N devices, global batch B, P the parameters' bytes. Device 0 owns the model. Each step:
 
 1. Scatter: device 0 sends every device its B/N samples.
 2. Replicate: it sends every other device a full copy of the parameters.
-3. Parallel forward, each device in its own thread (and all of them under one GIL).
-4. Gather: all outputs (logits, B·T·V floats) come together on device 0 …
-5. … which alone computes the loss over the global batch, and its gradient by the logits.
+3. Parallel forward, each device in its own thread (all of them under one GIL).
+4. Gather: all outputs (logits, B·T·V floats) are collected on device 0 …
+5. … which alone computes the loss over the global batch, and its gradient with respect to the
+   logits.
 6. Scatter of that gradient: each device gets its samples' part.
 7. Parallel backward, each device in its own thread.
-8. Reduce: every other device's gradients go to device 0 and are summed there.
-9. The optimizer's update, on device 0 alone. The replicas are thrown away.
+8. Reduce: every other device's gradients are sent to device 0 and summed there.
+9. The optimizer's update, on device 0 alone. The replicas are discarded.
 
-With gradient accumulation steps 1 to 8 are done for each micro-batch, replicas anew each time.
+With gradient accumulation steps 1 to 8 are done for each micro-batch, with new replicas each time.
 
-Bytes a step: scatter (N − 1)/N of the samples, replicate (N − 1)P, gather and scatter of gradients
-(N − 1)/N of the logits each, reduce (N − 1)P: every one of them leaves or enters device 0.
-Device 0 holds 4P (parameters, gradients, Adam's moments), all logits, their gradient, its own
-activations, and one incoming bucket (torch's 10 MiB, so P for a small model). Another device
-holds 2P (a replica and its gradients), its slice's logits and activations, and nothing
-between steps.
+Bytes per step: scatter (N − 1)/N of the samples, replicate (N − 1)P, gather and scatter of
+gradients (N − 1)/N of the logits each, reduce (N − 1)P: all of it leaves or enters device 0. Device
+0 holds 4P (parameters, gradients, Adam's moments), all logits, their gradient, its own activations,
+and one incoming bucket (torch's 10 MiB, so P for a small model). Every other device holds 2P (a
+replica and its gradients), its slice's logits and activations, and nothing between steps.
 
-On CUDA (`dp_cuda`) torch's own module does this; it passes through silently on CPU, so there the
-same steps are done here by hand with real copies between virtual devices.
+On CUDA (`dp_cuda`) torch's own module does this. On the CPU that module does nothing, so the same
+steps are done here by hand, with real copies between virtual devices.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from . import dp_cuda
 from .base import State, Strategy, autocast, make_optimizer
 
 REDUCE_BUCKET_BYTES = 10 << 20
-"""What `torch.nn.parallel.comm.reduce_add_coalesced` reduces at a time."""
+"""Bucket size of `torch.nn.parallel.comm.reduce_add_coalesced`."""
 
 
 def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
@@ -146,7 +146,7 @@ class VirtualDataParallel:
         self._threads.run("backward", backward)
 
     def _reduce(self) -> None:
-        """Sums the replicas' gradients into the model's, a device and a bucket at a time."""
+        """Sums the replicas' gradients into the model's, one device and one bucket at a time."""
         for device, replica in enumerate(self._replicas, start=1):
             mine = self._model.parameters()
             theirs = [gradient_of(parameter) for parameter in replica.module.parameters()]
@@ -158,7 +158,7 @@ class VirtualDataParallel:
         return {name: value.detach() for name, value in self._model.named_parameters()}
 
     def state(self) -> State:
-        """See `Strategy`: all there is lies on device 0."""
+        """See `Strategy`: everything is on device 0."""
         return {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def load(self, state: State) -> None:

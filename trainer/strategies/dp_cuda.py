@@ -1,8 +1,8 @@
-"""The real `torch.nn.DataParallel`, where there are two CUDA devices or more.
+"""The real `torch.nn.DataParallel`, for two or more CUDA devices.
 
-Its step is the one that `dp` tells and does by hand on virtual devices; here torch does the
-scatter, replicate, parallel forward and gather inside the wrapped module's forward, and the
-scatter of gradients and their reduction inside backward.
+Its step is the one that `dp` describes and does by hand on virtual devices. Here torch does the
+scatter, replicate, parallel forward and gather inside the wrapped module's forward, and the scatter
+of gradients and their reduction inside backward.
 """
 
 from __future__ import annotations

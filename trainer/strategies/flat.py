@@ -12,11 +12,11 @@ def lay_out(tensors: Sequence[Tensor], *, multiple_of: int = 1) -> Tensor:
     """Moves tensors into one flat tensor: they keep their values and become views of it.
 
     Args:
-        tensors: Of one type and device, one at least.
-        multiple_of: Elements of the flat tensor are a multiple of that; zeros fill it up.
+        tensors: At least one, all of one type and device.
+        multiple_of: The flat tensor is padded with zeros to a multiple of this many elements.
 
     Returns:
-        The flat tensor, the tensors in order and then the padding.
+        The flat tensor: the tensors in order, then the padding.
     """
     elements = sum(tensor.numel() for tensor in tensors)
     flat = torch.zeros(-(-elements // multiple_of) * multiple_of,

@@ -1,25 +1,25 @@
 """FSDP as PyTorch 1.11 introduced it: `FullyShardedDataParallel` around each unit.
 
 A unit (a block, and the root: embeddings, positions, last norm, head) is one flat tensor: its
-parameters one after another, padded to a multiple of N, and each rank keeps one N-th of it. Two
-ways to say what is a unit, which come to the same here: `--wrap auto` hands the whole model and a
-policy (every `Block`) to the wrapper; `--wrap manual` calls `wrap` on each part under
-`enable_wrap`. Each step, on every rank alike:
+parameters concatenated and padded to a multiple of N; each rank keeps one N-th of it. Units can be
+defined in two ways, with the same result here: `--wrap auto` passes the whole model and a policy
+(every `Block`) to the wrapper; `--wrap manual` calls `wrap` on each part under `enable_wrap`. Each
+step, on every rank:
 
-1. Forward. Before a unit's forward its flat tensor is all-gathered, after it dropped, except the
+1. Forward. Before a unit's forward its flat tensor is all-gathered, and after it freed, except the
    root's, which is needed again at once.
-2. Backward. Before a unit's backward it is gathered again (the next unit's already while this one
-   computes), and after it dropped; the flat gradient is reduce-scattered. Micro-batches of an
-   accumulated step do all this each.
+2. Backward. Before a unit's backward it is gathered again (the next unit's while this one
+   computes), and after it freed; the flat gradient is reduce-scattered. With gradient accumulation
+   every micro-batch does this.
 3. The optimizer's update, each rank on its part of each flat tensor (`use_orig_params=False`, as
    in 1.11: the optimizer sees one parameter a unit).
 
 Bytes are those of `fsdp`: P/N of parameters, gradients and each of Adam's moments, one or two
-units gathered; three times (N − 1)/N · P sent, the root's part of it two times. Only padding
-differs: at most N − 1 elements a unit here, a row or so of every parameter there.
+units gathered; (N − 1)/N · P sent three times, the root's part of it twice. Only padding
+differs: at most N − 1 elements per unit here, about one row of every parameter there.
 
 `bf16-mixed` is FSDP's own policy: gathered and computed in bfloat16, reduced and kept in float32.
-`cpu_offload` needs an accelerator: without one torch has no device to load from host memory to.
+`cpu_offload` needs an accelerator: without one torch has no device to load parameters to.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from .base import ModuleStep, State, Strategy, make_optimizer
 
 
 def check(config: TrainConfig, place: RankPlace) -> None:
-    """Refuses CPU offload where there is no accelerator (`ConfigError`)."""
+    """Rejects CPU offload without an accelerator (`ConfigError`)."""
     if config.cpu_offload and place.virtual:
         raise ConfigError(
             "fsdp1 can't offload to the CPU without an accelerator: its devices here are host "
-            "memory already; leave out --cpu-offload, or take fsdp, which simulates it"
+            "memory already; leave out --cpu-offload, or use fsdp, which simulates it"
         )
 
 
@@ -62,7 +62,7 @@ def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
 def wrapped_units(
     model: LanguageModel, config: TrainConfig, place: RankPlace
 ) -> FullyShardedDataParallel:
-    """Each block a unit, and what is left the root's: by policy, or by hand."""
+    """Wraps each block as a unit, and the rest as the root: by policy, or by hand."""
     options: dict[str, Any] = {"device_id": place.device, "use_orig_params": False}
     if config.precision == "bf16-mixed":
         options["mixed_precision"] = MixedPrecision(
@@ -84,11 +84,11 @@ class Fsdp1Step(ModuleStep):
     wrapped: FullyShardedDataParallel
 
     def computing(self) -> AbstractContextManager[object]:
-        """See `ModuleStep`; the precision is the wrapper's business."""
+        """See `ModuleStep`; the wrapper sets the precision."""
         return nullcontext()
 
     def parameters(self) -> dict[str, Tensor]:
-        """See `Strategy`; all ranks call it, since each gathers the others' parts."""
+        """See `Strategy`; all ranks must call it, since each gathers the others' parts."""
         whole = FullyShardedDataParallel.summon_full_params
         with _quietly(), torch.no_grad(), whole(self.wrapped, writeback=False):
             return {name: p.detach().clone() for name, p in self.wrapped.named_parameters()}
@@ -107,7 +107,7 @@ class Fsdp1Step(ModuleStep):
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without torch's warnings that this wrapper is the old one: here it is asked for."""
+    """Suppresses torch's warnings that this wrapper is deprecated: here it is asked for."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,17 +1,18 @@
-"""Hybrid sharding: `fully_shard` inside groups of ranks, the groups replicas of each other.
+"""Hybrid sharding: `fully_shard` inside groups of ranks, with the groups as replicas.
 
-N = R·S ranks stand in a grid of R replicas (rows) by S shards (columns), S the largest proper
-divisor of N, or all of N where it is prime: then there is one replica, and this is `fsdp`. Each
-step, on every rank alike:
+N = R·S ranks form a grid of R replicas (rows) by S shards (columns). S is the largest proper
+divisor of N, or N if it is prime: then there is one replica, and this is `fsdp`. Each step, on
+every rank:
 
-1. Forward and backward as `fsdp` has them, but within the row, the `shard` group: units are
-   all-gathered from S chunks, their gradients reduce-scattered into S.
+1. Forward and backward as in `fsdp`, but within the row, the `shard` group: units are all-gathered
+   from S chunks, their gradients reduce-scattered into S.
 2. A unit's gradient chunk is then all-reduced within the column, the `replicate` group: the ranks
-   that hold the same chunk. Together it is the mean over all N.
+   that hold the same chunk. The result is the mean over all N.
 3. The optimizer's update, each rank on its chunks, the same in all replicas.
 
-Each rank holds P/S parameters, gradients and so on: R/N, not 1/N. It hands in (S − 1)/S · P three
-times in the shard group, fast links ideally, and only P/S to the all-reduce over the slow ones.
+Each rank holds P/S parameters, gradients and so on, instead of P/N. It sends (S − 1)/S · P three
+times in the shard group, ideally over fast links, and passes only P/S to the all-reduce over the
+slow ones.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""A parameter server on the host; all devices are workers alike: `servers` says what they do.
+"""A parameter server on the host, with all devices as workers; `servers` has the algorithm.
 
 N devices and the host in one process, P the parameters' bytes. The host owns all parameters: a
 thread of its own sums the gradients in host memory and updates there.
 
-Bytes a step: every device pulls P from the host and pushes P to it, over the host's link, through
-which 2NP go in all. Devices are balanced, and each sends and receives the same however many
-there are; what grows with N is the host's share of the work.
+Bytes per step: every device pulls P from the host and pushes P to it, so 2NP pass the host's link
+in all. Devices are balanced, and their traffic does not depend on N; the host's share of the work
+grows with N.
 A device holds 2P (replica, gradients) and its activations. The host holds 4P (master parameters,
-the gradients' sum, Adam's moments) and an incoming bucket. It is a row of its own (`host`), and no
-device.
+the sum of gradients, Adam's moments) and an incoming bucket. It has its own row (`host`), but is
+not a device.
 
 Virtual devices only: see docs/limits.md.
 """
@@ -27,6 +27,6 @@ __all__ = ["build", "check"]
 
 
 def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
-    """Every parameter is the host's, which comes after the last device."""
+    """All parameters belong to the host, which comes after the last device."""
     host = len(place.devices)
     return ParameterServers(config, place, probe, [host] * len(parameter_tensors(config)))

@@ -1,20 +1,20 @@
 """What the parameter servers share: workers that compute, and servers that own parameters.
 
-Every worker (a device with a thread of its own) keeps a replica of the model. Each parameter tensor
-is owned by one server: one of the workers, or the host. Where a worker is the owner, its replica's
-tensor is the master itself; elsewhere it is a copy. A step, with N workers:
+Every worker (a device with its own thread) keeps a replica of the model. Each parameter tensor is
+owned by one server: one of the workers, or the host. On a worker that owns it, the replica's tensor
+is the master itself; elsewhere it is a copy. A step, with N workers:
 
 1. Pull: every worker copies the parameters it does not own from their owners into its replica.
-2. Compute: it takes its own samples, and does forward, loss and backward on them alone. With
-   gradient accumulation it goes through all its micro-batches; nothing is sent between them.
+2. Compute: it takes its own samples, and runs forward, loss and backward on them. With gradient
+   accumulation it processes all its micro-batches; nothing is sent in between.
 3. Push: each server takes the other workers' gradients of its parameters, one bucket at a time and
-   always in the same order, and adds them to its own (the host has none: the first to arrive
-   begins the sum); then it divides by N. Only one bucket is there beside the sum, never N copies.
-4. Update: each server steps an optimizer over what it owns, and over nothing else.
+   always in the same order, and adds them to its own (the host has none, so the first to arrive
+   starts the sum); then it divides by N. Beside the sum there is only one bucket, never N copies.
+4. Update: each server steps an optimizer over what it owns, and nothing else.
 
-It is synchronous: no worker pulls before every server has updated, so that it computes exactly
-what one device would, unlike the asynchronous servers of the literature (Li et al., "Scaling
-Distributed Machine Learning with the Parameter Server", OSDI 2014).
+It is synchronous: no worker pulls before every server has updated, so it computes exactly what one
+device would, unlike the asynchronous servers of the literature (Li et al., "Scaling Distributed
+Machine Learning with the Parameter Server", OSDI 2014).
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from ..virtual import DeviceThreads, add_gradients, buckets, copy_into, copy_to,
 from .base import State, autocast, make_optimizer
 
 PUSH_BUCKET_BYTES = 10 << 20
-"""What a server takes at a time: as much as `dp` reduces at once."""
+"""Bytes that a server takes at a time: as many as `dp` reduces at once."""
 
 
 class JointUpdate(Optimizer):
-    """One step of several devices' optimizers, which for everyone outside is one optimizer's.
+    """One step of several devices' optimizers, which looks like one optimizer from outside.
 
     Args:
         optimizers: By device.
-        run: Runs a job for each of the devices given, on its thread, and returns when all are done.
+        run: Runs a job for each of the given devices, on its thread, and returns when all are done.
     """
 
     def __init__(
@@ -56,26 +56,26 @@ class JointUpdate(Optimizer):
         self._run = run
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Updates every device's parameters by its own optimizer."""
+        """Updates every device's parameters with its own optimizer."""
         self._run(lambda device: self._by_device[device].step(), list(self._by_device))
 
     def state_dict(self) -> State:
-        """What each optimizer keeps, by device."""
+        """Each optimizer's state, by device."""
         return {
             str(device): optimizer.state_dict() for device, optimizer in self._by_device.items()
         }
 
     def load_state_dict(self, state_dict: State) -> None:
-        """Goes on from a `state_dict`."""
+        """Restores a `state_dict`."""
         for device, optimizer in self._by_device.items():
             optimizer.load_state_dict(state_dict[str(device)])
 
 
 def check(config: TrainConfig, place: RankPlace) -> None:
-    """Refuses devices that are not virtual (`ConfigError`)."""
+    """Rejects devices that are not virtual (`ConfigError`)."""
     if not place.virtual:
         raise ConfigError(
-            f"{config.strategy} is only there for virtual devices, and this host has GPUs; "
+            f"{config.strategy} supports virtual devices only, and this host has GPUs; "
             "hide them with CUDA_VISIBLE_DEVICES= or choose ddp"
         )
 
@@ -111,7 +111,7 @@ class ParameterServers:
         )
 
     def _places(self) -> int:
-        """Workers, and the host if it is a server."""
+        """Number of workers, plus the host if it is a server."""
         return max(len(self._workers), self._servers[-1] + 1)
 
     def _model_on(self, device: int) -> LanguageModel:
@@ -142,7 +142,7 @@ class ParameterServers:
         return loss
 
     def _work(self, device: int, micro_batches: Sequence[Tensor]) -> Tensor:
-        """A worker's part of a step, from pull to its own gradients. Returns: its mean loss."""
+        """A worker's part of a step, from pull to its gradients. Returns: its mean loss."""
         with self._probe.phase("forward"):
             self._pull(device)
         losses = []
@@ -161,7 +161,7 @@ class ParameterServers:
                 copy_into(self._probe, copies, masters, "pull", server, device)
 
     def _collect(self, server: int) -> None:
-        """The mean of all workers' gradients, in the server's own."""
+        """Computes the mean of all workers' gradients in the server's own."""
         mine = self._of(server, server)
         for worker in self._workers:
             if worker == server:
@@ -174,17 +174,17 @@ class ParameterServers:
             gradient_of(parameter).div_(len(self._workers))
 
     def _of(self, server: int, device: int) -> list[nn.Parameter]:
-        """The parameters that a server owns, as they lie on a device."""
+        """A device's copies of the parameters that a server owns."""
         return [self._parameters[device][at] for at in self._owned[server]]
 
     def parameters(self) -> dict[str, Tensor]:
-        """See `Strategy`: the masters; replicas are one update behind until they are pulled."""
+        """See `Strategy`: the masters; replicas lag by one update until they are pulled."""
         return {
             name: master.detach() for name, master in zip(self._names, self._masters, strict=True)
         }
 
     def state(self) -> State:
-        """See `Strategy`: the servers' all, since replicas are pulled anew."""
+        """See `Strategy`: what the servers own, since replicas are pulled again."""
         return {"model": self.parameters(), "optimizer": self._optimizer.state_dict()}
 
     def load(self, state: State) -> None:

@@ -19,12 +19,12 @@ from ..rank_place import RankPlace
 from .base import ModuleStep, State, make_optimizer
 
 OLDEST_OVER_GLOO = "2.13"
-"""torch 2.6's `fully_shard` raises on CPU; 2.7's trains there, but not to the same parameters, and
-raises where groups of ranks shard. Those up to this one were not run."""
+"""torch 2.6's `fully_shard` raises on CPU. 2.7's trains there, but not to the same parameters, and
+raises if groups of ranks shard. Versions between 2.7 and this one were not tested."""
 
 
 def check(config: TrainConfig, place: RankPlace) -> None:
-    """Refuses virtual devices under a torch older than `OLDEST_OVER_GLOO` (`ConfigError`)."""
+    """Rejects virtual devices with a torch older than `OLDEST_OVER_GLOO` (`ConfigError`)."""
     if place.virtual and torch.__version__ < OLDEST_OVER_GLOO:
         raise ConfigError(
             f"{config.strategy} needs torch {OLDEST_OVER_GLOO} or newer on virtual devices: "
@@ -49,11 +49,11 @@ class ShardedStep(ModuleStep):
         super().__init__(model, model, optimizer, config, place, probe)
 
     def computing(self) -> AbstractContextManager[object]:
-        """See `ModuleStep`; the precision is the wrapper's business."""
+        """See `ModuleStep`; the wrapper sets the precision."""
         return nullcontext()
 
     def parameters(self) -> dict[str, Tensor]:
-        """See `Strategy`; all ranks call it, since each gathers the others' shards."""
+        """See `Strategy`; all ranks must call it, since each gathers the others' shards."""
         with torch.no_grad():
             return {name: _dtensor(p).full_tensor() for name, p in self.model.named_parameters()}
 
@@ -82,7 +82,7 @@ class ShardedStep(ModuleStep):
 def shard_units(
     model: LanguageModel, mesh: DeviceMesh, config: TrainConfig, place: RankPlace
 ) -> None:
-    """Makes each block a unit, and what is left the root's."""
+    """Shards each block as a unit, and the rest as the root."""
     policies: dict[str, Any] = {"mesh": mesh}
     if config.precision == "bf16-mixed":
         policies["mp_policy"] = MixedPrecisionPolicy(
@@ -102,7 +102,7 @@ def _dtensor(parameter: Tensor) -> DTensor:
 
 
 def _local(value: Any) -> Any:
-    """The same with every `DTensor` replaced by the shard this rank holds."""
+    """Replaces every `DTensor` by the shard this rank holds."""
     if isinstance(value, DTensor):
         return _dtensor(value.detach()).to_local()
     if isinstance(value, dict):
@@ -113,7 +113,7 @@ def _local(value: Any) -> Any:
 
 
 def _as_shard(value: Any, parameter: DTensor) -> Any:
-    """A state tensor of the parameter's shape as its shard; a step count stays as it is."""
+    """Wraps a state tensor of the parameter's shape as its shard; leaves a step count as it is."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
     return DTensor.from_local(

@@ -1,4 +1,4 @@
-"""One device trains alone: the yardstick that the others are held against.
+"""One device trains alone: the baseline for all others.
 
 1. Forward and loss over the global batch.
 2. Backward.

@@ -1,18 +1,19 @@
-"""ZeRO stage 1: DDP, with the optimizer's state spread over the ranks.
+"""ZeRO stage 1: DDP, with the optimizer's state sharded over the ranks.
 
-Once: rank 0 broadcasts its parameters. Whole tensors are dealt out, largest first, each to the rank
+At start, rank 0 broadcasts its parameters. Whole tensors are assigned, largest first, to the rank
 with the fewest elements so far (`dpwatch.plan.partition`). Then each step, on every rank:
 
-1. Forward and backward as `ddp` has them: gradients are all-reduced in buckets while backward goes
-   on, in the last micro-batch alone, and every rank has the mean of all of them.
+1. Forward and backward as in `ddp`: gradients are all-reduced in buckets during backward, only in
+   the last micro-batch, and every rank gets the mean of all of them.
 2. The optimizer's update of the rank's own tensors.
-3. Every tensor is broadcast by its owner, one call a tensor.
+3. Every tensor is broadcast by its owner, one call per tensor.
 
 Each rank holds, in units of the parameters' bytes P: parameters P, gradients P, buckets P, and
-Adam's moments of its own tensors: 2P/N, give or take the largest tensor. It hands P to all-reduce
-and P to broadcasts each step: a ring sends 2 (N − 1)/N · P for the first and (N − 1)/N · P, mean
-over the ranks, for the second. (With reduce-scatter for the first, as the paper has it, both
-together are DDP's 2P; torch's `ZeroRedundancyOptimizer`, used here, is put upon a whole DDP.)
+Adam's moments of its own tensors: 2P/N, plus or minus the largest tensor. It passes P to
+all-reduce and P to broadcasts each step: a ring sends 2 (N − 1)/N · P for the first and
+(N − 1)/N · P, on average over the ranks, for the second. (With reduce-scatter for the first, as in
+the paper, both together are DDP's 2P; torch's `ZeroRedundancyOptimizer`, used here, works on top
+of unmodified DDP.)
 
 Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020,
 section 5.1.
@@ -53,7 +54,7 @@ class Zero1Step(DdpStep):
     optimizer: ZeroRedundancyOptimizer
 
     def state(self) -> State:
-        """See `Strategy`; the optimizer's part is the tensors' that this rank owns."""
+        """See `Strategy`; of the optimizer, the state of the tensors that this rank owns."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.optim.state_dict()}
 
     def load(self, state: State) -> None:

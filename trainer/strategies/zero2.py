@@ -1,23 +1,23 @@
-"""ZeRO stage 2: gradients go to the one rank that updates their parameter, and only there.
+"""ZeRO stage 2: gradients are kept only by the rank that updates their parameter.
 
-Once: rank 0 broadcasts its parameters. Whole tensors are dealt out, largest first, each to the rank
+At start, rank 0 broadcasts its parameters. Whole tensors are assigned, largest first, to the rank
 with the fewest elements so far: their owner (`dpwatch.plan.partition`). Then each step, on every
 rank:
 
 1. Forward and loss over the rank's own slice of the global batch.
-2. Backward. As soon as all gradients of a bucket (tensors of one owner, 256 KiB at most or one
-   tensor) are there, they are copied into one flat tensor, dropped, and reduced to their owner,
-   summed over the ranks and divided by their number. Backward goes on meanwhile, until the next
-   bucket is full: one is under way at a time. Afterwards only the owner keeps the result. With
-   gradient accumulation that is done in every micro-batch, and the owner adds them up.
-3. The owner's optimizer updates its tensors. It has no others.
-4. The tensors of an owner lie together in memory, so each rank broadcasts all of its own in one
-   call, and receives everyone else's.
+2. Backward. As soon as all gradients of a bucket (tensors of one owner, at most 256 KiB or one
+   tensor) are ready, they are copied into one flat tensor, freed, and reduced to their owner,
+   summed over the ranks and divided by their number. Backward continues meanwhile, until the next
+   bucket is full: one is in progress at a time. Afterwards only the owner keeps the result. With
+   gradient accumulation every micro-batch does this, and the owner adds the results.
+3. The owner's optimizer updates its tensors, and only those.
+4. The tensors of an owner are contiguous in memory, so each rank broadcasts all of its own in one
+   call, and receives those of the others.
 
-Each rank holds, in units of the parameters' bytes P: parameters P, and of its own tensors alone the
-gradients, P/N, and Adam's moments, 2P/N, give or take the largest tensor. For each micro-batch it
-hands P to reductions, and P to broadcasts for each step; a chain sends (N − 1)/N of either, mean
-over the ranks: with one micro-batch as much as DDP does.
+Each rank holds, in units of the parameters' bytes P: parameters P, and for its own tensors only the
+gradients, P/N, and Adam's moments, 2P/N, plus or minus the largest tensor. It passes P to
+reductions per micro-batch, and P to broadcasts per step; a chain sends (N − 1)/N of either, on
+average over the ranks: with one micro-batch as much as DDP does.
 
 Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020,
 section 5.2.
@@ -52,7 +52,7 @@ def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
     owners = greedy_owners(sizes, place.world_size)
     mine = [p for p, owner in zip(parameters, owners, strict=True) if owner == place.rank]
     kind, options = optimizer_kind(config)
-    optimizer = kind([{"params": mine}], **options)  # a group may be empty, a bare list may not
+    optimizer = kind([{"params": mine}], **options)  # a group may be empty, a plain list may not
     shares = Shares(parameters, owners)
     shares.broadcast_from_first()
     # Before its step counts as done, so that the broadcasts are part of it.
@@ -62,7 +62,7 @@ def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
 
 
 class Zero2Step(ModuleStep):
-    """Every micro-batch's gradients are reduced to their owners during its backward."""
+    """Reduces every micro-batch's gradients to their owners during its backward."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Zero2Step(ModuleStep):
 
 
 class Shares:
-    """Parameters by owner, those of one owner side by side in memory."""
+    """Parameters by owner, those of one owner contiguous in memory."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], owners: Sequence[int]) -> None:
         by_owner: dict[int, list[nn.Parameter]] = {}
@@ -96,7 +96,7 @@ class Shares:
         self._flat = {owner: lay_out(by_owner[owner]) for owner in sorted(by_owner)}
 
     def broadcast(self) -> None:
-        """Each owner sends its parameters to all others."""
+        """Each owner broadcasts its parameters."""
         works = [
             dist.broadcast(flat, src=owner, async_op=True) for owner, flat in self._flat.items()
         ]
@@ -104,7 +104,7 @@ class Shares:
             work.wait()
 
     def broadcast_from_first(self) -> None:
-        """Rank 0 sends all parameters."""
+        """Rank 0 broadcasts all parameters."""
         for flat in self._flat.values():
             dist.broadcast(flat, src=0)
 
@@ -114,8 +114,8 @@ class Bucket:
 
     Attributes:
         parameters: In the order in which backward is expected to reach them.
-        owner: The rank that gets their sum.
-        missing: How many gradients this micro-batch's backward has still to yield.
+        owner: The rank that receives their sum.
+        missing: Number of gradients still to come in this micro-batch's backward.
         mean: On the owner, the mean over the ranks, summed over the micro-batches so far.
     """
 
@@ -126,7 +126,7 @@ class Bucket:
         self.mean: Tensor | None = None
 
     def take_gradients(self) -> Tensor:
-        """A flat copy of the gradients, which are dropped."""
+        """Copies the gradients into a flat tensor and frees them."""
         parts = []
         for parameter in self.parameters:
             assert parameter.grad is not None
@@ -137,9 +137,9 @@ class Bucket:
 
 
 class Reducer:
-    """Reduces gradients to their owners while backward goes on.
+    """Reduces gradients to their owners during backward.
 
-    Buckets are reduced in an order fixed in advance, the same on all ranks.
+    Buckets are reduced in a fixed order, the same on all ranks.
     """
 
     def __init__(
@@ -159,13 +159,13 @@ class Reducer:
                 parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def finish(self) -> None:
-        """Waits for the last reduction; the micro-batch's backward is over."""
+        """Waits for the last reduction, after the micro-batch's backward."""
         self._wait()
         assert self._sent == len(self._buckets), "a parameter took no part in the loss"
         self._sent = 0
 
     def hand_over(self) -> None:
-        """Gives the step's gradients to the parameters that this rank owns."""
+        """Sets the step's gradients on the parameters that this rank owns."""
         for bucket in self._buckets:
             if bucket.mean is not None:
                 parts = parts_of(bucket.mean, bucket.parameters)
@@ -189,7 +189,7 @@ class Reducer:
         self._sent += 1
 
     def _wait(self) -> None:
-        """Lets go of what went to another rank, keeps what came to this one."""
+        """Frees what was sent to another rank, keeps what was sent to this one."""
         if self._under_way is None:
             return
         bucket, gradients, work = self._under_way

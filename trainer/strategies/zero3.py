@@ -1,27 +1,27 @@
-"""ZeRO stage 3: no rank has the model; parameters are gathered unit by unit, used and dropped.
+"""ZeRO stage 3: no rank has the whole model; parameters are gathered per unit, used and freed.
 
-The units are the root (embeddings, last norm, head), then each block. Once: a unit's parameters are
-laid out flat, filled up with zeros to a multiple of N, and each rank keeps its N-th of that, its
+The units are the root (embeddings, last norm, head), then each block. At start, a unit's parameters
+are flattened and padded with zeros to a multiple of N, and each rank keeps an N-th of that, its
 shard; of the parameters only the shapes are left. Then each step, on every rank:
 
 1. Forward: before a unit computes, its shards are all-gathered into memory that its parameters are
-   views of, and the next block's gathering begins meanwhile. After a block has computed, that
-   memory is given back. The root stays: its head comes last in forward and first in backward.
+   views of, while gathering the next block begins. After a block has computed, that memory is
+   freed. The root stays: its head comes last in forward and first in backward.
 2. Backward, through the blocks in reverse: each is gathered again before it computes, and the one
-   before it meanwhile. Gradients are collected flat; when all of a unit's are there, they are
-   reduce-scattered (one unit at a time, while backward goes on), summed over the ranks and divided
-   by their number, so that a rank is left with its shard's. Then the unit's parameters are dropped.
-   With gradient accumulation 1 and 2 are done for each micro-batch, and the shards' gradients add.
-3. The optimizer's update of the shards. Nothing is sent: the next gathering brings what is new.
+   before it meanwhile. Gradients are collected flat; when a unit's are complete, they are
+   reduce-scattered (one unit at a time, during backward), summed over the ranks and divided by
+   their number, so that a rank is left with its shard's. Then the unit's parameters are freed.
+   With gradient accumulation every micro-batch does 1 and 2, and the shards' gradients add up.
+3. The optimizer's update of the shards. Nothing is sent: the next gather brings the new values.
 
 Each rank holds, in units of the parameters' bytes P (padding included): parameters P/N, gradients
-P/N and Adam's moments 2P/N; in passing the root and two blocks, gathered, and as much of their
-gradients (which for a model of two blocks is all of it: deep ones gain). For each micro-batch it
-hands P/N to all-gathers in forward, P/N without the root's part in backward, and P to
-reduce-scatters: a ring sends 3 (N − 1)/N · P, less the root's gathering.
+P/N and Adam's moments 2P/N; temporarily the root and two blocks, gathered, and as much of their
+gradients (for a model of two blocks that is everything: deep models gain). Per micro-batch it
+passes P/N to all-gathers in forward, P/N without the root's part in backward, and P to
+reduce-scatters: a ring sends 3 (N − 1)/N · P, less the root's second gather.
 
-With `bf16-mixed` autocast casts what was gathered, and the casts of a block live till its backward
-(with activation checkpointing, until forward is over); `fsdp` gathers in bfloat16 instead.
+With `bf16-mixed` autocast casts the gathered parameters, and the casts of a block live until its
+backward (with activation checkpointing, until the end of forward); `fsdp` gathers in bfloat16.
 
 Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020,
 sections 5.3 and 7.2.2.
@@ -53,7 +53,7 @@ _reduce_scatter = dist.reduce_scatter_single if _NEW_NAMES else dist.reduce_scat
 
 
 def build(config: TrainConfig, place: RankPlace, probe: ProbeLike) -> Strategy:
-    """Builds the whole model once, by the seed the same on every rank, and keeps a shard of it."""
+    """Builds the whole model once, identically on every rank, and keeps a shard of it."""
     model = build_model(config).to(place.device)
     units = shard(model, place)
     optimizer = make_optimizer([unit.shard for unit in units], config)
@@ -84,7 +84,7 @@ class Zero3Step(ModuleStep):
                 unit.finish_reduction()
 
     def parameters(self) -> dict[str, Tensor]:
-        """See `Strategy`; all ranks call it, as it gathers."""
+        """See `Strategy`; all ranks must call it, as it gathers."""
         for unit in self._units:
             unit.gather()
         whole = {name: value.detach().clone() for name, value in self.model.named_parameters()}
@@ -93,7 +93,7 @@ class Zero3Step(ModuleStep):
         return whole
 
     def state(self) -> State:
-        """See `Strategy`; the rank's shards alone."""
+        """See `Strategy`; only the rank's shards."""
         shards = [unit.shard.detach() for unit in self._units]
         return {"shards": shards, "optimizer": self.optimizer.state_dict()}
 
@@ -105,7 +105,7 @@ class Zero3Step(ModuleStep):
 
 
 def shard(model: LanguageModel, place: RankPlace) -> list[Unit]:
-    """Divides the model into units, in the order of forward, that see to themselves by hooks."""
+    """Divides the model into units, in the order of forward, that work by hooks."""
     blocks = list(model.blocks)
     in_blocks = {parameter for block in blocks for parameter in block.parameters()}
     root = [parameter for parameter in model.parameters() if parameter not in in_blocks]
@@ -120,7 +120,7 @@ def shard(model: LanguageModel, place: RankPlace) -> list[Unit]:
 
 
 class Unit:
-    """Parameters that are gathered, and whose gradients are reduced, together.
+    """Parameters that are gathered together, and whose gradients are reduced together.
 
     Attributes:
         shard: This rank's N-th of them, flat; what the optimizer updates.
@@ -133,7 +133,7 @@ class Unit:
         self.following: Unit | None = None
         self._parameters = parameters
         self._ranks = place.world_size
-        # The parameters are views of this from here on, whether its memory is there or not.
+        # The parameters are views of this from here on, whether its memory is allocated or not.
         self._whole = lay_out(parameters, multiple_of=place.world_size)
         self._nbytes = self._whole.nbytes
         self.shard = nn.Parameter(self._whole.chunk(place.world_size)[place.rank].clone())
@@ -145,16 +145,16 @@ class Unit:
             parameter.register_post_accumulate_grad_hook(self._collect)  # type: ignore[no-untyped-call]
         self.drop()
 
-    # -- when ---------------------------------------------------------------------------------
+    # -- hooks --------------------------------------------------------------------------------
 
     def before_forward(self, module: nn.Module, args: object) -> None:
-        """Hook: has this unit's parameters there, and the following one's on their way."""
+        """Hook: gathers this unit's parameters, and starts gathering the following one's."""
         self.gather()
         if self.following is not None:
             self.following.begin_to_gather()
 
     def after_forward(self, module: nn.Module, args: object, output: Tensor) -> None:
-        """Hook: drops them until backward comes to the output."""
+        """Hook: frees them until backward reaches the output."""
         self.drop()
         if output.requires_grad:
             output.register_hook(self._before_backward)  # type: ignore[no-untyped-call]
@@ -167,27 +167,27 @@ class Unit:
     # -- parameters ---------------------------------------------------------------------------
 
     def begin_to_gather(self) -> None:
-        """Takes memory and asks all ranks for their shards, unless that is done."""
+        """Allocates memory and starts an all-gather of the shards, unless that is done."""
         storage = self._whole.untyped_storage()
         if storage.nbytes() == 0:
             storage.resize_(self._nbytes)
             self._gathering = _all_gather(self._whole, self.shard.detach(), async_op=True)
 
     def gather(self) -> None:
-        """Returns when the parameters are there."""
+        """Returns when the parameters are gathered."""
         self.begin_to_gather()
         if self._gathering is not None:
             self._gathering.wait()
             self._gathering = None
 
     def drop(self) -> None:
-        """Gives the parameters' memory back; what autograd saved of them are views of it too."""
+        """Frees the parameters' memory; the tensors that autograd saved are views of it too."""
         self._whole.untyped_storage().resize_(0)
 
     # -- gradients ----------------------------------------------------------------------------
 
     def _collect(self, parameter: Tensor) -> None:
-        """Hook: moves a gradient to its place; when it is the last, all of them go their way."""
+        """Hook: moves a gradient to its place; after the last one, starts to reduce them all."""
         if self._gradients is None:
             self._gradients = torch.zeros_like(self._whole)
             parts = parts_of(self._gradients, self._parameters)
@@ -201,7 +201,7 @@ class Unit:
             self.drop()
 
     def _begin_to_reduce(self, gradients: Tensor) -> None:
-        """Sends every rank its part of the gradients; the unit before in backward is done first."""
+        """Sends every rank its part of the gradients, after the previous unit's are reduced."""
         if self.following is not None:
             self.following.finish_reduction()
         mine = torch.empty_like(self.shard)

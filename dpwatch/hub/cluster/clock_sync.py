@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from dpwatch.quantiles import median
-from dpwatch.wire.calls import Kind, unpack
+from dpwatch.wire.calls import CallSignature, unpack
 from dpwatch.wire.messages import AnyRecord, Calls, Collective
 
 DRIFT = 100e-6
@@ -152,7 +152,7 @@ def _scatter(calls: Sequence[Done], now_ns: int) -> tuple[int, int] | None:
     return int(middle - wide), int(middle + wide)
 
 
-def _tells(kind: Kind | Collective, seq: int) -> bool:
+def _tells(kind: CallSignature | Collective, seq: int) -> bool:
     """Of large groups a part of the calls is enough, the same on all ranks."""
     return kind.op in NEED_ALL and seq % (kind.ranks // MANY_RANKS + 1) == 0
 

@@ -23,7 +23,7 @@ FIRST_STEPS = (1, 2)
 MIN_INTERVAL = 10
 MAX_INTERVAL = 10 * 2**8
 
-MOST_DOUBLED = 20
+MOST_DOUBLINGS = 20
 """With direct measurement, limit of doublings of ten steps, which is never reached."""
 
 _ENOUGH = 4
@@ -67,7 +67,7 @@ class DirectPace:
         assert self._first is not None
         block_ns = sampling.BLOCK * elapsed_ns / max(1, step - self._first[0])
         doublings = 0
-        while cost_ns > DIRECT_SHARE * block_ns * 2**doublings and doublings < MOST_DOUBLED:
+        while cost_ns > DIRECT_SHARE * block_ns * 2**doublings and doublings < MOST_DOUBLINGS:
             doublings += 1
         return sampling.next_pair(step - 1, doublings) == step - 1
 

@@ -24,7 +24,7 @@ import torch
 from dpwatch.probe.memory.gauges import Gauge
 from dpwatch.probe.memory.walk import own_gradient_bytes
 
-MOST_LOOKS = 32
+MOST_MICRO_BATCHES = 32
 """Micro-batches of a step that are measured."""
 
 BOOKKEEPING = 0.01
@@ -64,15 +64,15 @@ class Rise:
         self._gradients: dict[torch.device, int] | None = None
         self._bases: dict[int, int | None] | None = None
         self._largest: dict[int, int] = {}
-        self._looks = 0
+        self._measured = 0
 
     def before_forward(self) -> None:
         """An outermost forward is about to begin; only the first one after a backward counts."""
-        if self._bases is not None or self._looks >= MOST_LOOKS:
+        if self._bases is not None or self._measured >= MOST_MICRO_BATCHES:
             return
-        if not self._looks:
+        if not self._measured:
             self._gradients = self._own_gradients()
-        self._looks += 1
+        self._measured += 1
         self._bases = {index: gauge.in_use() for index, gauge in self._gauges.items()}
 
     def before_backward(self) -> None:

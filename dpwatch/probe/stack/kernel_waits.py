@@ -40,7 +40,7 @@ _PLACES = (
 
 _DOING = {
     "read": "reading from", "write": "writing to", "pread": "reading from", "pwrite": "writing to",
-    "fsync": "writing out", "flock": "locking", "open": "opening a file", "truncate": "cutting",
+    "fsync": "flushing", "flock": "locking", "open": "opening a file", "truncate": "truncating",
     "send": "sending to", "receive": "receiving from", "connect": "connecting",
     "accept": "waiting for a connection", "lseek": "seeking in",
 }  # fmt: skip

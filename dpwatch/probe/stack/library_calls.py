@@ -201,9 +201,7 @@ class Groups:
         world = getattr(sys.modules.get("torch.distributed.distributed_c10d"), "_world", None)
         try:
             count = 0 if world is None else len(world.pg_names)
-            if (
-                count != self._count
-            ):  # only then, since holding a reference to a group may end up destroying it
+            if count != self._count:  # only then: to release a group may destroy it
                 self._told, self._count = _groups(world), count
         except (AttributeError, RuntimeError, TypeError):  # private API, or changed meanwhile
             self._told = []

@@ -360,7 +360,7 @@ class Lane:
             total[1] += duration_ns
 
 
-class Issues(Protocol):
+class IssueCounter(Protocol):
     """Counts the collectives issued by any thread of this process; the count never decreases."""
 
     issued: int
@@ -378,7 +378,9 @@ class MainLane(Lane):
 
     between = IDLE
 
-    def __init__(self, clocks: Clocks, collectives: Issues, steps: Events, device: int = 0) -> None:
+    def __init__(
+        self, clocks: Clocks, collectives: IssueCounter, steps: Events, device: int = 0
+    ) -> None:
         super().__init__(device, clocks, steps)
         self.thread = threading.get_ident()
         self._collectives = collectives

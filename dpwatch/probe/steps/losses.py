@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from dpwatch.probe.steps.tensors import scalar_of
-from dpwatch.probe.steps.updates import Watched
+from dpwatch.probe.steps.updates import WatchedParameter
 
 MOST_SCALED = 256
 """Scaled losses tracked per step; the loss of further ones is unknown."""
@@ -36,7 +36,7 @@ class Relation(Enum):
     UNCLEAR = "nobody can tell"
 
 
-def relation_to(watched: Watched) -> Relation:
+def relation_to(watched: WatchedParameter) -> Relation:
     """How the backward that begins relates to the last one, judged by one parameter."""
     if watched.was_updated():
         return Relation.AGAIN

@@ -116,7 +116,7 @@ class Hooks:
             self._replace(torch.autograd, "backward", _plain_backward(plain, newcomer, fail))
 
 
-class _Nobody:
+class _NoLane:
     """Replaces `here` in hooks that have been closed."""
 
     lane = None
@@ -127,7 +127,7 @@ def _silence(hook: Any) -> None:
     for cell in hook.__closure__ or ():
         inner = cell.cell_contents
         if inner is here:
-            cell.cell_contents = _Nobody
+            cell.cell_contents = _NoLane
         elif isinstance(inner, FunctionType) and inner.__globals__ is globals():
             _silence(inner)
 

@@ -16,8 +16,8 @@ the first event after the change (see `UnhookedUpdates`). A script can call `dpw
 its steps end; from the first call on, only that ends them.
 
 Most steps shorter than 25 ms, and most steps with so many events that measuring each would cost too
-much, are skipped: only counted (see `LOOK_NS`, `EVENT_NS`). The steps that are recorded are
-recorded completely, so medians, rates and shares stay correct.
+much, are skipped: only counted (see `SAMPLING_NS`, `EVENT_COST_NS`). Recorded steps are recorded
+completely, so medians, rates and shares stay correct.
 
 Forward and data waits count only while gradients are enabled: evaluation is `other`.
 """
@@ -63,7 +63,7 @@ from dpwatch.probe.steps.step_record import (
 )
 from dpwatch.probe.steps.tensors import rows_of
 from dpwatch.probe.steps.thread_clock import Clocks
-from dpwatch.probe.steps.updates import Watched
+from dpwatch.probe.steps.updates import WatchedParameter
 from dpwatch.probe.steps.without_optimizer import UnhookedUpdates
 from dpwatch.wire.messages import DeviceInfo, Transfer
 
@@ -74,16 +74,16 @@ shorter ones: reading them costs up to 100 µs a step."""
 SHARED_STEP_NS = 10_000_000
 """The same for virtual devices that share a process, where waiting for each other matters most."""
 
-LOOK_NS = 250_000_000
+SAMPLING_NS = 250_000_000
 """Of short steps, two in an interval of at most this length are measured, 8–16 per second, and the
 others skipped: hooks in each would cost from half a percent to several. The interval is 10, 20, 40,
 … steps; `sampling` chooses which two. Of longer steps every loss is read, which takes 40 µs; of
 short ones only that of the second of a pair."""
 
-MOST_DOUBLED = 8
+MOST_DOUBLINGS = 8
 """Limit of doublings of that interval: 2,560 steps."""
 
-EVENT_NS = 8_000
+EVENT_COST_NS = 8_000
 """Upper estimate of the cost of one event: entering and leaving a phase with cold caches."""
 
 LOSS_EVENTS = 5
@@ -122,7 +122,7 @@ class Steps:
 
     Attributes:
         step: The current step, from 0.
-        tells: Where its number is also written (see `runtime.last_step`).
+        step_cell: Where its number is also written (see `runtime.last_step`).
         backwards: Outermost backwards seen so far in measured steps.
         skipped_backwards: Backwards so far in the current step, if it is skipped.
         notify_after: From this number of them on, `skipped_backward` is called.
@@ -146,7 +146,7 @@ class Steps:
         device: int = 0,
     ) -> None:
         self.step = 0
-        self.tells: memoryview[int] | list[int] = [0]
+        self.step_cell: memoryview[int] | list[int] = [0]
         self.backwards = 0
         self.notify_after = 0
         self.devices = devices
@@ -164,7 +164,7 @@ class Steps:
         self.abandoned = Abandoned()
         self._blind = collectives.capture == "none"
         self._on_devices = on_devices
-        self._watched = Watched()
+        self._watched = WatchedParameter()
         self._unhooked = UnhookedUpdates()
         self._loss = StepLoss()
         self._batches = Batches()
@@ -180,7 +180,7 @@ class Steps:
         self._measure_all_until = FIRST_STEPS
         self._reset_step()
 
-    def move(self) -> MainLane:
+    def move_to_current_thread(self) -> MainLane:
         """The calling thread is the training thread from now on. Returns: its lane."""
         before = self.main
         before.end()
@@ -345,9 +345,7 @@ class Steps:
             self._first_event()
         elif main.sampled_out:
             self._end_skipped()
-        elif (
-            not first or not self.step or self._in_step
-        ):  # otherwise an optimizer has just ended it
+        elif not first or not self.step or self._in_step:  # else an optimizer just ended it
             self._end(main.sample(IDLE) if main.measuring else self._clocks.wall())
 
     def set_samples(self, lane: Lane, n: int) -> None:
@@ -367,18 +365,18 @@ class Steps:
             self._ensure_started()
         return lane.enter(phase)
 
-    def blindness(self) -> str:
+    def no_step_reason(self) -> str:
         """Why no step may have been seen, in one line; from any thread."""
         if self.backwards:
             return (
-                f"backward has run ({self.backwards} times seen), but no optimizer of torch.optim "
-                "has stepped since, and no parameter has changed in place"
+                f"backward has run ({self.backwards} times), but no torch.optim optimizer has "
+                "stepped since, and no parameter has changed in place"
             )
         if any(True for _ in self.models.all):
             return "models were called with gradients on, but no backward has run"
         if self._collectives.issued:
             return "collectives were issued, but no model was called with gradients on"
-        return "no model of torch.nn was called with gradients on, and no backward has run"
+        return "no torch.nn model was called with gradients on, and no backward has run"
 
     # -- samples ------------------------------------------------------------------------------
 
@@ -457,12 +455,12 @@ class Steps:
         if self.models.count():
             self._learn_device()
         events, main.events = main.events, 0
-        self.step = self.tells[0] = step = step + 1
+        self.step = self.step_cell[0] = step = step + 1
         self._start_ns = now
         self._issued_before = self._collectives.issued
         self._reset_step()
         turn = sampling.is_second(step)
-        self._reads_loss = turn or took > LOOK_NS // sampling.BLOCK
+        self._reads_loss = turn or took > SAMPLING_NS // sampling.BLOCK
         wanted = turn or took >= self._long_step_ns()
         if wanted or main.measuring:
             self._measure(wanted)
@@ -528,7 +526,7 @@ class Steps:
             return
         if self.main.sampled_out:
             self.step += bool(self.skipped_backwards)
-            self.tells[0] = self.step
+            self.step_cell[0] = self.step
         else:
             self._on_event()
 
@@ -564,7 +562,7 @@ class Steps:
         now = self._clocks.wall()
         took_ns = now - (self._start_ns or now)
         self.step += 1
-        self.tells[0] = self.step
+        self.step_cell[0] = self.step
         self._start_ns = now
         self._set_notify_after()
         if took_ns > self._long_ns:
@@ -578,25 +576,24 @@ class Steps:
 
     def _starts_skipping(self, step: int, took_ns: int, events: int) -> bool:
         """Whether to skip `step`, which follows one of that duration and number of events."""
-        short = took_ns <= LOOK_NS // sampling.BLOCK
-        dear = _is_costly(took_ns, events) and (not short or events > MOST_EVENTS)
-        if not (short or dear) or step == self._pair + 1:
+        short = took_ns <= SAMPLING_NS // sampling.BLOCK
+        costly = _is_costly(took_ns, events) and (not short or events > MOST_EVENTS)
+        if not (short or costly) or step == self._pair + 1:
             return False
-        return step >= (
-            COSTLY_FIRST_STEPS if dear else self._measure_all_until
-        ) and self._skip_until_pair(step, took_ns, events)
+        first = COSTLY_FIRST_STEPS if costly else self._measure_all_until
+        return step >= first and self._skip_until_pair(step, took_ns, events)
 
     def _skip_until_pair(self, step: int, took_ns: int, events: int) -> bool:
         """Skips steps up to the next pair. Returns: False if that begins at `step`."""
         took_ns = max(1, took_ns)
-        apart = 2 * events * EVENT_NS / (COST_SHARE * took_ns * sampling.BLOCK)
-        stretches = LOOK_NS // (sampling.BLOCK * took_ns)
-        doublings = min(max(int(apart).bit_length(), stretches.bit_length() - 1), MOST_DOUBLED)
+        apart = 2 * events * EVENT_COST_NS / (COST_SHARE * took_ns * sampling.BLOCK)
+        stretches = SAMPLING_NS // (sampling.BLOCK * took_ns)
+        doublings = min(max(int(apart).bit_length(), stretches.bit_length() - 1), MOST_DOUBLINGS)
         if step > self.step:
             self._long_ns = sys.maxsize
         elif stretches:
-            stretch_ns = LOOK_NS // (sampling.BLOCK << doublings)
-            self._long_ns = min(LOOK_NS // sampling.BLOCK, UNUSUAL_FACTOR * stretch_ns)
+            stretch_ns = SAMPLING_NS // (sampling.BLOCK << doublings)
+            self._long_ns = min(SAMPLING_NS // sampling.BLOCK, UNUSUAL_FACTOR * stretch_ns)
         else:
             self._long_ns = UNUSUAL_FACTOR * took_ns
         self._pair = sampling.next_pair(step, doublings)
@@ -666,7 +663,7 @@ class Steps:
 
 def _is_costly(took_ns: int, events: int) -> bool:
     """Whether measuring all such steps would exceed the budget."""
-    return events * EVENT_NS > COST_SHARE * took_ns
+    return events * EVENT_COST_NS > COST_SHARE * took_ns
 
 
 hook_codes: set[CodeType] = set()

@@ -60,7 +60,7 @@ class Threads:
     def _lane(self) -> MainLane | None:
         first = self.first
         if not first.step and not first.backwards:
-            lane = first.move()
+            lane = first.move_to_current_thread()
             self._moved(lane)
             return lane
         if len(self._others) + 1 >= MOST or not first.devices:

@@ -19,7 +19,7 @@ import torch
 
 from dpwatch.probe.steps.tensors import is_plain, local, no_torch_function
 
-MOST_LOOKED_AT = 64
+MOST_CANDIDATES = 64
 """Parameters examined to find one that gets gradients."""
 
 MOST_TRIES = 8
@@ -61,7 +61,7 @@ def places(optimizers: Iterable[Any], models: Iterable[torch.nn.Module]) -> Iter
                     yield Place(weakref.ref(module), 0, name)
 
 
-class Watched:
+class WatchedParameter:
     """One parameter, as it was after the last backward."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class Watched:
             return None
         self._tries += 1
         self._place = chosen = None
-        for place in islice(among, MOST_LOOKED_AT):
+        for place in islice(among, MOST_CANDIDATES):
             parameter = place.parameter()
             if parameter is None or not _may_stand_for_all(parameter):
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpwatch.plan.states import STRATEGIES, ModelState, a_device
+from dpwatch.plan.states import STRATEGIES, ModelState, bytes_per_device
 from dpwatch.run.model.snapshot import Run
 
 _WHOLE = ("single", "ddp")
@@ -46,7 +46,7 @@ def elsewhere(run: Run) -> list[Elsewhere]:
     return [
         Elsewhere(strategy=name, first=first, others=others, here=name == own)
         for name in STRATEGIES
-        for first, others in [a_device(name, whole, devices)]
+        for first, others in [bytes_per_device(name, whole, devices)]
     ]
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from dpwatch.run.state.series import NONE, keep_last
 from dpwatch.wire.arrays import Ints
-from dpwatch.wire.calls import Kind, call_of
+from dpwatch.wire.calls import CallSignature, call_of
 from dpwatch.wire.messages import Collective, Position
 
 RANK, KIND, STEP, SEQ, ISSUED, DONE, BLOCKED, INTO = range(8)
@@ -50,7 +50,7 @@ class OpenCalls(msgspec.Struct):
     """
 
     rows: Ints = msgspec.field(default_factory=Ints)
-    kinds: list[Kind] = []
+    kinds: list[CallSignature] = []
 
     def by_call(self) -> dict[tuple[str, int, int], dict[int, Collective]]:
         """By group, generation and number of a call, what each rank called that has entered it."""
@@ -61,14 +61,14 @@ class OpenCalls(msgspec.Struct):
             found.setdefault((call.group, call.generation, call.seq), {})[rank] = call
         return found
 
-    def signatures(self) -> Iterator[tuple[Kind, int, int]]:
+    def signatures(self) -> Iterator[tuple[CallSignature, int, int]]:
         """Each kind, number and step of a call that there is, once."""
         columns = (self.rows[row::WIDTH] for row in (KIND, SEQ, STEP))
         for kind, seq, step in set(zip(*columns, strict=True)):
             yield self.kinds[kind], seq, step
 
 
-def packed_call(kind: Kind, numbers: Sequence[int]) -> Collective:
+def packed_call(kind: CallSignature, numbers: Sequence[int]) -> Collective:
     """A call of that kind, from the numbers that follow its kind."""
     step, seq, issued_ns, *times = numbers
     return call_of(kind, step, seq, issued_ns, *(None if ns == NONE else ns for ns in times))
@@ -232,7 +232,7 @@ class Arrivals(msgspec.Struct):
         del kept[LATE_CALLS:]
 
 
-def matched_call(kind: Kind, seq: int, step: int) -> MatchedCall:
+def matched_call(kind: CallSignature, seq: int, step: int) -> MatchedCall:
     """A call that all ranks entered like this one."""
     return MatchedCall(seq, step, fingerprint(kind), kind.generation)
 
@@ -242,7 +242,7 @@ def most_open(ranks: int) -> int:
     return min(OPEN_CALLS, max(8, OPEN_ENTRIES // ranks))
 
 
-def fingerprint(call: Collective | Position | Kind) -> tuple[str, int, str]:
+def fingerprint(call: Collective | Position | CallSignature) -> tuple[str, int, str]:
     """What ranks have to agree on: the op, and the bytes and type of most ops' payload."""
     if call.op in SAME_SIZE:
         return call.op, call.nbytes, call.dtype

@@ -22,7 +22,7 @@ from dpwatch.run.state.arrivals import (
 )
 from dpwatch.run.state.series import NONE
 from dpwatch.wire.arrays import Ints
-from dpwatch.wire.calls import ROW, UNKNOWN, Calls, Kind, kind_of, kinds_of
+from dpwatch.wire.calls import ROW, UNKNOWN, Calls, CallSignature, signature_of, signatures_of
 from dpwatch.wire.messages import Collective
 
 Array = np.ndarray[Any, Any]
@@ -31,12 +31,12 @@ Array = np.ndarray[Any, Any]
 class Kinds:
     """The kinds of calls in a table, numbered in the order in which they came."""
 
-    def __init__(self, known: Sequence[Kind] = ()) -> None:
+    def __init__(self, known: Sequence[CallSignature] = ()) -> None:
         self.all = list(known)
         self._numbers = {kind: number for number, kind in enumerate(self.all)}
         self._tables: dict[bytes, list[int]] = {}
 
-    def number(self, kind: Kind) -> int:
+    def number(self, kind: CallSignature) -> int:
         """A kind's number."""
         found = self._numbers.get(kind)
         if found is None:
@@ -48,7 +48,7 @@ class Kinds:
         """The numbers of a record's kinds."""
         found = self._tables.get(kinds)
         if found is None:
-            found = self._tables[kinds] = [self.number(kind) for kind in kinds_of(kinds)]
+            found = self._tables[kinds] = [self.number(kind) for kind in signatures_of(kinds)]
         return found
 
 
@@ -80,7 +80,7 @@ def table_of_open(calls: OpenCalls) -> Array:
     return found
 
 
-def open_calls(entries: Array, kinds: Sequence[Kind]) -> OpenCalls:
+def open_calls(entries: Array, kinds: Sequence[CallSignature]) -> OpenCalls:
     """A table to be kept, with no more kinds than it has."""
     used, place = np.unique(entries[KIND], return_inverse=True)
     entries = entries.copy()
@@ -90,7 +90,7 @@ def open_calls(entries: Array, kinds: Sequence[Kind]) -> OpenCalls:
     return OpenCalls(rows, [kinds[k] for k in used.tolist()])
 
 
-def call_at(column: Array, kinds: Sequence[Kind]) -> Collective:
+def call_at(column: Array, kinds: Sequence[CallSignature]) -> Collective:
     """A column as a call."""
     numbers = column.tolist()
     return packed_call(kinds[numbers[KIND]], numbers[STEP:])
@@ -99,7 +99,7 @@ def call_at(column: Array, kinds: Sequence[Kind]) -> Collective:
 def _column(rank: int, call: Collective, kinds: Kinds) -> list[int]:
     times = (call.completed_ns, call.blocked_ns, call.into_ns)
     return [
-        rank, kinds.number(kind_of(call)), call.step, call.seq, call.issued_ns,
+        rank, kinds.number(signature_of(call)), call.step, call.seq, call.issued_ns,
         *(NONE if each is None else each for each in times),
     ]  # fmt: skip
 

@@ -27,7 +27,7 @@ from dpwatch.run.state.call_entries import Array, call_at, open_calls
 from dpwatch.run.state.parts import Covered
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import NONE
-from dpwatch.wire.calls import Kind
+from dpwatch.wire.calls import CallSignature
 
 MOST_MARKS = 1 << 26
 """Bytes to mark in them which rank has entered which call; with more it takes a sort."""
@@ -55,7 +55,7 @@ class Segments(NamedTuple):
         return found
 
 
-def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
+def waits_of(state: RunState, entries: Array, kinds: Sequence[CallSignature]) -> Array:
     """Books who came last to the calls that all have entered; the others stay open.
 
     A rank that enters a call twice is in it as it entered it last.
@@ -100,7 +100,7 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[Kind]) -> Array:
     return wait_ns
 
 
-def _differ(entries: Array, kinds: Sequence[Kind], segments: Segments) -> Array:
+def _differ(entries: Array, kinds: Sequence[CallSignature], segments: Segments) -> Array:
     """In which calls ranks called something different."""
     names: dict[tuple[str, int, str], int] = {}
     called = [names.setdefault(fingerprint(kind), len(names)) for kind in kinds]
@@ -108,13 +108,13 @@ def _differ(entries: Array, kinds: Sequence[Kind], segments: Segments) -> Array:
     return found
 
 
-def _compare_calls(arrivals: Arrivals, entered: Array, kinds: Sequence[Kind]) -> None:
+def _compare_calls(arrivals: Arrivals, entered: Array, kinds: Sequence[CallSignature]) -> None:
     calls = {int(column[RANK]): call_at(column, kinds) for column in entered.T}
     first = next(iter(calls.values()))
     arrivals.differ(first.group, first.seq, calls)
 
 
-def _compare_steps(state: RunState, kind: Kind, entered: Array) -> None:
+def _compare_steps(state: RunState, kind: CallSignature, entered: Array) -> None:
     """Whether the ranks entered a call in the same step, each of its own count."""
     steps = entered[STEP]
     first = int(steps[0])
@@ -125,7 +125,7 @@ def _compare_steps(state: RunState, kind: Kind, entered: Array) -> None:
     state.offsets.take(kind.group, by_rank, kind.generation)
 
 
-def _segments(entries: Array, kinds: Sequence[Kind]) -> Segments:
+def _segments(entries: Array, kinds: Sequence[CallSignature]) -> Segments:
     names: dict[tuple[str, int], int] = {}
     groups = [names.setdefault((kind.group, kind.generation), len(names)) for kind in kinds]
     group, seq = np.array(groups)[entries[KIND]], entries[SEQ]
@@ -247,7 +247,7 @@ class _Timed:
         return state.clock_error_ns(hosts) is not None
 
 
-def _book_last(state: RunState, kinds: Sequence[Kind], timed: _Timed, i: int) -> None:
+def _book_last(state: RunState, kinds: Sequence[CallSignature], timed: _Timed, i: int) -> None:
     entries = timed.entries
     ordered = timed.ordered(i)
     issued_ns = entries[ISSUED, ordered]
@@ -280,7 +280,9 @@ def _book_last(state: RunState, kinds: Sequence[Kind], timed: _Timed, i: int) ->
     )
 
 
-def _keep_open(arrivals: Arrivals, entries: Array, kinds: Sequence[Kind], left: Segments) -> None:
+def _keep_open(
+    arrivals: Arrivals, entries: Array, kinds: Sequence[CallSignature], left: Segments
+) -> None:
     """Of calls that are not whole the latest are kept, as many as there is room for."""
     order, begins, ends = left
     if not len(begins):

@@ -29,7 +29,7 @@ from dpwatch.run.state.series import (
     WIRE,
     ByStep,
 )
-from dpwatch.wire.calls import Kind
+from dpwatch.wire.calls import CallSignature
 from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import Duration
 
@@ -56,7 +56,7 @@ class Ops(NamedTuple):
     wire: Array
 
 
-def tally(state: RunState, entries: Array, old: int, kinds: Sequence[Kind]) -> None:
+def tally(state: RunState, entries: Array, old: int, kinds: Sequence[CallSignature]) -> None:
     """Adds calls to the sums, and books who came last to those that all ranks have entered now.
 
     Args:
@@ -92,13 +92,13 @@ def add_duration(state: RunState, rank: RankState, record: Duration) -> None:
         keep_latencies(op.latency_ms, [record.duration_ns / 1e6], 0)
 
 
-def _messages(entries: Array, kinds: Sequence[Kind]) -> Array | None:
+def _messages(entries: Array, kinds: Sequence[CallSignature]) -> Array | None:
     """Which entries are messages from rank to rank, None if none is."""
     are_messages = [kind.op in MESSAGES for kind in kinds]
     return np.array(are_messages)[entries[KIND]] if any(are_messages) else None
 
 
-def _exchange(state: RunState, entries: Array, kinds: Sequence[Kind]) -> None:
+def _exchange(state: RunState, entries: Array, kinds: Sequence[CallSignature]) -> None:
     """Books who sends how much to whom."""
     alike, counts = np.unique(entries[[RANK, KIND, STEP]], axis=1, return_counts=True)
     for (r, k, step), calls in zip(alike.T.tolist(), counts.tolist(), strict=True):
@@ -125,7 +125,7 @@ def _exchanged(
         by_step.cells[at + NBYTES] += nbytes
 
 
-def _ops(kinds: Sequence[Kind]) -> Ops:
+def _ops(kinds: Sequence[CallSignature]) -> Ops:
     pairs: dict[tuple[int, str], int] = {}
     keys = [(kind.device, f"{kind.op}/{kind.group}") for kind in kinds]
     pair = [pairs.setdefault(key, len(pairs)) for key in keys]
@@ -140,7 +140,7 @@ def _blocks(entries: Array, ops: Ops) -> Array:
     return found
 
 
-def _refused(state: RunState, entries: Array, kinds: Sequence[Kind], ops: Ops) -> Array:
+def _refused(state: RunState, entries: Array, kinds: Sequence[CallSignature], ops: Ops) -> Array:
     """Makes room for all that these call. Returns: which entries there is none for."""
     blocks = _blocks(entries, ops)
     missing = []
@@ -166,7 +166,7 @@ def _refused(state: RunState, entries: Array, kinds: Sequence[Kind], ops: Ops) -
     return np.isin(blocks, refused) if refused else none
 
 
-def _begin(state: RunState, rank: RankState, lane: LaneState, kind: Kind) -> None:
+def _begin(state: RunState, rank: RankState, lane: LaneState, kind: CallSignature) -> None:
     """Makes room for a kind of collective that a lane has not called before."""
     if rank.cells >= bounds.CELLS_A_RANK or state.cells >= bounds.CELLS:
         raise bounds.Full
@@ -186,7 +186,7 @@ def _distinct(numbers: Array) -> list[int]:
     return [int(number) for number in found]
 
 
-def _latencies(state: RunState, entries: Array, kinds: Sequence[Kind]) -> None:
+def _latencies(state: RunState, entries: Array, kinds: Sequence[CallSignature]) -> None:
     """Of each op the latencies of its last calls, as they came."""
     keys: dict[str, int] = {}
     op = np.array([keys.setdefault(f"{kind.op}/{kind.group}", len(keys)) for kind in kinds])

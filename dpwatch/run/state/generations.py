@@ -16,7 +16,7 @@ import msgspec
 from dpwatch.run.state import bounds
 from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.run_state import RunState
-from dpwatch.wire.calls import Calls, Kind, encoded, kinds_of
+from dpwatch.wire.calls import Calls, CallSignature, encoded, signatures_of
 from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import AnyRecord, Beat, Collective, Position
 
@@ -32,7 +32,7 @@ def in_run(state: RunState, rank: RankState, record: AnyRecord) -> AnyRecord:
             return record
         kinds = [
             msgspec.structs.replace(kind, generation=_enter(state, rank, kind))
-            for kind in kinds_of(record.kinds)
+            for kind in signatures_of(record.kinds)
         ]
         return msgspec.structs.replace(record, kinds=encoded(kinds))
     if isinstance(record, Beat) and rank.left is not None:
@@ -60,7 +60,9 @@ def is_current(state: RunState, position: Position) -> bool:
     return position.generation >= state.arrivals.generations.get(position.group, 0)
 
 
-def _generation(state: RunState, rank: RankState, call: Collective | Kind | Position) -> int:
+def _generation(
+    state: RunState, rank: RankState, call: Collective | CallSignature | Position
+) -> int:
     """The run's number of the group that a rank's call is in.
 
     A process that takes another's place can't be in a group that the other was in: it belongs to
@@ -75,7 +77,7 @@ def _generation(state: RunState, rank: RankState, call: Collective | Kind | Posi
     return max(0, call.generation + shift)
 
 
-def _enter(state: RunState, rank: RankState, call: Collective | Kind) -> int:
+def _enter(state: RunState, rank: RankState, call: Collective | CallSignature) -> int:
     """The same, which is the newest from now on, unless there is a newer one."""
     if call.op in MESSAGES:
         return call.generation
@@ -95,4 +97,4 @@ def _enter(state: RunState, rank: RankState, call: Collective | Kind) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def _has_generations(kinds: bytes) -> bool:
-    return any(kind.generation for kind in kinds_of(kinds))
+    return any(kind.generation for kind in signatures_of(kinds))

@@ -20,7 +20,7 @@ WIDTH, LAYERS, STEPS = 256, 4, 6
 
 
 class Observed:
-    """An observer, its records and the step it is told."""
+    """An observer, its records, and the current step."""
 
     def __init__(self):
         self.records, self.step = [], 0
@@ -72,7 +72,7 @@ def asynchronous(rank):
 
 
 def messages(rank):
-    """Every way to send and to receive, in a group in which ranks have other numbers, too."""
+    """Every way to send and receive, also in a group with other rank numbers."""
     other, swapped = 1 - rank, dist.new_group([1, 0])
     one, four = torch.ones(1), torch.ones(4)
     dist.send(one, 1) if rank == 0 else dist.recv(torch.zeros(1), 0)
@@ -88,7 +88,7 @@ def messages(rank):
 
 
 def futures():
-    """Waited for by a future, by one that follows it, and by nobody in Python."""
+    """Calls waited for by a future, by a derived future, and by nobody in Python."""
     group = dist.group.WORLD
     gathered = torch.zeros(8)
     dist.all_gather_into_tensor(gathered, torch.ones(4), async_op=True).get_future().wait()
@@ -131,7 +131,7 @@ def sharded():
 
 
 def over_and_over():
-    """A hundred times install, collective, close."""
+    """Installs, issues a collective and closes, a hundred times."""
     tensor, seen = torch.ones(1), 0
     for _ in range(100):
         with Observed() as observed:
@@ -144,7 +144,7 @@ def over_and_over():
 
 
 def without_observer():
-    """What an older torch gives: Python callers only."""
+    """As in an older torch: Python callers only."""
 
     def missing(*_):
         raise AttributeError("no such thing here")

@@ -1,4 +1,4 @@
-"""Runs a script of this folder as the ranks of a gloo group and collects what they report."""
+"""Runs a script of this directory as the ranks of a gloo group and collects their reports."""
 
 import json
 import os
@@ -15,7 +15,7 @@ TIMEOUT_S = 240
 @pytest.fixture(scope="module")
 def run_ranks(tmp_path_factory):
     def run(script, world=2):
-        """Each rank's report: the JSON object its last line of output is."""
+        """Each rank's report: the JSON object in its last line of output."""
         place = tmp_path_factory.mktemp("ranks")
         environment = os.environ | {
             "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(HERE.parents[2]),

@@ -1,4 +1,4 @@
-"""One rank of the ledger's tests: DDP with the ledger and the profiler on, figures as JSON."""
+"""One rank of the ledger's tests: DDP with ledger and profiler on; prints its figures as JSON."""
 
 import sys
 import warnings
@@ -69,10 +69,10 @@ def train(ledger, build, optimizer_of, rank, late=False):
 
 
 def allocator_rises(profiler):
-    """How far above its start each step's highest moment was, by the allocator's own events.
+    """Rise of each step's peak above its start, by the allocator's own events.
 
-    Only differences within a step are taken: what gloo's worker thread frees between steps (a last
-    reference to a flattened tensor) the profiler does not see.
+    Only differences within a step are used: the profiler does not see what gloo's worker thread
+    frees between steps (a last reference to a flattened tensor).
     """
     events = list(profiler.profiler.kineto_results.events())
     memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
@@ -89,7 +89,7 @@ def allocator_rises(profiler):
 
 
 def case(build, optimizer_of, rank, late=False):
-    """Figures of one training: the ledger's, the allocator's, and whether losses are the same."""
+    """Figures of one training: the ledger's, the allocator's, and whether the losses are equal."""
     records = []
     ledger = Ledger(lambda record: records.append(Memory(*record[1:])))
     ledger.pace.due = lambda step: step > 0

@@ -1,4 +1,4 @@
-"""One rank of the ledger's tests on sharding strategies: its figures, the allocator's, theory's."""
+"""One rank of the ledger's sharding tests: figures of the ledger, the allocator and theory."""
 
 import dataclasses
 import sys
@@ -36,7 +36,7 @@ CASES = {
 
 
 def train(config, place, ledger):
-    """Trains; the ledger follows every step but the first. Returns: the model's elements."""
+    """Trains while the ledger tracks every step but the first. Returns: the model's elements."""
     strategy = build(config, place, NullProbe())
     module, optimizer = strategy.wrapped, strategy.optimizer
     for step, tokens in enumerate(loader(config, rank=place.rank, ranks=place.world_size)):

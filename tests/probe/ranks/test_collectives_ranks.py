@@ -1,4 +1,4 @@
-"""Every collective is seen, with the right bytes, and nothing else changes: two ranks over gloo."""
+"""Every collective is observed with the right bytes, and nothing changes: two gloo ranks."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_sequence_numbers_and_groups(report):
     assert (position["op"], position["nbytes"], position["members"]) == ("all_reduce", 32, [])
 
 
-def test_each_knows_the_line_that_issued_it_and_what_comes_out(report):
+def test_calls_have_their_source_line_and_output_size(report):
     records = report["single"]["records"]
     assert {record["where"].partition(":")[0] for record in records} == {
         "tests/probe/ranks/collectives_rank.py"
@@ -66,7 +66,7 @@ def test_each_knows_the_line_that_issued_it_and_what_comes_out(report):
     assert [record["is_async"] for record in records[:4]] == [False] * 4
 
 
-def test_synchronous_calls_know_their_end_and_how_long_they_blocked(report):
+def test_synchronous_calls_have_their_completion_and_blocked_time(report):
     records = report["single"]["records"][:-1]
     assert all(record["blocked_ns"] >= 0 for record in records)
     # A thread that lost its core between the call and its wait can't tell when the work ended.
@@ -87,7 +87,7 @@ def test_groups_of_the_same_ranks_count_apart(report):
     assert (barrier["op"], barrier["seq"]) == ("barrier", 1)
 
 
-def test_messages_have_their_peer_and_stand_in_no_sequence(reports):
+def test_messages_have_a_peer_and_no_place_in_the_sequence(reports):
     for rank, report in enumerate(reports):
         records = report["messages"]["messages"]
         told = [
@@ -105,7 +105,7 @@ def test_messages_have_their_peer_and_stand_in_no_sequence(reports):
         assert (barrier["op"], barrier["seq"]) == ("barrier", 0)
 
 
-def test_what_is_waited_for_by_its_future_has_an_end_and_a_wait(report):
+def test_a_wait_on_a_future_gives_completion_and_blocked_time(report):
     gather, reduced, *of_ddp = report["futures"]["records"]
     for record in (gather, reduced):
         assert record["completed_ns"] >= record["issued_ns"]
@@ -151,7 +151,7 @@ def test_losses_are_bit_identical(report, strategy):
     assert report[strategy]["same_losses"]
 
 
-def test_installing_a_hundred_times_neither_hangs_nor_misses(report):
+def test_a_hundred_installs_neither_hang_nor_miss_calls(report):
     assert report["over_and_over"] == 300
 
 
@@ -159,7 +159,7 @@ def test_closing_restores_everything(report):
     assert report["restored"]
 
 
-def test_python_callers_are_seen_where_the_observer_cannot_be(report):
+def test_without_the_observer_python_callers_are_still_seen(report):
     assert report["without"]["capture"] == "patch"
     seen = [(record["op"], record["nbytes"]) for record in report["without"]["records"]]
     assert seen == [("all_reduce", 16), ("all_gather", 16)]
@@ -167,7 +167,7 @@ def test_python_callers_are_seen_where_the_observer_cannot_be(report):
     assert report["without"]["unseen"] == "calls from C++"
 
 
-def test_both_ranks_tell_the_same_story(reports):
+def test_both_ranks_record_the_same_calls(reports):
     def story(report, case):
         keys = ("group", "seq", "op", "step", "nbytes")
         return [[record[key] for key in keys] for record in report[case]["records"]]

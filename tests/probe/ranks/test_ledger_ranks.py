@@ -1,4 +1,4 @@
-"""The ledger under DDP and sharding, two ranks over gloo, beside the observer and the profiler."""
+"""The ledger under DDP and sharding, with observer and profiler: two gloo ranks."""
 
 import pytest
 
@@ -67,7 +67,7 @@ def test_buckets_seen_are_the_buckets_logged(report):
 
 
 @pytest.mark.parametrize("case", ["fsdp", "fsdp_kept"])
-def test_shards_and_gathered_parameters_are_told_apart(report, case):
+def test_shards_and_gathered_parameters_are_distinguished(report, case):
     facts = report[case]
     shards = facts["param_bytes"]
     assert shards == 4 * LAYER_BYTES // 2

@@ -1,4 +1,4 @@
-"""The ledger under the sharding strategies, two ranks: theory's bytes, and the allocator's peak."""
+"""The ledger under sharding strategies against theory and the allocator's peak: two ranks."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def facts(request, reports):
     return [report[request.param] for report in reports]
 
 
-def test_what_each_rank_holds_is_theorys(facts):
+def test_each_rank_holds_what_theory_predicts(facts):
     for rank in facts:
         assert len(rank["records"]) == 4
         for record in rank["records"]:
@@ -29,7 +29,7 @@ def test_what_each_rank_holds_is_theorys(facts):
 
 
 def test_the_peak_is_the_allocators(facts):
-    """In every step but the last, after which no free of what it leaves is seen."""
+    """In every step but the last, whose later frees are not seen."""
     for rank in facts:
         begins = sum(rank["planned"].values())
         for record in rank["records"][:-1]:
@@ -41,11 +41,11 @@ def test_the_model_is_counted_whole(facts):
     assert {rank["elements"] for rank in facts} == {PARAM_BYTES // 4}
 
 
-def test_nothing_was_lost_sight_of(facts):
+def test_every_storage_was_tracked(facts):
     assert {rank["note"] for rank in facts} == {"closed"}
 
 
-def test_parameters_kept_gathered_take_the_whole_models_bytes_at_the_peak(reports):
+def test_parameters_kept_gathered_add_the_whole_model_to_the_peak(reports):
     for report in reports:
         kept, dropped = (
             max(record["peak"]["gathered"] for record in report[name]["records"])

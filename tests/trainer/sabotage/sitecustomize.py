@@ -1,4 +1,4 @@
-"""Strategies that go wrong, and losses on record: for any Python with this on its path."""
+"""Strategies that fail, and recorded losses: for any Python with this on its path."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ def _build(config, place, probe):
 
 
 def _recording(build):
-    """Saves losses and parameters for a test to compare, where it names a folder for them."""
+    """Saves losses and parameters for a test to compare, if it names a directory for them."""
 
     def recorded(config, place, probe):
         import torch
@@ -61,7 +61,7 @@ def _recording(build):
 
 
 def _profiling(build):
-    """Has the allocator's events of the steps that the ledger follows add up."""
+    """Sums the allocator's events of the steps that the ledger tracks."""
 
     def profiled(config, place, probe):
         strategy = build(config, place, probe)

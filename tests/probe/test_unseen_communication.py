@@ -1,4 +1,4 @@
-"""What a process exchanges past torch.distributed's groups is not taken for nothing."""
+"""Communication outside torch.distributed's groups is reported as unobserved."""
 
 import sys
 from datetime import timedelta
@@ -20,18 +20,18 @@ def observed():
     observer.close()
 
 
-def test_nothing_is_unseen_where_nothing_is_known_of(observed):
+def test_nothing_is_unobserved_by_default(observed):
     assert observed.unseen() == ""
 
 
 @pytest.mark.parametrize("module", ["torchft", "horovod.torch"])
-def test_libraries_with_groups_of_their_own(observed, monkeypatch, module):
+def test_libraries_with_their_own_groups_are_reported(observed, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, SimpleNamespace())
     assert observed.unseen() == module.partition(".")[0]
 
 
 @pytest.mark.parametrize(("is_set", "told"), [(True, "torch.distributed.rpc"), (False, "")])
-def test_rpc_where_an_agent_is_there(observed, monkeypatch, is_set, told):
+def test_rpc_with_an_agent_is_reported(observed, monkeypatch, is_set, told):
     api = SimpleNamespace(_is_current_rpc_agent_set=lambda: is_set)
     monkeypatch.setitem(sys.modules, "torch.distributed.rpc.api", api)
     assert observed.unseen() == told
@@ -39,12 +39,12 @@ def test_rpc_where_an_agent_is_there(observed, monkeypatch, is_set, told):
     assert observed.unseen() == told  # it was there
 
 
-def test_another_torchs_rpc(observed, monkeypatch):
+def test_another_torchs_rpc_is_tolerated(observed, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.distributed.rpc.api", SimpleNamespace())
     assert observed.unseen() == ""
 
 
-def test_a_process_group_that_torch_distributed_did_not_make(observed):
+def test_a_process_group_not_created_by_torch_distributed_is_reported(observed):
     kind = dist.ProcessGroup.BackendType.GLOO
     store = dist.HashStore()
     group = dist.ProcessGroup(store, 0, 1)

@@ -1,4 +1,4 @@
-"""What a script hears of its own tensors and modules is what it does itself."""
+"""A script's modes, subclasses and hooks see only what the script does itself."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class HearsOps(TorchDispatchMode):
 
 
 class Image(torch.Tensor):
-    """A subclass that hears what is done with it."""
+    """A subclass that records what is done with it."""
 
     heard: ClassVar[list[str]] = []
 
@@ -61,8 +61,8 @@ def train(dtype=torch.float32, batch=lambda: torch.ones(2, 3)):
 
 @pytest.fixture
 def watched(make_probe, monkeypatch):
-    """Starts a probe that looks at every step, with hooks alone."""
-    monkeypatch.setattr("dpwatch.probe.steps.tracker.LOOK_NS", -1)
+    """Starts a probe that measures every step, with hooks alone."""
+    monkeypatch.setattr("dpwatch.probe.steps.tracker.SAMPLING_NS", -1)
     monkeypatch.setattr("dpwatch.probe.steps.tracker.COST_SHARE", 1e9)
     monkeypatch.setattr("dpwatch.probe.probe._ledger", lambda *_: NoLedger())
     monkeypatch.setattr("dpwatch.probe.probe._collectives", lambda *_: NoCollectives())
@@ -71,7 +71,7 @@ def watched(make_probe, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mode", [HearsFunctions, HearsOps])
-def test_modes_hear_nothing_of_the_probe(watched, mode, dtype):
+def test_function_modes_see_nothing_of_the_probe(watched, mode, dtype):
     with mode() as plain:
         train(dtype)
     probe = watched()
@@ -81,7 +81,7 @@ def test_modes_hear_nothing_of_the_probe(watched, mode, dtype):
     assert also.heard == plain.heard
 
 
-def test_subclasses_hear_nothing_of_the_probe(watched):
+def test_tensor_subclasses_see_nothing_of_the_probe(watched):
     def batch():
         return torch.ones(2, 3).as_subclass(Image)
 
@@ -93,7 +93,7 @@ def test_subclasses_hear_nothing_of_the_probe(watched):
     assert Image.heard == plain
 
 
-def test_parameters_stay_free_to_be_swapped(watched):
+def test_parameters_can_still_be_swapped(watched):
     watched()
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -123,7 +123,7 @@ def looks_like(function):
     )
 
 
-def test_what_is_hooked_looks_as_it_was(watched):
+def test_hooked_functions_look_unchanged(watched):
     before = [looks_like(function) for function in HOOKED]
     watched()
     now = [
@@ -139,7 +139,7 @@ def test_what_is_hooked_looks_as_it_was(watched):
     assert copy.deepcopy(torch.nn.Module.__call__) is torch.nn.Module.__call__
 
 
-def test_public_functions_that_others_compare_are_left_alone(watched):
+def test_public_functions_compared_by_identity_are_unchanged(watched):
     functions = (torch.autograd.backward, torch.autograd.grad, torch.Tensor.backward)
     watched()
     assert functions == (torch.autograd.backward, torch.autograd.grad, torch.Tensor.backward)
