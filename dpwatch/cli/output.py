@@ -160,7 +160,7 @@ def _block(run: Run) -> str:
 
 
 def _clock(host: HostView) -> str:
-    silent = "" if host.silent_s is None else f", not heard of for {host.silent_s:.0f} s"
+    silent = "" if host.silent_s is None else f", no report for {host.silent_s:.0f} s"
     if host.clock_offset_ms is None or host.clock_error_ms is None:
         return f"host {host.host}{silent}"
     return (

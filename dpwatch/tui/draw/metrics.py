@@ -42,7 +42,7 @@ METRICS = (
     ),
     Metric(
         title="wait",
-        told="wait for others at collectives, a step",
+        told="wait for other ranks at collectives, a step",
         value=lambda rank: rank.comm_ms.wait,
         show=fmt.millis,
     ),

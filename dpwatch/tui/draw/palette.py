@@ -44,7 +44,7 @@ MEMORY_KINDS = {
     "buffers": Kind(name="buffers", letter="B", color="#f0e442"),
     "temp": Kind(name="temp", letter="T", color="#687380", dark_letter=False),
     "gathered": Kind(name="gathered", letter="U", color="#d55e00"),
-    "untold": Kind(name="not told apart", letter="?", color="#8d99ae"),
+    "untold": Kind(name="no breakdown", letter="?", color="#8d99ae"),
 }
 TRAFFIC_KINDS = {
     "sent": Kind(name="sent", letter="S", color="#56b4e9"),

@@ -20,12 +20,12 @@ from dpwatch.tui.widgets.rank_list import RankList
 
 SORT_BINDINGS: tuple[BindingType, ...] = (
     Binding("full_stop", "sort(1)", "Sort", key_display=", ."),
-    Binding("comma", "sort(-1)", "Sort by the figure before", show=False),
+    Binding("comma", "sort(-1)", "Sort by the previous figure", show=False),
     Binding("r", "reverse", "Reverse", show=False),
 )
 SORT_KEYS = (
-    (",  .", "sort by the figure before, by the next one; the largest first"),
-    ("r", "the other way round"),
+    (",  .", "sort by the previous or next figure, largest first"),
+    ("r", "reverse"),
     ("/", "show only devices with these words in name, state or host"),
 )
 
