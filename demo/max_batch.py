@@ -1,4 +1,4 @@
-"""The largest batch per device with which a strategy fits into its devices' memory: found by trying.
+"""The largest batch per device that fits into memory under each strategy, found by trying.
 
 A try trains two steps (from the second on the optimizer's state is there) under an enforced limit.
 The batch doubles until it no longer fits, and from then on halves what is in between. Memory grows

@@ -89,7 +89,7 @@ def _parsed(fail_on: str | None) -> frozenset[str]:
     for word in named:
         if word not in (*SEVERITIES, *KINDS):
             raise CommandError(
-                f"--fail-on {word}: say {', '.join(SEVERITIES)}, or a kind: {', '.join(KINDS)}"
+                f"--fail-on {word}: use {', '.join(SEVERITIES)}, or a kind: {', '.join(KINDS)}"
             )
     lowest = [SEVERITIES.index(word) for word in named if word in SEVERITIES]
     above = SEVERITIES[min(lowest) :] if lowest else ()

@@ -112,10 +112,10 @@ def _losses(out: Comparison, err: Comparison) -> str:
     )
     said = []
     if agree:
-        said.append(f"{agree} numbers on lines that name a loss agree to the last digit")
+        said.append(f"{agree} numbers on lines with a loss agree to the last digit")
     if unjudged:
         said.append(f"{unjudged} such lines differ without dpwatch too")
-    return "; ".join(said) or "no line names one that could be compared"
+    return "; ".join(said) or "no line with a loss could be compared"
 
 
 def _dpwatch(seen: Sequence[Mapping[str, Any]], own: Sequence[str]) -> list[str]:
@@ -125,7 +125,7 @@ def _dpwatch(seen: Sequence[Mapping[str, Any]], own: Sequence[str]) -> list[str]
         first, last = run["loss"]["first"], run["loss"]["last"]
         loss = "" if first is None or last is None else f", loss {first:.6g} → {last:.6g}"
         told.append(f"dpwatch    saw {run['steps']} steps of {len(run['ranks'])} ranks{loss}")
-    return [*(told or ["dpwatch    saw no process that trains"]), *map(printable, own)]
+    return [*(told or ["dpwatch    saw no training process"]), *map(printable, own)]
 
 
 def _verdict(

@@ -25,8 +25,8 @@ to keep it (print it again after an upgrade):
   zsh    dpwatch completion zsh > ~/.dpwatch.zsh && echo '. ~/.dpwatch.zsh' >> ~/.zshrc
   fish   dpwatch completion fish > ~/.config/fish/completions/dpwatch.fish
 
-In zsh `autoload -U compinit && compinit` has to come before it in ~/.zshrc. After `dpwatch run --`
-bash completes commands by its package bash-completion, or files alone where that is missing.
+In ~/.zshrc it must come after `autoload -U compinit && compinit`. After `dpwatch run --`, bash
+completes commands with the package bash-completion, and only files without it.
 """
 
 
@@ -34,7 +34,7 @@ def add(commands: Commands, whole: argparse.ArgumentParser) -> None:
     """Describes the command; `whole` is the command line that the script completes."""
     parser = commands.add_parser(
         "completion",
-        help="print a script by which bash, zsh or fish completes all of this",
+        help="print a completion script for bash, zsh or fish",
         description="Prints a shell's completion script for dpwatch.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

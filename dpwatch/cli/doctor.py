@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  dpwatch doctor               a line a check; exit code 1 if anything is in trouble
+  dpwatch doctor               a line per check; exit code 1 if there is any trouble
   dpwatch doctor --json        the same as one JSON object
 
-Marks: ok; note (works, and there is something to know); trouble (something will not work here).
-It starts a hub and some short processes, ends them, and leaves nothing behind.
+Marks: ok; note (works, with something to know); trouble (something will not work here).
+It starts a hub and some short processes, stops them, and leaves nothing behind.
 """
 
 IN_TROUBLE = 1
@@ -36,8 +36,8 @@ def add(commands: Commands) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "doctor",
-        help="what is installed, reachable and permitted here, and what to do about the rest",
-        description="Checks everything that dpwatch builds on, here and now.",
+        help="check what is installed, reachable and permitted here, and say how to fix the rest",
+        description="Checks everything that dpwatch depends on.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -86,7 +86,7 @@ def conclusion(found: Sequence[Check]) -> str:
     """How many of each."""
     counts = [(sum(c.mark == mark for c in found), mark) for mark in ("ok", "note", "trouble")]
     (fine, _), (notes, _), (troubles, _) = counts
-    return f"{fine} ok, {notes} to note, {troubles} in trouble"
+    return f"{fine} ok, {notes} notes, {troubles} in trouble"
 
 
 def json_text(found: Sequence[Check]) -> str:

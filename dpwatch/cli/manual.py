@@ -25,63 +25,63 @@ WIDTH = 78
 DESCRIPTION = """\
 dpwatch shows what a distributed PyTorch training run is doing and what is wrong with it: per rank
 the step time and its phases, device memory by category, every collective with its bytes and
-latency and who came to it last, GIL wait and idle time.
+latency and the last rank to arrive, GIL wait and idle time.
 
-Without a command it finds every run of this user on this host and shows it, or waits for one. A
-run is watched when it was started by `dpwatch run`, or calls dpwatch.watch() itself. In the
-dashboard `?` lists the keys of the view that is shown.
+Without a command it shows every run of this user on this host, or waits for one. A run is watched
+if it was started by `dpwatch run` or calls dpwatch.watch() itself. In the dashboard, `?` lists the
+keys of the current view.
 """
 
 EXITS = (
-    ("0", "All went well."),
+    ("0", "Success."),
     (
         "1",
-        "A training failed, `run --fail-on` found what it names, `run --compare-without` found "
+        "Training failed, `run --fail-on` found such a diagnosis, `run --compare-without` found "
         "a difference, or `doctor` found trouble.",
     ),
-    ("2", "The command line, a setting or a file is wrong; one line on stderr says how."),
-    ("3", "There is no run, or there are no keys, to show."),
-    ("126, 127", "`run`: the command can't be executed, or is not there."),
-    ("128+n", "Signal n ended it; 130 is Ctrl-C."),
+    ("2", "Invalid command line, setting or file; one line on stderr says which."),
+    ("3", "There is no run, or no keys, to show."),
+    ("126, 127", "`run`: the command can't be executed, or was not found."),
+    ("128+n", "Ended by signal n; 130 is Ctrl-C."),
 )
-EXITS_AFTER = "Otherwise `dpwatch run` exits as its command did."
+EXITS_AFTER = "Otherwise `dpwatch run` exits with the exit code of its command."
 
 ENVIRONMENT = (
-    ("DPWATCH_CONFIG", "The file of settings, which then has to be there."),
+    ("DPWATCH_CONFIG", "The settings file, which must then exist."),
     (
         "DPWATCH_RUNTIME_DIR",
-        "Where runs and viewers meet: set it alike for both. Mode 0700.",
+        "Where runs and viewers meet: set it to the same for both. Mode 0700.",
     ),
     ("DPWATCH_KEYS", "The folder of the keys that join a run's hosts."),
     (
         "DPWATCH_HEAD",
-        "HOST or HOST:PORT of a run's head, where it is not MASTER_ADDR and a port by the run's "
-        "id.",
+        "HOST or HOST:PORT of a run's head, if it is not MASTER_ADDR and a port derived from "
+        "the run's id.",
     ),
     ("DPWATCH", "0 turns the probe off in a script that calls dpwatch.watch()."),
-    ("DPWATCH_MEMORY", "passive or exact, as by `run --memory`."),
+    ("DPWATCH_MEMORY", "passive or exact, as with `run --memory`."),
     (
         "DPWATCH_OUTPUT",
-        "0: what a process prints is not shown. 1: it is, also without `dpwatch run`.",
+        "0: don't capture what a process prints. 1: do, also without `dpwatch run`.",
     ),
-    ("DPWATCH_HUB_LINGER_S", "Seconds that a hub stays after its last rank and viewer (20)."),
+    ("DPWATCH_HUB_LINGER_S", "How many seconds a hub stays after its last rank and viewer (20)."),
     ("DPWATCH_DEBUG", "1 shows tracebacks."),
-    ("NO_COLOR", "No colours, if it is not empty."),
+    ("NO_COLOR", "No colours, if not empty."),
 )
 
 FILES = (
     (
         "~/.config/dpwatch/config.toml",
-        "Settings, as `dpwatch config` prints them; under $XDG_CONFIG_HOME where that is set.",
+        "Settings, as `dpwatch config` prints them; under $XDG_CONFIG_HOME if that is set.",
     ),
     (
         "~/.config/dpwatch/keys/",
-        "Keys, as `dpwatch keys` makes them, readable by their owner alone; under "
-        "$XDG_CONFIG_HOME where that is set.",
+        "Keys, as `dpwatch keys` creates them, readable by their owner only; under "
+        "$XDG_CONFIG_HOME if that is set.",
     ),
     (
         "$XDG_RUNTIME_DIR/dpwatch/, else /tmp/dpwatch-UID/",
-        "A folder for each run that is watched, and the last eight that are over.",
+        "A folder per watched run, and the last eight runs that have ended.",
     ),
 )
 

@@ -23,7 +23,7 @@ from dpwatch.units import UNKNOWN, mebibytes
 FAILED = 1
 
 _TITLES = (
-    *("strategy", "batch a device", "global batch", "runs out first"),
+    *("strategy", "batch per device", "global batch", "runs out first"),
     *("its peak MiB", "others' peak MiB", "others' room"),
 )
 
@@ -40,7 +40,7 @@ def run(configs: Sequence[TrainConfig], *, as_json: bool, as_markdown: bool) -> 
     except SearchError as error:
         raise CommandError(str(error), FAILED) from None
     except StoppedError as error:
-        raise CommandError("stopped before the search was over", 128 + error.signum) from None
+        raise CommandError("stopped before the search finished", 128 + error.signum) from None
     print(formatted(found) if as_json else markdown(found) if as_markdown else text(found))
     return FINE
 

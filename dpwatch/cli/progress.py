@@ -20,5 +20,5 @@ def teller(session: Session) -> Callable[[Run], None]:
     def tell(run: Run) -> None:
         say(session.run_ids.index(run.run_id), run.state)
 
-    say(0, "starting; to import torch takes a few seconds")
+    say(0, "starting; importing torch takes a few seconds")
     return tell

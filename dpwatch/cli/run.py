@@ -31,7 +31,7 @@ examples:
   dpwatch run --compare-without -- python train.py
   dpwatch run --on-alert 'notify-send "$DPWATCH_ALERT_TEXT"' -- torchrun train.py
 
-Watch it live with `dpwatch` in another terminal. The command's output, signals and exit code pass
+Watch it live with `dpwatch` in another terminal. Output, signals and exit code of the command pass
 through; a summary follows on stderr. dpwatch must be installed in the Python that trains.
 """
 
@@ -48,21 +48,21 @@ def add(commands: Commands) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "run",
-        help="run your own training command with the probe in each of its processes",
-        description="Runs a training command unchanged and watches every process that trains.",
+        help="run your training command with the probe in each of its processes",
+        description="Runs a training command, unchanged, and watches every process that trains.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", metavar="FILE", help="write the summary object to FILE too")
+    parser.add_argument("--json", metavar="FILE", help="also write the summary object to FILE")
     parser.add_argument("--quiet", action="store_true", help="no summary on stderr")
     parser.add_argument(
-        "--no-output", action="store_true", help="what the command prints is not shown by `dpwatch`"
+        "--no-output", action="store_true", help="do not show the command's output in `dpwatch`"
     )
     parser.add_argument(
         "--memory",
         choices=MEMORY,
-        help="exact: follow every tensor on sampled steps, which may change last bits of some "
-        "results; passive (the default): never (environment: DPWATCH_MEMORY)",
+        help="exact: track every tensor on sampled steps, which may change the last bits of some "
+        "results; passive (the default): don't (environment: DPWATCH_MEMORY)",
     )
     parser.add_argument(
         "--fail-on",
@@ -73,17 +73,17 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--on-alert",
         metavar="CMD",
-        help="run this shell command at each new diagnosis; DPWATCH_ALERT_KIND, _SEVERITY, _TEXT, "
-        "_RANKS and _RUN tell which, its standard input has it as JSON",
+        help="run this shell command for each new diagnosis, which it gets in DPWATCH_ALERT_KIND, "
+        "_SEVERITY, _TEXT, _RANKS and _RUN, and as JSON on standard input",
     )
     parser.add_argument(
         "--compare-without",
         action="store_true",
-        help="run the command three times, twice without dpwatch and once with it, and say whether "
+        help="run the command three times, twice without dpwatch and once with it, and check that "
         "output, exit code and losses agree (exit 1 if not)",
     )
     parser.add_argument(
-        "command", nargs=argparse.REMAINDER, metavar="-- COMMAND…", help="as it is without dpwatch"
+        "command", nargs=argparse.REMAINDER, metavar="-- COMMAND…", help="as without dpwatch"
     )
     parser.set_defaults(run=run)
 
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command to its end; returns its exit code, or 1 for `--fail-on`."""
     words = options.command[options.command[:1] == ["--"] :]
     if not words:
-        raise CommandError("say what to run: dpwatch run -- torchrun --nproc-per-node 4 train.py")
+        raise CommandError("no command given: dpwatch run -- torchrun --nproc-per-node 4 train.py")
     if options.compare_without:
         from dpwatch.cli import compare_without
 
@@ -170,7 +170,7 @@ class Watching:
         try:
             place = private_dir()
         except OSError:
-            advice = "set DPWATCH_RUNTIME_DIR to a directory of yours"
+            advice = "set DPWATCH_RUNTIME_DIR to a directory you own"
             _say(f"{why}: the command runs unwatched; {advice}")
             return cls(None)
         os.environ["DPWATCH_RUNTIME_DIR"] = str(place)  # for whatever is started from here
@@ -190,7 +190,7 @@ class Watching:
         try:
             return [] if self.place is None else self._followed(self.place, command, alerts)
         except Exception as error:  # noqa: BLE001 - such as no files left: the command goes on
-            _say(f"not watching any more: {error}")
+            _say(f"no longer watching: {error}")
             return []
         finally:
             if self.place is not None and self.place.name.startswith(FALLBACK):

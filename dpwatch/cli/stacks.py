@@ -1,4 +1,4 @@
-"""`dpwatch stacks`: where every rank's Python stands, as text or JSON."""
+"""`dpwatch stacks`: print the Python stack of every rank or JSON."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PATIENCE_S = 10.0
 
 EXAMPLES = """\
 examples:
-  dpwatch stacks            every rank: those that stand at the same line together
+  dpwatch stacks            every rank, grouped by identical stacks
   dpwatch stacks 3          every thread of rank 3
-  dpwatch stacks --json     everything, for a script
+  dpwatch stacks --json     everything, for scripts
   ssh node1 dpwatch stacks  on another host
 
-Nothing is stopped for it and no ptrace is needed: each rank is asked and answers by itself.
-A rank that does not answer is shown with the reason, as far as it can be told.
+No process is stopped and no ptrace is needed: each rank is asked and answers by itself.
+A rank that does not answer is shown with the reason, if it is known.
 """
 
 
@@ -79,7 +79,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "stacks",
         help="print the Python stacks of a live run's ranks",
-        description="Prints where every rank of the live runs on this host stands in its Python.",
+        description="Prints the Python stacks of the ranks of all live runs on this host.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -96,7 +96,7 @@ def add(commands: Commands) -> None:
 
 def _rank(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no rank; say a number such as 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rank; use a number such as 0")
     return int(text)
 
 

@@ -31,13 +31,13 @@ def describe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--last", type=how_many, nargs="?", const=1, metavar="N",
-        help="the last run (or the last N), also when it is over and its hub has gone",
+        help="show the last run (or the last N), even after it has ended",
     )  # fmt: skip
     parser.add_argument(
         "--web", action="store_true", help="serve the dashboard to a browser on this host"
     )
     parser.add_argument(
-        "--port", type=int, metavar="N", help="with --web: the port; any by default"
+        "--port", type=int, metavar="N", help="with --web: the port (default: any free one)"
     )
     add_screen_options(parser)
     parser.set_defaults(run=run)

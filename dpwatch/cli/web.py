@@ -79,7 +79,7 @@ def serve(port: int, flags: Sequence[str] = ()) -> int:
             sock=listener,
             access_log=None,
             shutdown_timeout=END_WITHIN_S,
-            print=lambda *_: print(f"dpwatch: {gate.address} (Ctrl-C ends it)", flush=True),
+            print=lambda *_: print(f"dpwatch: {gate.address} (Ctrl-C stops it)", flush=True),
         )
     return FINE
 
@@ -118,7 +118,7 @@ class Gate:
                 response.set_cookie(COOKIE, self.token, httponly=True, samesite="Strict", path="/")
                 return response
             if not self.knows(request.cookies.get(COOKIE, "")):
-                raise web.HTTPForbidden(text="dpwatch: open the address it printed\n")
+                raise web.HTTPForbidden(text="dpwatch: open the address that dpwatch printed\n")
             response = await handler(request)
             if isinstance(response, web.Response) and response.content_type == "text/html":
                 response.text = (response.text or "").replace("</body>", f"{TO_THE_KEYS}</body>")
@@ -145,5 +145,5 @@ def _listening(port: int) -> socket.socket:
         return socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
         raise CommandError(
-            f"cannot listen on port {port}: {getattr(error, 'strerror', error)}; say another --port"
+            f"cannot listen on port {port}: {getattr(error, 'strerror', error)}; use another --port"
         ) from None

@@ -62,7 +62,7 @@ def test_the_largest_batches_come_in_on_compare(terminal, private_runtime):
     screen.until("largest batch, 2 of 2: ddp")
     screen.until("The largest batch per device:", "(vgpu:0")
     screen.keys("M")
-    left = screen.until("At the largest batch a device that fits", "all alike")
+    left = screen.until("At the largest batch per device that fits", "all alike")
     assert "largest batch, " not in left
     screen.keys("q")
     screen.until("EXIT=0", "echo")

@@ -46,8 +46,8 @@ def nvml() -> Check:
         text = f"driver {told.get('driver')}, {gpus} GPUs"
         return Check("NVML", OK, text, value=gpus)
     if DRIVER.exists():
-        text = f"NVIDIA's driver is loaded and does not answer: {why}"
-        return Check("NVML", TROUBLE, text, "see what nvidia-smi says; a reboot may be needed")
+        text = f"NVIDIA's driver is loaded but does not answer: {why}"
+        return Check("NVML", TROUBLE, text, "check nvidia-smi; a reboot may be needed")
     text = f"no NVIDIA driver here ({why}): no GPU figures; the demo uses virtual devices"
     return Check("NVML", NOTE, text)
 
@@ -58,7 +58,7 @@ def cores() -> Check:
 
     allowed, quota = limits.cores(), limits.cpu_quota()
     if allowed is None:
-        return Check("cores", NOTE, "the system does not tell how many there are")
+        return Check("cores", NOTE, "the system does not report how many there are")
     of_host = os.cpu_count() or allowed
     text = f"{allowed} of this host's {of_host}" if allowed < of_host else f"{allowed}"
     if quota is not None:
@@ -83,7 +83,7 @@ def memory() -> Check:
         text += "" if total is None else f", of this host's {size(total)}"
         return Check("memory", OK, text, value=limit)
     if total is None:
-        return Check("memory", NOTE, "the system does not tell how much there is")
+        return Check("memory", NOTE, "the system does not report how much there is")
     return Check("memory", OK, f"{size(total)}, no limit by a control group", value=total)
 
 
@@ -93,12 +93,12 @@ def schedstat(path: Path = SCHEDSTAT) -> Check:
     try:
         ran = int(path.read_text().split()[0])
     except (OSError, ValueError, IndexError):
-        text = f"{path} cannot be read: GIL, idle and run-queue figures will be unknown"
+        text = f"{path} cannot be read: GIL, idle and run-queue times will be unknown"
         return Check(name, NOTE, text, value=False)
     if ran == 0:
-        text = "the kernel keeps no scheduler statistics: GIL and run-queue figures are unknown"
+        text = "the kernel keeps no scheduler statistics: GIL and run-queue times are unknown"
         return Check(name, NOTE, text, value=False)
-    return Check(name, OK, "readable: GIL, idle and run-queue figures are known", value=True)
+    return Check(name, OK, "readable: GIL, idle and run-queue times are known", value=True)
 
 
 def pidfd() -> Check:
@@ -108,7 +108,7 @@ def pidfd() -> Check:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError) as error:
         why = os.strerror(error.errno or 0) if isinstance(error, OSError) else "not in this Python"
-        text = f"does not work ({why}): processes are known by their pid only"
+        text = f"does not work ({why}): processes are identified by pid only"
         return Check(name, NOTE, text, value=False)
     return Check(name, OK, "works", value=True)
 

@@ -45,7 +45,7 @@ def itself() -> Check:
         return Check("dpwatch", TROUBLE, text, "install it with pip", version)
     if (theirs := Path(told["file"]).parent) != place:
         text += f": hubs and ranks import the one in {theirs}"
-        return Check("dpwatch", NOTE, text, "install this one with pip, or start that one", version)
+        return Check("dpwatch", NOTE, text, "install this one with pip, or run that one", version)
     return Check("dpwatch", OK, text, value=version)
 
 
@@ -61,9 +61,9 @@ def packages() -> Check:
         else:
             told.append(f"{name} {version}")
     if wrong:
-        return Check("packages", TROUBLE, ", ".join(wrong), "install dpwatch again with pip")
+        return Check("packages", TROUBLE, ", ".join(wrong), "reinstall dpwatch with pip")
     if not told:
-        return Check("packages", NOTE, "not looked at: dpwatch was not installed by pip")
+        return Check("packages", NOTE, "not checked: dpwatch was not installed by pip")
     return Check("packages", OK, ", ".join(told))
 
 
@@ -79,8 +79,8 @@ def python() -> Check:
             return Check(
                 "python",
                 NOTE,
-                f"{here}; {other} on the PATH has torch, and no dpwatch",
-                f"to watch what trains there: {other} -m pip install {shlex.quote(source())}",
+                f"{here}; {other} on the PATH has torch but no dpwatch",
+                f"to watch training there: {other} -m pip install {shlex.quote(source())}",
                 version,
             )
     return Check("python", OK, here, value=version)

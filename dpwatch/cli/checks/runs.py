@@ -64,11 +64,11 @@ def directory(path: Path) -> Check:
         text = f"{path} leaves {max(chars, 0)} characters for a run's name in a socket's path"
         return Check(name, mark, text, "set DPWATCH_RUNTIME_DIR to a shorter path", value)
     if mode & 0o077:
-        text = f"{path}, mode {mode:04o}: other users can look into it"
+        text = f"{path}, mode {mode:04o}: other users can read it"
         return Check(name, NOTE, text, f"chmod 700 {path}", value)
-    made = "" if existed else ", made when it is needed"
+    made = "" if existed else ", created when needed"
     others = [str(each) for each in runtime_paths() if each != path]
-    too = f"; viewers look in {', '.join(others)} too" if others else ""
+    too = f"; viewers also look in {', '.join(others)}" if others else ""
     return Check(name, OK, f"{path}, yours, mode {mode:04o}{made}{too}", value=value)
 
 
@@ -80,8 +80,8 @@ def keys(path: Path) -> Check:
         text, _, advice = str(error).partition(": ")
         return Check("keys", TROUBLE, f"{text}: not used", advice, False)
     if found is None:
-        text = "none: of a run over several hosts each host is shown on its own"
-        return Check("keys", NOTE, text, "dpwatch keys makes some", False)
+        text = "none: in a run over several hosts, each host is shown separately"
+        return Check("keys", NOTE, text, "dpwatch keys creates them", False)
     told = f"{path}, head {found.head.fingerprint}, client {found.client.fingerprint}"
     return Check("keys", OK, told, value=True)
 
@@ -96,7 +96,7 @@ def hub(path: Path) -> Check:
         why = os.strerror(error.errno or 0)
         return Check("hub", NOTE, f"not tried: {why}")
     if why:
-        advice = f"see what `{sys.executable} -m dpwatch.hub FOLDER` says"
+        advice = f"run `{sys.executable} -m dpwatch.hub FOLDER` to see why"
         return Check("hub", TROUBLE, f"cannot be started: {why}", advice, False)
     took_s = time.monotonic() - began
     return Check("hub", OK, f"started, answered and ended in {took_s:.1f} s", value=True)

@@ -30,7 +30,7 @@ def terminal(size: tuple[int, int] | None, environ: Mapping[str, str]) -> Check:
         environ: Its TERM, COLORTERM and NO_COLOR count.
     """
     if size is None:
-        text = "none here: the dashboard needs one; --once and --headless do not"
+        text = "none: the dashboard needs one; --once and --headless do not"
         return Check("terminal", NOTE, text)
     columns, lines = size
     kind = environ.get("TERM", "")
@@ -40,14 +40,14 @@ def terminal(size: tuple[int, int] | None, environ: Mapping[str, str]) -> Check:
     value = f"{columns}x{lines}"
     if columns < WIDTH or lines < HEIGHT:
         text += f": the dashboard needs {WIDTH}x{HEIGHT}"
-        return Check("terminal", TROUBLE, text, "enlarge the window, or a smaller font", value)
+        return Check("terminal", TROUBLE, text, "enlarge the window, or use a smaller font", value)
     if kind in ("", "dumb"):
-        advice = "set TERM to what the terminal is, such as xterm-256color"
+        advice = "set TERM to the terminal's type, such as xterm-256color"
         return Check("terminal", NOTE, text, advice, value)
     if environ.get("NO_COLOR"):
-        return Check("terminal", OK, f"{text}, not used since NO_COLOR is set", value=value)
+        return Check("terminal", OK, f"{text}, not used because NO_COLOR is set", value=value)
     if colours is not None and colours < FEW_COLOURS:
-        advice = "set TERM to xterm-256color if the terminal can do it"
+        advice = "set TERM to xterm-256color if the terminal supports it"
         return Check("terminal", NOTE, f"{text}: categories will look alike", advice, value)
     return Check("terminal", OK, text, value=value)
 

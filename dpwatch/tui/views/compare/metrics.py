@@ -178,7 +178,7 @@ METRICS = (
     ),
     Metric(
         name="batch",
-        title="Memory use at the largest batch per device that fits",
+        title="At the largest batch per device that fits: how full memory is",
         bars=(
             Bar(
                 title="first full",
