@@ -1,7 +1,7 @@
-"""`dpwatch completion SHELL`: a script that lets a shell complete the whole command line.
+"""`dpwatch completion SHELL`: a completion script for the whole command line.
 
-The scripts are made from the parser, each by a module of `shells`, and ask no Python when Tab is
-pressed. After `dpwatch run --` they hand over to the shell's own completion of the user's command.
+The scripts are generated from the parser, by a module of `shells` each, and start no Python when
+Tab is pressed. After `dpwatch run --` they use the shell's completion of the user's command.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ completes commands with the package bash-completion, and only files without it.
 
 
 def add(commands: Commands, whole: argparse.ArgumentParser) -> None:
-    """Describes the command; `whole` is the command line that the script completes."""
+    """Adds the command; `whole` is the command line to complete."""
     parser = commands.add_parser(
         "completion",
         help="print a completion script for bash, zsh or fish",
@@ -44,7 +44,7 @@ def add(commands: Commands, whole: argparse.ArgumentParser) -> None:
 
 
 def run(whole: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    """Prints it."""
+    """Prints the script."""
     from dpwatch.cli.command_line import command_line
 
     shell = import_module(f"dpwatch.cli.shells.{options.shell}")

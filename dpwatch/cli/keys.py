@@ -1,4 +1,4 @@
-"""`dpwatch keys`: makes the keys by which hubs of several hosts know each other."""
+"""`dpwatch keys`: creates the keys by which hubs of several hosts authenticate each other."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Makes keys where there are none, and tells of them; secrets are never printed."""
+    """Creates keys if there are none, and prints where they are; never prints secrets."""
     from dpwatch.wire.keys import KeysError, keys_path, load_keys, make_keys
 
     folder = keys_path()

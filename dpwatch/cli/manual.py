@@ -1,8 +1,7 @@
 """The manual page, `man dpwatch`, from the parser: `python -m dpwatch.cli.manual FILE` writes it.
 
-What a parser does not know stands here: exit codes, variables and files. The page is a file of the
-repository, so that whoever builds a package installs it without running anything; a test holds it
-to the parser.
+What a parser doesn't know is here: exit codes, variables and files. The page is checked in, so that
+packages can install it without running anything; a test holds it equal to the parser.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from dpwatch.cli.command_line import Argument, Command, command_line
 from dpwatch.cli.parser import build_parser
 
 WIDTH = 78
-"""Of the source's lines: mandoc would have none longer than 80 bytes."""
+"""Width of the source's lines; mandoc warns about lines over 80 bytes."""
 
 DESCRIPTION = """\
 dpwatch shows what a distributed PyTorch training run is doing and what is wrong with it: per rank
@@ -91,7 +90,7 @@ def page(root: Command, date: str) -> str:
 
     Args:
         root: The command line.
-        date: When it last changed, as 2026-01-31.
+        date: When it last changed, such as 2026-01-31.
     """
     lines = [
         r".\" Made by `make manual` from the parser: change that.",
@@ -162,7 +161,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _epilog(text: str) -> Iterator[str]:
-    """What follows the options: blocks under a heading as they stand, the rest as prose."""
+    """An epilog: blocks under a heading verbatim, the rest as prose."""
     for block in text.strip().split("\n\n"):
         head, _, rest = block.partition("\n")
         if head.endswith(":") or block.startswith(" "):
@@ -175,13 +174,13 @@ def _epilog(text: str) -> Iterator[str]:
 
 
 def _prose(text: str) -> list[str]:
-    """Filled anew when it is read: the lines here are for who reads the source."""
+    """Prose, wrapped for readers of the source; man fills it again."""
     lines = wrap(_text(text), WIDTH, break_long_words=False, break_on_hyphens=False)
     return [rf"\&{line}" if line.startswith(".") else line for line in lines]
 
 
 def _text(text: str) -> str:
-    """As roff reads it: hyphens that are typed as such, and no line taken for a request."""
+    """Text escaped for roff: literal hyphens, and no line mistaken for a request."""
     text = text.replace("\\", r"\e").replace("-", r"\-").replace("…", "...")
     text = re.sub(r"`([^`]*)`", r"\\fB\1\\fR", text)
     text = text.replace("`", r"\(ga").replace("'", r"\(aq").replace("~", r"\(ti")
@@ -193,13 +192,13 @@ def _lower(text: str) -> str:
 
 
 def date_of(text: str) -> str:
-    """When a page says that it last changed; empty if it doesn't."""
+    """The date in a page, empty if there is none."""
     found = re.search(r"^\.TH \S+ 1 (\S+)", text, re.MULTILINE)
     return found[1] if found else ""
 
 
 def main() -> None:
-    """Writes the page where it says something else than the file; else leaves it, and its date."""
+    """Writes the page if it differs from the file; otherwise keeps the file and its date."""
     path = Path(sys.argv[1])
     root = command_line(build_parser())
     old = path.read_text(encoding="utf-8") if path.exists() else ""

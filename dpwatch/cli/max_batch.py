@@ -29,7 +29,7 @@ _TITLES = (
 
 
 def run(configs: Sequence[TrainConfig], *, as_json: bool, as_markdown: bool) -> int:
-    """Searches, tells every try on stderr, and prints what was found."""
+    """Searches, prints every try on stderr, and prints the result."""
 
     def tell(news: News) -> None:
         if isinstance(news, Tried):
@@ -52,12 +52,12 @@ def text(found: MaxBatches) -> str:
 
 
 def markdown(found: MaxBatches) -> str:
-    """The same as a table to paste."""
+    """The same as a Markdown table."""
     return "\n".join(markdown_table(_TITLES, [_row(each) for each in found.strategies]))
 
 
 def _row(found: LargestBatch) -> list[str]:
-    """Of the device that has no room for one sample more, and of the others at the same batch."""
+    """Figures of the device that runs out first, and of the others at the same batch."""
     limiting, other = found.limiting, found.fullest_other
     fill = other.fill if other else None
     return [

@@ -1,4 +1,4 @@
-"""The parser: `dpwatch` itself watches; everything else is a subcommand."""
+"""The parser: `dpwatch` alone watches; everything else is a subcommand."""
 
 from __future__ import annotations
 

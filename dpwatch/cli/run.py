@@ -1,4 +1,4 @@
-"""`dpwatch run -- COMMAND`: the user's own command, unchanged, with the probe in its processes."""
+"""`dpwatch run -- COMMAND`: the user's command, unchanged, with the probe in its processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ through; a summary follows on stderr. dpwatch must be installed in the Python th
 
 TURN_S = 0.1
 SETTLE_S = 3.0
-"""How long the last frames may take once the command has ended."""
+"""How long the last frames may take after the command has ended."""
 
 FAILED = 1
 
@@ -118,20 +118,20 @@ def run(options: argparse.Namespace) -> int:
 def environment(
     session: str, place: Path | None = None, *, output: bool = True, memory: str | None = None
 ) -> dict[str, str]:
-    """The command's environment: this one, with the start-up hook before PYTHONPATH.
+    """The command's environment: ours, with the start-up hook first in PYTHONPATH.
 
     Args:
-        session: Begins the run ids of what is started.
-        place: The runtime directory, where this host's ranks are to find it.
-        output: What it prints is to be shown too.
-        memory: How it is measured; None: as this environment says.
+        session: Prefix of the run ids of what the command starts.
+        place: The runtime directory, for this host's ranks.
+        output: Whether to capture what it prints.
+        memory: How memory is measured; None: as our environment says.
     """
     import dpwatch
     from dpwatch.wire.requests import SESSION, SESSION_DIR
 
     hook = str(Path(dpwatch.__file__).parent / "hook")
     path = os.environ.get("PYTHONPATH")
-    # An empty PYTHONPATH means something else than none: the directory that Python starts in.
+    # An empty PYTHONPATH is not the same as none: it means the current directory.
     return {
         **os.environ,
         "PYTHONPATH": hook if path is None else f"{hook}{os.pathsep}{path}",
@@ -148,10 +148,10 @@ def _check_memory(asked: str | None) -> None:
 
 
 class Watching:
-    """What `dpwatch run` does beside the command, none of which keeps that from running.
+    """What `dpwatch run` does while the command runs; none of it can stop the command.
 
     Attributes:
-        place: The runtime directory of its runs, None where there is none to be had.
+        place: The runtime directory of its runs, None if none can be used.
     """
 
     def __init__(self, place: Path | None) -> None:
@@ -160,7 +160,7 @@ class Watching:
 
     @classmethod
     def prepared(cls) -> Watching:
-        """Finds a place for the runs; says what is amiss with the usual one."""
+        """Finds a runtime directory for the runs; says what is wrong with the usual one."""
         from dpwatch.wire.paths import RuntimeDirError, private_dir, runtime_dir
 
         try:
@@ -173,18 +173,18 @@ class Watching:
             advice = "set DPWATCH_RUNTIME_DIR to a directory you own"
             _say(f"{why}: the command runs unwatched; {advice}")
             return cls(None)
-        os.environ["DPWATCH_RUNTIME_DIR"] = str(place)  # for whatever is started from here
+        os.environ["DPWATCH_RUNTIME_DIR"] = str(place)  # for everything started from here
         _say(f"{why}: `DPWATCH_RUNTIME_DIR={place} dpwatch` shows this command's runs meanwhile")
         return cls(place)
 
     def environment(self, *, output: bool, memory: str | None) -> dict[str, str]:
-        """The command's."""
+        """The environment of the command."""
         if self.place is None:
             return dict(os.environ)
         return environment(self.session, self.place, output=output, memory=memory)
 
     def follow(self, command: Command, alerts: Alerts) -> list[Run]:
-        """Follows the command's runs to its end. Returns: all of them, in the order they began."""
+        """Follows the command's runs until it ends. Returns: all, in the order they started."""
         from dpwatch.wire.paths import FALLBACK
 
         try:
@@ -194,18 +194,18 @@ class Watching:
             return []
         finally:
             if self.place is not None and self.place.name.startswith(FALLBACK):
-                with suppress(OSError):  # a hub is in it, and takes it away
+                with suppress(OSError):  # a hub is in it, and removes it
                     self.place.rmdir()
 
     def _followed(self, place: Path, command: Command, alerts: Alerts) -> list[Run]:
-        # Only now: ZeroMQ's threads must not be there when the command is forked off.
+        # Only now: ZeroMQ's threads must not exist when the command is forked.
         from dpwatch.hub.nursery import Nursery
         from dpwatch.viewer.follow import Watcher
         from dpwatch.viewer.local_runs import LocalRuns
         from dpwatch.wire.requests import Session
 
         with closing(Session(place, self.session)), closing(Nursery()) as nursery:
-            # A run over several hosts has an id that all of these share, and not this session's.
+            # The id of a run over several hosts is shared by these, without this session's prefix.
             watcher = Watcher(
                 wanted=lambda run_id: run_id.startswith(f"{self.session}-"),
                 session=self.session,
@@ -236,7 +236,7 @@ def _follow(command: Command, watcher: Watcher, alerts: Alerts) -> None:
 
 
 def _earlier(watcher: Watcher, command: Command) -> list[Run]:
-    """Runs whose hubs have begun anew with others since, by how the command has ended."""
+    """Runs replaced by later ones, with the command's exit code."""
     from msgspec.structs import replace
 
     code = command.status
@@ -246,9 +246,9 @@ def _earlier(watcher: Watcher, command: Command) -> list[Run]:
 
 
 def _is_settled(run: Run) -> bool:
-    """Whether all its ranks have ended, and its hub has looked how since the command did.
+    """Whether all its ranks have ended and its hub knows the command's exit code.
 
-    One that failed is not all there is to say.
+    A failed rank alone doesn't mean that the run is complete.
     """
     from dpwatch.run.model.snapshot import ENDED
 

@@ -1,4 +1,4 @@
-"""`dpwatch ssh HOST…`: the dashboard over runs on other hosts, by OpenSSH."""
+"""`dpwatch ssh HOST…`: the dashboard over runs on other hosts, over OpenSSH."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
 
     if not options.once:
         watch.require_terminal()
-        watch.screen_options(options)  # what is wrong there is said before any host is asked
+        watch.screen_options(options)  # its errors are reported before connecting to any host
     found = settings.effective(options, settings.SSH)
     hosts = SshHosts(
         options.hosts,
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         remote_dir=found["remote-dir"].value,
         remote_dpwatch=found["remote-dpwatch"].value,
     )
-    if not options.once:  # while ssh finds its way, so that it need not be waited for then
+    if not options.once:  # while ssh connects, so that it is ready by then
         threading.Thread(target=import_module, args=("dpwatch.tui.app",), daemon=True).start()
     try:
         for line in hosts.connect(all_of_them=options.once):

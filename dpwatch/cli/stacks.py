@@ -1,4 +1,4 @@
-"""`dpwatch stacks`: print the Python stack of every rank or JSON."""
+"""`dpwatch stacks`: prints the Python stack of every rank, as text or JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SCHEMA = "dpwatch.stacks/1"
 
 PATIENCE_S = 10.0
-"""How long it waits for ranks; the hub says of each that does not answer after three seconds."""
+"""How long to wait for ranks; the hub reports a rank as silent after three seconds."""
 
 EXAMPLES = """\
 examples:
@@ -59,7 +59,7 @@ class RankAnswer(msgspec.Struct, frozen=True):
 
 
 class RunStacks(msgspec.Struct, frozen=True):
-    """A run's ranks, or those that were asked for."""
+    """A run's ranks, or the requested ones."""
 
     run_id: str
     title: str
@@ -84,7 +84,7 @@ def add(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("ranks", nargs="*", type=_rank, metavar="RANK", help="only these ranks")
-    # Else the main parser's `--once --json` would be told apart by the order of words.
+    # Otherwise the main parser's `--once --json` would depend on the order of words.
     parser.add_argument(
         "--json",
         action="store_true",
@@ -101,7 +101,7 @@ def _rank(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Asks, waits for the answers, prints them."""
+    """Asks, waits for the answers, and prints them."""
     from dpwatch.viewer.follow import Watcher
 
     watcher = Watcher()
@@ -159,7 +159,7 @@ def _lives(view: RunView) -> bool:
 
 
 def _answered(view: RunView, before: RunView, ranks: tuple[int, ...]) -> bool:
-    """Whether all is known that will be: answers since then, or why there is none."""
+    """Whether the result is complete: new answers, or the reasons why there are none."""
     if view.connection == "closed":
         return True
     asked = {entry.rank: entry.asked for entry in before.stacks}

@@ -1,4 +1,4 @@
-"""What this host gives: cores, memory, the kernel's figures, GPUs, an ssh client."""
+"""This host: cores, memory, kernel statistics, GPUs, an ssh client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpwatch.cli.checks.child import ask
 from dpwatch.units import size
 
 NVML_S = 15.0
-"""How long the driver may take; with a GPU that fell off the bus it takes for ever."""
+"""How long the driver may take; with a GPU that fell off the bus it never answers."""
 
 DRIVER = Path("/proc/driver/nvidia/version")
 SCHEDSTAT = Path("/proc/thread-self/schedstat")
@@ -30,7 +30,7 @@ print(json.dumps({
 
 
 def checks() -> Iterator[Check]:
-    """All but the GPUs, which the check of torch wants to know of first."""
+    """All but the GPUs, which the check of torch needs first."""
     yield cores()
     yield memory()
     yield schedstat()
@@ -39,7 +39,7 @@ def checks() -> Iterator[Check]:
 
 
 def nvml() -> Check:
-    """Whether NVIDIA's driver answers; in a process of its own, since a sick one hangs."""
+    """Whether NVIDIA's driver answers. In a child process, because a broken driver hangs."""
     told, why = ask([sys.executable, "-c", _NVML], timeout_s=NVML_S)
     gpus = told.get("gpus")
     if gpus is not None:
@@ -88,7 +88,7 @@ def memory() -> Check:
 
 
 def schedstat(path: Path = SCHEDSTAT) -> Check:
-    """Whether the kernel tells how long a thread waited for a core."""
+    """Whether the kernel reports how long a thread waited for a core."""
     name = "schedstat"
     try:
         ran = int(path.read_text().split()[0])
@@ -102,7 +102,7 @@ def schedstat(path: Path = SCHEDSTAT) -> Check:
 
 
 def pidfd() -> Check:
-    """Whether a process can be held on to, so that its pid's next owner is not taken for it."""
+    """Whether pidfds work, so that a reused pid is not mistaken for the old process."""
     name = "pidfd_open"
     try:
         os.close(os.pidfd_open(os.getpid()))

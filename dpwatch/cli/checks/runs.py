@@ -1,4 +1,4 @@
-"""Whether runs can be found and followed here: the runtime directory, a hub in it, and keys."""
+"""Whether runs can be found and followed here: the runtime directory, a hub in it, keys."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TURN_S = 0.02
 
 
 def checks() -> Iterator[Check]:
-    """The runtime directory, a hub, keys; what was not there before is taken away again."""
+    """The runtime directory, a hub, keys. Removes what it created."""
     path = runtime_path()
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -45,11 +45,11 @@ def checks() -> Iterator[Check]:
     finally:
         for folder in missing:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # unless a run has begun in it meanwhile
+                folder.rmdir()  # unless a run has started in it meanwhile
 
 
 def directory(path: Path) -> Check:
-    """Whether runs can lie in the runtime directory, and nobody else looks into it."""
+    """Whether the runtime directory can hold runs, and nobody else can read it."""
     name, value = "runtime dir", str(path)
     existed = path.exists()
     try:
@@ -87,7 +87,7 @@ def keys(path: Path) -> Check:
 
 
 def hub(path: Path) -> Check:
-    """Starts a real hub beside the runs, where no viewer sees it, and asks it for its state."""
+    """Starts a real hub beside the runs, hidden from viewers, and asks it for its state."""
     began = time.monotonic()
     try:
         with _nook(path) as folder:
@@ -104,7 +104,7 @@ def hub(path: Path) -> Check:
 
 @contextlib.contextmanager
 def _nook(path: Path) -> Iterator[Path]:
-    """A folder in the runtime directory that is gone after the block."""
+    """A folder in the runtime directory, removed after the block."""
     folder = None
     try:
         with undisturbed():
@@ -117,9 +117,9 @@ def _nook(path: Path) -> Iterator[Path]:
 
 
 def _tried(place: RunDir, deadline: float) -> str:
-    """Why there was no answer; "" if there was."""
+    """Why there was no answer, "" if there was one."""
     place.path.mkdir(mode=0o700)
-    # A child, where a run's hub detaches itself: so that it can be ended whatever happens.
+    # A child, unlike a run's hub, which detaches itself: so that it can be killed in any case.
     command = [sys.executable, "-m", "dpwatch.hub", str(place.path)]
     with child(command, env=hub_environment(), stdout=subprocess.DEVNULL) as process:
         while place.read_info() is None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check
 
 WIDTH, HEIGHT = 80, 24
-"""The least that the dashboard draws in; a test holds it equal to the dashboard's own."""
+"""The dashboard's minimum size; a test holds it equal to the dashboard's own."""
 
 FEW_COLOURS = 256
 
@@ -23,11 +23,11 @@ def checks() -> Iterator[Check]:
 
 
 def terminal(size: tuple[int, int] | None, environ: Mapping[str, str]) -> Check:
-    """The terminal's kind, colours and size.
+    """The terminal's type, colours and size.
 
     Args:
-        size: Columns and lines; None: there is no terminal.
-        environ: Its TERM, COLORTERM and NO_COLOR count.
+        size: Columns and lines; None if there is no terminal.
+        environ: TERM, COLORTERM and NO_COLOR are read.
     """
     if size is None:
         text = "none: the dashboard needs one; --once and --headless do not"
@@ -53,7 +53,7 @@ def terminal(size: tuple[int, int] | None, environ: Mapping[str, str]) -> Check:
 
 
 def colours_of(environ: Mapping[str, str]) -> int | None:
-    """How many colours the terminal says it has, None where nothing tells."""
+    """How many colours the terminal has, None if unknown."""
     if environ.get("COLORTERM", "").lower() in ("truecolor", "24bit"):
         return 1 << 24
     try:
@@ -67,7 +67,7 @@ def colours_of(environ: Mapping[str, str]) -> int | None:
 
 
 def encoding(name: str) -> Check:
-    """Whether the locale's encoding holds blocks and lines."""
+    """Whether the locale's encoding has block and line characters."""
     try:
         known = codecs.lookup(name).name
     except LookupError:
@@ -79,7 +79,7 @@ def encoding(name: str) -> Check:
 
 
 def _size() -> tuple[int, int] | None:
-    """Of the terminal we were started in, also if our output goes elsewhere."""
+    """The size of the controlling terminal, even if stdout goes elsewhere."""
     for stream in (sys.stdout, sys.stdin, sys.stderr):
         try:
             size = os.get_terminal_size(stream.fileno())

@@ -1,4 +1,4 @@
-"""Whether training here can be watched: torch, its collectives, and `dpwatch run`'s way in."""
+"""Whether training can be watched here: torch, its collectives, and the start-up hook."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dpwatch.cli.checks.child import ask
 from dpwatch.cli.checks.installed import requirements, version_of, within
 
 TORCH_S = 90.0
-"""How long torch may take to be imported and to talk to itself; a cold disk takes half of it."""
+"""How long importing torch and a collective may take; half of it is for a cold disk."""
 
 HOOK_S = 30.0
 IGNORES = "not a Python started with -I, -E or -S"
@@ -33,7 +33,7 @@ def checks(gpus: int | None) -> Iterator[Check]:
     """torch, collectives and the hook.
 
     Args:
-        gpus: How many NVML knows of, None where it is silent.
+        gpus: How many GPUs NVML reports, None if it doesn't answer.
     """
     if find_spec("torch") is None:
         yield Check(
@@ -81,7 +81,7 @@ def torch(told: dict[str, Any], why: str, gpus: int | None) -> Check:
 
 
 def collectives(told: dict[str, Any], why: str) -> Check:
-    """How collectives are seen, as tried in a process of its own."""
+    """How collectives are observed, tried in a child process."""
     if "torch" not in told:
         return Check("collectives", NOTE, "not tried: torch cannot be used")
     if not told.get("gloo"):
@@ -100,7 +100,7 @@ def collectives(told: dict[str, Any], why: str) -> Check:
 
 
 def durations(told: dict[str, Any]) -> Check:
-    """Whether it is read how long NCCL's collectives take, by what is set here and now."""
+    """Whether NCCL durations can be read with the current environment."""
     name = "NCCL times"
     why, advice = told["durations"]
     if why:
@@ -111,7 +111,7 @@ def durations(told: dict[str, Any]) -> Check:
 
 
 def hook() -> Check:
-    """Whether `dpwatch run` gets into a Python that it starts."""
+    """Whether `dpwatch run` hooks into a Python that it starts."""
     from dpwatch.cli.run import environment
 
     env = environment("doctor")
@@ -140,7 +140,7 @@ def _build(told: dict[str, Any]) -> str:
 
 
 def _quiet_environment() -> dict[str, str]:
-    """No probe, no rank, one thread, and nothing but loopback for gloo."""
+    """The child's environment: no probe, no rank, one thread, and loopback only for gloo."""
     from dpwatch.wire.spawn import hub_environment
 
     env = hub_environment()
