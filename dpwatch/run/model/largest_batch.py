@@ -31,8 +31,8 @@ class LargestBatch(msgspec.Struct, frozen=True):
         strategy: Its name.
         batch_per_gpu: The largest batch that fits, 0 if not even one sample does.
         global_batch: The same over all devices.
-        ran_out: The device that ran out of memory first with one sample more; null if the host's own
-            memory ended the search, so that larger batches may fit.
+        ran_out: The device that ran out of memory first with one sample more; null if the host's
+            own memory ended the search, so that larger batches may fit.
         devices: Peaks at the largest batch, empty if none fits.
         tries: How many runs it took.
     """

@@ -74,10 +74,11 @@ class MemoryUse(msgspec.Struct, frozen=True):
     """A device's memory; categories are bytes at the moment of the peak.
 
     Attributes:
-        peak_of: What the peak is of: `step` (the highest of the sampled steps, each category as it was
-            at that moment) or `process` (the highest since the process began; only categories that are
-            always present are known).
-        at_step_end: The categories between steps, when gradients are complete and activations freed.
+        peak_of: What the peak is of: `step` (the highest of the sampled steps, each category as it
+            was at that moment) or `process` (the highest since the process began; only categories
+            that are always present are known).
+        at_step_end: The categories between steps, when gradients are complete and activations
+            freed.
         heap_bytes: What malloc has allocated to the process, at the end of a step.
         activations_estimate: Growth of memory in use from the start of forward to that of backward.
         activations_error: The bound on its error, None if unknown.
@@ -112,15 +113,14 @@ class GpuUse(msgspec.Struct, frozen=True):
 class Rank(msgspec.Struct, frozen=True):
     """One row: a rank, or one device of a rank that drives several (`dp`).
 
-    `device_kind` is that of `wire.messages.DeviceInfo`; a row of kind `host` is not a device, and is
-    not part of any balance.
+    `device_kind` is that of `wire.messages.DeviceInfo`; a row of kind `host` is not a device, and
+    is not part of any balance.
 
     `state` is one of starting, running, finished, failed, stalled (no step for a long time), lost,
-    stale (no report from its host: last known values). `missed_frames` never arrived.
-    `unseen` names communication that may happen but is not observed, so that sent and received bytes
-    are unknown; "" if there is none.
-    `reason` says how it ended, if not normally; `exit` is its process's exit code, or minus the
-    signal that killed it, None while it runs or if unknown.
+    stale (no report from its host: last known values). `missed_frames` never arrived. `unseen`
+    names communication that may happen but is not observed, so that sent and received bytes are
+    unknown; "" if there is none. `reason` says how it ended, if not normally; `exit` is its
+    process's exit code, or minus the signal that killed it, None while it runs or if unknown.
     """
 
     rank: int
@@ -148,7 +148,7 @@ class Rank(msgspec.Struct, frozen=True):
 
 
 class LastArrival(msgspec.Struct, frozen=True):
-    """The rank that most often enters a collective last, in what share of calls, and others' wait."""
+    """The rank that is last most often, in what share of calls, and how long others waited."""
 
     rank: int
     share: float
@@ -177,8 +177,8 @@ class CollectiveStats(msgspec.Struct, frozen=True):
 class IssuerStats(msgspec.Struct, frozen=True):
     """One kind of collective issued by a framework's function, as `wire.Issuer` reports it.
 
-    `calls` and `bytes` are totals so far of one rank, the group's first; the values per step are means
-    over all steps so far, None before the first step is complete. `purpose` is "" if only the
+    `calls` and `bytes` are totals so far of one rank, the group's first; the values per step are
+    means over all steps so far, None before the first step is complete. `purpose` is "" if only the
     function is known.
     """
 
@@ -300,11 +300,11 @@ class HostView(msgspec.Struct, frozen=True):
 class Run(msgspec.Struct, frozen=True):
     """One run. `state` is starting, running, finished, failed, hung or lost.
 
-    `other_hosts` are all but the head's own, as the head sees them. `note` says what is missing in a
-    run over several hosts and what to do, or that its command failed though the run did not; else "".
-    `began_s` is the wall clock at its first report, `command_exit` the exit code of the `dpwatch run`
-    command that started it, or minus the signal that killed it.
-    `issuers` are frameworks' functions and what they have issued, most bytes first.
+    `other_hosts` are all but the head's own, as the head sees them. `note` says what is missing in
+    a run over several hosts and what to do, or that its command failed though the run did not; else
+    "". `began_s` is the wall clock at its first report, `command_exit` the exit code of the
+    `dpwatch run` command that started it, or minus the signal that killed it. `issuers` are
+    frameworks' functions and what they have issued, most bytes first.
     """
 
     run_id: str
