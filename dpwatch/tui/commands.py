@@ -1,4 +1,4 @@
-"""What the command palette offers: a title, what it does, and the app's action."""
+"""The command palette's entries: a title, what it does, and the app's action."""
 
 from __future__ import annotations
 
