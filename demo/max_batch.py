@@ -1,4 +1,4 @@
-"""Finds the largest batch per device that fits into the devices' memory, by trying.
+"""The largest batch per device that fits into memory under each strategy, found by trying.
 
 A try trains two steps (from the second on the optimizer's state exists) under an enforced limit.
 The batch doubles until it no longer fits, then a binary search follows. Memory grows linearly with

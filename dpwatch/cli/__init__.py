@@ -1,8 +1,8 @@
-"""The command line: one small module a command.
+"""The command line: one small module per command.
 
-A command module has `add(subparsers)`, which describes its options, and `run(options) -> int`,
-which imports what it needs and returns the exit code. Whatever goes wrong reaches the user as one
-line on stderr: a command raises `CommandError` (or a library's own error that tells what to do).
+A command module has `add(subparsers)`, which adds its options, and `run(options) -> int`, which
+imports what it needs and returns the exit code. Every error reaches the user as one line on stderr:
+a command raises `CommandError`, or lets a library's own error through if it says what to do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Who read our output has gone (`| head`); the interpreter's last flush must not complain.
+        # The reader of our output has gone (`| head`); the interpreter's last flush must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
     except OSError as error:

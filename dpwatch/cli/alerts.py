@@ -1,4 +1,4 @@
-"""What `--fail-on` and `--on-alert` make of the diagnoses that come up while a command runs."""
+"""`--fail-on` and `--on-alert`: act on diagnoses that come up while a command runs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from dpwatch.run.model.snapshot import SEVERITIES, Diagnosis, Run
 from dpwatch.text_safety import printable
 
 CLOSE_S = 5.0
-"""How long alert commands may go on when all is over."""
+"""How long alert commands may run after the training command has ended."""
 
 
 class Alerts:
-    """Sees runs' diagnoses as they come.
+    """Follows the diagnoses of runs.
 
     Attributes:
-        failing: Whether one was what `fail_on` names.
+        failing: Whether one matched `fail_on`.
 
     Raises:
-        CommandError: `fail_on` names what does not exist.
+        CommandError: `fail_on` names an unknown kind or severity.
     """
 
     def __init__(self, fail_on: str | None, on_alert: str | None) -> None:
@@ -38,7 +38,7 @@ class Alerts:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def see(self, runs: Iterable[Run]) -> None:
-        """Takes in what is wrong now; what has just come up is told."""
+        """Takes the current diagnoses and runs the alert command for each new one."""
         held = set()
         for run in runs:
             for diagnosis in run.diagnoses:
@@ -74,7 +74,7 @@ class Alerts:
                 process.stdin.write(msgspec.json.encode(diagnosis))
 
     def close(self) -> None:
-        """Waits a while for the commands, then ends them."""
+        """Waits for the alert commands, then kills them."""
         deadline = time.monotonic() + CLOSE_S
         for process in self._started:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -84,12 +84,12 @@ class Alerts:
 
 
 def _parsed(fail_on: str | None) -> frozenset[str]:
-    """Kinds and severities, with the severities above those that are named."""
+    """The kinds and severities named, plus the severities above those."""
     named = [word.strip() for word in (fail_on or "").split(",") if word.strip()]
     for word in named:
         if word not in (*SEVERITIES, *KINDS):
             raise CommandError(
-                f"--fail-on {word}: say {', '.join(SEVERITIES)}, or a kind: {', '.join(KINDS)}"
+                f"--fail-on {word}: use {', '.join(SEVERITIES)}, or a kind: {', '.join(KINDS)}"
             )
     lowest = [SEVERITIES.index(word) for word in named if word in SEVERITIES]
     above = SEVERITIES[min(lowest) :] if lowest else ()

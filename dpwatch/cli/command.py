@@ -1,7 +1,7 @@
-"""A command of the user's as a child process, with this one out of its way.
+"""The user's command as a child process.
 
-It has our terminal, our standard streams, and the signals that are sent to us. Those that the
-terminal itself sends (Ctrl-C) go to both of us, and are not passed on a second time.
+It gets our terminal, our standard streams, and the signals sent to us. Signals from the terminal
+(Ctrl-C) reach both processes anyway, and are not forwarded a second time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dpwatch.cli.errors import CommandError
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
 _FROM_KERNEL = 0x80
-"""`si_code` of a signal that no process sent: the terminal's own."""
+"""`si_code` of a signal from the kernel, such as the terminal's."""
 
 _PASSED_ON = {
     signal.SIGINT,
@@ -32,12 +32,12 @@ _PASSED_ON = {
 
 
 class Command:
-    """Runs from `with` until it ends by itself; `turn` waits for that and passes signals on.
+    """Runs from `with` until it ends by itself; `turn` waits for that and forwards signals.
 
     Attributes:
-        code: Its exit code once it has ended, 128 + n if signal n ended it, as in a shell.
+        code: Its exit code once it has ended, 128 + n for signal n, as in a shell.
         status: The same, but −n for signal n; None while it runs.
-        interrupted_ns: When Ctrl-C was pressed first, or its signal sent; None if it wasn't.
+        interrupted_ns: When Ctrl-C was first pressed or SIGINT first sent, None if never.
 
     Raises:
         CommandError: It can't be started.
@@ -65,7 +65,7 @@ class Command:
             ) from None
 
     def turn(self, timeout_s: float) -> bool:
-        """Waits a while for a signal and passes it on. Returns: whether the command still runs."""
+        """Waits for a signal and forwards it. Returns: whether the command still runs."""
         told = signal.sigtimedwait(self._awaited, timeout_s)
         if told is not None and told.si_signo == signal.SIGINT:
             self.interrupted_ns = self.interrupted_ns or time.monotonic_ns()
@@ -88,7 +88,7 @@ class Command:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.status is None:  # nobody has followed it to its end, which is no reason to end it
+        if self.status is None:  # not followed to its end, which is no reason to kill it
             while self.turn(1.0):
                 pass
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)

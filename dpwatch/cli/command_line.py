@@ -1,8 +1,8 @@
-"""The command line as data, for who writes it down elsewhere: shell completion and the manual.
+"""The command line as data, for shell completion and the manual.
 
-It is read from the parser itself, so that neither can say something else than `--help`. argparse
-has no public way to look into a parser. The few names with an underscore here are what every tool
-reads that does so; they have been the same in all versions of Python 3.
+It is read from the parser, so that neither can differ from `--help`. argparse has no public way to
+inspect a parser. The few private names here are the ones that every such tool uses; they have been
+the same in all versions of Python 3.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Values:
     """What an argument's value can be.
 
     Attributes:
-        kind: `words` is one of these, `list` some of them with commas between; `command` is a
-            command of the user's own with its arguments. `unknown` is all that can't be guessed.
-        words: Those that are allowed, where they can be counted.
+        kind: `words` is one of these, `list` several of them separated by commas; `command` is a
+            command of the user's with its arguments; `unknown` is anything else.
+        words: The allowed words.
     """
 
     kind: Kind = "unknown"
@@ -31,12 +31,12 @@ class Values:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Argument:
-    """An option, or what is said without one.
+    """An option or a positional argument.
 
     Attributes:
-        flags: Its names, such as `-h` and `--help`; none if it goes by its place.
-        value: What its value is called, empty if it takes none.
-        required: Whether it can't go without a value.
+        flags: Its names, such as `-h` and `--help`; none for a positional argument.
+        value: The name of its value, empty if it takes none.
+        required: Whether it needs a value.
         many: Whether it takes more than one.
         values: What they can be.
         help: What it is for.
@@ -52,16 +52,16 @@ class Argument:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
-    """A command, or the whole.
+    """A command, or the whole command line.
 
     Attributes:
-        name: As it is typed, empty for the whole.
+        name: As typed, empty for the whole.
         help: What it does, in a few words.
         description: The same as a sentence.
-        epilog: What follows the options in `--help`: examples, and more to know.
+        epilog: What follows the options in `--help`.
         options: Its options.
-        places: Its arguments that go by their place.
-        commands: Its own commands.
+        places: Its positional arguments.
+        commands: Its subcommands.
     """
 
     name: str
@@ -73,13 +73,13 @@ class Command:
     commands: tuple[Command, ...]
 
     def __iter__(self) -> Iterator[Command]:
-        """It, then its commands."""
+        """Itself, then its commands."""
         yield self
         yield from self.commands
 
     @property
     def runner(self) -> str:
-        """Which of its commands goes on as a command of the user's own."""
+        """The subcommand that takes a command of the user's."""
         return next(
             each.name
             for each in self.commands
@@ -88,7 +88,7 @@ class Command:
 
 
 def command_line(parser: argparse.ArgumentParser) -> Command:
-    """All of it."""
+    """The whole command line of a parser."""
     return _command("", "", parser, _named_values())
 
 
@@ -143,7 +143,7 @@ def _values(action: argparse.Action, named: Mapping[str, Values]) -> Values:
 
 
 def _named_values() -> dict[str, Values]:
-    """Of options that check their values themselves, or that are not what their metavar says."""
+    """Options that check their values themselves, or whose metavar would mislead."""
     from dpwatch.cli.settings import SETTINGS
     from dpwatch.run.diagnose import KINDS
     from dpwatch.run.model.snapshot import SEVERITIES

@@ -1,9 +1,9 @@
-"""Compares what a command printed in three runs: twice without dpwatch, once with it.
+"""Compares the output of three runs of a command: twice without dpwatch, once with it.
 
-Two runs of the same command seldom print the same: times, process ids, lines of ranks in another
-order. So the two runs without dpwatch say what may be judged. What is equal in both must be equal
-in the third; what differs between the two is counted and left alone. This holds for lines and,
-within lines such as `step 3 pid 71 loss 0.532`, for their numbers.
+Two runs of the same command seldom print the same: times, process ids and the order of ranks' lines
+differ. So the two runs without dpwatch tell what can be judged. What is equal in both must be equal
+in the third; what differs between them is counted and not judged. This holds for lines and, within
+lines such as `step 3 pid 71 loss 0.532`, for their numbers.
 
 Three things are never judged, since two runs may agree in them by chance: times and rates
 (`12:00:01`, `3.2 s`, `18 it/s`), the order of lines, and what a progress bar overwrites.
@@ -34,7 +34,7 @@ _LOSS = re.compile(r"(?i)loss|perplexity")
 
 
 class _Line(NamedTuple):
-    """A line as printed, where in its run, and what may be judged of it."""
+    """A line as printed, its place in its run, and what may be judged of it."""
 
     place: int
     text: str
@@ -46,17 +46,17 @@ _Group = tuple[list[_Line], list[_Line], list[_Line]]
 
 @dataclass
 class Comparison:
-    """What came of one stream.
+    """The result for one stream.
 
     Attributes:
         lines: Lines that the first run printed.
-        unjudged: Lines that differ without dpwatch too.
-        partly: Lines of which some numbers do, and the rest was compared.
-        losses: Numbers that were compared, and agree, in lines that speak of a loss.
-        unjudged_losses: Such lines whose numbers differ without dpwatch too.
-        reordered: All lines are the same, in another order than in both runs without dpwatch.
-        lost: Lines that are missing with dpwatch, or are others there.
-        new: Lines that are there only with dpwatch.
+        unjudged: Lines that also differ without dpwatch.
+        partly: Lines some of whose numbers do; the rest was compared.
+        losses: Numbers compared, and equal, in lines that mention a loss.
+        unjudged_losses: Such lines whose numbers also differ without dpwatch.
+        reordered: All lines are the same, but in another order than in both runs without dpwatch.
+        lost: Lines that are missing or different with dpwatch.
+        new: Lines that only exist with dpwatch.
     """
 
     lines: int = 0
@@ -70,7 +70,7 @@ class Comparison:
 
     @property
     def differences(self) -> list[tuple[str | None, str | None]]:
-        """Pairs of a line without dpwatch and with it; None where there is none."""
+        """Pairs of a line without and with dpwatch; None where it is missing."""
         return list(zip_longest(self.lost, self.new))
 
 
@@ -100,16 +100,16 @@ def compare(first: Sequence[str], second: Sequence[str], third: Sequence[str]) -
 
 
 def _pattern(line: str) -> str:
-    """The line with `#` for each number, and the ranks that it names: ranks print in turns."""
+    """The line with `#` for each number, and the ranks it names: ranks print in varying order."""
     ranks = " ".join(match[1] for match in _RANK.finditer(line))
     return f"{ranks}|{_NUMBER.sub('#', line)}"
 
 
 def _compare_group(told: Comparison, group: _Group) -> tuple[list[_Line], list[_Line]]:
-    """Lines that are the same but for numbers: those that differ from run to run are left out.
+    """Compares lines that are equal except for numbers, ignoring numbers that vary anyway.
 
     Returns:
-        Lines that are missing with dpwatch, and those that are there only with it.
+        Lines that are missing with dpwatch, and lines that only exist with it.
     """
     columns = [_columns(run) for run in group[:2]]
     stable = [sorted(a) == sorted(b) for a, b in zip_longest(*columns, fillvalue=[])]
@@ -133,7 +133,7 @@ def _columns(lines: Sequence[_Line]) -> list[list[str]]:
 
 
 def _kept(line: str, stable: Sequence[bool]) -> str:
-    """The line with `…` for numbers that are not to be judged."""
+    """The line with `…` for numbers that can't be judged."""
     if all(stable):
         return line
     judged = iter(stable)
@@ -145,7 +145,7 @@ def _numbers_of_loss(line: str) -> int:
 
 
 def _left_over(lines: Sequence[_Line], kept: Sequence[str], left: Counter[str]) -> list[_Line]:
-    """The lines that the other run lacks."""
+    """The lines missing in the other run."""
     found = []
     for line, judged in zip(lines, kept, strict=True):
         if left[judged] > 0:

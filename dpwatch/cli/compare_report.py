@@ -1,4 +1,4 @@
-"""What `dpwatch run --compare-without` says: a line for each thing that was compared."""
+"""The report of `dpwatch run --compare-without`: a line per comparison."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dpwatch.text_safety import printable
 NAMES = ("without-1", "without-2", "with")
 
 MOST_BYTES = 32 << 20
-"""Of each stream, which is so much text that nobody reads it."""
+"""How much of a stream is read; nobody reads more."""
 
 OWN = "dpwatch: "
-"""How dpwatch's own lines on the command's standard error begin."""
+"""How dpwatch's own lines on stderr start."""
 
 MOST_SHOWN = 3
 WIDTH = 100
@@ -51,7 +51,7 @@ def report(
         seen: The runs that dpwatch saw, as in its summary.
 
     Returns:
-        Lines to print, and whether all that could be judged agrees.
+        Lines to print, and whether everything that could be judged agrees.
     """
     first, second, third = outcomes
     codes, codes_agree = _exit_codes(first.code, second.code, third.code)
@@ -112,20 +112,20 @@ def _losses(out: Comparison, err: Comparison) -> str:
     )
     said = []
     if agree:
-        said.append(f"{agree} numbers on lines that name a loss agree to the last digit")
+        said.append(f"{agree} numbers on lines with a loss agree to the last digit")
     if unjudged:
         said.append(f"{unjudged} such lines differ without dpwatch too")
-    return "; ".join(said) or "no line names one that could be compared"
+    return "; ".join(said) or "no line with a loss could be compared"
 
 
 def _dpwatch(seen: Sequence[Mapping[str, Any]], own: Sequence[str]) -> list[str]:
-    """What dpwatch saw of the run with it: of what it does not see it can change nothing."""
+    """What dpwatch saw of its run: what it doesn't see it can't change."""
     told = []
     for run in seen:
         first, last = run["loss"]["first"], run["loss"]["last"]
         loss = "" if first is None or last is None else f", loss {first:.6g} → {last:.6g}"
         told.append(f"dpwatch    saw {run['steps']} steps of {len(run['ranks'])} ranks{loss}")
-    return [*(told or ["dpwatch    saw no process that trains"]), *map(printable, own)]
+    return [*(told or ["dpwatch    saw no training process"]), *map(printable, own)]
 
 
 def _verdict(
@@ -143,7 +143,7 @@ def _verdict(
 
 
 def _lines(path: Path) -> list[str]:
-    """A stream's lines; of a progress bar what stays on the screen."""
+    """A stream's lines; of a progress bar, what remains on the screen."""
     with path.open("rb") as file:
         text = file.read(MOST_BYTES).decode(errors="replace")
     whole = text.removesuffix("\n").split("\n") if text else []

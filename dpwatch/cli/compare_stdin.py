@@ -1,4 +1,4 @@
-"""One standard input for several runs: each is given the same."""
+"""One standard input for several runs: each reads the same."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _READ = 1 << 16
 
 
 class Stdin:
-    """Standard input, which a command that is run several times reads from its beginning each time.
+    """Standard input, which each of several runs reads from its beginning.
 
-    A file is opened anew where it stood. What comes through a pipe is kept, and given again to the
-    next run. A terminal, a device or a closed input is handed on as it is.
+    A file is reopened at its position. What comes through a pipe is kept and replayed to the next
+    run. A terminal, a device or a closed input is passed on as it is.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Stdin:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[int | None]:
-        """A descriptor for one run, None for ours as it is."""
+        """A descriptor for one run, None for our own."""
         if self._kind == "file":
             with open("/proc/self/fd/0", "rb") as file:
                 os.lseek(file.fileno(), self._offset, os.SEEK_SET)
@@ -65,7 +65,7 @@ class Stdin:
             os.close(reader)
 
     def _feed(self, writer: int, stop: int) -> None:
-        """Writes what was kept, then what comes, until the run or the input is over."""
+        """Writes what was kept, then what arrives, until the run or the input ends."""
         os.set_blocking(writer, False)
         written = 0
         try:
@@ -90,7 +90,7 @@ class Stdin:
 
 
 def _kind() -> str:
-    """`file`, `pipe`, or "" for what is handed on."""
+    """`file`, `pipe`, or "" for what is passed on as it is."""
     try:
         mode = os.fstat(0).st_mode
     except OSError:

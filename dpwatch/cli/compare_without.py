@@ -1,7 +1,7 @@
-"""`dpwatch run --compare-without`: does the command do the same with dpwatch as without?
+"""`dpwatch run --compare-without`: does the command behave the same with dpwatch?
 
-Runs it three times, twice without dpwatch and once with it, and compares exit codes, what was
-printed, and the losses in it. The first two runs tell what differs anyway (see `compare_lines`).
+Runs it three times, twice without dpwatch and once with it, and compares exit codes, output, and
+the losses in it. The first two runs tell what differs anyway (see `compare_lines`).
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from dpwatch.cli.errors import FINE, CommandError
 DIFFERENT = 1
 
 MARK = "DPWATCH_COMPARE"
-"""In the environment of each run, by which all that an interrupted one has started is found."""
+"""Set in the environment of each run, to find all processes that an interrupted one started."""
 
 PATIENCE_S = 3.0
-"""How long an interrupted command may take to end by itself, and again once it was told to."""
+"""How long an interrupted command may take to end, and again after SIGTERM."""
 
 
 def run(words: Sequence[str], options: Sequence[str]) -> int:
-    """Runs the command three times and says whether dpwatch changes anything.
+    """Runs the command three times and reports whether dpwatch changes anything.
 
     Args:
         words: The command.
-        options: Of `dpwatch run`, for the run with dpwatch.
+        options: Options of `dpwatch run`, for the run with dpwatch.
 
     Returns:
-        0 if all that can be judged agrees, else 1.
+        0 if everything that can be judged agrees, else 1.
 
     Raises:
         CommandError: The command can't be started.
@@ -72,7 +72,7 @@ def passed_on(options: argparse.Namespace) -> list[str]:
     """Options of `dpwatch run` for the run with dpwatch.
 
     Raises:
-        CommandError: One is given that means nothing here.
+        CommandError: An option is given that doesn't apply here.
     """
     for name in ("json", "quiet", "fail_on", "on_alert"):
         if getattr(options, name):
@@ -128,7 +128,7 @@ def _to_its_end(
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:
-    """Lets an interrupted command end, then tells it to, then ends it and all it has started."""
+    """Lets an interrupted command end, then sends SIGTERM, then kills everything it started."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(PATIENCE_S)
@@ -144,7 +144,7 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
 
 
 def _marked(mark: str) -> list[int]:
-    """Living processes whose environment holds the mark (zombies have none)."""
+    """Living processes whose environment has the mark (zombies have none)."""
     needle = f"{MARK}={mark}".encode()
     found = []
     for entry in Path("/proc").glob("[0-9]*/environ"):

@@ -1,7 +1,7 @@
-"""`dpwatch completion SHELL`: a script that lets a shell complete the whole command line.
+"""`dpwatch completion SHELL`: a completion script for the whole command line.
 
-The scripts are made from the parser, each by a module of `shells`, and ask no Python when Tab is
-pressed. After `dpwatch run --` they hand over to the shell's own completion of the user's command.
+The scripts are generated from the parser, by a module of `shells` each, and start no Python when
+Tab is pressed. After `dpwatch run --` they use the shell's completion of the user's command.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ to keep it (print it again after an upgrade):
   zsh    dpwatch completion zsh > ~/.dpwatch.zsh && echo '. ~/.dpwatch.zsh' >> ~/.zshrc
   fish   dpwatch completion fish > ~/.config/fish/completions/dpwatch.fish
 
-In zsh `autoload -U compinit && compinit` has to come before it in ~/.zshrc. After `dpwatch run --`
-bash completes commands by its package bash-completion, or files alone where that is missing.
+In ~/.zshrc it must come after `autoload -U compinit && compinit`. After `dpwatch run --`, bash
+completes commands with the package bash-completion, and only files without it.
 """
 
 
 def add(commands: Commands, whole: argparse.ArgumentParser) -> None:
-    """Describes the command; `whole` is the command line that the script completes."""
+    """Adds the command; `whole` is the command line to complete."""
     parser = commands.add_parser(
         "completion",
-        help="print a script by which bash, zsh or fish completes all of this",
+        help="print a completion script for bash, zsh or fish",
         description="Prints a shell's completion script for dpwatch.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,7 +44,7 @@ def add(commands: Commands, whole: argparse.ArgumentParser) -> None:
 
 
 def run(whole: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    """Prints it."""
+    """Prints the script."""
     from dpwatch.cli.command_line import command_line
 
     shell = import_module(f"dpwatch.cli.shells.{options.shell}")

@@ -11,10 +11,10 @@ from dpwatch.cli.watch import add_screen_options
 
 EXAMPLES = """\
 examples:
-  dpwatch demo --gpus 4                                       dp, ddp, fsdp: on the screen
+  dpwatch demo --gpus 4                                       dp, ddp, then fsdp, on screen
   dpwatch demo --gpus 4 --strategy dp,ddp --steps 30 --json   the same as one JSON object
   dpwatch demo --gpus 4 --find-max-batch                      which device runs out of memory first
-  dpwatch demo --sweep-gpus 1,2,4,8 --strategy dp,ddp,zero3   device 0 against the number of devices
+  dpwatch demo --sweep-gpus 1,2,4,8 --strategy dp,ddp,zero3   device 0 by number of devices
   dpwatch demo --scenario straggler                           one of the scenarios below
 
 scenarios:
@@ -48,23 +48,25 @@ def add(commands: Commands) -> None:
     what.add_argument(
         "--find-max-batch",
         action="store_true",
-        help="then search each strategy's largest batch a device that fits into --gpu-mem "
-        "(24MiB); without a screen, only that",
+        help="then search each strategy's largest batch per device that fits into --gpu-mem "
+        "(24MiB); without a screen, only search",
     )
     what.add_argument(
-        "--sweep-gpus", metavar="N,N…", help="no screen; device 0 against the number of devices"
+        "--sweep-gpus", metavar="N,N…", help="no screen; device 0 by number of devices"
     )
     what.add_argument(
         "--scenario",
         choices=[each.name for each in all_scenarios()],
-        help="runs that differ in one thing, listed below",
+        help="runs that differ in one respect, listed below",
     )
     add_screen_options(parser, argparse.SUPPRESS)
-    parser.add_argument("--headless", action="store_true", help="no screen; a table at the end")
+    parser.add_argument(
+        "--headless", action="store_true", help="no screen; print a table at the end"
+    )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="no screen; the summary object")
+    form.add_argument("--json", action="store_true", help="no screen; print the summary object")
     form.add_argument(
-        "--markdown", action="store_true", help="no screen; the comparison as a table to paste"
+        "--markdown", action="store_true", help="no screen; the comparison as a Markdown table"
     )
     add_options(parser)
     parser.set_defaults(run=run)

@@ -1,4 +1,4 @@
-"""What `dpwatch demo` does, by its options: runs in turn, a scenario, a search or a sweep."""
+"""Runs the demo: strategies in turn, a scenario, a search or a sweep."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GPUS = 4
 STRATEGIES = "dp,ddp,fsdp"
 MANY = 3
 STEPS_OF_MANY = 40
-"""Where `MANY` strategies or more are compared, a few seconds of each do."""
+"""Steps of each when `MANY` strategies or more are compared."""
 
 FAILED = 1
 
@@ -40,10 +40,10 @@ The first steps are here in about five seconds."""
 
 
 def asked(options: argparse.Namespace) -> Callable[[], int]:
-    """What is to be done, with configurations that are checked.
+    """What to run, with validated configurations.
 
     Raises:
-        ConfigError: One is wrong.
+        ConfigError: One is invalid.
     """
     form = {"as_json": options.json, "as_markdown": options.markdown}
     if options.find_max_batch:
@@ -51,7 +51,7 @@ def asked(options: argparse.Namespace) -> Callable[[], int]:
         if _headless_asked(options) or not on_terminal():
             return partial(max_batch.run, limited, **form)
         configs = _configs(options)
-        # A batch that does not fit is what the search is about.
+        # The search is about batches that don't fit.
         return partial(_show, configs, options, out_of_memory=True, search=limited)
     if options.sweep_gpus:
         return partial(sweep.run, _sweep_configs(options), **form)
@@ -66,7 +66,7 @@ def asked(options: argparse.Namespace) -> Callable[[], int]:
 def _configs(options: argparse.Namespace, **defaults: Any) -> list[TrainConfig]:
     gpus = GPUS if options.gpus is None else options.gpus
     names = parse_names(options.strategy or STRATEGIES)
-    if options.strategy == "all":  # all that so many devices can be trained under
+    if options.strategy == "all":  # all that work with that many devices
         names = [name for name in names if gpus % require(name).gpus_multiple == 0]
     if len(names) >= MANY and "steps" not in defaults:
         defaults["steps"] = STEPS_OF_MANY
@@ -75,7 +75,7 @@ def _configs(options: argparse.Namespace, **defaults: Any) -> list[TrainConfig]:
 
 
 def _sweep_configs(options: argparse.Namespace) -> list[TrainConfig]:
-    """Every strategy at every number of devices that it can be trained on."""
+    """Every strategy at every number of devices it supports."""
     if options.gpus is not None:
         raise ConfigError("--sweep-gpus says how many devices; leave --gpus out")
     names, counts = parse_names(options.strategy or "dp,ddp"), parse_counts(options.sweep_gpus)
@@ -86,7 +86,7 @@ def _sweep_configs(options: argparse.Namespace) -> list[TrainConfig]:
 
 
 def _scenario_configs(options: argparse.Namespace, scenario: Scenario) -> list[TrainConfig]:
-    """A scenario's runs; what is asked for counts, but for what makes the difference."""
+    """A scenario's runs; the user's options apply, except to what the scenario varies."""
     if options.strategy:
         raise ConfigError(f"--scenario {scenario.name} has its own strategies; leave them out")
     gpus = scenario.gpus if options.gpus is None else options.gpus
@@ -108,14 +108,14 @@ def _show(
     search: Sequence[TrainConfig] = (),
     scenario: Scenario | None = None,
 ) -> int:
-    """Trains under each in turn and shows it.
+    """Trains under each configuration in turn and shows it.
 
     Args:
         configs: What to train.
         options: Where to show it.
-        out_of_memory: That one runs out of memory is no failure.
-        search: What to look for the largest batch of, when all is trained.
-        scenario: Whose runs they are.
+        out_of_memory: Whether a run may end out of memory.
+        search: What to find the largest batch of, after training.
+        scenario: Which scenario they belong to.
     """
     headless = _headless_asked(options)
     screen = {}
@@ -130,7 +130,7 @@ def _show(
 
 
 def _check(session: Session, code: int, *, out_of_memory: bool) -> None:
-    """Fails as the training did, unless all that failed did so for want of memory, as meant."""
+    """Fails if the training did, unless all failures were out of memory and that was intended."""
     reasons = [run.reason for run in session.runs() if run.state == "failed"]
     meant = out_of_memory and reasons and all(MARK in reason for reason in reasons)
     if code and not (meant and code == FAILED):
@@ -151,7 +151,7 @@ def _headless(
 
 
 def _leave_verdict(snapshot: Snapshot | None) -> None:
-    """What the comparison showed stays in the terminal when the dashboard has gone."""
+    """Prints the comparison, so that it stays in the terminal after the dashboard has closed."""
     from dpwatch.tui.views.compare.sentences import verdict
 
     told = verdict(snapshot) if snapshot is not None else []

@@ -1,4 +1,4 @@
-"""`dpwatch doctor`: what is installed, reachable and permitted here, and what to do."""
+"""`dpwatch doctor`: checks what is installed, reachable and permitted here, and how to fix it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  dpwatch doctor               a line a check; exit code 1 if anything is in trouble
+  dpwatch doctor               a line per check; exit code 1 if there is any trouble
   dpwatch doctor --json        the same as one JSON object
 
-Marks: ok; note (works, and there is something to know); trouble (something will not work here).
-It starts a hub and some short processes, ends them, and leaves nothing behind.
+Marks: ok; note (works, with something to know); trouble (something will not work here).
+It starts a hub and some short processes, stops them, and leaves nothing behind.
 """
 
 IN_TROUBLE = 1
@@ -36,8 +36,8 @@ def add(commands: Commands) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "doctor",
-        help="what is installed, reachable and permitted here, and what to do about the rest",
-        description="Checks everything that dpwatch builds on, here and now.",
+        help="check what is installed, reachable and permitted here, and say how to fix the rest",
+        description="Checks everything that dpwatch depends on.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -46,13 +46,13 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Checks; returns 1 if anything is in trouble."""
+    """Runs the checks; returns 1 if there is any trouble."""
     found: list[Check] = []
     coloured = not options.json and in_colour()
     with closing(all_checks()) as checks:
         for check in checks:
             found.append(check)
-            if not options.json:  # as they come: torch alone takes seconds
+            if not options.json:  # as they finish: torch alone takes seconds
                 print(_printable(line(check, coloured=coloured)), flush=True)
     if options.json:
         print(json_text(found))
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def all_checks() -> Generator[Check, None, None]:
-    """Every check in order, each made when it is asked for."""
+    """Every check in order, run lazily."""
     from dpwatch.cli.checks import host, installed, runs, terminal, training
 
     yield from installed.checks()
@@ -74,7 +74,7 @@ def all_checks() -> Generator[Check, None, None]:
 
 
 def line(check: Check, *, coloured: bool) -> str:
-    """A check as one line: mark, name, what was found, what to do."""
+    """A check as one line: mark, name, result, advice."""
     mark = check.mark.ljust(7)
     if coloured:
         mark = f"\x1b[{_COLOURS[check.mark]}m{mark}\x1b[0m"
@@ -83,10 +83,10 @@ def line(check: Check, *, coloured: bool) -> str:
 
 
 def conclusion(found: Sequence[Check]) -> str:
-    """How many of each."""
+    """How many there are of each mark."""
     counts = [(sum(c.mark == mark for c in found), mark) for mark in ("ok", "note", "trouble")]
     (fine, _), (notes, _), (troubles, _) = counts
-    return f"{fine} ok, {notes} to note, {troubles} in trouble"
+    return f"{fine} ok, {notes} notes, {troubles} in trouble"
 
 
 def json_text(found: Sequence[Check]) -> str:
@@ -105,12 +105,12 @@ def json_text(found: Sequence[Check]) -> str:
 
 
 def in_colour() -> bool:
-    """Whether standard output shows colours, and is wanted to."""
+    """Whether standard output supports colours, and NO_COLOR is not set."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in (None, "", "dumb")
     return sys.stdout.isatty() and not plain
 
 
 def _printable(text: str) -> str:
-    """With what this locale has no sign for spelled out: it is one of the things to tell of."""
+    """Escapes characters that this locale can't encode: the locale is one of the checks."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

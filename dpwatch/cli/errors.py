@@ -8,7 +8,7 @@ NOTHING_TO_SHOW = 3
 
 
 class CommandError(Exception):
-    """Something the user can mend: one line that says what to do, and an exit code."""
+    """An error the user can fix: one line that says how, and an exit code."""
 
     def __init__(self, text: str, code: int = USAGE) -> None:
         super().__init__(text)

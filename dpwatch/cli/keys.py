@@ -1,4 +1,4 @@
-"""`dpwatch keys`: makes the keys by which hubs of several hosts know each other."""
+"""`dpwatch keys`: creates the keys by which hubs of several hosts authenticate each other."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
 
 EXAMPLES = """\
 examples:
-  dpwatch keys                 make keys, or say where they are
-  dpwatch keys --show          their fingerprints, to compare between hosts
+  dpwatch keys                 create keys, or print where they are
+  dpwatch keys --show          print their fingerprints, to compare between hosts
   DPWATCH_KEYS=/secrets/dpwatch dpwatch keys
-                               in a folder of your own
+                               in another folder
 
-Every host of a run needs the same keys: on a shared home it is done, otherwise copy the folder
-(scp -pr) or mount it as a secret. Without keys nothing goes from one host to another.
+Every host of a run needs the same keys. A shared home directory suffices; otherwise copy the
+folder (scp -pr) or mount it as a secret. Without keys, hosts exchange nothing.
 """
 
 
@@ -23,24 +23,24 @@ def add(commands: Commands) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "keys",
-        help="make the keys that join a run's hosts",
-        description="Makes the keys by which the hubs of a run's hosts know each other.",
+        help="create the keys that join the hosts of a run",
+        description="Creates the keys by which the hubs of a run's hosts authenticate each other.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--show", action="store_true", help="only say what there is")
+    parser.add_argument("--show", action="store_true", help="only print the keys that exist")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Makes keys where there are none, and tells of them; secrets are never printed."""
+    """Creates keys if there are none, and prints where they are; never prints secrets."""
     from dpwatch.runtime.curve_keys import KeysError, keys_path, load_keys, make_keys
 
     folder = keys_path()
     try:
         keys = load_keys(folder)
         if keys is None and options.show:
-            print(f"no keys in {folder}: make some with dpwatch keys")
+            print(f"no keys in {folder}: create them with dpwatch keys")
             return NOTHING_TO_SHOW
         made = "" if keys else "made "
         keys = keys or make_keys(folder)

@@ -1,8 +1,7 @@
 """The manual page, `man dpwatch`, from the parser: `python -m dpwatch.cli.manual FILE` writes it.
 
-What a parser does not know stands here: exit codes, variables and files. The page is a file of the
-repository, so that whoever builds a package installs it without running anything; a test holds it
-to the parser.
+What a parser doesn't know is here: exit codes, variables and files. The page is checked in, so that
+packages can install it without running anything; a test holds it equal to the parser.
 """
 
 from __future__ import annotations
@@ -20,68 +19,68 @@ from dpwatch.cli.command_line import Argument, Command, command_line
 from dpwatch.cli.parser import build_parser
 
 WIDTH = 78
-"""Of the source's lines: mandoc would have none longer than 80 bytes."""
+"""Width of the source's lines; mandoc warns about lines over 80 bytes."""
 
 DESCRIPTION = """\
 dpwatch shows what a distributed PyTorch training run is doing and what is wrong with it: per rank
 the step time and its phases, device memory by category, every collective with its bytes and
-latency and who came to it last, GIL wait and idle time.
+latency and the last rank to arrive, GIL wait and idle time.
 
-Without a command it finds every run of this user on this host and shows it, or waits for one. A
-run is watched when it was started by `dpwatch run`, or calls dpwatch.watch() itself. In the
-dashboard `?` lists the keys of the view that is shown.
+Without a command it shows every run of this user on this host, or waits for one. A run is watched
+if it was started by `dpwatch run` or calls dpwatch.watch() itself. In the dashboard, `?` lists the
+keys of the current view.
 """
 
 EXITS = (
-    ("0", "All went well."),
+    ("0", "Success."),
     (
         "1",
-        "A training failed, `run --fail-on` found what it names, `run --compare-without` found "
+        "Training failed, `run --fail-on` found such a diagnosis, `run --compare-without` found "
         "a difference, or `doctor` found trouble.",
     ),
-    ("2", "The command line, a setting or a file is wrong; one line on stderr says how."),
-    ("3", "There is no run, or there are no keys, to show."),
-    ("126, 127", "`run`: the command can't be executed, or is not there."),
-    ("128+n", "Signal n ended it; 130 is Ctrl-C."),
+    ("2", "Invalid command line, setting or file; one line on stderr says which."),
+    ("3", "There is no run, or no keys, to show."),
+    ("126, 127", "`run`: the command can't be executed, or was not found."),
+    ("128+n", "Ended by signal n; 130 is Ctrl-C."),
 )
-EXITS_AFTER = "Otherwise `dpwatch run` exits as its command did."
+EXITS_AFTER = "Otherwise `dpwatch run` exits with the exit code of its command."
 
 ENVIRONMENT = (
-    ("DPWATCH_CONFIG", "The file of settings, which then has to be there."),
+    ("DPWATCH_CONFIG", "The settings file, which must then exist."),
     (
         "DPWATCH_RUNTIME_DIR",
-        "Where runs and viewers meet: set it alike for both. Mode 0700.",
+        "Where runs and viewers meet: set it to the same for both. Mode 0700.",
     ),
     ("DPWATCH_KEYS", "The folder of the keys that join a run's hosts."),
     (
         "DPWATCH_HEAD",
-        "HOST or HOST:PORT of a run's head, where it is not MASTER_ADDR and a port by the run's "
-        "id.",
+        "HOST or HOST:PORT of a run's head, if it is not MASTER_ADDR and a port derived from "
+        "the run's id.",
     ),
     ("DPWATCH", "0 turns the probe off in a script that calls dpwatch.watch()."),
-    ("DPWATCH_MEMORY", "passive or exact, as by `run --memory`."),
+    ("DPWATCH_MEMORY", "passive or exact, as with `run --memory`."),
     (
         "DPWATCH_OUTPUT",
-        "0: what a process prints is not shown. 1: it is, also without `dpwatch run`.",
+        "0: don't capture what a process prints. 1: do, also without `dpwatch run`.",
     ),
-    ("DPWATCH_HUB_LINGER_S", "Seconds that a hub stays after its last rank and viewer (20)."),
+    ("DPWATCH_HUB_LINGER_S", "How many seconds a hub stays after its last rank and viewer (20)."),
     ("DPWATCH_DEBUG", "1 shows tracebacks."),
-    ("NO_COLOR", "No colours, if it is not empty."),
+    ("NO_COLOR", "No colours, if not empty."),
 )
 
 FILES = (
     (
         "~/.config/dpwatch/config.toml",
-        "Settings, as `dpwatch config` prints them; under $XDG_CONFIG_HOME where that is set.",
+        "Settings, as `dpwatch config` prints them; under $XDG_CONFIG_HOME if that is set.",
     ),
     (
         "~/.config/dpwatch/keys/",
-        "Keys, as `dpwatch keys` makes them, readable by their owner alone; under "
-        "$XDG_CONFIG_HOME where that is set.",
+        "Keys, as `dpwatch keys` creates them, readable by their owner only; under "
+        "$XDG_CONFIG_HOME if that is set.",
     ),
     (
         "$XDG_RUNTIME_DIR/dpwatch/, else /tmp/dpwatch-UID/",
-        "A folder for each run that is watched, and the last eight that are over.",
+        "A folder per watched run, and the last eight runs that have ended.",
     ),
 )
 
@@ -91,7 +90,7 @@ def page(root: Command, date: str) -> str:
 
     Args:
         root: The command line.
-        date: When it last changed, as 2026-01-31.
+        date: When it last changed, such as 2026-01-31.
     """
     lines = [
         r".\" Made by `make manual` from the parser: change that.",
@@ -162,7 +161,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _epilog(text: str) -> Iterator[str]:
-    """What follows the options: blocks under a heading as they stand, the rest as prose."""
+    """An epilog: blocks under a heading verbatim, the rest as prose."""
     for block in text.strip().split("\n\n"):
         head, _, rest = block.partition("\n")
         if head.endswith(":") or block.startswith(" "):
@@ -175,13 +174,13 @@ def _epilog(text: str) -> Iterator[str]:
 
 
 def _prose(text: str) -> list[str]:
-    """Filled anew when it is read: the lines here are for who reads the source."""
+    """Prose, wrapped for readers of the source; man fills it again."""
     lines = wrap(_text(text), WIDTH, break_long_words=False, break_on_hyphens=False)
     return [rf"\&{line}" if line.startswith(".") else line for line in lines]
 
 
 def _text(text: str) -> str:
-    """As roff reads it: hyphens that are typed as such, and no line taken for a request."""
+    """Text escaped for roff: literal hyphens, and no line mistaken for a request."""
     text = text.replace("\\", r"\e").replace("-", r"\-").replace("…", "...")
     text = re.sub(r"`([^`]*)`", r"\\fB\1\\fR", text)
     text = text.replace("`", r"\(ga").replace("'", r"\(aq").replace("~", r"\(ti")
@@ -193,13 +192,13 @@ def _lower(text: str) -> str:
 
 
 def date_of(text: str) -> str:
-    """When a page says that it last changed; empty if it doesn't."""
+    """The date in a page, empty if there is none."""
     found = re.search(r"^\.TH \S+ 1 (\S+)", text, re.MULTILINE)
     return found[1] if found else ""
 
 
 def main() -> None:
-    """Writes the page where it says something else than the file; else leaves it, and its date."""
+    """Writes the page if it differs from the file; otherwise keeps the file and its date."""
     path = Path(sys.argv[1])
     root = command_line(build_parser())
     old = path.read_text(encoding="utf-8") if path.exists() else ""

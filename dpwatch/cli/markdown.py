@@ -1,4 +1,4 @@
-"""The comparison of strategies as one Markdown table, to paste into an issue or a document."""
+"""The comparison of strategies as a Markdown table, to paste into an issue or a document."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class _Column:
 
 
 def markdown(runs: Sequence[Run], largest_batch: Mapping[str, LargestBatch] | None = None) -> str:
-    """A table with a row a run, and what its figures mean below it.
+    """A table with a row per run, and what its figures mean below it.
 
     Args:
         runs: In the order of the rows.
-        largest_batch: Where it was looked for, by run id.
+        largest_batch: Largest batches that were searched for, by run id.
 
     Returns:
         Markdown whose last line ends without a newline.
@@ -41,9 +41,9 @@ def markdown(runs: Sequence[Run], largest_batch: Mapping[str, LargestBatch] | No
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, its columns aligned for reading it as text: all but the first to the right.
+    """A Markdown table, also aligned as plain text: all columns but the first to the right.
 
-    Cells are made safe: nothing in one can end it or be read as markup.
+    Cells are escaped: nothing in one can end it or be read as markup.
     """
     cells = [[_safe(cell) for cell in row] for row in rows]
     widths = [max(3, len(title), *(len(row[i]) for row in cells)) for i, title in enumerate(titles)]
@@ -86,7 +86,7 @@ def _name(run: Run, label: str) -> str:
 
 
 def _category(name: str) -> Cell:
-    """Device 0's bytes at its peak, and behind a slash those of the fullest other device."""
+    """Device 0's bytes at its peak, then a slash and those of the fullest other device."""
 
     def cell(row: Figures) -> str:
         own, other = (_size(_held(rank, name)) for rank in (row.first, row.fullest))
@@ -109,7 +109,7 @@ def _batch(row: Figures) -> str:
 
 
 def _notes(rows: Sequence[Figures]) -> list[str]:
-    """What the columns are, and what keeps them from being compared."""
+    """What the columns mean, and what limits the comparison."""
     notes = [
         "params, grads, optimizer and activations: bytes at the moment of the peak, of device 0 / "
         "of the fullest other device. Traffic: sent + received, of device 0 and the median of the "

@@ -23,13 +23,13 @@ from dpwatch.units import UNKNOWN, mebibytes
 FAILED = 1
 
 _TITLES = (
-    *("strategy", "batch a device", "global batch", "runs out first"),
+    *("strategy", "batch per device", "global batch", "runs out first"),
     *("its peak MiB", "others' peak MiB", "others' room"),
 )
 
 
 def run(configs: Sequence[TrainConfig], *, as_json: bool, as_markdown: bool) -> int:
-    """Searches, tells every try on stderr, and prints what was found."""
+    """Searches, prints every try on stderr, and prints the result."""
 
     def tell(news: News) -> None:
         if isinstance(news, Tried):
@@ -40,7 +40,7 @@ def run(configs: Sequence[TrainConfig], *, as_json: bool, as_markdown: bool) -> 
     except SearchError as error:
         raise CommandError(str(error), FAILED) from None
     except StoppedError as error:
-        raise CommandError("stopped before the search was over", 128 + error.signum) from None
+        raise CommandError("stopped before the search finished", 128 + error.signum) from None
     print(formatted(found) if as_json else markdown(found) if as_markdown else text(found))
     return FINE
 
@@ -52,12 +52,12 @@ def text(found: MaxBatches) -> str:
 
 
 def markdown(found: MaxBatches) -> str:
-    """The same as a table to paste."""
+    """The same as a Markdown table."""
     return "\n".join(markdown_table(_TITLES, [_row(each) for each in found.strategies]))
 
 
 def _row(found: LargestBatch) -> list[str]:
-    """Of the device that has no room for one sample more, and of the others at the same batch."""
+    """Figures of the device that runs out first, and of the others at the same batch."""
     limiting, other = found.limiting, found.fullest_other
     fill = other.fill if other else None
     return [

@@ -39,7 +39,7 @@ def formatted(told: msgspec.Struct) -> str:
 
 
 def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a plain table: the first column to the left, figures to the right."""
+    """Lines of a plain table: the first column left-aligned, the others right-aligned."""
     cells = [titles, *rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(titles))]
     return [
@@ -54,12 +54,12 @@ def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """A block a run: its facts, a row a device, what is wrong."""
+    """A block per run: its facts, a row per device, its diagnoses."""
     return "\n\n".join(_block(run) for run in runs)
 
 
 def gpu_table(gpus: Sequence[HostGpu]) -> str:
-    """A row a GPU, and who uses it below."""
+    """A row per GPU, and the processes that use it."""
     if not gpus:
         return ""
     titles = ("GPU", "load", "used MiB", "of MiB", "°C", "W")
@@ -86,7 +86,7 @@ def gpu_table(gpus: Sequence[HostGpu]) -> str:
 
 
 def report(runs: Sequence[Run]) -> str:
-    """What is told when a command is over: the table, and what its ranks said to each other."""
+    """The report after a command: the table, and the collectives of its ranks."""
     return "\n\n".join("\n".join([_block(run), *_collectives(run), *_issuers(run)]) for run in runs)
 
 
@@ -120,7 +120,7 @@ def _collectives(run: Run) -> list[str]:
 
 
 def _issuers(run: Run) -> list[str]:
-    """Of these collectives those that frameworks issue for themselves."""
+    """The collectives that frameworks issue themselves."""
     found = recent(run)
     if not found:
         return []
@@ -160,7 +160,7 @@ def _block(run: Run) -> str:
 
 
 def _clock(host: HostView) -> str:
-    silent = "" if host.silent_s is None else f", not heard of for {host.silent_s:.0f} s"
+    silent = "" if host.silent_s is None else f", no report for {host.silent_s:.0f} s"
     if host.clock_offset_ms is None or host.clock_error_ms is None:
         return f"host {host.host}{silent}"
     return (
@@ -195,7 +195,7 @@ def _row(rank: Rank) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number with so many decimals, `–` for None."""
+    """A number with `digits` decimals, `–` for None."""
     return UNKNOWN if value is None else f"{value:.{digits}f}"
 
 

@@ -1,4 +1,4 @@
-"""The parser: `dpwatch` itself watches; everything else is a subcommand."""
+"""The parser: `dpwatch` alone watches; everything else is a subcommand."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dpwatch.cli import completion, config, demo, doctor, keys, run, ssh, stacks
 
 EXAMPLES = """\
 examples:
-  dpwatch                      watch every run on this host; waits for one
-  dpwatch --once --json        what the live runs look like now, as JSON
-  dpwatch --last               the last run once more, when it is over
+  dpwatch                      watch every run on this host, or wait for one
+  dpwatch --once --json        one snapshot of the live runs, as JSON
+  dpwatch --last               show the last run again after it has ended
   dpwatch demo --gpus 4        train for real under dp, ddp, then fsdp, and compare them
   dpwatch run -- torchrun --nproc-per-node 4 train.py
-                               run a script of your own, unchanged, with the probe in it
+                               run your own script, unchanged, with the probe in it
   dpwatch ssh node1 node2      watch the runs on other hosts
-  dpwatch keys                 keys that join the hosts of one run
-  dpwatch stacks               where every rank's Python stands, as text
-  dpwatch config               the screen's settings, and a file to keep them in
-  dpwatch doctor               what is missing here, and what to do about it
-  dpwatch completion bash      what makes Tab complete all of this; zsh and fish too
+  dpwatch keys                 create the keys that join the hosts of one run
+  dpwatch stacks               print the Python stack of every rank
+  dpwatch config               print the viewer's settings, as a file to keep
+  dpwatch doctor               check what is missing here, and how to fix it
+  dpwatch completion bash      print a completion script; also zsh and fish
 """
 
 

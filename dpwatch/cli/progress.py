@@ -1,4 +1,4 @@
-"""What a command without a screen says on stderr while it trains under several strategies."""
+"""Progress on stderr of a command without a screen that trains under several strategies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dpwatch.run.model.snapshot import Run
 
 
 def teller(session: Session) -> Callable[[Run], None]:
-    """Says that the training begins. Returns: what takes each run that has ended, and says so."""
+    """Prints that training starts. Returns: a function to call with each run that has ended."""
 
     def say(number: int, state: str) -> None:
         gpus = session.configs[number].gpus
@@ -20,5 +20,5 @@ def teller(session: Session) -> Callable[[Run], None]:
     def tell(run: Run) -> None:
         say(session.run_ids.index(run.run_id), run.state)
 
-    say(0, "starting; to import torch takes a few seconds")
+    say(0, "starting; importing torch takes a few seconds")
     return tell

@@ -1,4 +1,4 @@
-"""`dpwatch run -- COMMAND`: the user's own command, unchanged, with the probe in its processes."""
+"""`dpwatch run -- COMMAND`: the user's command, unchanged, with the probe in its processes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ examples:
   dpwatch run --compare-without -- python train.py
   dpwatch run --on-alert 'notify-send "$DPWATCH_ALERT_TEXT"' -- torchrun train.py
 
-Watch it live with `dpwatch` in another terminal. The command's output, signals and exit code pass
+Watch it live with `dpwatch` in another terminal. Output, signals and exit code of the command pass
 through; a summary follows on stderr. dpwatch must be installed in the Python that trains.
 """
 
 TURN_S = 0.1
 SETTLE_S = 3.0
-"""How long the last frames may take once the command has ended."""
+"""How long the last frames may take after the command has ended."""
 
 FAILED = 1
 
@@ -48,21 +48,21 @@ def add(commands: Commands) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "run",
-        help="run your own training command with the probe in each of its processes",
-        description="Runs a training command unchanged and watches every process that trains.",
+        help="run your training command with the probe in each of its processes",
+        description="Runs a training command, unchanged, and watches every process that trains.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", metavar="FILE", help="write the summary object to FILE too")
+    parser.add_argument("--json", metavar="FILE", help="also write the summary object to FILE")
     parser.add_argument("--quiet", action="store_true", help="no summary on stderr")
     parser.add_argument(
-        "--no-output", action="store_true", help="what the command prints is not shown by `dpwatch`"
+        "--no-output", action="store_true", help="do not show the command's output in `dpwatch`"
     )
     parser.add_argument(
         "--memory",
         choices=MEMORY,
-        help="exact: follow every tensor on sampled steps, which may change last bits of some "
-        "results; passive (the default): never (environment: DPWATCH_MEMORY)",
+        help="exact: track every tensor on sampled steps, which may change the last bits of some "
+        "results; passive (the default): don't (environment: DPWATCH_MEMORY)",
     )
     parser.add_argument(
         "--fail-on",
@@ -73,17 +73,17 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--on-alert",
         metavar="CMD",
-        help="run this shell command at each new diagnosis; DPWATCH_ALERT_KIND, _SEVERITY, _TEXT, "
-        "_RANKS and _RUN tell which, its standard input has it as JSON",
+        help="run this shell command for each new diagnosis, which it gets in DPWATCH_ALERT_KIND, "
+        "_SEVERITY, _TEXT, _RANKS and _RUN, and as JSON on standard input",
     )
     parser.add_argument(
         "--compare-without",
         action="store_true",
-        help="run the command three times, twice without dpwatch and once with it, and say whether "
+        help="run the command three times, twice without dpwatch and once with it, and check that "
         "output, exit code and losses agree (exit 1 if not)",
     )
     parser.add_argument(
-        "command", nargs=argparse.REMAINDER, metavar="-- COMMAND…", help="as it is without dpwatch"
+        "command", nargs=argparse.REMAINDER, metavar="-- COMMAND…", help="as without dpwatch"
     )
     parser.set_defaults(run=run)
 
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command to its end; returns its exit code, or 1 for `--fail-on`."""
     words = options.command[options.command[:1] == ["--"] :]
     if not words:
-        raise CommandError("say what to run: dpwatch run -- torchrun --nproc-per-node 4 train.py")
+        raise CommandError("no command given: dpwatch run -- torchrun --nproc-per-node 4 train.py")
     if options.compare_without:
         from dpwatch.cli import compare_without
 
@@ -118,20 +118,20 @@ def run(options: argparse.Namespace) -> int:
 def environment(
     session: str, place: Path | None = None, *, output: bool = True, memory: str | None = None
 ) -> dict[str, str]:
-    """The command's environment: this one, with the start-up hook before PYTHONPATH.
+    """The command's environment: ours, with the start-up hook first in PYTHONPATH.
 
     Args:
-        session: Begins the run ids of what is started.
-        place: The runtime directory, where this host's ranks are to find it.
-        output: What it prints is to be shown too.
-        memory: How it is measured; None: as this environment says.
+        session: Prefix of the run ids of what the command starts.
+        place: The runtime directory, for this host's ranks.
+        output: Whether to capture what it prints.
+        memory: How memory is measured; None: as our environment says.
     """
     import dpwatch
     from dpwatch.runtime.hub_request import SESSION, SESSION_DIR
 
     hook = str(Path(dpwatch.__file__).parent / "hook")
     path = os.environ.get("PYTHONPATH")
-    # An empty PYTHONPATH means something else than none: the directory that Python starts in.
+    # An empty PYTHONPATH is not the same as none: it means the current directory.
     return {
         **os.environ,
         "PYTHONPATH": hook if path is None else f"{hook}{os.pathsep}{path}",
@@ -148,10 +148,10 @@ def _check_memory(asked: str | None) -> None:
 
 
 class Watching:
-    """What `dpwatch run` does beside the command, none of which keeps that from running.
+    """What `dpwatch run` does while the command runs; none of it can stop the command.
 
     Attributes:
-        place: The runtime directory of its runs, None where there is none to be had.
+        place: The runtime directory of its runs, None if none can be used.
     """
 
     def __init__(self, place: Path | None) -> None:
@@ -160,7 +160,7 @@ class Watching:
 
     @classmethod
     def prepared(cls) -> Watching:
-        """Finds a place for the runs; says what is amiss with the usual one."""
+        """Finds a runtime directory for the runs; says what is wrong with the usual one."""
         from dpwatch.runtime.paths import RuntimeDirError, private_dir, runtime_dir
 
         try:
@@ -170,42 +170,42 @@ class Watching:
         try:
             place = private_dir()
         except OSError:
-            advice = "set DPWATCH_RUNTIME_DIR to a directory of yours"
+            advice = "set DPWATCH_RUNTIME_DIR to a directory you own"
             _say(f"{why}: the command runs unwatched; {advice}")
             return cls(None)
-        os.environ["DPWATCH_RUNTIME_DIR"] = str(place)  # for whatever is started from here
+        os.environ["DPWATCH_RUNTIME_DIR"] = str(place)  # for everything started from here
         _say(f"{why}: `DPWATCH_RUNTIME_DIR={place} dpwatch` shows this command's runs meanwhile")
         return cls(place)
 
     def environment(self, *, output: bool, memory: str | None) -> dict[str, str]:
-        """The command's."""
+        """The environment of the command."""
         if self.place is None:
             return dict(os.environ)
         return environment(self.session, self.place, output=output, memory=memory)
 
     def follow(self, command: Command, alerts: Alerts) -> list[Run]:
-        """Follows the command's runs to its end. Returns: all of them, in the order they began."""
+        """Follows the command's runs until it ends. Returns: all, in the order they started."""
         from dpwatch.runtime.paths import FALLBACK
 
         try:
             return [] if self.place is None else self._followed(self.place, command, alerts)
         except Exception as error:  # noqa: BLE001 - such as no files left: the command goes on
-            _say(f"not watching any more: {error}")
+            _say(f"no longer watching: {error}")
             return []
         finally:
             if self.place is not None and self.place.name.startswith(FALLBACK):
-                with suppress(OSError):  # a hub is in it, and takes it away
+                with suppress(OSError):  # a hub is in it, and removes it
                     self.place.rmdir()
 
     def _followed(self, place: Path, command: Command, alerts: Alerts) -> list[Run]:
-        # Only now: ZeroMQ's threads must not be there when the command is forked off.
+        # Only now: ZeroMQ's threads must not exist when the command is forked.
         from dpwatch.hub.nursery import Nursery
         from dpwatch.runtime.hub_request import Session
         from dpwatch.viewer.follow import Watcher
         from dpwatch.viewer.local_runs import LocalRuns
 
         with closing(Session(place, self.session)), closing(Nursery()) as nursery:
-            # A run over several hosts has an id that all of these share, and not this session's.
+            # The id of a run over several hosts is shared by these, without this session's prefix.
             watcher = Watcher(
                 wanted=lambda run_id: run_id.startswith(f"{self.session}-"),
                 session=self.session,
@@ -236,7 +236,7 @@ def _follow(command: Command, watcher: Watcher, alerts: Alerts) -> None:
 
 
 def _earlier(watcher: Watcher, command: Command) -> list[Run]:
-    """Runs whose hubs have begun anew with others since, by how the command has ended."""
+    """Runs replaced by later ones, with the command's exit code."""
     from msgspec.structs import replace
 
     code = command.status
@@ -246,9 +246,9 @@ def _earlier(watcher: Watcher, command: Command) -> list[Run]:
 
 
 def _is_settled(run: Run) -> bool:
-    """Whether all its ranks have ended, and its hub has looked how since the command did.
+    """Whether all its ranks have ended and its hub knows the command's exit code.
 
-    One that failed is not all there is to say.
+    A failed rank alone doesn't mean that the run is complete.
     """
     from dpwatch.run.model.snapshot import ENDED
 

@@ -1,4 +1,4 @@
-"""`dpwatch ssh HOST…`: the dashboard over runs on other hosts, by OpenSSH."""
+"""`dpwatch ssh HOST…`: the dashboard over runs on other hosts, over OpenSSH."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dpwatch.text_safety import printable
 
 EXAMPLES = """\
 examples:
-  dpwatch ssh node1                       a host as your ssh configuration knows it
+  dpwatch ssh node1                       a host, named as for ssh
   dpwatch ssh ada@node1 ada@node2         several hosts in one screen
   dpwatch ssh --ssh 'ssh -p 2222' node1   options for ssh itself
   dpwatch ssh node1 --once --json         one snapshot, as JSON
 
-Over there nothing is needed but sh and a run that is watched (dpwatch run, or dpwatch.watch()).
-Of a host without a run the GPUs are shown, where nvidia-smi is on its PATH or a dpwatch is there.
+The hosts need only sh and a watched run (dpwatch run, or dpwatch.watch()). For a host without a
+run the GPUs are shown, if nvidia-smi is on its PATH or dpwatch is installed there.
 """
 
 
@@ -35,15 +35,15 @@ def add(commands: Commands) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("hosts", nargs="+", metavar="HOST", help="as ssh takes it")
+    parser.add_argument("hosts", nargs="+", metavar="HOST", help="a host, named as for ssh")
     parser.add_argument("--ssh", metavar="CMD", help="the ssh command and its options (ssh)")
     parser.add_argument(
-        "--remote-dir", metavar="DIR", help="DPWATCH_RUNTIME_DIR over there, where that is set"
+        "--remote-dir", metavar="DIR", help="DPWATCH_RUNTIME_DIR on the hosts, if it is set there"
     )
     parser.add_argument(
         "--remote-dpwatch",
         metavar="PATH",
-        help="dpwatch over there, where it is not on the PATH (asked for GPUs without nvidia-smi)",
+        help="dpwatch on the hosts, if it is not on the PATH (lists GPUs without nvidia-smi)",
     )
     parser.add_argument("--once", action="store_true", help="print one snapshot and exit")
     parser.add_argument("--json", action="store_true", help="with --once: as the summary object")
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
 
     if not options.once:
         watch.require_terminal()
-        watch.screen_options(options)  # what is wrong there is said before any host is asked
+        watch.screen_options(options)  # its errors are reported before connecting to any host
     found = settings.effective(options, settings.SSH)
     hosts = SshHosts(
         options.hosts,
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         remote_dir=found["remote-dir"].value,
         remote_dpwatch=found["remote-dpwatch"].value,
     )
-    if not options.once:  # while ssh finds its way, so that it need not be waited for then
+    if not options.once:  # while ssh connects, so that it is ready by then
         threading.Thread(target=import_module, args=("dpwatch.tui.app",), daemon=True).start()
     try:
         for line in hosts.connect(all_of_them=options.once):
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
                 return watch.dashboard(watcher, options, waiting)
             if watch.tell(watcher, as_json=options.json):
                 return FINE
-            return _nothing(hosts.notice or "the runs over there have not answered; try again")
+            return _nothing(hosts.notice or "the runs on these hosts have not answered; try again")
         finally:
             watcher.close()
     except SshError as error:

@@ -1,4 +1,4 @@
-"""`dpwatch stacks`: where every rank's Python stands, as text or JSON."""
+"""`dpwatch stacks`: prints the Python stack of every rank, as text or JSON."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 SCHEMA = "dpwatch.stacks/1"
 
 PATIENCE_S = 10.0
-"""How long it waits for ranks; the hub says of each that does not answer after three seconds."""
+"""How long to wait for ranks; the hub reports a rank as silent after three seconds."""
 
 EXAMPLES = """\
 examples:
-  dpwatch stacks            every rank: those that stand at the same line together
+  dpwatch stacks            every rank, grouped by identical stacks
   dpwatch stacks 3          every thread of rank 3
-  dpwatch stacks --json     everything, for a script
+  dpwatch stacks --json     everything, for scripts
   ssh node1 dpwatch stacks  on another host
 
-Nothing is stopped for it and no ptrace is needed: each rank is asked and answers by itself.
-A rank that does not answer is shown with the reason, as far as it can be told.
+No process is stopped and no ptrace is needed: each rank is asked and answers by itself.
+A rank that does not answer is shown with the reason, if it is known.
 """
 
 
@@ -59,7 +59,7 @@ class RankAnswer(msgspec.Struct, frozen=True):
 
 
 class RunStacks(msgspec.Struct, frozen=True):
-    """A run's ranks, or those that were asked for."""
+    """A run's ranks, or the requested ones."""
 
     run_id: str
     title: str
@@ -79,12 +79,12 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "stacks",
         help="print the Python stacks of a live run's ranks",
-        description="Prints where every rank of the live runs on this host stands in its Python.",
+        description="Prints the Python stacks of the ranks of all live runs on this host.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("ranks", nargs="*", type=_rank, metavar="RANK", help="only these ranks")
-    # Else the main parser's `--once --json` would be told apart by the order of words.
+    # Otherwise the main parser's `--once --json` would depend on the order of words.
     parser.add_argument(
         "--json",
         action="store_true",
@@ -96,12 +96,12 @@ def add(commands: Commands) -> None:
 
 def _rank(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no rank; say a number such as 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rank; use a number such as 0")
     return int(text)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Asks, waits for the answers, prints them."""
+    """Asks, waits for the answers, and prints them."""
     from dpwatch.viewer.follow import Watcher
 
     watcher = Watcher()
@@ -159,7 +159,7 @@ def _lives(view: RunView) -> bool:
 
 
 def _answered(view: RunView, before: RunView, ranks: tuple[int, ...]) -> bool:
-    """Whether all is known that will be: answers since then, or why there is none."""
+    """Whether the result is complete: new answers, or the reasons why there are none."""
     if view.connection == "closed":
         return True
     asked = {entry.rank: entry.asked for entry in before.stacks}

@@ -1,4 +1,4 @@
-"""`dpwatch demo --sweep-gpus`: a chart and a table of device 0 against the number of devices."""
+"""`dpwatch demo --sweep-gpus`: a chart and a table of device 0 by number of devices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TITLES = (
 
 
 def run(configs: Sequence[TrainConfig], *, as_json: bool, as_markdown: bool) -> int:
-    """Trains under each configuration in turn, says so on stderr, and prints what came of it."""
+    """Trains under each configuration in turn, with progress on stderr, and prints the result."""
     with Session(configs) as session:
         code = session.wait(teller(session))
         runs = {run.run_id: run for run in session.runs()}
@@ -51,7 +51,7 @@ def text(sweep: Sweep) -> str:
 
 
 def markdown(sweep: Sweep) -> str:
-    """The figures as a table to paste."""
+    """The figures as a Markdown table."""
     return "\n".join(markdown_table(_TITLES, _rows(sweep)))
 
 

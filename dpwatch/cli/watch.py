@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dpwatch.viewer.follow import Watcher
 
 DRAWN_ELSEWHERE = "TEXTUAL_DRIVER"
-"""Set by who draws the dashboard, such as textual-serve in a browser."""
+"""Set by a program that shows the dashboard, such as textual-serve in a browser."""
 
 ANSWER_S = 2.0
 """How long `--once` waits for hubs to answer."""
@@ -31,23 +31,23 @@ def describe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--last", type=how_many, nargs="?", const=1, metavar="N",
-        help="the last run (or the last N), also when it is over and its hub has gone",
+        help="show the last run (or the last N), even after it has ended",
     )  # fmt: skip
     parser.add_argument(
         "--web", action="store_true", help="serve the dashboard to a browser on this host"
     )
     parser.add_argument(
-        "--port", type=int, metavar="N", help="with --web: the port; any by default"
+        "--port", type=int, metavar="N", help="with --web: the port (default: any free one)"
     )
     add_screen_options(parser)
     parser.set_defaults(run=run)
 
 
 def add_screen_options(parser: argparse.ArgumentParser, default: object = None) -> None:
-    """Adds what the dashboard can be told of its terminal.
+    """Adds the options of the screen.
 
     Args:
-        parser: A command's, or the main one, whose values a command's own defaults would replace.
+        parser: A command's, or the main one, whose values a command's defaults would override.
         default: `argparse.SUPPRESS` for a command's.
     """
     group = parser.add_argument_group("the screen (see also `dpwatch config`)")
@@ -61,10 +61,10 @@ def add_screen_options(parser: argparse.ArgumentParser, default: object = None) 
 
 
 def screen_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What `DashboardApp` is to be told of the screen.
+    """Arguments for `DashboardApp`.
 
     Raises:
-        CommandError: A flag, a variable or the file says something else than it may.
+        CommandError: A flag, a variable or the file has a value that is not allowed.
     """
     found = settings.effective(options, settings.SCREEN)
     value = {key: told.value for key, told in found.items()}
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _flags(found: Mapping[str, settings.Told]) -> list[str]:
-    """The screen's flags as they were given, for the dashboard that the browser shows."""
+    """The screen's flags as given, for the dashboard in the browser."""
     words = []
     for setting in settings.SCREEN:
         told = found[setting.key]
@@ -122,7 +122,7 @@ def _flags(found: Mapping[str, settings.Told]) -> list[str]:
 
 
 def _nothing(watcher: Watcher, last: int | None) -> int:
-    """Says that there is no run, where it was looked for, and how to start one."""
+    """Prints that there is no run, where it looked, and how to start one."""
     looked = ", ".join(watcher.snapshot().places)
     print(
         f"dpwatch: no run {'has been kept' if last else 'on this host'} (looked in {looked}); "
@@ -136,7 +136,7 @@ def how_many(text: str) -> int:
     """A number of runs.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: It is not a positive integer.
     """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of runs, such as 3")
@@ -144,7 +144,7 @@ def how_many(text: str) -> int:
 
 
 def tell(watcher: Watcher, *, as_json: bool) -> bool:
-    """Prints what runs look like now, and GPUs where none is. Returns: whether there are runs."""
+    """Prints the current runs, and idle GPUs. Returns: whether there are runs."""
     seen = look(watcher)
     runs = [view.run for view in seen.runs]
     if as_json:
@@ -154,7 +154,7 @@ def tell(watcher: Watcher, *, as_json: bool) -> bool:
     else:
         from dpwatch.cli.output import gpu_table, table
 
-        # This host's are told of its ranks already.
+        # This host's GPUs are already shown with its ranks.
         idle = [gpu for gpu in seen.gpus if gpu.host or not runs]
         told = [text for text in (table(runs), gpu_table(idle)) if text]
         if told:
@@ -171,11 +171,11 @@ def look(watcher: Watcher) -> Snapshot:
 
 
 def dashboard(watcher: Watcher, options: argparse.Namespace, waiting_text: str = "") -> int:
-    """Opens the dashboard; returns its exit code when it is closed.
+    """Opens the dashboard; returns its exit code after it has closed.
 
     Args:
-        watcher: What it shows.
-        options: The screen's, parsed.
+        watcher: The source of snapshots.
+        options: The parsed options.
         waiting_text: See `DashboardApp`.
     """
     require_terminal()
@@ -192,7 +192,7 @@ def dashboard(watcher: Watcher, options: argparse.Namespace, waiting_text: str =
 
 
 def on_terminal() -> bool:
-    """Whether a person is at both ends."""
+    """Whether stdin and stdout are terminals."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
@@ -200,7 +200,7 @@ def require_terminal() -> None:
     """Refuses to draw into a pipe, or on a terminal that can't move its cursor.
 
     Raises:
-        CommandError: It is so.
+        CommandError: stdout is one of these.
     """
     if DRAWN_ELSEWHERE in os.environ:
         return

@@ -1,8 +1,8 @@
 """`dpwatch --web`: the same dashboard in a browser on this host, by textual-serve.
 
-It listens on loopback only and lets in only who knows the address it prints: the first request
-carries a token, which becomes a cookie, and without it there is nothing to see. Requests for other
-host names and from other sites' pages are refused, so that no page elsewhere can talk to it.
+It listens on loopback only, and admits only clients that know the printed address: the first
+request carries a token, which becomes a cookie; without it every request is refused. Requests for
+other host names and from pages of other sites are refused too, so that no page can talk to it.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 COOKIE = "dpwatch"
 END_WITHIN_S = 0.5
-"""How long the pages that are open have to close by themselves when the server ends."""
+"""How long open pages have to close by themselves when the server stops."""
 POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self'; connect-src 'self' ws:; frame-ancestors 'none'"
 )
-"""Nothing from elsewhere, not even the page's own web font."""
+"""Loads nothing from elsewhere, not even the page's own web font."""
 TO_THE_KEYS = """<script>
 new MutationObserver((changes, observer) => {
   const keys = document.querySelector(".xterm-helper-textarea");
   if (keys) { observer.disconnect(); keys.focus(); }
 }).observe(document.body, {childList: true, subtree: true});
 </script>"""
-"""Lets the terminal have the keys as soon as it is there, without a click into it."""
+"""Focuses the terminal as soon as it exists, without a click."""
 
 
 def serve(port: int, flags: Sequence[str] = ()) -> int:
     """Serves until interrupted.
 
     Args:
-        port: To listen on, 0 for any that is free.
-        flags: Of the dashboard's own.
+        port: The port to listen on, 0 for any free one.
+        flags: The dashboard's flags.
 
     Raises:
         CommandError: textual-serve is not installed, or the port is taken.
@@ -71,7 +71,7 @@ def serve(port: int, flags: Sequence[str] = ()) -> int:
             async def on_startup(self, app: web.Application) -> None:
                 """Has nothing to say yet."""
 
-        # In place of the shell, so that the dashboard's parent is this server (see `end_with`).
+        # Replaces the shell, so that the dashboard's parent is this server (see `end_with`).
         command = f"exec {shlex.join([sys.executable, '-m', 'dpwatch', *flags])}"
         server = Dashboard(command, host=HOST, port=gate.port, title="dpwatch")
         web.run_app(
@@ -79,13 +79,13 @@ def serve(port: int, flags: Sequence[str] = ()) -> int:
             sock=listener,
             access_log=None,
             shutdown_timeout=END_WITHIN_S,
-            print=lambda *_: print(f"dpwatch: {gate.address} (Ctrl-C ends it)", flush=True),
+            print=lambda *_: print(f"dpwatch: {gate.address} (Ctrl-C stops it)", flush=True),
         )
     return FINE
 
 
 def end_with(parent: int, every_s: float = 1.0) -> None:
-    """Ends this process soon after its parent; what a killed server leaves would go on for ever."""
+    """Ends this process soon after its parent; otherwise it would outlive a killed server."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -96,7 +96,7 @@ def end_with(parent: int, every_s: float = 1.0) -> None:
 
 
 class Gate:
-    """Who may pass: requests with the token to loopback, from no other site."""
+    """Admits requests with the token, to loopback, from no other site."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -118,7 +118,7 @@ class Gate:
                 response.set_cookie(COOKIE, self.token, httponly=True, samesite="Strict", path="/")
                 return response
             if not self.knows(request.cookies.get(COOKIE, "")):
-                raise web.HTTPForbidden(text="dpwatch: open the address it printed\n")
+                raise web.HTTPForbidden(text="dpwatch: open the address that dpwatch printed\n")
             response = await handler(request)
             if isinstance(response, web.Response) and response.content_type == "text/html":
                 response.text = (response.text or "").replace("</body>", f"{TO_THE_KEYS}</body>")
@@ -134,7 +134,7 @@ class Gate:
         return hmac.compare_digest(token.encode(), self.token.encode())
 
     def is_from_here(self, host: str, origin: str | None) -> bool:
-        """Whether a request names this server, and comes from no page of another one."""
+        """Whether a request is for this server's name, and from none of another site's pages."""
         return host in self.hosts and (
             origin is None or origin.removeprefix("http://") in self.hosts
         )
@@ -145,5 +145,5 @@ def _listening(port: int) -> socket.socket:
         return socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
         raise CommandError(
-            f"cannot listen on port {port}: {getattr(error, 'strerror', error)}; say another --port"
+            f"cannot listen on port {port}: {getattr(error, 'strerror', error)}; use another --port"
         ) from None

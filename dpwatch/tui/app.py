@@ -1,6 +1,6 @@
 """The dashboard: panels, and what is opened from them. It computes no metric.
 
-Which moment of which run they draw is decided in `snapshots.playback`.
+`snapshots.playback` decides which moment of which run they draw.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ if TYPE_CHECKING:
     from dpwatch.tui.views.compare.widget import Compare
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-"""Signals that close the dashboard and give the terminal back, like `q` but with their code."""
+"""Signals that close the dashboard and restore the terminal, like `q`, but with their exit code."""
 OPENED = ("rank", "stacks", "help")
-"""Panels that are opened from others, and that the way back closes."""
+"""Panels that are opened from others and closed by going back."""
 SIZE_S = 1.0
-"""How often the terminal is asked for its size."""
+"""How often the terminal's size is checked."""
 SHORT_BELOW = 30
-"""Terminals lower than this do without blank lines between parts."""
+"""Terminals lower than this get no blank lines between parts."""
 
 
 class Base(Screen[None], Ground):
@@ -85,18 +85,18 @@ class DashboardApp(Moments):
 
     Args:
         source: Read by a worker thread until the app ends, then closed.
-        title: Stands at the top left.
+        title: Shown at the top left.
         waiting_text: Shown instead of the usual advice while there is no run.
         on_quit: Called once when the app is about to end.
-        ascii_only: Draw with ASCII characters alone.
-        interval_s: How often to take a new snapshot, where the source can be told.
+        ascii_only: Draw with ASCII characters only.
+        interval_s: The refresh interval, if the source supports it.
         theme: Name of one of `palette.THEMES`.
-        view: Name of the view to begin with.
+        view: Name of the view to start with.
         sort: Title of the overview's column to sort by at first, "" for none.
     """
 
     CSS_PATH = Path(__file__).with_name("dashboard.tcss")
-    AUTO_FOCUS = None  # else the hidden filter line would get the first keys
+    AUTO_FOCUS = None  # otherwise the hidden filter line would get the first keys
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "close", "Back"),
         Binding("q", "quit", "Quit"),
@@ -109,13 +109,13 @@ class DashboardApp(Moments):
         Binding("right_square_bracket", "rewind(1)", "Forward in time", show=False),
         Binding("left_curly_bracket", "rewind(-10)", "Far back in time", show=False),
         Binding("right_curly_bracket", "rewind(10)", "Far forward in time", show=False),
-        Binding("plus,equals_sign", "pace(1)", "Update less often", show=False),
-        Binding("minus", "pace(-1)", "Update more often", show=False),
+        Binding("plus,equals_sign", "pace(1)", "Refresh less often", show=False),
+        Binding("minus", "pace(-1)", "Refresh more often", show=False),
         Binding("n", "run(1)", "Next run"),
         Binding("y", "copy", "Copy", show=False),
         Binding("e", "save", "Save a picture", show=False),
         Binding("p", "run(-1)", "Previous run", show=False),
-        # Textual binds the first by itself, but not beside another.
+        # Textual binds the first by itself, but not together with another.
         Binding(App.COMMAND_PALETTE_BINDING, "command_palette", "palette", False, priority=True),
         Binding("colon", "command_palette", "Every command", show=False),
         # The screen's own tab moves the focus, which here follows the panel.
@@ -172,7 +172,7 @@ class DashboardApp(Moments):
         return [*super().get_line_filters(), *self._plain]
 
     def get_driver_class(self) -> type[Driver]:
-        """The platform's driver, which here outlives its terminal."""
+        """The platform's driver, made to survive a lost terminal."""
         return lasting(super().get_driver_class())
 
     def compose(self) -> ComposeResult:
@@ -190,7 +190,7 @@ class DashboardApp(Moments):
         yield KeysLine(id="keys")
 
     def on_mount(self) -> None:
-        """Begin to read once the first screen stands."""
+        """Start reading once the first screen is drawn."""
         for scrolled in self.query(ScrollView):
             self._make_plain(scrolled)
         self.panel, sort = self._first
@@ -199,7 +199,7 @@ class DashboardApp(Moments):
         self._fit(self.size.width, self.size.height)
         self.call_after_refresh(self._read)
         if not self.is_headless:
-            gc.freeze()  # what is here by now stays; to look through it now and then delays keys
+            gc.freeze()  # what exists by now stays; scanning it now and then would delay keys
         if not self.is_headless and not self.is_web:
             self.set_interval(SIZE_S, self.see_size)
         if threading.current_thread() is threading.main_thread():
@@ -208,7 +208,7 @@ class DashboardApp(Moments):
                 loop.add_signal_handler(signum, self.exit, None, 128 + signum)
 
     def on_unmount(self) -> None:
-        """However the app ends, tell who asked to know."""
+        """Calls `on_quit`, however the app ends."""
         if threading.current_thread() is threading.main_thread():
             for signum in ENDING:
                 asyncio.get_running_loop().remove_signal_handler(signum)
@@ -228,7 +228,7 @@ class DashboardApp(Moments):
         self.make_frame()
 
     def watch_panel(self, before: str, panel: str) -> None:
-        """Remember what such a panel was opened from; the way back leads through each once."""
+        """Remember where such a panel was opened from; going back visits each only once."""
         came_from = self._opened_from
         if panel in came_from:
             del came_from[came_from.index(panel) :]
@@ -245,11 +245,11 @@ class DashboardApp(Moments):
 
     @property
     def stays(self) -> bool:
-        """An open rank's run stays on the screen when a newer one comes."""
+        """The run of an open rank stays on the screen when a newer one appears."""
         return self.panel in ("rank", "stacks")
 
     def show(self) -> None:
-        """Bring up the panel; the overview's place is taken by advice while there is no run."""
+        """Show the panel; advice replaces the overview while there is no run."""
         if not self.screen_stack:
             return
         none_yet = not self.frame.snapshot.runs
@@ -259,17 +259,17 @@ class DashboardApp(Moments):
         if self._panels.current != wanted:
             self._panels.current = wanted
             self._focus_panel(wanted)
-        # The others get theirs when they come up.
+        # The others get theirs when they are shown.
         cast("Framed", panel).frame = self.frame
         self._offer_back()
 
     def _panel(self, name: str) -> Widget:
-        """A panel's widget, which is made when it is first shown."""
+        """A panel's widget, created when it is first shown."""
         for known in self._panels.children:
             if known.id == name:
                 return known
         made = BY_NAME[name].make()
-        made.display = False  # the switcher hides what it began with, not what is mounted later
+        made.display = False  # the switcher hides what it started with, not what is mounted later
         self._panels.mount(made)
         if isinstance(made, RankList) and self._chosen is not None:
             made.select(self._chosen)
@@ -286,7 +286,7 @@ class DashboardApp(Moments):
         target = BY_NAME[name].target if name in BY_NAME else f"#{name}"
         widget = self.screen_stack[0].query_one(target)
         if widget.can_focus:
-            # At once: `widget.focus()` waits, and a key typed right behind would go astray.
+            # At once: `widget.focus()` waits, and a key typed right after would be lost.
             self.screen_stack[0].set_focus(widget)
 
     def _focus_shown(self) -> None:
@@ -309,7 +309,7 @@ class DashboardApp(Moments):
             self.panel = "help"
 
     def action_stacks(self) -> None:
-        """Ask ranks where they stand, and show it: on a rank's page this one, else all."""
+        """Ask ranks for their stacks and show them: on a rank's page its own, else all."""
         if self.panel == "alerts":
             run_id = cast("Alerts", self._panel("alerts")).chosen_run
             if run_id is not None:
@@ -336,7 +336,7 @@ class DashboardApp(Moments):
         return cast("Filtered", self.screen_stack[0].query_one(view.target))
 
     def _show_filter(self, *, opening: bool = False) -> None:
-        """Let the line show the panel's own filter, if it has one."""
+        """Show the panel's own filter in the line, if it has one."""
         if not self.screen_stack:
             return
         filtered, box = self._filtered(), self._box
@@ -361,7 +361,7 @@ class DashboardApp(Moments):
 
     @on(Input.Submitted, "#filter")
     def _keep_filter(self) -> None:
-        """Enter leaves the filter as it is and goes back to the rows."""
+        """Enter keeps the filter and goes back to the rows."""
         self._show_filter()
         self._focus_panel(self.panel)
 
@@ -380,7 +380,7 @@ class DashboardApp(Moments):
             self.make_frame()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """The footer offers only what does something: to go back, say, or to filter."""
+        """Offer only keys that do something, such as going back or filtering."""
         if action == "close":
             return self._closable
         if action in ("stacks", "run"):
@@ -397,7 +397,7 @@ class DashboardApp(Moments):
 
     @on(Chosen)
     def _open(self, message: Chosen) -> None:
-        """Open a rank; from a diagnosis of a whole run or the comparison, that run."""
+        """Open a rank; from the comparison or a diagnosis of a whole run, that run."""
         if message.key is None and self.panel == "compare":
             self._drilled = (self._picked_run,)
             self._picked_run = message.run_id
@@ -421,12 +421,12 @@ class DashboardApp(Moments):
             self.pick(message.run_id)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Say so where the terminal is too small; do without blanks where it is low."""
-        self.screenful.forget()  # terminals move what they show to where they like
+        """Say so if the terminal is too small; drop blank lines if it is low."""
+        self.screenful.forget()  # terminals move their content arbitrarily
         self._fit(event.size.width, event.size.height)
 
     def see_size(self) -> None:
-        """Takes the terminal's size for what it is, should its signal have been lost."""
+        """Checks the terminal's size, in case its signal was lost."""
         found = Size(*terminal_size())
         if found != self.size:
             self.post_message(events.Resize(found, found))
@@ -435,7 +435,7 @@ class DashboardApp(Moments):
         screen = self.screen_stack[0]
         was_small, small = screen.has_class("small"), width < MIN_WIDTH or height < MIN_HEIGHT
         screen.set_class(small, "small")
-        if was_small and not small:  # what was hidden has lost the keys
+        if was_small and not small:  # what was hidden has lost the focus
             self.call_after_refresh(self._focus_shown)
         screen.set_class(height < SHORT_BELOW, "short")
         screen.query_one("#too-small", Static).update(too_small_line(width, height))

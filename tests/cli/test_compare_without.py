@@ -74,7 +74,7 @@ def test_what_differs_anyway_is_not_judged(tmp_path):
     done = compare(*script(tmp_path, text))
     assert done.returncode == 0
     assert "1 have numbers that differ without dpwatch too" in done.stdout
-    assert "1 numbers on lines that name a loss agree" in done.stdout
+    assert "1 numbers on lines with a loss agree" in done.stdout
 
 
 TRAINS = """
@@ -168,7 +168,7 @@ def test_interrupted_nothing_is_left(how, stubborn, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--"], "say what to run"),
+        (["--"], "no command given"),
         (["--", "/no/such/command"], "No such file"),
         (["--json", "x.json", "--", "true"], "--json"),
         (["--fail-on", "critical", "--", "true"], "--fail-on"),

@@ -73,7 +73,7 @@ def test_a_directory_that_was_not_there_is_gone_again(private_runtime):
     place = private_runtime / "n" / "rt"
     done = dpwatch("doctor", DPWATCH_RUNTIME_DIR=str(place), **UTF8)
     assert done.returncode == 0, done.stdout
-    assert "made when it is needed" in done.stdout
+    assert "created when needed" in done.stdout
     assert not place.parent.exists()
 
 
@@ -262,7 +262,7 @@ def test_without_torch_watching_works(monkeypatch):
         ({"cuda": "12.6", "gpus": 2}, 2, OK, "CUDA 12.6, 2 GPUs usable"),
         ({"hip": "6.2", "gpus": 1}, None, OK, "ROCm 6.2, 1 GPUs usable"),
         ({}, 2, NOTE, "this host has 2 GPUs"),
-        ({"cuda": "12.6"}, 2, NOTE, "none of this host's 2 GPUs"),
+        ({"cuda": "12.6"}, 2, NOTE, "cannot use any of this host's 2 GPUs"),
     ],
 )
 def test_torch_and_its_gpus(told, gpus, mark, says):
@@ -459,7 +459,7 @@ COLOURFUL = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
 @pytest.mark.parametrize(
     ("size", "environ", "mark", "says"),
     [
-        (None, COLOURFUL, NOTE, "none here"),
+        (None, COLOURFUL, NOTE, "none: the dashboard needs one"),
         ((80, 24), COLOURFUL, OK, "80x24"),
         ((79, 24), COLOURFUL, TROUBLE, "80x24"),
         ((80, 23), COLOURFUL, TROUBLE, "80x24"),

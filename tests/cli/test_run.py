@@ -50,8 +50,8 @@ def test_a_signal_that_ends_it_is_told_as_a_shell_does():
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        ([], 2, "say what to run"),
-        (["--"], 2, "say what to run"),
+        ([], 2, "no command given"),
+        (["--"], 2, "no command given"),
         (["--", "/no/such/command"], 127, "No such file"),
         (["--", "/"], 126, "Permission denied"),
         (["--json", "/no/such/folder/x.json", "--", "true"], 2, "--json"),
@@ -118,7 +118,7 @@ def test_where_there_is_no_place_at_all_the_command_runs_unwatched(monkeypatch, 
     said = capfd.readouterr().err
     assert said == (
         "dpwatch: somebody else has it: the command runs unwatched; "
-        "set DPWATCH_RUNTIME_DIR to a directory of yours\n"
+        "set DPWATCH_RUNTIME_DIR to a directory you own\n"
     )
 
 
@@ -133,7 +133,7 @@ def test_trouble_with_watching_leaves_the_command_alone(monkeypatch, capfd):
     ) as command:
         assert watching.follow(command, None) == []
     assert command.code == 5
-    assert "not watching any more: too many open files" in capfd.readouterr().err
+    assert "no longer watching: too many open files" in capfd.readouterr().err
 
 
 TRAPS = """

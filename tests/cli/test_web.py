@@ -54,7 +54,7 @@ async def test_only_who_has_the_token_gets_in(served):
     base, token, _ = served
     for url in (base, f"{base}/ws", f"{base}/static/js/textual.js", f"{base}/?token=x{token}"):
         status, text, _ = await fetch(url)
-        assert (status, text) == (403, "dpwatch: open the address it printed\n")
+        assert (status, text) == (403, "dpwatch: open the address that dpwatch printed\n")
     status, text, headers = await fetch(f"{base}/?token={token}")
     assert status == 200
     assert "textual.js" in text

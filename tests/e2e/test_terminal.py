@@ -43,7 +43,7 @@ def test_the_demo_from_the_first_step_to_compare(terminal, private_runtime):
     screen.keys("q")
     left = screen.until("EXIT=0", "echo")
     assert "it runs out of memory first" in left
-    assert "ddp and fsdp load every device alike." in left
+    assert "ddp and fsdp load all devices equally." in left
     assert "fsdp shards: each device keeps" in left
     eventually(lambda: not _others(private_runtime), "every process gone")
     assert nothing_but_the_last(private_runtime)
@@ -60,9 +60,9 @@ def test_the_largest_batches_come_in_on_compare(terminal, private_runtime):
     screen = terminal(120, 40, *SEARCH)
     screen.until("Memory at the peak", "largest batch, 1 of 2: dp", "in 600 KiB")
     screen.until("largest batch, 2 of 2: ddp")
-    screen.until("The largest batch a device:", "(vgpu:0")
+    screen.until("The largest batch per device:", "(vgpu:0")
     screen.keys("M")
-    left = screen.until("At the largest batch a device that fits", "all alike")
+    left = screen.until("At the largest batch per device that fits", "all alike")
     assert "largest batch, " not in left
     screen.keys("q")
     screen.until("EXIT=0", "echo")
@@ -90,7 +90,7 @@ def test_quitting_ends_the_search(terminal, private_runtime):
 ANSWERS = {
     "2": "by median step time", "3": "device 0 peaks at", "4": "replicate: vgpu:0 → ",
     "5": "last step", "6": "highest: ", "7": "Memory at the peak", "8": "dp",
-    "9": "Nothing was printed", "0": "One process, a thread a device",
+    "9": "No output", "0": "One process, a thread per device",
     "?": "Keys in How it works",
 }  # fmt: skip
 """What each view says of that run, on the smallest screen."""
@@ -115,7 +115,7 @@ def test_a_viewer_waits_shows_a_run_and_keeps_its_end(terminal, private_runtime)
     small.keys("1")
     small.until("[1 ", "vgpu:1")
     small.resize(60, 20)
-    small.until("dpwatch needs 80×24 cells; here are 60×20")
+    small.until("dpwatch needs 80×24 cells; this terminal has 60×20")
     small.resize(80, 24)
     small.until("vgpu:1")
     small.keys("Enter")

@@ -30,15 +30,15 @@ def test_what_is_over_follows_with_its_times_the_latest_first():
     text, tops = told(with_alerts(early, past()))
     assert len(tops) == 4
     assert "✓ straggler  was warning  rank 2 · since step 40" in text
-    assert "00:16:40 to 00:18:10: lasted 1:30, over since 1:50" in text
-    assert text.index("Over") < text.index("straggler") < text.index("hang")
+    assert "00:16:40 to 00:18:10: lasted 1:30, resolved 1:50 ago" in text
+    assert text.index("Resolved") < text.index("straggler") < text.index("hang")
 
 
 def test_what_holds_tells_since_when():
     found = gil_bound()
     holds = past(kind=found.kind, ranks=found.ranks, began_s=1140.0, ended_s=None)
     text, tops = told(with_alerts(holds))
-    assert "began 00:19:00, holds for 1:00" in text
+    assert "began 00:19:00, active for 1:00" in text
     assert len(tops) == 2
 
 
@@ -46,13 +46,13 @@ def test_what_held_when_a_run_ended_does_not_go_on():
     found = gil_bound()
     holds = past(kind=found.kind, ranks=found.ranks, began_s=1140.0, ended_s=None)
     text, _ = told(with_alerts(holds, state="finished"))
-    assert "began 00:19:00, held until the run ended" in text
+    assert "began 00:19:00, active until the run ended" in text
 
 
 def test_when_nothing_holds_any_more_that_is_said_first():
     view = with_alerts(past(), diagnoses=[])
     text, tops = told(view)
-    assert text.startswith("✓ nothing holds now")
+    assert text.startswith("✓ no alert is active")
     assert tops == [3]
 
 

@@ -31,7 +31,7 @@ from .schemes import NAMES, every_run, scheme_run, searched_runs
         ("1", "overview", "nn.DataParallel"),
         ("7", "compare", "One run so far"),
         ("8", "alerts", "master imbalance"),
-        ("0", "how", "One process, a thread a device"),
+        ("0", "how", "One process, a thread per device"),
         ("2", "heatmap", "by median step time"),
         ("question_mark", "help", "never quits"),
     ],
@@ -244,7 +244,7 @@ async def test_a_click_on_a_heading_sorts(dashboard):
     [
         (["j"], "vgpu:1"),
         (["8", "j"], "gil bound"),
-        (["0"], "One process, a thread a device"),
+        (["0"], "One process, a thread per device"),
         (["2"], "4 ranks by median step time"),
         (["4"], "replicate: vgpu:0 → 3 devices"),
         (["6", "j"], "27% on a core"),
@@ -416,7 +416,7 @@ async def test_a_silent_hub_is_called_stale_with_seconds(dashboard):
     live, silent = dp_run(), replace(dp_run(), connection="stale")
     async with dashboard(snapshot(live, wall_s=100.0), snapshot(silent, wall_s=109.0)) as (app, _):
         assert "~ stale for 9 s" in screen_text(app).splitlines()[0]
-        assert "silent for 9 s" in screen_text(app)
+        assert "no report from the run's hub for 9 s" in screen_text(app)
 
 
 async def test_a_finished_run_keeps_its_last_state(dashboard):
@@ -544,7 +544,7 @@ async def test_the_cursor_stays_on_its_run_and_opens_it(dashboard):
         await pilot.press("enter")
         assert (app.panel, app.frame.run_id) == ("overview", "run-ps-gpu0")
         await pilot.press("0")
-        assert "Device 0 serves" in screen_text(app)
+        assert "Device 0 is also the server" in screen_text(app)
         await pilot.press("escape")
         assert (app.panel, app.frame.run_id) == ("compare", "run-hsdp")
         assert "▸✓ ps-gpu0" in screen_text(app)

@@ -30,7 +30,7 @@ def test_the_master_the_balance_and_the_sharding_each_in_figures():
     assert compare_sentences(runs("dp", "ddp", "fsdp")) == [
         "dp: device 0 peaks at 82.2 MiB, 2.48× the others' 33.2 MiB, and carries 3.00× their "
         "traffic; it runs out of memory first.",
-        "ddp and fsdp load every device alike.",
+        "ddp and fsdp load all devices equally.",
         "fsdp shards: each device keeps 12.3 MiB of parameters, gradients and optimizer state, "
         "a quarter of ddp's 49.2 MiB, and peaks at 25.0 MiB, not 70.1 MiB.",
     ]
@@ -38,14 +38,14 @@ def test_the_master_the_balance_and_the_sharding_each_in_figures():
 
 def test_without_sharding_the_peaks_are_compared():
     assert compare_sentences(runs("dp", "ddp"))[1:] == [
-        "ddp loads every device alike.",
+        "ddp loads all devices equally.",
         "The fullest device needs 70.1 MiB under ddp, 82.2 MiB under dp.",
     ]
 
 
 def test_of_many_balanced_runs_their_number_is_told():
     said = compare_sentences(every_run())
-    assert "10 of 13 load every device alike." in said
+    assert "10 of 13 load all devices equally." in said
     assert sum("runs out of memory first" in each for each in said) == 2  # dp, ps-gpu0
 
 
@@ -81,7 +81,7 @@ def test_resident_sizes_are_not_compared():
     views = [of_processes(view) for view in runs("dp", "ddp", "fsdp")]
     assert compare_sentences(views) == [
         "dp: device 0 carries 3.00× the others' traffic.",
-        "ddp and fsdp load every device alike.",
+        "ddp and fsdp load all devices equally.",
         "fsdp shards: each device keeps 12.3 MiB of parameters, gradients and optimizer state, "
         "a quarter of ddp's 49.2 MiB.",
     ]
@@ -92,7 +92,7 @@ def test_speed_is_compared_where_devices_are_real():
     dp, ddp = dp_run(), ddp_run()
     assert not any("samples" in each for each in compare_sentences([dp, ddp]))
     real = [changed(view, devices="cuda") for view in (dp, ddp)]
-    assert "ddp trains 1.32× as many samples a second as dp." in compare_sentences(real)
+    assert "ddp trains 1.32× as many samples per second as dp." in compare_sentences(real)
 
 
 def test_of_one_run_or_none_measured_nothing_is_said():
@@ -104,14 +104,14 @@ def test_the_largest_batches_in_words():
     views = {view.run.strategy: view for view in searched_runs()}
     said = compare_sentences([views["dp"], views["ddp"]])
     assert (
-        "The largest batch a device: 12 under dp (vgpu:0 98% full, the others at most 27%), "
+        "The largest batch per device: 12 under dp (vgpu:0 98% full, the others at most 27%), "
         "44 under ddp." in said
     )
-    assert "The largest batch a device: none under zero3, 12 under dp." in compare_sentences(
+    assert "The largest batch per device: none under zero3, 12 under dp." in compare_sentences(
         [views["dp"], views["zero3"]]
     )
     alike = replace(views["dp"], largest_batch=views["ddp"].largest_batch)
-    assert "The largest batch a device is 44 under each." in compare_sentences(
+    assert "The largest batch per device is 44 under each." in compare_sentences(
         [alike, views["ddp"]]
     )
     assert not any("batch" in each for each in compare_sentences([views["dp"], views["single"]]))

@@ -231,7 +231,7 @@ def test_nothing_is_said_of_what_is_not_known():
 
 def test_one_run_says_that_the_next_will_stand_beside_it():
     text = plain(compare_lines(frame_of(dp_run()), 120, COLOR))
-    assert "One run so far (dp); the next strategy will stand beside it." in text
+    assert "One run so far (dp); the next strategy will appear beside it." in text
 
 
 def test_the_latest_run_stands_for_its_strategy():
@@ -258,7 +258,7 @@ def test_the_state_lines():
         assert words in plain(summary_lines(frame_of(view), 120, 24, COLOR))
     stale = replace(dp_run(), connection="stale")
     text = plain(summary_lines(frame_of(stale, silent_s=7.4), 120, 24, COLOR))
-    assert "hub has been silent for 7 s" in text
+    assert "no report from the run's hub for 7 s" in text
 
 
 def test_memory_the_source_does_not_tell_apart_is_shown_as_such():

@@ -80,7 +80,7 @@ async def test_every_screen_comes_back_as_it_was_from_any_size(dashboard):
             before = await resized(app, pilot, 80, 24)
             large = await resized(app, pilot, 240, 70)
             assert max(len(line.rstrip()) for line in large.splitlines()[3:]) > 80, name
-            assert "needs 80×24 cells; here are 60×20" in await resized(app, pilot, 60, 20)
+            assert "needs 80×24 cells; this terminal has 60×20" in await resized(app, pilot, 60, 20)
             after = await resized(app, pilot, 80, 24)
             assert page(name, after) == page(name, before)
             for _ in range(50):  # the keys come back a little later

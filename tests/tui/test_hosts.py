@@ -28,7 +28,7 @@ def text(lines):
 def test_a_rank_shows_its_hosts_clock_with_its_error():
     shown = text(rank_lines(is_multi_host(AWAY), 0, 120, palette(dark=True)))
     assert "against the head's: -5000.000028 s ± 0.438 ms by exchange" in shown
-    assert "not heard of for 12 s" in shown
+    assert "no report for 12 s" in shown
     assert "3 frames missed" in shown
     assert "\x1b" not in shown
 
@@ -41,7 +41,7 @@ def test_the_timeline_says_how_well_hosts_are_aligned():
     near = replace(AWAY, clock_error_ms=0.12)
     assert alignment(is_multi_host(near, AWAY).run) == "hosts' clocks within 0.438 ms"
     unknown = replace(AWAY, clock_error_ms=None)
-    assert alignment(is_multi_host(near, unknown).run) == "hosts aligned at a step's end"
+    assert alignment(is_multi_host(near, unknown).run) == "hosts aligned at the end of a step"
 
 
 def test_what_is_not_joined_is_a_line_on_top():
@@ -55,6 +55,6 @@ def test_what_is_not_joined_is_a_line_on_top():
 def test_the_text_has_clocks_and_the_note_too():
     told = table([is_multi_host(AWAY, note=NOTE).run])
     assert "clock -5000000.03 ms from the head's, ±0.44 ms by exchange" in told
-    assert "not heard of for 12 s" in told
+    assert "no report for 12 s" in told
     assert NOTE in told
     assert "\x1b" not in told

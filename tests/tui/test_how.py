@@ -66,13 +66,13 @@ def test_dp_is_a_star_with_what_goes_out_and_comes_back():
     out, back = 32_768 + P + LOGITS, LOGITS + P
     assert text.count(f"{fmt.size(out)} ──▶") == 3
     assert text.count(f"◀── {fmt.size(back)}") == 3
-    assert f"vgpu:0 sends {fmt.size(3 * out)} and receives {fmt.size(3 * back)} a step" in text
+    assert f"vgpu:0 sends {fmt.size(3 * out)} and receives {fmt.size(3 * back)} per step" in text
 
 
 def test_the_host_is_the_centre_where_it_serves():
     text = text_of(scheme_run("ps-cpu"))
     assert "│   host   │" in text
-    assert f"host sends {fmt.size(4 * P)} and receives {fmt.size(4 * P)} a step" in text
+    assert f"host sends {fmt.size(4 * P)} and receives {fmt.size(4 * P)} per step" in text
 
 
 def test_an_all_reduce_is_its_two_halves():
@@ -118,7 +118,7 @@ def test_a_strategy_not_known_is_told_by_what_it_sends():
     for run in (ddp_run().run, dp_run().run):
         view = replace(ddp_run(), run=replace(run, strategy="mine"))
         text = text_of(view)
-        assert "not known here" in text
+        assert "unknown strategy" in text
         assert "all-reduce" in text if run.collectives else "replicate" in text
     alone = replace(ddp_run(), run=replace(ddp_run().run, strategy="", collectives=[]))
     assert "forward" in text_of(alone)

@@ -253,10 +253,10 @@ async def test_another_run_is_seen_from_its_end_and_with_all_ranks(dashboard):
 @pytest.mark.parametrize(
     ("view", "words"),
     [
-        (ddp_run(), ("does not tell what it prints", "dpwatch run -- torchrun")),
-        (replace(ddp_run(), tells_output=4), ("Nothing printed yet",)),
-        (replace(ddp_run(state="finished"), tells_output=4), ("Nothing was printed",)),
-        (starting_run(), ("does not tell what it prints",)),
+        (ddp_run(), ("is not captured", "dpwatch run -- torchrun")),
+        (replace(ddp_run(), tells_output=4), ("No output yet",)),
+        (replace(ddp_run(state="finished"), tells_output=4), ("No output",)),
+        (starting_run(), ("is not captured",)),
     ],
 )
 async def test_it_says_why_there_is_nothing(dashboard, view, words):

@@ -56,7 +56,7 @@ def test_a_silent_rank_keeps_what_it_told_before():
     ("more", "words"),
     [
         ({"run": {"state": "finished"}}, "the run is over"),
-        ({"connection": "stale"}, "hub is silent"),
+        ({"connection": "stale"}, "hub does not report"),
         ({}, "the hint"),
     ],
 )
@@ -89,7 +89,7 @@ async def test_s_asks_all_ranks_and_again_on_the_panel(dashboard):
     async with dashboard(snapshot(ddp_run())) as (app, pilot):
         await pilot.press("s")
         assert app.panel == "stacks"
-        assert "asked; the answers come" in screen_text(app)
+        assert "asked; answers arrive" in screen_text(app)
         await pilot.press("s")
         assert app._source.asked == [("run-ddp", ())] * 2
         now = snapshot(stuck_run())

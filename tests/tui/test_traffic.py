@@ -39,7 +39,7 @@ def test_unknown_figures_are_dashes():
 
 def test_what_communication_costs_stands_first():
     view = ddp_run()
-    cost = "Compute waits up to 6.20 ms a step for communication: 8% of rank 0's step."
+    cost = "Compute waits up to 6.20 ms per step for communication: 8% of rank 0's step."
     assert told(view, 79).splitlines()[0].rstrip() == cost
     assert "Compute waits" not in told(dp_run())  # not known of it
     hidden = replace(view.run.ranks[0].comm_ms, exposed=0.0)
@@ -50,7 +50,7 @@ def test_what_communication_costs_stands_first():
 
 def test_copies_are_a_star_around_device_0_and_its_traffic_stands_out():
     text = told(dp_run())
-    assert "vgpu:0 sends 37.3 MiB and receives 37.3 MiB a step" in text
+    assert "vgpu:0 sends 37.3 MiB and receives 37.3 MiB per step" in text
     assert "device 0 carries 3.00× the others' median of 24.9 MiB" in text
 
 
@@ -99,7 +99,7 @@ def test_of_many_devices_the_heaviest_are_shown_with_device_0():
 
 def test_a_run_that_sends_nothing_says_why():
     assert "No step yet" in told(starting_run())
-    assert "nobody to talk to" in told(scheme_run("single"))
+    assert "no communication" in told(scheme_run("single"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,1 +1,1 @@
-"""What `dpwatch doctor` looks at, a module a subject. A check tells what it found; none raises."""
+"""The checks of `dpwatch doctor`, a module per subject. A check reports its result; none raises."""

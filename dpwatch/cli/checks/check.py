@@ -1,4 +1,4 @@
-"""A check's outcome."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ OK, NOTE, TROUBLE = "ok", "note", "trouble"
 
 
 class Check(msgspec.Struct, frozen=True):
-    """What was found about one thing.
+    """The result of one check.
 
     Attributes:
-        name: The thing.
-        mark: `ok`; `note` (works, and there is something to know, or a figure will be missing);
-            `trouble` (something of dpwatch will not work here).
-        text: What was found.
-        advice: What to do about it, "" where there is nothing to do.
-        value: The finding for programs; None where it is unknown or there is none.
+        name: What was checked.
+        mark: `ok`; `note` (works, but there is something to know, or some data will be missing);
+            `trouble` (part of dpwatch will not work here).
+        text: The result.
+        advice: What to do about it, "" for nothing.
+        value: The result for programs; None if unknown or if there is none.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Other processes: asked, so that what hangs or crashes stays there; ended with this one."""
+"""Child processes for checks: a hang or crash stays in the child, which ends with this process."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 END_S = 5.0
-"""How long a process may take to end when it is asked to."""
+"""How long a process may take to end after SIGTERM."""
 
 _ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[set[signal.Signals | int]]:
-    """Signals that would end this process come after the block. Gives: the mask before it."""
+    """Delays signals that would end this process until after the block. Yields: the mask before."""
     before: set[signal.Signals | int] = set(signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING))
     try:
         yield before
@@ -32,14 +32,14 @@ def child(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that does not outlive the block.
 
-    It stands in `/`, as hubs do, so that nothing in the current directory is imported.
+    Its working directory is `/`, as for hubs, so that it imports nothing from ours.
 
     Raises:
         OSError: It can't be started.
     """
     process = None
     try:
-        with undisturbed() as mask:  # else a signal might leave a process that nobody knows of
+        with undisturbed() as mask:  # otherwise a signal might leave the process behind
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -59,10 +59,10 @@ def child(
 def ask(
     command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Any], str]:
-    """Runs a command that prints a JSON object a line.
+    """Runs a command that prints a JSON object per line.
 
     Returns:
-        All objects' entries together, and why there are not more: "" if the command ended well.
+        The merged entries of all objects, and why there are no more: "" after exit code 0.
     """
     try:
         with child(command, env=env) as process:
@@ -78,7 +78,7 @@ def ask(
 
 
 def last_words(code: int, errors: bytes) -> str:
-    """The last line that a process said on stderr, or how it ended."""
+    """The last line of a process's stderr, or how it ended."""
     if code < 0:
         return f"ended by signal {-code}"
     lines = errors.decode(errors="replace").strip().splitlines()
@@ -102,7 +102,7 @@ def _objects(output: bytes) -> dict[str, Any]:
     for line in output.splitlines():
         try:
             told = json.loads(line)
-        except ValueError:  # somebody else's print, or a line cut off
+        except ValueError:  # printed by something else, or cut off
             continue
         if isinstance(told, dict):
             found.update(told)

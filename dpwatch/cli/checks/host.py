@@ -1,4 +1,4 @@
-"""What this host gives: cores, memory, the kernel's figures, GPUs, an ssh client."""
+"""This host: cores, memory, kernel statistics, GPUs, an ssh client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpwatch.cli.checks.child import ask
 from dpwatch.units import size
 
 NVML_S = 15.0
-"""How long the driver may take; with a GPU that fell off the bus it takes for ever."""
+"""How long the driver may take; with a GPU that fell off the bus it never answers."""
 
 DRIVER = Path("/proc/driver/nvidia/version")
 SCHEDSTAT = Path("/proc/thread-self/schedstat")
@@ -30,7 +30,7 @@ print(json.dumps({
 
 
 def checks() -> Iterator[Check]:
-    """All but the GPUs, which the check of torch wants to know of first."""
+    """All but the GPUs, which the check of torch needs first."""
     yield cores()
     yield memory()
     yield schedstat()
@@ -39,15 +39,15 @@ def checks() -> Iterator[Check]:
 
 
 def nvml() -> Check:
-    """Whether NVIDIA's driver answers; in a process of its own, since a sick one hangs."""
+    """Whether NVIDIA's driver answers. In a child process, because a broken driver hangs."""
     told, why = ask([sys.executable, "-c", _NVML], timeout_s=NVML_S)
     gpus = told.get("gpus")
     if gpus is not None:
         text = f"driver {told.get('driver')}, {gpus} GPUs"
         return Check("NVML", OK, text, value=gpus)
     if DRIVER.exists():
-        text = f"NVIDIA's driver is loaded and does not answer: {why}"
-        return Check("NVML", TROUBLE, text, "see what nvidia-smi says; a reboot may be needed")
+        text = f"NVIDIA's driver is loaded but does not answer: {why}"
+        return Check("NVML", TROUBLE, text, "check nvidia-smi; a reboot may be needed")
     text = f"no NVIDIA driver here ({why}): no GPU figures; the demo uses virtual devices"
     return Check("NVML", NOTE, text)
 
@@ -58,7 +58,7 @@ def cores() -> Check:
 
     allowed, quota = cgroup_limits.cores(), cgroup_limits.cpu_quota()
     if allowed is None:
-        return Check("cores", NOTE, "the system does not tell how many there are")
+        return Check("cores", NOTE, "the system does not report how many there are")
     of_host = os.cpu_count() or allowed
     text = f"{allowed} of this host's {of_host}" if allowed < of_host else f"{allowed}"
     if quota is not None:
@@ -83,32 +83,32 @@ def memory() -> Check:
         text += "" if total is None else f", of this host's {size(total)}"
         return Check("memory", OK, text, value=limit)
     if total is None:
-        return Check("memory", NOTE, "the system does not tell how much there is")
+        return Check("memory", NOTE, "the system does not report how much there is")
     return Check("memory", OK, f"{size(total)}, no limit by a control group", value=total)
 
 
 def schedstat(path: Path = SCHEDSTAT) -> Check:
-    """Whether the kernel tells how long a thread waited for a core."""
+    """Whether the kernel reports how long a thread waited for a core."""
     name = "schedstat"
     try:
         ran = int(path.read_text().split()[0])
     except (OSError, ValueError, IndexError):
-        text = f"{path} cannot be read: GIL, idle and run-queue figures will be unknown"
+        text = f"{path} cannot be read: GIL, idle and run-queue times will be unknown"
         return Check(name, NOTE, text, value=False)
     if ran == 0:
-        text = "the kernel keeps no scheduler statistics: GIL and run-queue figures are unknown"
+        text = "the kernel keeps no scheduler statistics: GIL and run-queue times are unknown"
         return Check(name, NOTE, text, value=False)
-    return Check(name, OK, "readable: GIL, idle and run-queue figures are known", value=True)
+    return Check(name, OK, "readable: GIL, idle and run-queue times are known", value=True)
 
 
 def pidfd() -> Check:
-    """Whether a process can be held on to, so that its pid's next owner is not taken for it."""
+    """Whether pidfds work, so that a reused pid is not mistaken for the old process."""
     name = "pidfd_open"
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError) as error:
         why = os.strerror(error.errno or 0) if isinstance(error, OSError) else "not in this Python"
-        text = f"does not work ({why}): processes are known by their pid only"
+        text = f"does not work ({why}): processes are identified by pid only"
         return Check(name, NOTE, text, value=False)
     return Check(name, OK, "works", value=True)
 

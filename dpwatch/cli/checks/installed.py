@@ -1,4 +1,4 @@
-"""What is installed: dpwatch, what it builds on, and which Pythons have it and torch."""
+"""What is installed: dpwatch, its dependencies, and which Pythons have it and torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dpwatch.cli.checks.child import ask
 
 OLDEST_PYTHON = (3, 10)
 LOOK_S = 10.0
-"""How long another Python may take to say what it has."""
+"""How long another Python may take to answer."""
 
 _WHERE = "import json, dpwatch; print(json.dumps({'file': dpwatch.__file__}))"
 _LOOK = """\
@@ -29,14 +29,14 @@ print(json.dumps({name: find_spec(name) is not None for name in ("torch", "dpwat
 
 
 def checks() -> Iterator[Check]:
-    """This dpwatch, what it builds on, this Python, and those on the PATH."""
+    """This dpwatch, its dependencies, this Python, and the Pythons on the PATH."""
     yield itself()
     yield packages()
     yield python()
 
 
 def itself() -> Check:
-    """This dpwatch, and whether hubs and ranks, which start elsewhere, get the same one."""
+    """This dpwatch, and whether hubs and ranks, which start elsewhere, import the same one."""
     version, place = dpwatch.__version__, Path(dpwatch.__file__).parent
     text = f"{version}, in {place}"
     told, why = ask([sys.executable, "-c", _WHERE], timeout_s=LOOK_S)
@@ -45,12 +45,12 @@ def itself() -> Check:
         return Check("dpwatch", TROUBLE, text, "install it with pip", version)
     if (theirs := Path(told["file"]).parent) != place:
         text += f": hubs and ranks import the one in {theirs}"
-        return Check("dpwatch", NOTE, text, "install this one with pip, or start that one", version)
+        return Check("dpwatch", NOTE, text, "install this one with pip, or run that one", version)
     return Check("dpwatch", OK, text, value=version)
 
 
 def packages() -> Check:
-    """The versions of what the viewer's side needs, against what dpwatch asks for."""
+    """The versions of the viewer's dependencies, against dpwatch's requirements."""
     told, wrong = [], []
     for name, limits in requirements().items():
         version = version_of(name)
@@ -61,14 +61,14 @@ def packages() -> Check:
         else:
             told.append(f"{name} {version}")
     if wrong:
-        return Check("packages", TROUBLE, ", ".join(wrong), "install dpwatch again with pip")
+        return Check("packages", TROUBLE, ", ".join(wrong), "reinstall dpwatch with pip")
     if not told:
-        return Check("packages", NOTE, "not looked at: dpwatch was not installed by pip")
+        return Check("packages", NOTE, "not checked: dpwatch was not installed by pip")
     return Check("packages", OK, ", ".join(told))
 
 
 def python() -> Check:
-    """This Python, and whether a plain `python` would be another one."""
+    """This Python, and whether `python` on the PATH is another one."""
     version = ".".join(map(str, sys.version_info[:3]))
     here = f"{version}, {sys.executable}"
     if sys.version_info[:2] < OLDEST_PYTHON:
@@ -79,17 +79,17 @@ def python() -> Check:
             return Check(
                 "python",
                 NOTE,
-                f"{here}; {other} on the PATH has torch, and no dpwatch",
-                f"to watch what trains there: {other} -m pip install {shlex.quote(source())}",
+                f"{here}; {other} on the PATH has torch but no dpwatch",
+                f"to watch training there: {other} -m pip install {shlex.quote(source())}",
                 version,
             )
     return Check("python", OK, here, value=version)
 
 
 def source() -> str:
-    """What pip gets this very dpwatch from: the checkout or wheel it came from, else its name.
+    """What to pip install to get this same dpwatch: its checkout or wheel, else its name.
 
-    A name alone would be looked for on a public index, where it may be anybody's.
+    The name alone would be looked up on a public index, where it may be someone else's package.
     """
     try:
         installed = metadata.distribution("dpwatch")
@@ -105,7 +105,7 @@ def source() -> str:
 
 
 def others() -> list[str]:
-    """The Pythons that `python`, `python3` and `torchrun` on the PATH stand for, less this one."""
+    """The Pythons behind `python`, `python3` and `torchrun` on the PATH, except this one."""
     found: dict[Path, str] = {}
     for name in ("python", "python3", "torchrun"):
         path = shutil.which(name)
@@ -119,7 +119,7 @@ def others() -> list[str]:
 
 
 def requirements(extra: str = "") -> dict[str, str]:
-    """What dpwatch asks for, as `{"pyzmq": ">=26"}`; of an extra, or of the base install."""
+    """Dpwatch's requirements, as `{"pyzmq": ">=26"}`: of an extra, or of the base install."""
     try:
         asked = metadata.requires("dpwatch") or []
     except metadata.PackageNotFoundError:  # run from a checkout
@@ -137,7 +137,7 @@ def requirements(extra: str = "") -> dict[str, str]:
 
 
 def _for_this_python(condition: str) -> bool:
-    """Whether a marker such as `python_version < '3.11'` holds here; true where there is none."""
+    """Whether a marker such as `python_version < '3.11'` is true here; true if there is none."""
     found = re.search(r"python_version\s*(<|>=)\s*['\"]([\d.]+)", condition)
     if found is None:
         return True
@@ -154,7 +154,7 @@ def version_of(name: str) -> str | None:
 
 
 def within(version: str, limits: str) -> bool:
-    """Whether a version lies within `>=A,<B`; other kinds of limits are not looked at."""
+    """Whether a version is within `>=A,<B`; other specifiers are ignored."""
     mine = _numbers(version)
     for limit in limits.split(","):
         if limit.startswith(">=") and mine < _numbers(limit[2:]):
@@ -165,7 +165,7 @@ def within(version: str, limits: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """`2.6.0+cpu` as (2, 6): trailing zeros say nothing, so that 2.6 is not less than 2.6.0."""
+    """`2.6.0+cpu` as (2, 6): trailing zeros are dropped, so that 2.6 equals 2.6.0."""
     numbers = re.match(r"\d+(?:\.\d+)*", version.strip())
     parts = [int(part) for part in numbers[0].split(".")] if numbers else []
     while parts and parts[-1] == 0:

@@ -1,4 +1,4 @@
-"""Whether runs can be found and followed here: the runtime directory, a hub in it, and keys."""
+"""Whether runs can be found and followed here: the runtime directory, a hub in it, keys."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TURN_S = 0.02
 
 
 def checks() -> Iterator[Check]:
-    """The runtime directory, a hub, keys; what was not there before is taken away again."""
+    """The runtime directory, a hub, keys. Removes what it created."""
     path = runtime_path()
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -45,11 +45,11 @@ def checks() -> Iterator[Check]:
     finally:
         for folder in missing:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # unless a run has begun in it meanwhile
+                folder.rmdir()  # unless a run has started in it meanwhile
 
 
 def directory(path: Path) -> Check:
-    """Whether runs can lie in the runtime directory, and nobody else looks into it."""
+    """Whether the runtime directory can hold runs, and nobody else can read it."""
     name, value = "runtime dir", str(path)
     existed = path.exists()
     try:
@@ -64,11 +64,11 @@ def directory(path: Path) -> Check:
         text = f"{path} leaves {max(chars, 0)} characters for a run's name in a socket's path"
         return Check(name, mark, text, "set DPWATCH_RUNTIME_DIR to a shorter path", value)
     if mode & 0o077:
-        text = f"{path}, mode {mode:04o}: other users can look into it"
+        text = f"{path}, mode {mode:04o}: other users can read it"
         return Check(name, NOTE, text, f"chmod 700 {path}", value)
-    made = "" if existed else ", made when it is needed"
+    made = "" if existed else ", created when needed"
     others = [str(each) for each in runtime_paths() if each != path]
-    too = f"; viewers look in {', '.join(others)} too" if others else ""
+    too = f"; viewers also look in {', '.join(others)}" if others else ""
     return Check(name, OK, f"{path}, yours, mode {mode:04o}{made}{too}", value=value)
 
 
@@ -80,14 +80,14 @@ def keys(path: Path) -> Check:
         text, _, advice = str(error).partition(": ")
         return Check("keys", TROUBLE, f"{text}: not used", advice, False)
     if found is None:
-        text = "none: of a run over several hosts each host is shown on its own"
-        return Check("keys", NOTE, text, "dpwatch keys makes some", False)
+        text = "none: in a run over several hosts, each host is shown separately"
+        return Check("keys", NOTE, text, "dpwatch keys creates them", False)
     told = f"{path}, head {found.head.fingerprint}, client {found.client.fingerprint}"
     return Check("keys", OK, told, value=True)
 
 
 def hub(path: Path) -> Check:
-    """Starts a real hub beside the runs, where no viewer sees it, and asks it for its state."""
+    """Starts a real hub beside the runs, hidden from viewers, and asks it for its state."""
     began = time.monotonic()
     try:
         with _nook(path) as folder:
@@ -96,7 +96,7 @@ def hub(path: Path) -> Check:
         why = os.strerror(error.errno or 0)
         return Check("hub", NOTE, f"not tried: {why}")
     if why:
-        advice = f"see what `{sys.executable} -m dpwatch.hub FOLDER` says"
+        advice = f"run `{sys.executable} -m dpwatch.hub FOLDER` to see why"
         return Check("hub", TROUBLE, f"cannot be started: {why}", advice, False)
     took_s = time.monotonic() - began
     return Check("hub", OK, f"started, answered and ended in {took_s:.1f} s", value=True)
@@ -104,7 +104,7 @@ def hub(path: Path) -> Check:
 
 @contextlib.contextmanager
 def _nook(path: Path) -> Iterator[Path]:
-    """A folder in the runtime directory that is gone after the block."""
+    """A folder in the runtime directory, removed after the block."""
     folder = None
     try:
         with undisturbed():
@@ -117,9 +117,9 @@ def _nook(path: Path) -> Iterator[Path]:
 
 
 def _tried(place: RunDir, deadline: float) -> str:
-    """Why there was no answer; "" if there was."""
+    """Why there was no answer, "" if there was one."""
     place.path.mkdir(mode=0o700)
-    # A child, where a run's hub detaches itself: so that it can be ended whatever happens.
+    # A child, unlike a run's hub, which detaches itself: so that it can be killed in any case.
     command = [sys.executable, "-m", "dpwatch.hub", str(place.path)]
     with child(command, env=hub_environment(), stdout=subprocess.DEVNULL) as process:
         while place.read_info() is None:

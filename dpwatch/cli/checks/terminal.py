@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dpwatch.cli.checks.check import NOTE, OK, TROUBLE, Check
 
 WIDTH, HEIGHT = 80, 24
-"""The least that the dashboard draws in; a test holds it equal to the dashboard's own."""
+"""The dashboard's minimum size; a test holds it equal to the dashboard's own."""
 
 FEW_COLOURS = 256
 
@@ -23,14 +23,14 @@ def checks() -> Iterator[Check]:
 
 
 def terminal(size: tuple[int, int] | None, environ: Mapping[str, str]) -> Check:
-    """The terminal's kind, colours and size.
+    """The terminal's type, colours and size.
 
     Args:
-        size: Columns and lines; None: there is no terminal.
-        environ: Its TERM, COLORTERM and NO_COLOR count.
+        size: Columns and lines; None if there is no terminal.
+        environ: TERM, COLORTERM and NO_COLOR are read.
     """
     if size is None:
-        text = "none here: the dashboard needs one; --once and --headless do not"
+        text = "none: the dashboard needs one; --once and --headless do not"
         return Check("terminal", NOTE, text)
     columns, lines = size
     kind = environ.get("TERM", "")
@@ -40,20 +40,20 @@ def terminal(size: tuple[int, int] | None, environ: Mapping[str, str]) -> Check:
     value = f"{columns}x{lines}"
     if columns < WIDTH or lines < HEIGHT:
         text += f": the dashboard needs {WIDTH}x{HEIGHT}"
-        return Check("terminal", TROUBLE, text, "enlarge the window, or a smaller font", value)
+        return Check("terminal", TROUBLE, text, "enlarge the window, or use a smaller font", value)
     if kind in ("", "dumb"):
-        advice = "set TERM to what the terminal is, such as xterm-256color"
+        advice = "set TERM to the terminal's type, such as xterm-256color"
         return Check("terminal", NOTE, text, advice, value)
     if environ.get("NO_COLOR"):
-        return Check("terminal", OK, f"{text}, not used since NO_COLOR is set", value=value)
+        return Check("terminal", OK, f"{text}, not used because NO_COLOR is set", value=value)
     if colours is not None and colours < FEW_COLOURS:
-        advice = "set TERM to xterm-256color if the terminal can do it"
+        advice = "set TERM to xterm-256color if the terminal supports it"
         return Check("terminal", NOTE, f"{text}: categories will look alike", advice, value)
     return Check("terminal", OK, text, value=value)
 
 
 def colours_of(environ: Mapping[str, str]) -> int | None:
-    """How many colours the terminal says it has, None where nothing tells."""
+    """How many colours the terminal has, None if unknown."""
     if environ.get("COLORTERM", "").lower() in ("truecolor", "24bit"):
         return 1 << 24
     try:
@@ -67,7 +67,7 @@ def colours_of(environ: Mapping[str, str]) -> int | None:
 
 
 def encoding(name: str) -> Check:
-    """Whether the locale's encoding holds blocks and lines."""
+    """Whether the locale's encoding has block and line characters."""
     try:
         known = codecs.lookup(name).name
     except LookupError:
@@ -79,7 +79,7 @@ def encoding(name: str) -> Check:
 
 
 def _size() -> tuple[int, int] | None:
-    """Of the terminal we were started in, also if our output goes elsewhere."""
+    """The size of the controlling terminal, even if stdout goes elsewhere."""
     for stream in (sys.stdout, sys.stdin, sys.stderr):
         try:
             size = os.get_terminal_size(stream.fileno())

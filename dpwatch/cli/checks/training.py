@@ -1,4 +1,4 @@
-"""Whether training here can be watched: torch, its collectives, and `dpwatch run`'s way in."""
+"""Whether training can be watched here: torch, its collectives, and the start-up hook."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dpwatch.cli.checks.child import ask
 from dpwatch.cli.checks.installed import requirements, version_of, within
 
 TORCH_S = 90.0
-"""How long torch may take to be imported and to talk to itself; a cold disk takes half of it."""
+"""How long importing torch and a collective may take; half of it is for a cold disk."""
 
 HOOK_S = 30.0
-IGNORES = "a Python started with -I, -E or -S passes it by"
+IGNORES = "not a Python started with -I, -E or -S"
 
 _HOOK = """\
 import json, sys
@@ -33,16 +33,16 @@ def checks(gpus: int | None) -> Iterator[Check]:
     """torch, collectives and the hook.
 
     Args:
-        gpus: How many NVML knows of, None where it is silent.
+        gpus: How many GPUs NVML reports, None if it doesn't answer.
     """
     if find_spec("torch") is None:
         yield Check(
             "torch",
             NOTE,
-            "not in this Python: watching works, training here does not",
+            "not installed: watching works, training here does not",
             "pip install torch numpy",
         )
-        yield Check("collectives", NOTE, "not tried, without torch")
+        yield Check("collectives", NOTE, "not tried without torch")
     else:
         told, why = ask(
             [sys.executable, "-m", "dpwatch.probe.selfcheck"],
@@ -61,7 +61,7 @@ def torch(told: dict[str, Any], why: str, gpus: int | None) -> Check:
     if "torch" not in told:
         known = version_of("torch")
         text = f"{known or 'version unknown'}: cannot be used: {why}"
-        return Check("torch", TROUBLE, text, "install torch again", known)
+        return Check("torch", TROUBLE, text, "reinstall torch", known)
     version = str(told["torch"])
     asked = requirements("train").get("torch", "")
     if not within(version, asked):
@@ -74,16 +74,16 @@ def torch(told: dict[str, Any], why: str, gpus: int | None) -> Check:
         advice = "to train on the GPUs, install a CUDA build of torch (pytorch.org)"
         return Check("torch", NOTE, f"{text}, and this host has {gpus} GPUs", advice, version)
     if built != _CPU_BUILD and gpus and not seen:
-        advice = "see CUDA_VISIBLE_DEVICES and the driver's version"
-        text = f"{text}: it can use none of this host's {gpus} GPUs"
+        advice = "check CUDA_VISIBLE_DEVICES and the driver's version"
+        text = f"{text}: it cannot use any of this host's {gpus} GPUs"
         return Check("torch", NOTE, text, advice, version)
     return Check("torch", OK, text, value=version)
 
 
 def collectives(told: dict[str, Any], why: str) -> Check:
-    """How collectives are seen, as tried in a process of its own."""
+    """How collectives are observed, tried in a child process."""
     if "torch" not in told:
-        return Check("collectives", NOTE, "not tried, since torch cannot be used")
+        return Check("collectives", NOTE, "not tried: torch cannot be used")
     if not told.get("gloo"):
         return Check("collectives", NOTE, "not tried: this torch has no gloo")
     capture = told.get("capture")
@@ -91,7 +91,7 @@ def collectives(told: dict[str, Any], why: str) -> Check:
         text = f"a process group of one rank (gloo) does not work: {why}"
         return Check("collectives", TROUBLE, text, "try torch.distributed without dpwatch")
     if capture == "observer" and told["python"] and told["native"]:
-        text = "observer: every one is seen, from Python and from C++ (tried with gloo)"
+        text = "observer: all are seen, from Python and from C++ (tried with gloo)"
         return Check("collectives", OK, text, value=capture)
     lacks = "those of C++ callers such as DDP" if told["python"] else "they"
     text = f"{capture}: {lacks} are not seen with this torch"
@@ -100,18 +100,18 @@ def collectives(told: dict[str, Any], why: str) -> Check:
 
 
 def durations(told: dict[str, Any]) -> Check:
-    """Whether it is read how long NCCL's collectives take, by what is set here and now."""
+    """Whether NCCL durations can be read with the current environment."""
     name = "NCCL times"
     why, advice = told["durations"]
     if why:
-        text = f"how long NCCL's collectives take is not read: {why}"
+        text = f"durations of NCCL collectives are not measured: {why}"
         return Check(name, NOTE, text, advice, False)
-    text = "how long NCCL's collectives take is read from the flight recorder, as it is set here"
+    text = "durations of NCCL collectives are read from the flight recorder, as configured here"
     return Check(name, OK, text, value=True)
 
 
 def hook() -> Check:
-    """Whether `dpwatch run` gets into a Python that it starts."""
+    """Whether `dpwatch run` hooks into a Python that it starts."""
     from dpwatch.cli.run import environment
 
     env = environment("doctor")
@@ -120,14 +120,14 @@ def hook() -> Check:
         return Check("start-up hook", NOTE, "DPWATCH=0 is set: nothing is watched", "unset it")
     told, why = ask([sys.executable, "-c", _HOOK], timeout_s=HOOK_S, env=env)
     if not told.get("hooked"):
-        text = f"dpwatch run does not get into {sys.executable}: {why or 'sitecustomize not run'}"
+        text = f"dpwatch run cannot hook into {sys.executable}: {why or 'sitecustomize not run'}"
         advice = "call dpwatch.watch() in the script instead"
         return Check("start-up hook", TROUBLE, text, advice, False)
     own = told.get("file")
     kept = ""
     if own is not None and Path(own).parent != folder:
         kept = f", and your own {own} runs after it"
-    return Check("start-up hook", OK, f"dpwatch run gets in{kept} ({IGNORES})", value=True)
+    return Check("start-up hook", OK, f"dpwatch run hooks in{kept} ({IGNORES})", value=True)
 
 
 _CPU_BUILD = "a CPU build"
@@ -140,7 +140,7 @@ def _build(told: dict[str, Any]) -> str:
 
 
 def _quiet_environment() -> dict[str, str]:
-    """No probe, no rank, one thread, and nothing but loopback for gloo."""
+    """The child's environment: no probe, no rank, one thread, and loopback only for gloo."""
     from dpwatch.runtime.spawn import hub_environment
 
     env = hub_environment()

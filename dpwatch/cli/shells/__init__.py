@@ -1,1 +1,1 @@
-"""Completion scripts, a module a shell: `script(command_line)` is the whole text of it."""
+"""Completion scripts, a module per shell: `script(command_line)` returns the script."""

@@ -91,7 +91,7 @@ complete -F _dpwatch dpwatch
 
 
 def script(root: Command) -> str:
-    """The whole of it."""
+    """The script."""
     cases = [
         (f"{command.name} {flag}", option)
         for command in root
@@ -111,7 +111,7 @@ def script(root: Command) -> str:
 
 
 def _words(command: Command) -> list[str]:
-    """What to complete where no option waits for its value: options, else what stands there."""
+    """Completions where no option waits for its value: options, else positional arguments."""
     flags = [flag for option in command.options for flag in option.flags]
     lines = [f"        {quote(command.name + ' -')}*) _dpwatch_offer {join(flags)} ;;"]
     names = Values("words", tuple(each.name for each in command.commands))
@@ -123,7 +123,7 @@ def _words(command: Command) -> list[str]:
 
 
 def _completed(values: Values) -> str:
-    """The shell command that completes such a value; empty where there is none."""
+    """The shell command that completes such a value, empty if there is none."""
     return {
         "words": f"_dpwatch_offer {join(values.words)}",
         "list": f"_dpwatch_list {join(values.words)}",

@@ -72,7 +72,7 @@ complete -c dpwatch -n __dpwatch_at_own -x -a '(__dpwatch_own)'
 
 
 def script(root: Command) -> str:
-    """The whole of it."""
+    """The script."""
     valued = [
         _quoted(f"{command.name} {flag}")
         for command in root
@@ -98,7 +98,7 @@ def _lines(command: Command) -> list[str]:
 
 
 def _option_value(option: Argument) -> str:
-    """Nothing for an option that may go without: fish knows none of these."""
+    """The value's completion; nothing for an optional value, which fish doesn't support."""
     if not option.value or not option.required:
         return ""
     return f" {_completed(option.values) or '-x'}"

@@ -42,7 +42,7 @@ fi
 
 
 def script(root: Command) -> str:
-    """The whole of it."""
+    """The script."""
     commands = [f"{each.name}:{each.help}" for each in root.commands]
     return (
         SCRIPT.replace("@MAIN@", _lines(8, _options(root), " \\"))
@@ -62,7 +62,7 @@ def _lines(indent: int, texts: Sequence[str], ending: str = "") -> str:
 
 
 def _options(command: Command) -> list[str]:
-    """What `_arguments` is told of its options: each only once, and of its names only one."""
+    """Specs for `_arguments`: each option only once, by only one of its names."""
     specs = []
     for option in command.options:
         others = f"({' '.join(option.flags)})" if len(option.flags) > 1 else ""

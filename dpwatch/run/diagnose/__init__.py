@@ -1,9 +1,8 @@
-"""What is wrong, as pure functions of a run's numbers: one kind a file.
+"""Diagnoses: pure functions of a run's figures, one kind per file.
 
-A rule takes a frozen `Run`, and the state it was made from where that is needed, and returns a
-`Finding` or None. `review` gives findings their first
-step and keeps one until its rule has been silent several times: an alert that flaps is worse than
-none.
+A rule takes a frozen `Run`, and the state it was made from if it needs more, and returns a
+`Finding` or None. `review` gives findings their first step, and keeps one until its rule has been
+silent for a while, so that alerts don't flap.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ RULES: tuple[Callable[[Run], Finding | None], ...] = (
     input_bound.rule,
     cpu_oversubscribed.rule,
 )
-"""Rules that need no more than what the JSON holds."""
+"""Rules that need only what the JSON has."""
 
 STATE_RULES: tuple[Callable[[Run, RunState], Finding | None], ...] = (
     rank_lost.rule,
@@ -65,27 +64,27 @@ STATE_RULES: tuple[Callable[[Run, RunState], Finding | None], ...] = (
     overlap_poor.rule,
     memory_growth.rule,
 )
-"""Rules that look deeper: at arrival orders, positions, ends."""
+"""Rules that need the state: arrival orders, positions, how ranks ended."""
 
 EARLY: frozenset[Callable[..., Any]] = frozenset(
     {oom.rule, rank_lost.rule, desync.rule, hang.rule, no_steps.rule}
 )
-"""Rules that have something to say of a run's first steps too."""
+"""Rules that also apply to a run's first steps."""
 
 KINDS = tuple(rule.__module__.rpartition(".")[2] for rule in (*RULES, *STATE_RULES))
-"""What a diagnosis may be, each named like the file of its rule."""
+"""The kinds of diagnoses; each is the name of its rule's file."""
 
 ENDS = frozenset({"oom", "rank_lost"})
 """Kinds that say how ranks ended."""
 
 OF_THE_HOST = frozenset({"cpu_oversubscribed"})
-"""Kinds that say nothing of the training itself."""
+"""Kinds about the host, not the training."""
 
 PATIENCE_NS = 3_000_000_000
 """How long a rule must be silent before its diagnosis goes."""
 
 MIN_STEPS = 3
-"""Steps a run must have done before anything is said of it, but by `EARLY` rules."""
+"""Steps before any rule but those in `EARLY` applies."""
 
 
 def review(
@@ -94,16 +93,16 @@ def review(
     silent_ns: dict[str, int],
     state: RunState,
 ) -> tuple[list[Diagnosis], dict[str, int]]:
-    """Runs every rule and reconciles its answer with what was said before.
+    """Runs every rule and merges the findings with the current diagnoses.
 
     Args:
         run: The run now.
-        before: Diagnoses that held until now.
-        silent_ns: By kind of these, since when its rule has had nothing to say.
+        before: Diagnoses that were active until now.
+        silent_ns: By kind of these, since when its rule has found nothing.
         state: What `run` was made from.
 
     Returns:
-        Diagnoses that hold now, the worst first, and since when which rules have been silent.
+        Active diagnoses, worst first, and since when which rules have found nothing.
     """
     early = run.steps < MIN_STEPS
     held = {diagnosis.kind: diagnosis for diagnosis in before}
@@ -113,7 +112,7 @@ def review(
         earlier = held.pop(finding.kind, None)
         if finding.kind not in lasting:
             began = run.steps if finding.began is None else finding.began
-            # One rank's records may be here before another's that say that it began earlier.
+            # Another rank's records, which may arrive later, may show that it began earlier.
             now.append(finding.since(min(began, earlier.since_step) if earlier else began))
     for kind, diagnosis in held.items():
         since_ns = silent_ns.get(kind, state.now_ns)
@@ -126,7 +125,7 @@ def review(
 def _lasting(
     before: Sequence[Diagnosis], silent_ns: dict[str, int], state: RunState
 ) -> dict[str, Diagnosis]:
-    """What held when the first rank gave up waiting: it says why, and stays as it was then."""
+    """Causes that were active when the first rank gave up waiting: they stay as they were then."""
     broken = ends(state.ranks.values())
     gave_up = any(how in (GAVE_UP, *MAYBE_GAVE_UP) for _, how in broken)
     return {
@@ -140,12 +139,12 @@ def _lasting(
 
 
 def _patience_ns(run: Run, kind: str) -> int:
-    """How long a rule must be silent: of a run that is over, or a rank's end, nothing flaps."""
+    """How long a rule must be silent; 0 for finished runs and ranks' ends, which don't flap."""
     return 0 if run.state == "finished" or kind in ENDS else PATIENCE_NS
 
 
 def _worst_first(diagnosis: Diagnosis) -> tuple[int, bool, bool, float]:
-    """By severity; among equals causes first, what is the host's own last, and by the cost."""
+    """By severity; within one, causes first, host problems last, and by cost."""
     kind, cost = diagnosis.kind, diagnosis.evidence.get("cost") or 0.0
     return (
         -SEVERITIES.index(diagnosis.severity),

@@ -1,4 +1,4 @@
-"""One frame forward: the state takes it in; now and then what is wrong is looked at anew."""
+"""Applies a frame to the state, and reviews the diagnoses when due."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ MANY = 32
 """Of more ranks than this, ends come together: they are left to the tick after them."""
 
 PACE_ROWS = 340
-"""Rows that are looked at in a second: of more ranks a review comes that much more seldom, …"""
+"""Rows reviewed per second: with more ranks, reviews are less frequent, …"""
 
 SELDOM_S = 4.0
-"""… but this often at least."""
+"""… but at least this often."""
 
 
 def advance(state: RunState, batch: Batch) -> Run | None:
-    """Applies a frame; diagnoses on the hub's tick (once a second) and at a rank's end.
+    """Applies a frame; reviews on the hub's tick (once a second) and when a rank ends.
 
-    Many ranks' ends, which come together, are left to the tick after them.
+    In runs of many ranks, whose ends come together, only the tick triggers a review.
 
     Returns:
-        The run as it is now if it has been reviewed, else None.
+        The run as it is now if it was reviewed, else None.
     """
     called_for = len(state.ranks) <= MANY and _calls_for_review(state, batch)
     apply(state, batch)
@@ -42,7 +42,7 @@ def advance(state: RunState, batch: Batch) -> Run | None:
     run = summarize(state)
     state.diagnoses, state.silent_ns = review(run, state.diagnoses, state.silent_ns, state)
     state.alerts = kept(state.alerts, state.diagnoses, state.wall_s)
-    told, why = verdict(state, run.ranks)  # which goes by the diagnoses
+    told, why = verdict(state, run.ranks)  # depends on the diagnoses
     return msgspec.structs.replace(
         run, state=told, reason=why, diagnoses=state.diagnoses, alerts=list(state.alerts)
     )
@@ -56,8 +56,8 @@ def _is_due(state: RunState) -> bool:
 
 
 def _calls_for_review(state: RunState, batch: Batch) -> bool:
-    """A review costs as much as thousands of records, so no rank may call for one as it likes."""
-    if batch.seq < 0:  # the hub's own: its clock, and ends of processes
+    """Whether a frame triggers a review, which is as expensive as thousands of records."""
+    if batch.seq < 0:  # the hub's own: its clock, and processes' ends
         return any(isinstance(record, Tick | Bye | Command) for record in batch.records)
     rank = state.ranks.get(batch.rank)
     is_over = rank is not None and rank.pid == batch.pid and rank.bye is not None

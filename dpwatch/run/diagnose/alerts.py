@@ -1,4 +1,4 @@
-"""The history of what was wrong: each diagnosis that came up, with its times."""
+"""The history of diagnoses, with their times."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ KEPT = 100
 
 
 def kept(alerts: Sequence[Alert], now: Sequence[Diagnosis], wall_s: float) -> list[Alert]:
-    """The history, brought up to date with what holds now.
+    """The history, updated with the active diagnoses.
 
-    An alert goes on while its kind holds for any of the same ranks; of others it is a new one.
+    An alert continues while its kind is active for any of the same ranks; for others it is a new
+    one.
 
     Args:
-        alerts: The history so far, the oldest first.
-        now: Diagnoses that hold.
+        alerts: The history so far, oldest first.
+        now: Active diagnoses.
         wall_s: The wall clock now.
 
     Returns:
-        The history, at most `KEPT` long; the oldest that are over make room.
+        The history, at most `KEPT` long; the oldest resolved alerts are dropped.
     """
     left = {diagnosis.kind: diagnosis for diagnosis in now}
     new = []

@@ -1,20 +1,20 @@
 """`comm_bound`: compute waits for communication, more than late ranks explain.
 
-Rule: for more than half of the ranks, exposed communication less what they waited in the same step
-for others to come to a call takes at least 25 % of the step; from 40 % on it is a warning. Ranks
-that wait for a late one are a `straggler`'s victims. What it is that takes the time:
+Rule: for more than half of the ranks, exposed communication minus the time waited for other ranks
+to enter a call takes at least 25 % of the step; from 40 % on it is a warning. Ranks that wait for
+a late one are covered by `straggler`. The patterns:
 
-- *repeated*: under DDP, all-reduces of at least 1.9 times the model's bytes a step, as when
-  gradients are exchanged for each micro-batch and not once a step;
-- *messages*: most of it by send and recv, as between the stages of a pipeline;
-- *many_calls*: at least 32 calls a step of 64 KiB or less on average;
-- *few_bytes*: less than 64 KiB a step in fewer calls;
-- *bytes*: else.
+- *repeated*: under DDP, all-reduces of at least 1.9 times the model's bytes per step, as when
+  gradients are exchanged for each micro-batch instead of once per step;
+- *messages*: mostly send and recv, as between the stages of a pipeline;
+- *many_calls*: at least 32 calls per step of 64 KiB or less on average;
+- *few_bytes*: less than 64 KiB per step in fewer calls;
+- *bytes*: anything else.
 
-Where ranks share too few cores, their collectives wait for a core as all else does, and
-`cpu_oversubscribed` says so. There, and where it is less without the waits for late ranks,
-*repeated* and *many_calls* are told as a hint (`info`), from a tenth of the step and from a quarter
-on, those waits included: they are counted and not timed.
+If ranks share too few cores, their collectives also wait for a core, and `cpu_oversubscribed` says
+so. There, and if the share is lower without the waits for late ranks, *repeated* and *many_calls*
+are reported as a hint (`info`), from 10 % and 25 % of the step on, those waits included: these
+patterns follow from counts, not from times.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MANY_CALLS = 32
 SMALL_BYTES = 64 << 10
 
 HINTS = {"repeated": 0.10, "many_calls": 0.25}
-"""Patterns that are certain whatever the times, and from which share of the step they matter."""
+"""Patterns that don't depend on times, and the share of the step from which they matter."""
 
 _CURES = {
     "bytes": "Communicate less: accumulate gradients over more batches (with no_sync), use a "
@@ -75,7 +75,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
 def net_shares(run: Run, state: RunState) -> dict[int, float]:
     """By rank, exposed communication that late ranks don't explain, as a share of the step.
 
-    Empty where a lack of cores would be taken for it, and before steps have settled.
+    Empty if a lack of cores could be mistaken for it, and during the first steps.
     """
     crowded = run.devices != "cuda" and run.cores is not None and len(run.ranks) > run.cores
     if run.steps < SETTLED_STEPS or crowded or cpu_oversubscribed.rule(run) is not None:
@@ -86,7 +86,7 @@ def net_shares(run: Run, state: RunState) -> dict[int, float]:
 
 
 def _net_share(rank: RankState) -> float | None:
-    """The median over the steps in which exposed time was measured, None of none."""
+    """The median over the steps with measured exposed time, None without any."""
     lane = rank.lanes.get(0)
     if lane is None:
         return None
@@ -103,17 +103,17 @@ def _net_share(rank: RankState) -> float | None:
 
 
 def _gross_share(run: Run) -> float | None:
-    """What compute waits for communication, whatever the reason: a share of the step."""
+    """The share of the step in which compute waits for communication, for whatever reason."""
     shares = (row.comm_ms.exposed_share for row in run.ranks)
     return shared_by_most(share for share in shares if share is not None)
 
 
 class Load(NamedTuple):
-    """What a rank hands in per step: the most of any.
+    """What a rank contributes per step: the most of any rank.
 
     Attributes:
         reduced: Bytes of it that are all-reduced.
-        heaviest: The op and group that take most of it.
+        heaviest: The op and group with most of it.
     """
 
     calls: float
@@ -123,7 +123,7 @@ class Load(NamedTuple):
 
 
 def _load(run: Run, state: RunState) -> Load:
-    """Of the ops and groups that each rank calls: no rank is in all groups."""
+    """Sums the ops and groups that each rank calls: no rank is in all groups."""
     by_key = {f"{each.op}/{each.group}": each for each in run.collectives}
     loads = []
     for rank in some_of(list(state.ranks.values())):
@@ -156,7 +156,7 @@ def _pattern(run: Run, load: Load) -> str:
 
 
 def _times_the_model(run: Run, load: Load) -> float | None:
-    """How many times the model's bytes are all-reduced in a step; None where that is unknown."""
+    """How many times the model's bytes are all-reduced per step, None if unknown."""
     return load.reduced / run.model.param_bytes if run.model.param_bytes else None
 
 
@@ -169,7 +169,7 @@ def _finding(
     most: float,
     aside: str = "",
 ) -> Finding:
-    """The finding; of a hint with an `aside` on what else is in the share."""
+    """The finding; a hint has an `aside` about what else the share includes."""
     calls, moved, _, heaviest = load
     times = _times_the_model(run, load)
     of_it = f" ({aside})" if aside else ""

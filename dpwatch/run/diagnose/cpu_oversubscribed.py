@@ -1,7 +1,7 @@
-"""`cpu_oversubscribed`: the host has too few cores, so threads that could run wait for one.
+"""`cpu_oversubscribed`: the host has too few cores, so runnable threads wait for one.
 
 Rule: the training threads spend on average at least 10 % of wall time in the run queue; from 25 %
-on it is a warning. It says nothing against the strategy, and says so.
+on it is a warning. It says nothing about the strategy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ WORTH_SAYING = 0.10
 WARNING = 0.25
 
 _TAKES_TURNS = frozenset({"ddp-mp"})
-"""Where one thread works for all devices of its process in turn."""
+"""Strategies in which one thread drives all devices of its process in turn."""
 
 
 def rule(run: Run) -> Finding | None:
@@ -47,7 +47,7 @@ def rule(run: Run) -> Finding | None:
 
 
 def _by_thread(run: Run) -> list[float | None]:
-    """Each training thread's share of time in the run queue; None where it is unknown."""
+    """Each training thread's share of time in the run queue, None if unknown."""
     if run.strategy not in _TAKES_TURNS:
         return [row.runqueue_wait for row in run.ranks]
     waits: dict[tuple[str, int], float | None] = {}

@@ -1,20 +1,20 @@
-"""`desync`: ranks of one group call different collectives at the same place of its sequence.
+"""`desync`: ranks of one group call different collectives at the same position of its sequence.
 
-Rule, the first of these that holds:
+The first of these that applies:
 
 - *calls*: two ranks' calls with the same number in the same group differ in op, or, for ops that
-  need equal shares, in bytes or type. Looked at are calls that are over, calls that some have
-  entered, and the newest and the oldest call under way that heartbeats tell of each. A group whose
-  numbers have never matched, in one call of all its ranks or in several of some, is not judged: the
-  probe may have joined its ranks at different places.
-- *members*: ranks that make or have one process group disagree about who is in it, and one of them
-  stands still or gave up.
-- *skipped*: a rank gave up a pass that the others went through, and went on with the next one.
-- *shift*: calls are alike, but a rank that was in step with the others has been some steps ahead or
-  behind since a certain step, steadily; or it is in a call that does not end.
+  need equal shares, in bytes or type. It considers completed calls, calls that some ranks have
+  entered, and the newest and oldest call in flight from each heartbeat. A group whose numbers have
+  never matched, in one call of all its ranks or in several of some, is not judged: the probe may
+  have joined its ranks at different positions.
+- *members*: ranks that create or have one process group disagree about its members, and one of
+  them is stuck or gave up.
+- *skipped*: a rank abandoned a pass that the others completed, and went on with the next one.
+- *shift*: calls are alike, but a rank that was in step with the others has been a constant number
+  of steps ahead or behind since a certain step; or it is in a call that does not complete.
 
-Ranks whose steps simply don't go on (parameter servers, ranks that have joined early in DDP's
-`join`) are in step as long as their calls are.
+Ranks that stop doing steps (parameter servers, ranks that joined early in DDP's `join`) are in
+step as long as their calls are.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from dpwatch.units import size
 from dpwatch.wire.messages import Collective, Position
 
 MATCHED_CALLS = 8
-"""So many calls that some of the ranks entered alike do where there is none of all."""
+"""This many matching calls of some ranks suffice if there is none of all ranks."""
 
 STOPPED_NS = 3_000_000_000
-"""Ranks that have not moved for so long may be judged by their steps too."""
+"""Ranks that have not moved for this long may be judged by their steps too."""
 
 Called = Collective | Position
 
 
 def rule(run: Run, state: RunState) -> Finding | None:
-    """Fires on the first place where calls differ."""
+    """Fires on the first position where calls differ."""
     standing: list[tuple[str, int, dict[int, Called]]] = []
     for group, seq, calls in _places(state):
         alike = {rank: fingerprint(call) for rank, call in calls.items()}
@@ -64,7 +64,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
 
 
 def _strays(state: RunState, group: str, calls: dict[int, Called]) -> bool:
-    """Whether ranks that stand in one call, which does not end, got there in different steps."""
+    """Whether ranks in one call that does not complete got there in different steps."""
     if not _under_way(calls) or not _stopped(state, calls) or not _have_matched(state, group):
         return False
     steps = {rank: call.step for rank, call in calls.items()}
@@ -73,7 +73,7 @@ def _strays(state: RunState, group: str, calls: dict[int, Called]) -> bool:
 
 
 def _under_way(calls: dict[int, Called]) -> bool:
-    """Whether a call is not known to be over in any rank."""
+    """Whether no rank is known to have completed the call."""
     done = (
         call.done if isinstance(call, Position) else call.completed_ns is not None
         for call in calls.values()
@@ -82,10 +82,9 @@ def _under_way(calls: dict[int, Called]) -> bool:
 
 
 def _have_matched(state: RunState, group: str) -> bool:
-    """Whether numbers in the group stand for the same call in all its ranks.
+    """Whether call numbers in the group mean the same call in all its ranks.
 
-    A rank that has died may have taken all that it called with it; then what the others called
-    alike has to do.
+    A rank that died may have lost the record of its calls; then matching calls of the others count.
     """
     if state.arrivals.matched.get(group):
         return True
@@ -97,7 +96,7 @@ def _have_matched(state: RunState, group: str) -> bool:
 
 
 def _places(state: RunState) -> Iterator[tuple[str, int, dict[int, Called]]]:
-    """Places in groups' sequences, and what each rank is known to have called there."""
+    """Positions in groups' sequences, and what each rank called there."""
     found = state.arrivals.mismatch
     if found is not None:
         yield found.group, found.seq, dict(found.calls)
@@ -118,7 +117,7 @@ def _places(state: RunState) -> Iterator[tuple[str, int, dict[int, Called]]]:
 
 
 def _suspects(state: RunState) -> set[tuple[str, int]]:
-    """Places at which not all is one call in one step; of thousands of ranks mostly none."""
+    """Positions with different calls or steps; mostly none, even of thousands of ranks."""
     found: dict[tuple[str, int], object] = {}
     suspect = set()
     positions = ((p.group, p.seq, p.step, fingerprint(p)) for _, p in _positions(state))
@@ -129,7 +128,7 @@ def _suspects(state: RunState) -> set[tuple[str, int]]:
 
 
 def _positions(state: RunState) -> Iterator[tuple[int, Position]]:
-    """The newest and the oldest call that each rank is known to be in, in each of its groups."""
+    """The newest and oldest call in flight of each rank in each of its groups."""
     for rank, who in state.ranks.items():
         for position in who.beat.positions if who.beat else ():
             if is_current(state, position):
@@ -153,7 +152,7 @@ def _finding(
     expected = _usual(state, group, seq, calls, alike)
     astray = sorted(rank for rank in calls if alike[rank] != expected)
     ranks = astray
-    if expected is None:  # as many call the one as the other, and nothing tells who is right
+    if expected is None:  # a tie, and nothing tells who is right
         ranks, expected = sorted(calls), alike[max(calls)]
         astray = [rank for rank in ranks if alike[rank] != expected]
     odd, norm = calls[astray[0]], next(calls[r] for r in calls if alike[r] == expected)
@@ -191,7 +190,7 @@ def _usual(
     calls: dict[int, Called],
     alike: dict[int, tuple[str, int, str]],
 ) -> tuple[str, int, str] | None:
-    """What was to be called: what most ranks did, or what the step before had there."""
+    """The expected call: that of most ranks, or the previous step's at this position."""
     (common, most), *_ = Counter(alike.values()).most_common(1)
     if 2 * most > len(calls):
         return common

@@ -1,6 +1,6 @@
-"""`gil_bound`: threads of one process wait for each other's GIL.
+"""`gil_bound`: threads of one process wait for its GIL.
 
-Rule: devices driven by threads of one process spend on average at least 5 % of the step blocked
+Rule: devices driven by threads of one process are blocked on average for at least 5 % of the step
 where only the GIL can block them. From 15 % on it is a warning.
 """
 

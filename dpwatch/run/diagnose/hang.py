@@ -1,11 +1,11 @@
-"""`hang`: the run stands still, and this is the rank that holds it up.
+"""`hang`: nothing moves, and which rank holds the run up.
 
-Rule: a rank has entered no collective and ended no step for 3 s and 4 median steps (10 s before the
-first steps are done), and either it waits for a rank that has not entered the same call, or it
-stands still at one line of Python; or ranks have stood for 12 s in making a process group (8 s
-where they can't meet). Named are the ranks that wait for nobody, or have not come. How bad it is
-goes by what they do and for how long (see `doing`), measured against pauses that the run has got
-over. Once a rank has given up waiting it is critical, and says whom that rank had waited for.
+Rule: a rank has entered no collective and completed no step for 3 s and 4 median steps (10 s
+before the first steps), and either it waits for a rank that has not entered the same call, or it is
+stuck at one line of Python; or ranks have been creating a process group for 12 s (8 s if they
+can't meet). The finding names the ranks that wait for nobody, or have not arrived. Its severity
+depends on what they do and for how long (see `doing`), compared with earlier pauses of the run.
+Once a rank has given up waiting it is critical, and names whom that rank had waited for.
 """
 
 from __future__ import annotations
@@ -37,42 +37,42 @@ LEAST_STEPS = 4
 STARTING_NS = 10_000_000_000
 
 ALONE_CRITICAL_S = 15.0
-"""Standing still where nobody waits is critical only after so long: it may be one long call."""
+"""Being stuck while nobody waits is critical only after this long: it may be one long call."""
 
 LARGEST_ERROR_NS = 500_000_000
-"""Clocks of several hosts that may be further off say nothing of seconds."""
+"""With a larger error between hosts' clocks, seconds can't be compared."""
 
 STARTED = 3
-"""Steps from which on the median step says what is long."""
+"""Steps before the median step tells what is long."""
 
 TOLD = 4
-"""Of more ranks than these not each gets a sentence."""
+"""At most this many ranks get a sentence each."""
 
 
 def rule(run: Run, state: RunState) -> Finding | None:
-    """Fires on heartbeats: who has entered which call, who has not, and where they stand."""
+    """Fires on heartbeats: which ranks have entered which call, and where the others are."""
     if run.state == "finished" or not _compare(state):
         return None
     if (meets := meeting(run, state)) is not None:
         return None if desync.rule(run, state) is not None else meets
     broke_ns = given_up_ns(state)
     found = standstill(state, _patience_ns(run)) if broke_ns is None else given_up(state)
-    if found is None or desync.rule(run, state) is not None:  # which then is why
+    if found is None or desync.rule(run, state) is not None:  # which is then the cause
         return None
     each = {rank: doing(state, rank) for rank in found.roots}
     stuck_s = ((broke_ns or state.now_ns) - found.since_ns) / 1e9
     if not found.waiting:
         return _alone(run, state, found, each, stuck_s)
     if all(_ended_by_itself(state, rank) for rank in found.roots):
-        return None  # `rank_lost` says it
+        return None  # reported by `rank_lost`
     unseen = any(told.what == "unseen" for told in each.values())
     if state.joined and state.joined.role != "head" and unseen:
-        return None  # they are on other hosts, and only the head knows how they do
+        return None  # they are on other hosts, and only the head knows their state
     return _waited_for(state, found, each, stuck_s, broken=broke_ns is not None)
 
 
 def _compare(state: RunState) -> bool:
-    """Whether ranks' times compare well enough to say who has stood still for seconds."""
+    """Whether ranks' clocks compare well enough to tell who has been stuck for seconds."""
     error_ns = state.clock_error_ns(rank.host for rank in state.ranks.values())
     return error_ns is not None and error_ns <= LARGEST_ERROR_NS
 
@@ -125,7 +125,7 @@ def _waited_for(
 def _named(
     state: RunState, found: Standstill, each: dict[int, Doing], call: Call, stuck_s: float
 ) -> str:
-    """Who has not come, to what, and how long others have waited there."""
+    """Which ranks have not entered which call, and how long others have waited there."""
     position = call.position
     where = f" at {position.where}" if position.where else ""
     what = f"{position.op}{where} (group {position.group}, call {position.seq})"
@@ -146,14 +146,14 @@ def _named(
 
 
 def _after(state: RunState, ranks: Sequence[int]) -> str:
-    """After how many steps ranks have ended, where these are the same of all."""
+    """After how many steps ranks ended, if it is the same for all."""
     done = {state.ranks[r].steps_done for r in ranks}
     steps = max(done) if len(done) == 1 else 0
     return f" after {steps} step{'s' * (steps > 1)}" if steps else ""
 
 
 def _sentences(each: dict[int, Doing]) -> str:
-    """What the first ranks do, and what to do about it, each advice once."""
+    """What the first ranks do, and the advice, each only once."""
     some = list(each.values())[:TOLD]
     told = [one.told for one in some if one.what != FINISHED]
     advice = list(dict.fromkeys(one.advice for one in some if one.advice))
@@ -161,7 +161,7 @@ def _sentences(each: dict[int, Doing]) -> str:
 
 
 def _crowded(found: Standstill) -> Call:
-    """The call that most ranks wait in for a root."""
+    """The call in which most ranks wait for a root of the wait graph."""
     roots = set(found.roots)
     calls = distinct(found.waiting)
     direct = [c for c in calls if roots & set(c.missing)]
@@ -176,7 +176,7 @@ def _each_waits(found: Standstill) -> str:
 def _alone(
     run: Run, state: RunState, found: Standstill, each: dict[int, Doing], stuck_s: float
 ) -> Finding | None:
-    """Ranks that have not moved though no collective holds them."""
+    """Ranks that are stuck outside any collective."""
     moved = [rank for rank, told in each.items() if told.what not in ("still", "silent")]
     running = [rank for rank, who in state.ranks.items() if who.bye is None]
     if moved or run.steps < STARTED or len(found.roots) < len(running):
@@ -217,9 +217,9 @@ def _alone(
 
 
 def _stands_in(beat: Beat, position: Position | None) -> bool:
-    """Whether a rank's thread is in the call that it entered last, rather than somewhere else.
+    """Whether a rank's thread is in the call that it entered last, rather than elsewhere.
 
-    Of a call that C++ issued it may be unknown that it is over.
+    The end of a call issued by C++ may be unknown.
     """
     if position is None or position.done or beat.phase == "data" or beat.inside:
         return False
@@ -228,7 +228,7 @@ def _stands_in(beat: Beat, position: Position | None) -> bool:
 
 
 def _places(state: RunState) -> dict[str, Any]:
-    """Each rank's line of Python, what it waits in there, and stacks of those that stand still."""
+    """Each rank's line of Python, what it waits in there, and stacks of those that are stuck."""
     beats = {r: rank.beat for r, rank in state.ranks.items() if rank.beat}
     waits = {str(r): beat.waits_on or beat.waits_in for r, beat in beats.items() if beat.waits_in}
     return {

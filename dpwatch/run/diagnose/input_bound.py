@@ -1,8 +1,8 @@
 """`input_bound`: the ranks wait for data.
 
 Rule: for more than half of the ranks, waiting for the next batch takes at least 10 % of the step,
-their wait for a core taken off, as their loaders wait for one too; from 25 % on, likewise, it is a
-warning. One rank that alone waits is a `straggler`.
+minus their wait for a core, since their loaders wait for one too; from 25 % on it is a warning.
+One rank that waits alone is a `straggler`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dpwatch.run.model.snapshot import Run
 WORTH_SAYING = 0.10
 WARNING = 0.25
 LEAST_MS = 0.5
-"""Shorter waits are the loader's own overhead."""
+"""Shorter waits are overhead of the loader."""
 
 
 def rule(run: Run) -> Finding | None:

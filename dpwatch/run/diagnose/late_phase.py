@@ -1,4 +1,4 @@
-"""Which phase made a rank late: the one it spent more time in than the others before the call."""
+"""Which phase made a rank late: the one in which it spent more time than the others."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ PHASE_ADVICE = {
 
 
 class Cause(msgspec.Struct, frozen=True):
-    """A phase, and how much longer the late rank was in it than the median of the others."""
+    """A phase, and how much longer than the others' median the late rank spent in it."""
 
     phase: str
     excess_ns: float
 
 
 def cause_of(state: RunState, late: Sequence[LateArrival]) -> Cause | None:
-    """What typically delayed the rank of these calls; None if no step can tell."""
+    """What typically delayed the rank in these calls, None if no step can tell."""
     by_call = excesses_of(state, late)
     if not by_call:
         return None
@@ -52,9 +52,9 @@ def cause_of(state: RunState, late: Sequence[LateArrival]) -> Cause | None:
 
 
 def excesses_of(state: RunState, late: Sequence[LateArrival]) -> list[dict[str, float]]:
-    """Of each of these calls, all of which one rank was late to, how much longer it took by phase.
+    """For each of these calls, all with the same late rank, its excess time by phase.
 
-    Left out are those whose step can't tell.
+    Calls whose step has no phases are left out.
     """
     rank = late[0].latest
     steps = {call.step for call in late} | {call.step - 1 for call in late}
@@ -75,9 +75,9 @@ def _records(state: RunState, rank: int, steps: set[int]) -> dict[int, Step]:
 def _excesses(
     call: LateArrival, rank: int, records: dict[int, dict[int, Step]]
 ) -> dict[str, float] | None:
-    """By phase, how much longer the rank took than the others' median before it called.
+    """By phase, how much longer than the others' median the rank took before the call.
 
-    None where steps were only counted, or not measured on the device: their phases are unknown.
+    None if steps were only counted, or not measured on the device: their phases are unknown.
     """
     own, before = records[rank].get(call.step), records[rank].get(call.step - 1)
     if own is None or (call.first and before is None):
@@ -85,7 +85,7 @@ def _excesses(
     excess = dict.fromkeys(PHASE_WORDS, 0.0)
     reached = PHASES.index(call.phase) if call.phase else PHASES.index("optimizer")
     if call.first:
-        # Since the last call of the step before: its optimizer, and this step so far.
+        # Since the last call of the previous step: its optimizer, and this step so far.
         excess["optimizer"] = _over(rank, records, call.step - 1, "optimizer")
         for phase in PHASES[:reached]:
             excess[phase] = _over(rank, records, call.step, phase)

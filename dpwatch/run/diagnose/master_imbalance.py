@@ -1,12 +1,13 @@
-"""`master_imbalance`: device 0 holds or carries much more than the others.
+"""`master_imbalance`: device 0 holds or transfers much more than the others.
 
 Rule: device 0's peak is at least 1.25 × the median of the other devices, or its traffic at least
 1.5 ×. nn.DataParallel and a parameter server on device 0 do this by design; at N = 2 the traffic
-is even (each copy has two ends) and memory alone tells. A model split over devices (`ddp-mp`) has
-no master: they hold different parts by design, device 0 the same as the first of every rank.
+is even (each copy has two ends), so only memory tells. A model split over devices (`ddp-mp`) has
+no master: its devices hold different parts by design.
 
-In any other scheme no device is a master, and what one rank keeps, or a sharding gives it, is said
-as that; it is compared as in `memory_imbalance`, and traffic over the same steps only.
+In any other strategy no device is a master, and the text says that this rank keeps more, or that
+sharding gives it more; memory is compared as in `memory_imbalance`, traffic over the same steps
+only.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _NO_MASTER = frozenset({"ddp-mp"})
 
 
 def rule(run: Run) -> Finding | None:
-    """Fires on the ratios that `Run.balance` holds, and on what is held between steps."""
+    """Fires on the ratios in `Run.balance`, and on memory held between steps."""
     devices = [row for row in run.ranks if row.device_kind != "host"]
     if run.strategy in _NO_MASTER or len(devices) < 2:
         return None
@@ -83,7 +84,7 @@ def _of_a_master(run: Run, devices: list[Rank], *, busy: bool) -> Finding | None
 
 
 def _of_a_rank(run: Run, devices: list[Rank], found: Uneven | None, *, busy: bool) -> Finding:
-    """Rank 0 of a scheme without a master."""
+    """Rank 0 of a strategy without a master."""
     first = devices[0]
     traffic_ratio = run.balance.traffic_device0_over_median
     evidence: dict[str, Any] = {
@@ -123,7 +124,7 @@ def _of_a_rank(run: Run, devices: list[Rank], found: Uneven | None, *, busy: boo
 
 
 def _in_step(devices: list[Rank]) -> bool:
-    """Whether their traffic is of the same steps: others may be of another model or strategy."""
+    """Whether their traffic is of the same steps; else models or strategies may differ."""
     steps = [row.steps for row in devices]
     return max(steps) - min(steps) < IN_STEP
 

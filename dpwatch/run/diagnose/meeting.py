@@ -1,4 +1,4 @@
-"""Ranks that make a process group and wait for the others to come; findings of `hang`."""
+"""Ranks that create a process group and wait for others; findings of `hang`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Meeting
 
 SURE_NS = 8_000_000_000
-"""Standing there for so long is told where ranks ask for different worlds, and so can't meet."""
+"""Waiting this long is reported if ranks ask for different worlds, and so can't meet."""
 
 PATIENCE_S = 12.0
-"""Else it is told from here on as a note: ranks come as their start-up lets them, …"""
+"""Otherwise it is reported from here on as a note: ranks start at different speeds, …"""
 
 WARNING_S = 30.0
 """… and from here on as a warning."""
@@ -27,7 +27,7 @@ TOLD = 3
 
 
 def meeting(run: Run, state: RunState) -> Finding | None:
-    """Fires on ranks that stand in `init_process_group` or `new_group`, or gave up there."""
+    """Fires on ranks that wait in `init_process_group` or `new_group`, or gave up there."""
     there = {r: found for r, rank in state.ranks.items() if (found := _meets(rank)) is not None}
     stuck = {r: found for r, found in there.items() if _is_stuck(state.ranks[r])}
     if not stuck:
@@ -38,7 +38,7 @@ def meeting(run: Run, state: RunState) -> Finding | None:
     wanted = first.members or range(expected)
     absent = [r for r in wanted if r not in together and not _has_come(state, r, first)]
     if all(_ended_by_itself(state, r) for r in absent) and absent:
-        return None  # `rank_lost` says it
+        return None  # reported by `rank_lost`
     unseen = [r for r in absent if r not in state.ranks]
     if unseen and state.joined is not None and state.joined.role != "head":
         return None  # they may be on other hosts, and only the head knows
@@ -61,7 +61,7 @@ def _is_same(one: Meeting, other: Meeting) -> bool:
 
 
 def _has_come(state: RunState, r: int, where: Meeting) -> bool:
-    """Whether a rank that is not there has been there already."""
+    """Whether a rank that is not there has been there before."""
     rank = state.ranks.get(r)
     hello = None if rank is None else rank.hello
     if hello is None:
@@ -134,7 +134,7 @@ def _still_s(rank: RankState) -> float:
 def _why(
     state: RunState, together: dict[int, Meeting], absent: Sequence[int], expected: int
 ) -> str:
-    """Who has not come, what they do, and what to do about it."""
+    """Which ranks are missing, what they do, and what to do about it."""
     sizes = sorted({found.ranks for found in together.values()})
     if len(sizes) > 1:
         said = ", ".join(

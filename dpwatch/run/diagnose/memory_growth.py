@@ -1,10 +1,10 @@
-"""`memory_growth`: what is held between steps grows and grows, as with a leak.
+"""`memory_growth`: memory held between steps keeps growing, as with a leak.
 
-Rule: over at least 8 samples and 40 steps after the first ten, the memory held at steps' ends grew
-by at least 5 % and 1 MiB, in each third of that time (its median above the one before), and in no
-more than a tenth of the samples it fell below what it was a third earlier. Where the probe knows
-only the process's resident size, at least 64 MiB. Batches that have grown by as much, or more, are
-why: then it is none. Its pace is what lies between the medians of the first and the last third.
+Rule: over at least 8 samples and 40 steps after the first ten, the memory held at the end of steps
+grew by at least 5 % and 1 MiB, in each third of that time (its median above the one before), and
+at most a tenth of the samples were below the one a third earlier. If only the process's resident
+size is known, at least 64 MiB. Growth in proportion to growing batches doesn't count. The rate is
+computed between the medians of the first and the last third.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ SETTLED_STEP = 10
 LEAST_SAMPLES = 8
 LEAST_STEPS = 40
 HALVED_SAMPLES = 48
-"""From so many on only the later half counts: what has come to rest is over."""
+"""From this many samples on only the later half counts, so that past growth is forgotten."""
 
 GROWTH = 0.05
 LEAST_BYTES = 1 << 20
 LEAST_RSS_BYTES = 64 << 20
 FALLS = 0.1
 PROPORTION = 1.25
-"""Growth up to so many times what the batches have grown by is theirs."""
+"""Growth up to this many times the growth of the batches is attributed to these."""
 
 SOON = 10
-"""A device that is full within so many times as many steps as have been done is a warning."""
+"""A warning if the device is full within this many times the steps done so far."""
 
 _ADVICE = (
     "Look for tensors kept from step to step: losses or outputs appended without .item() or "
@@ -45,7 +45,7 @@ _ADVICE = (
 
 
 class Growth(msgspec.Struct, frozen=True):
-    """What a device's memory has grown by: bytes a step, since when, from what to what."""
+    """How a device's memory has grown: bytes per step, since when, from what to what."""
 
     bytes_per_step: float
     began: int
@@ -68,7 +68,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
     capacity = row.memory.capacity_bytes
     left = None if capacity is None else max(0, capacity - (row.memory.peak_bytes or growth.last))
     steps_left = None if left is None else int(left / growth.bytes_per_step)
-    # Of the steps that the ledger does not sample it does not see what they leave behind.
+    # The ledger doesn't see what unsampled steps leave behind.
     least = "at least " if lane.memory and lane.memory.source == "ledger" else ""
     until = "" if steps_left is None else f"; at this rate it is full in {steps_left:,} steps"
     soon = steps_left is not None and steps_left < SOON * max(run.steps, 1)
@@ -101,7 +101,7 @@ def _is_row(state: RunState, lane: LaneState, device: str) -> bool:
 
 
 def _growth(lane: LaneState) -> Growth | None:
-    """How a device's memory grows, None if it does not."""
+    """How a device's memory grows, None if it doesn't."""
     steps, values = _settled(lane.held_bytes)
     if len(steps) < LEAST_SAMPLES or steps[-1] - steps[0] < LEAST_STEPS:
         return None
@@ -115,7 +115,7 @@ def _growth(lane: LaneState) -> Growth | None:
     if not low < middle < high or grown < max(least, GROWTH * low) or falls > FALLS * len(values):
         return None
     if (middle - low) < grown / 4 or (high - middle) < grown / 4:
-        return None  # a jump, such as the first evaluation's, and not a slope
+        return None  # a jump, such as the first evaluation, not a slope
     if grown <= PROPORTION * low * (_batches_grown(lane, steps[0]) - 1):
         return None
     first, _, last = _medians(steps)
@@ -123,7 +123,7 @@ def _growth(lane: LaneState) -> Growth | None:
 
 
 def _medians(values: Sequence[float]) -> tuple[float, float, float]:
-    """Of each third."""
+    """The median of each third."""
     third = len(values) // 3
     parts = values[:third], values[third : 2 * third], values[2 * third :]
     low, middle, high = (median(part) or 0.0 for part in parts)
@@ -131,7 +131,7 @@ def _medians(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _batches_grown(lane: LaneState, since: int) -> float:
-    """How many times as large batches have become over that time; 1.0 where that is not known."""
+    """How many times larger batches have become over that time; 1.0 if unknown."""
     pairs = zip(lane.held_samples.steps, lane.held_samples.values, strict=True)
     sizes = [size for step, size in pairs if step >= since and size > 0]
     if len(sizes) < LEAST_SAMPLES:
@@ -141,7 +141,7 @@ def _batches_grown(lane: LaneState, since: int) -> float:
 
 
 def _settled(series: Thinned) -> tuple[Sequence[int], Sequence[float]]:
-    """Without the first steps, which make optimizer state and fill caches; the later half."""
+    """Without the first steps, which create optimizer state and fill caches; the later half."""
     start = next((i for i, s in enumerate(series.steps) if s >= SETTLED_STEP), len(series.steps))
     half = max(start, len(series.steps) // 2 if len(series.steps) >= HALVED_SAMPLES else start)
     return series.steps[half:], series.values[half:]

@@ -1,9 +1,9 @@
 """`memory_imbalance`: one rank holds much more memory than the others, and it is not device 0.
 
-Rule: the fullest device holds 1.25 × the median of the others or more, at the peak or between
-steps, and 1 MiB more at least. Of whole processes (`rss`) what malloc has handed out is compared,
-between steps, and 64 MiB at least. Device 0 is `master_imbalance`'s; devices that hold different
-parts of a model by design (`ddp-mp`) and hosts that serve parameters are not compared.
+Rule: the fullest device holds at least 1.25 × the median of the others and 1 MiB more, at the peak
+or between steps. For whole processes (`rss`) memory allocated by malloc is compared, between steps,
+and at least 64 MiB. Device 0 is covered by `master_imbalance`; devices that hold different parts of
+a model by design (`ddp-mp`) and hosts that serve parameters are not compared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _DIFFERENT_PARTS = frozenset({"ddp-mp"})
 
 
 def rule(run: Run) -> Finding | None:
-    """Fires on what devices hold, which has to be known of all."""
+    """Fires on what devices hold, if it is known of all."""
     rows = [row for row in run.ranks if row.device_kind != "host"]
     if run.strategy in _DIFFERENT_PARTS:
         return None

@@ -1,8 +1,8 @@
 """`nan_loss`: the loss is NaN or infinite.
 
-Rule: the last loss that a rank told is nan or infinite. A rank is said to be the first only if all
-others that tell a loss told a good one for the step where its own was bad, or for a later one: in
-short steps the probe does not read every loss, and not all ranks' in the same steps.
+Rule: the last loss reported by a rank is nan or infinite. A rank is called the first only if all
+others that report a loss reported a finite one for the step of its own bad loss, or a later one: in
+short steps the probe doesn't read every loss, and not the same steps in all ranks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
 
 
 def _first(bad: dict[int, BadLoss], ranks: dict[int, RankState]) -> int | None:
-    """The rank where it began, if that is beyond doubt."""
+    """The rank where it began, if that is certain."""
     first = min(bad, key=lambda r: bad[r].step)
     others = (rank for r, rank in ranks.items() if r != first)
     if all(_was_good(rank, bad[first].step) for rank in others):
@@ -55,7 +55,7 @@ def _first(bad: dict[int, BadLoss], ranks: dict[int, RankState]) -> int | None:
 
 
 def _was_good(rank: RankState, step: int) -> bool:
-    """Whether its loss was still a number in `step`, if it tells any."""
+    """Whether its loss was still finite in `step`, if it reports any."""
     if rank.good_loss is None:
         return rank.bad_loss is None
     return rank.good_loss[0] >= step

@@ -1,7 +1,7 @@
-"""`no_steps`: dpwatch sees the process and none of its training steps.
+"""`no_steps`: dpwatch sees the process but none of its training steps.
 
-Rule: a rank's probe says after ten seconds, or at the end, that it has seen no step, and why; and
-no rank has shown one. A rank that has failed did not come to it.
+Rule: a rank's probe reports after ten seconds, or at the end, that it has seen no step, and why;
+and no rank has shown one. Ranks that failed don't count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dpwatch.run.state.run_state import RunState
 
 
 def rule(run: Run, state: RunState) -> Finding | None:
-    """Fires on what probes say of themselves."""
+    """Fires on what probes report about themselves."""
     if run.steps:
         return None
     able = [rank for rank in state.ranks.values() if ending(rank) in (None, FINISHED)]

@@ -1,7 +1,7 @@
-"""`oom`: the run ended because a device had no memory left.
+"""`oom`: the run ended because a device ran out of memory.
 
-Rule: the run failed, and the reason is torch's OutOfMemoryError (PyTorch names it so on CUDA as on
-virtual devices). It is looked at from the first step on: what does not fit fails early.
+Rule: the run failed, and the reason is torch's OutOfMemoryError (it has this name on CUDA and on
+virtual devices). It applies from the first step on: what doesn't fit fails early.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def rule(run: Run) -> Finding | None:
 
 
 def _device(run: Run) -> Rank | None:
-    """The row whose device the reason names first, else the rank it names."""
+    """The row of the first device named in the reason, else of the rank it names."""
     named = [(run.reason.find(f"{row.device} "), row) for row in run.ranks]
     found = [item for item in named if item[0] >= 0]
     if found:

@@ -1,8 +1,7 @@
-"""`oom_risk`: a device is about to run out of memory.
+"""`oom_risk`: a device is close to running out of memory.
 
 Rule: a device's peak is at least 90 % of its capacity (critical from 97 % on). It names the device
-that has least room left, what fills it, and what to do against that. Which peak: the highest that
-was measured, so a run that has come to rest at 89 % stays silent.
+with the least room left, what fills it, and what to do. The peak is the highest measured one.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _OTHER_CURE = "use a smaller batch"
 
 
 def rule(run: Run) -> Finding | None:
-    """Fires on the fullest device that has a known peak and capacity."""
+    """Fires on the fullest device with a known peak and capacity."""
     full = [(share, row) for row in run.ranks if (share := _share(row.memory)) >= RISKY]
     if not full or run.state == "failed":
         return None
@@ -59,13 +58,13 @@ def rule(run: Run) -> Finding | None:
 
 
 def largest(memory: MemoryUse) -> str | None:
-    """The category that takes most at the peak, None where none is known."""
+    """The largest category at the peak, None if none is known."""
     sizes = {name: size for name in CATEGORIES if (size := getattr(memory, name)) is not None}
     return max(sizes, key=lambda name: sizes[name]) if sizes else None
 
 
 def cure(run: Run, row: Rank, category: str | None) -> str:
-    """What to do about a device that is full of that."""
+    """What to do about a device that is full of this category."""
     against = _OTHER_CURE if category is None else _CURES.get(category, _OTHER_CURE)
     if run.strategy in _CENTRE and row is run.ranks[0]:
         return f"use a strategy without a master (ddp, zero, fsdp), or {against}"

@@ -11,12 +11,13 @@ from dpwatch.run.state.endings import ABORTED, GAVE_UP, ending
 from dpwatch.run.state.run_state import RunState
 
 PASSED_STEPS = 2
-"""All ranks have to be so far beyond the step of a pass that one of them gave up: they may all
-have, and not all have told of it yet."""
+"""All ranks have to be this many steps past an abandoned pass: they may all have abandoned it, and
+not all have reported it yet.
+"""
 
 
 def skipped(state: RunState) -> Finding | None:
-    """A rank gave up a pass in which others called collectives, and went on with the next one."""
+    """A rank abandoned a pass in which others called collectives, and went on with the next one."""
     beats = {r: rank.beat for r, rank in state.ranks.items() if rank.beat is not None}
     counts = {r: beat.abandoned for r, beat in beats.items()}
     if not any(counts.values()) or len(counts) < 2:
@@ -62,7 +63,7 @@ def skipped(state: RunState) -> Finding | None:
 
 
 def shifted(state: RunState) -> Finding | None:
-    """A rank's calls have met the others' of another step for a while, and go on like that."""
+    """A rank's calls have matched the others' of another step for a while, and still do."""
     for group, offsets in state.offsets.shifted():
         ranks = sorted(offsets)
         first = min(offsets.values(), key=lambda each: each.since)
@@ -97,7 +98,7 @@ def shifted(state: RunState) -> Finding | None:
 
 
 def members(state: RunState) -> Finding | None:
-    """Ranks that have or make one process group disagree about its members, and one is stuck."""
+    """Ranks that have or create one process group disagree about its members, and one is stuck."""
     told: dict[str, dict[int, tuple[int, ...]]] = {}
     for r, rank in state.ranks.items():
         for group in rank.groups if rank.bye else rank.hello.groups if rank.hello else ():

@@ -1,9 +1,9 @@
-"""`overlap_poor`: communication that could run beside backward does not.
+"""`overlap_poor`: communication that could overlap with backward does not.
 
-Rule: in a scheme that overlaps (DDP, ZeRO, FSDP), at least 60 % of the communication time is
-exposed, that costs at least 10 % of the step, neither late ranks nor a lack of cores explain it,
+Rule: in a strategy that overlaps (DDP, ZeRO, FSDP), at least 60 % of the communication time is
+exposed, this costs at least 10 % of the step, neither late ranks nor a lack of cores explain it,
 and backward alone is long enough to hide half of it. It is a hint, since how much can be hidden
-differs by model.
+depends on the model.
 """
 
 from __future__ import annotations

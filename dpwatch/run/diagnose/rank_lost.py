@@ -1,9 +1,9 @@
 """`rank_lost`: a rank has died, and the run with it.
 
-Rule: a rank's process has ended without a goodbye, or its training raised (unless for want of
-memory, which is `oom`). Named is the one that ended by itself first. Its peers fail because it is
-gone: a rank that gave up waiting is never named alone. Where all did and neither a `hang` nor a
-`desync` says for whom, all are named, once every rank has ended or a while has passed.
+Rule: a rank's process has ended without reporting, or its training raised (except out of memory,
+which is `oom`). It names the rank that ended by itself first; its peers fail because it is gone, so
+a rank that gave up waiting is never named alone. If all gave up and neither a `hang` nor a `desync`
+explains it, all are named, once every rank has ended or a while has passed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.run_state import RunState
 
 UNEXPLAINED_NS = 3_000_000_000
-"""So long after the first rank gave up, what explains it would be here."""
+"""This long after the first rank gave up, an explanation would have arrived."""
 
 _ADVICE = {
     -signal.SIGKILL: "Often the host is out of memory: check dmesg and the container's limit.",
@@ -38,7 +38,7 @@ _LOADER_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\)")
 
 
 def rule(run: Run, state: RunState) -> Finding | None:
-    """Fires on ranks that are gone."""
+    """Fires on ranks that have died."""
     if oom.rule(run) is not None or state.stopped:
         return None
     dead = died(state)
@@ -61,7 +61,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
 
 
 def _unheard(state: RunState, how: str) -> str:
-    """Of ranks that were only stopped: who may have failed before anybody could hear of it."""
+    """If ranks were only stopped: which ranks may have failed before they could report."""
     alone = state.joined is None or state.joined.role == "head"
     missing = [r for r in range(state.world_size) if r not in state.ranks] if alone else []
     if how != STOPPED or not 0 < len(missing) <= MOST_UNHEARD:
@@ -81,7 +81,7 @@ def _is_explained(run: Run, state: RunState) -> bool:
 def _unexplained(
     run: Run, state: RunState, dead: Sequence[tuple[RankState, str]]
 ) -> Finding | None:
-    """All that ended gave up waiting, and nobody is known that they waited for."""
+    """All ranks that ended gave up waiting, and it is not known for whom."""
     gave_up = [rank for rank, how in dead if how == GAVE_UP]
     first = gave_up[0]
     waits = any(rank.bye is None for rank in state.ranks.values())

@@ -1,20 +1,19 @@
-"""`straggler`: one rank comes last to the collectives, and the others wait for it.
+"""`straggler`: one rank is last to enter collectives, and the others wait for it.
 
-Rule: of each step counts the call that had the widest gap between the last rank and the last but
-one (the earliest such, since whom a straggler delays is late to the next group's call).
+Rule: in each step, the call counts that has the widest gap between the last rank and the one before
+it (the earliest such call, since ranks delayed by a straggler are late to the next group's call).
 
 - *constant*: in at least 80 % of the last 5 (10, 20, … 160) steps it was the same rank, by at least
-  5 % of the step and 2 ms in the median, by 200 ms in sum, and chance is no explanation: so often
-  the same one of N ranks; or steadily, and by much more than ranks lay apart before or do among
+  5 % of the step and 2 ms in the median, by 200 ms in total, and not by chance: too often the same
+  one of N ranks; or steadily, and by much more than ranks were apart before or are among
   themselves.
-- *occasional*: of the gaps of at least half a step and 5 times the usual, nearly all were that
-  rank's.
+- *occasional*: nearly all gaps of at least half a step and 5 times the usual were that rank's.
 
-What delays it is the phase in which it spent more time than the others before it called; host code
-between phases is `other`. Time for which its thread had no core is not held against it, nor what
-ranks of this host wait for one on average: so much one of them may lag behind.
+The cause is the phase in which it spent more time than the others before the call; host code
+between phases is `other`. Time in which its thread had no core doesn't count, nor what ranks of
+this host wait for one on average, since one of them may lag by that much.
 
-Over several hosts the gap must also be four times what their clocks may be off by.
+Over several hosts the gap must also be four times the error of their clocks.
 """
 
 from __future__ import annotations
@@ -33,43 +32,43 @@ from dpwatch.run.state.run_state import RunState
 
 LEAST_NS = 2_000_000
 LEAST_SHARE = 0.05
-"""Of the step, that the rank has to cost."""
+"""The least share of the step that the rank has to cost."""
 
 CLOCK_ERRORS = 4
-"""How many times the error between hosts' clocks a gap has to be."""
+"""How many times the error between hosts' clocks a gap must be."""
 
 SIZES = (5, 10, 20, 40, 80, 160)
 LEAST_SUM_NS = 200_000_000
-"""Less in sum than this is a hiccup of the host, which lasts a moment and hits one rank."""
+"""Less in total is a hiccup of the host, which lasts a moment and hits one rank."""
 
 CONSTANCY = 0.8
 NO_CHANCE, UNLIKELY = 1e-5, 1e-3
 STEADY = 6.0
-"""Student's t from which on a rank's lateness is steady, …"""
+"""Student's t from which a rank's lateness is steady, …"""
 
 UNUSUAL = 3.0
-"""… and how much more it has to be than what ranks usually lie apart."""
+"""… and how much larger it must be than ranks' usual distance."""
 
 OUTLIER = 0.5
 """Of a step, …"""
 
 OUTLYING = 5.0
-"""… and times the usual gap: a gap so wide counts as a step held up."""
+"""… and times the usual gap: a gap this wide counts as a delayed step."""
 
 FEW = 3
 WARNING = 0.15
 ALIKE = 0.7
-"""Gaps of this share of the widest count as wide as it."""
+"""Gaps of at least this share of the widest count as equally wide."""
 
 LEAST_STEPS = 5
 QUEUE_STEPS = 32
 
 CROWDS = 1.5
-"""Times the mean wait for a core that a gap has to be, …"""
+"""How many times the mean wait for a core a gap must be, …"""
 
 CROWDED, CROWDED_SIZE = 0.15, 20
-"""… and where that is such a share of the step, steps that are needed: who gets no core does not
-get any for some steps."""
+"""… and from which share of the step on this many steps are needed: a thread lacks a core for
+several steps in a row."""
 
 
 def rule(run: Run, state: RunState) -> Finding | None:
@@ -82,7 +81,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
 
 
 def _step_ns(state: RunState) -> float | None:
-    """How long steps take now: the rank has to cost its share of these, not of those before."""
+    """The current step time: the rank has to cost a share of this, not of earlier steps."""
     return median(
         median(rank.lanes[0].recent.took_ns(LEAST_STEPS))
         for rank in some_of(list(state.ranks.values()))
@@ -91,7 +90,7 @@ def _step_ns(state: RunState) -> float | None:
 
 
 def widest_by_step(state: RunState) -> list[LateArrival]:
-    """Each complete step's call with the widest gap, the oldest step first."""
+    """The call with the widest gap of each complete step, oldest step first."""
     done = min((r.lanes[0].steps for r in state.ranks.values() if 0 in r.lanes), default=0)
     chosen = []
     for step in sorted(state.arrivals.late):
@@ -99,7 +98,7 @@ def widest_by_step(state: RunState) -> list[LateArrival]:
         if step >= done or not calls:
             continue
         least_ns = ALIKE * calls[0].gap_ns
-        if len(calls) == 1 or calls[1].gap_ns < least_ns:  # they are in order
+        if len(calls) == 1 or calls[1].gap_ns < least_ns:  # they are sorted
             chosen.append(calls[0])
         else:
             wide = [call for call in calls if call.gap_ns >= least_ns]
@@ -135,7 +134,7 @@ def _always(state: RunState, steps: Sequence[LateArrival], step_ns: float) -> Fi
 
 
 def _streak(steps: Sequence[LateArrival], rank: int, gap_ns: float) -> int:
-    """The step from which on the rank has come last, and by about as much as now."""
+    """The step since which the rank has been last by about as much as now."""
     began = steps[-1].step
     for late in reversed(steps):
         alike = late.latest == rank and late.gap_ns >= gap_ns / 2
@@ -149,21 +148,21 @@ def _streak(steps: Sequence[LateArrival], rank: int, gap_ns: float) -> int:
 def _usual_ns(
     window: Sequence[LateArrival], before: Sequence[LateArrival], ranks: int
 ) -> float | None:
-    """How far apart ranks usually come; None if nothing tells."""
+    """How far apart ranks usually arrive, None if unknown."""
     if len(before) >= LEAST_STEPS:
         return median(late.gap_ns for late in before)
-    # From the median of the others to the last of them is about half of what they lie apart.
+    # From the median of the others to the last of them is about half of their spread.
     return median(2 * (late.lag_ns - late.gap_ns) for late in window) if ranks > 2 else None
 
 
 def _stands_out(signed: Sequence[float], usual_ns: float | None) -> bool:
-    """Whether the rank is late steadily, and by more than is usual."""
+    """Whether the rank is late steadily, and by more than usual."""
     mean, error = fmean(signed), stdev(signed) / math.sqrt(len(signed))
     return usual_ns is not None and mean >= max(STEADY * error, UNUSUAL * usual_ns)
 
 
 def _luck(size: int, count: int, ranks: int) -> float:
-    """How probable it is that some one of the ranks is last so often by chance."""
+    """The probability that any one of the ranks is last so often by chance."""
     p = 1 / max(2, ranks)
     tail = sum(math.comb(size, k) * p**k * (1 - p) ** (size - k) for k in range(count, size + 1))
     return min(1.0, ranks * tail)
@@ -179,7 +178,7 @@ def _now_and_then(state: RunState, steps: Sequence[LateArrival], step_ns: float)
     own = [late for late in held_up if late.latest == rank]
     cost_ns = sum(late.gap_ns for late in own) / len(steps)
     rare = _luck(len(held_up), count, len(state.ranks)) <= UNLIKELY
-    # Once more than half of the steps are held up, the median step knows of it and this is silent.
+    # Once more than half of the steps are delayed, the median step includes it and this is silent.
     crowd_ns = CROWDS * crowding_ns(state)
     least_cost_ns = max(LEAST_SHARE * step_ns, crowd_ns)
     if count < FEW or not rare or cost_ns < least_cost_ns or count > len(steps) // 2:
@@ -191,13 +190,13 @@ def _now_and_then(state: RunState, steps: Sequence[LateArrival], step_ns: float)
 
 
 def least_ns(state: RunState) -> float:
-    """The least gap that says something: above what clocks of several hosts may be off by."""
+    """The least meaningful gap: above the error of several hosts' clocks."""
     error_ns = state.clock_error_ns(rank.host for rank in state.ranks.values())
     return math.inf if error_ns is None else max(LEAST_NS, CLOCK_ERRORS * error_ns)
 
 
 def crowding_ns(state: RunState) -> float:
-    """How long in a step ranks wait for a core, on average: so much one may lag behind for that."""
+    """How long per step ranks wait for a core on average: one may lag by that much."""
     waits = [
         fmean(found)
         for rank in some_of(list(state.ranks.values()))
@@ -207,7 +206,7 @@ def crowding_ns(state: RunState) -> float:
 
 
 def _queued_ns(state: RunState, rank: int) -> float:
-    """How much longer in a step this rank's thread waited for a core than the others' did."""
+    """How much longer per step this rank's thread waited for a core than the others' did."""
     own = _typical_queue(state, rank)
     others = median(_typical_queue(state, r) for r in some_of(list(state.ranks)) if r != rank)
     return 0.0 if own is None or others is None else max(0.0, own - others)
@@ -226,7 +225,7 @@ def _finding(
     gap_ns: float,
     began: int | None = None,
 ) -> Finding:
-    """The finding of a rank that is always late since `began`, or now and then (None)."""
+    """The finding for a rank that is always late since `began`, or now and then (None)."""
     last = own[-1]
     rank = last.latest
     cause = cause_of(state, own)

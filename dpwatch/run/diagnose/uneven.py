@@ -1,4 +1,4 @@
-"""What one device holds more of than the others, and why: for both rules on uneven memory."""
+"""How much more one device holds than the others, and why; for both rules on uneven memory."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from dpwatch.wire.messages import CATEGORIES
 RATIO = 1.25
 LEAST_BYTES = 1 << 20
 LEAST_PROCESS_BYTES = 64 << 20
-"""Whole processes differ by what they have read and imported: less says nothing of them."""
+"""Processes differ by what they have read and imported; smaller differences mean nothing."""
 
 SHARED_OUT = frozenset({"params", "grads", "optimizer"})
-"""Categories that a sharding shares out among the ranks."""
+"""Categories that sharding distributes over the ranks."""
 
 WARNING_SHARE = 0.8
 CRITICAL_SHARE = 0.9
 MOSTLY = 0.5
-"""The category that makes up so much of the difference is why."""
+"""A category with at least this share of the difference is the reason."""
 
 
 class Uneven(msgspec.Struct, frozen=True):
     """A device that holds more than the others.
 
     Attributes:
-        row: Which.
+        row: The device.
         own: What it holds …
         others: … and the median of the others.
         at_peak: At the peak, else between steps.
-        category: What most of the difference is, "" where that is unknown or nothing is most.
-        more: Bytes that it has more of that.
+        category: Most of the difference, "" if unknown or if none is most.
+        more: How many more bytes of that category it has.
     """
 
     row: Rank
@@ -45,13 +45,13 @@ class Uneven(msgspec.Struct, frozen=True):
 
     @property
     def share(self) -> float:
-        """How full it is, 0 where it has no known capacity."""
+        """How full it is, 0 without a known capacity."""
         capacity = self.row.memory.capacity_bytes
         return self.own / capacity if capacity else 0.0
 
 
 def uneven(rows: Sequence[Rank], place: int) -> Uneven | None:
-    """Whether the device at that place holds much more than the others, between steps or at peak.
+    """Whether this device holds much more than the others, between steps or at the peak.
 
     Peaks of whole processes (`rss`) are not compared: a rank may have read the data set once.
     """
@@ -65,7 +65,7 @@ def uneven(rows: Sequence[Rank], place: int) -> Uneven | None:
 
 
 def fullest(rows: Sequence[Rank]) -> list[int]:
-    """The places of the devices that peak highest and that hold most between steps."""
+    """The indices of the devices that peak highest and that hold most between steps."""
     peaks = [row.memory.peak_bytes for row in rows]
     held = [row.memory.current_bytes for row in rows]
     wanted = [_held_by_processes(rows)] if _by_process(rows) else [peaks, held]
@@ -82,13 +82,13 @@ def _by_process(rows: Sequence[Rank]) -> bool:
 
 
 def _held_by_processes(rows: Sequence[Rank]) -> list[int | None]:
-    """What each holds between steps: malloc's figure where it is known of all, else resident."""
+    """What each holds between steps: allocated by malloc if known of all, else resident."""
     heaps = [row.memory.heap_bytes for row in rows]
     return heaps if None not in heaps else [row.memory.current_bytes for row in rows]
 
 
 def why(found: Uneven) -> str:
-    """The reason for a sentence, and what to do about it."""
+    """The reason, and what to do about it, as sentences."""
     if found.category in SHARED_OUT:
         return (
             f"Most of the difference is {found.category}, by design: sharding by whole tensors "
@@ -122,7 +122,7 @@ def _more(
 
 
 def _difference(rows: Sequence[Rank], *, at_peak: bool) -> tuple[str, int]:
-    """The category in which the first holds most more than the others' median."""
+    """The category in which the first exceeds the others' median most."""
     more: dict[str, int] = {}
     for name in CATEGORIES:
         held = (row.memory if at_peak else row.memory.at_step_end for row in rows)

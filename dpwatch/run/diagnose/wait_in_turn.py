@@ -1,12 +1,12 @@
-"""`wait_in_turn`: ranks wait for whoever happens to be last, each time another one.
+"""`wait_in_turn`: ranks wait for whichever is last, a different one each time.
 
-Rule: of each step counts the call that `straggler` looks at too. Over the last steps (at least 20)
-a rank waited there for the last one, on average over ranks and steps, at least 15 % of the step (a
-warning from 25 % on), twice the time without a core taken off, 5 ms, and half a second in sum; no
-rank has the most of it; and no rank is a `straggler`. The cost is by means: a pause every twelve
-steps is in no median.
+Rule: it uses the same call of each step as `straggler`. Over the last steps (at least 20) ranks
+waited there for the last one, on average over ranks and steps, for at least 15 % of the step (a
+warning from 25 % on) minus twice the time without a core, for at least 5 ms, and half a second in
+total; no rank has most of it; and no rank is a `straggler`. The cost is a mean, because a pause
+every twelve steps doesn't show in a median.
 
-What varies is the phase in which the ranks that came last had spent more time than the others.
+What varies is the phase in which the ranks that were last had spent more time than the others.
 *pauses*: most of it is lost in less than half of the steps; *varying*: a little in each.
 """
 
@@ -32,10 +32,10 @@ LEAST_NS = 5_000_000
 LEAST_SUM_NS = 500_000_000
 
 OUTLYING = 3.0
-"""Times the median: a wait so long is a pause, …"""
+"""A wait this many times the median is a pause, …"""
 
 MOSTLY = 0.7
-"""… and where they make up so much of it, it is pauses that are waited for."""
+"""… and with at least this share of the total, the waits are pauses."""
 
 _WORDS = {
     "data": "waiting for data",
@@ -61,7 +61,7 @@ _ADVICE = {
 
 
 def rule(run: Run, state: RunState) -> Finding | None:
-    """Fires on what the last rank of each step costs the others, whoever it is."""
+    """Fires on what the last rank of each step costs the others, whichever it is."""
     steps = straggler.widest_by_step(state)[-MOST_STEPS:]
     step_ns = _mean_step_ns(state)
     if step_ns is None or len(steps) < LEAST_STEPS or len(state.ranks) < 2:
@@ -83,7 +83,7 @@ def rule(run: Run, state: RunState) -> Finding | None:
 
 
 def _mean_step_ns(state: RunState) -> float | None:
-    """How long a step takes on average, those that are only counted included."""
+    """The mean step time, including steps that are only counted."""
     means = []
     for rank in some_of(list(state.ranks.values())):
         if 0 not in rank.lanes:
@@ -96,7 +96,7 @@ def _mean_step_ns(state: RunState) -> float | None:
 
 
 def _shares(steps: Sequence[LateArrival]) -> dict[int, float]:
-    """By rank, its share of what is waited for; the largest first."""
+    """By rank, its share of the waits, largest first."""
     lost: Counter[int] = Counter()
     for late in steps:
         lost[late.latest] += late.waited_ns
@@ -104,7 +104,7 @@ def _shares(steps: Sequence[LateArrival]) -> dict[int, float]:
 
 
 def _most(ranks: int) -> float:
-    """The largest share of one rank with which they still take turns."""
+    """The largest share of one rank at which they still take turns."""
     return 0.5 + 0.5 / ranks
 
 
@@ -148,7 +148,7 @@ def _finding(
 
 
 def _pattern(steps: Sequence[LateArrival]) -> tuple[str, float]:
-    """Whether it is pauses that are waited for, and in what share of the steps."""
+    """Whether the waits are pauses, and in what share of the steps."""
     typical = median(late.waited_ns for late in steps) or 0.0
     long = [late.waited_ns for late in steps if late.waited_ns > OUTLYING * typical]
     share = len(long) / len(steps)
@@ -157,7 +157,7 @@ def _pattern(steps: Sequence[LateArrival]) -> tuple[str, float]:
 
 
 def _phase(state: RunState, steps: Sequence[LateArrival]) -> str | None:
-    """The phase in which the last ranks had together spent most time more than the others."""
+    """The phase in which the last ranks together had spent most excess time."""
     total: Counter[str] = Counter()
     for rank in {late.latest for late in steps}:
         for found in excesses_of(state, [late for late in steps if late.latest == rank]):

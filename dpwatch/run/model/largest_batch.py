@@ -1,6 +1,6 @@
-"""A strategy's largest batch within its devices' memory, and which of them is full at it.
+"""A strategy's largest batch that fits into memory, and which device limits it.
 
-The search that finds it is the demo's; its table, its JSON and the screens all read this.
+The demo searches for it; its table, its JSON and the screens read this.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import msgspec
 
 ALIKE = 0.99
-"""Of the peak of the device that ran out: from here on others are as full as it."""
+"""Devices with at least this share of the limiting device's peak count as equally full."""
 
 
 class DevicePeak(msgspec.Struct, frozen=True):
-    """What a device held at most, in a run of the largest batch that fits."""
+    """A device's peak in a run with the largest batch that fits."""
 
     device: str
     peak_bytes: int
@@ -20,20 +20,20 @@ class DevicePeak(msgspec.Struct, frozen=True):
 
     @property
     def fill(self) -> float | None:
-        """The share of its memory that was held, None where it has no limit."""
+        """The share of its memory in use at the peak, None if it has no limit."""
         return self.peak_bytes / self.capacity_bytes if self.capacity_bytes else None
 
 
 class LargestBatch(msgspec.Struct, frozen=True):
-    """What was found for a strategy.
+    """The result for one strategy.
 
     Attributes:
         strategy: Its name.
-        batch_per_gpu: The largest that fits, 0 where not even one sample does.
+        batch_per_gpu: The largest batch that fits, 0 if not even one sample does.
         global_batch: The same over all devices.
-        ran_out: The device that lacked memory first at one sample more; null where the host's own
-            memory ended the search, and larger ones may fit.
-        devices: Peaks at the largest batch, empty where none fits.
+        ran_out: The device that ran out of memory first with one sample more; null if the host's
+            own memory ended the search, so that larger batches may fit.
+        devices: Peaks at the largest batch, empty if none fits.
         tries: How many runs it took.
     """
 
@@ -46,7 +46,7 @@ class LargestBatch(msgspec.Struct, frozen=True):
 
     @property
     def limiting(self) -> DevicePeak | None:
-        """The device that lacked memory first, else the first one; None where no batch fits."""
+        """The device that ran out of memory first, else the first one; None if no batch fits."""
         named = (each for each in self.devices if each.device == self.ran_out)
         return next(named, self.devices[0] if self.devices else None)
 
@@ -59,7 +59,7 @@ class LargestBatch(msgspec.Struct, frozen=True):
 
     @property
     def all_alike(self) -> bool:
-        """Whether another device is as full as the one that ran out, so that chance chose it."""
+        """Whether another device is as full as the one that ran out, so that either could have."""
         limiting, other = self.limiting, self.fullest_other
         if limiting is None or other is None:
             return False

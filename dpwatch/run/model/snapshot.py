@@ -1,4 +1,4 @@
-"""What a run looks like at one moment: the frozen types that screens and JSON both read.
+"""A run at one moment: the frozen types that both screens and JSON read.
 
 `Summary` and everything below it is the object `dpwatch.summary/1` that `--json` prints, field by
 field (docs/json.md). `RunView` adds what only a screen needs. Units: `_bytes` bytes, `_ms`
@@ -46,10 +46,10 @@ class PhaseTimes(msgspec.Struct, frozen=True):
 
 
 class CommTimes(msgspec.Struct, frozen=True):
-    """Communication per step, means in which what overlaps counts once.
+    """Communication per step: means, overlapping calls counted once.
 
-    `total` is while any was under way, `exposed` what compute waited for (`exposed_share` of the
-    step), `wait` what later ranks were waited for.
+    `total` is the time with any call in flight, `exposed` what compute waited for
+    (`exposed_share` of the step), `wait` the time spent waiting for later ranks.
     """
 
     total: float | None = None
@@ -71,17 +71,17 @@ class Categories(msgspec.Struct, frozen=True):
 
 
 class MemoryUse(msgspec.Struct, frozen=True):
-    """A device's memory; the categories here are bytes at the moment of the peak.
+    """A device's memory; categories are bytes at the moment of the peak.
 
     Attributes:
-        peak_of: Whose peak it is: `step` (the highest of the sampled steps, each category as it was
-            at that moment) or `process` (the highest since the process began; of the categories
-            only those are known that are there throughout).
-        at_step_end: The categories as they are between steps: there gradients are whole and
-            activations gone.
-        heap_bytes: What malloc has handed out to the process, at a step's end.
-        activations_estimate: How much memory in use grows by from forward's start to backward's.
-        activations_error: How far that may be off, None where no bound is known.
+        peak_of: What the peak is of: `step` (the highest of the sampled steps, each category as it
+            was at that moment) or `process` (the highest since the process began; only categories
+            that are always present are known).
+        at_step_end: The categories between steps, when gradients are complete and activations
+            freed.
+        heap_bytes: What malloc has allocated to the process, at the end of a step.
+        activations_estimate: Growth of memory in use from the start of forward to that of backward.
+        activations_error: The bound on its error, None if unknown.
     """
 
     current_bytes: int | None = None
@@ -103,7 +103,7 @@ class MemoryUse(msgspec.Struct, frozen=True):
 
 
 class GpuUse(msgspec.Struct, frozen=True):
-    """What NVML says of the device."""
+    """What NVML reports about the device."""
 
     util: float | None = None
     temperature_c: float | None = None
@@ -113,15 +113,14 @@ class GpuUse(msgspec.Struct, frozen=True):
 class Rank(msgspec.Struct, frozen=True):
     """One row: a rank, or one device of a rank that drives several (`dp`).
 
-    `device_kind` is that of `wire.messages.DeviceInfo`; a row of kind `host` is no device, and no
-    balance counts it.
+    `device_kind` is that of `wire.messages.DeviceInfo`; a row of kind `host` is not a device, and
+    is not part of any balance.
 
-    `state` is one of starting, running, finished, failed, stalled (no step for long), lost, stale
-    (its host is not heard of: what is shown is the last that was). `missed_frames` never came.
-    `unseen` names what it may exchange that is not seen, so that what it sends and receives is
-    unknown; "" where nothing is known of.
-    `reason` says how it ended, where not well; `exit` is its process's exit code, or minus the
-    signal that killed it, None while it runs or where that is not known.
+    `state` is one of starting, running, finished, failed, stalled (no step for a long time), lost,
+    stale (no report from its host: last known values). `missed_frames` never arrived. `unseen`
+    names communication that may happen but is not observed, so that sent and received bytes are
+    unknown; "" if there is none. `reason` says how it ended, if not normally; `exit` is its
+    process's exit code, or minus the signal that killed it, None while it runs or if unknown.
     """
 
     rank: int
@@ -149,7 +148,7 @@ class Rank(msgspec.Struct, frozen=True):
 
 
 class LastArrival(msgspec.Struct, frozen=True):
-    """Who most often came last to a collective, in what share of calls, and the others' wait."""
+    """The rank that is last most often, in what share of calls, and how long others waited."""
 
     rank: int
     share: float
@@ -157,10 +156,10 @@ class LastArrival(msgspec.Struct, frozen=True):
 
 
 class CollectiveStats(msgspec.Struct, frozen=True):
-    """All calls of one op in one group; bandwidths in 10⁹ bytes a second (nccl-tests' terms).
+    """All calls of one op in one group; bandwidths in 10⁹ bytes per second, as in nccl-tests.
 
-    Of messages (`send`, `recv`) `ranks` is 2. `count_per_step` and `bytes_per_step` are means over
-    the last steps, None before the first is over.
+    For messages (`send`, `recv`) `ranks` is 2. `count_per_step` and `bytes_per_step` are means over
+    the last steps, None before the first step is complete.
     """
 
     op: str
@@ -176,10 +175,10 @@ class CollectiveStats(msgspec.Struct, frozen=True):
 
 
 class IssuerStats(msgspec.Struct, frozen=True):
-    """What a framework's function has issued of one kind of collective, as `wire.Issuer` tells it.
+    """One kind of collective issued by a framework's function, as `wire.Issuer` reports it.
 
-    `calls` and `bytes` are the sums so far of one rank, the group's first; what they come to a step
-    are means over all steps so far, None before the first is over. `purpose` is "" where only the
+    `calls` and `bytes` are totals so far of one rank, the group's first; the values per step are
+    means over all steps so far, None before the first step is complete. `purpose` is "" if only the
     function is known.
     """
 
@@ -201,7 +200,7 @@ class IssuerStats(msgspec.Struct, frozen=True):
 class MessageStats(msgspec.Struct, frozen=True):
     """What one rank sends another point to point, means per step of the sender.
 
-    Of a sender that tells nothing, as the receiver has it.
+    As the receiver counts it, if the sender reports nothing.
     """
 
     src: int
@@ -232,11 +231,11 @@ SEVERITIES = ("info", "warning", "critical")
 """How bad a diagnosis is, the worst last."""
 
 ENDED = ("finished", "failed", "lost")
-"""States of runs and ranks that nothing follows."""
+"""Final states of runs and ranks."""
 
 
 class Diagnosis(msgspec.Struct, frozen=True):
-    """Something wrong (or worth knowing), in words, with the numbers it rests on.
+    """A problem, or something worth knowing, in words, with its evidence.
 
     `severity` is info, warning or critical; `text` says what, why and what to do.
     """
@@ -250,10 +249,10 @@ class Diagnosis(msgspec.Struct, frozen=True):
 
 
 class Alert(msgspec.Struct, frozen=True):
-    """A diagnosis that holds or has held: when, and what it said last.
+    """A diagnosis that is or was active: when, and its last text.
 
-    `severity` is the worst that it had. `began_s` and `ended_s` are seconds since the epoch by the
-    wall clock of the run's host; `ended_s` is None while it holds.
+    `severity` is its worst so far. `began_s` and `ended_s` are seconds since the epoch by the wall
+    clock of the run's host; `ended_s` is None while it is active.
     """
 
     kind: str
@@ -280,14 +279,14 @@ class Loss(msgspec.Struct, frozen=True):
 
 
 class HostView(msgspec.Struct, frozen=True):
-    """One of the run's other hosts, as the head hub has it.
+    """One of the run's other hosts, as the head hub sees it.
 
     Attributes:
-        silent_s: Seconds since its hub was last heard of, None while it is.
-        clock_offset_ms: What is added to its clock to have the head's; done to all times shown.
-        clock_error_ms: By how much that may be off.
+        silent_s: Seconds since its hub's last report, None while it reports.
+        clock_offset_ms: Added to its clock to get the head's; applied to all times shown.
+        clock_error_ms: The bound on its error.
         clock_source: `collectives`, `exchange`, "" while unknown.
-        resent: How often its state had to be fetched anew.
+        resent: How often its state had to be fetched again.
     """
 
     host: str
@@ -301,11 +300,11 @@ class HostView(msgspec.Struct, frozen=True):
 class Run(msgspec.Struct, frozen=True):
     """One run. `state` is starting, running, finished, failed, hung or lost.
 
-    `other_hosts` are all but the head's own, as the head has them. `note` says what is missing of a
-    run over several hosts and what to do, or that its command failed though the run did not; ""
-    where nothing is. `began_s` is the wall clock when it was first heard of, `command_exit` the
-    exit code of the `dpwatch run` command that started it, or minus the signal that killed that.
-    `issuers` are frameworks' functions and what they have issued, the heaviest first.
+    `other_hosts` are all but the head's own, as the head sees them. `note` says what is missing in
+    a run over several hosts and what to do, or that its command failed though the run did not; else
+    "". `began_s` is the wall clock at its first report, `command_exit` the exit code of the
+    `dpwatch run` command that started it, or minus the signal that killed it. `issuers` are
+    frameworks' functions and what they have issued, most bytes first.
     """
 
     run_id: str
@@ -338,7 +337,7 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class GpuProcess(msgspec.Struct, frozen=True):
-    """A process on a GPU; `name` is "" where the system keeps it to itself."""
+    """A process on a GPU; `name` is "" if the system hides it."""
 
     pid: int
     name: str
@@ -346,9 +345,9 @@ class GpuProcess(msgspec.Struct, frozen=True):
 
 
 class HostGpu(msgspec.Struct, frozen=True):
-    """A GPU as NVML or nvidia-smi sees it; `util` is the share of time a kernel ran, 0..1.
+    """A GPU as NVML or nvidia-smi reports it; `util` is the share of time a kernel ran, 0..1.
 
-    `host` is whose it is, as it was named to `dpwatch ssh`; "" for this host.
+    `host` is its host, as named to `dpwatch ssh`; "" for this host.
     """
 
     index: int
@@ -372,7 +371,7 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """A bounded history: `values[i]` was seen at step `steps[i]`."""
+    """A bounded history: `values[i]` was measured in step `steps[i]`."""
 
     steps: tuple[int, ...] = ()
     values: tuple[float, ...] = ()
@@ -408,7 +407,7 @@ class LaneSteps(msgspec.Struct, frozen=True):
 
 
 class Printed(msgspec.Struct, frozen=True, array_like=True):
-    """A line that a rank has printed to `stream`, `out` or `err`; its host's wall clock in ns."""
+    """A line that a rank printed to `stream`, `out` or `err`; its host's wall clock in ns."""
 
     wall_ns: int
     stream: str
@@ -416,12 +415,12 @@ class Printed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RankOutput(msgspec.Struct, frozen=True):
-    """The last lines that one rank has printed.
+    """The last lines of one rank's output.
 
     Attributes:
-        lines: The oldest first; a line still being written comes last.
-        left_out: Lines that its process did not tell, since too many came at once.
-        let_go: Earlier lines that are not kept any more.
+        lines: Oldest first; a line still being written comes last.
+        left_out: Lines that its process skipped because too many came at once.
+        let_go: Earlier lines that are no longer kept.
     """
 
     rank: int
@@ -436,14 +435,14 @@ class RunView(msgspec.Struct, frozen=True):
     Attributes:
         run: The same object that `--json` prints.
         history: Its curves.
-        elapsed_s: Since the first step began until now, or until the end.
-        connection: `live`, `stale` (its hub has fallen silent), `closed` (hub gone; last state).
-        largest_batch: The largest that fits, where somebody has looked for it.
+        elapsed_s: From the start of the first step until now, or until the end.
+        connection: `live`, `stale` (no report from its hub), `closed` (hub gone; last state).
+        largest_batch: The largest batch that fits, if it was searched for.
         lanes: The last steps of the first rows, in the order of `Run.ranks`.
-        stacks: Its ranks' Python stacks, one entry a rank; none before anybody has asked.
-        output: What each rank has printed last, of those that have printed something.
-        tells_output: Ranks whose output is told at all.
-        ssh_host: The host that it is watched on over ssh, as the person named it; "" for this one.
+        stacks: Its ranks' Python stacks, one entry per rank; none before a request.
+        output: The last lines of each rank that has printed any.
+        tells_output: How many ranks' output is captured.
+        ssh_host: The host it is watched on over ssh, as the user named it; "" for this one.
     """
 
     run: Run
@@ -459,13 +458,13 @@ class RunView(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a session has got that trains under several strategies in turn.
+    """Progress of a session that trains under several strategies in turn.
 
     Attributes:
         names: What it runs, in order.
-        done: How many of them have ended; the next one is at work.
-        within: How far that one is, where its run does not tell.
-        metric: What they are compared by when all have ended, by its name in Compare.
+        done: How many of them have ended; the next one is running.
+        within: Progress within that one, if its run doesn't report it.
+        metric: The metric of Compare to show when all have ended.
         lesson: What they show together, once all have ended.
     """
 
@@ -482,12 +481,12 @@ class Snapshot(msgspec.Struct, frozen=True):
     Attributes:
         runs: Newest first; ended runs stay with their last state.
         wall_s: Viewer's wall clock, seconds since the epoch.
-        notice: A line or some for the person, such as why nothing is there; "" when all is well.
-        progress: Of the session that starts the runs, where there is one.
-        search: Of the search for the largest batches that follows them, where there is one.
-        gpus: This host's GPUs, where NVML answers, used by a run or not; over ssh those of the
-            hosts that no run is on.
-        places: The directories that runs of this host are looked for in.
+        notice: Lines for the user, such as why there is nothing to show; "" when all is well.
+        progress: Of the session that starts the runs, if there is one.
+        search: Of the search for the largest batches that follows them, if there is one.
+        gpus: This host's GPUs, if NVML answers, whether a run uses them or not; over ssh those of
+            hosts without a run.
+        places: The directories that are searched for this host's runs.
     """
 
     runs: tuple[RunView, ...]

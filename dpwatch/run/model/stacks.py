@@ -1,4 +1,4 @@
-"""Ranks' Python stacks for people, and which ranks stand at the same one."""
+"""Ranks' Python stacks, grouped by where their training threads are."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from dpwatch.wire.messages import ThreadStack
 
 
 class RankStacks(msgspec.Struct, frozen=True):
-    """A rank's stacks for people.
+    """One rank's stacks.
 
     Attributes:
-        asked: Number of the latest request that went to it, 0 for none.
-        answered: Number of the one that `threads` answer, 0 for none.
-        standing: `answered`, `awaited`, `silent` (it should have answered by now), `ended`,
-            `unasked`.
+        asked: Number of the latest request sent to it, 0 for none.
+        answered: Number of the request that `threads` answer, 0 for none.
+        standing: `answered`, `awaited`, `silent` (overdue), `ended`, `unasked`.
         why: Why there is no (newer) answer, or none of the training thread; else "".
-        waited_s: How long it has not answered, None while nothing is awaited.
-        age_s: How old the stacks are, None without any.
+        waited_s: How long an answer has been awaited, None if none is.
+        age_s: The age of the stacks, None without any.
         threads: The training thread first; frames outermost first.
-        left_out: Threads beyond those.
-        seen_at: `file:line function` its last heartbeat told …
-        seen_s: … and how long ago that was, None where none did.
+        left_out: How many more threads there are.
+        seen_at: `file:line function` from its last heartbeat …
+        seen_s: … and the age of that, None without one.
     """
 
     rank: int
@@ -42,12 +41,12 @@ class RankStacks(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """Ranks whose training threads stand at the same stack, or that lack one for the same reason.
+    """Ranks whose training threads have the same stack, or lack one for the same reason.
 
     Attributes:
         entries: The ranks.
         frames: Their common stack, outermost first; none if they have not answered.
-        theirs: Index of the innermost frame that is the user's.
+        theirs: Index of the innermost frame of the user's code.
     """
 
     entries: tuple[RankStacks, ...]
@@ -61,14 +60,14 @@ class Group(msgspec.Struct, frozen=True):
 
     @property
     def at(self) -> str:
-        """Where they stand, in a line: the user's innermost frame, else the innermost."""
+        """Where they are, in a line: the innermost frame of the user's code, else the innermost."""
         if not self.frames:
             return ""
         return self.frames[-1 if self.theirs is None else self.theirs]
 
 
 def groups(entries: Iterable[RankStacks]) -> list[Group]:
-    """The ranks by where their training threads stand, in the order of each group's first rank."""
+    """The ranks grouped by the stack of their training threads, in order of first rank."""
     found: dict[object, list[RankStacks]] = {}
     for entry in entries:
         thread = _training(entry)
@@ -76,7 +75,7 @@ def groups(entries: Iterable[RankStacks]) -> list[Group]:
         if entry.standing == "answered" and thread is not None:
             key = tuple(thread.frames)
         elif entry.standing == "silent":
-            key = ("silent", entry.why.partition(": ")[2])  # whatever each one's time
+            key = ("silent", entry.why.partition(": ")[2])  # whatever the time of each
         found.setdefault(key, []).append(entry)
     return [_group(alike) for alike in found.values()]
 

@@ -1,4 +1,4 @@
-"""What a device's step and memory are made of: the parts of a bar, their figures, legend."""
+"""The parts of a device's step and memory: bar segments, their figures, the legend."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def phase_parts(phases: PhaseTimes) -> dict[str, float | None]:
 
 
 def memory_parts(memory: MemoryUse) -> dict[str, float | None]:
-    """Bytes by category at the peak; what the source didn't tell apart is `untold`."""
+    """Bytes by category at the peak; `untold` is what the source doesn't break down."""
     parts: dict[str, float | None] = {name: getattr(memory, name) for name in CATEGORIES}
     if memory.peak_bytes is not None:
         parts["untold"] = max(memory.peak_bytes - sum(value or 0 for value in parts.values()), 0)
@@ -33,7 +33,7 @@ def figures(
     width: int,
     palette: Palette,
 ) -> Text:
-    """The largest parts' figures that fit, in the bar's order, each behind its letter."""
+    """The largest parts' figures that fit, in the bar's order, each after its letter."""
     return figures_line(largest_figures(parts, kinds, show, width), palette)
 
 
@@ -58,7 +58,7 @@ def largest_figures(
 
 
 def figures_line(chosen: Sequence[tuple[str, str]], palette: Palette) -> Text:
-    """Figures behind their letters."""
+    """Figures after their letters."""
     cells: list[Part] = []
     for letter, figure in chosen:
         cells += [("  " if cells else "", palette.muted), (letter, palette.strong)]

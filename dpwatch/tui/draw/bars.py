@@ -44,15 +44,15 @@ def stacked(
     total: float | None = None,
     letters: bool = True,
 ) -> Text:
-    """A bar of exactly `width` cells, one coloured segment a kind.
+    """A bar of exactly `width` cells, one coloured segment per kind.
 
     Args:
         values: Amount by kind name; None (unknown) draws nothing.
         kinds: Colour and letter by name; their order is the bar's.
         width: Cells.
         palette: Theme; in a `mono` one each cell holds its segment's letter.
-        total: What a full bar stands for (default: the sum of the values).
-        letters: Put each segment's letter into it where it is wide enough.
+        total: The amount of a full bar (default: the sum of the values).
+        letters: Put each segment's letter into it if it is wide enough.
     """
     names = [name for name in kinds if (values.get(name) or 0) > 0]
     amounts = [float(values[name] or 0) for name in names]
@@ -120,7 +120,7 @@ def _style(color: str | None, bgcolor: str, bold: bool | None = None) -> Style:
 
 
 def gauge(part: float | None, width: int, palette: Palette, style: Style) -> Text:
-    """A progress bar for a share 0..1; dots where the share is unknown."""
+    """A progress bar for a share 0..1; dots if the share is unknown."""
     if part is None:
         return Text("·" * width, style=palette.faint)
     eighths = round(min(max(part, 0.0), 1.0) * width * EIGHTHS)

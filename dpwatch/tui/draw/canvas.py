@@ -12,7 +12,7 @@ BOX_LINES = 3
 
 
 class Canvas:
-    """`width` × `height` cells; what falls outside is left out. Text is of one-cell characters."""
+    """`width` × `height` cells; anything outside is dropped. Text has one-cell characters."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
@@ -21,7 +21,7 @@ class Canvas:
         ]
 
     def put(self, x: int, y: int, text: str, style: Style) -> None:
-        """Words from a cell on, clipped at the edge; a wide character leaves its place as `?`."""
+        """Text from a cell on, clipped at the edge; a wide character is replaced by `?`."""
         if not 0 <= y < self.height:
             return
         for offset, char in enumerate(text):
@@ -29,7 +29,7 @@ class Canvas:
                 self._cells[y][x + offset] = (char if cell_len(char) == 1 else "?", style)
 
     def centred(self, x: int, width: int, y: int, text: str, style: Style) -> None:
-        """Words in the middle of `width` cells."""
+        """Text centred in `width` cells."""
         shown = clip(text, width)
         self.put(x + (width - len(shown)) // 2, y, shown, style)
 

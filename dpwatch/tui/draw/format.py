@@ -1,6 +1,6 @@
-"""Numbers as people read them: three significant figures and a unit; unknown is `–`.
+"""Numbers for people: three significant figures and a unit; unknown is `–`.
 
-Every function here is pure and takes None for "not known". Memory is shown in binary units
+Every function here is pure and takes None for unknown. Memory is shown in binary units
 (KiB, MiB, GiB), as torch and nvidia-smi count it.
 """
 
@@ -32,7 +32,7 @@ def count(number: float | None) -> str:
 
 
 def rate(number: float | None) -> str:
-    """A count a second (or a step), with decimals while it is small.
+    """A count per second (or step), with decimals while it is small.
 
     >>> rate(3.14159), rate(212.4), rate(15_300)
     ('3.14', '212', '15.3 k')
@@ -43,7 +43,7 @@ def rate(number: float | None) -> str:
 
 
 def clock_offset(offset_ms: float | None, error_ms: float | None) -> str:
-    """How far a clock is from another one, to the microsecond, and by how much that may be off.
+    """The offset of a clock from another one, to the microsecond, with its error.
 
     >>> clock_offset(-5_000_000.028, 0.44), clock_offset(None, None)
     ('-5000.000028 s ± 0.440 ms', '–')
@@ -75,7 +75,7 @@ def millis(value_ms: float | None) -> str:
 
 
 def bandwidth(gigabytes_per_s: float | None) -> str:
-    """A bandwidth given in 10⁹ bytes a second, decimal as nccl-tests prints it.
+    """A bandwidth in 10⁹ bytes per second, decimal as in nccl-tests.
 
     >>> bandwidth(8.2), bandwidth(0.044), bandwidth(4e-6)
     ('8.20 GB/s', '44.0 MB/s', '4.00 kB/s')
@@ -143,7 +143,7 @@ def age(seconds: float) -> str:
 
 
 def silence(seconds: float) -> str:
-    """How long nothing has come, in whole seconds.
+    """How long since the last report, in whole seconds.
 
     >>> silence(9.2), silence(125), silence(4000)
     ('9 s', '2:05 min', '1:06:40')
@@ -154,7 +154,7 @@ def silence(seconds: float) -> str:
 
 
 def number(value: float | None, figures: int = 4) -> str:
-    """A plain number such as a loss; nan and inf are shown as they are, since they are measured.
+    """A plain number such as a loss; nan and inf are shown, since they are measured values.
 
     >>> number(3.02345), number(float("nan"))
     ('3.023', 'nan')

@@ -1,4 +1,4 @@
-"""Blocks of lines: boxes, columns beside each other, tables. Pure; all lines of a block fill it."""
+"""Blocks of lines: boxes, columns, tables. Pure; all lines of a block are equally wide."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Block = list[Text]
 
 
 def boxed(title: str, body: Sequence[Text], width: int, height: int, palette: Palette) -> Block:
-    """The lines in a rounded frame of exactly `width` × `height` cells; the rest is left out."""
+    """The lines in a rounded frame of exactly `width` × `height` cells; the rest is dropped."""
     inner = width - 4
     name = clip(title, inner - 2)
     dashes = "─" * (width - 5 - cell_len(name))
@@ -27,7 +27,7 @@ def boxed(title: str, body: Sequence[Text], width: int, height: int, palette: Pa
 
 
 def beside(blocks: Sequence[Block], gap: int = 1) -> Block:
-    """Blocks next to each other; a shorter one is filled up with blanks."""
+    """Blocks side by side; shorter ones are padded with blanks."""
     height = max((len(block) for block in blocks), default=0)
     widths = [block[0].cell_len if block else 0 for block in blocks]
     lines = []
@@ -42,7 +42,7 @@ def beside(blocks: Sequence[Block], gap: int = 1) -> Block:
 
 
 def heading(title: str, width: int, palette: Palette, note: str = "") -> Text:
-    """A section's title with a rule behind it."""
+    """A section's title followed by a rule."""
     name = clip(title, width - 2)
     shown_note = clip(f" {note}", width - cell_len(name) - 4) if note else ""
     rule = "─" * max(width - cell_len(name) - cell_len(shown_note) - 2, 0)
@@ -66,7 +66,7 @@ def table(
 ) -> Block:
     """A table whose first column is text and whose others are figures.
 
-    Columns that don't fit into `width` are left out whole, from the right: no figure is ever cut.
+    Columns that don't fit into `width` are dropped whole, from the right: no figure is ever cut.
     """
     widths = [
         max(cell_len(title), *(_length(row[i]) for row in rows)) if rows else cell_len(title)

@@ -1,4 +1,4 @@
-"""What ranks can be coloured and sorted by: a figure of each row of the snapshot."""
+"""The metrics that ranks can be coloured and sorted by."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Metric:
     """One figure of a rank.
 
     Attributes:
-        title: What the screen calls it.
-        told: The same in a sentence, with what it is measured over.
-        value: Takes it from a row, None where it is unknown.
-        show: Writes it with its unit.
-        least_span: A scale spans at least this much of it, whatever the values.
+        title: Its name on the screen.
+        told: Its name in a sentence, with what it is measured over.
+        value: Takes it from a row, None if unknown.
+        show: Formats it with its unit.
+        least_span: A scale spans at least this much, whatever the values.
     """
 
     title: str
@@ -42,7 +42,7 @@ METRICS = (
     ),
     Metric(
         title="wait",
-        told="wait for others at collectives, a step",
+        told="wait for other ranks at collectives, a step",
         value=lambda rank: rank.comm_ms.wait,
         show=fmt.millis,
     ),
@@ -94,7 +94,7 @@ BY_TITLE = {metric.title: metric for metric in METRICS}
 
 
 def by_metric(ranks: Sequence[Rank], metric: Metric | None, *, reverse: bool) -> list[Rank]:
-    """Rows with the largest first, unknown ones last; without a metric as they are."""
+    """Rows with the largest value first, unknown ones last; without a metric as they are."""
     if metric is None:
         return list(reversed(ranks)) if reverse else list(ranks)
     known = [rank for rank in ranks if is_known(metric.value(rank))]
@@ -103,7 +103,7 @@ def by_metric(ranks: Sequence[Rank], metric: Metric | None, *, reverse: bool) ->
 
 
 def name_of(rank: Rank, ranks: Sequence[Rank]) -> str:
-    """What tells a row from the others: its rank, or its device where one process has several."""
+    """What identifies a row: its rank, or its device if one process has several."""
     if ranks and ranks[0].rank == ranks[-1].rank and len(ranks) > 1:
         return clean(rank.device, 16)
     return f"rank {rank.rank}"

@@ -1,8 +1,8 @@
-"""Every colour, letter and glyph the dashboard draws with, in a dark and a light cut.
+"""Every colour, letter and glyph that the dashboard draws with, for dark and light themes.
 
-Phases and memory categories use the Okabe–Ito colours, which people with any of the usual colour
-blindnesses tell apart, and each has a letter besides, drawn into the bars. A state or a severity
-always stands there as a word; its colour only repeats it.
+Phases and memory categories use the Okabe–Ito colours, which are distinct for people with any
+common colour blindness, and each has a letter too, drawn into the bars. States and severities are
+always written out as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PHASE_NAMES = (*PHASES, "other")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kind:
-    """One sort of bar segment: its name, its letter, its colour."""
+    """One kind of bar segment: its name, its letter, its colour."""
 
     name: str
     letter: str
@@ -44,7 +44,7 @@ MEMORY_KINDS = {
     "buffers": Kind(name="buffers", letter="B", color="#f0e442"),
     "temp": Kind(name="temp", letter="T", color="#687380", dark_letter=False),
     "gathered": Kind(name="gathered", letter="U", color="#d55e00"),
-    "untold": Kind(name="not told apart", letter="?", color="#8d99ae"),
+    "untold": Kind(name="no breakdown", letter="?", color="#8d99ae"),
 }
 TRAFFIC_KINDS = {
     "sent": Kind(name="sent", letter="S", color="#56b4e9"),
@@ -80,7 +80,7 @@ STATE_GLYPHS = {
     "waiting": "○",
 }
 TELLING_STATES = ("failed", "stalled", "lost")
-"""States of a rank that say more than any of its figures."""
+"""States of a rank that matter more than any of its figures."""
 SEVERITY_GLYPHS = {"info": "i", "warning": "!", "critical": "✗"}
 SERIES_COLORS_DARK = ("#56b4e9", "#e69f00", "#2ac59b", "#d68bb6", "#f0e442", "#ff7a33", "#a7b4c4")
 SERIES_COLORS_LIGHT = ("#00659e", "#8f5500", "#006f50", "#9e3f75", "#6b6200", "#a83c00", "#4a5663")
@@ -95,7 +95,7 @@ HEAT_LIGHT = (
     "#1c3364",
     "#121f4a",
 )
-"""Lowest to highest; brightness alone tells them apart, whatever the eye makes of the hues."""
+"""From lowest to highest, distinct by brightness alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -143,11 +143,11 @@ _LIGHT = {
     "track": "#dde3ea",
 }  # fmt: skip
 _INKS = {
-    # Black and white, nothing in between that has to be read.
+    # Black and white; nothing in between that has to be read.
     "dpwatch-contrast": _DARK
     | {"text": "#ffffff", "muted": "#e0e0e0", "faint": "#a8a8a8", "accent": "#66d9ff"}
     | {"good": "#5cff9d", "warn": "#ffe14d", "bad": "#ff9088", "track": "#3a3a3a"},
-    # Good and bad apart for every kind of colour blindness: blue and orange, never green and red.
+    # Good and bad are distinct for every colour blindness: blue and orange, never green and red.
     "dpwatch-safe": _DARK
     | {"accent": "#cc9fd8", "good": "#56b4e9", "warn": "#f0e442", "bad": "#ff8c42"},
 }
@@ -155,7 +155,7 @@ _INKS = {
 
 @lru_cache(maxsize=16)
 def palette(dark: bool = True, mono: bool = False, theme: str = "") -> Palette:
-    """The palette for a theme of that lightness; some themes have inks of their own."""
+    """The palette for a theme of that lightness; some themes have colours of their own."""
     ink = dict(_INKS.get(theme, _DARK if dark else _LIGHT))
     track = ink.pop("track")
     styles = {name: Style(color=color) for name, color in ink.items()}
@@ -181,7 +181,7 @@ def palette(dark: bool = True, mono: bool = False, theme: str = "") -> Palette:
 
 
 def _theme(name: str, *, dark: bool, **colors: str) -> Theme:
-    """A theme of Textual in the inks of our own."""
+    """A Textual theme in our colours."""
     ink = _INKS.get(name, _DARK if dark else _LIGHT)
     return Theme(
         name=name,

@@ -26,12 +26,12 @@ _RISES = {
     for low in range(4)
     for high in range(low, 4)
 }
-"""The dots of a cell from one line to another, by side."""
+"""The dots of a cell between two lines, by side."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """One curve of a plot: its name stands at its end."""
+    """One curve of a plot; its name is at its end."""
 
     name: str
     curve: Curve
@@ -55,12 +55,12 @@ def plot(
         width: Cells, labels included.
         height: Lines, the x axis included.
         palette: Theme.
-        label: Formats the values on the y axis: both ends and, of high plots, the middle.
+        label: Formats the values on the y axis: both ends and, in high plots, the middle.
         x_axis: Draw the step numbers below.
-        from_zero: Let the y axis begin at 0 rather than at the lowest value.
+        from_zero: Start the y axis at 0 rather than at the lowest value.
 
     Returns:
-        `height` lines of `width` cells; a note in place of the curves while there are none.
+        `height` lines of `width` cells; a note instead of the curves while there are none.
     """
     points = {each.name: _finite(each.curve) for each in series}
     every = [point for some in points.values() for point in some]
@@ -94,7 +94,7 @@ def plot(
 
 @lru_cache(maxsize=64)
 def sparkline(curve: Curve, width: int, style: Style) -> Text:
-    """A curve one line high and `width` cells wide, blank while it has fewer than two points."""
+    """A curve one line high and `width` cells wide, blank with fewer than two points."""
     points = _finite(curve)
     if len(points) < 2 or width < 1:
         return Text(" " * max(width, 0))
@@ -138,9 +138,9 @@ def _end_labels(
 
 
 def apart(wanted: Sequence[int], height: int) -> list[int | None]:
-    """A row of its own for each label, in the order of the rows wanted and as near as can be.
+    """A row for each label, in the order of the wanted rows and as near to these as possible.
 
-    Where there are more labels than rows, the uppermost get none.
+    With more labels than rows, the uppermost get none.
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     rows: list[int | None] = [None] * len(wanted)
@@ -173,9 +173,9 @@ class Grid:
         return self._columns([point])[0], self._lines([point])[0]
 
     def draw(self, points: Sequence[tuple[float, float]], style: Style) -> None:
-        """Join the points, which go from left to right, by straight lines."""
+        """Join the points, which are ordered from left to right, by straight lines."""
         columns, lines = self._columns(points), self._lines(points)
-        # Of hundreds of points many fall into one column of dots, and fill it from end to end; of a
+        # Many of hundreds of points fall into one column of dots, and fill it from end to end; of a
         # line to the next column each of the two gets a half, which goes on from what it has.
         at, held, low, high = 0, -1, 0, 0
         while at < len(columns):

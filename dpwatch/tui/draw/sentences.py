@@ -1,4 +1,4 @@
-"""Sentences about runs, taken from the snapshot's numbers."""
+"""Sentences about runs, from the snapshot's numbers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dpwatch.text_safety import clean
 from dpwatch.tui.draw import format as fmt
 
 UNEVEN = 1.15
-"""From this ratio on (or below its inverse) device 0 is called uneven in words."""
+"""From this ratio on (or below its inverse) device 0 is called uneven."""
 
 MANY_ROWS = 16
-"""Of more rows some are likely to be off the screen."""
+"""With more rows than these, some are likely to be off the screen."""
 
 ODD_STATES = ("lost", "failed", "stalled", "stale")
 
@@ -35,18 +35,18 @@ STRATEGIES = {
 
 
 def strategy_of(run: Run) -> str:
-    """A run's strategy, or a dash where nobody said."""
+    """A run's strategy, or a dash if unknown."""
     return clean(run.strategy, 16) or fmt.UNKNOWN
 
 
 def run_title(run: Run) -> str:
-    """What a person calls a run: strategy and title."""
+    """A run's name for people: strategy and title."""
     title = clean(run.title, 60)
     return f"{strategy_of(run)} · {title}" if title else strategy_of(run)
 
 
 def strategy_names(views: Sequence[RunView]) -> dict[str, str]:
-    """Each run's strategy, by its id; those that are alike with when the run began."""
+    """Each run's strategy, by its id; equal ones with the time the run began."""
     alike = Counter(strategy_of(view.run) for view in views)
     return {
         run.run_id: f"{name} {fmt.time_of_day(run.began_s)}" if alike[name] > 1 else name
@@ -62,7 +62,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def devices_of(view: RunView) -> tuple[str, str]:
-    """How many devices of what sort, and where; virtual ones plainly called so."""
+    """How many devices of what kind, and where; virtual ones are named as such."""
     run, host = view.run, f"{clean(view.ssh_host, 24)}'s" if view.ssh_host else "this host's"
     number = len(run.ranks)
     if run.devices == "virtual":
@@ -77,19 +77,19 @@ def devices_of(view: RunView) -> tuple[str, str]:
 
 
 def processes_of(run: Run) -> int:
-    """Processes that have spoken so far."""
+    """How many processes have reported so far."""
     return len({rank.rank for rank in run.ranks})
 
 
 def layout_of(run: Run) -> str:
-    """Processes (a `dp` run has one, whatever its world size) and how they talk."""
+    """Processes (a `dp` run has one, whatever its world size) and their backend."""
     backend = clean(run.backend, 16)
     via = f", {backend}" if backend and backend != run.devices else ""
     return f"{processes_of(run)}{via}"
 
 
 def odd_states(run: Run) -> str:
-    """How many ranks are in a bad state, where there are more of them than a screen shows."""
+    """How many ranks are in a bad state, if there are more ranks than fit on a screen."""
     if len(run.ranks) <= MANY_ROWS:
         return ""
     counts = Counter({rank.rank: rank.state for rank in run.ranks}.values())
@@ -127,11 +127,11 @@ def uneven(value: float | None) -> bool:
 
 
 def collective_name(op: str) -> str:
-    """c10d's name as people write it."""
+    """c10d's name in the usual spelling."""
     return clean(op, 24).replace("_", "-") or fmt.UNKNOWN
 
 
 def issuer_name(stats: IssuerStats) -> str:
-    """Whose a collective is, and what for: `Lightning: SIGTERM flag`; else its function's name."""
+    """Who issued a collective, and why: `Lightning: SIGTERM flag`; else the function's name."""
     purpose = stats.purpose or stats.function.rpartition(".")[2]
     return clean(f"{stats.framework}: {purpose}", 52)

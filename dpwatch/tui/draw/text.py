@@ -57,7 +57,7 @@ _BARE = Style.null()
 
 
 def wrapped(text: str, width: int, style: Style, indent: int = 0) -> list[Text]:
-    """A paragraph broken at spaces, `indent` cells in from the left; words too long are cut."""
+    """A paragraph broken at spaces, indented by `indent` cells; words that are too long are cut."""
     room = max(width - indent, 8)
     lines: list[str] = []
     current = ""

@@ -1,1 +1,1 @@
-"""From styled lines to the terminal; what is used of Textual and Rich beyond their API is here."""
+"""From styled lines to the terminal; only `private_api` uses Textual beyond its public API."""

@@ -1,4 +1,4 @@
-"""The dashboard's glyphs in ASCII, cell by cell, for terminals and fonts that have no others."""
+"""The dashboard's glyphs in ASCII, cell by cell, for terminals and fonts without others."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _KEYS = {"⏎": "enter", "←": "left", "→": "right", "↑": "up", "↓": "dow
 
 
 class _Rest(dict[int, str]):
-    """The table; what is not in it and not ASCII is a `?`."""
+    """The table; anything else that is not ASCII becomes `?`."""
 
     def __missing__(self, code: int) -> str:
         found = chr(code) if code < 128 else "?"
-        if sys.getsizeof(self) < 1 << 20:  # text from outside can't make it grow for ever
+        if sys.getsizeof(self) < 1 << 20:  # text from outside must not make it grow forever
             self[code] = found
         return found
 
@@ -38,17 +38,17 @@ _REST = _Rest(_TABLE)
 
 
 def to_ascii(text: str) -> str:
-    """The text with as many characters, all of them ASCII."""
+    """The text in ASCII, with the same number of characters."""
     return text if text.isascii() else text.translate(_REST)
 
 
 def key_to_ascii(text: str) -> str:
-    """A key's name, spelt out where it is an arrow."""
+    """A key's name; arrows are spelled out."""
     return to_ascii("".join(_KEYS.get(char, char) for char in text))
 
 
 class PlainFilter(LineFilter):
-    """Writes in ASCII what widgets of Textual's own draw too: the palette, notes in passing."""
+    """Writes Textual's own widgets in ASCII too: the command palette, notifications."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
         """The segments, each as wide as before."""

@@ -1,4 +1,4 @@
-"""How the screen is written, and what can be taken away from it: text, and a picture."""
+"""Writing the screen to the terminal, the clipboard and a picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpwatch.tui.render.terminal_diff import Screenful
 
 
 class Takeaway(UpdatingApp):
-    """An app whose widgets know their text (`copied`), and that may draw in ASCII alone."""
+    """An app whose widgets can be copied as text (`copied`), and that may draw in ASCII only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Takeaway(UpdatingApp):
         return self.screenful.narrowed(update)
 
     def action_copy(self) -> None:
-        """Put the row under the cursor, or the whole view, onto the clipboard as text."""
+        """Copy the row under the cursor, or the whole view, to the clipboard as text."""
         copied = getattr(self.screen_stack[0].focused, "copied", None)
         text = copied() if copied is not None else ""
         if text:
@@ -31,7 +31,7 @@ class Takeaway(UpdatingApp):
             self.notify(f"copied {plural(lines, 'line')}", timeout=2, markup=False)
 
     def action_save(self) -> None:
-        """Save the screen as an SVG file where dpwatch was started."""
+        """Save the screen as an SVG file in the directory where dpwatch was started."""
         try:
             self.notify(f"saved {self.save_screenshot()}", timeout=5, markup=False)
         except OSError as error:

@@ -1,7 +1,7 @@
-"""Widgets that draw themselves line by line, and of new data only the lines that differ.
+"""Widgets that draw line by line, and redraw only the lines that changed.
 
-Textual draws a widget anew as a whole. Of a dashboard most lines stay as they were from one moment
-to the next, and drawing one costs more than finding out that it need not be drawn.
+Textual redraws a widget as a whole. Most lines of a dashboard stay the same from one moment to the
+next, and drawing one costs more than finding out that it hasn't changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Line(NamedTuple):
-    """A line, and the style that lies beneath it on the widget's ground."""
+    """A line, and the style beneath it, on the widget's background."""
 
     text: Text
     under: Style | None = None
@@ -38,17 +38,17 @@ class Line(NamedTuple):
 
 
 class Lines(Widget):
-    """Says what its lines are (`lines_at` or `line_at`).
+    """A widget that consists of lines (`lines_at` or `line_at`).
 
-    Its lines are all there is to it: it has neither padding nor border, which on every line would
-    cost more than the text does. A margin stands around it instead.
+    It has neither padding nor border, which would cost more per line than the text. Use a margin
+    instead.
 
     Attributes:
-        frame: What there is to draw.
+        frame: What to draw.
     """
 
     ALLOW_SELECT = False
-    # `var`: a new frame draws what it changes (`redraw`), not all.
+    # `var`: a new frame redraws what it changes (`redraw`), not everything.
     frame: var[Frame | None] = var[Frame | None](None)
 
     def __init__(self, *children: Widget, **options: Any) -> None:
@@ -58,12 +58,12 @@ class Lines(Widget):
         self._ground: object = None
 
     def line_at(self, y: int) -> Line:
-        """The line at that place of the screen, 0 being the widget's first."""
+        """The line at this place of the screen, 0 being the widget's first."""
         (found,) = self.lines_at((y,))
         return found
 
     def lines_at(self, ys: Iterable[int]) -> list[Line]:
-        """The lines at those places. A widget says either these or each by itself."""
+        """The lines at these places. A subclass defines this or `line_at`."""
         return [self.line_at(y) for y in ys]
 
     def watch_frame(self) -> None:
@@ -71,9 +71,9 @@ class Lines(Widget):
         self.redraw()
 
     def redraw(self) -> None:
-        """Draws the lines that are not any more what they were when they were drawn."""
+        """Redraws the lines that have changed since they were drawn."""
         if not self.is_attached or not self.is_on_screen:
-            self._forget()  # whatever was drawn once, it is not to come up again
+            self._forget()  # nothing drawn before may show up again
             return
         size, standing = self.size, self._standing
         now = enumerate(self.lines_at(range(size.height)))
@@ -91,7 +91,7 @@ class Lines(Widget):
         layout: bool = False,
         recompose: bool = False,
     ) -> Self:
-        """See Textual: for whatever reason, all of it is to be drawn anew."""
+        """See Textual: everything is redrawn."""
         self._forget()
         return super().refresh(*regions, repaint=repaint, layout=layout, recompose=recompose)
 
@@ -100,7 +100,7 @@ class Lines(Widget):
         self._strips = {}
 
     def render_lines(self, crop: Region) -> list[Strip]:
-        """The lines in that part of the widget, as Textual puts them together."""
+        """The strips of that part of the widget."""
         width, style = self.outer_size.width, self.visual_style.rich_style
         if self._ground != (width, style):
             self._ground = (width, style)
@@ -120,7 +120,7 @@ class Lines(Widget):
 
 
 class Ground(Widget):
-    """Of a container nothing shows but its ground, and that only where no other widget lies.
+    """A container of which only the background shows, where no other widget covers it.
 
     Textual renders it whole with every line that changes on it.
     """
@@ -133,7 +133,7 @@ class Ground(Widget):
 
 def _filtered(widget: Widget, strip: Strip) -> Strip:
     for each in widget.get_line_filters():
-        # Palettes have true colours only; to look for others takes longer than to draw.
+        # Palettes have true colours only; looking for others takes longer than drawing.
         if not isinstance(each, ANSIToTruecolor):
             strip = strip.apply_filter(each, widget.background_colors[1])
     return strip

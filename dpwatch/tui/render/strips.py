@@ -1,7 +1,7 @@
-"""From a line of text to what Textual draws: on every line of every refresh, so in one go.
+"""A line of text as a Textual `Strip`, in one pass, since it runs for every redrawn line.
 
-The same could be said with `Text.render`, `Strip.adjust_cell_length` and `Strip.apply_style`, at
-five times the cost.
+`Text.render`, `Strip.adjust_cell_length` and `Strip.apply_style` would give the same at five times
+the cost.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _NULL = Style.null()
 
 
 def strip_of(text: Text, width: int, ground: Style, *, under: Style | None = None) -> Strip:
-    """A line as a strip of exactly `width` cells, on `under` on the widget's `ground`."""
+    """A line as a strip of exactly `width` cells, over `under`, over the widget's `ground`."""
     segments: list[Segment] = []
     held, held_style = "", ground
-    seen: dict[int, Style] = {}  # by identity: to hash a style takes longer than all else here
+    seen: dict[int, Style] = {}  # by identity: hashing a style takes longer than all else here
     for piece, style in text.pieces:
         laid = seen.get(id(style))
         if laid is None:
@@ -45,5 +45,5 @@ def strip_of(text: Text, width: int, ground: Style, *, under: Style | None = Non
 
 @lru_cache(maxsize=4096)
 def _laid(ground: Style, under: Style, style: Style) -> Style:
-    """One style for the three of them; the same one again for the same three."""
+    """The three styles combined; the same object for the same three."""
     return ground + under + style

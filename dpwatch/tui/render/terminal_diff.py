@@ -1,9 +1,9 @@
-"""What changes on the terminal, and nothing else.
+"""Writes only the cells that change on the terminal.
 
-Textual writes every line of a widget that was refreshed, styles and all; most of a dashboard stays
-as it was, which over SSH is most of what is sent. `Screenful` remembers what stands on the terminal
-and turns an update into the cells that differ. A full update is written whole, as ever: a screen
-that something else has written over is mended by it.
+Textual writes every line of a refreshed widget, with styles; most of a dashboard stays the same,
+and over SSH that is most of the traffic. `Screenful` remembers what is on the terminal and turns an
+update into the cells that differ. Full updates are written whole, so they repair a screen that
+something else has written over.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from textual.strip import Strip
 from dpwatch.tui.render.private_api import ChopsUpdate, CompositorUpdate, LayoutUpdate
 
 Cell = tuple[str, "Style | None"]
-"""A character (with what combines with it) and its style; "" is a wide one's second half."""
+"""A character (with combining ones) and its style; "" is the second half of a wide one."""
 
 BRIDGE = 4
-"""So many unchanged cells between two changed ones are cheaper to write than to leap over."""
+"""Up to this many unchanged cells between changed ones are cheaper to rewrite than to skip."""
 
 
 class Screenful:
-    """What stands on the terminal, by line and by the column each piece begins at."""
+    """What is on the terminal, by line and by the column where each piece begins."""
 
     def __init__(self) -> None:
         self._pieces: dict[int, dict[int, Strip]] = {}
 
     def forget(self) -> None:
-        """What stands there is not known any more: the next update is written whole."""
+        """The content is no longer known: the next update is written whole."""
         self._pieces.clear()
 
     def narrowed(self, update: CompositorUpdate) -> CompositorUpdate:
-        """The update, to be reduced to what differs once it is written."""
+        """The update, reduced to what differs at the time it is written."""
         return Narrowed(self, update)
 
     def took(self, update: LayoutUpdate) -> None:
-        """All of it is written now."""
+        """Records a full update as written."""
         self.forget()
         lines = update.strips = [list(line) for line in update.strips]
         for y, line in enumerate(lines, update.region.y):
@@ -51,9 +51,9 @@ class Screenful:
                 x += strip.cell_length
 
     def changes(self, update: ChopsUpdate) -> Iterator[tuple[int, int, list[Cell]]]:
-        """Column, line and cells of what an update changes; it is taken as written.
+        """Column, line and cells of what an update changes, which is recorded as written.
 
-        Pieces are taken whole though an update may cover a part: what is beside has not changed.
+        Pieces are recorded whole though an update may cover only a part: the rest has not changed.
         """
         for y, x1, x2 in update.spans:
             known = self._pieces.setdefault(y, {})
@@ -62,7 +62,7 @@ class Screenful:
                     continue
                 before = known.get(x)
                 if before is None or before.cell_length != strip.cell_length:
-                    # Otherwise cut than before: what lay there and reaches beyond is not known.
+                    # Cut differently than before: what overlaps it is no longer known.
                     for at, old in list(known.items()):
                         if at < end and at + old.cell_length > x:
                             del known[at]
@@ -74,14 +74,14 @@ class Screenful:
 
 
 class Narrowed(CompositorUpdate):
-    """An update that is compared with what stands there when it is written, and not before."""
+    """An update that is compared with the terminal's content when it is written."""
 
     def __init__(self, screenful: Screenful, update: CompositorUpdate) -> None:
         self._screenful = screenful
         self._update = update
 
     def render_segments(self, console: Console) -> str:
-        """As terminal sequences; a style is told only where it changes."""
+        """The update as terminal sequences, with a style only where it changes."""
         update = self._update
         if not isinstance(update, ChopsUpdate):
             if isinstance(update, LayoutUpdate):
@@ -107,7 +107,7 @@ class Narrowed(CompositorUpdate):
 
 
 def cells(segments: Iterable[Segment]) -> Iterator[Cell]:
-    """The cells of a line; what takes none goes with the character before it."""
+    """The cells of a line; zero-width characters belong to the character before."""
     held: Cell | None = None
     for text, style, _ in segments:
         if text.isascii():
@@ -134,7 +134,7 @@ def cells(segments: Iterable[Segment]) -> Iterator[Cell]:
 
 
 def runs(before: Sequence[Segment], after: Sequence[Segment]) -> Iterator[tuple[int, list[Cell]]]:
-    """Stretches of a line that are to be written over what it was, with where each begins."""
+    """Stretches of a line to write over its old content, with the cell where each begins."""
     same = 0
     most = min(len(before), len(after))
     while same < most and before[same] == after[same]:
@@ -145,7 +145,7 @@ def runs(before: Sequence[Segment], after: Sequence[Segment]) -> Iterator[tuple[
     offset = sum(segment.cell_length for segment in after[:same])
     old_cells = list(cells(before[same : len(before) - tail]))
     new_cells = list(cells(after[same : len(after) - tail]))
-    if len(old_cells) != len(new_cells):  # something odd that takes no cell
+    if len(old_cells) != len(new_cells):  # unexpected zero-width content
         yield offset, new_cells
         return
     start = end = -1
@@ -163,7 +163,7 @@ def runs(before: Sequence[Segment], after: Sequence[Segment]) -> Iterator[tuple[
 
 
 def _whole(line: Sequence[Cell], offset: int, start: int, end: int) -> tuple[int, list[Cell]]:
-    """No half of a wide character."""
+    """Extends a stretch so that it splits no wide character."""
     while start and not line[start][0]:
         start -= 1
     while end < len(line) and not line[end][0]:

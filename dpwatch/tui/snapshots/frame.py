@@ -1,4 +1,4 @@
-"""What the widgets draw: a snapshot and what the person looking at it has chosen."""
+"""What the widgets draw: a snapshot and the user's choices."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class Frame:
     """One moment of the dashboard. Equal only to itself: comparing 1,000 ranks costs too much.
 
     Attributes:
-        snapshot: Everything known; held back while paused.
-        run_id: The run on screen, None while there is none.
-        paused: Whether newer snapshots are being held back …
-        newest: … and the run on screen as it is meanwhile.
-        ago_s: How old the snapshot is then, None while nothing is held back.
-        edge: `oldest` or `newest` where there is no older or newer one to step to, else "".
-        interval_s: How often a new snapshot is taken, None for as often as usual.
-        silent_s: How long the run's hub has said nothing, None while it is live.
-        trouble: Why nothing new will come, "" while the source works.
+        snapshot: Everything known; not updated while paused.
+        run_id: The run on screen, None if there is none.
+        paused: Whether newer snapshots are held back …
+        newest: … and the current state of the run on screen meanwhile.
+        ago_s: How old the snapshot is while paused, else None.
+        edge: `oldest` or `newest` if there is no older or newer one to step to, else "".
+        interval_s: The refresh interval, None for the usual one.
+        silent_s: How long since the hub's last report, None while it is live.
+        trouble: Why there will be no new data, "" while the source works.
     """
 
     snapshot: Snapshot
@@ -37,7 +37,7 @@ class Frame:
     trouble: str = ""
 
     def looks_like(self, other: Frame) -> bool:
-        """Whether there is nothing new since: the same runs' views, in the same second."""
+        """Whether nothing is new: the same runs' views, in the same second."""
         ours, theirs = self.snapshot, other.snapshot
         return (
             len(ours.runs) == len(theirs.runs)
@@ -64,7 +64,7 @@ class Frame:
 
     @property
     def state(self) -> str:
-        """The word for the run on screen: its state, or `stale` while its hub is silent."""
+        """The state of the run on screen, or `stale` while its hub doesn't report."""
         view = self.view
         if view is None:
             return "waiting"
@@ -73,7 +73,7 @@ class Frame:
 
 
 def last_known(snapshot: Snapshot) -> Snapshot:
-    """The snapshot, not saying of silent hubs' ranks that they run: nobody knows that now."""
+    """The snapshot, with ranks of silent hubs shown as stale instead of running."""
     if all(view.connection != "stale" for view in snapshot.runs):
         return snapshot
     return replace(snapshot, runs=tuple(_last_known(view) for view in snapshot.runs))
@@ -89,15 +89,15 @@ def _last_known(view: RunView) -> RunView:
 
 
 def worst_first(diagnoses: Sequence[Diagnosis]) -> list[Diagnosis]:
-    """Diagnoses by severity, in their own order within one."""
+    """Diagnoses by severity; the order within one is kept."""
     order = {severity: -index for index, severity in enumerate(SEVERITIES)}
     return sorted(diagnoses, key=lambda d: order.get(d.severity, 1))
 
 
 def named_rows(run: Run) -> dict[tuple[int, str], str]:
-    """Rows by rank and device that a finding is about, with the worst severity of these.
+    """Rows, by rank and device, that a finding is about, with its worst severity.
 
-    One that is about every row names none.
+    A finding about every row names none.
     """
     named: dict[tuple[int, str], str] = {}
     for found in worst_first(run.diagnoses):
@@ -120,7 +120,7 @@ def all_diagnoses(snapshot: Snapshot) -> list[tuple[RunView, Diagnosis]]:
 def latest_by_strategy(snapshot: Snapshot) -> list[RunView]:
     """The newest run of each strategy and title, in the order they were first run.
 
-    One strategy may be run with several settings side by side; the title tells them apart.
+    One strategy may be run with several settings side by side; the title distinguishes them.
     """
     newest: dict[tuple[str, str], RunView] = {}
     for view in snapshot.runs:

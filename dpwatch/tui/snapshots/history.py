@@ -1,8 +1,8 @@
-"""What this viewer has seen: a bounded number of frozen snapshots to step back through.
+"""Past snapshots to step back through, a bounded number of them.
 
-Near in time every snapshot is kept, further back ever fewer: as the store fills up, the one whose
-neighbours lie closest together for its age goes. So a few hundred reach back over hours, and still
-hold the last seconds whole.
+Recent snapshots are all kept, older ones ever more sparsely: when the store is full, it drops the
+one whose neighbours are closest together for its age. So a few hundred reach back over hours, and
+still hold the last seconds in full.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dpwatch.run.model.snapshot import History as Curves
 
 MOST_FRAMES = 300
 MOST_ROWS = 65_536
-"""Rows of ranks in all snapshots together, up to 80 MB: 4,096 ranks get 12 snapshots."""
+"""Rows of ranks in all snapshots, up to 80 MB: 12 snapshots of 4,096 ranks."""
 
 STEPS_A_ROW = 2
-"""So many steps of the timeline take the room of a row, which is 1.1 to 1.5 kB."""
+"""This many steps of the timeline take the memory of a row, which is 1.1 to 1.5 kB."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,14 +31,14 @@ class _Kept:
 
 
 class History:
-    """Snapshots by age, and which of them is looked at. Pure: it asks no clock.
+    """Snapshots by age, and which of them is shown. Pure: it reads no clock.
 
-    Curves run through the whole of a training and would be kept hundreds of times over; instead an
-    old snapshot gets the newest ones, cut where its ranks were.
+    Curves cover the whole training and would be stored hundreds of times; instead an old snapshot
+    gets the newest curves, cut where its ranks were.
 
     Args:
-        most_frames: Snapshots kept at most …
-        most_rows: … and rows in them; the newest one is kept whatever it holds.
+        most_frames: The most snapshots to keep …
+        most_rows: … and rows in them; the newest one is always kept.
     """
 
     def __init__(self, most_frames: int = MOST_FRAMES, most_rows: int = MOST_ROWS) -> None:
@@ -55,7 +55,7 @@ class History:
         return len(self._kept)
 
     def add(self, snapshot: Snapshot) -> None:
-        """Takes in the newest snapshot."""
+        """Adds the newest snapshot."""
         known = {id(view.run) for view in self._newest.runs} if self._newest else set()
         rows = sum(_rows(view) for view in snapshot.runs if id(view.run) not in known)
         bare = tuple(replace(view, history=Curves()) for view in snapshot.runs)
@@ -69,7 +69,7 @@ class History:
             self._rows -= self._kept.pop(self._least()).rows
 
     def _least(self) -> int:
-        """Place of the snapshot that is missed least."""
+        """Index of the snapshot that is missed least."""
         times = [kept.snapshot.wall_s for kept in self._kept]
         now = times[-1]
 
@@ -79,20 +79,20 @@ class History:
         return min(range(1, len(times) - 1), key=spared, default=0)
 
     def hold(self) -> None:
-        """Stays with the newest, as it is now."""
+        """Pauses at the newest, as it is now."""
         if self._at is None and self._kept:
             self._at = self._place(self._kept[-1])
 
     def release(self) -> None:
-        """Back to whatever is newest."""
+        """Follows the newest again."""
         self._at = None
         self._stepped = False
 
     def step(self, by: int) -> Snapshot | None:
-        """Looks at an older or newer one, as far as there are any.
+        """Steps to an older or newer one, if there is one.
 
         Returns:
-            The one looked at now, None where there is no other that way.
+            The one shown now, None if there is no other that way.
         """
         self.hold()
         if self._at is None:
@@ -113,14 +113,14 @@ class History:
 
     @property
     def ago_s(self) -> float | None:
-        """Seconds from the one looked at to the newest, None while the newest is followed."""
+        """Seconds from the one shown to the newest, None while the newest is followed."""
         if self._at is None or self._newest is None:
             return None
         return max(self._newest.wall_s - self._at[1], 0.0)
 
     @property
     def edge(self) -> str:
-        """`oldest` or `newest` where steps have led to the end, else ""."""
+        """`oldest` or `newest` if steps have led to the end, else ""."""
         if self._at is None or not self._stepped:
             return ""
         if self._at[0] >= self._kept[-1].number:
@@ -165,6 +165,6 @@ def _with_curves(view: RunView, newest: RunView | None) -> RunView:
 
 
 def _until(curve: Curve, steps: int) -> Curve:
-    """The curve's points of the first so many steps."""
+    """The curve's points up to that step."""
     end = bisect_right(curve.steps, steps - 1)
     return curve if end == len(curve.steps) else Curve(curve.steps[:end], curve.values[:end])

@@ -1,4 +1,4 @@
-"""Which moment of which run is on the screen: the newest, one held, or one of a while ago.
+"""Which moment of which run is on the screen: the newest, a paused one, or an earlier one.
 
 source → thread worker → `Arrived` → `snapshot` → `frame`, which the app draws.
 """
@@ -18,7 +18,7 @@ from dpwatch.tui.snapshots.refresh_rate import USUAL_S, Paced, beside
 from dpwatch.tui.snapshots.source import Arrived, SnapshotSource, SourceFailed
 
 POLL_S = 0.25
-"""How long the worker waits for a snapshot before it looks whether the app is closing."""
+"""How long the worker waits for a snapshot before it checks whether the app is closing."""
 
 
 class Moments(Takeaway):
@@ -26,15 +26,15 @@ class Moments(Takeaway):
 
     Args:
         source: Read by a worker thread until the app ends, then closed.
-        interval_s: How often to take a new snapshot, where the source can be told.
+        interval_s: The refresh interval, if the source supports it.
 
     Attributes:
-        snapshot: The one looked at.
+        snapshot: The one shown.
         frame: What is drawn of it.
         paused: Whether newer ones are held back.
     """
 
-    # `var`: a change repaints the widgets it is bound to, not the whole screen besides.
+    # `var`: a change repaints the widgets bound to it, not the whole screen.
     snapshot: var[Snapshot | None] = var[Snapshot | None](None, always_update=True)
     frame: var[Frame] = var(Frame(snapshot=Snapshot(runs=(), wall_s=0.0)))
     paused: var[bool] = var(False)
@@ -54,7 +54,7 @@ class Moments(Takeaway):
 
     @property
     def stays(self) -> bool:
-        """Whether the run on the screen stays there when a newer one comes."""
+        """Whether the run on the screen stays when a newer one appears."""
         return False
 
     def show(self) -> None:
@@ -63,7 +63,7 @@ class Moments(Takeaway):
 
     @work(thread=True, exclusive=True, group="source")
     def _read(self) -> None:
-        """The source's thread: the only one that touches it."""
+        """The source's thread, the only one that touches it."""
         worker = get_current_worker()
         try:
             while not worker.is_cancelled:
@@ -82,7 +82,7 @@ class Moments(Takeaway):
             if view.connection == "live":
                 self._last_live_s[view.run.run_id] = message.snapshot.wall_s
         if message.snapshot is not self._newest:
-            return  # drawing is slower than the source: a newer one is behind this already
+            return  # drawing is slower than the source: a newer one is already queued
         self._held = message.snapshot
         self._history.add(message.snapshot)
         if not self.paused:
@@ -100,7 +100,7 @@ class Moments(Takeaway):
         self.make_frame()
 
     def watch_paused(self, paused: bool) -> None:
-        """Let the newest snapshot in when going on."""
+        """Show the newest snapshot on resuming."""
         if paused:
             self._history.hold()
         else:
@@ -110,12 +110,12 @@ class Moments(Takeaway):
         self.make_frame()
 
     def make_frame(self) -> None:
-        """What there is to draw now."""
+        """The current frame."""
         snapshot = self.snapshot or self.frame.snapshot
         runs = snapshot.runs
         ids = [view.run.run_id for view in runs]
         picked = self._picked_run if self._picked_run in ids else None
-        if not self.paused:  # further back a run may not have begun
+        if not self.paused:  # further back a run may not have started
             self._picked_run = picked
         newest = ids[0] if ids else None
         stays = self.stays and self.frame.run_id in ids
@@ -144,11 +144,11 @@ class Moments(Takeaway):
         return max(snapshot.wall_s - since, 0.0)
 
     def action_pause(self) -> None:
-        """Hold the screen, or let it go on."""
+        """Pause the screen, or resume."""
         self.paused = not self.paused
 
     def action_rewind(self, by: int) -> None:
-        """Hold the screen, and show what was seen so many snapshots before or after."""
+        """Pause the screen, and step that many snapshots back or forward."""
         seen = self._history.step(by)
         self.paused = self.paused or self._held is not None
         if seen is not None:
@@ -157,20 +157,20 @@ class Moments(Takeaway):
             self.make_frame()
 
     def action_pace(self, by: int) -> None:
-        """Take a new snapshot less often (1) or more often (-1)."""
+        """Refresh less often (1) or more often (-1)."""
         if isinstance(self._source, Paced):
             self._interval_s = self._source.interval_s = beside(self._interval_s, by)
         self.make_frame()
 
     def action_run(self, by: int) -> None:
-        """Switch to an older or newer run; picking the newest follows whatever is newest."""
+        """Switch to an older or newer run; picking the newest one follows later ones."""
         ids = [view.run.run_id for view in self.frame.snapshot.runs]
         if len(ids) > 1 and self.frame.run_id in ids:
             # ids are newest first, and the next run is the one started later
             self.pick(ids[(ids.index(self.frame.run_id) - by) % len(ids)])
 
     def pick(self, run_id: str) -> None:
-        """Look at that run."""
+        """Show that run."""
         newest = self.frame.snapshot.runs[0].run.run_id
         follows = run_id == newest and not self.stays
         self._picked_run = None if follows else run_id

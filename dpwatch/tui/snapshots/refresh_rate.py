@@ -1,4 +1,4 @@
-"""How often the dashboard takes a new snapshot."""
+"""The dashboard's refresh interval."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Paced(Protocol):
 
 
 def beside(interval_s: float, by: int) -> float:
-    """The next longer interval (`by` 1) or shorter one (-1); the same at the end."""
+    """The next longer interval (`by` 1) or shorter one (-1); unchanged at the ends."""
     if by > 0:
         return min((each for each in INTERVALS_S if each > interval_s), default=interval_s)
     return max((each for each in INTERVALS_S if each < interval_s), default=interval_s)

@@ -10,7 +10,7 @@ from dpwatch.run.model.snapshot import Snapshot
 
 
 class SnapshotSource(Protocol):
-    """A stream of snapshots, read by one worker thread of the dashboard and by nothing else."""
+    """A stream of snapshots, read only by one worker thread of the dashboard."""
 
     def next(self, timeout_s: float) -> Snapshot | None:
         """Wait for the next snapshot, at most `timeout_s` seconds.
@@ -34,7 +34,7 @@ class Arrived(Message):
 
 
 class SourceFailed(Message):
-    """The source raised; what is on the screen stays."""
+    """The source raised; the screen keeps its content."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason

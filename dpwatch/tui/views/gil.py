@@ -93,9 +93,9 @@ def summary_line(run: Run, width: int, palette: Palette) -> Text:
         if found is not None:
             where = f" {name_of(found.highest, run.ranks)}" if found.high else ""
             lost.append(f"{metric.title} {metric.show(found.high)}{where}")
-    text = f"highest: {' · '.join(lost)}" if lost else "thread times are not known yet"
+    text = f"highest: {' · '.join(lost)}" if lost else "no thread times yet"
     told = line((text, palette.strong))
-    cores = f"  {plural(run.cores, 'core')} a process" if run.cores is not None else ""
+    cores = f"  {plural(run.cores, 'core')} per process" if run.cores is not None else ""
     if told.cell_len + len(cores) <= width:
         told.append(cores, palette.muted)
     return fitted(told, width)
@@ -105,7 +105,7 @@ def told_line(rank: Rank, ranks: Sequence[Rank], width: int, palette: Palette) -
     """One device's step in words."""
     parts = parts_of(rank)
     if all(value is None for value in parts.values()):
-        told = "thread times not known"
+        told = "no thread times"
     else:
         words = ("on a core", "in the queue", "at the GIL", "idle")
         pairs = zip(parts.values(), words, strict=True)

@@ -282,9 +282,9 @@ def _verdict(frame: Frame, view: RunView, width: int, room: int, palette: Palett
     if view.run.diagnoses:
         lines += _findings(view.run, width, min(max(room - len(lines), FEWEST), MOST), palette)
     elif not lines and view.run.steps:
-        lines.append(line((" ✓ ", palette.good), ("nothing found wrong so far", palette.muted)))
+        lines.append(line((" ✓ ", palette.good), ("no problem found so far", palette.muted)))
     elif not lines:
-        waiting = " ○ ranks are known, no step is done yet"
+        waiting = " ○ ranks have connected, no step yet"
         lines.append(line((waiting, palette.muted)))
     return lines
 
@@ -321,13 +321,13 @@ def _ending(frame: Frame, view: RunView, width: int, palette: Palette) -> Block:
     reason = clean(view.run.reason, 300)
     if frame.state == "stale":
         silent = f" for {fmt.silence(frame.silent_s)}" if frame.silent_s is not None else ""
-        text = f" ~ STALE  the run's hub has been silent{silent}; showing last known values"
+        text = f" ~ STALE  no report from the run's hub{silent}; showing last known values"
         return [line((text, palette.warn))]
     words = {
         "finished": "this is the last state",
-        "failed": reason or "no reason was given",
+        "failed": reason or "no reason given",
         "lost": reason or "its processes exited without reporting",
-        "hung": reason or "ranks wait for each other and nothing moves",
+        "hung": reason or "ranks wait for each other, and nothing moves",
     }
     if view.run.state not in words:
         return []

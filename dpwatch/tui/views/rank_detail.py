@@ -74,7 +74,7 @@ def _host(view: RunView, rank: Rank, palette: Palette) -> Block:
         line(
             (f"clock of {clean(rank.host, 40)} against the head's: {offset}{by}", palette.muted),
             (
-                "" if host.silent_s is None else f" · not heard of for {host.silent_s:.0f} s",
+                "" if host.silent_s is None else f" · no report for {host.silent_s:.0f} s",
                 palette.warn,
             ),
         )

@@ -27,8 +27,8 @@ VIEWS = (
         widget="views.ranks.widget:Heatmap",
         keys=(
             ("← ↑ ↓ →", "move; g G to the ends, PgUp PgDn by a page"),
-            ("m  M", "colour by the next metric, by the one before"),
-            ("w", "go to the rank where it is highest"),
+            ("m  M", "colour by the next or previous metric"),
+            ("w", "go to the rank with the highest value"),
             _RANK,
         ),
     ),
@@ -54,9 +54,9 @@ VIEWS = (
         widget="views.timeline.widget:Timeline",
         keys=(
             _MOVE,
-            ("+  -", "show less time, more time; so does ctrl and the wheel"),
-            ("←  →", "earlier, later; at the end the newest step is followed again"),
-            (",  .", "begin with the step before, the step after; space holds the screen"),
+            ("+  -", "zoom in, zoom out; also ctrl and the wheel"),
+            ("←  →", "earlier, later; at the end it follows the newest step again"),
+            (",  .", "start at the previous step, the next step; space pauses the screen"),
             ("f", "follow the newest step"),
             _RANK,
         ),
@@ -77,8 +77,8 @@ VIEWS = (
         keys=(
             _MOVE,
             ("enter", "open the run"),
-            ("m  M", "look at the runs by the next metric, by the one before"),
-            (", .  r", "sort by the column before or after; the other way round"),
+            ("m  M", "compare by the next or previous metric"),
+            (", .  r", "sort by the previous or next column; reverse"),
             ("/", "show only runs with these words in strategy, title or state"),
         ),
         filters="words in a strategy's name, title or state",
@@ -100,9 +100,9 @@ VIEWS = (
             ("G  end  f", "follow the newest line again; g to the oldest"),
             (
                 "←  →",
-                "only the rank before, only the next one, all of them; so does a click on one",
+                "only the previous rank, the next rank, all ranks; or click one",
             ),
-            ("t", "only what was written to stderr, marked with !; all of it again"),
+            ("t", "only stderr, which is marked with !; both streams again"),
             ("/", "show only lines with these words"),
         ),
         filters="words in a line",
@@ -139,5 +139,5 @@ PAGES = (
         keys=(_SCROLL,),
     ),
 )
-"""What is opened from views and has no digit, for help to tell of."""
+"""What is opened from views and has no digit; help lists its keys."""
 BY_NAME = {view.name: view for view in VIEWS}

@@ -29,7 +29,7 @@ NOTICES = 8
 """Lines of a notice that are shown; there is one a host that nothing runs on."""
 
 WITH_TORCH = (
-    ("see it at work, no GPU needed", "dpwatch demo --gpus 4"),
+    ("see it work, no GPU needed", "dpwatch demo --gpus 4"),
     (
         "train with the bundled trainer",
         "torchrun --nproc-per-node 4 -m dpwatch.trainer --strategy ddp",
@@ -78,9 +78,7 @@ def waiting_lines(
     lines = [line(("○ Waiting for a run", palette.accent)), Text(), *body]
     for each in notice.splitlines()[:NOTICES]:
         lines += wrapped(clean(each), min(width, 72), palette.warn)
-    lines.append(
-        line(("A run appears here by itself as soon as its first rank speaks.", palette.muted))
-    )
+    lines.append(line(("A run appears here as soon as its first rank reports.", palette.muted)))
     if places:
         looked = clean(f"Looking in {', '.join(places)}")
         lines += wrapped(looked, min(width, 72), palette.faint)
@@ -95,21 +93,21 @@ def waiting_lines(
 
 def too_small_line(width: int, height: int) -> str:
     """What a terminal too small to draw in says."""
-    return f"dpwatch needs {MIN_WIDTH}×{MIN_HEIGHT} cells; here are {width}×{height}"
+    return f"dpwatch needs {MIN_WIDTH}×{MIN_HEIGHT} cells; this terminal has {width}×{height}"
 
 
 _EVERYWHERE = (
     ("esc", "back: clear the filter, close what is open; never quits"),
-    ("s", "ask all ranks where their Python stands, or the rank whose page is open; s again: anew"),
-    ("space", "hold the screen, and go on live; training and recording go on"),
-    ("[  ]", "hold the screen and step back in what was seen, and forward; { } ten at a time"),
-    ("+  -", "take a snapshot less often, more often: every 0.1 to 10 s (Timeline: zoom)"),
+    ("s", "Python stacks of all ranks, or of the open rank; s again: refresh"),
+    ("space", "pause the screen, and resume; training and recording go on"),
+    ("[  ]", "pause and step back and forward in time; { } ten at a time"),
+    ("+  -", "refresh less or more often, every 0.1 to 10 s (Timeline: zoom)"),
     ("tab n  p", "next and previous run"),
     ("y", "copy the row under the cursor, or the whole view, as text"),
     ("e", "save the screen as an SVG file where dpwatch was started"),
     (":  ctrl+p", "every command; also themes: dark, light, contrast, safe for the colour-blind"),
-    ("?", "this help; again, or esc, closes it"),
-    ("q", "quit; it changes nothing in the training"),
+    ("?", "this help; ? or esc closes it"),
+    ("q", "quit; the training is not affected"),
     ("mouse", "click a view, a run, a row; the wheel scrolls"),
 )
 _PHASES = {
@@ -118,21 +116,21 @@ _PHASES = {
     "forward": "the model's forward (dp, device 0: scatter to gather)",
     "backward": "the backward pass (dp, device 0: to the reduced gradients)",
     "optimizer": "the optimizer's step",
-    "other": "what is left of the step",
+    "other": "the rest of the step",
 }
 _MEMORY = {
     "params": "parameters",
     "grads": "gradients",
-    "optimizer": "the optimizer's state, such as Adam's two moments",
-    "activations": "kept from forward for backward",
+    "optimizer": "optimizer state, such as Adam's two moments",
+    "activations": "saved in forward for backward",
     "buffers": "module buffers and communication buckets",
-    "temp": "what lives for an operation or two",
+    "temp": "short-lived tensors",
     "gathered": "unsharded parameters (FSDP, ZeRO-3)",
-    "untold": "the source gives a total only",
+    "untold": "the source reports a total only",
 }
 _TRAFFIC = {
     "sent": "bytes a device sends in a step, by the algorithm",
-    "received": "bytes it receives",
+    "received": "bytes a device receives in a step",
 }
 _WORDS = (
     (
@@ -140,10 +138,10 @@ _WORDS = (
         "share of the step a device's thread was blocked where only Python's global "
         "interpreter lock can block it",
     ),
-    ("idle", "share it was blocked otherwise: waiting for data, for another device or rank"),
-    ("queue", "share it was ready to run and no core was free: the host is oversubscribed"),
-    ("exposed", "communication the training thread waited for; the rest is hidden behind compute"),
-    ("last to arrive", "who most often entered a collective last: the others waited for it"),
+    ("idle", "share it was blocked otherwise: waiting for data, another device or another rank"),
+    ("queue", "share it was ready to run but no core was free: the host is oversubscribed"),
+    ("exposed", "communication that compute waited for; the rest is hidden behind compute"),
+    ("last to arrive", "the rank that most often entered a collective last, and was waited for"),
     ("step", "median over recent steps; a full phase bar is the slowest device's step"),
     (
         "memory bar",
@@ -156,17 +154,17 @@ _WORDS = (
         "a share of this host's CPU cores and a ledger of bytes standing for a GPU: "
         "training and bytes are real, times are this machine's",
     ),
-    ("–", "not known; never a zero"),
+    ("–", "unknown; never shown as zero"),
 )
 _STATES = (
     ("starting", "known, no step yet"),
-    ("running", "steps are coming"),
-    ("finished", "ended well; the last state stays"),
-    ("failed", "it raised"),
-    ("stalled", "no step for long"),
-    ("hung", "ranks wait for each other"),
+    ("running", "steps are coming in"),
+    ("finished", "ended normally; the last state stays"),
+    ("failed", "raised an exception or exited with an error"),
+    ("stalled", "no step for a long time"),
+    ("hung", "ranks wait, and nothing moves"),
     ("lost", "the process exited without reporting"),
-    ("stale", "the hub is silent; these are the last known values"),
+    ("stale", "no report from the hub; showing last known values"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Thin widgets: each asks a pure function for lines, of which the visible ones are drawn."""
+"""Thin widgets: each gets lines from a pure function and draws the visible ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def palette_of(widget: Widget) -> Palette:
     app = widget.app
     key = (app.theme, app.no_color)
     found = _PALETTES.get(key)
-    if found is None:  # to look a theme up takes longer than to draw a line
+    if found is None:  # looking up a theme takes longer than drawing a line
         theme = app.current_theme
         found = _PALETTES[key] = palette(theme.dark, app.no_color, theme.name)
     return found
@@ -35,7 +35,7 @@ EMPTY = Line(Text())
 
 
 class Painted(Lines):
-    """Draws `paint()`'s lines, painted anew when the frame, the size or the theme changes."""
+    """Draws the lines of `paint()`, painted again when the frame, size or theme changes."""
 
     _key: object = None
     _lines: list[Text]
@@ -45,7 +45,7 @@ class Painted(Lines):
         raise NotImplementedError
 
     def lines(self) -> list[Text]:
-        """What `paint` gives for now's frame, size and theme."""
+        """The lines of `paint` for the current frame, size and theme."""
         width, height = self.size
         key = (self.frame, width, height, palette_of(self))
         if self._key is None or self._key != key:
@@ -70,7 +70,7 @@ MOVES: tuple[BindingType, ...] = (
 
 
 class Scrolling(ScrollView, Lines, can_focus=True):
-    """Lines of a pure function, more than fit: keys and the wheel scroll them."""
+    """Lines of a pure function, more than fit: keys and wheel scroll them."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*MOVES]
 
@@ -82,11 +82,11 @@ class Scrolling(ScrollView, Lines, can_focus=True):
         raise NotImplementedError
 
     def paint_key(self) -> object:
-        """What, besides frame, size and theme, the lines depend on."""
+        """What the lines depend on besides frame, size and theme."""
         return None
 
     def watch_frame(self) -> None:
-        """Paint anew when shown; a hidden panel does so when it comes up."""
+        """Paint again if shown; a hidden panel does so when it is shown."""
         self.relayout()
 
     def on_resize(self) -> None:
@@ -94,18 +94,18 @@ class Scrolling(ScrollView, Lines, can_focus=True):
         self.relayout()
 
     def on_show(self) -> None:
-        """Catch up with what came while hidden."""
+        """Catch up with what arrived while hidden."""
         self.relayout()
 
     def relayout(self) -> None:
-        """Tell Textual how many lines there are now."""
+        """Tell Textual the current number of lines."""
         if self.is_attached and self.is_on_screen:
             self.virtual_size = Size(self.body_width, max(len(self.lines()), 1))
             self.redraw()
 
     @property
     def body_width(self) -> int:
-        """Cells beside the scroll bar, for which room is always left."""
+        """Cells beside the scroll bar, which always has room."""
         return max(self.size.width - 1, 1)
 
     def lines(self) -> list[Text]:
@@ -143,7 +143,7 @@ class Chosen(Message):
     """A row was opened.
 
     Attributes:
-        run_id: The run concerned.
+        run_id: Its run.
         key: The row's `(rank, device)`, None for the run as a whole.
     """
 

@@ -1,4 +1,4 @@
-"""A row a device with a bar and figures: sorted, filtered, with a cursor."""
+"""A row per device with a bar and figures: sorted, filtered, with a cursor."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from dpwatch.tui.widgets.rank_list import RankList
 
 SORT_BINDINGS: tuple[BindingType, ...] = (
     Binding("full_stop", "sort(1)", "Sort", key_display=", ."),
-    Binding("comma", "sort(-1)", "Sort by the figure before", show=False),
+    Binding("comma", "sort(-1)", "Sort by the previous figure", show=False),
     Binding("r", "reverse", "Reverse", show=False),
 )
 SORT_KEYS = (
-    (",  .", "sort by the figure before, by the next one; the largest first"),
-    ("r", "the other way round"),
+    (",  .", "sort by the previous or next figure, largest first"),
+    ("r", "reverse"),
     ("/", "show only devices with these words in name, state or host"),
 )
 
 
 def state_sign(rank: Rank, palette: Palette) -> tuple[str, Style]:
-    """A cell for the state of a rank that is not simply going on, blank for others."""
+    """A cell for the state of a rank that is not simply running, blank for others."""
     if rank.state not in TELLING_STATES:
         return " ", palette.text
     return STATE_GLYPHS[rank.state], palette.state(rank.state)
 
 
 class DeviceRows(RankList):
-    """What views with a bar a device share. A subclass draws a row's lines."""
+    """What views with a bar per device share. A subclass draws a row's lines."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*SORT_BINDINGS]
     SORTS: ClassVar[tuple[Metric, ...]] = ()
     MOST_LINES: ClassVar[int] = 3
     terms: reactive[str] = reactive("")
     order: reactive[tuple[int, bool]] = reactive((-1, False))
-    """Place in `SORTS`, -1 for the ranks' own order, and whether it is turned round."""
+    """Index in `SORTS`, -1 for the ranks' own order; whether it is reversed."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -72,7 +72,7 @@ class DeviceRows(RankList):
         self.relayout()
 
     def watch_order(self) -> None:
-        """Sorted anew."""
+        """Another order."""
         self.relayout()
 
     def choose(self, run: Run) -> list[Rank]:
@@ -82,14 +82,14 @@ class DeviceRows(RankList):
         return by_metric(rows, self.sorted_by, reverse=self.order[1])
 
     def lay_out(self, view: RunView) -> int:
-        """As many lines a row as all rows find room for."""
+        """The most lines per row with which all rows fit."""
         heights = range(self.MOST_LINES, 0, -1)
         room = self.body_height
         self.row_height = next((h for h in heights if len(self.rows) * h <= room), 1)
         return len(self.rows) * self.row_height
 
     def body_line(self, view: RunView, index: int, width: int, colors: Palette) -> Text:
-        """A row's line, behind the cursor's mark."""
+        """A row's line, after the cursor's mark."""
         number, part = divmod(index, self.row_height)
         if number >= len(self.rows):
             if index == 1 and not self.rows and self.terms:
@@ -111,16 +111,16 @@ class DeviceRows(RankList):
         return number if 0 <= number < len(self.rows) else None
 
     def action_sort(self, by: int) -> None:
-        """By the next figure, or the one before."""
+        """Sort by the next or previous figure."""
         number = len(self.SORTS) + 1
         self.order = ((self.order[0] + 1 + by) % number - 1, False)
 
     def action_reverse(self) -> None:
-        """The other way round."""
+        """Reverse the order."""
         self.order = (self.order[0], not self.order[1])
 
     def on_click(self, event: events.Click) -> None:
-        """A row is chosen, and opened by a second click; the heading sorts by the next figure."""
+        """Choose a row, or open the chosen one; on the heading, sort by the next figure."""
         at = event.get_content_offset(self)
         if at is not None and at.y == len(self._head) - 1:
             self.action_sort(1)

@@ -1,7 +1,7 @@
-"""What keys do here, at the bottom of the screen: to read, and to click on.
+"""The available keys, at the bottom of the screen: to read and to click.
 
-Textual's own footer is a widget a key, all of which it makes anew with each view; that takes longer
-than to draw the view.
+Textual's own footer has a widget per key and recreates all of them with each view, which takes
+longer than drawing the view.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dpwatch.tui.widgets.base import palette_of
 
 
 class Key(NamedTuple):
-    """A key as it is written, what it does, and its name for Textual."""
+    """A key as written, what it does, and its name for Textual."""
 
     written: str
     does: str
@@ -29,7 +29,7 @@ class Key(NamedTuple):
 
 
 def keys_line(keys: Sequence[Key], last: Key | None, width: int, palette: Palette) -> Text:
-    """The keys that fit, none of them cut; `last`, where there is room for it, on the right."""
+    """The keys that fit, none of them cut; `last`, if there is room for it, on the right."""
     room = width
     shown: list[Part] = []
     for key in keys:
@@ -67,7 +67,7 @@ class KeysLine(Lines):
             self.redraw()
 
     def line_at(self, y: int) -> Line:
-        """The keys of whatever has the focus, each once."""
+        """The keys of the focused widget, each once."""
         app, bound = self.app, self.screen.active_bindings
         actions: dict[str, Key] = {}
         for _, binding, enabled, _ in bound.values():
@@ -81,7 +81,7 @@ class KeysLine(Lines):
         return Line(keys_line(list(actions.values()), last, self.size.width, palette_of(self)))
 
     def on_click(self, event: events.Click) -> None:
-        """A click is the key."""
+        """Press the clicked key."""
         name = event.style.meta.get("key")
         if name is not None:
             self.app.simulate_key(name)

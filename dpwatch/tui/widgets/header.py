@@ -1,4 +1,4 @@
-"""The lines at the top of every view: what is being watched, and the views' names."""
+"""The lines at the top of every view: the run on screen, and the views' names."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from dpwatch.tui.snapshots.frame import Frame, all_diagnoses
 from dpwatch.tui.widgets.view import View, digit
 
 _NOW_S = 0.05
-"""What is younger than this is from now."""
+"""Anything younger than this counts as current."""
 _GAUGE, _SHORT_GAUGE, _WIDE = 26, 13, 110
 _TABS = ((99, 2), (8, 2), (8, 1), (0, 2), (0, 1))
-"""How the views' names are written, the best first: up to how many letters in full, and with how
-many blanks between."""
+"""How the views' names are written, best first: how many letters are written in full, and how many
+blanks are between names.
+"""
 
 
 def header_line(frame: Frame, title: str, width: int, palette: Palette) -> Text:
@@ -45,7 +46,7 @@ def header_line(frame: Frame, title: str, width: int, palette: Palette) -> Text:
 
 
 def _run_number(frame: Frame) -> str:
-    """Which of the runs is on screen, the oldest being the first; "" where there is one."""
+    """The number of the run on screen, the oldest being the first; "" if there is only one."""
     ids = [view.run.run_id for view in reversed(frame.snapshot.runs)]
     many = len(ids) > 1 and frame.run_id in ids
     return f"{ids.index(frame.run_id or '') + 1}/{len(ids)}" if many else ""
@@ -63,13 +64,13 @@ def _right_side(frame: Frame, width: int, palette: Palette) -> Text:
         result.append(f" PAUSED {_behind(frame, width)}".rstrip() + " ", palette.badge)
         result.append(" ")
     if view is not None:
-        now = frame.newest or view  # the clock goes on while the rest is held
+        now = frame.newest or view  # the clock goes on while the rest is paused
         result.append(f"{fmt.clock(now.elapsed_s)} ", palette.muted)
     return result
 
 
 def _behind(frame: Frame, width: int) -> str:
-    """How old what is on screen is, while newer is held back."""
+    """The age of what is on screen while paused."""
     view, said = frame.view, []
     if view and frame.newest_steps is not None and frame.newest_steps > view.run.steps:
         said.append(f"{frame.newest_steps - view.run.steps} steps behind")
@@ -82,7 +83,7 @@ def _behind(frame: Frame, width: int) -> str:
 
 
 def session_line(frame: Frame, width: int, palette: Palette) -> Text | None:
-    """How far a session of several strategies has got, else its notice; None when all is said."""
+    """Progress of a session of several strategies, else its notice; None for neither."""
     seen = frame.snapshot
     if not seen.runs:
         return None
@@ -112,7 +113,7 @@ def _goes_on(progress: Progress) -> bool:
 def _progress_head(
     progress: Progress, part: float, what: str, width: int, palette: Palette
 ) -> Text:
-    """A gauge and a count; `part` is how much of the one at work is done."""
+    """A gauge and a count; `part` is how much of the current one is done."""
     number = len(progress.names)
     cells = _GAUGE if width >= _WIDE else _SHORT_GAUGE
     bar = gauge((progress.done + part) / number, cells, palette, palette.accent)
@@ -121,7 +122,7 @@ def _progress_head(
 
 
 def _rest(progress: Progress, within: str, palette: Palette) -> Text:
-    """What is at work, how far it is, and what comes after it."""
+    """What is running, its progress, and what comes next."""
     now, *then = (clean(name, 24) for name in progress.names[progress.done :])
     result = line((now, palette.strong), (f", {within}" if within else "", palette.text))
     if then:
@@ -130,7 +131,7 @@ def _rest(progress: Progress, within: str, palette: Palette) -> Text:
 
 
 _RUNS_IN_BAR = 100
-"""From this width on the views' line has room for the runs, or for the number of the one shown."""
+"""From this width on the line of views has room for the runs, or for the current one's number."""
 
 
 def nav_line(
@@ -151,14 +152,14 @@ def nav_line(
 def _tab_bars(
     views: tuple[View, ...], active: str, found: int, palette: Palette
 ) -> tuple[Text, ...]:
-    """The views' names in each way there is; to be read only."""
+    """The views' names in each way there is; read only."""
     return tuple(_tabs(views, active, found, most, gap, palette) for most, gap in _TABS)
 
 
 def _tabs(
     views: Sequence[View], active: str, found: int, most: int, gap: int, palette: Palette
 ) -> Text:
-    """Digits and names; the view on screen stands in brackets, which take no room of their own."""
+    """Digits and names; the current view is in brackets, which take no extra room."""
     tabs: list[Part] = []
     edge = " "
     for index, view in enumerate(views):
@@ -175,7 +176,7 @@ def _tabs(
 
 
 def _run_choices(frame: Frame, palette: Palette) -> list[Text]:
-    """The runs' strategies, oldest first, the one on screen marked; shorter: its number."""
+    """The runs' strategies, oldest first, the current one marked; if shorter: its number."""
     views = list(reversed(frame.snapshot.runs))
     if len(views) < 2:
         return [Text()]

@@ -30,13 +30,13 @@ from dpwatch.tui.draw.text import Part, fitted, left, line, right
 _BLANK = Style.null()
 BAR_MIN, BAR_MAX = 9, 48
 BAR_ROOM = 28
-"""Cells the two bars together get on top of their least before the extra columns come in."""
+"""Cells that the two bars together get beyond their least before extra columns appear."""
 _EXTRA = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scale:
-    """What a full bar stands for, the same for all rows of a run."""
+    """The amount of a full bar, the same for all rows of a run."""
 
     step_ms: float | None
     peak_bytes: float | None
@@ -75,10 +75,10 @@ class Column:
 
     Attributes:
         title: Its heading.
-        width: Cells; for a bar, at least so many.
-        rank: Columns with a lower one are kept longer when room is short.
+        width: Cells; for a bar, the least.
+        rank: Columns with a lower rank are kept longer when room is short.
         draw: Draws a row's cell in exactly that width.
-        detail: Draws the line below it, where rows have one.
+        detail: Draws the line below it, if rows have one.
         bar: Whether it takes a share of the room left over.
     """
 
@@ -92,21 +92,21 @@ class Column:
 
 
 def matches(rank: Rank, terms: Sequence[str]) -> bool:
-    """Whether every term stands in the row's device, state, host or rank."""
+    """Whether every term is in the row's device, state, host or rank."""
     text = f"{rank.device} {rank.state} {rank.host} rank{rank.rank}".casefold()
     return all(term in text for term in terms)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Columns:
-    """The columns shown, and the blanks before each; equal only to themselves."""
+    """The columns shown, and the blanks before each; equal only to itself."""
 
     columns: tuple[Column, ...]
     gap: int
 
 
 def columns_for(run: Run, width: int) -> Columns:
-    """The columns that fit into `width` cells, widths settled; the least important go first."""
+    """The columns that fit into `width` cells, with final widths; the least important go first."""
     return _layout(Wants.of(run), width)
 
 
@@ -134,7 +134,7 @@ def _layout(wants: Wants, width: int) -> Columns:
 
 @dataclass(frozen=True, slots=True)
 class Wants:
-    """What of a run decides on its columns: cells for the device's and the rank's name, what is."""
+    """What the columns depend on: cells for the device's and the rank's name, available figures."""
 
     device: int
     rank: int
@@ -203,7 +203,7 @@ def _columns(wants: Wants) -> list[Column]:
 def head_line(
     run: Run, layout: Columns, palette: Palette, sorted_by: str = "", turned: bool = False
 ) -> Text:
-    """The headings, with what a full bar stands for where there is room, and the sorting.
+    """The headings, with the amount of a full bar if there is room, and the sorting.
 
     Clicks read the style's meta: the title of a column to sort by.
     """
@@ -252,11 +252,11 @@ def row_lines(
     Args:
         rank: The row.
         layout: Its columns.
-        scale: What full bars stand for.
+        scale: The amounts of full bars.
         palette: Colours.
         height: Lines.
-        chosen: The cursor is there.
-        named: How bad what was found of it is, "" for nothing.
+        chosen: Whether the cursor is there.
+        named: The severity of a finding about it, "" for none.
     """
     marks = "▸" if chosen else " ", named
     lines = [_row(marks, [(c, c.draw) for c in layout.columns], layout.gap, rank, scale, palette)]
@@ -279,7 +279,7 @@ def _row(
         draw(rank, scale, column.width, palette) if draw else _to_left("", column.width, _BLANK)
         for column, draw in cells
     ]
-    # Most rows are what they were a moment ago: made of the very same cells.
+    # Most rows have not changed: they are made of the very same cells.
     key = (marks, gap, palette, *map(id, drawn))
     known = _ROWS.get(key)
     if known is None:
@@ -296,13 +296,13 @@ def _row(
 
 
 _ROWS: dict[tuple[object, ...], tuple[Text, list[Text]]] = {}
-"""Rows by the identities of their cells, which as long as a row is kept are kept with it."""
+"""Rows by the identities of their cells, which are kept as long as the row is."""
 
 _MOST_ROWS = 1024
 
 
 def _figure(value: Callable[[Rank], str]) -> Draw:
-    """A right-aligned figure, faint where unknown."""
+    """A right-aligned figure, faint if unknown."""
 
     def draw(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
         text = value(rank)
@@ -311,7 +311,7 @@ def _figure(value: Callable[[Rank], str]) -> Draw:
     return draw
 
 
-# Most cells are what they were a moment ago.
+# Most cells have not changed.
 @lru_cache(maxsize=4096)
 def _to_right(text: str, width: int, style: Style) -> Text:
     return line((right(text, width), style))
@@ -353,7 +353,7 @@ def _memory(rank: Rank, scale: Scale, width: int, palette: Palette) -> Text:
 
 @lru_cache(maxsize=1024)
 def _memory_bar(memory: MemoryUse, full: float | None, width: int, palette: Palette) -> Text:
-    """Memory is sampled now and then, and the same in between."""
+    """Memory is sampled now and then, and unchanged in between."""
     return stacked(memory_parts(memory), MEMORY_KINDS, width, palette, total=full)
 
 

@@ -1,4 +1,4 @@
-"""Rows of ranks that scroll between a head and a foot that stay, with a cursor on one rank."""
+"""Rows of ranks that scroll between a fixed head and foot, with a cursor on one rank."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RankList(ScrollView, Lines, can_focus=True):
         self._head: list[Text] = []
         self._foot: list[Text] = []
 
-    # What a view decides.
+    # What a subclass decides.
 
     def choose(self, run: Run) -> list[Rank]:
         """The ranks to draw, in order."""
@@ -47,7 +47,7 @@ class RankList(ScrollView, Lines, can_focus=True):
         raise NotImplementedError
 
     def head(self, view: RunView, width: int, colors: Palette) -> list[Text]:
-        """Lines that stay on top; as many whatever the cursor is on."""
+        """Lines that stay on top; their number doesn't depend on the cursor."""
         raise NotImplementedError
 
     def foot(self, view: RunView, width: int, colors: Palette) -> list[Text]:
@@ -63,14 +63,14 @@ class RankList(ScrollView, Lines, can_focus=True):
         return Line(self.body_line(view, index, width, colors))
 
     def span(self, index: int) -> tuple[int, int]:
-        """First line of a rank and the line behind its last."""
+        """First line of a rank and the line after its last."""
         return index, index + 1
 
     def at(self, line: int, x: int) -> int | None:
         """The rank at a place of the body."""
         return line if 0 <= line < len(self.rows) else None
 
-    # What all of them do.
+    # What all of them share.
 
     @property
     def view(self) -> RunView | None:
@@ -101,16 +101,16 @@ class RankList(ScrollView, Lines, can_focus=True):
         self.relayout()
 
     def on_show(self) -> None:
-        """Catch up with what came while hidden."""
+        """Catch up with what arrived while hidden."""
         self.relayout()
 
     def watch_cursor(self) -> None:
-        """Mark it, and tell of another rank."""
+        """Mark it, and describe its rank."""
         self._pin()
         self.redraw()
 
     def relayout(self) -> None:
-        """Find the rows and their places for what is to be shown now."""
+        """Compute the rows and their places for the current frame, size and filter."""
         view = self.view
         if view is None or not (self.is_attached and self.is_on_screen):
             return
@@ -150,7 +150,7 @@ class RankList(ScrollView, Lines, can_focus=True):
         return self.body(view, index, self.body_width, colors)
 
     def go(self, index: int) -> None:
-        """Put the cursor on a rank, and that onto the screen."""
+        """Put the cursor on a rank and scroll to it."""
         if not self.rows:
             return
         self.cursor = max(min(index, len(self.rows) - 1), 0)
@@ -199,12 +199,12 @@ class RankList(ScrollView, Lines, can_focus=True):
         return "\n".join(lines).rstrip()
 
     def select(self, key: Key) -> None:
-        """Put the cursor on a rank, where it is shown."""
+        """Put the cursor on a rank, if it is shown."""
         self._key = key
         self.relayout()
 
     def pick(self, x: int, y: int) -> None:
-        """A click: the cursor goes there; where it is already, the rank opens."""
+        """A click moves the cursor; on the chosen rank, it opens it."""
         below = self.size.height - len(self._foot)
         if not len(self._head) <= y < below:
             return

@@ -1,4 +1,4 @@
-"""What the dashboard knows of one of its views: name, digit, widget, keys."""
+"""A view as the dashboard knows it: name, digit, widget, keys."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class View:
 
     Attributes:
         name: Its widget's id.
-        title: What the screen calls it.
+        title: Its name on the screen.
         short: The same where there is little room.
         widget: Its class, as `module:Class` of this package, imported when it is first shown.
-        keys: Keys that this view has beside those that work everywhere, and what they do.
+        keys: Keys that this view has in addition, and what they do.
         filters: What can be typed into its filter, "" for a view without one.
         focus: Selector of the part that gets the keys, the whole by default.
-        waits: Gives its place to advice while there is no run.
+        waits: Whether it is replaced by advice while there is no run.
     """
 
     name: str

@@ -47,7 +47,7 @@ class Entry:
         return 2 if self.over else int(self.view.run.state in ENDED)
 
 
-_SECTIONS = ("", "When their run ended", "Over, the latest first")
+_SECTIONS = ("", "When their run ended", "Resolved, latest first")
 
 
 def entries(snapshot: Snapshot) -> list[Entry]:
@@ -104,7 +104,7 @@ def alert_lines(
     lines: Block = []
     tops: list[int] = []
     if found[0].over is not None:
-        lines.append(line(("✓ ", palette.good), ("nothing holds now", palette.text)))
+        lines.append(line(("✓ ", palette.good), ("no alert is active", palette.text)))
     section = min(found[0].section, 1)  # what stands first needs no heading, unless it is over
     for index, entry in enumerate(found):
         chosen, name = index == cursor, run_title(entry.view.run)
@@ -134,9 +134,9 @@ def _also(entry: Entry, name: str, palette: Palette) -> Text:
 
 def _times(entry: Entry, began_s: float, wall_s: float, palette: Palette) -> Text:
     """Since when it holds."""
-    lasts = f"holds for {fmt.clock(max(wall_s - began_s, 0.0))}"
+    lasts = f"active for {fmt.clock(max(wall_s - began_s, 0.0))}"
     if entry.section:
-        lasts = "held until the run ended"
+        lasts = "active until the run ended"
     return line((f"    began {fmt.time_of_day(began_s)}, {lasts}", palette.muted))
 
 
@@ -154,6 +154,6 @@ def _over(
     )
     lasted, ago = fmt.clock(max(ended_s - alert.began_s, 0)), fmt.clock(max(wall_s - ended_s, 0))
     began, ended = fmt.time_of_day(alert.began_s), fmt.time_of_day(ended_s)
-    times = f"    {began} to {ended}: lasted {lasted}, over since {ago}"
+    times = f"    {began} to {ended}: lasted {lasted}, resolved {ago} ago"
     body = wrapped(clean(alert.text, 2000), min(width, 110) - 2, palette.muted, indent=4)
     return [head, line((times, palette.muted)), *body]

@@ -43,10 +43,10 @@ def diagnosis_lines(
 def no_diagnosis_lines(views: Sequence[RunView], width: int, palette: Palette) -> Block:
     """What the panel says when there is nothing to list: which runs have failed all the same."""
     if not views:
-        return [line(("no run has been seen yet", palette.muted))]
+        return [line(("no run so far", palette.muted))]
     bad = [view for view in views if view.run.state in _BAD]
     if not bad:
-        note = "nothing found wrong so far, in any run"
+        note = "no problem found so far, in any run"
         return [line(("✓ ", palette.good), (note, palette.text))]
     lines: Block = []
     for view in bad:
@@ -54,7 +54,7 @@ def no_diagnosis_lines(views: Sequence[RunView], width: int, palette: Palette) -
         head = (f"{STATE_GLYPHS[state]} {state.upper()}  ", palette.state(state))
         lines.append(fitted(line(head, (run_title(view.run), palette.strong)), width))
         lines += wrapped(clean(view.run.reason), min(width, 110) - 2, palette.text, indent=2)
-    note = "no cause was found; what the ranks printed may tell it (9 Output)"
+    note = "no cause was found; see what the ranks printed (9 Output)"
     return [*lines, Text(), line((note, palette.muted))]
 
 

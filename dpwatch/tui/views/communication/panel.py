@@ -81,7 +81,7 @@ def _cost(run: Run, width: int, palette: Palette) -> Block:
         share = fmt.share(exposed_share(found.highest))
         who = name_of(found.highest, run.ranks)
         text = (
-            f"Compute waits up to {fmt.millis(found.high)} a step for communication: "
+            f"Compute waits up to {fmt.millis(found.high)} per step for communication: "
             f"{share} of {who}'s step."
         )
     return [fitted(line((text, palette.strong)), width)]
@@ -89,11 +89,11 @@ def _cost(run: Run, width: int, palette: Palette) -> Block:
 
 def _nothing(run: Run, width: int, palette: Palette) -> Block:
     if len(run.ranks) == 1:
-        text = "One device: it has nobody to talk to."
+        text = "One device: no communication."
     elif run.steps < 1:
-        text = "No step yet: collectives and copies appear with the first ones."
+        text = "No step yet: collectives and copies appear with the first steps."
     else:
-        text = f"No collective and no copy seen in {plural(run.steps, 'step')}."
+        text = f"No collectives or copies in {plural(run.steps, 'step')}."
     return [fitted(line((f"{strategy_of(run)}  ", palette.accent), (text, palette.text)), width)]
 
 
@@ -112,7 +112,7 @@ def _shape(run: Run) -> Shape:
 def _collectives(found: Sequence[CollectiveStats], width: int, palette: Palette) -> Block:
     if not found:
         return []
-    note = "a step; bytes are the payload a rank hands in"
+    note = "a step; bytes are the payload of a rank"
     lines = [heading("Collectives", width, palette, note)]
     shown = sorted(found, key=lambda each: -(each.bytes_per_step or 0))[:_OPS_SHOWN]
     rows = [_figures(each) for each in shown]

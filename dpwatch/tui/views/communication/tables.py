@@ -24,7 +24,7 @@ def communication_lines(run: Run, width: int, palette: Palette) -> Block:
     heaviest = sorted(run.collectives, key=lambda c: -(c.bytes_per_step or 0))
     if heaviest:
         lines.append(
-            heading("Collectives", width, palette, "a step; bytes are the payload a rank hands in")
+            heading("Collectives", width, palette, "a step; bytes are the payload of a rank")
         )
         lines += table(_HEADS, [_collective(c) for c in heaviest], width, palette)
     return [*lines, *copies_lines(run, width, palette)]

@@ -103,7 +103,7 @@ def _filled(share: float | None) -> Parts:
 METRICS = (
     Metric(
         name="memory",
-        title="Memory at the peak: what device 0 and the fullest other device are made up of",
+        title="Memory at the peak, by category: device 0 and the fullest other device",
         bars=(
             Bar(
                 title="device 0",
@@ -122,7 +122,7 @@ METRICS = (
     ),
     Metric(
         name="kept",
-        title="What stays between steps: on device 0 and on the other device that keeps most",
+        title="Kept between steps: on device 0 and on the other device that keeps most",
         bars=(
             Bar(
                 title="device 0",
@@ -141,7 +141,7 @@ METRICS = (
     ),
     Metric(
         name="traffic",
-        title="Bytes sent and received in a step: device 0 and the median of the others",
+        title="Bytes sent and received per step: device 0 and the median of the others",
         bars=(
             Bar(
                 title="device 0",
@@ -160,25 +160,25 @@ METRICS = (
     ),
     Metric(
         name="time",
-        title="A step's phases on the slowest device, and what comes of it",
+        title="A step's phases on the slowest device, and the throughput",
         bars=(Bar(title="phases", kinds=PHASE_KINDS, parts=_phases, key="step"),),
         keys=("rate", "rate_single"),
     ),
     Metric(
         name="comm",
-        title="Communication in a step: what compute waits for, and what it hides",
+        title="Communication per step: what compute waits for, and what it hides",
         bars=(Bar(title="exposed, hidden", kinds=COMM_KINDS, parts=_communication, key="exposed"),),
         keys=("overlapped", "step"),
     ),
     Metric(
         name="waits",
-        title="What a thread does in a step, on the device that computes least",
+        title="What the thread does in a step, on the device that computes least",
         bars=(Bar(title="compute and waits", kinds=WAIT_KINDS, parts=_waits, key="gil"),),
         keys=("idle", "queue"),
     ),
     Metric(
         name="batch",
-        title="At the largest batch a device that fits: how full the devices' memory is",
+        title="At the largest batch per device that fits: how full memory is",
         bars=(
             Bar(
                 title="first full",

@@ -94,7 +94,7 @@ def draw(frame: Frame, width: int, height: int, palette: Palette, choice: Choice
     """
     views = latest_by_strategy(frame.snapshot)
     if not views:
-        note = line(("nothing to compare yet: no run has been seen", palette.muted))
+        note = line(("nothing to compare yet: no run so far", palette.muted))
         return Drawn(lines=[note], first_row=0, run_ids=())
     every = _entries(views)
     styles = {
@@ -204,7 +204,7 @@ def _full_name(column: Column) -> str:
 def _sentences(views: Sequence[RunView], snapshot: Snapshot, width: int, palette: Palette) -> Block:
     if len(views) == 1:
         name = clean(views[0].run.strategy, 16) or fmt.UNKNOWN
-        text = f"One run so far ({name}); the next strategy will stand beside it."
+        text = f"One run so far ({name}); the next strategy will appear beside it."
         return wrapped(text, width, palette.muted)
     told = verdict(snapshot) or ["no figures to compare yet"]
     return [each for text in told for each in wrapped(text, width, palette.strong)]
@@ -216,12 +216,12 @@ def _note_on_times(entries: Sequence[Entry], width: int, palette: Palette) -> Bl
     if short:
         cores = {each.figures.run.cores for each in short} - {None}
         number = f"{cores.pop()} " if len(cores) == 1 else ""
-        text = f"* this machine's {number}cores are short: times measure it, not the strategy"
+        text = f"* this machine's {number}cores are too few: times measure it, not the strategy"
         return wrapped(text, width, palette.warn)
     if any(each.figures.run.devices == "virtual" for each in entries):
         text = (
-            "Bytes are each strategy's own; times are this machine's, since virtual devices "
-            "share its cores."
+            "Bytes depend on the strategy only; times depend on this machine, since virtual "
+            "devices share its cores."
         )
         return wrapped(text, width, palette.muted)
     return []
@@ -234,7 +234,7 @@ def _servers(entries: Sequence[Entry], width: int, palette: Palette) -> Block:
         host = each.figures.host
         if host is not None:
             peak, moved = fmt.size(host.memory.peak_bytes), fmt.size(traffic_bytes(host))
-            text = f"{each.name}: its server on the host peaks at {peak} and moves {moved} a step"
+            text = f"{each.name}: its server on the host peaks at {peak} and moves {moved} per step"
             lines += wrapped(text, width, palette.muted)
     return lines
 

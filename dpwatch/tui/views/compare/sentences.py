@@ -107,7 +107,7 @@ def _on_even(runs: Sequence[Run]) -> str:
     names = _listed([strategy_of(run) for run in even])
     if len(even) > NAMED:
         names = f"{len(even)} of {len(runs)}"
-    return f"{names} {'loads' if len(even) == 1 else 'load'} every device alike."
+    return f"{names} {'loads' if len(even) == 1 else 'load'} all devices equally."
 
 
 def _known_even(run: Run) -> bool:
@@ -171,8 +171,8 @@ def _on_batch(views: Sequence[RunView]) -> str:
     found.sort(key=lambda pair: pair[0].batch_per_gpu)
     (low, least), (high, most) = found[0], found[-1]
     if low.batch_per_gpu == high.batch_per_gpu:
-        return f"The largest batch a device is {_batch(low)} under each."
-    text = f"The largest batch a device: {_batch(low)} under {strategy_of(least)}"
+        return f"The largest batch per device is {_batch(low)} under each."
+    text = f"The largest batch per device: {_batch(low)} under {strategy_of(least)}"
     limiting, other = low.limiting, low.fullest_other
     if limiting and other and low.ran_out and not low.all_alike:
         full, room = fmt.share(limiting.fill), fmt.share(other.fill)
@@ -195,6 +195,6 @@ def _on_speed(runs: Sequence[Run]) -> str:
     if fast / slow < 1.05:
         return ""
     return (
-        f"{strategy_of(fastest)} trains {fmt.ratio(fast / slow)} as many samples a second as "
+        f"{strategy_of(fastest)} trains {fmt.ratio(fast / slow)} as many samples per second as "
         f"{strategy_of(slowest)}."
     )

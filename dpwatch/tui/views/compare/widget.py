@@ -21,9 +21,9 @@ class Compare(Scrolling):
     BINDINGS: ClassVar[list[BindingType]] = [
         # The panel's head shows these three; the footer of 80 cells has no room for them.
         Binding("m", "metric(1)", "Metric", show=False),
-        Binding("M", "metric(-1)", "Metric before", show=False),
+        Binding("M", "metric(-1)", "Previous metric", show=False),
         Binding("full_stop", "sort(1)", "Sort", show=False),
-        Binding("comma", "sort(-1)", "Sort by column before", show=False),
+        Binding("comma", "sort(-1)", "Sort by the previous column", show=False),
         Binding("r", "reverse", "Reverse", show=False),
         Binding("enter", "open", "Open"),
     ]

@@ -100,7 +100,7 @@ def _star(run: Run, width: int, palette: Palette) -> Block:
         canvas.put(right - 1 - min(14, room), top + 2, f"◀── {fmt.size(back)}", palette.text)
     sent = _total(run, src=server)
     received = _total(run, dst=server)
-    note = f"{server} sends {fmt.size(sent)} and receives {fmt.size(received)} a step"
+    note = f"{server} sends {fmt.size(sent)} and receives {fmt.size(received)} per step"
     if more := len(workers) - len(shown):
         note += f"; {more} more devices like these"
     return [*canvas.lines(), *wrapped(note, width, palette.strong)]
@@ -171,7 +171,7 @@ def _ring(run: Run, width: int, palette: Palette) -> Block:
     sent = next((rank.sent_bytes_per_step for rank in devices(run)), None)
     centre, room = half + 2, last - half - 4
     canvas.centred(centre, room, BOX_LINES, f"each sends {fmt.size(sent)}", palette.strong)
-    canvas.centred(centre, room, BOX_LINES + 1, "a step, by the ring algorithm", palette.muted)
+    canvas.centred(centre, room, BOX_LINES + 1, "per step, by the ring algorithm", palette.muted)
     more = _per_op(run, width, palette) if len({each.op for each in run.collectives}) > 1 else []
     return [*canvas.lines(), *more, *_halves(run, width, palette)]
 
@@ -240,7 +240,7 @@ def _per_op(run: Run, width: int, palette: Palette) -> Block:
         )
         for each in per_rank(run)
     ]
-    titles = ("a step, a rank", "calls", "hands in", "sends by the ring")
+    titles = ("per step and rank", "calls", "payload", "sent by the ring")
     return table(titles, rows, width, palette) if rows else []
 
 

@@ -45,7 +45,7 @@ def how_lines(frame: Frame, width: int, palette: Palette) -> Block:
         return [line(("no run to explain yet", palette.muted))]
     run = view.run
     scheme = SCHEMES.get(run.strategy) or _from_what_it_sends(run)
-    told = STRATEGIES.get(run.strategy, "a strategy not known here: what it sends, as measured")
+    told = STRATEGIES.get(run.strategy, "unknown strategy: what it sends, as measured")
     head = line(
         (strategy_of(run), palette.accent),
         (f"  {told}  ", palette.strong),
@@ -74,7 +74,7 @@ def _from_what_it_sends(run: Run) -> Scheme:
             for phase in ("forward", "backward", "optimizer")
         ),
     ]
-    idea = "Nothing is known of its algorithm: this is what it was seen to do, in no order."
+    idea = "Its algorithm is not known: these are the measured operations, in no particular order."
     return Scheme(shape=shape_of(run), idea=idea, steps=tuple(steps))
 
 
@@ -82,7 +82,7 @@ def _steps(scheme: Scheme, run: Run, width: int, palette: Palette) -> Block:
     """Two lines a step: what it is with its figures, and the sentence to it."""
     width = min(width, _STEPS_WIDTH)
     note = "bytes of all devices; ms of the slowest"
-    lines = [heading("A step, one thing after another", width, palette, note)]
+    lines = [heading("One step", width, palette, note)]
     for number, step in enumerate(scheme.steps, 1):
         moved, took = _moved(step, run), _took(step, run)
         room = width - _FIGURES - 3
@@ -108,8 +108,8 @@ def _communication(run: Run, width: int, palette: Palette) -> Block:
     if not run.collectives and not run.transfers:
         return []
     text = (
-        f"Communication takes {fmt.millis(found.comm_ms)} a step; compute waits "
-        f"{fmt.millis(found.exposed_ms)} for it (each on the device where it is most)."
+        f"Communication takes {fmt.millis(found.comm_ms)} per step; compute waits "
+        f"{fmt.millis(found.exposed_ms)} for it (each on the device with the most)."
     )
     return wrapped(text, width, palette.text)
 

@@ -58,11 +58,11 @@ _BACKWARD = Step(
 _UPDATE = Step(
     title="update",
     where="every device",
-    text="each makes the same update to its own copy, so all copies stay equal",
+    text="each applies the same update to its own copy, so all copies stay equal",
     phase="optimizer",
 )
 _UPDATE_OWN = Step(
-    title="update of the own part",
+    title="update its part",
     where="every device",
     text="each updates the parameters whose optimizer state it keeps",
     phase="optimizer",
@@ -76,7 +76,7 @@ _BROADCAST = Step(
 
 _SINGLE = Scheme(
     shape="alone",
-    idea="One device holds all and sends nothing: what the others are measured against.",
+    idea="One device holds everything and sends nothing: the baseline for the others.",
     steps=(
         Step(title="forward", where="the device", text="the whole batch", phase="forward"),
         Step(title="backward", where="the device", text="all gradients", phase="backward"),
@@ -85,7 +85,7 @@ _SINGLE = Scheme(
 )
 _DP = Scheme(
     shape="star",
-    idea="One process, a thread a device; every byte leaves or enters device 0, "
+    idea="One process, a thread per device; every byte leaves or enters device 0, "
     "so its load grows with the number of devices.",
     steps=(
         Step(
@@ -97,7 +97,7 @@ _DP = Scheme(
         Step(
             title="replicate",
             where="device 0 → others",
-            text="and a full copy of the parameters, anew in every step",
+            text="and a full copy of the parameters, again in every step",
             transfers=("replicate",),
         ),
         Step(
@@ -113,9 +113,9 @@ _DP = Scheme(
             transfers=("gather",),
         ),
         Step(
-            title="scatter of its gradient",
+            title="scatter of the gradient",
             where="device 0 → others",
-            text="the loss's gradient by each device's outputs",
+            text="the gradient of the loss with respect to each device's outputs",
             transfers=("scatter_grad",),
         ),
         Step(
@@ -133,7 +133,7 @@ _DP = Scheme(
         Step(
             title="update",
             where="device 0",
-            text="alone; the copies on the others are thrown away",
+            text="only there; the copies on the others are discarded",
             phase="optimizer",
         ),
     ),
@@ -150,7 +150,7 @@ def _server(shape: Shape, idea: str, server: str, update: str) -> Scheme:
             Step(
                 title="push",
                 where=f"workers → {server}",
-                text="gradients are summed as they come",
+                text="gradients are summed as they arrive",
                 transfers=("push",),
             ),
             Step(title="update", where=server, text=update, phase="optimizer"),
@@ -166,8 +166,8 @@ def _server(shape: Shape, idea: str, server: str, update: str) -> Scheme:
 
 _DDP = Scheme(
     shape="ring",
-    idea="Every rank holds all; gradients are summed around a ring, bucket by bucket, while "
-    "backward still computes: a rank sends 2(N−1)/N of the gradients, whatever N.",
+    idea="Every rank holds everything; gradients are summed around a ring, bucket by bucket, "
+    "during backward: a rank sends 2(N−1)/N of the gradients, for any N.",
     steps=(
         _FORWARD,
         _BACKWARD,
@@ -182,17 +182,17 @@ _DDP = Scheme(
 )
 _DDP_MP = Scheme(
     shape="stages",
-    idea="A model too large for one device lies on two; each such pair is one data-parallel rank.",
+    idea="A model too large for one device is split over two; each pair is one data-parallel rank.",
     steps=(
         Step(
             title="activations hop",
             where="first half → second half",
-            text="forward goes on, on the pair's second device",
+            text="forward continues on the pair's second device",
             transfers=("activation",),
         ),
         Step(title="forward", where="both halves", text="one after the other", phase="forward"),
         Step(
-            title="their gradients hop back",
+            title="gradients hop back",
             where="second half → first half",
             text="backward goes the other way",
             transfers=("activation_grad",),
@@ -209,7 +209,7 @@ _DDP_MP = Scheme(
 )
 _ZERO1 = Scheme(
     shape="ring",
-    idea="As ddp, but a rank keeps the optimizer's state of its own part of the parameters only.",
+    idea="Like ddp, but a rank keeps optimizer state only for its own part of the parameters.",
     steps=(
         _FORWARD,
         _BACKWARD,
@@ -225,7 +225,7 @@ _ZERO1 = Scheme(
 )
 _ZERO2 = Scheme(
     shape="ring",
-    idea="A gradient is summed on the rank that needs it, its owner, and kept nowhere else.",
+    idea="A gradient is summed on its owner, the rank that needs it, and kept nowhere else.",
     steps=(
         _FORWARD,
         _BACKWARD,
@@ -250,14 +250,14 @@ def _sharded(idea: str, more: tuple[Step, ...] = (), shape: Shape = "layers") ->
             Step(
                 title="gather",
                 where=f"by layer, from {group}",
-                text="a layer's parameters come together just before they are used, in forward "
-                "and (where they were dropped) again in backward",
+                text="a layer's parameters are gathered just before use, in forward and (if they "
+                "were dropped) again in backward",
                 op="all_gather",
             ),
             Step(
                 title="use in forward",
                 where="every device",
-                text="then drop what is not its own shard",
+                text="then drop what is not in its shard",
                 phase="forward",
             ),
             Step(
@@ -284,19 +284,19 @@ SCHEMES: dict[str, Scheme] = {
     "dp": _DP,
     "ps-gpu0": _server(
         "star",
-        "Device 0 serves besides its own work: gradients go to it, parameters come from it.",
+        "Device 0 is also the server: gradients go to it, parameters come from it.",
         "device 0",
-        "the only optimizer there is",
+        "the only optimizer",
     ),
     "ps-cpu": _server(
         "star",
-        "The server is the host: devices are even, and all bytes cross the host's link.",
+        "The host is the server: devices are even, and all bytes cross the host's link.",
         "host",
         "in host memory, which holds the only optimizer",
     ),
     "ps-sharded": _server(
         "exchange",
-        "Every device serves a part of the parameters: no centre, and traffic a device that "
+        "Every device serves a part of the parameters: no centre, and traffic per device "
         "hardly grows with N.",
         "owners",
         "each device updates its own part",
@@ -306,8 +306,8 @@ SCHEMES: dict[str, Scheme] = {
     "zero1": _ZERO1,
     "zero2": _ZERO2,
     "zero3": _sharded(_ZERO3_IDEA),
-    "fsdp1": _sharded(_ZERO3_IDEA + " A wrapped module's parameters are one flat one."),
-    "fsdp": _sharded(_ZERO3_IDEA + " Each parameter is split by itself."),
+    "fsdp1": _sharded(_ZERO3_IDEA + " A wrapped module's parameters are one flat parameter."),
+    "fsdp": _sharded(_ZERO3_IDEA + " Each parameter is split separately."),
     "hsdp": _sharded(
         "Sharded inside a group, replicated across groups: gathers stay within the group.",
         (

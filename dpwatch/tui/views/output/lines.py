@@ -201,20 +201,18 @@ def empty_lines(view: RunView, choice: Choice, width: int, palette: Palette) -> 
     if view.tells_output:
         over = view.run.state in ENDED
         told = "" if over else "Lines appear here as ranks write them to stdout and stderr. "
-        told += (
-            "What a script writes before it makes its first optimizer or process group is not seen."
-        )
-        head = "Nothing was printed" if over else "Nothing printed yet"
+        told += "Output before the first optimizer or process group is not captured."
+        head = "No output" if over else "No output yet"
         return [line((f"  ○ {head}", palette.accent)), blank, *said(told)]
     return [
-        line(("  ○ This run does not tell what it prints", palette.accent)),
+        line(("  ○ The output of this run is not captured", palette.accent)),
         blank,
-        *said("The output of a command that dpwatch starts is shown here, unless --no-output:"),
+        *said("The output of commands started by dpwatch is shown here, unless with --no-output:"),
         blank,
         command,
         blank,
         *said(
-            "In a run that a script's own dpwatch.watch() tells of, its author has to say so: "
-            "DPWATCH_OUTPUT=1 in its environment."
+            "For a script that calls dpwatch.watch() itself, set DPWATCH_OUTPUT=1 in its "
+            "environment."
         ),
     ]

@@ -42,7 +42,7 @@ class Output(ScrollView, Lines, can_focus=True):
     BINDINGS: ClassVar[list[BindingType]] = [
         *MOVES,
         Binding("left,h", "rank(-1)", "Rank", key_display="← →"),
-        Binding("right,l", "rank(1)", "The next rank only", show=False),
+        Binding("right,l", "rank(1)", "Only the next rank", show=False),
         Binding("t", "errors", "Err"),
         Binding("f", "follow", "Follow", show=False),
     ]

@@ -39,7 +39,7 @@ class Heatmap(RankList):
         Binding("left,h", "step(-1)", "Left", show=False),
         Binding("right,l", "step(1)", "Right", show=False),
         Binding("m", "metric(1)", "Metric"),
-        Binding("M", "metric(-1)", "Metric before", show=False),
+        Binding("M", "metric(-1)", "Previous metric", show=False),
         Binding("w", "worst", "Highest"),
     ]
     metric: reactive[int] = reactive(0)

@@ -61,9 +61,9 @@ def _head(view: RunView, rank: int | None, entries: Sequence[RankStacks], palett
 
 def _why_not(view: RunView) -> str:
     if view.run.state in ENDED:
-        return "the run is over: there is nobody left to ask"
+        return "the run is over: no rank is left to ask"
     if view.connection != "live":
-        return "the run's hub is silent, and it is the hub that asks"
+        return "the run's hub does not report, so no rank can be asked"
     return ""
 
 

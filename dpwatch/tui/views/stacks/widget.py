@@ -58,10 +58,10 @@ class StackPanel(Scrolling):
 
     def _hint(self, view: RunView) -> str:
         if not self.can:
-            return "nobody can be asked here: this is a recording"
+            return "this is a recording: no rank can be asked"
         if self.asked != view.run.run_id:
-            return "s asks the ranks"
-        return "asked; the answers come within a second or two"
+            return "s asks the ranks for their stacks"
+        return "asked; answers arrive within a second or two"
 
     def copied(self) -> str:
         """The stacks whole, as `dpwatch stacks` prints them."""

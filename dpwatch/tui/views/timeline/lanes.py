@@ -199,7 +199,7 @@ def status_line(
     """How much time is on screen, and whether it moves; then what else is to be said of it."""
     if window is None:
         return fitted(line(("no step yet", palette.muted)), width)
-    where = "the newest" if follows else "held (f: follow the newest)"
+    where = "newest" if follows else "paused (f: follow the newest)"
     note = "".join(f" · {each}" for each in notes)
     span = fmt.millis(window.span_ns / 1e6)
     text = f"{span} on screen, {where}"
@@ -210,10 +210,10 @@ def status_line(
 
 CAPTIONS: tuple[Callable[[], str], ...] = (
     lambda: (
-        "Phases are in order and their lengths measured. Time outside of them is drawn before the "
+        "Phases are drawn in order, with measured lengths. Time outside them is drawn before the "
         "optimizer, exposed communication at the end of backward."
     ),
-    lambda: "lengths measured, places not: other drawn before O, exposed at the end of B",
+    lambda: "lengths measured, positions not: other drawn before O, exposed at the end of B",
 )
 
 

@@ -46,8 +46,8 @@ class Timeline(RankList):
         Binding("minus", "zoom(1)", "Zoom out", show=False),
         Binding("left,h", "pan(-1)", "Pan", key_display="← →"),
         Binding("right,l", "pan(1)", "Later", show=False),
-        Binding("comma", "hop(-1)", "Step before", show=False),
-        Binding("full_stop", "hop(1)", "Step after", show=False),
+        Binding("comma", "hop(-1)", "Previous step", show=False),
+        Binding("full_stop", "hop(1)", "Next step", show=False),
         Binding("f", "follow", "Follow", show=False),
     ]
     place: reactive[tuple[int | None, int | None]] = reactive((None, None))
@@ -235,4 +235,4 @@ def alignment(run: Run) -> str:
     known = [error for error in errors if error is not None]
     if known and len(known) == len(errors):
         return f"hosts' clocks within {fmt.millis(max(known))}"
-    return "hosts aligned at a step's end"
+    return "hosts aligned at the end of a step"
