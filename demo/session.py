@@ -23,7 +23,7 @@ from dpwatch.run.model.snapshot import ENDED, Progress, Run, Snapshot
 from dpwatch.runtime.paths import RunDir, clean_run_id, run_dir, runtime_dir
 from dpwatch.runtime.spawn import ensure_hub
 from dpwatch.trainer.series import Series
-from dpwatch.viewer.follow import Watcher
+from dpwatch.viewer.watcher import Watcher
 
 from .batch_search import BatchSearch
 from .children import PATIENCE_S, Child

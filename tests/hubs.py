@@ -10,7 +10,7 @@ import zmq
 from dpwatch.hub.server import Hub
 from dpwatch.run.state.encoding import decode
 from dpwatch.runtime import paths
-from dpwatch.viewer.follow import Watcher
+from dpwatch.viewer.watcher import Watcher
 from dpwatch.wire import codec, transport
 from dpwatch.wire.viewer_messages import STATE_REQUEST
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dpwatch.cli.alerts import Alerts
     from dpwatch.cli.command import Command
     from dpwatch.run.model.snapshot import Run
-    from dpwatch.viewer.follow import Watcher
+    from dpwatch.viewer.watcher import Watcher
 
 EXAMPLES = """\
 examples:
@@ -201,8 +201,8 @@ class Watching:
         # Only now: ZeroMQ's threads must not exist when the command is forked.
         from dpwatch.hub.nursery import Nursery
         from dpwatch.runtime.hub_request import Session
-        from dpwatch.viewer.follow import Watcher
         from dpwatch.viewer.local_runs import LocalRuns
+        from dpwatch.viewer.watcher import Watcher
 
         with closing(Session(place, self.session)), closing(Nursery()) as nursery:
             # The id of a run over several hosts is shared by these, without this session's prefix.

@@ -55,8 +55,8 @@ def run(options: argparse.Namespace) -> int:
     """Connects, and opens the dashboard or prints once."""
     if options.json and not options.once:
         raise CommandError("--json goes with --once")
-    from dpwatch.viewer.follow import Watcher
     from dpwatch.viewer.remote.ssh_hosts import SshError, SshHosts
+    from dpwatch.viewer.watcher import Watcher
 
     if not options.once:
         watch.require_terminal()

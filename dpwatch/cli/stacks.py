@@ -14,7 +14,7 @@ from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, USAGE, CommandError
 
 if TYPE_CHECKING:
     from dpwatch.run.model.snapshot import RunView
-    from dpwatch.viewer.follow import Watcher
+    from dpwatch.viewer.watcher import Watcher
 
 SCHEMA = "dpwatch.stacks/1"
 
@@ -102,7 +102,7 @@ def _rank(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Asks, waits for the answers, and prints them."""
-    from dpwatch.viewer.follow import Watcher
+    from dpwatch.viewer.watcher import Watcher
 
     watcher = Watcher()
     try:

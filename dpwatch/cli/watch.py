@@ -14,7 +14,7 @@ from dpwatch.cli.errors import FINE, NOTHING_TO_SHOW, CommandError
 
 if TYPE_CHECKING:
     from dpwatch.run.model.snapshot import Snapshot
-    from dpwatch.viewer.follow import Watcher
+    from dpwatch.viewer.watcher import Watcher
 
 DRAWN_ELSEWHERE = "TEXTUAL_DRIVER"
 """Set by a program that shows the dashboard, such as textual-serve in a browser."""
@@ -92,9 +92,9 @@ def run(options: argparse.Namespace) -> int:
         return serve(found["port"].value, _flags(found))
     if options.port is not None:
         raise CommandError("--port goes with --web")
-    from dpwatch.viewer.follow import Watcher
     from dpwatch.viewer.host_gpus import HostGpus
     from dpwatch.viewer.last_runs import last_runs
+    from dpwatch.viewer.watcher import Watcher
 
     kept = last_runs() if options.last else ()
     watcher = Watcher(gpus=HostGpus().read, kept=kept, most=options.last)

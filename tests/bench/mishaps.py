@@ -32,7 +32,7 @@ from dpwatch.runtime.paths import RunDir, run_dir
 
 RANKS = 2
 PATIENCE_S = 60.0
-VIEWER = "from dpwatch.viewer.follow import Watcher\nw = Watcher()\nwhile True: w.next(1)"
+VIEWER = "from dpwatch.viewer.watcher import Watcher\nw = Watcher()\nwhile True: w.next(1)"
 
 
 def train(folder: str) -> None:

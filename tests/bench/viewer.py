@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 
-from dpwatch.viewer.follow import Watcher
+from dpwatch.viewer.watcher import Watcher
 
 
 def main() -> None:

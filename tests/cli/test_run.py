@@ -126,7 +126,7 @@ def test_trouble_with_watching_leaves_the_command_alone(monkeypatch, capfd):
     def broken(*_, **__):
         raise OSError("too many open files")
 
-    monkeypatch.setattr("dpwatch.viewer.follow.Watcher", broken)
+    monkeypatch.setattr("dpwatch.viewer.watcher.Watcher", broken)
     watching = run.Watching.prepared()
     with Command(
         ["sh", "-c", "sleep 0.2; exit 5"], watching.environment(output=True, memory=None)

@@ -11,7 +11,7 @@ from dpwatch.cli.errors import CommandError
 from dpwatch.cli.output import json_text, table
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.model.snapshot import GpuProcess, HostGpu
-from dpwatch.viewer.follow import Watcher
+from dpwatch.viewer.watcher import Watcher
 from tests.frames import batch, dp_run, hello, played
 from tests.hubs import has, rank, serving, until, watching
 from tests.processes import dpwatch

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpwatch.cli.run import environment
-from dpwatch.viewer.follow import Watcher
+from dpwatch.viewer.watcher import Watcher
 from tests import scripts
 from tests.e2e.test_run import free_port
 

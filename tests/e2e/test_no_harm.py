@@ -68,7 +68,7 @@ def _mean_of(lines, step):
 
 
 VIEWER = """
-from dpwatch.viewer.follow import Watcher
+from dpwatch.viewer.watcher import Watcher
 watcher, told = Watcher(), False
 while True:
     seen = watcher.next(1)

@@ -16,7 +16,7 @@ import pytest
 from dpwatch.runtime import paths
 from dpwatch.runtime.curve_keys import make_keys
 from dpwatch.runtime.launcher_env import FIRST_PORT, PORTS
-from dpwatch.viewer.follow import Watcher
+from dpwatch.viewer.watcher import Watcher
 from tests import netns
 
 MISSING = netns.missing()

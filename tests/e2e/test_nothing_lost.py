@@ -150,7 +150,7 @@ def full(pid, place):
 
 def viewer_stopped(pid, place):
     viewer = subprocess.Popen(
-        [sys.executable, "-c", "from dpwatch.viewer.follow import Watcher; w = Watcher()\n"
+        [sys.executable, "-c", "from dpwatch.viewer.watcher import Watcher; w = Watcher()\n"
          "while True: print(len((w.next(1) or w.snapshot()).runs), flush=True)"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

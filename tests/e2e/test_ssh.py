@@ -16,9 +16,9 @@ import msgspec
 import pytest
 
 from dpwatch.runtime import paths
-from dpwatch.viewer.follow import Watcher
 from dpwatch.viewer.remote.agent_script import script
 from dpwatch.viewer.remote.ssh_hosts import SshError, SshHosts
+from dpwatch.viewer.watcher import Watcher
 from dpwatch.wire.messages import PROTOCOL_VERSION
 from tests.frames import ddp_run
 from tests.hubs import DEADLINE_S, has, rank, serving, until

@@ -12,7 +12,7 @@ from dpwatch.trainer.config import TrainConfig
 from dpwatch.trainer.footprint import setup
 from dpwatch.trainer.forkserver import ForkServer
 from dpwatch.trainer.launch import launch
-from dpwatch.viewer.follow import Watcher
+from dpwatch.viewer.watcher import Watcher
 from tests.hubs import has, until
 
 pytestmark = pytest.mark.dist

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dpwatch.viewer.follow import Watcher
+from dpwatch.viewer.watcher import Watcher
 from tests import scripts
 from tests.e2e.test_run import free_port
 

@@ -17,7 +17,7 @@ import msgspec
 import zmq
 
 from dpwatch.runtime import paths
-from dpwatch.viewer.follow import Watcher
+from dpwatch.viewer.watcher import Watcher
 from dpwatch.wire import codec, transport
 from tests.frames import ddp_run
 from tests.fuzz.mutations import Mutator

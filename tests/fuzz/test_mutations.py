@@ -10,7 +10,7 @@ from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.state.encoding import decode, encode
 from dpwatch.run.state.run_state import RunState
 from dpwatch.runtime import paths
-from dpwatch.viewer.follow import Follower
+from dpwatch.viewer.follower import Follower
 from dpwatch.wire import codec
 from dpwatch.wire.messages import Refused
 from dpwatch.wire.viewer_messages import VIEW

@@ -25,7 +25,7 @@ from dpwatch.run.derive.view_messages import ViewWriter
 from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
 from dpwatch.runtime import paths
-from dpwatch.viewer.follow import Follower
+from dpwatch.viewer.follower import Follower
 from dpwatch.viewer.remote.agent_script import listed_run
 from dpwatch.wire import codec, transport
 from dpwatch.wire.viewer_messages import STATE_REQUEST, VIEW
@@ -373,13 +373,13 @@ def test_a_viewer_withstands_a_hub_that_lies(lying):
 
 
 def test_a_flood_from_a_hub_leaves_a_viewer_time_to_draw(lying, monkeypatch):
-    from dpwatch.viewer import follow
+    from dpwatch.viewer import follower
 
     taken = []
-    monkeypatch.setattr(follow, "_receive", lambda socket: b"x" * 9)
+    monkeypatch.setattr(follower, "_receive", lambda socket: b"x" * 9)
     monkeypatch.setattr(lying.follower, "_take_answer", taken.append)
     lying.follower.poll()
-    assert len(taken) == follow.TURN_ANSWERS
+    assert len(taken) == follower.TURN_ANSWERS
 
 
 def test_the_hub_takes_its_limits_from_the_system():

@@ -15,7 +15,7 @@ VIEWER = [
     "dpwatch.cli.doctor",
     "dpwatch.cli.checks.training",
     "dpwatch.cli.checks.runs",
-    "dpwatch.viewer.follow",
+    "dpwatch.viewer.watcher",
     "dpwatch.plan.traffic",
     "dpwatch.tui.app",
     "dpwatch.demo.session",

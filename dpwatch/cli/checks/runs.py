@@ -134,7 +134,7 @@ def _tried(place: RunDir, deadline: float) -> str:
 def _answers(place: RunDir, pid: int, deadline: float) -> bool:
     import zmq
 
-    from dpwatch.viewer.follow import Follower
+    from dpwatch.viewer.follower import Follower
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     follower = Follower(context, place, pid)

@@ -7,7 +7,7 @@ from dpwatch.run.derive.summarize import summarize, view
 from dpwatch.run.derive.view_messages import ViewWriter
 from dpwatch.run.state.encoding import encode
 from dpwatch.runtime import paths
-from dpwatch.viewer.follow import ASK_AGAIN_S, STALE_S, Follower
+from dpwatch.viewer.follower import ASK_AGAIN_S, STALE_S, Follower
 from dpwatch.wire import transport
 from dpwatch.wire.messages import Bye, Command
 from dpwatch.wire.viewer_messages import SAME, STATE, STATE_REQUEST, VIEW, VIEW_REQUEST
