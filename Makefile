@@ -52,8 +52,9 @@ bench: $(VENV)/.dev ## what the probe costs a training step, measured in pairs
 bench-tui: $(VENV)/.dev ## what the dashboard costs at 8, 1,024 and 4,096 ranks; about five minutes
 	$(BIN)/python -m tests.bench.tui
 
-bench-ssh: $(VENV)/.dev ## how long after ssh is up the first record stands on the screen
+bench-ssh: $(VENV)/.dev ## how long after ssh is up the first record stands on the screen, and the bytes that follow
 	$(BIN)/python -m tests.bench.ssh_first
+	$(BIN)/python -m tests.bench.ssh_bytes
 
 bench-mishaps: $(VENV)/.dev ## whether training notices that a hub or a viewer is killed or stands still
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.mishaps

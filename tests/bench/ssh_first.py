@@ -32,7 +32,7 @@ def main() -> None:
         raise SystemExit(MISSING)
     with tempfile.TemporaryDirectory(prefix="b-") as name, sshd(Path(name)) as server:
         os.environ["DPWATCH_RUNTIME_DIR"] = f"{name}/r"
-        delays = {ms: _Delay(server.port, ms / 2e3) for ms in options.round_trip_ms}
+        delays = {ms: Delay(server.port, ms / 2e3) for ms in options.round_trip_ms}
         found: dict[float, list[float]] = {ms: [] for ms in delays}
         with serving() as hub, rank(hub.place) as send:
             for frame in list(ddp_run(steps=5, ranks=8))[:-8]:
@@ -63,12 +63,17 @@ def _first_s(server: Sshd, folder: Path, port: int) -> float:
         return time.time() - float(noted.read_text())
 
 
-class _Delay:
-    """A loopback port that passes everything on, so many seconds later each way."""
+class Delay:
+    """A loopback port that passes everything on, so many seconds later each way.
+
+    Attributes:
+        passed: Bytes that have come from the server (`down`) and from its clients (`up`).
+    """
 
     def __init__(self, port: int, seconds: float) -> None:
         self._to = port
         self._seconds = seconds
+        self.passed = {"down": 0, "up": 0}
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -79,10 +84,10 @@ class _Delay:
             far = socket.create_connection(("127.0.0.1", self._to))
             for each in (near, far):
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+            for way, source, sink in (("up", near, far), ("down", far, near)):
+                threading.Thread(target=self._pass, args=(way, source, sink), daemon=True).start()
 
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pass(self, way: str, source: socket.socket, sink: socket.socket) -> None:
         waiting: list[tuple[float, bytes]] = []
         arrived = threading.Condition()
 
@@ -107,6 +112,7 @@ class _Delay:
                 data = source.recv(1 << 16)
             except OSError:
                 data = b""
+            self.passed[way] += len(data)
             with arrived:
                 waiting.append((time.monotonic() + self._seconds, data))
                 arrived.notify()
