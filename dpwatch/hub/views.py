@@ -15,7 +15,7 @@ LEAST_S = 0.2
 """A view is at least so old before it is made anew, …"""
 
 PAUSE = 50
-"""… and so many times as old as it took to make: viewers take 2 % of the hub's time at most."""
+"""… and so many times as old as the CPU time it took: viewers take 2 % of a core at most."""
 
 CURVES_S = 1.0
 """How old a running run's curves may be, which look the same meanwhile."""
@@ -25,10 +25,19 @@ WATCHED_S = 5.0
 
 
 class Views:
-    """The run as viewers see it, made once for all of them."""
+    """The run as viewers see it, made once for all of them.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    Args:
+        clock: Seconds.
+        cpu_clock: Seconds that this thread has run.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._clock, self._cpu_clock = clock, cpu_clock
         # Not from 1 on: a viewer may still have one of the hub that was here before.
         self._writer = ViewWriter(time.time_ns())
         self._frames = -1
@@ -52,18 +61,19 @@ class Views:
 
     def answer(self, state: RunState, request: Sequence[bytes]) -> bytes:
         """What a viewer gets that says which view it has, if any."""
-        self._asked_at = began = self._clock()
-        if self._frames < 0 or (state.frames != self._frames and began >= self._due_at):
+        self._asked_at = now = self._clock()
+        if self._frames < 0 or (state.frames != self._frames and now >= self._due_at):
+            began = self._cpu_clock()
             self._renew(state, summarize(state))
-            self._due_at = began + max(LEAST_S, PAUSE * (self._clock() - began))
+            self._due_at = now + max(LEAST_S, PAUSE * (self._cpu_clock() - began))
         seen = request[0] if request and len(request[0]) == VIEW_NUMBER.size else bytes(8)
         (since,) = VIEW_NUMBER.unpack(seen)
         return SAME if since == self._writer.number else VIEW + self._writer.message(since)
 
     def _renew(self, state: RunState, run: Run) -> None:
-        began = self._clock()
-        curves = began >= self._curves_at or run.state != "running"
+        now, began = self._clock(), self._cpu_clock()
+        curves = now >= self._curves_at or run.state != "running"
         self._writer.renew(state, run, curves=curves)
         self._frames = state.frames
         if curves:
-            self._curves_at = began + max(CURVES_S, PAUSE * (self._clock() - began))
+            self._curves_at = now + max(CURVES_S, PAUSE * (self._cpu_clock() - began))

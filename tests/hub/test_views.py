@@ -1,6 +1,6 @@
 """How often a hub makes a view, and who gets which."""
 
-from dpwatch.hub.views import CURVES_S, LEAST_S, WATCHED_S, Views
+from dpwatch.hub.views import CURVES_S, LEAST_S, PAUSE, WATCHED_S, Views
 from dpwatch.run.derive.summarize import summarize, view
 from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.model.view_message import ViewReader
@@ -15,8 +15,13 @@ class Watched:
 
     def __init__(self):
         self.now, self.state = 100.0, RunState("run")
-        self.views = Views(lambda: self.now)
+        self.cpu_s, self.cost_s = 0.0, 0.0
+        self.views = Views(lambda: self.now, self.cpu_clock)
         self.apply(hello(1), step(0))
+
+    def cpu_clock(self):
+        self.cpu_s += self.cost_s
+        return self.cpu_s
 
     def apply(self, *records, rank=0):
         run = advance(self.state, batch(*records, rank=rank, seq=rank, now_ns=START_NS + 10**9))
@@ -50,6 +55,17 @@ def test_a_view_is_made_when_something_has_come_and_not_all_the_time():
     it.now += CURVES_S
     assert it.ask(second)
     assert second.view == view(it.state)
+
+
+def test_a_view_that_takes_long_is_made_seldom():
+    it, reader = Watched(), ViewReader()
+    it.cost_s = 0.1
+    it.ask(reader)
+    it.apply(step(1))
+    it.now += 10 * LEAST_S
+    assert not it.ask(reader)
+    it.now += 3 * PAUSE * it.cost_s
+    assert it.ask(reader)
 
 
 def test_a_review_is_shown_at_once():
