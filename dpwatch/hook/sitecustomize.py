@@ -33,7 +33,7 @@ _FOLDER = os.path.dirname(__file__)
 _GROUPS, _OPTIMIZERS = "torch.distributed.distributed_c10d", "torch.optim.optimizer"
 
 
-class _Lookout:
+class _ImportWatcher:
     """A finder that finds nothing: at each import it checks whether torch has been imported.
 
     Wrapping the execution of torch's modules instead would add a frame below them, which warnings
@@ -41,71 +41,71 @@ class _Lookout:
     """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        _MARKS.look()
+        _HOOKS.install()
 
 
-class _Marks:
+class _TorchHooks:
     """The hooks on torch, and how to remove them."""
 
     def __init__(self) -> None:
-        self._lookout: _Lookout | None = None
+        self._watcher: _ImportWatcher | None = None
         self._wanted: dict[str, Callable[[ModuleType], bool]] = {}
         self._undo: list[Callable[[], None]] = []
 
-    def set(self) -> None:
+    def arm(self) -> None:
         """Waits for the first call from now on, in this process and in those forked from it."""
-        self.clear()
-        self._wanted = {_GROUPS: self._mark_groups, _OPTIMIZERS: self._mark_optimizers}
-        self._lookout = _Lookout()
-        sys.meta_path.insert(0, self._lookout)
-        self.look()
+        self.disarm()
+        self._wanted = {_GROUPS: self._hook_groups, _OPTIMIZERS: self._hook_optimizers}
+        self._watcher = _ImportWatcher()
+        sys.meta_path.insert(0, self._watcher)
+        self.install()
 
-    def look(self) -> None:
+    def install(self) -> None:
         """Installs each hook as soon as what it hooks has been imported and defined."""
         for name in [name for name in self._wanted if name in sys.modules]:
             try:
-                marked = self._wanted[name](sys.modules[name])
+                installed = self._wanted[name](sys.modules[name])
             except Exception:
-                marked = True
-            if marked:
+                installed = True
+            if installed:
                 self._wanted.pop(name, None)
         torch = sys.modules.get("torch")
-        if self._wanted and getattr(torch, "__version__", None) and not _is_coming(torch):
+        if self._wanted and getattr(torch, "__version__", None) and not _is_initializing(torch):
             self._wanted.clear()  # a torch without torch.distributed
         if not self._wanted:
-            self._stop_looking()
+            self._stop_watching()
 
-    def clear(self) -> bool:
+    def disarm(self) -> bool:
         """Removes everything. Returns: whether any hook was installed."""
         self._wanted.clear()
-        self._stop_looking()
+        self._stop_watching()
         undo, self._undo = self._undo, []
         for each in undo:
             each()
         return bool(undo)
 
-    def _stop_looking(self) -> None:
-        lookout, self._lookout = self._lookout, None
-        if lookout in sys.meta_path:
-            sys.meta_path.remove(lookout)
+    def _stop_watching(self) -> None:
+        watcher, self._watcher = self._watcher, None
+        if watcher in sys.meta_path:
+            sys.meta_path.remove(watcher)
 
-    def _mark_groups(self, module: Any) -> bool:
+    def _hook_groups(self, module: Any) -> bool:
         names = ["rendezvous", "_update_default_pg"]
         if not hasattr(module, "destroy_process_group"):
             return False  # the module is still being executed
         if not all(hasattr(module, name) for name in names):  # private names: another torch
             names = ["init_process_group"]
         for name in names:
-            self._replace(module, name, _calling(getattr(module, name)))
+            self._replace(module, name, _start_on_call(getattr(module, name)))
         return True
 
-    def _mark_optimizers(self, module: Any) -> bool:
+    def _hook_optimizers(self, module: Any) -> bool:
         optimizer = getattr(module, "Optimizer", None)
         if optimizer is None:
             return False
         known = "_patch_step_function" in vars(optimizer)  # private
         name = "_patch_step_function" if known else "__init__"
-        self._replace(optimizer, name, _Notice(vars(optimizer)[name]))
+        self._replace(optimizer, name, _StartOnLookup(vars(optimizer)[name]))
         return True
 
     def _replace(self, owner: Any, name: str, ours: Any) -> None:
@@ -119,7 +119,7 @@ class _Marks:
         self._undo.append(undo)
 
 
-class _Notice:
+class _StartOnLookup:
     """A method that is looked up for the first time; when it runs, no frame of ours is left."""
 
     def __init__(self, method: Any) -> None:
@@ -131,7 +131,7 @@ class _Notice:
         return self._method.__get__(instance, owner)
 
 
-def _calling(function: Callable[..., Any]) -> Callable[..., Any]:
+def _start_on_call(function: Callable[..., Any]) -> Callable[..., Any]:
     def notice(*args: Any, **kwargs: Any) -> Any:
         _start()
         return function(*args, **kwargs)
@@ -142,16 +142,16 @@ def _calling(function: Callable[..., Any]) -> Callable[..., Any]:
     return notice
 
 
-def _is_coming(module: Any) -> bool:
+def _is_initializing(module: Any) -> bool:
     return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
-_MARKS = _Marks()
+_HOOKS = _TorchHooks()
 
 
 def _start() -> None:
     """Starts the probe once the hooks are removed; the script goes on whatever goes wrong in it."""
-    if not _MARKS.clear() or "DPWATCH_SESSION" not in os.environ:
+    if not _HOOKS.disarm() or "DPWATCH_SESSION" not in os.environ:
         return
     try:
         from dpwatch.probe import watch_implicitly
@@ -161,10 +161,10 @@ def _start() -> None:
         if sys.stderr is not None:
             sys.stderr.write(
                 f"dpwatch: not watching this process of {sys.executable} ({error}); "
-                "dpwatch must be installed beside torch\n"
+                "install dpwatch where torch is installed\n"
             )
         return
-    watch_implicitly(_MARKS.set)
+    watch_implicitly(_HOOKS.arm)
 
 
 def _is_foreign(error: Exception) -> bool:
@@ -178,7 +178,7 @@ def _is_foreign(error: Exception) -> bool:
 sys.path[:] = [entry for entry in sys.path if os.path.normpath(entry or ".") != _FOLDER]
 sys.path_importer_cache.pop(_FOLDER, None)
 if os.environ.get("DPWATCH") != "0" and "DPWATCH_SESSION" in os.environ:
-    _MARKS.set()
+    _HOOKS.arm()
 sys.modules.pop("sitecustomize", None)
 # The user's own, or Python's error that there is none.
 import sitecustomize  # noqa: E402, F401

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
-    from dpwatch.probe.collectives.flight_recorder import Calls
+    from dpwatch.probe.collectives.flight_recorder import ReturnedCalls
     from dpwatch.probe.steps.lanes import Lane
     from dpwatch.wire.messages import Issuer, Position, Step
 
@@ -73,7 +73,7 @@ class CollectivesLike(Protocol):
     issued: int
     capture: str
     main: Lane | None
-    calls: Calls | None
+    calls: ReturnedCalls | None
 
     def positions(self) -> list[Position]:
         """Progress in each group, latest first. On the sender thread."""
@@ -131,7 +131,7 @@ class NoCollectives:
     issued = 0
     capture = "none"
     main: Lane | None = None
-    calls: Calls | None = None
+    calls: ReturnedCalls | None = None
 
     def positions(self) -> list[Position]:
         """See `CollectivesLike`."""

@@ -36,7 +36,7 @@ from dpwatch.probe.stack.call_site import is_in, raised_at, root_of, where_is
 from dpwatch.probe.stack.kernel_waits import NOTHING, Wait, describe_worker, wait_of
 from dpwatch.probe.stack.library_calls import (
     NO_CALL,
-    Groups,
+    GroupMembership,
     LibraryCall,
     library_call_in_traceback,
     library_call_of,
@@ -417,7 +417,7 @@ class _Source:
         self._mark: tuple[Any, ...] | None = None
         self._moved_ns = 0
         self._ran: tuple[int, int | None] = (0, None)
-        self._groups = Groups()
+        self._groups = GroupMembership()
         self._given: Identity | None = None
         self._function: tuple[int, CodeType | None] = (0, None)
         # If training runs on the main thread, its end is the end of the process.

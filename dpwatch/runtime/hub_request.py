@@ -66,7 +66,7 @@ def request_hub(place: RunDir) -> None:
         OSError: It cannot be written.
     """
     kept = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
-    told = HubRequest(
+    request = HubRequest(
         os.getpid(),
         _pid_namespace(),
         PROTOCOL_VERSION,
@@ -78,14 +78,14 @@ def request_hub(place: RunDir) -> None:
         draft.unlink()
     fd = opened(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     with open(fd, "wb") as file:
-        file.write(msgspec.json.encode(told))
+        file.write(msgspec.json.encode(request))
     draft.replace(place.wanted_file)
 
 
 def withdraw(place: RunDir) -> None:
     """Removes this process's request, if there is one."""
-    wanted = read(place)
-    if wanted is not None and wanted.pid == os.getpid():
+    request = read(place)
+    if request is not None and request.pid == os.getpid():
         with contextlib.suppress(OSError):
             place.wanted_file.unlink()
 
@@ -98,16 +98,16 @@ def read(place: RunDir) -> HubRequest | None:
         return None
 
 
-def can_fulfil(wanted: HubRequest) -> bool:
+def can_fulfil(request: HubRequest) -> bool:
     """Whether a hub started from here would suit the rank, and the rank is still alive."""
-    if wanted.protocol != PROTOCOL_VERSION or wanted.namespace != _pid_namespace():
+    if request.protocol != PROTOCOL_VERSION or request.namespace != _pid_namespace():
         return False
-    return exists(wanted.pid)
+    return exists(request.pid)
 
 
-def is_stale(wanted: HubRequest) -> bool:
+def is_stale(request: HubRequest) -> bool:
     """Whether the requesting rank has ended, as far as that can be seen from here."""
-    return wanted.namespace == _pid_namespace() and not exists(wanted.pid)
+    return request.namespace == _pid_namespace() and not exists(request.pid)
 
 
 def _pid_namespace() -> str:

@@ -56,7 +56,7 @@ def ensure_hub(place: RunDir, more: Mapping[str, str] | None = None) -> None:
 
 def fulfil(
     place: RunDir,
-    wanted: hub_request.HubRequest,
+    request: hub_request.HubRequest,
     start: Callable[[RunDir, Mapping[str, str]], None] | None = None,
 ) -> bool:
     """Starts the hub that a rank has requested, if that is possible from here.
@@ -64,10 +64,10 @@ def fulfil(
     Returns:
         Whether one was started.
     """
-    if not hub_request.can_fulfil(wanted) or place.has_hub():
+    if not hub_request.can_fulfil(request) or place.has_hub():
         return False
     try:
-        (start or ensure_hub)(place, wanted.environment)
+        (start or ensure_hub)(place, request.environment)
     except OSError:
         return False
     return True

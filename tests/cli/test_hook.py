@@ -251,7 +251,7 @@ def test_a_python_without_dpwatch_says_so_and_goes_on(tmp_path):
     done = python("-s", "-c", script, hooked=True, own=fake_torch(tmp_path))
     assert done.stdout == "1 2\n"
     assert len(done.stderr.splitlines()) == 1
-    assert "dpwatch must be installed beside torch" in done.stderr
+    assert "install dpwatch where torch is installed" in done.stderr
 
 
 def test_a_time_limit_that_strikes_while_the_probe_is_imported_is_the_scripts(tmp_path):

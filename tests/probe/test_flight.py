@@ -19,8 +19,8 @@ from dpwatch.probe.collectives import cuda_capture as capture_mode
 from dpwatch.probe.collectives import flight_recorder as flight
 from dpwatch.probe.collectives import observer as collectives
 from dpwatch.probe.collectives.cuda_capture import CaptureMode, NoCaptureMode
-from dpwatch.probe.collectives.flight_matching import Call, EntryMatcher, decode
-from dpwatch.probe.collectives.flight_recorder import Calls, Flight, Obstacle
+from dpwatch.probe.collectives.flight_matching import EntryMatcher, ReturnedCall, decode
+from dpwatch.probe.collectives.flight_recorder import Flight, Obstacle, ReturnedCalls
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.state.apply import apply
 from dpwatch.run.state.run_state import RunState
@@ -34,10 +34,10 @@ SHIFT_NS = 1_795_000_000 * S
 
 def call(
     at_ns: int, *, seq: int = 0, op: str = "all_reduce", nbytes: int = 80, **more: Any
-) -> Call:
+) -> ReturnedCall:
     told = {"uid": "0", "step": 0, "group": "default", "ranks": 4, "device": 0, **more}
     returned_ns = told.pop("returned_ns", at_ns + 100 * US)
-    return Call(at_ns, returned_ns, op=op, nbytes=nbytes, seq=seq, **told)
+    return ReturnedCall(at_ns, returned_ns, op=op, nbytes=nbytes, seq=seq, **told)
 
 
 def entry(number: int, at_ns: int, **more: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def dump(*entries: dict[str, Any], version: str = "2.10") -> bytes:
 
 
 def told(
-    matcher: EntryMatcher, entries: list[dict[str, Any]], calls: list[Call]
+    matcher: EntryMatcher, entries: list[dict[str, Any]], calls: list[ReturnedCall]
 ) -> list[tuple[int, int]]:
     found = matcher.durations(decode(dump(*entries)), calls, SHIFT_NS)
     return [(each.seq, duration_ns) for each, duration_ns in found]
@@ -157,7 +157,7 @@ class _Elsewhere(collectives.Call):
 def gloo(monkeypatch):
     """Calls of a process group of one rank, kept like NCCL's."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    monkeypatch.setattr(collectives, "calls_to_keep", lambda env: Calls())
+    monkeypatch.setattr(collectives, "calls_to_keep", lambda env: ReturnedCalls())
     monkeypatch.setattr(collectives, "Call", _Elsewhere)
     records: list[Any] = []
     observer = collectives.start(lambda row: records.append(row[0](*row[1:])), lambda: 7)
@@ -181,7 +181,7 @@ def test_entries_of_a_real_recorder_find_their_calls(gloo):
         gather(torch.empty(4, 5), x)
     raw = torch._C._distributed_c10d._dump_fr_trace_json(includeCollectives=True, onlyActive=False)
     document = json.loads(raw)
-    calls = [Call(*kept) for kept in gloo.observer.calls.returned]
+    calls = [ReturnedCall(*kept) for kept in gloo.observer.calls.returned]
     assert len(calls) == 15
     mine = [e for e in document["entries"] if e["time_created_ns"] >= time.time_ns() - 60 * S]
     for number, each in enumerate(mine[-15:]):
@@ -275,7 +275,7 @@ def records() -> list[Any]:
 @pytest.fixture
 def reader(fake, records) -> Flight:
     return Flight(
-        Calls(),
+        ReturnedCalls(),
         lambda row: records.append(row[0](*row[1:])),
         fake,
         now_ns=0,
@@ -339,7 +339,7 @@ def test_an_unknown_capture_state_counts_as_captured(monkeypatch):
     def fails() -> bool:
         raise RuntimeError("CUDA")
 
-    calls = Calls()
+    calls = ReturnedCalls()
     calls.note_capture()
     assert not calls.captured  # CUDA is not even in use
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -535,7 +535,7 @@ def test_the_probe_reads_once_there_are_calls_on_a_cuda_device(rig, whole, monke
     source.read_durations(0)
     assert source._flight is None
     monkeypatch.setenv(flight.TIMING, "1")
-    calls = rig.collectives.calls = Calls()
+    calls = rig.collectives.calls = ReturnedCalls()
     source.read_durations(0)  # no device yet
     rig.probe.steps.devices = [DeviceInfo("cuda:1", "cuda")]
     source.read_durations(0)  # no call yet
@@ -553,7 +553,7 @@ def test_the_probe_reads_once_there_are_calls_on_a_cuda_device(rig, whole, monke
 
 def test_the_probe_keeps_no_calls_where_it_cannot_read(rig, monkeypatch):
     monkeypatch.setenv(flight.TIMING, "1")  # and this torch has no NCCL
-    rig.collectives.calls = Calls()
+    rig.collectives.calls = ReturnedCalls()
     rig.collectives.calls.returned.append(astuple(call(0)))
     rig.probe.steps.devices = [DeviceInfo("cuda:0", "cuda")]
     rig.probe._publisher._source.read_durations(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -303,3 +304,15 @@ def test_a_slurm_step_identifies_a_multi_host_run(told):
 def test_a_process_that_trains_alone_in_a_job_over_hosts_is_its_own_run(told):
     told(SLURM_JOB_ID="77", SLURM_STEP_ID="2", SLURM_STEP_NUM_NODES="4")
     assert identity.run_id(ALONE) == f"my-train-{os.getpid()}"
+
+
+def test_a_clock_that_outlives_its_module_says_nothing():
+    """As one does that the script's last globals hold when the interpreter ends."""
+    code = (
+        "from dpwatch.probe.steps import thread_clock\n"
+        "clock = thread_clock.ThreadClock()\n"
+        "vars(thread_clock).clear()\n"
+        "del clock\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

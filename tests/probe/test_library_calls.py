@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dpwatch.probe.stack.library_calls import (
     NO_CALL,
-    Groups,
+    GroupMembership,
     _prompt,
     library_call_in_traceback,
     library_call_of,
@@ -85,9 +85,9 @@ def test_an_exception_shows_which_group_was_being_created(tmp_path, monkeypatch)
 
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
-        assert Groups().now() == []
+        assert GroupMembership().now() == []
         dist.new_group([0])
-        assert [(g.members, bool(g.group)) for g in Groups().now()] == [([0], True)]
+        assert [(g.members, bool(g.group)) for g in GroupMembership().now()] == [([0], True)]
         monkeypatch.setattr(distributed_c10d, "_new_process_group_helper", broken)
         with pytest.raises(RuntimeError) as caught:
             dist.new_group([0])

@@ -15,7 +15,7 @@ AWAY = HostView("node\x1b[2J1", 12.4, -5_000_000.028, 0.438, "exchange", 1)
 NOTE = "runs on other hosts are not joined: make keys with dpwatch keys"
 
 
-def is_multi_host(*hosts, note=""):
+def over_hosts(*hosts, note=""):
     view = dp_run()
     ranks = [replace(row, host=AWAY.host, missed_frames=3) for row in view.run.ranks]
     return replace(view, run=replace(view.run, ranks=ranks, other_hosts=list(hosts), note=note))
@@ -26,7 +26,7 @@ def text(lines):
 
 
 def test_a_rank_shows_its_hosts_clock_with_its_error():
-    shown = text(rank_lines(is_multi_host(AWAY), 0, 120, palette(dark=True)))
+    shown = text(rank_lines(over_hosts(AWAY), 0, 120, palette(dark=True)))
     assert "against the head's: -5000.000028 s ± 0.438 ms by exchange" in shown
     assert "no report for 12 s" in shown
     assert "3 frames missed" in shown
@@ -39,13 +39,13 @@ def test_nothing_of_clocks_on_one_host():
 
 def test_the_timeline_says_how_well_hosts_are_aligned():
     near = replace(AWAY, clock_error_ms=0.12)
-    assert alignment(is_multi_host(near, AWAY).run) == "hosts' clocks within 0.438 ms"
+    assert alignment(over_hosts(near, AWAY).run) == "hosts' clocks within 0.438 ms"
     unknown = replace(AWAY, clock_error_ms=None)
-    assert alignment(is_multi_host(near, unknown).run) == "hosts aligned at the end of a step"
+    assert alignment(over_hosts(near, unknown).run) == "hosts aligned at the end of a step"
 
 
 def test_what_is_not_joined_is_a_line_on_top():
-    view = is_multi_host(note=NOTE)
+    view = over_hosts(note=NOTE)
     frame = Frame(snapshot=Snapshot((view,), 0.0), run_id=view.run.run_id)
     assert NOTE in session_line(frame, 100, palette(dark=True)).plain
     other = Frame(snapshot=Snapshot((view,), 0.0, "ssh: node9 is down"), run_id=view.run.run_id)
@@ -53,7 +53,7 @@ def test_what_is_not_joined_is_a_line_on_top():
 
 
 def test_the_text_has_clocks_and_the_note_too():
-    told = table([is_multi_host(AWAY, note=NOTE).run])
+    told = table([over_hosts(AWAY, note=NOTE).run])
     assert "clock -5000000.03 ms from the head's, ±0.44 ms by exchange" in told
     assert "no report for 12 s" in told
     assert NOTE in told

@@ -167,15 +167,15 @@ class Call:
         return self.ended[0] if self.ended else self.completed_ns
 
     def as_returned(self) -> tuple[Any, ...]:
-        """Fields of `flight_matching.Call`, now that the call has returned."""
+        """Fields of `flight_matching.ReturnedCall`, now that the call has returned."""
         group = self.group
         return (self.issued_ns, time.monotonic_ns(), group.uid, self.op.name, self.nbytes,
                 self.step, group.name, group.size, self.seq, self.device)  # fmt: skip
 
     # -- records, made on the sender thread ---------------------------------------------------
 
-    def record(self, *, settled: bool) -> Collective:
-        """The call's record, with its completion if that is `settled`."""
+    def record(self, *, final: bool) -> Collective:
+        """The call's record, with its completion if that is `final`."""
         group = self.group
         return Collective(
             step=self.step,
@@ -185,9 +185,9 @@ class Call:
             seq=self.seq,
             nbytes=self.nbytes,
             issued_ns=self.issued_ns,
-            completed_ns=self.done_ns() if settled else None,
+            completed_ns=self.done_ns() if final else None,
             # On CUDA a wait only queues, so it does not show how long compute waited.
-            blocked_ns=self.blocked_ns if settled and self.on_host else None,
+            blocked_ns=self.blocked_ns if final and self.on_host else None,
             dtype=_dtype_name(self.dtype),
             device=self.device,
             phase=PHASES[self.phase] if self.phase >= 0 else "",

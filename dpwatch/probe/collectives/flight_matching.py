@@ -52,7 +52,7 @@ _BYTES = {
 """Bytes per element, by torch's C++ name of the type."""
 
 
-class Call(msgspec.Struct, frozen=True, gc=False):
+class ReturnedCall(msgspec.Struct, frozen=True, gc=False):
     """What is kept of a call: when it was in progress (monotonic clock), and its record's fields.
 
     Attributes:
@@ -72,7 +72,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     device: int
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
+class FlightEntry(msgspec.Struct, frozen=True, gc=False):
     """One entry of the recorder, which has more fields than these.
 
     Attributes:
@@ -109,13 +109,13 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 class _Dump(msgspec.Struct):
     version: str
-    entries: list[Entry] = []
+    entries: list[FlightEntry] = []
 
 
 _decoder = msgspec.json.Decoder(_Dump)
 
 
-def decode(dump: bytes) -> list[Entry]:
+def decode(dump: bytes) -> list[FlightEntry]:
     """Decodes the entries of a JSON dump, oldest first.
 
     Raises:
@@ -133,13 +133,13 @@ class EntryMatcher:
     def __init__(self) -> None:
         self._done: set[tuple[int, int]] = set()
 
-    def discard(self, entries: Iterable[Entry]) -> None:
+    def discard(self, entries: Iterable[FlightEntry]) -> None:
         """Marks these entries as handled: they cannot be matched."""
         self._done = {entry.key for entry in entries}
 
     def durations(
-        self, entries: list[Entry], calls: Iterable[Call], wall_less_mono_ns: int
-    ) -> list[tuple[Call, int]]:
+        self, entries: list[FlightEntry], calls: Iterable[ReturnedCall], wall_less_mono_ns: int
+    ) -> list[tuple[ReturnedCall, int]]:
         """Calls whose duration has become known.
 
         Args:
@@ -175,12 +175,12 @@ class EntryMatcher:
 class _Index:
     """Calls by group, op and bytes, in the order they were issued."""
 
-    def __init__(self, calls: Iterable[Call]) -> None:
-        self._calls: defaultdict[tuple[str, str, int], list[Call]] = defaultdict(list)
+    def __init__(self, calls: Iterable[ReturnedCall]) -> None:
+        self._calls: defaultdict[tuple[str, str, int], list[ReturnedCall]] = defaultdict(list)
         for call in sorted(calls, key=lambda call: call.issued_ns):
             self._calls[call.uid, call.op, call.nbytes].append(call)
 
-    def at(self, entry: Entry, mono_ns: int) -> list[Call]:
+    def at(self, entry: FlightEntry, mono_ns: int) -> list[ReturnedCall]:
         """Calls that match an entry and were in progress when it was created."""
         backend, _, name = entry.profiling_name.partition(":")
         nbytes = entry.nbytes

@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 
 from dpwatch.probe.collectives import cuda_capture
-from dpwatch.probe.collectives.flight_matching import Call, EntryMatcher, decode
+from dpwatch.probe.collectives.flight_matching import EntryMatcher, ReturnedCall, decode
 from dpwatch.probe.foreign import is_foreign
 from dpwatch.probe.send.recorder import RecordSink
 from dpwatch.wire.messages import Duration
@@ -66,7 +66,7 @@ class Obstacle(NamedTuple):
     advice: str = ""
 
 
-class Calls:
+class ReturnedCalls:
     """NCCL calls that have returned. Filled on the callers' threads, read on the sender thread.
 
     Attributes:
@@ -96,7 +96,7 @@ class Calls:
             self.captured = True  # unknown, so assume it
 
 
-class Recorder(Protocol):
+class FlightSource(Protocol):
     """The parts of torch and CUDA that are used; tests replace them."""
 
     def usable(self) -> bool:
@@ -131,20 +131,20 @@ class NcclRecorder:
         torch.cuda.set_device(ordinal)  # of this thread only
 
     def usable(self) -> bool:
-        """See `Recorder`."""
+        """See `FlightSource`."""
         return dist.is_initialized()
 
     def guard(self) -> AbstractContextManager[None]:
-        """See `Recorder`."""
+        """See `FlightSource`."""
         return self._mode.thread_local()
 
     def dump(self) -> bytes:
-        """See `Recorder`."""
+        """See `FlightSource`."""
         told: bytes = self._dump(includeCollectives=True, onlyActive=False)
         return told
 
     def wall_less_mono_ns(self) -> int:
-        """See `Recorder`; the best of several readings."""
+        """See `FlightSource`; the best of several readings."""
         looks = []
         for _ in range(5):
             before, wall, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
@@ -161,9 +161,9 @@ class Flight:
 
     def __init__(
         self,
-        calls: Calls,
+        calls: ReturnedCalls,
         record: RecordSink,
-        recorder: Recorder,
+        recorder: FlightSource,
         *,
         now_ns: int,
         wall: Callable[[], int] = time.monotonic_ns,
@@ -176,7 +176,7 @@ class Flight:
         self._wall = wall
         self._cpu = cpu
         self._matcher = EntryMatcher()
-        self._open: list[Call] = []
+        self._open: list[ReturnedCall] = []
         self._shift_ns = recorder.wall_less_mono_ns()
         self._next = now_ns + LEAST_GAP_NS
 
@@ -209,7 +209,7 @@ class Flight:
     def _record_durations(self, dump: bytes) -> None:
         entries = decode(dump)
         returned = self._calls.returned
-        fresh = [Call(*returned.popleft()) for _ in range(len(returned))]
+        fresh = [ReturnedCall(*returned.popleft()) for _ in range(len(returned))]
         self._open = [*self._open, *fresh][-MOST_CALLS:]
         before, self._shift_ns = self._shift_ns, self._recorder.wall_less_mono_ns()
         if abs(self._shift_ns - before) > MOST_SHIFT_NS:
@@ -230,7 +230,7 @@ class Flight:
         self._open.clear()
 
 
-def start(calls: Calls, record: RecordSink, ordinal: int, now_ns: int) -> Flight | None:
+def start(calls: ReturnedCalls, record: RecordSink, ordinal: int, now_ns: int) -> Flight | None:
     """Starts reading the recorder. On the sender thread.
 
     Args:
@@ -250,9 +250,9 @@ def start(calls: Calls, record: RecordSink, ordinal: int, now_ns: int) -> Flight
         return None
 
 
-def calls_to_keep(env: Mapping[str, str]) -> Calls | None:
+def calls_to_keep(env: Mapping[str, str]) -> ReturnedCalls | None:
     """Where to keep calls if the environment enables durations, None if it does not."""
-    return Calls() if _unset(env) is None else None
+    return ReturnedCalls() if _unset(env) is None else None
 
 
 def obstacle(env: Mapping[str, str]) -> Obstacle | None:

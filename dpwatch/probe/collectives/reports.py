@@ -67,8 +67,8 @@ class Reports:
         if call.cancelled:
             return None
         self.issuers.add(call)
-        settled = call.is_final()
-        if settled:
+        final = call.is_final()
+        if final:
             self._is_over(call)
         else:
             self._under_way.append(call)
@@ -77,7 +77,7 @@ class Reports:
             first = group.unwatched
             if first is None or first.step != call.step:
                 group.unwatched = call
-        return call.record(settled=settled)
+        return call.record(final=final)
 
     def complete(self, step: Step) -> Step:
         """Adds the communication time to a step's record, which is sent after its calls."""

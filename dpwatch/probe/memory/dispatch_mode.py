@@ -27,11 +27,11 @@ from dpwatch.probe.memory.events import (
     BackwardMark,
     Entry,
     Event,
-    Lane,
     Owner,
     Plan,
     Storage,
     StorageRef,
+    ThreadDevice,
     only_shapes,
 )
 from dpwatch.probe.memory.mode_conflicts import ConflictHooks
@@ -54,7 +54,7 @@ class StorageTracker:
     def __init__(self) -> None:
         self.active = False
         self.events: list[Event] = []
-        self.lane = Lane()
+        self.lane = ThreadDevice()
         self.failure: str | None = None
         self._entries: dict[int, Entry] = {}  # by StorageImpl address, while it lives
         self._mode = _Mode(self)
@@ -221,7 +221,7 @@ class StorageTracker:
             plan = self._plans[func] = Plan(func)
         return plan
 
-    def _cross_backward(self, lane: Lane, task: int) -> None:
+    def _cross_backward(self, lane: ThreadDevice, task: int) -> None:
         if lane.graph_task != -1:
             self.events.append((BackwardMark(lane.device, begins=False), 0))
         if task != -1:

@@ -76,7 +76,7 @@ Event = tuple[Entry | BackwardMark, int]
 """An entry and the bytes it grew by (negative: shrank or was freed), or a mark and 0."""
 
 
-class Lane(threading.local):
+class ThreadDevice(threading.local):
     """The device that the calling thread works for."""
 
     device = 0
@@ -92,7 +92,7 @@ class Owner:
 
     __slots__ = ("_before", "_device", "_lane")
 
-    def __init__(self, lane: Lane, device: int) -> None:
+    def __init__(self, lane: ThreadDevice, device: int) -> None:
         self._lane = lane
         self._device = device
         self._before = 0

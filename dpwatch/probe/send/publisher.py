@@ -37,7 +37,7 @@ from dpwatch.wire.messages import (
 
 POLL_S = 0.125
 STARTUP_POLL_S = 0.05
-"""Until the rank is known and the hub has been started: a run may end very soon."""
+"""Until the rank is known and a hub has been looked for: a run may end very soon."""
 
 PREDECESSOR_WAIT_S = 3.0
 """How long a run may wait for the last frames of the previous one in the same process."""

@@ -185,7 +185,7 @@ def rank_given_to_init(thread: int) -> tuple[int, int] | None:
     return found
 
 
-class Groups:
+class GroupMembership:
     """The process groups this process belongs to besides the world.
 
     Excluded are those of more than 64 ranks, and all groups if some may have been split off the

@@ -16,7 +16,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from dpwatch.probe.steps.tensors import no_torch_function
-from dpwatch.probe.steps.updates import Place, places
+from dpwatch.probe.steps.updates import ParameterPlace, places
 from dpwatch.wire.messages import DeviceInfo
 
 MOST_MODULES = 4096
@@ -92,7 +92,7 @@ class Models:
             self.optimizers.add(optimizer)
             self.wrapper = self.wrapper or _SHARDED_OPTIMIZERS.get(type(optimizer).__name__, "")
 
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[ParameterPlace]:
         """Locations of parameters that may be trained."""
         return places(self.optimizers, self._trained)
 

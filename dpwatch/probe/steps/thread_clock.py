@@ -69,8 +69,15 @@ class ThreadClock:
         self.knows_runqueue = False
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(
+        self,
+        close: Callable[[int], None] = os.close,
+        suppress: type[suppress_own] = suppress_own,
+    ) -> None:
+        # As the interpreter ends, this module's names may be gone before the last clock.
+        if self._fd >= 0:
+            with suppress(OSError):
+                close(self._fd)
 
 
 class Clocks:

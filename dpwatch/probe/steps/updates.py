@@ -25,7 +25,7 @@ MOST_CANDIDATES = 64
 MOST_TRIES = 8
 
 
-class Place(NamedTuple):
+class ParameterPlace(NamedTuple):
     """Location of a parameter: in a group of an optimizer, or under a name in a module."""
 
     owner: weakref.ref[Any]
@@ -47,30 +47,32 @@ class Place(NamedTuple):
         return found
 
 
-def places(optimizers: Iterable[Any], models: Iterable[torch.nn.Module]) -> Iterator[Place]:
+def places(
+    optimizers: Iterable[Any], models: Iterable[torch.nn.Module]
+) -> Iterator[ParameterPlace]:
     """Locations of parameters, those in optimizers first."""
     for optimizer in optimizers:
         owner = weakref.ref(optimizer)
         for g, group in enumerate(optimizer.param_groups):
             for i in range(len(group["params"])):
-                yield Place(owner, g, i)
+                yield ParameterPlace(owner, g, i)
     for model in models:
         for module in model.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    yield Place(weakref.ref(module), 0, name)
+                    yield ParameterPlace(weakref.ref(module), 0, name)
 
 
 class WatchedParameter:
     """One parameter, as it was after the last backward."""
 
     def __init__(self) -> None:
-        self._place: Place | None = None
+        self._place: ParameterPlace | None = None
         self._tries = 0
         self._version = -1
         self._gradient_version: int | None = None
 
-    def mark(self, among: Iterable[Place]) -> None:
+    def mark(self, among: Iterable[ParameterPlace]) -> None:
         """Remembers the parameter's state after a backward.
 
         Args:
@@ -114,7 +116,7 @@ class WatchedParameter:
     def _parameter(self) -> torch.Tensor | None:
         return None if self._place is None else self._place.parameter()
 
-    def _choose(self, among: Iterable[Place]) -> torch.Tensor | None:
+    def _choose(self, among: Iterable[ParameterPlace]) -> torch.Tensor | None:
         """Chooses one that has a gradient, else one that may get one."""
         if self._tries >= MOST_TRIES:
             return None
