@@ -25,10 +25,8 @@ INIT, NEW_GROUP, LOADER = "init_process_group", "new_group", "DataLoader"
 PROMPT, DEBUGGER = "prompt", "pdb"
 
 _GROUPS = os.path.join("torch", "distributed", "distributed_c10d.py")
-_HOOK = os.path.join("hook", "sitecustomize.py")
 _NAMED = {
     (_GROUPS, "init_process_group"): INIT,
-    (_HOOK, "init_process_group"): INIT,
     (_GROUPS, "_new_group_with_tag"): NEW_GROUP,
     (_GROUPS, "destroy_process_group"): "destroy_process_group",
     (os.path.join("torch", "serialization.py"), "save"): "torch.save",
@@ -175,13 +173,12 @@ def rank_given_to_init(thread: int) -> tuple[int, int] | None:
     found = None
     for frame in _outwards(sys._current_frames().get(thread)):
         code = frame.f_code
-        if code.co_name != INIT or not code.co_filename.endswith((_GROUPS, _HOOK)):
+        if code.co_name != INIT or not code.co_filename.endswith(_GROUPS):
             continue
         found = found or (-1, -1)
-        if code.co_filename.endswith(_GROUPS):
-            rank, size = frame.f_locals.get("rank"), frame.f_locals.get("world_size")
-            if isinstance(rank, int) and isinstance(size, int):
-                return rank, size
+        rank, size = frame.f_locals.get("rank"), frame.f_locals.get("world_size")
+        if isinstance(rank, int) and isinstance(size, int):
+            return rank, size
     return found
 
 
