@@ -207,7 +207,8 @@ class Watcher:
             time.sleep(min(max(wait_s, 0), NAP_S))
             return
         for follower in self._followers.values():
-            follower.ask()
+            if not follower.complete:  # the others' turn comes with the next snapshot
+                follower.ask()
         wait_s = min(wait_s, self._scan_at - time.monotonic())
         self._poller.poll(max(0, int(wait_s * 1e3)))
         self._poll()
