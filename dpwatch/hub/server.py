@@ -218,7 +218,10 @@ class Hub:
         self._joining.close()
         self._context.term()
         if not self.displaced:
-            last.keep(self.place.path.parent, self.state)
+            try:
+                last.keep(self.place.path.parent, self.state)
+            except Exception as error:  # noqa: BLE001 - a state that contradicts itself
+                self._failures.again(codec.describe_error(error))
             self._doors.remove()
             clear_all(self.place.path.parent, CLEAR_S)
 

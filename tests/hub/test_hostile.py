@@ -235,6 +235,15 @@ def test_a_view_that_cannot_be_made_is_said_in_the_log(monkeypatch, caplog):
         until(watcher, has("run", steps=1))
 
 
+def test_a_run_that_cannot_be_kept_leaves_nothing_behind(monkeypatch):
+    from dpwatch.hub import last
+
+    monkeypatch.setattr(last, "keep", lambda *_: 1 // 0)
+    with serving() as hub:
+        pass
+    assert not hub.place.path.exists()
+
+
 def test_a_frame_that_the_hub_fails_at_does_not_end_it(monkeypatch, caplog):
     from dpwatch.hub import server
 
