@@ -1,4 +1,4 @@
-"""What one record of a rank does to a run's state."""
+"""Applies one record of a rank to a run's state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dpwatch.wire.messages import (
 
 
 def take(state: RunState, rank: RankState, record: AnyRecord) -> None:
-    """Takes in a record."""
+    """Applies a record; one that exceeds a limit is counted as refused."""
     try:
         match record:
             case Steps() | Step():
@@ -57,15 +57,15 @@ def take(state: RunState, rank: RankState, record: AnyRecord) -> None:
                 rank.dump.take(record, max(state.world_size, len(state.ranks)))
             case Refused():
                 rank.refused += 1
-    except (bounds.Full, OverflowError):  # no room, or numbers that no run has
+    except (bounds.Full, OverflowError):  # a limit is reached, or a number exceeds 64 bits
         rank.refused += 1
 
 
 def _beat(state: RunState, rank: RankState, record: Beat) -> None:
-    """A beat counts the steps done; of short ones not every one has a record.
+    """Applies a heartbeat, which counts completed steps: not every short step has a record.
 
-    It goes first in its frame, so calls that were made before it may come after it, but not
-    after the next.
+    It comes first in its frame, so calls made before it may arrive after it, but not after the
+    next one.
     """
     if rank.beat is not None:
         rank.whole_steps = max(rank.whole_steps, rank.beat.step)
@@ -101,7 +101,7 @@ def _transfer(state: RunState, rank: RankState, record: Transfer) -> None:
 
 
 def _is_full(cells: Ints, at: int) -> bool:
-    """Whether another copy could take a sum of that row beyond 64 bits."""
+    """Whether another copy could overflow a 64-bit sum of that row."""
     return bool(
         cells[at + CALLS] >= bounds.CALLS_A_STEP or cells[at + TIMED_NS] >= bounds.SUMMED_NS
     )
@@ -109,16 +109,16 @@ def _is_full(cells: Ints, at: int) -> bool:
 
 def _memory(lane: LaneState, record: Memory) -> None:
     if lane.memory is not None and lane.memory.source != record.source:
-        lane.peak_bytes, lane.highest = Envelope(), None  # of something else
+        lane.peak_bytes, lane.highest = Envelope(), None  # not comparable with the new source
     lane.memory = record
     lane.peak_bytes.push(record.step, record.peak_bytes)
-    # Resident size hardly falls when memory is freed, and says little of what is held.
+    # Resident size hardly falls when memory is freed, so it says little about what is held.
     by_heap = record.source == "rss" and record.heap_bytes is not None
     account = "heap" if by_heap else record.source
     if lane.held_from != account:
         lane.held_bytes, lane.held_samples, lane.held_from = Thinned(), Thinned(), account
     held = record.heap_bytes if by_heap else record.current_bytes
     lane.held_bytes.push(record.step, held or 0)
-    lane.held_samples.push(record.step, lane.samples)  # of this step, or of one shortly before
+    lane.held_samples.push(record.step, lane.samples)  # of this step or a recent one
     if lane.highest is None or record.peak_bytes >= lane.highest.peak_bytes:
         lane.highest = record

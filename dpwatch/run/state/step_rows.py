@@ -1,4 +1,4 @@
-"""Steps into their lanes' windows and curves, and their losses into the run's mean."""
+"""Adds steps to their lanes' windows and curves, and their losses to the run's mean."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEVICE_BITS = 10
 
 
 def last_samples(record: Steps | Step) -> int:
-    """Batch elements of a record's last step, 0 where that is not known."""
+    """Batch elements of a record's last step, 0 if unknown."""
     if isinstance(record, Step):
         return record.samples or 0
     samples = int.from_bytes(record.rows[-4:], "little")  # the last number of the last row
@@ -31,7 +31,7 @@ def last_samples(record: Steps | Step) -> int:
 
 
 def add_steps(state: RunState, pending: Sequence[tuple[int, Steps | Step]]) -> None:
-    """Takes in steps of ranks whose devices are known, in the order in which they came."""
+    """Adds steps in order of arrival; their lanes must exist."""
     if not pending:
         return
     rows, losses = _table(pending)
@@ -41,13 +41,13 @@ def add_steps(state: RunState, pending: Sequence[tuple[int, Steps | Step]]) -> N
     _book(state, rows, ranks, devices)
     told = devices == 0
     told &= [loss is not None for loss in losses] if None in losses else True
-    numbers = np.array(losses, float)[told]  # unknown ones are not among them
+    numbers = np.array(losses, float)[told]  # without unknown ones
     _judge(state, ranks[told], rows[told, STEP], numbers)
     _add_losses(state, rows[told, STEP], numbers)
 
 
 def _book(state: RunState, rows: Array, ranks: Array, devices: Array) -> None:
-    """Each device's steps."""
+    """Adds the steps to each device's lane."""
     first_ns = int(rows[:, START].min())
     state.start_ns = first_ns if state.start_ns is None else min(state.start_ns, first_ns)
     lanes = (ranks << DEVICE_BITS) + devices
@@ -75,9 +75,9 @@ def _book(state: RunState, rows: Array, ranks: Array, devices: Array) -> None:
 
 
 def _judge(state: RunState, ranks: Array, steps: Array, losses: Array) -> None:
-    """`RunState.judge_loss` of each."""
+    """Calls `RunState.judge_loss` for the losses."""
     last = np.arange(len(ranks))
-    if np.isfinite(losses).all():  # then of each rank its last one tells all
+    if np.isfinite(losses).all():  # then only each rank's last one matters
         _, last = np.unique(ranks[::-1], return_index=True)
         last = len(ranks) - 1 - last
     for r, step, loss in zip(
@@ -87,7 +87,7 @@ def _judge(state: RunState, ranks: Array, steps: Array, losses: Array) -> None:
 
 
 def _add_losses(state: RunState, steps: Array, losses: Array) -> None:
-    """`RunState.add_loss` of each."""
+    """Equivalent of `RunState.add_loss` for all losses."""
     if not len(steps):
         return
     each, last, place = np.unique(steps[::-1], return_index=True, return_inverse=True)
@@ -99,7 +99,7 @@ def _add_losses(state: RunState, steps: Array, losses: Array) -> None:
             state.add_loss(step, loss)
         return
     totals = np.array([0.0 if one is None else one.total for one in open_ones])
-    np.add.at(totals, place, losses)  # one after the other, as they came
+    np.add.at(totals, place, losses)  # sequentially, in order of arrival
     by_end = np.argsort(-last).tolist()
     for i in by_end:
         state.losses[int(each[i])] = OpenLoss(float(totals[i]), int(counts[i]))
@@ -110,7 +110,7 @@ def _add_losses(state: RunState, steps: Array, losses: Array) -> None:
 
 
 def _table(pending: Sequence[tuple[int, Steps | Step]]) -> tuple[Array, list[float | None]]:
-    """Rows as `Window` has them, and their losses."""
+    """Rows in the format of `Window`, and their losses."""
     runs: list[Array] = []
     several: list[Steps] = []
     losses: list[float | None] = []
