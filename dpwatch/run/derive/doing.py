@@ -1,8 +1,8 @@
-"""What a rank that others wait for is doing, as its last signs of life tell, and how bad that is.
+"""Describes what a rank that others wait for is doing, and how severe that is.
 
-Some of it passes by itself: a checkpoint goes to a slow disk, a dataset is read, a process is
-waited for. So each has a time for which it is nothing yet, and so has each pause that the run has
-made before and got over.
+It is derived from the rank's last heartbeat. Some pauses end by themselves: writing a checkpoint to
+a slow disk, reading a dataset, waiting for a process. So each kind has a time limit before it is
+critical, and a pause as long as one that the run has recovered from is only a note.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Beat
 
 STILL_NS = 2_000_000_000
-"""A thread at the same line for so long stands still."""
+"""A thread that has been at one line for this long is stuck there."""
 
 LIMITS_S = {
     "lock": 8.0,
@@ -32,28 +32,28 @@ LIMITS_S = {
     "disk": 60.0,
     "process": 60.0,
 }
-"""From so many seconds on, standing still in that is critical; …"""
+"""Seconds in one kind of wait before it is critical."""
 
 LOADER_LIMIT_S = 8.0
-"""… in a data loader, …"""
+"""The same limit for a data loader."""
 
 CHECKPOINT_LIMIT_S = 120.0
-"""… inside of what writes and reads checkpoints, …"""
+"""The same limit for writing and reading checkpoints."""
 
 NATIVE_LIMIT_S = 20.0
-"""… without a word, in native code that holds the interpreter's lock, …"""
+"""The same limit for silent native code that holds the GIL."""
 
 BUSY_LIMIT_S = 120.0
-"""… and running Python."""
+"""The same limit for running Python code."""
 
 STARTING_LIMIT_S = 60.0
-"""Ranks that have not come yet while others wait may be starting for so long."""
+"""Time for ranks to start while others already wait for them."""
 
 OVERCOME = 1.25
-"""A pause up to so many times as long as one that the run has got over is worth a note only."""
+"""A pause of up to this many times the longest past one is only worth a note."""
 
 FIRST_STEPS = 3
-"""Steps whose length says nothing of pauses: they make and compile what later ones use."""
+"""First steps, whose length says nothing about pauses: they allocate and compile."""
 
 CHECKPOINTS = ("torch.save", "torch.load", "checkpoint")
 LOADER = "DataLoader"
@@ -73,14 +73,14 @@ _PHRASES = {
 
 
 class Doing(msgspec.Struct, frozen=True):
-    """What one rank does.
+    """What one rank is doing.
 
     Attributes:
         what: `still`, `busy`, `silent`, `unseen`, `stale`, or how it ended.
-        told: A sentence that says so, and where.
-        advice: What to do about it first, "" where nothing particular.
-        limit_s: For so long it may be nothing.
-        passes: It may pass by itself, as pauses before have.
+        told: A sentence that describes it, with its location.
+        advice: What to do first, "" if there is no specific advice.
+        limit_s: Seconds before it is critical.
+        passes: Whether it may end by itself, as earlier pauses did.
     """
 
     what: str
@@ -91,7 +91,7 @@ class Doing(msgspec.Struct, frozen=True):
 
 
 def doing(state: RunState, r: int) -> Doing:
-    """What a rank is doing now; of one that was stopped or gave up, what it did before."""
+    """What a rank is doing now, or what it did before it was stopped or gave up."""
     rank = state.ranks.get(r)
     if rank is None or (rank.beat is None and rank.bye is None):
         told = f"Rank {r} has not reported."
@@ -109,20 +109,20 @@ def doing(state: RunState, r: int) -> Doing:
     if is_silent(state, rank):
         return _silent(rank, quiet_s)
     beat = rank.beat
-    if beat is None:  # it has a goodbye and no sign of life before
+    if beat is None:  # a goodbye without any heartbeat
         return Doing("unseen", f"Rank {r} has not reported.")
     return _still(rank, beat) if (beat.still_ns or 0) >= STILL_NS else _busy(rank, beat)
 
 
 def severity(state: RunState, each: Doing, stuck_s: float) -> str:
-    """How bad it is that a rank has done this for so long: a name of `SEVERITIES`."""
+    """Severity (one of `SEVERITIES`) of a rank's doing this for `stuck_s` seconds."""
     if each.passes and stuck_s < OVERCOME * longest_pause_s(state):
         return SEVERITIES[0]
     return SEVERITIES[2 if stuck_s >= each.limit_s else 1]
 
 
 def longest_pause_s(state: RunState) -> float:
-    """The longest step of any rank so far, but for the first ones: a step includes all pauses."""
+    """Longest step of any rank after `FIRST_STEPS`, in seconds; a step includes all pauses."""
     longest_ms = 0.0
     for rank in state.ranks.values():
         lane = rank.lanes.get(0)

@@ -1,4 +1,4 @@
-"""From what the state keeps of ranks' stacks to what people see."""
+"""Derives the displayed stacks of ranks from the state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PROCESS = {
 
 
 def seen(state: RunState) -> tuple[RankStacks, ...]:
-    """Every rank's stacks, none at all before anybody has asked."""
+    """Stacks of all ranks, empty before the first request."""
     if not any(rank.dump.asked for rank in state.ranks.values()):
         return ()
     return tuple(_seen(rank, state.now_ns) for rank in state.ranks.values())

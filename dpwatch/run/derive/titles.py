@@ -1,4 +1,4 @@
-"""Runs with the same title, told apart: a sweep's, or one job after another."""
+"""Makes titles unique among runs with the same title, as in a sweep or repeated jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dpwatch.run.model.snapshot import Run
 
 
 def told_apart(runs: Sequence[Run]) -> list[Run]:
-    """The runs, with pid and time in the titles of those that would look the same."""
+    """The runs, with pid and start time added to titles that would be the same."""
     titles = Counter((run.title, run.strategy) for run in runs)
     marks: Counter[tuple[str, str]] = Counter()
     told = []
