@@ -1,8 +1,8 @@
-"""Where a hub is found: its sockets' paths, `run.json` and the lock, which somebody may take away.
+"""The files by which a hub is found: socket paths, `run.json` and the lock.
 
-A cleaner of /tmp, a second program that binds the same path (which libzmq lets it, silently), or a
-whole directory removed: ranks that are connected would go on sending to a hub that no viewer finds.
-So the hub looks whether all is as it left it, and recreates it, unless another hub has come.
+They may disappear: a cleaner of /tmp removes them, a second program binds the same path (which
+libzmq silently allows), or the whole directory is deleted. Connected ranks would then send to a hub
+that no viewer finds. So the hub checks its files, and recreates them unless another hub runs.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from dpwatch.runtime.paths import RunDir, RunInfo
 from dpwatch.wire import transport
 
 PLACES = 8
-"""How often a hub makes its place anew; who is stronger than that may have it."""
+"""How often a hub recreates its files before it gives up."""
 
 _Mark = tuple[int, int]
 
 
 class Doors:
-    """A hub's place, once its sockets are bound.
+    """The files of a hub whose sockets are bound.
 
     Args:
-        sockets: By endpoint.
-        info: For `run.json`, which is written now.
+        place: The run's directory.
+        sockets: Bound sockets by endpoint.
+        info: Content of `run.json`, which is written at once.
 
     Attributes:
-        shut: No new connections are taken.
+        shut: Whether new connections are refused.
     """
 
     def __init__(self, place: RunDir, sockets: dict[str, zmq.Socket[bytes]], info: RunInfo) -> None:
@@ -50,26 +51,26 @@ class Doors:
 
     @property
     def taken_away(self) -> bool:
-        """Whether something is not where it was put."""
+        """Whether a file was removed or replaced."""
         return not self.shut and self._look() != self._marks
 
     def make_anew(self) -> None:
-        """Puts everything in its place again.
+        """Recreates all files.
 
         Raises:
-            OSError: It can't be, or another hub has come; or this was done too often already.
+            OSError: It fails, another hub runs, or the files were recreated too often already.
             zmq.ZMQError: A path can't be bound.
         """
         self._times += 1
         if self._times > PLACES:
-            raise OSError(f"{PLACES} times already")
+            raise OSError(f"already recreated {PLACES} times")
         place = self._place
         place.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         place.check()
-        if _mark(place.lock_file) != self._lock_mark:  # ours has gone with the folder
+        if _mark(place.lock_file) != self._lock_mark:  # the lock file is another one
             lock = place.try_lock()
             if lock is None:
-                raise OSError("another hub has come")
+                raise OSError("another hub serves this run")
             self._let_go()
             self._lock, self._lock_mark = lock, _mark(place.lock_file)
         for name in ("in", "ask"):
@@ -82,23 +83,23 @@ class Doors:
         self._marks = self._look()
 
     def hang_up(self) -> None:
-        """Ends all connections (libzmq can't end some) and takes no new ones for now.
+        """Closes all connections (libzmq can't close single ones), and refuses new ones for now.
 
-        Ranks and viewers come back by themselves; what was under way from them is counted as lost.
+        Ranks and viewers reconnect by themselves; frames in flight are counted as lost.
         """
         self.shut = True
         for endpoint, socket in self._sockets.items():
             socket.unbind(endpoint)
 
     def open_again(self) -> None:
-        """Takes connections again."""
+        """Accepts connections again."""
         for endpoint, socket in self._sockets.items():
             transport.bind(socket, endpoint)
         self._marks = self._look()
         self.shut = False
 
     def remove(self) -> None:
-        """Clears the place away, at the hub's end."""
+        """Removes the files, at the hub's end."""
         self._place.remove()
         self._let_go()
 
@@ -109,7 +110,7 @@ class Doors:
 
 
 def _mark(path: Path) -> _Mark | None:
-    """What lies there, to be known again."""
+    """Identifies the file at a path by device and inode; None if there is none."""
     try:
         status = path.lstat()
     except OSError:

@@ -1,8 +1,8 @@
-"""The hub: one process a host and run, between ranks that never wait and viewers that come and go.
+"""The hub: one process per host and run, between ranks that never wait and viewers.
 
-One thread, one poll loop. Ranks' frames come in, move the state, and go out again numbered;
-a viewer that comes late asks for the whole state first. The hub ticks once a second, tells when a
-rank's process has ended without reporting, and ends by itself when nobody needs it any more.
+It has one thread with one poll loop. Frames of ranks are applied to the state; on a node they are
+numbered and forwarded to the head. Viewers ask for views. The hub ticks once a second, records the
+end of processes that exit without reporting, and exits once nobody needs it.
 """
 
 from __future__ import annotations
@@ -62,52 +62,60 @@ from dpwatch.wire.viewer_messages import (
 )
 
 CLEAR_S = 5.0
-"""How long it may clear away what others have left, once its own run is over."""
+"""Time limit for removing what other hubs have left, once its own run is over."""
 
 LINGER_S = 20.0
-"""How long a hub stays after its last rank and its last viewer have gone."""
+"""How long a hub stays after its last rank has ended and its last viewer has gone."""
 
 EMPTY_S = 60.0
 """How long it waits for a first rank."""
 
 MOST_S = 3600.0
-"""How long viewers alone can keep it."""
+"""How long viewers alone can keep it running."""
 
 OWES_S = 180.0
-"""How long it waits for a head that it was cut off from, to tell how its ranks have ended."""
+"""How long it waits for a lost head, to report how its ranks have ended."""
 
 TICK_S = 1.0
 SILENT_S = 1.5
-"""A rank beats twice a second; silent for longer *and* without a process, it is lost."""
+"""A rank that sends nothing for this long and has no process is lost; it beats twice a second."""
 
 SILENT = 64
-"""Silent ranks that a tick tells of."""
+"""Silent ranks reported per tick, at most."""
 
 GONE_NS = 60_000_000_000
-"""A host that is not heard of for so long, when the rest of its run has ended, is gone too."""
+"""A host that is silent for this long once the rest of its run has ended is lost too."""
 
 TURN_FRAMES = 512
-"""Frames taken in at a stretch, so that a flood leaves time for viewers and for the tick."""
+"""Frames received per turn, so that a flood leaves time for viewers and ticks."""
 
 SHUT_S = 1.0
-"""How long nobody is let in once there were too many."""
+"""How long connections are refused after there were too many."""
 
 FUTURE_NS = 60_000_000_000
-"""How far a clock of this host may be ahead of this process's, which is the same one."""
+"""How far a frame of this host may be ahead of this process's clock, which is the same clock."""
 
 ANSWERING = 4
-"""After an answer the next one waits so many times as long as it took, so that viewers who ask and
-ask take a fifth of the hub's time at most."""
+"""After an answer the hub pauses answering for this multiple of the time it took, so that viewers
+take a fifth of the hub's time at most."""
 
 REST_S = 0.02
-"""After frames have come others may gather for so long: one turn for each would cost more."""
+"""Pause after receiving frames, so that more frames are handled per turn."""
 
 _log = logging.getLogger("dpwatch.hub")
 _command = msgspec.msgpack.Decoder(Command)
 
 
 class Hub:
-    """Serves one run until nobody needs it (`serve`), or `stop` is called."""
+    """Serves one run until nobody needs the hub or `stop` is called.
+
+    Args:
+        place: The run's directory.
+        linger_s: How long to stay after the last rank and viewer.
+        host: This host's name; by default its own.
+        env: Environment variables.
+        guard: Resource limits.
+    """
 
     def __init__(
         self,
@@ -128,7 +136,7 @@ class Hub:
         self._guard = guard or Guard()
         self._frames = Seldom(_log, "refused frames")
         self._records = Seldom(_log, "refused records")
-        self._failures = Seldom(_log, "frames that the hub could not make sense of")
+        self._failures = Seldom(_log, "frames that could not be applied")
         self._crowds = Seldom(_log, "too many connections")
         self._answer_at = self._open_at = 0.0
         self._poller = zmq.Poller()
@@ -167,20 +175,20 @@ class Hub:
 
     @property
     def refused(self) -> int:
-        """Frames that were none of this run."""
+        """Number of refused frames: invalid, or not of this run."""
         return self._frames.times
 
     def _clear_sockets(self) -> None:
-        """A killed hub's socket files would be bound beside, silently; the lock says it is dead."""
+        """Removes a killed hub's socket files; holding the lock, this hub knows that it is dead."""
         for name in HUB_FILES:
             (self.place.path / name).unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """Ends `serve` at its next turn."""
+        """Makes `serve` return at its next turn."""
         self._stopping = True
 
     def serve(self) -> None:
-        """Runs until nobody needs the hub."""
+        """Serves until nobody needs the hub."""
         for each in (self._intake, self._answers):
             self._poller.register(each, zmq.POLLIN)
         tick_at = look_at = time.monotonic()
@@ -210,7 +218,7 @@ class Hub:
                 time.sleep(REST_S)
 
     def close(self) -> None:
-        """Closes the sockets and clears the run's folder away, if it is still this hub's."""
+        """Closes the sockets, and removes the run's files if they are still this hub's."""
         for each in (self._intake, self._answers):
             each.close(linger=200)
         self._processes.close()
@@ -223,17 +231,17 @@ class Hub:
             clear_all(self.place.path.parent, CLEAR_S)
 
     def _mind_the_doors(self) -> None:
-        """Hangs up where there are too many connections; ends before memory does."""
+        """Disconnects all peers if there are too many; exits if memory exceeds its limit."""
         now = time.monotonic()
         if self._guard.is_crowded():
             if not self._doors.shut:
                 self._doors.hang_up()
                 self._open_at = now + SHUT_S
-                self._crowds.again(f"over {self._guard.most_files} files: hung up on all")
+                self._crowds.again(f"over {self._guard.most_files} open files, disconnected all")
         elif self._doors.shut and now >= self._open_at:
             self._doors.open_again()
         if self._guard.is_large():
-            _log.error("takes more than %d bytes of memory, and ends", self._guard.most_bytes)
+            _log.error("exiting: it uses more than %d bytes of memory", self._guard.most_bytes)
             self.stop()
 
     def _hold_the_place(self) -> None:
@@ -242,11 +250,11 @@ class Hub:
         try:
             self._doors.make_anew()
         except (OSError, zmq.ZMQError) as error:
-            _log.error("its place was taken away, and it ends: %s", error)
+            _log.error("exiting: its files were removed or replaced: %s", error)
             self.displaced = True
             self.stop()
         else:
-            _log.warning("its files in %s were taken away: recreated", self.place.path)
+            _log.warning("its files in %s were removed or replaced: recreated", self.place.path)
 
     def _take_in(self) -> None:
         for _ in range(TURN_FRAMES):
@@ -278,7 +286,11 @@ class Hub:
                         self._last_steps.hold(batch.pid, told.step_fd)
 
     def _accepted(self, frame: bytes) -> Batch:
-        """The batch of a frame that is one part, of this run, and of no later time than now."""
+        """Decodes a frame that has one part, belongs to this run and is not from the future.
+
+        Raises:
+            codec.WireError: The frame is refused.
+        """
         parts = 1
         while self._intake.getsockopt(zmq.RCVMORE):
             self._intake.recv()
@@ -293,33 +305,33 @@ class Hub:
         return batch
 
     def take_frame(self, batch: Batch) -> None:
-        """A frame from another host's hub, in this host's time."""
+        """Applies a frame from another host's hub, converted to this host's clock."""
         self._apply(batch, codec.encode(batch))
 
     def take_state(self, host: str, part: RunState) -> None:
-        """All that another host's hub knows, in this host's time."""
+        """Merges another host's state, converted to this host's clock."""
         merge(self.state, part, host)
         self.state.frames += 1
         self._views.forget()
 
     def _is_impostor(self, batch: Batch) -> bool:
-        """Whether another process has this rank, and lives: two can't take turns in one row."""
+        """Whether another living process has this rank already; such frames are ignored."""
         rank = self.state.ranks.get(batch.rank)
         if rank is None or rank.pid == batch.pid or rank.bye is not None:
             return False
         if not rank.host == batch.host == self.host or not self._processes.watches(rank.pid):
             return False
-        claims = f"processes {rank.pid} and {batch.pid} both say that they are rank {rank.rank}"
+        claims = f"processes {rank.pid} and {batch.pid} both claim to be rank {rank.rank}"
         self._frames.again(claims)
         if not self.state.claims:
             self.state.frames += 1
-            self.state.claims = f"{claims}: the second is not shown; give each a run of its own"
+            self.state.claims = f"{claims}: the second is not shown; start each as its own run"
         return True
 
     def _begin_anew(self, batch: Batch) -> None:
-        """A run that was over and begins again under its name is another run.
+        """Replaces the state if the run was over and starts again under the same id.
 
-        As one over several hosts that is restarted, the next job at the same port, and the next
+        Examples are a restarted run over several hosts, the next job at the same port, and the next
         training of a pool's worker, whose frames are numbered from 0 again.
         """
         rank = self.state.ranks.get(batch.rank)
@@ -340,7 +352,7 @@ class Hub:
             self._poller.register(fd, zmq.POLLIN)
 
     def _ended(self, fd: int) -> None:
-        """A process has ended; what it said last may still be on its way here."""
+        """Handles the end of a process, after receiving the last frames that it sent."""
         if fd not in self._processes.fds:
             return
         pid = self._processes.pid_of(fd)
@@ -353,7 +365,7 @@ class Hub:
                 self._say_ended(rank, code)
 
     def _say_ended(self, rank: RankState, code: int | None) -> None:
-        """What has become of a rank's process, where that is news."""
+        """Applies the end of a rank's process, unless it is known already."""
         told = joined(rank.own, seen(rank.pid, code, self._last_steps.take(rank.pid)), rank.worker)
         if told is not None and told != rank.bye:
             self._say(rank.rank, rank.pid, told)
@@ -361,9 +373,9 @@ class Hub:
     def _apply(self, batch: Batch, frame: bytes) -> None:
         try:
             run = advance(self.state, batch)
-        except Exception as error:  # noqa: BLE001 - one frame must not cost the run its hub
+        except Exception as error:  # noqa: BLE001 - one frame must not end the hub
             self._failures.again(codec.describe_error(error))
-            return  # nodes' heads miss its number, and ask for the state as it is here
+            return  # a head notices the missing number, and asks for the state
         if run is not None:
             self._views.reviewed(self.state, run)
         self._joining.forward(self.state.frames, frame, of_rank=batch.rank != HUB_RANK)
@@ -377,7 +389,7 @@ class Hub:
             self._take_command(request[1])
         try:
             answer = self._answer_to(request)
-        except Exception as error:  # noqa: BLE001 - a state that can't be told
+        except Exception as error:  # noqa: BLE001 - a state that can't be summarized
             self._failures.again(codec.describe_error(error))
         else:
             if answer:
@@ -386,7 +398,7 @@ class Hub:
         self._answer_at = now + ANSWERING * (now - began)
 
     def _take_command(self, payload: bytes) -> None:
-        """Hears of the command's end, after all ends of processes that came before it."""
+        """Applies a report about the command, after the ends of processes that came before it."""
         try:
             told = _command.decode(payload)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -397,7 +409,7 @@ class Hub:
             self._say(HUB_RANK, os.getpid(), told)
 
     def _answer_to(self, request: list[bytes]) -> bytes:
-        """What a viewer gets; nothing where it asked for nothing that there is."""
+        """The answer to a viewer, empty for an unknown request."""
         if request == [STATE_REQUEST]:
             return STATE + encode(self.state)
         return self._views.answer(self.state, request[1:]) if request[:1] == [VIEW_REQUEST] else b""
@@ -413,7 +425,7 @@ class Hub:
             self._joining.ask(asked)
 
     def _ask_for_head(self, number: int, ranks: list[int]) -> None:
-        """Somebody at the head wants stacks of ranks, some of this host's among them or not."""
+        """Passes on the head's request for stacks, if it concerns ranks of this host."""
         mine = [rank for rank in ranks if rank in self.state.ranks]
         if mine or not ranks:
             self._asking.catch_up(number)
@@ -445,20 +457,20 @@ class Hub:
             self.stop()
 
     def _silent(self) -> list[Silent]:
-        """This host's ranks that say nothing, with what the kernel says of them."""
+        """This host's silent ranks, with their processes' kernel states."""
         ranks = self.state.ranks.values()
         found = (rank for rank in ranks if rank.host == self.host and is_silent(self.state, rank))
         return [Silent(each.rank, each.pid, state_of(each.pid)) for each in islice(found, SILENT)]
 
     def _give_up_silent_hosts(self) -> None:
-        """Ranks that nothing is heard of are stale, until all others have ended: then lost."""
+        """Records ranks on silent hosts as lost, once all other ranks have ended."""
         left = [rank for rank in self.state.ranks.values() if rank.bye is None]
         if len(left) == len(self.state.ranks):
             return
         silent = {name for name in self.state.others if self._joining.is_silent(name, GONE_NS)}
         if all(rank.host in silent for rank in left):
             for rank in left:
-                why = f"nothing has been heard of its host {rank.host} since the others ended"
+                why = f"its host {rank.host} has not reported since the others ended"
                 self._say(rank.rank, rank.pid, Bye("lost", why))
 
     def _say(self, rank: int, pid: int, *records: AnyRecord) -> None:
@@ -478,12 +490,12 @@ class Hub:
 
     def _is_lost(self, rank: RankState) -> bool:
         if rank.host != self.host or self._processes.watches(rank.pid):
-            return False  # of a watched process the end will be told
+            return False  # the end of a watched process is reported
         return time.monotonic_ns() - rank.seen_ns >= SILENT_S * 1e9 and not runs(rank.pid)
 
 
 class _LogFile(logging.Handler):
-    """`hub.log`, opened for each of its few lines: the folder may be removed and recreated."""
+    """Writes to `hub.log`, reopened for each line, since the directory may be recreated."""
 
     def __init__(self, place: RunDir) -> None:
         super().__init__()
@@ -496,23 +508,23 @@ class _LogFile(logging.Handler):
 
 
 def main(path: Path, *, linger_s: float = LINGER_S) -> int:
-    """Serves the run in that folder; returns 0, also when another hub serves it already."""
+    """Serves the run in a directory. Returns 0, also if another hub serves it already."""
     place = RunDir(path)
     os.umask(0o077)
     allow_files()
-    gc.set_threshold(50_000, 20, 20)  # it would look at all of a large state too often
+    gc.set_threshold(50_000, 20, 20)  # a large state makes full collections expensive
     try:
         place.check()
         lock = _lock(place)
         if lock is None:
             return 0
         logging.basicConfig(handlers=[_LogFile(place)], level=logging.WARNING)
-    except OSError:  # there is nobody to tell: whoever needs a hub finds out by itself
+    except OSError:  # there is no log; whoever needs a hub notices by itself
         return 1
     try:
         hub = Hub(place, linger_s=linger_s)
-    except (OSError, zmq.ZMQError) as error:  # something else lies where its sockets go
-        _log.error("no hub for %s: %s", place.path, error)
+    except (OSError, zmq.ZMQError) as error:  # such as a directory at a socket's path
+        _log.error("cannot serve %s: %s", place.path, error)
         os.close(lock)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: hub.stop())
@@ -520,7 +532,7 @@ def main(path: Path, *, linger_s: float = LINGER_S) -> int:
     try:
         hub.serve()
     finally:
-        if hub.displaced:  # closing its sockets would remove the paths of whoever is there now
+        if hub.displaced:  # closing its sockets would remove the paths of the hub there now
             os._exit(1)
         hub.close()
         os.close(lock)
@@ -528,7 +540,7 @@ def main(path: Path, *, linger_s: float = LINGER_S) -> int:
 
 
 def _lock(place: RunDir) -> int | None:
-    """Takes the lock; somebody who only looks whether a hub lives holds it for a moment too."""
+    """Takes the lock; retries, since checks for a living hub hold it briefly too."""
     for _ in range(20):
         if (lock := place.try_lock()) is not None:
             return lock

@@ -334,7 +334,7 @@ def test_without_keys_each_host_is_alone_and_says_so(run_id, tmp_path, monkeypat
             view = seen_by(hub, lambda v: bool(v.run.note))
             assert [row.rank for row in view.run.ranks] == ranks
             assert view.run.note == (
-                "runs on other hosts are not joined: make keys with dpwatch keys"
+                "ranks on other hosts are not shown: create keys with dpwatch keys"
             )
         assert head._joining.sockets == node._joining.sockets == ()
 

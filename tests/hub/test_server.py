@@ -231,4 +231,4 @@ def test_a_hub_whose_socket_has_something_in_its_way_says_so_in_its_log(private_
     ended = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
     (told,) = place.log_file.read_text().splitlines()
-    assert "no hub for" in told
+    assert "cannot serve" in told

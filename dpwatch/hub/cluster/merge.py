@@ -1,7 +1,7 @@
-"""Taking a host's whole state into the run's: what a head does when a hub joins, or comes back.
+"""Merges a host's state into the run's when its hub joins a head or reconnects.
 
-Doing it twice is the same as doing it once. What was known of the same processes stays where the
-host's hub, which may have been killed and have begun anew, knows less.
+Merging is idempotent. If the host's hub was restarted and knows less about a process than this
+state, what is known here is kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Curve = TypeVar("_Curve", bound=Thinned)
 
 
 def merge(state: RunState, part: RunState, host: str) -> None:
-    """Takes in what a hub knows of its host's ranks, in the times of this state's clock."""
+    """Merges a hub's state of its host's ranks, whose times are on this state's clock."""
     flush(state)
     flush(part)
     ours = {r: rank for r, rank in part.ranks.items() if rank.host == host}
@@ -47,7 +47,7 @@ def merge(state: RunState, part: RunState, host: str) -> None:
             if known_route is not None:
                 route.by_step = _joined(known_route.by_step, route.by_step)
             state.routes[key] = route
-    if ours.keys() == news:  # else these losses, or some of them, are in the sums already
+    if ours.keys() == news:  # otherwise some of these losses are in the sums already
         _take_losses(state, part)
     _take_arrivals(state, part)
     state.output.join(part.output, ours.keys(), max(state.world_size, len(state.ranks)))
@@ -62,18 +62,18 @@ def _is_same(known: RankState | None, rank: RankState) -> bool:
 
 
 def _keep_known(known: RankState, rank: RankState) -> None:
-    """What is known of the same process and its hub has not told (again)."""
+    """Adds to `rank` what `known`, the same process, has and its hub lacks."""
     rank.hello = rank.hello or known.hello
     rank.own = rank.own or known.own
     if rank.seen is None and known.seen is not None and known.seen.exit is not None:
-        rank.seen = known.seen  # an exit code is final; that a rank was silent may be taken back
+        rank.seen = known.seen  # an exit code is final, silence is not
     rank.bye = joined(rank.own, rank.seen, rank.worker)
     rank.beat = rank.beat or known.beat
     rank.dropped = max(rank.dropped, known.dropped)
     rank.received.join(known.received)
     rank.refused = max(rank.refused, known.refused)
     sent = max(known.taken + known.missed, rank.taken + rank.missed)
-    # What one of them missed the other may have; only what both did is lost.
+    # One may have what the other missed; only what both missed is lost.
     rank.missed = min(known.missed, rank.missed) if rank.received.missing else 0
     rank.taken = sent - rank.missed
     rank.whole_steps = max(rank.whole_steps, known.whole_steps)
@@ -100,7 +100,7 @@ def _keep_known(known: RankState, rank: RankState) -> None:
 
 
 def _newer(known: Dump, told: Dump) -> Dump:
-    """The later answer; whether it is awaited goes by the head's own requests."""
+    """The later answer, with the head's own request state."""
     stacks = max(
         (each for each in (known.stacks, told.stacks) if each is not None),
         key=lambda each: each.taken_ns,
@@ -132,7 +132,7 @@ def _keep_lane(known: LaneState, lane: LaneState) -> None:
 
 
 def _longer(known: _Curve, curve: _Curve) -> _Curve:
-    """The curve that goes back further, with what only the other one has at its end."""
+    """The curve that starts earlier, extended by the end of the other one."""
     if not known.steps or (curve.steps and curve.steps[0] <= known.steps[0]):
         return curve
     last = known.steps[-1]
@@ -143,7 +143,7 @@ def _longer(known: _Curve, curve: _Curve) -> _Curve:
 
 
 def _later(known: Window, window: Window, device: int) -> Window:
-    """The steps of both, the later ones where there is no room for all."""
+    """The steps of both windows, limited to the latest."""
     steps = window.steps(device)
     joined = Window()
     before = [s for s in known.steps(device) if not steps or s.step < steps[0].step]
@@ -153,9 +153,9 @@ def _later(known: Window, window: Window, device: int) -> Window:
 
 
 def _joined(known: ByStep, fresh: ByStep) -> ByStep:
-    """Tallies of both; a step that both have is the fuller one's, with the wait that a head books.
+    """Tallies of both; for a step in both, the one with more calls, and the longer wait.
 
-    A hub can't tell how long its ranks waited for those of other hosts: the head has that.
+    Only the head knows how long ranks waited for those of other hosts.
     """
     joined = ByStep()
     steps = {step for each in (known, fresh) for step in each.cells[::TALLY_WIDTH] if step >= 0}
@@ -174,7 +174,7 @@ def _take_ops(state: RunState, part: RunState) -> None:
         known = state.ops.get(key)
         if known is None:
             known = state.ops[key] = OpState(op.op, op.group, op.ranks)
-            # Who came last is for whoever has seen all of the group come: here its own host.
+            # Last arrivals known so far are those of groups within the host.
             known.latency_ms = op.latency_ms
             known.last_calls, known.last_wait_ns = op.last_calls, op.last_wait_ns
             known.booked = op.booked
@@ -187,7 +187,7 @@ def _take_losses(state: RunState, part: RunState) -> None:
 
 
 def _take_arrivals(state: RunState, part: RunState) -> None:
-    """Calls that this hub's ranks have entered, where they are still open here."""
+    """Adds the other hub's open calls, unless they are completed here."""
     latest = {group: calls[-1].seq for group, calls in state.arrivals.matched.items() if calls}
     entered: list[tuple[int, Calls | Collective]] = [
         (r, call)

@@ -1,6 +1,6 @@
-"""Who may connect to a head: ZeroMQ asks (RFC 27, ZAP), and this answers in the hub's own loop.
+"""Authenticates connections to a head: answers ZeroMQ's ZAP requests (RFC 27) in the hub's loop.
 
-Without somebody who answers, CURVE lets any client in that knows the server's public key.
+Without a ZAP handler, CURVE admits any client that knows the server's public key.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _log = logging.getLogger("dpwatch.hub")
 
 
 class Doorkeeper:
-    """Admits clients whose public keys it knows, and nobody else.
+    """Admits only clients with known public keys.
 
-    Bind it before the socket that it guards; then poll `socket`, and call `take` when it is ready.
+    Create it before binding the guarded socket, poll `socket`, and call `take` when it is ready.
 
     Args:
-        context: That of the guarded socket.
-        known: The public keys (Z85) that come in.
+        context: Context of the guarded socket.
+        known: Public keys (Z85) to admit.
     """
 
     def __init__(self, context: zmq.Context[Any], known: Collection[str]) -> None:
@@ -38,7 +38,7 @@ class Doorkeeper:
         self._known = frozenset(known)
 
     def take(self) -> None:
-        """Answers all that ask."""
+        """Answers pending requests."""
         while True:
             try:
                 request = self.socket.recv_multipart(zmq.NOBLOCK)
@@ -61,8 +61,8 @@ class Doorkeeper:
         self.refused += 1
         if self.refused & (self.refused - 1) == 0:  # the 1st, 2nd, 4th, … so the log stays small
             address = request[3].decode("ascii", "replace") if len(request) > 3 else "?"
-            _log.warning("refused %d connections, the last one from %s", self.refused, address)
+            _log.warning("refused connections: %d so far; last: from %s", self.refused, address)
 
     def close(self) -> None:
-        """Nobody is admitted any more."""
+        """Closes the socket, so that no client is admitted."""
         self.socket.close()

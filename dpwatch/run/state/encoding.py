@@ -1,4 +1,4 @@
-"""Encodes a run's state as msgpack, for other hubs and for checkpoints."""
+"""Encodes a run's state as msgpack, for other hubs and for viewers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The state of a run. Only `apply` changes it, so it can be replayed from frames.
 
-It consists of msgspec Structs whose size is bounded whatever the run's length. `encoding` sends it
-to other hubs, and `summarize` derives from it what users see.
+It consists of msgspec Structs whose size is bounded whatever the run's length, and is sent to other
+hubs as a whole. `summarize` derives from it what users see.
 """
 
 from __future__ import annotations
