@@ -35,7 +35,7 @@ from dpwatch.run.derive.verdict import ended
 from dpwatch.run.derive.wait_graph import is_silent
 from dpwatch.run.diagnose.advance import advance
 from dpwatch.run.state.encoding import encode
-from dpwatch.run.state.exits import joined, seen
+from dpwatch.run.state.exits import combine_ends, observed_end
 from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.run_state import RunState, kept_earlier
 from dpwatch.runtime.listing import clear_all
@@ -366,7 +366,9 @@ class Hub:
 
     def _say_ended(self, rank: RankState, code: int | None) -> None:
         """Applies the end of a rank's process, unless it is known already."""
-        told = joined(rank.own, seen(rank.pid, code, self._last_steps.take(rank.pid)), rank.worker)
+        told = combine_ends(
+            rank.own, observed_end(rank.pid, code, self._last_steps.take(rank.pid)), rank.worker
+        )
         if told is not None and told != rank.bye:
             self._say(rank.rank, rank.pid, told)
 

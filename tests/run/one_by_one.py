@@ -7,12 +7,12 @@ from dpwatch.plan.traffic import wire_bytes
 from dpwatch.quantiles import median
 from dpwatch.run.state import bounds, generations
 from dpwatch.run.state.apply import apply
-from dpwatch.run.state.arrivals import fingerprint, matched_call, most_open
+from dpwatch.run.state.arrivals import fingerprint, matched_call, open_calls_limit
 from dpwatch.run.state.call_entries import Kinds, open_calls, table_of
 from dpwatch.run.state.call_tallies import _begin, _exchanged
 from dpwatch.run.state.flush import flush
 from dpwatch.run.state.late_durations import LATENCIES
-from dpwatch.run.state.records import take
+from dpwatch.run.state.records import apply_record
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import (
     CALLS,
@@ -57,10 +57,10 @@ class OneByOne:
                 told = generations.in_run(self.state, rank, record)
                 try:
                     self.call(rank, told)
-                except bounds.Full:
+                except bounds.LimitReached:
                     rank.refused += 1
             elif isinstance(record, Duration):
-                take(self.state, rank, record)
+                apply_record(self.state, rank, record)
         rank.taken += sum(map(late_or_call, records))
 
     def forget(self, rank):
@@ -97,7 +97,7 @@ class OneByOne:
     def enter(self, r, call):
         place = call.group, call.generation, call.seq
         entered = self.open.setdefault(place, {})
-        if len(self.open) > most_open(call.ranks):
+        if len(self.open) > open_calls_limit(call.ranks):
             del self.open[next(iter(self.open))]
             self.given_up += 1
         entered[r] = call
@@ -105,13 +105,13 @@ class OneByOne:
             return
         self.open.pop(place, None)
         if len({fingerprint(each) for each in entered.values()}) > 1:
-            self.state.arrivals.differ(call.group, call.seq, entered)
+            self.state.arrivals.record_mismatch(call.group, call.seq, entered)
         else:
             matched = matched_call(signature_of(call), call.seq, call.step)
-            self.state.arrivals.agree(call.group, matched)
+            self.state.arrivals.record_match(call.group, matched)
         if len(entered) > 1:
             steps = {r: each.step for r, each in entered.items()}
-            self.state.offsets.take(call.group, steps, call.generation)
+            self.state.offsets.record(call.group, steps, call.generation)
             self.wait(entered)
 
     def wait(self, entered):

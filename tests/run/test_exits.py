@@ -26,7 +26,7 @@ KILLED = "killed by SIGKILL after its goodbye"
     ],
 )
 def test_an_end_without_a_goodbye(code, state, words):
-    assert exits.joined(None, exits.seen(7, code)) == Bye(state, words, code)
+    assert exits.combine_ends(None, exits.observed_end(7, code)) == Bye(state, words, code)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_an_end_without_a_goodbye(code, state, words):
     ],
 )  # fmt: skip
 def test_a_goodbye_and_an_exit(own, code, told):
-    assert exits.joined(own, exits.seen(7, code)) == told
-    assert exits.joined(own, told) == told  # a hub says what both come to
+    assert exits.combine_ends(own, exits.observed_end(7, code)) == told
+    assert exits.combine_ends(own, told) == told  # a hub says what both come to
 
 
 def run_of(*byes, command=None):
@@ -55,7 +55,7 @@ def run_of(*byes, command=None):
         now_ns = START_NS + 1000 * n * MS
         if own is not None:
             frames.append(batch(own, rank=r, seq=1, now_ns=now_ns))
-        told = exits.joined(own, exits.seen(1000 + r, code))
+        told = exits.combine_ends(own, exits.observed_end(1000 + r, code))
         frames.append(batch(told, rank=r, seq=-1, now_ns=now_ns + MS))
     if command is not None:
         frames.append(batch(command, rank=-1, seq=-1, now_ns=START_NS + 9000 * MS))
@@ -78,7 +78,7 @@ def test_the_rank_that_failed_by_itself_comes_first():
 
 def test_an_order_of_frames_changes_nothing():
     """A frame that was under way when the process ended takes no exit code back."""
-    told = exits.seen(1000, -9)
+    told = exits.observed_end(1000, -9)
     state = played(
         [
             batch(hello(), step(0)),
@@ -92,7 +92,7 @@ def test_an_order_of_frames_changes_nothing():
 
 
 def test_a_rank_that_was_only_silent_speaks_again():
-    state = played([batch(hello(), step(0)), batch(exits.seen(1000, None), seq=-1)])
+    state = played([batch(hello(), step(0)), batch(exits.observed_end(1000, None), seq=-1)])
     assert summarize(state).state == "lost"
     apply(state, batch(step(1), seq=1))
     assert summarize(state).ranks[0].state == "running"

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dpwatch.run.state.frame_gaps import MOST_SPANS, Received
+from dpwatch.run.state.frame_gaps import MOST_SPANS, ReceivedFrames
 
 
 def missing(came):
@@ -12,14 +12,14 @@ def missing(came):
 
 
 def of(numbers):
-    received = Received()
+    received = ReceivedFrames()
     for number in numbers:
         received.add(number)
     return received
 
 
 def test_nothing_is_missing():
-    assert Received().missing == 0
+    assert ReceivedFrames().missing == 0
     assert of(range(100)).missing == 0
     assert of(range(100)).spans == [(0, 99)]
 
@@ -32,9 +32,9 @@ def test_what_came_before_the_first_was_missed():
 def test_hubs_that_know_parts_know_the_union(seed):
     rng = random.Random(seed)
     parts = [{n for n in range(30) if rng.random() < 0.6} for _ in range(3)]
-    known = Received()
+    known = ReceivedFrames()
     for part in [*parts, *parts]:  # a second time changes nothing
-        known.join(of(rng.sample(sorted(part), len(part))))
+        known.merge(of(rng.sample(sorted(part), len(part))))
     assert known.missing == missing(set().union(*parts))
 
 

@@ -63,7 +63,7 @@ def test_many_ranks_share_one_budget():
 def test_ranks_that_nobody_announced_find_room_too():
     run = RunOutput()
     for rank in range(50):
-        run.take(rank, output(*["x" * 400] * LINES), 1)
+        run.add(rank, output(*["x" * 400] * LINES), 1)
         assert sum(lines.nbytes for lines in run.ranks.values()) <= RUN_BYTES
     for lines in run.ranks.values():
         assert lines.nbytes == RankLines(lines=lines.lines).nbytes + sum(

@@ -10,12 +10,12 @@ from typing import TypeVar
 
 from dpwatch.run.state.apply import forget
 from dpwatch.run.state.curves import Thinned
-from dpwatch.run.state.exits import joined
-from dpwatch.run.state.flush import enter_open, flush
+from dpwatch.run.state.exits import combine_ends
+from dpwatch.run.state.flush import add_open_calls, flush
 from dpwatch.run.state.parts import LaneState, OpState, RankState
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import CALLS, TALLY_WIDTH, WAIT_NS, ByStep, Window
-from dpwatch.run.state.stacks import Dump
+from dpwatch.run.state.stacks import StackDump
 from dpwatch.wire.calls import Calls
 from dpwatch.wire.messages import Collective
 
@@ -34,12 +34,12 @@ def merge(state: RunState, part: RunState, host: str) -> None:
     for r, rank in ours.items():
         known = state.ranks.get(r)
         if known is None:
-            state.admit(rank)
+            state.add_rank(rank)
         else:
             _keep_known(known, rank)
             state.ranks[r] = rank
-    state.measure()
-    state.count_room()
+    state.update_world_size()
+    state.recount()
     _take_ops(state, part)
     for key, route in part.routes.items():
         if route.rank in ours:
@@ -50,7 +50,7 @@ def merge(state: RunState, part: RunState, host: str) -> None:
     if ours.keys() == news:  # otherwise some of these losses are in the sums already
         _take_losses(state, part)
     _take_arrivals(state, part)
-    state.output.join(part.output, ours.keys(), max(state.world_size, len(state.ranks)))
+    state.output.merge(part.output, ours.keys(), max(state.world_size, len(state.ranks)))
     if part.start_ns is not None:
         state.start_ns = min(state.start_ns or part.start_ns, part.start_ns)
     if part.end_ns is not None:
@@ -67,10 +67,10 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     rank.own = rank.own or known.own
     if rank.seen is None and known.seen is not None and known.seen.exit is not None:
         rank.seen = known.seen  # an exit code is final, silence is not
-    rank.bye = joined(rank.own, rank.seen, rank.worker)
+    rank.bye = combine_ends(rank.own, rank.seen, rank.worker)
     rank.beat = rank.beat or known.beat
     rank.dropped = max(rank.dropped, known.dropped)
-    rank.received.join(known.received)
+    rank.received.merge(known.received)
     rank.refused = max(rank.refused, known.refused)
     sent = max(known.taken + known.missed, rank.taken + rank.missed)
     # One may have what the other missed; only what both missed is lost.
@@ -99,14 +99,14 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     rank.lanes = dict(sorted(rank.lanes.items()))
 
 
-def _newer(known: Dump, told: Dump) -> Dump:
+def _newer(known: StackDump, told: StackDump) -> StackDump:
     """The later answer, with the head's own request state."""
     stacks = max(
         (each for each in (known.stacks, told.stacks) if each is not None),
         key=lambda each: each.taken_ns,
         default=None,
     )
-    return Dump(known.asked, known.asked_ns, known.process, stacks)
+    return StackDump(known.asked, known.asked_ns, known.process, stacks)
 
 
 def _keep_lane(known: LaneState, lane: LaneState) -> None:
@@ -197,4 +197,4 @@ def _take_arrivals(state: RunState, part: RunState) -> None:
         and f"{call.op}/{call.group}" in state.ops
         and call.seq > latest.get(call.group, -1)
     ]
-    enter_open(state, entered)
+    add_open_calls(state, entered)

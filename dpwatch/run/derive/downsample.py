@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpwatch.run.state.curves import Envelope, width_of
+from dpwatch.run.state.curves import Envelope, interval_width
 from dpwatch.wire.arrays import Floats, Ints
 
 Points = tuple[Ints, Floats]
@@ -32,7 +32,7 @@ def _all_of(curve: Envelope) -> Points:
 
 def _together(curves: Sequence[Envelope], length: int, points: int) -> list[Points]:
     """Downsamples curves of one length."""
-    width = width_of(length, points)
+    width = interval_width(length, points)
     parts = -(-length // width)
     values = np.array([curve.values for curve in curves])
     steps = np.array([curve.steps for curve in curves])

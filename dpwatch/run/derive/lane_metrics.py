@@ -204,7 +204,7 @@ def _of_calls(
         sent.tolist(),
         received.tolist(),
         (shared >= 0).sum(axis=1).tolist(),
-        _waits_of_ranks(number, sums).tolist(),
+        _rank_waits(number, sums).tolist(),
         np.where(known, sums[:, :, WAITED_NS], 0).sum(axis=1).tolist(),
         known.sum(axis=1).tolist(),
         busy.sum(axis=1).tolist(),
@@ -221,7 +221,7 @@ def _first_of_ranks(numbers: Array) -> Array:
     return np.flatnonzero(np.diff(numbers, prepend=-1))
 
 
-def _waits_of_ranks(numbers: Array, sums: Array) -> Array:
+def _rank_waits(numbers: Array, sums: Array) -> Array:
     """For each lane, the time its rank waited for others, whichever device called."""
     first = _first_of_ranks(numbers)
     waits = np.add.reduceat(sums[:, :, WAIT_NS].sum(axis=1), first)

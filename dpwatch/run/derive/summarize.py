@@ -349,7 +349,7 @@ def _loss(state: RunState) -> Loss:
         return Loss(state.first_loss[1], state.last_loss[1])
     having = [r for r, rank in state.ranks.items() if rank.good_loss or rank.bad_loss]
     others = [rank.lanes.get(0) for r, rank in state.ranks.items() if r not in having]
-    if len(state.ranks) < state.told_size or any(
+    if len(state.ranks) < state.world_size or any(
         lane is None or lane.steps < LOSSES_BY for lane in others
     ):
         return Loss()  # others may still report one

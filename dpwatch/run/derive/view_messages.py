@@ -65,9 +65,9 @@ class Lane(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """A rank's printed lines, of which `told` have arrived, and its unterminated ones."""
+    """A rank's printed lines, of which `received` have arrived, and its unterminated ones."""
 
-    told: int
+    received: int
     lines: tuple[Printed, ...]
     open: tuple[Printed, ...]
     left_out: int
@@ -188,14 +188,14 @@ def _lines(state: RunState, before: dict[int, Lines]) -> dict[int, Lines]:
     for r, printed in state.output.ranks.items():
         known = before.get(r)
         still_open, others = tuple(printed.open.values()), (printed.left_out, printed.let_go)
-        if known is None or (known.told, *known[2:]) != (printed.told, still_open, *others):
-            known = Lines(printed.told, tuple(printed.lines), still_open, *others)
+        if known is None or (known.received, *known[2:]) != (printed.received, still_open, *others):
+            known = Lines(printed.received, tuple(printed.lines), still_open, *others)
         found[r] = known
     return found
 
 
 def _output_tail(r: int, lines: Lines, before: Lines | None) -> OutputTail:
-    new = lines.lines[max(0, before.told - lines.let_go) :] if before else lines.lines
+    new = lines.lines[max(0, before.received - lines.let_go) :] if before else lines.lines
     return OutputTail(r, new, lines.open, lines.left_out, lines.let_go)
 
 

@@ -76,7 +76,7 @@ def moved_ns(rank: RankState) -> int | None:
 
 def is_silent(state: RunState, rank: RankState) -> bool:
     """Whether a rank's heartbeats have stopped although it has not ended."""
-    most_ns = SILENT_NS if state.told_size <= CROWD_RANKS else CROWD_SILENT_NS
+    most_ns = SILENT_NS if state.world_size <= CROWD_RANKS else CROWD_SILENT_NS
     return rank.bye is None and state.now_ns - rank.seen_ns >= most_ns
 
 

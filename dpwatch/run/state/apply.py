@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dpwatch.run.state import bounds, generations
-from dpwatch.run.state.exits import joined
+from dpwatch.run.state.exits import combine_ends
 from dpwatch.run.state.flush import flush, forget_calls
 from dpwatch.run.state.parts import RankState
-from dpwatch.run.state.records import take
+from dpwatch.run.state.records import apply_record
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.batching import count_records
 from dpwatch.wire.messages import (
@@ -33,17 +33,17 @@ def apply(state: RunState, batch: Batch) -> None:
     state.began_s = state.began_s or batch.wall_ns / 1e9
     try:
         rank = _rank(state, batch)
-    except bounds.Full:
+    except bounds.LimitReached:
         state.refused += count_records(batch.records)
         return
     if state.pending.is_due:
         flush(state)
-    for told in batch.records:
-        record = generations.in_run(state, rank, told)
+    for sent in batch.records:
+        record = generations.in_run(state, rank, sent)
         if isinstance(record, Bye):
             _bye(state, rank, record, batch)
         else:
-            take(state, rank, record)
+            apply_record(state, rank, record)
 
 
 def _hub(state: RunState, batch: Batch) -> None:
@@ -87,15 +87,15 @@ def _rank(state: RunState, batch: Batch) -> RankState:
 
 def _newcomer(state: RunState, batch: Batch, before: RankState | None) -> RankState:
     if before is None and len(state.ranks) >= bounds.RANKS:
-        raise bounds.Full
+        raise bounds.LimitReached
     rank = RankState(batch.rank, batch.host, batch.pid)
     if before is not None:
         rank.left = forget(state, batch.rank)
-    elif batch.rank >= state.told_size:  # the run grows
+    elif batch.rank >= state.world_size:  # the run grows
         rank.left = {}
-    state.admit(rank)
+    state.add_rank(rank)
     if before is not None and before.hello:
-        state.measure()
+        state.update_world_size()
     return rank
 
 
@@ -129,7 +129,7 @@ def _bye(state: RunState, rank: RankState, record: Bye, batch: Batch) -> None:
         rank.exited_ns = 0 if record.exit is None else batch.mono_ns
     if rank.bye is None:
         rank.ended_ns = state.end_ns = batch.mono_ns
-    rank.bye = joined(rank.own, rank.seen, rank.worker)
+    rank.bye = combine_ends(rank.own, rank.seen, rank.worker)
 
 
 def _asked(state: RunState, record: Asked | Unanswered, now_ns: int) -> None:

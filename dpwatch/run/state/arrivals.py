@@ -156,11 +156,11 @@ class Arrivals(msgspec.Struct):
             if kind.generation >= self.generations.get(kind.group, 0):
                 yield kind.group, seq, step, fingerprint(kind)
 
-    def differ(self, group: str, seq: int, calls: dict[int, Collective]) -> None:
+    def record_mismatch(self, group: str, seq: int, calls: dict[int, Collective]) -> None:
         """Records that the ranks of a group made different calls at one position."""
         self.mismatch = self.mismatch or Mismatch(group, seq, calls)
 
-    def agree(self, group: str, call: MatchedCall) -> None:
+    def record_match(self, group: str, call: MatchedCall) -> None:
         """Records a call that all ranks of a group have made with the same fingerprint."""
         found = self.mismatch
         kept = self.matched.setdefault(group, [])
@@ -235,7 +235,7 @@ def matched_call(kind: CallSignature, seq: int, step: int) -> MatchedCall:
     return MatchedCall(seq, step, fingerprint(kind), kind.generation)
 
 
-def most_open(ranks: int) -> int:
+def open_calls_limit(ranks: int) -> int:
     """Limit on open calls in groups of this many ranks."""
     return min(OPEN_CALLS, max(8, OPEN_ENTRIES // ranks))
 

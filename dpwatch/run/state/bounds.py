@@ -41,5 +41,5 @@ APART_NS = 1 << 46
 """Arrivals at a collective further apart than this (20 hours) come from unrelated clocks."""
 
 
-class Full(Exception):
+class LimitReached(Exception):
     """A limit of this module is reached."""

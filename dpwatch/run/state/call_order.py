@@ -21,7 +21,7 @@ from dpwatch.run.state.arrivals import (
     OpenCalls,
     fingerprint,
     matched_call,
-    most_open,
+    open_calls_limit,
 )
 from dpwatch.run.state.call_entries import Array, call_at, open_calls
 from dpwatch.run.state.parts import Covered
@@ -47,7 +47,7 @@ class Segments(NamedTuple):
         order = self.order[np.repeat(wanted, self.ends - self.begins)]
         return Segments(order, ends - counts, ends)
 
-    def spread(self, values: Array) -> Array:
+    def value_range(self, values: Array) -> Array:
         """Each call's highest minus lowest value over its entries."""
         ordered = values[self.order]
         high, low = (each.reduceat(ordered, self.begins) for each in (np.maximum, np.minimum))
@@ -55,7 +55,7 @@ class Segments(NamedTuple):
         return found
 
 
-def waits_of(state: RunState, entries: Array, kinds: Sequence[CallSignature]) -> Array:
+def match_calls(state: RunState, entries: Array, kinds: Sequence[CallSignature]) -> Array:
     """Records the last arrivals of calls that all ranks have entered; keeps the others open.
 
     If a rank enters a call twice, the last entry counts.
@@ -88,7 +88,7 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[CallSignature]) ->
         if differ[i]:
             _compare_calls(arrivals, entries[:, members], kinds)
         else:
-            arrivals.agree(kind.group, matched_call(kind, seq, int(last[STEP])))
+            arrivals.record_match(kind.group, matched_call(kind, seq, int(last[STEP])))
         if counts[i] > 1:
             _compare_steps(state, kind, entries[:, members])
         if counts[i] > 1 and timed.compare(state, i):
@@ -104,14 +104,14 @@ def _differ(entries: Array, kinds: Sequence[CallSignature], segments: Segments) 
     """Mask of calls whose ranks have different fingerprints."""
     names: dict[tuple[str, int, str], int] = {}
     called = [names.setdefault(fingerprint(kind), len(names)) for kind in kinds]
-    found: Array = segments.spread(np.array(called)[entries[KIND]]) > 0
+    found: Array = segments.value_range(np.array(called)[entries[KIND]]) > 0
     return found
 
 
 def _compare_calls(arrivals: Arrivals, entered: Array, kinds: Sequence[CallSignature]) -> None:
     calls = {int(column[RANK]): call_at(column, kinds) for column in entered.T}
     first = next(iter(calls.values()))
-    arrivals.differ(first.group, first.seq, calls)
+    arrivals.record_mismatch(first.group, first.seq, calls)
 
 
 def _compare_steps(state: RunState, kind: CallSignature, entered: Array) -> None:
@@ -119,10 +119,10 @@ def _compare_steps(state: RunState, kind: CallSignature, entered: Array) -> None
     steps = entered[STEP]
     first = int(steps[0])
     alike = bool((steps == first).all())
-    if alike and state.offsets.take_equal(kind.group, first, kind.generation):
+    if alike and state.offsets.record_equal(kind.group, first, kind.generation):
         return
     by_rank = dict(zip(entered[RANK].tolist(), steps.tolist(), strict=True))
-    state.offsets.take(kind.group, by_rank, kind.generation)
+    state.offsets.record(kind.group, by_rank, kind.generation)
 
 
 def _segments(entries: Array, kinds: Sequence[CallSignature]) -> Segments:
@@ -283,13 +283,13 @@ def _book_last(state: RunState, kinds: Sequence[CallSignature], timed: _Timed, i
 def _keep_open(
     arrivals: Arrivals, entries: Array, kinds: Sequence[CallSignature], left: Segments
 ) -> None:
-    """Keeps the latest incomplete calls, up to `most_open`."""
+    """Keeps the latest incomplete calls, up to `open_calls_limit`."""
     order, begins, ends = left
     if not len(begins):
         return
     by_age = np.argsort(order[begins])  # by each call's first entry
     newest = kinds[entries[KIND, order[begins[by_age[-1]]]]]
-    most = most_open(newest.ranks)
+    most = open_calls_limit(newest.ranks)
     old = np.zeros(len(begins), bool)
     old[by_age[:-most]] = True
     kept = np.sort(order[~np.repeat(old, ends - begins)])

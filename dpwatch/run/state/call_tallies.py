@@ -11,8 +11,8 @@ from dpwatch.plan.traffic import wire_bytes
 from dpwatch.run.state import bounds
 from dpwatch.run.state.arrivals import BLOCKED, DONE, ISSUED, KIND, RANK, STEP
 from dpwatch.run.state.call_entries import Array
-from dpwatch.run.state.call_order import waits_of
-from dpwatch.run.state.late_durations import LATENCIES, book, keep_latencies
+from dpwatch.run.state.call_order import match_calls
+from dpwatch.run.state.late_durations import LATENCIES, add_late_duration, keep_latencies
 from dpwatch.run.state.parts import LaneState, OpState, RankState
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import (
@@ -72,10 +72,10 @@ def tally(state: RunState, entries: Array, old: int, kinds: Sequence[CallSignatu
     _latencies(state, entries[:, old:], kinds)
     messages = _messages(entries, kinds)
     if messages is None:
-        wait_ns = waits_of(state, entries, kinds)
+        wait_ns = match_calls(state, entries, kinds)
     else:
         wait_ns = np.zeros(entries.shape[1], np.int64)
-        wait_ns[~messages] = waits_of(state, entries[:, ~messages], kinds)
+        wait_ns[~messages] = match_calls(state, entries[:, ~messages], kinds)
         _exchange(state, entries[:, messages], kinds)
     _tally(state, entries, old, wait_ns, ops)
 
@@ -86,7 +86,7 @@ def add_duration(state: RunState, rank: RankState, record: Duration) -> None:
     op, lane = state.ops.get(key), rank.lanes.get(record.device)
     if op is None or lane is None:
         return
-    took = book(record, key, lane.calls, lane.late_calls, lane.late)
+    took = add_late_duration(record, key, lane.calls, lane.late_calls, lane.late)
     if took and record.duration_ns is not None:
         op.timed_late |= record.completed_ns is None
         keep_latencies(op.latency_ms, [record.duration_ns / 1e6], 0)
@@ -160,7 +160,7 @@ def _refused(state: RunState, entries: Array, kinds: Sequence[CallSignature], op
         try:
             lane = rank.lanes.get(kind.device) or state.lane(rank, kind.device)
             _begin(state, rank, lane, kind)
-        except bounds.Full:
+        except bounds.LimitReached:
             rank.refused += int(np.count_nonzero(blocks == blocks[at]))
             refused.append(blocks[at])
     return np.isin(blocks, refused) if refused else none
@@ -169,11 +169,11 @@ def _refused(state: RunState, entries: Array, kinds: Sequence[CallSignature], op
 def _begin(state: RunState, rank: RankState, lane: LaneState, kind: CallSignature) -> None:
     """Creates the tallies of an op that is new to a lane."""
     if rank.cells >= bounds.CELLS_A_RANK or state.cells >= bounds.CELLS:
-        raise bounds.Full
+        raise bounds.LimitReached
     key = f"{kind.op}/{kind.group}"
     if key not in state.ops:
         if len(state.ops) >= bounds.OPS:
-            raise bounds.Full
+            raise bounds.LimitReached
         state.ops[key] = OpState(kind.op, kind.group, kind.ranks)
     rank.cells += 1
     state.cells += 1
@@ -254,7 +254,7 @@ def _changes(values: Array) -> Array:
 def _sums(entries: Array, old: int, wait_ns: Array, ops: Ops, order: Array, begins: Array) -> Array:
     """Sums to add to rows of `ByStep.cells`, one per run of entries that starts at `begins`."""
     kind, done, blocked = entries[KIND], entries[DONE], entries[BLOCKED]
-    timed, told = done != NONE, blocked != NONE
+    timed, waited = done != NONE, blocked != NONE
     found = np.zeros((len(begins), TALLY_WIDTH), np.int64)
     adds = {
         CALLS: np.ones(len(kind), np.int64),
@@ -262,8 +262,8 @@ def _sums(entries: Array, old: int, wait_ns: Array, ops: Ops, order: Array, begi
         WIRE: ops.wire[kind],
         TIMED_CALLS: timed.astype(np.int64),
         TIMED_NS: np.where(timed, done - entries[ISSUED], 0),
-        WAITED_CALLS: told.astype(np.int64),
-        WAITED_NS: np.where(told, blocked, 0),
+        WAITED_CALLS: waited.astype(np.int64),
+        WAITED_NS: np.where(waited, blocked, 0),
     }
     for column, numbers in adds.items():
         numbers[:old] = 0

@@ -98,7 +98,7 @@ class Envelope(Thinned):
         """Downsamples to at most `points` points: both ends, and the extremes of each interval."""
         kept = list(range(len(self.steps)))
         if len(kept) > points:
-            width = width_of(len(kept), points)
+            width = interval_width(len(kept), points)
             parts = [_extremes(self.values, at, at + width) for at in kept[::width]]
             kept = sorted({0, len(kept) - 1, *(i for part in parts for i in part)})
         return Ints(self.steps[i] for i in kept), Floats(self.values[i] for i in kept)
@@ -112,7 +112,7 @@ class Envelope(Thinned):
         yield from _extremes(self.values, first, len(self.steps))
 
 
-def width_of(length: int, points: int) -> int:
+def interval_width(length: int, points: int) -> int:
     """Interval width for `points` points: two extremes per interval, and both ends."""
     return -(-length // (points // 2 - 1))
 

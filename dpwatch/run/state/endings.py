@@ -112,8 +112,8 @@ def ends(ranks: Iterable[RankState], *, explained: bool = False) -> list[tuple[R
     late = {
         rank.rank for rank, how in found if how == KILLED and _is_late(rank, gave_up_ns, grace_ns)
     }
-    told = [(rank, STOPPED if rank.rank in late else how) for rank, how in found]
-    return sorted(told, key=lambda end: (_ORDER[end[1]], end[0].ended_ns))
+    found = [(rank, STOPPED if rank.rank in late else how) for rank, how in found]
+    return sorted(found, key=lambda end: (_ORDER[end[1]], end[0].ended_ns))
 
 
 def _is_late(rank: RankState, gave_up_ns: int | None, grace_ns: int) -> bool:

@@ -19,7 +19,7 @@ APART = ("next", "idle")
 """Values of `Bye.then` after which the process's exit status does not concern the run."""
 
 
-def seen(pid: int, code: int | None, step: int | None = None) -> Bye:
+def observed_end(pid: int, code: int | None, step: int | None = None) -> Bye:
     """The end of a process as its hub observed it.
 
     Args:
@@ -37,7 +37,7 @@ def seen(pid: int, code: int | None, step: int | None = None) -> Bye:
     return Bye("finished", "", 0, step=step)
 
 
-def joined(own: Bye | None, seen: Bye | None, worker: str = "") -> Bye | None:
+def combine_ends(own: Bye | None, seen: Bye | None, worker: str = "") -> Bye | None:
     """Combines a rank's goodbye and its process's end.
 
     Args:

@@ -29,7 +29,7 @@ def flush(state: RunState) -> None:
             add_duration(state, rank, record)
 
 
-def enter_open(state: RunState, calls: list[tuple[int, Calls | Collective]]) -> None:
+def add_open_calls(state: RunState, calls: list[tuple[int, Calls | Collective]]) -> None:
     """Adds calls to the open ones that the sums already include, as when states are merged."""
     kinds = Kinds(state.arrivals.open.kinds)
     entries = np.concatenate([table_of_open(state.arrivals.open), table_of(calls, kinds)], axis=1)

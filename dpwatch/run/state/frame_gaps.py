@@ -11,7 +11,7 @@ import msgspec
 MOST_SPANS = 32
 
 
-class Received(msgspec.Struct, array_like=True):
+class ReceivedFrames(msgspec.Struct, array_like=True):
     """Frame numbers received, as sorted inclusive spans.
 
     Attributes:
@@ -28,7 +28,7 @@ class Received(msgspec.Struct, array_like=True):
         else:
             self._unite([(number, number)])
 
-    def join(self, other: Received) -> None:
+    def merge(self, other: ReceivedFrames) -> None:
         """Adds the frames that another hub has received."""
         self.forgotten = max(self.forgotten, other.forgotten)
         self._unite(other.spans)

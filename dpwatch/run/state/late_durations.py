@@ -27,7 +27,7 @@ LATENCIES = 512
 LATE_STEPS = 64
 
 
-class Late(msgspec.Struct):
+class LateDurations(msgspec.Struct):
     """Tallies of the last steps with late durations, by step."""
 
     tallies: dict[int, Tally] = {}
@@ -41,8 +41,12 @@ class Late(msgspec.Struct):
             del self.tallies[min(self.tallies)]
 
 
-def book(
-    record: Duration, key: str, calls: dict[str, ByStep], late_calls: dict[str, Late], late: Late
+def add_late_duration(
+    record: Duration,
+    key: str,
+    calls: dict[str, ByStep],
+    late_calls: dict[str, LateDurations],
+    late: LateDurations,
 ) -> bool:
     """Adds a duration to the tally of its call's step.
 
@@ -74,7 +78,7 @@ def book(
     cells[at + TIMED_NS] += record.duration_ns
     if record.completed_ns is not None:  # timed on the host, so only slightly late
         return True
-    late_calls.setdefault(key, Late()).keep(record.step, by_step.over([record.step])[0])
+    late_calls.setdefault(key, LateDurations()).keep(record.step, by_step.over([record.step])[0])
     late.keep(record.step, summed([each.over([record.step])[0] for each in calls.values()]))
     return True
 

@@ -39,11 +39,11 @@ class RankLines(msgspec.Struct):
     open: dict[str, Printed] = {}
 
     @property
-    def told(self) -> int:
+    def received(self) -> int:
         """Number of lines received, kept or not."""
         return len(self.lines) + self.let_go
 
-    def take(self, record: Output) -> None:
+    def add(self, record: Output) -> None:
         """Adds a record's lines."""
         stream = "err" if record.stream == "err" else "out"
         self.left_out += max(record.left_out, 0)
@@ -78,27 +78,27 @@ class RunOutput(msgspec.Struct):
     ranks: dict[int, RankLines] = {}
     share: int = RUN_BYTES
 
-    def take(self, rank: int, record: Output, ranks: int) -> None:
+    def add(self, rank: int, record: Output, ranks: int) -> None:
         """Adds a rank's record; `ranks` is the number of ranks in the run."""
         if rank not in self.ranks:
             self.ranks[rank] = RankLines()
             self.ranks = dict(sorted(self.ranks.items()))
         share = RUN_BYTES // max(ranks, len(self.ranks))
-        self.ranks[rank].take(record)
+        self.ranks[rank].add(record)
         if share < self.share:
             for lines in self.ranks.values():
                 lines.fit(share)
         self.share = share
         self.ranks[rank].fit(share)
 
-    def join(self, other: RunOutput, numbers: Iterable[int], ranks: int) -> None:
+    def merge(self, other: RunOutput, numbers: Iterable[int], ranks: int) -> None:
         """Adds another hub's lines of these ranks; where both have a rank, the longer one wins."""
         share = RUN_BYTES // max(ranks, 1)
         for number in numbers:
-            told = other.ranks.get(number)
+            theirs = other.ranks.get(number)
             known = self.ranks.get(number)
-            if told is not None and (known is None or known.told <= told.told):
-                self.ranks[number] = told
+            if theirs is not None and (known is None or known.received <= theirs.received):
+                self.ranks[number] = theirs
         self.ranks = dict(sorted(self.ranks.items()))
         self.share = min(self.share, share)
         for lines in self.ranks.values():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from dpwatch.run.state.curves import Envelope, Thinned
-from dpwatch.run.state.frame_gaps import Received
-from dpwatch.run.state.late_durations import Late
+from dpwatch.run.state.frame_gaps import ReceivedFrames
+from dpwatch.run.state.late_durations import LateDurations
 from dpwatch.run.state.series import ByStep, Window
-from dpwatch.run.state.stacks import Dump
+from dpwatch.run.state.stacks import StackDump
 from dpwatch.wire.messages import Beat, Bye, Gpu, GroupMembers, Hello, Memory
 
 FADE_CALLS = 512
@@ -40,8 +40,8 @@ class LaneState(msgspec.Struct):
     highest: Memory | None = None
     gpu: Gpu | None = None
     calls: dict[str, ByStep] = {}
-    late: Late = msgspec.field(default_factory=Late)
-    late_calls: dict[str, Late] = {}
+    late: LateDurations = msgspec.field(default_factory=LateDurations)
+    late_calls: dict[str, LateDurations] = {}
 
 
 class BadLoss(msgspec.Struct, array_like=True):
@@ -92,7 +92,7 @@ class RankState(msgspec.Struct):
         generations: By group name, the last generation it called in, counted from 0 over the run.
         left: The same for earlier processes with this rank; None for the run's first process.
         shifts: By group name, what to add to its own generations.
-        bye: How it ended, None while it runs: `own` and `seen` combined (`exits.joined`).
+        bye: How it ended, None while it runs: `own` and `seen` combined (`exits.combine_ends`).
         ended_ns: When it said goodbye, or was found to have ended without one.
         own: Its own goodbye.
         seen: The end of its process as its hub observed it.
@@ -112,8 +112,8 @@ class RankState(msgspec.Struct):
     good_loss: tuple[int, float] | None = None
     bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
-    received: Received = msgspec.field(default_factory=Received)
-    dump: Dump = msgspec.field(default_factory=Dump)
+    received: ReceivedFrames = msgspec.field(default_factory=ReceivedFrames)
+    dump: StackDump = msgspec.field(default_factory=StackDump)
     refused: int = 0
     missed: int = 0
     taken: int = 0

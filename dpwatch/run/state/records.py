@@ -28,7 +28,7 @@ from dpwatch.wire.messages import (
 )
 
 
-def take(state: RunState, rank: RankState, record: AnyRecord) -> None:
+def apply_record(state: RunState, rank: RankState, record: AnyRecord) -> None:
     """Applies a record; one that exceeds a limit is counted as refused."""
     try:
         match record:
@@ -50,14 +50,14 @@ def take(state: RunState, rank: RankState, record: AnyRecord) -> None:
             case Gpu():
                 state.lane(rank, record.device).gpu = record
             case Output():
-                state.output.take(rank.rank, record, rank.hello.world_size if rank.hello else 1)
+                state.output.add(rank.rank, record, rank.hello.world_size if rank.hello else 1)
             case Hello():
                 _hello(state, rank, record)
             case Stacks():
-                rank.dump.take(record, max(state.world_size, len(state.ranks)))
+                rank.dump.store(record, max(state.world_size, len(state.ranks)))
             case Refused():
                 rank.refused += 1
-    except (bounds.Full, OverflowError):  # a limit is reached, or a number exceeds 64 bits
+    except (bounds.LimitReached, OverflowError):  # a limit is reached, or a number exceeds 64 bits
         rank.refused += 1
 
 
@@ -79,7 +79,7 @@ def _hello(state: RunState, rank: RankState, record: Hello) -> None:
     before, rank.hello = rank.hello, record
     rank.groups = record.groups or rank.groups
     if before is None or before.world_size != record.world_size:
-        state.measure(record.world_size if before is None else None)
+        state.update_world_size(record.world_size if before is None else None)
 
 
 def _transfer(state: RunState, rank: RankState, record: Transfer) -> None:
@@ -87,20 +87,20 @@ def _transfer(state: RunState, rank: RankState, record: Transfer) -> None:
     route = state.routes.get(key)
     if route is None:
         if len(state.routes) >= bounds.ROUTES:
-            raise bounds.Full
+            raise bounds.LimitReached
         route = Route(rank.rank, record.kind, record.src, record.dst)
         state.routes[key] = route
     at, cells = route.by_step.at(record.step), route.by_step.cells
     if at is not None:
-        if _is_full(cells, at):
-            raise bounds.Full
+        if _would_overflow(cells, at):
+            raise bounds.LimitReached
         cells[at + CALLS] += 1
         cells[at + NBYTES] += record.nbytes
         cells[at + TIMED_CALLS] += 1
         cells[at + TIMED_NS] += record.duration_ns
 
 
-def _is_full(cells: Ints, at: int) -> bool:
+def _would_overflow(cells: Ints, at: int) -> bool:
     """Whether another copy could overflow a 64-bit sum of that row."""
     return bool(
         cells[at + CALLS] >= bounds.CALLS_A_STEP or cells[at + TIMED_NS] >= bounds.SUMMED_NS

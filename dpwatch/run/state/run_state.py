@@ -50,7 +50,7 @@ class RunState(msgspec.Struct):
         joined: This hub's role among them; None on one host.
         output: The last lines printed by ranks.
         hosts: Number of ranks per host.
-        told_size: World size as reported by the ranks.
+        world_size: World size as reported by the ranks.
         reviewed_ns: When diagnoses were last reviewed.
         lanes: Number of devices of all ranks; limited, like `cells` (see `bounds`).
         cells: Sum of the ranks' `cells`.
@@ -85,7 +85,7 @@ class RunState(msgspec.Struct):
     joined: Joined | None = None
     output: RunOutput = msgspec.field(default_factory=RunOutput)
     hosts: dict[str, int] = {}
-    told_size: int = 1
+    world_size: int = 1
     reviewed_ns: int = 0
     lanes: int = 0
     cells: int = 0
@@ -97,7 +97,7 @@ class RunState(msgspec.Struct):
     claims: str = ""
     earlier: list[Run] = []
 
-    def admit(self, rank: RankState) -> None:
+    def add_rank(self, rank: RankState) -> None:
         """Adds a rank that is new or has a new process."""
         self.hosts[rank.host] = self.hosts.get(rank.host, 0) + 1
         in_order = rank.rank > next(reversed(self.ranks), -1)
@@ -105,22 +105,22 @@ class RunState(msgspec.Struct):
         if not in_order:
             self.ranks = dict(sorted(self.ranks.items()))
 
-    def count_room(self) -> None:
+    def recount(self) -> None:
         """Recounts `lanes` and `cells` after a merge."""
         for rank in self.ranks.values():
             rank.cells = len(rank.peers) + sum(len(lane.calls) for lane in rank.lanes.values())
         self.lanes = sum(len(rank.lanes) for rank in self.ranks.values())
         self.cells = sum(rank.cells for rank in self.ranks.values())
 
-    def measure(self, more: int | None = None) -> None:
-        """Updates `told_size`: raises it to `more`, or recomputes it if it may have shrunk."""
+    def update_world_size(self, more: int | None = None) -> None:
+        """Updates `world_size`: raises it to `more`, or recomputes it if it may have shrunk."""
         if more is not None:
-            self.told_size = max(self.told_size, more)
+            self.world_size = max(self.world_size, more)
         else:
-            told = [rank.hello.world_size for rank in self.ranks.values() if rank.hello]
-            self.told_size = max([1, *told])
+            sizes = [rank.hello.world_size for rank in self.ranks.values() if rank.hello]
+            self.world_size = max([1, *sizes])
 
-    def judge_loss(self, rank: RankState, step: int, loss: float) -> None:
+    def record_loss(self, rank: RankState, step: int, loss: float) -> None:
         """Records a rank's loss as its last finite or its first non-finite one."""
         if math.isfinite(loss):
             rank.good_loss, rank.bad_loss = (step, loss), None
@@ -143,7 +143,7 @@ class RunState(msgspec.Struct):
             entry = self.losses[step] = OpenLoss()
         entry.total += loss
         entry.count += count
-        if entry.count >= self.told_size:
+        if entry.count >= self.world_size:
             self.close_loss(step)
         elif len(self.losses) > OPEN_LOSSES:
             del self.losses[min(self.losses)]
@@ -162,12 +162,12 @@ class RunState(msgspec.Struct):
         """A rank's lane for a device, created on first use.
 
         Raises:
-            bounds.Full: There are too many lanes.
+            bounds.LimitReached: There are too many lanes.
         """
         lane = rank.lanes.get(device)
         if lane is None:
             if len(rank.lanes) >= bounds.LANES_A_RANK or self.lanes >= bounds.LANES:
-                raise bounds.Full
+                raise bounds.LimitReached
             lane = rank.lanes[device] = LaneState(rank.rank, device)
             rank.lanes = dict(sorted(rank.lanes.items()))
             self.lanes += 1
@@ -210,11 +210,6 @@ class RunState(msgspec.Struct):
     def _unstopped(self, *, explained: bool = False) -> list[tuple[RankState, str]]:
         found = ends(self.ranks.values(), explained=explained)
         return [(rank, how) for rank, how in found if not was_stopped(rank, self.command)]
-
-    @property
-    def world_size(self) -> int:
-        """World size as reported by the ranks."""
-        return self.told_size
 
 
 def kept_earlier(runs: list[Run]) -> list[Run]:

@@ -36,7 +36,7 @@ _PACKED = struct.Struct(f"={STEP_WIDTH}q")
 STEP_BYTES = _PACKED.size
 
 
-def kept_of(step: Step) -> Sequence[int]:
+def step_row(step: Step) -> Sequence[int]:
     """Converts a step to a row."""
     row: Sequence[int | None] = _kept(step)
     return [NONE if each is None else each for each in row]
@@ -59,7 +59,7 @@ class Window(msgspec.Struct, dict=True):  # `dict` holds a cache, which is not e
         Raises:
             OverflowError: A number needs more than 8 bytes.
         """
-        row = kept_of(step)
+        row = step_row(step)
         try:
             if self.pushed < WINDOW:
                 self.rows.frombytes(_PACKED.pack(*row))
@@ -113,12 +113,12 @@ class Window(msgspec.Struct, dict=True):  # `dict` holds a cache, which is not e
 
     def newest(self, device: int, count: int) -> tuple[Step, ...]:
         """The latest `count` steps; steps returned before are the same objects again."""
-        pushed, kept = vars(self).get("told", (0, ()))
+        pushed, kept = vars(self).get("cache", (0, ()))
         new = self.pushed - pushed
         found = (*kept, *self.steps(device, new)) if 0 <= new < count else self.steps(device, count)
-        told: tuple[Step, ...] = tuple(found[-count:])
-        vars(self)["told"] = self.pushed, told
-        return told
+        newest: tuple[Step, ...] = tuple(found[-count:])
+        vars(self)["cache"] = self.pushed, newest
+        return newest
 
     def latest(self, last: int) -> list[tuple[int, ...]]:
         """The latest rows, oldest first."""
@@ -130,8 +130,8 @@ class Window(msgspec.Struct, dict=True):  # `dict` holds a cache, which is not e
 
 def _step(device: int, row: tuple[int, ...]) -> Step:
     known = [None if each == NONE else each for each in row] if NONE in row else row
-    *told, comm, samples = known
-    return Step(device, *told, None, samples, comm)  # type: ignore[call-arg]
+    *fields, comm, samples = known
+    return Step(device, *fields, None, samples, comm)  # type: ignore[call-arg]
 
 
 class Tally(msgspec.Struct, array_like=True, gc=False):
@@ -179,9 +179,9 @@ class ByStep(msgspec.Struct):
     def at(self, step: int) -> int | None:
         """Offset of the step's row, created on first use; None if older than the kept ones."""
         base = step % self.size * TALLY_WIDTH
-        return base if self.cells[base] == step else self._made(step)
+        return base if self.cells[base] == step else self._create(step)
 
-    def _made(self, step: int) -> int | None:
+    def _create(self, step: int) -> int | None:
         base = step % self.size * TALLY_WIDTH
         held = self.cells[base]
         while held >= 0 and abs(held - step) < WINDOW and self.size < WINDOW:

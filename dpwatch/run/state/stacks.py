@@ -28,7 +28,7 @@ STOPPED = ("T", "t")
 """Kernel states in which a process can't answer."""
 
 
-class Dump(msgspec.Struct):
+class StackDump(msgspec.Struct):
     """Stacks of one rank, and the state of the request for them.
 
     Attributes:
@@ -54,7 +54,7 @@ class Dump(msgspec.Struct):
             self.asked_ns, self.process = now_ns, None
         self.asked = number
 
-    def take(self, answer: Stacks, ranks: int) -> None:
+    def store(self, answer: Stacks, ranks: int) -> None:
         """Stores an answer, cut to its share among `ranks` ranks."""
         bounded = _bounded(answer, max(LEAST_CHARS, BUDGET_CHARS // max(ranks, 1)))
         # An answer to a killed hub may have a number that its successor has not reached.

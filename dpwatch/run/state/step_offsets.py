@@ -96,7 +96,7 @@ class StepOffsets(msgspec.Struct):
 
     groups: dict[str, GroupOffsets] = {}
 
-    def take(self, group: str, steps: Mapping[int, int], generation: int = 0) -> None:
+    def record(self, group: str, steps: Mapping[int, int], generation: int = 0) -> None:
         """Records in which step each rank of a group entered a call, by its own count."""
         most = usual(steps)
         known = self._known(group, most, generation)
@@ -107,8 +107,8 @@ class StepOffsets(msgspec.Struct):
                 _follow(known, r, step - most, most)
         known.reach(most)
 
-    def take_equal(self, group: str, step: int, generation: int = 0) -> bool:
-        """Records a call entered by all ranks in one step. Returns False if `take` is needed."""
+    def record_equal(self, group: str, step: int, generation: int = 0) -> bool:
+        """Records a call entered by all ranks in one step. Returns False if `record` is needed."""
         known = self._known(group, step, generation)
         if known is not None and known.ranks:
             return False
