@@ -30,7 +30,7 @@ def keep(directory: Path, state: RunState) -> None:
     if not ended(state) or directory.name.startswith(FALLBACK):  # removed with its last run
         return
     writer = ViewWriter(0)
-    writer.renew(state, summarize(state), curves=True)
+    writer.update(state, summarize(state), curves=True)
     content = msgspec.msgpack.encode(KeptView(PROTOCOL_VERSION, writer.message(0)))
     folder = directory / FOLDER
     with contextlib.suppress(OSError):

@@ -43,7 +43,7 @@ class Views:
     def reviewed(self, state: RunState, run: Run) -> None:
         """Creates a view from a summary that the hub has just made, if the run is watched."""
         if self.is_watched:
-            self._renew(state, run)
+            self._update(state, run)
 
     def forget(self) -> None:
         """Forgets earlier views, since the state was replaced or merged."""
@@ -54,16 +54,16 @@ class Views:
         """Answers a viewer's request, which contains the number of its view, if any."""
         self._asked_at = began = self._clock()
         if self._frames < 0 or (state.frames != self._frames and began >= self._due_at):
-            self._renew(state, summarize(state))
+            self._update(state, summarize(state))
             self._due_at = began + max(LEAST_S, PAUSE * (self._clock() - began))
         seen = request[0] if request and len(request[0]) == VIEW_NUMBER.size else bytes(8)
         (since,) = VIEW_NUMBER.unpack(seen)
         return SAME if since == self._writer.number else VIEW + self._writer.message(since)
 
-    def _renew(self, state: RunState, run: Run) -> None:
+    def _update(self, state: RunState, run: Run) -> None:
         began = self._clock()
         curves = began >= self._curves_at or run.state != "running"
-        self._writer.renew(state, run, curves=curves)
+        self._writer.update(state, run, curves=curves)
         self._frames = state.frames
         if curves:
             self._curves_at = began + max(CURVES_S, PAUSE * (self._clock() - began))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 import zmq
 
-from dpwatch.run.derive.titles import told_apart
+from dpwatch.run.derive.titles import with_unique_titles
 from dpwatch.run.model.snapshot import HostGpu, Run, RunView, Snapshot
 from dpwatch.runtime.paths import RunDir
 from dpwatch.viewer.follower import Follower
@@ -126,7 +126,7 @@ class Watcher:
             known = {view.run.run_id for view in runs}
             runs += [view for view in self._kept if view.run.run_id not in known]
             runs.sort(key=lambda view: view.run.began_s, reverse=True)
-        shown = _told_apart(_whole_ones(runs)[: self._most])
+        shown = _with_unique_titles(_whole_ones(runs)[: self._most])
         places = self._places.places if isinstance(self._places, LocalRuns) else ()
         return Snapshot(tuple(shown), time.time(), notice, gpus=self._gpus(), places=places)
 
@@ -244,8 +244,8 @@ def other_protocol(place: RunDir, protocol: int) -> str:
     )
 
 
-def _told_apart(views: list[RunView]) -> list[RunView]:
-    runs = told_apart([view.run for view in views])
+def _with_unique_titles(views: list[RunView]) -> list[RunView]:
+    runs = with_unique_titles([view.run for view in views])
     return [
         view if run is view.run else msgspec.structs.replace(view, run=run)
         for view, run in zip(views, runs, strict=True)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwatch.hub.server import Hub
-from dpwatch.run.derive.downsample import few
+from dpwatch.run.derive.downsample import downsample
 from dpwatch.run.derive.view_messages import ALL_POINTS
 from dpwatch.run.model.snapshot import LANE_STEPS
 from dpwatch.run.state.curves import CURVE_POINTS, Envelope, Thinned
@@ -187,8 +187,8 @@ def test_an_envelope_has_every_peak(moves):
     assert all(raw[s] == v for s, v in zip(curve.steps, curve.values, strict=True))
     wide = curve.stride
     assert extremes(curve.steps, curve.values, wide) == extremes(raw, raw.values(), wide)
-    alone = curve.few(64)
-    assert few([curve, Envelope(), curve], 64) == [alone, Envelope().few(64), alone]
+    alone = curve.downsample(64)
+    assert downsample([curve, Envelope(), curve], 64) == [alone, Envelope().downsample(64), alone]
     if raw:
         assert len(alone[0]) <= 64
         assert (min(alone[1]), max(alone[1])) == (min(curve.values), max(curve.values))

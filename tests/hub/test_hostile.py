@@ -357,7 +357,7 @@ def good_state():
 
 def view_of(state):
     writer = ViewWriter(0)
-    writer.renew(state, summarize(state), curves=True)
+    writer.update(state, summarize(state), curves=True)
     return VIEW + writer.message(0)
 
 

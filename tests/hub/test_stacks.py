@@ -10,7 +10,7 @@ import pytest
 
 from dpwatch.hub.stack_requests import EVERY_S, Asking
 from dpwatch.run.derive.stack_text import run_text
-from dpwatch.run.derive.stacks import seen
+from dpwatch.run.derive.stacks import stack_views
 from dpwatch.run.derive.summarize import view
 from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.stacks import groups
@@ -59,7 +59,7 @@ def test_an_answer_is_shown_with_its_age():
     said(state, Asked(1, [0, 2]))
     answer(state, 2, trains("a.py:1 main", "b.py:2 f"), other(), after_s=0.5)
     said(state, Beat(0, ""), after_s=2.5)
-    by_rank = {entry.rank: entry for entry in seen(state)}
+    by_rank = {entry.rank: entry for entry in stack_views(state)}
     assert [by_rank[r].standing for r in range(4)] == ["awaited", "unasked", "answered", "unasked"]
     assert by_rank[2].age_s == 2.0
     assert [t.name for t in by_rank[2].threads] == ["MainThread", "worker"]
@@ -82,13 +82,13 @@ def test_a_rank_that_does_not_answer_is_told_with_the_reason(process, words):
     state = a_run()
     said(state, Asked(1))
     said(state, Unanswered(1, 1001, process), after_s=4)
-    entry = seen(state)[1]
+    entry = stack_views(state)[1]
     assert (entry.standing, entry.waited_s) == ("silent", 4.0)
     assert entry.why.startswith("no answer for 4 s: ")
     assert words in entry.why
     assert (entry.seen_at, entry.seen_s) == ("train.py:1 main", 4.0)
     answer(state, 1, trains("a.py:1 main"), after_s=5)
-    assert (seen(state)[1].standing, seen(state)[1].why) == ("answered", "")
+    assert (stack_views(state)[1].standing, stack_views(state)[1].why) == ("answered", "")
 
 
 def test_asked_again_without_an_answer_the_wait_goes_on():
@@ -96,18 +96,18 @@ def test_asked_again_without_an_answer_the_wait_goes_on():
     said(state, Asked(1), after_s=0)
     said(state, Asked(2), after_s=3)
     said(state, Unanswered(0, 1000, "S"), after_s=5)
-    assert seen(state)[0].waited_s == 5.0
+    assert stack_views(state)[0].waited_s == 5.0
     answer(state, 0, trains("a.py:1 main"), asked=1, after_s=6)  # to the first of both
-    assert seen(state)[0].standing == "silent"
+    assert stack_views(state)[0].standing == "silent"
     answer(state, 0, trains("a.py:1 main"), asked=2, after_s=7)
-    assert seen(state)[0].standing == "answered"
+    assert stack_views(state)[0].standing == "answered"
 
 
 def test_an_answer_to_a_killed_hubs_request_is_none_to_its_successors():
     state = a_run(1)
     answer(state, 0, trains("a.py:1 main"), asked=7)
     said(state, Asked(1), after_s=1)
-    assert seen(state)[0].standing == "awaited"
+    assert stack_views(state)[0].standing == "awaited"
 
 
 def test_what_is_said_of_another_process_is_not_this_ones():
@@ -115,7 +115,7 @@ def test_what_is_said_of_another_process_is_not_this_ones():
     said(state, Asked(1))
     said(state, Unanswered(0, 99, "T"), after_s=4)
     said(state, Unanswered(17, 99, "T"), after_s=4)
-    assert seen(state)[0].standing == "awaited"
+    assert stack_views(state)[0].standing == "awaited"
 
 
 def test_a_rank_that_has_ended_is_not_asked_and_says_so():
@@ -126,7 +126,7 @@ def test_a_rank_that_has_ended_is_not_asked_and_says_so():
     state = a_run(1)
     said(state, Asked(1))
     apply(state, batch(Bye("failed", "x")))
-    assert (seen(state)[0].standing, seen(state)[0].why) == (
+    assert (stack_views(state)[0].standing, stack_views(state)[0].why) == (
         "ended",
         "its process has ended (failed)",
     )
@@ -149,7 +149,7 @@ def test_all_ranks_together_stay_within_the_budget(monkeypatch):
 
 def seen_all(state):
     said(state, Asked(9))
-    return seen(state)
+    return stack_views(state)
 
 
 def test_ranks_at_the_same_stack_stand_together():
@@ -159,7 +159,7 @@ def test_ranks_at_the_same_stack_stand_together():
         answer(state, r, trains("a.py:1 main", "dist.py:9 all_reduce"), other(f"only in {r}"))
     answer(state, 2, trains("a.py:1 main", "loop.py:4 spin", theirs=1))
     said(state, Unanswered(4, 1004, "T"), after_s=1)
-    found = groups(seen(state))
+    found = groups(stack_views(state))
     assert [(g.ranks, g.at) for g in found] == [
         ((0, 1, 3), "a.py:1 main"),
         ((2,), "loop.py:4 spin"),
@@ -173,7 +173,7 @@ def test_a_rank_whose_training_thread_has_ended_says_so():
     state = a_run(1)
     said(state, Asked(1))
     answer(state, 0, other())
-    (group,) = groups(seen(state))
+    (group,) = groups(stack_views(state))
     assert (group.frames, group.at) == ((), "")
     assert "rank 0: its training thread has ended" in run_text(view(state))
 
@@ -184,7 +184,7 @@ def test_silent_ranks_stand_together_however_long_each_is_silent():
     said(state, Asked(2, [1, 2]), after_s=2)
     for r, process in ((0, "T"), (1, "T"), (2, "S")):
         said(state, Unanswered(r, 1000 + r, process), after_s=9)
-    assert [g.ranks for g in groups(seen(state))] == [(0, 1), (2,)]
+    assert [g.ranks for g in groups(stack_views(state))] == [(0, 1), (2,)]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_changes_make_the_view_whatever_answers_get_lost(seed):
     for frame in frames_of(dice):
         advance(state, frame)
         if dice.random() < 0.3:
-            writer.renew(state, summarize(state), curves=True)
+            writer.update(state, summarize(state), curves=True)
             shown = view(state)
             for reader in readers:
                 answer = writer.message(reader.number)
@@ -59,10 +59,10 @@ def test_changes_make_the_view_whatever_answers_get_lost(seed):
 
 def test_an_answer_that_comes_after_the_next_one_changes_nothing():
     state, writer, reader = played(ddp_run(steps=5)), ViewWriter(0), ViewReader()
-    writer.renew(state, summarize(state), curves=True)
+    writer.update(state, summarize(state), curves=True)
     reader.read(writer.message(0))
     advance(state, batch(step(5), seq=9))
-    writer.renew(state, summarize(state), curves=True)
+    writer.update(state, summarize(state), curves=True)
     late = writer.message(reader.number)
     reader.read(late)
     newest = reader.view
@@ -75,7 +75,7 @@ def test_what_has_not_changed_is_the_same_object():
     for curves in (True, False):
         advance(state, batch(step(50 + curves), Output("out", [Line(1, "x")]), seq=9 + curves))
         before = reader.view
-        writer.renew(state, summarize(state), curves=curves)
+        writer.update(state, summarize(state), curves=curves)
         reader.read(writer.message(reader.number))
     assert reader.view.history is before.history
     assert reader.view.lanes[1] is before.lanes[1]  # the other rank has done nothing
@@ -87,12 +87,12 @@ def test_what_has_not_changed_is_the_same_object():
 def test_what_is_sent_is_what_is_new(monkeypatch):
     """In a second of two ranks' steps: a fraction of the whole view."""
     state, writer, reader = played(ddp_run(steps=400, ranks=2)), ViewWriter(0), ViewReader()
-    writer.renew(state, summarize(state), curves=True)
+    writer.update(state, summarize(state), curves=True)
     whole = writer.message(0)
     reader.read(whole)
     for r in range(2):
         advance(state, batch(step(400), rank=r, seq=401))
-    writer.renew(state, summarize(state), curves=True)
+    writer.update(state, summarize(state), curves=True)
     assert len(writer.message(reader.number)) < len(whole) / 4
 
 

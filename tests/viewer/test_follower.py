@@ -32,7 +32,7 @@ class Asked:
         return found
 
     def answer(self, state):
-        self.writer.renew(state, summarize(state), curves=True)
+        self.writer.update(state, summarize(state), curves=True)
         self.follower._take_answer(VIEW + self.writer.message(self.follower._reader.number))
 
     def close(self):

@@ -238,8 +238,8 @@ def messages(state: RunState) -> list[MessageStats]:
                 calls = sum(by_step.column(CALLS, steps))
                 if direction == op and calls:
                     nbytes = sum(by_step.column(NBYTES, steps))
-                    told = calls / len(steps), whole_bytes(nbytes / len(steps))
-                    found[ends] = MessageStats(*ends, *told)
+                    per_step = calls / len(steps), whole_bytes(nbytes / len(steps))
+                    found[ends] = MessageStats(*ends, *per_step)
     return sorted(found.values(), key=lambda each: -each.bytes_per_step)[:MOST_MESSAGES]
 
 

@@ -77,14 +77,14 @@ class Doing(msgspec.Struct, frozen=True):
 
     Attributes:
         what: `still`, `busy`, `silent`, `unseen`, `stale`, or how it ended.
-        told: A sentence that describes it, with its location.
+        text: A sentence that describes it, with its location.
         advice: What to do first, "" if there is no specific advice.
         limit_s: Seconds before it is critical.
         passes: Whether it may end by itself, as earlier pauses did.
     """
 
     what: str
-    told: str
+    text: str
     advice: str = ""
     limit_s: float = 0.0
     passes: bool = False
@@ -94,9 +94,9 @@ def doing(state: RunState, r: int) -> Doing:
     """What a rank is doing now, or what it did before it was stopped or gave up."""
     rank = state.ranks.get(r)
     if rank is None or (rank.beat is None and rank.bye is None):
-        told = f"Rank {r} has not reported."
+        text = f"Rank {r} has not reported."
         limit_s = 0.0 if _has_begun(state) else STARTING_LIMIT_S
-        return Doing("unseen", told, "Check that its process was started.", limit_s)
+        return Doing("unseen", text, "Check that its process was started.", limit_s)
     how = ending(rank)
     if how == FINISHED:
         return _finished(rank)
@@ -104,8 +104,8 @@ def doing(state: RunState, r: int) -> Doing:
         return Doing(rank.bye.state, f"Rank {r} has {rank.bye.state}.")
     quiet_s = (state.now_ns - rank.seen_ns) / 1e9
     if is_stale(state, rank):
-        told = f"Rank {r} is on {rank.host}, which has not reported for {quiet_s:.0f} s."
-        return Doing("stale", told, "The host is down, or the network to it.")
+        text = f"Rank {r} is on {rank.host}, which has not reported for {quiet_s:.0f} s."
+        return Doing("stale", text, "The host is down, or the network to it.")
     if is_silent(state, rank):
         return _silent(rank, quiet_s)
     beat = rank.beat
@@ -149,14 +149,14 @@ def _silent(rank: RankState, quiet_s: float) -> Doing:
     where = f", last seen at {rank.beat.where}" if rank.beat and rank.beat.where else ""
     match rank.process:
         case "T" | "t":
-            told = f"{who}: it is stopped by a signal or a debugger{where}."
-            return Doing("silent", told, f"`kill -CONT {rank.pid}` resumes it.")
+            text = f"{who}: it is stopped by a signal or a debugger{where}."
+            return Doing("silent", text, f"`kill -CONT {rank.pid}` resumes it.")
         case "R" | "D" | "S":
-            told = f"{who}: a native call holds the GIL{where}."
+            text = f"{who}: a native call holds the GIL{where}."
             advice = f"`py-spy dump --native --pid {rank.pid}` shows which."
-            return Doing("silent", told, advice, NATIVE_LIMIT_S, passes=True)
-    told = f"{who}: stopped, swapped out, or in a native call that holds the GIL{where}."
-    return Doing("silent", told)
+            return Doing("silent", text, advice, NATIVE_LIMIT_S, passes=True)
+    text = f"{who}: stopped, swapped out, or in a native call that holds the GIL{where}."
+    return Doing("silent", text)
 
 
 def _still(rank: RankState, beat: Beat) -> Doing:
@@ -165,30 +165,30 @@ def _still(rank: RankState, beat: Beat) -> Doing:
         return _waits_for_data(who, at, beat)
     if beat.inside in PROMPTS:
         prompt = PROMPTS[beat.inside]
-        told = f"{who} is {prompt}: it waits for someone to enter the next line or cell."
-        return Doing("still", told, "", math.inf, passes=True)
+        text = f"{who} is {prompt}: it waits for someone to enter the next line or cell."
+        return Doing("still", text, "", math.inf, passes=True)
     inside = f" inside {beat.inside}" if beat.inside else ""
     phrase = beat.waits_on or _PHRASES.get(beat.waits_in, "")
-    told = f"{who} is stuck{at}{inside}{f', {phrase}' if phrase else ''}."
+    text = f"{who} is stuck{at}{inside}{f', {phrase}' if phrase else ''}."
     if not beat.waits_in:
-        return Doing("still", told)
+        return Doing("still", text)
     limit_s = LIMITS_S.get(beat.waits_in, 0.0)
     if beat.inside.startswith(CHECKPOINTS):
         limit_s = CHECKPOINT_LIMIT_S
-    return Doing("still", told, "", limit_s, passes=True)
+    return Doing("still", text, "", limit_s, passes=True)
 
 
 def _waits_for_data(who: str, at: str, beat: Beat) -> Doing:
     worker = f": {beat.waits_on}" if beat.waits_on else ""
-    told = f"{who} waits for a batch from its DataLoader{at}{worker}."
+    text = f"{who} waits for a batch from its DataLoader{at}{worker}."
     advice = (
         "Check the loader's worker processes (`py-spy dump`): a lock that was held when they were "
         "forked, a file or server that does not answer, or full shared memory."
     )
-    return Doing("still", told, advice, LOADER_LIMIT_S if beat.waits_in else 0.0, passes=True)
+    return Doing("still", text, advice, LOADER_LIMIT_S if beat.waits_in else 0.0, passes=True)
 
 
 def _busy(rank: RankState, beat: Beat) -> Doing:
     at = f" at {beat.where}" if beat.where else ""
-    told = f"Rank {rank.rank} (pid {rank.pid}) is busy{at}."
-    return Doing("busy", told, "", BUSY_LIMIT_S, passes=beat.still_ns is not None)
+    text = f"Rank {rank.rank} (pid {rank.pid}) is busy{at}."
+    return Doing("busy", text, "", BUSY_LIMIT_S, passes=beat.still_ns is not None)

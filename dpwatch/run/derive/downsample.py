@@ -12,8 +12,8 @@ from dpwatch.wire.arrays import Floats, Ints
 Points = tuple[Ints, Floats]
 
 
-def few(curves: Sequence[Envelope], points: int) -> list[Points]:
-    """`Envelope.few` of each curve. Curves of equal length, usually most, are done together."""
+def downsample(curves: Sequence[Envelope], points: int) -> list[Points]:
+    """`Envelope.downsample` of each curve; those of equal length, usually most, together."""
     lengths: dict[int, list[int]] = {}
     for place, curve in enumerate(curves):
         lengths.setdefault(len(curve.steps), []).append(place)

@@ -19,13 +19,13 @@ MOST_ISSUERS = 512
 
 def issuers(state: RunState) -> list[IssuerStats]:
     """Issuers of all ranks, most bytes first; only the first rank of a group reports its calls."""
-    told = [
+    found = [
         (each, _steps(each, rank))
         for rank in state.ranks.values()
         for each in (rank.beat.issuers if rank.beat else ())
     ]
-    told.sort(key=lambda each: (-each[0].nbytes, -each[0].calls))
-    return [_stats(*each) for each in told[:MOST_ISSUERS]]
+    found.sort(key=lambda each: (-each[0].nbytes, -each[0].calls))
+    return [_stats(*each) for each in found[:MOST_ISSUERS]]
 
 
 def recent(run: Run) -> list[IssuerStats]:
@@ -35,24 +35,24 @@ def recent(run: Run) -> list[IssuerStats]:
     return sorted(found, key=lambda each: (-(each.bytes_per_step or 0), -each.calls))
 
 
-def _steps(told: Issuer, rank: RankState) -> int:
+def _steps(issuer: Issuer, rank: RankState) -> int:
     """Number of steps, including the current one but not what follows the last."""
-    return told.steps if rank.bye is None else min(told.steps, rank.steps_done)
+    return issuer.steps if rank.bye is None else min(issuer.steps, rank.steps_done)
 
 
-def _stats(told: Issuer, steps: int) -> IssuerStats:
+def _stats(issuer: Issuer, steps: int) -> IssuerStats:
     return IssuerStats(
-        framework=told.framework,
-        function=told.function,
-        purpose=told.purpose,
-        op=told.op,
-        group=told.group,
-        ranks=told.ranks,
-        dtype=told.dtype,
-        calls=told.calls,
-        bytes=told.nbytes,
-        count_per_step=told.calls / steps if steps else None,
-        bytes_per_step=whole_bytes(told.nbytes / steps) if steps else None,
-        first_step=told.first_step,
-        last_step=told.last_step,
+        framework=issuer.framework,
+        function=issuer.function,
+        purpose=issuer.purpose,
+        op=issuer.op,
+        group=issuer.group,
+        ranks=issuer.ranks,
+        dtype=issuer.dtype,
+        calls=issuer.calls,
+        bytes=issuer.nbytes,
+        count_per_step=issuer.calls / steps if steps else None,
+        bytes_per_step=whole_bytes(issuer.nbytes / steps) if steps else None,
+        first_step=issuer.first_step,
+        last_step=issuer.last_step,
     )

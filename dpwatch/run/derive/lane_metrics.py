@@ -43,7 +43,7 @@ from dpwatch.wire.messages import PHASES
 
 Array = np.ndarray[Any, Any]
 
-TOGETHER = 128
+BLOCK = 128
 """Lanes processed at once, so that their data stays in the CPU cache."""
 
 PHASE_FIELDS = tuple(f"{phase}_ns" for phase in PHASES)
@@ -78,7 +78,7 @@ def _blocks(lanes: Sequence[LaneState]) -> Iterator[Sequence[LaneState]]:
     begin = 0
     for end in range(1, len(lanes) + 1):
         is_last = end == len(lanes)
-        if is_last or (end - begin >= TOGETHER and lanes[end].rank != lanes[end - 1].rank):
+        if is_last or (end - begin >= BLOCK and lanes[end].rank != lanes[end - 1].rank):
             yield lanes[begin:end]
             begin = end
 
@@ -288,7 +288,7 @@ def _of_op(cells: Sequence[Array]) -> OpFigures:
     each = np.concatenate(cells)
     busy = each[:, CALLS] > 0
     timed = each[each[:, TIMED_CALLS] > 0]
-    told = each[busy & (each[:, WAITED_CALLS] >= each[:, CALLS])]
+    waited = each[busy & (each[:, WAITED_CALLS] >= each[:, CALLS])]
     moved = timed[:, NBYTES] * timed[:, TIMED_CALLS] / timed[:, CALLS]
     return OpFigures(
         cells=len(each),
@@ -296,5 +296,7 @@ def _of_op(cells: Sequence[Array]) -> OpFigures:
         nbytes=int(each[:, NBYTES].sum()),
         timed_ns=int(timed[:, TIMED_NS].sum()),
         moved=math.fsum(moved.tolist()),
-        waited_ms=per_step_ms(int(told[:, WAITED_NS].sum()), len(told), int(busy.sum()), len(each)),
+        waited_ms=per_step_ms(
+            int(waited[:, WAITED_NS].sum()), len(waited), int(busy.sum()), len(each)
+        ),
     )

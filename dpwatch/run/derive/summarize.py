@@ -18,7 +18,7 @@ from dpwatch.run.derive.communication import (
 from dpwatch.run.derive.issuers import issuers
 from dpwatch.run.derive.lane_metrics import figures_of
 from dpwatch.run.derive.rank_metrics import CallFigures, Figures, StepFigures
-from dpwatch.run.derive.stacks import seen
+from dpwatch.run.derive.stacks import stack_views
 from dpwatch.run.derive.verdict import command_end, ended, verdict
 from dpwatch.run.derive.wait_graph import is_stale
 from dpwatch.run.model.snapshot import (
@@ -79,7 +79,7 @@ def view(
         elapsed_s=elapsed_s(state),
         connection=connection,
         lanes=tuple(_last_steps(state, lane) for lane in lanes[:LANES]),
-        stacks=seen(state),
+        stacks=stack_views(state),
         output=state.output.freeze(),
         tells_output=tells_output(state),
     )
@@ -135,7 +135,7 @@ def summarize(state: RunState) -> Run:
     figures = figures_of(state, lanes, common)
     rows = _rows(state, lanes, figures, common)
     devices = [device for hello in hellos for device in hello.devices if device.kind != "host"]
-    told, why = verdict(state, rows)
+    run_state, why = verdict(state, rows)
     return Run(
         run_id=state.run_id,
         title=first.title if first else "",
@@ -145,7 +145,7 @@ def summarize(state: RunState) -> Run:
         backend=first.backend if first else "",
         devices=devices[0].kind if devices else "",
         model=Model(first.params, first.param_bytes) if first else Model(),
-        state=told,
+        state=run_state,
         reason=why,
         steps=max((row.steps for row in rows), default=0),
         total_steps=first.total_steps if first else None,
@@ -159,7 +159,7 @@ def summarize(state: RunState) -> Run:
         diagnoses=state.diagnoses,
         alerts=list(state.alerts),
         other_hosts=[_host(state, state.others[name]) for name in sorted(state.others)],
-        note=_note(state, told),
+        note=_note(state, run_state),
         messages=messages(state),
         began_s=state.began_s,
         command_exit=state.command.exit if state.command else None,
@@ -167,7 +167,7 @@ def summarize(state: RunState) -> Run:
     )
 
 
-def _note(state: RunState, told: str) -> str:
+def _note(state: RunState, run_state: str) -> str:
     """A note on what the summary does not show.
 
     Problems with other hosts are left out if every rank is on this host.
@@ -175,9 +175,13 @@ def _note(state: RunState, told: str) -> str:
     if state.claims:
         return state.claims
     code = None if state.command is None else state.command.exit
-    if told == "finished" and code:
+    if run_state == "finished" and code:
         return f"this run finished; {command_end(code)} afterwards"
-    if told == "finished" and code is None and any(_has_idled(r) for r in state.ranks.values()):
+    if (
+        run_state == "finished"
+        and code is None
+        and any(_has_idled(r) for r in state.ranks.values())
+    ):
         return UNSEEN
     if state.joined is None:
         return ""
@@ -354,9 +358,9 @@ def _loss(state: RunState) -> Loss:
     ):
         return Loss()  # others may still report one
     whole = [step for step, each in state.losses.items() if each.count == len(having)]
-    told = {step: state.losses[step].total / len(having) for step in whole}
-    first = told[min(whole)] if whole and len(state.losses) < OPEN_LOSSES else None
-    return Loss(first, told[max(whole)] if whole else None)
+    means = {step: state.losses[step].total / len(having) for step in whole}
+    first = means[min(whole)] if whole and len(state.losses) < OPEN_LOSSES else None
+    return Loss(first, means[max(whole)] if whole else None)
 
 
 def _samples_per_s(steps: Sequence[StepFigures]) -> float | None:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import msgspec
 
 from dpwatch.run.derive.communication import device_of
-from dpwatch.run.derive.downsample import few
-from dpwatch.run.derive.stacks import seen
+from dpwatch.run.derive.downsample import downsample
+from dpwatch.run.derive.stacks import stack_views
 from dpwatch.run.derive.summarize import elapsed_s, rows_of, tells_output
 from dpwatch.run.derive.verdict import ended
 from dpwatch.run.model.snapshot import LANE_STEPS, LANES, Printed, Run
@@ -104,7 +104,7 @@ class ViewWriter:
         """Makes the next view complete, since steps and lines may have been replaced."""
         self._views.clear()
 
-    def renew(self, state: RunState, run: Run, *, curves: bool) -> None:
+    def update(self, state: RunState, run: Run, *, curves: bool) -> None:
         """Creates the next view.
 
         Args:
@@ -122,7 +122,7 @@ class ViewWriter:
             is_over=_is_over(state),
             lanes=dict(_lane(state, lane) for lane in rows_of(state)[:LANES]),
             output=_lines(state, before.output if before else {}),
-            stacks=seen(state),
+            stacks=stack_views(state),
             earlier=state.earlier,
             curves=curves_of(state) if curves or before is None else before.curves,
         )
@@ -206,8 +206,8 @@ def curves_of(state: RunState) -> Curves:
     return Curves(
         _points(state.loss),
         _points(state.step_ms),
-        few([lane.step_ms for lane in lanes], points),
-        few([lane.peak_bytes for lane in lanes], points),
+        downsample([lane.step_ms for lane in lanes], points),
+        downsample([lane.peak_bytes for lane in lanes], points),
     )
 
 

@@ -22,10 +22,10 @@ from dpwatch.wire.messages import Position, Unfinished
 SILENT_NS = 2_000_000_000
 """Ranks send two heartbeats per second; one without any for this long is silent."""
 
-CROWD_RANKS, CROWD_SILENT_NS = 512, 3_000_000_000
+LARGE_RUN_RANKS, LARGE_RUN_SILENT_NS = 512, 3_000_000_000
 """The same limit for runs of more ranks than this, which send one heartbeat per second."""
 
-ALL_TOLD = 16
+MOST_POSITIONS = 16
 """A heartbeat with this many groups may leave out others."""
 
 SURE_NS = 1_000_000_000
@@ -35,7 +35,7 @@ _GIVING_UP = (GAVE_UP, *MAYBE_GAVE_UP)
 
 WORLD = "default"
 
-Place = tuple[str, int, int, int, tuple[int, ...]]
+CallKey = tuple[str, int, int, int, tuple[int, ...]]
 """Identifies a call: group, generation, sequence number, number of ranks, members."""
 
 
@@ -76,7 +76,7 @@ def moved_ns(rank: RankState) -> int | None:
 
 def is_silent(state: RunState, rank: RankState) -> bool:
     """Whether a rank's heartbeats have stopped although it has not ended."""
-    most_ns = SILENT_NS if state.world_size <= CROWD_RANKS else CROWD_SILENT_NS
+    most_ns = SILENT_NS if state.world_size <= LARGE_RUN_RANKS else LARGE_RUN_SILENT_NS
     return rank.bye is None and state.now_ns - rank.seen_ns >= most_ns
 
 
@@ -99,7 +99,7 @@ def standstill(state: RunState, patience_ns: float) -> Standstill | None:
     ]
     if not held:
         return None
-    calls: dict[Place, Call] = {}  # shared by all ranks that wait in one call
+    calls: dict[CallKey, Call] = {}  # shared by all ranks that wait in one call
     waiting = {r: call for r in held if (call := _waits_in(state, r, calls)) is not None}
     if not waiting:
         return Standstill(max(moved[r] for r in held), tuple(held), {})
@@ -117,7 +117,7 @@ def given_up(state: RunState) -> Standstill | None:
         None if no rank gave up, or no rank can be named.
     """
     ended = {r: rank for r, rank in state.ranks.items() if ending(rank) in _GIVING_UP}
-    calls: dict[Place, Call] = {}
+    calls: dict[CallKey, Call] = {}
     waiting = {r: call for r in ended if (call := _waits_in(state, r, calls)) is not None}
     if not waiting:
         return None
@@ -128,12 +128,12 @@ def given_up(state: RunState) -> Standstill | None:
         roots, circle = tuple(finished), False
     elif not circle:
         last_ns = max(call.position.issued_ns for call in waiting.values())
-        roots = tuple(r for r in roots if _had_its_chance(state, r, last_ns))
+        roots = tuple(r for r in roots if _had_time_to_enter(state, r, last_ns))
     since_ns = max(moved_ns(ended[r]) or 0 for r in waiting)
     return Standstill(since_ns, roots, waiting, circle) if roots else None
 
 
-def _had_its_chance(state: RunState, r: int, issued_ns: int) -> bool:
+def _had_time_to_enter(state: RunState, r: int, issued_ns: int) -> bool:
     rank = state.ranks.get(r)
     if rank is None:
         return (given_up_ns(state) or 0) - issued_ns >= SURE_NS
@@ -153,7 +153,7 @@ def distinct(waiting: dict[int, Call]) -> list[Call]:
     return list({id(call): call for call in waiting.values()}.values())
 
 
-def _waits_in(state: RunState, r: int, calls: dict[Place, Call]) -> Call | None:
+def _waits_in(state: RunState, r: int, calls: dict[CallKey, Call]) -> Call | None:
     """The first call in which a rank waits for others, None if there is none."""
     rank = state.ranks[r]
     if rank.beat is None or is_silent(state, rank):
@@ -211,7 +211,7 @@ def _entered(rank: RankState | None, position: Position) -> bool:
         return False
     place = _place(rank, position.group)
     if place is None:
-        return len(rank.beat.positions) >= ALL_TOLD  # this group may have been left out
+        return len(rank.beat.positions) >= MOST_POSITIONS  # this group may have been left out
     return (place.generation, place.seq) >= (position.generation, position.seq)
 
 

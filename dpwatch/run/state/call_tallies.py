@@ -36,7 +36,7 @@ from dpwatch.wire.messages import Duration
 MOST_COUNTED = 1 << 22
 """Distinct numbers below this are found by counting, whose memory grows with the highest one."""
 
-TOGETHER = 128
+BLOCK = 128
 """Tallies processed at once, so that their data stays in the CPU cache."""
 
 
@@ -227,7 +227,7 @@ def _tally(state: RunState, entries: Array, old: int, wait_ns: Array, ops: Ops) 
         tallies = None if lane is None else lane.calls.get(key)
         if rank is not None and tallies is not None:
             some.append((rank, tallies, slice(start, end)))
-        if len(some) == TOGETHER:
+        if len(some) == BLOCK:
             _add(some, steps, sums)
             some = []
     _add(some, steps, sums)

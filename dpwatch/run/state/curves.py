@@ -94,7 +94,7 @@ class Envelope(Thinned):
             del steps[at], values[at]
         self._append(step, value)
 
-    def few(self, points: int) -> tuple[Ints, Floats]:
+    def downsample(self, points: int) -> tuple[Ints, Floats]:
         """Downsamples to at most `points` points: both ends, and the extremes of each interval."""
         kept = list(range(len(self.steps)))
         if len(kept) > points:
