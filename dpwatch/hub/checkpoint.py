@@ -75,7 +75,7 @@ def write_whole(path: Path, content: bytes) -> None:
     draft.replace(path)
 
 
-class Keeper:
+class Checkpoint:
     """Saves the state of one run in a file, and restores it."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -83,7 +83,7 @@ class Keeper:
         self._clock = clock
         self._due: float | None = clock() + EVERY_S
 
-    def restored(self, run_id: str, host: str, now_ns: int) -> RunState | None:
+    def restore(self, run_id: str, host: str, now_ns: int) -> RunState | None:
         """The state saved by a predecessor if the run still goes on here, else None.
 
         Liveness and progress of ranks are counted from `now_ns`, since there was no hub before.
@@ -100,7 +100,7 @@ class Keeper:
                 rank.seen_ns = rank.progress_ns = now_ns
         return state
 
-    def keep(self, state: RunState) -> None:
+    def save(self, state: RunState) -> None:
         """Writes the state if it is due."""
         if self._due is None or self._clock() < self._due:
             return

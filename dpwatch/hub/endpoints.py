@@ -16,13 +16,13 @@ import zmq
 from dpwatch.runtime.paths import RunDir, RunInfo
 from dpwatch.wire import transport
 
-PLACES = 8
+MOST_RECREATIONS = 8
 """How often a hub recreates its files before it gives up."""
 
 _Mark = tuple[int, int]
 
 
-class Doors:
+class Endpoints:
     """The files of a hub whose sockets are bound.
 
     Args:
@@ -39,31 +39,31 @@ class Doors:
         self._place = place
         self._sockets = sockets
         self._info = info
-        self._times = 0
+        self._recreations = 0
         self._lock: int | None = None
         self._lock_mark = _mark(place.lock_file)
         place.write_info(info)
-        self._marks = self._look()
+        self._marks = self._scan()
 
-    def _look(self) -> list[_Mark | None]:
+    def _scan(self) -> list[_Mark | None]:
         paths = [Path(endpoint.removeprefix("ipc://")) for endpoint in self._sockets]
         return [_mark(path) for path in (*paths, self._place.info_file)]
 
     @property
-    def taken_away(self) -> bool:
+    def is_displaced(self) -> bool:
         """Whether a file was removed or replaced."""
-        return not self.shut and self._look() != self._marks
+        return not self.shut and self._scan() != self._marks
 
-    def make_anew(self) -> None:
+    def recreate(self) -> None:
         """Recreates all files.
 
         Raises:
             OSError: It fails, another hub runs, or the files were recreated too often already.
             zmq.ZMQError: A path can't be bound.
         """
-        self._times += 1
-        if self._times > PLACES:
-            raise OSError(f"already recreated {PLACES} times")
+        self._recreations += 1
+        if self._recreations > MOST_RECREATIONS:
+            raise OSError(f"already recreated {MOST_RECREATIONS} times")
         place = self._place
         place.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         place.check()
@@ -71,7 +71,7 @@ class Doors:
             lock = place.try_lock()
             if lock is None:
                 raise OSError("another hub serves this run")
-            self._let_go()
+            self._release_lock()
             self._lock, self._lock_mark = lock, _mark(place.lock_file)
         for name in ("in", "ask"):
             with contextlib.suppress(FileNotFoundError):
@@ -80,9 +80,9 @@ class Doors:
             # The old listener stays: unbinding it would remove the new one's path.
             transport.bind(socket, endpoint)
         place.write_info(self._info)
-        self._marks = self._look()
+        self._marks = self._scan()
 
-    def hang_up(self) -> None:
+    def disconnect_all(self) -> None:
         """Closes all connections (libzmq can't close single ones), and refuses new ones for now.
 
         Ranks and viewers reconnect by themselves; frames in flight are counted as lost.
@@ -91,19 +91,19 @@ class Doors:
         for endpoint, socket in self._sockets.items():
             socket.unbind(endpoint)
 
-    def open_again(self) -> None:
+    def reopen(self) -> None:
         """Accepts connections again."""
         for endpoint, socket in self._sockets.items():
             transport.bind(socket, endpoint)
-        self._marks = self._look()
+        self._marks = self._scan()
         self.shut = False
 
     def remove(self) -> None:
         """Removes the files, at the hub's end."""
         self._place.remove()
-        self._let_go()
+        self._release_lock()
 
-    def _let_go(self) -> None:
+    def _release_lock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -20,7 +20,7 @@ MOST = 8
 """Number of runs kept."""
 
 
-def keep(directory: Path, state: RunState) -> None:
+def save(directory: Path, state: RunState) -> None:
     """Saves the view of a run, unless it has not ended or the disk is full.
 
     Args:

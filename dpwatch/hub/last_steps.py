@@ -27,7 +27,7 @@ class LastSteps:
             if before is not None:
                 os.close(before)
 
-    def take(self, pid: int) -> int | None:
+    def pop(self, pid: int) -> int | None:
         """The step that a process was in when it ended, None if unknown; works only once."""
         fd = self._fds.pop(pid, None)
         if fd is None:

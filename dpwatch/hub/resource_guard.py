@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dpwatch.runtime import cgroup_limits
 
-LOOK_S = 0.1
+CHECK_S = 0.1
 LEAST_BYTES = 1 << 30
 MOST_FILES = 1 << 16
 
@@ -45,19 +45,19 @@ class Guard:
         return _resident_bytes() > self.most_bytes
 
 
-class Seldom:
+class RateLimitedLog:
     """Logs the 1st, 2nd, 4th, 8th … occurrence of an event, so that the log stays small."""
 
-    def __init__(self, log: logging.Logger, what: str) -> None:
+    def __init__(self, logger: logging.Logger, what: str) -> None:
         self.times = 0
-        self._log = log
+        self._logger = logger
         self._what = what
 
-    def again(self, last: object, more: int = 1) -> None:
+    def log(self, last: object, more: int = 1) -> None:
         """Counts `more` occurrences; `last` describes the last one."""
         before, self.times = self.times, self.times + more
         if before.bit_length() < self.times.bit_length():
-            self._log.warning("%s: %d so far; last: %s", self._what, self.times, last)
+            self._logger.warning("%s: %d so far; last: %s", self._what, self.times, last)
 
 
 def allow_files() -> None:

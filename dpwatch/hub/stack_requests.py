@@ -20,7 +20,7 @@ EVERY_S = 1.0
 """Least seconds between two requests to the ranks."""
 
 
-class Asking:
+class StackRequests:
     """Combines the requests of a run's viewers.
 
     Args:
@@ -36,7 +36,7 @@ class Asking:
         self._all = False
         self._next_s = 0.0
 
-    def take(self, payload: bytes) -> bool:
+    def add(self, payload: bytes) -> bool:
         """Adds a viewer's request. Returns False if it is invalid."""
         request = decode_request(payload)
         if request is None:

@@ -47,7 +47,7 @@ class Pair:
             record = Collective(0, op, "default", 4, self.seq, 8, times[0])
             if completed:
                 record = Collective(0, op, "default", 4, self.seq, 8, *times)
-            self.clocks.hear("here" if here else "there", rank, [record])
+            self.clocks.observe("here" if here else "there", rank, [record])
         self.seq += 1
         self.now_ns = over + 20 * MS
 
@@ -139,7 +139,7 @@ def test_calls_that_were_counted_differently_prove_nothing():
     for shift in range(20):
         records = [Collective(0, "all_reduce", "default", 4, shift, 8, t, t + 1) for t in (1, 2)]
         for rank in range(4):
-            pair.clocks.hear("here" if rank < 2 else "there", rank, [records[rank // 2]])
+            pair.clocks.observe("here" if rank < 2 else "there", rank, [records[rank // 2]])
     off, estimate = pair.off_by()
     assert off <= estimate.error_ns <= 2 * MS
 

@@ -19,7 +19,7 @@ import pytest
 import zmq
 
 from dpwatch.hub.processes import Processes
-from dpwatch.hub.resource_guard import Guard, Seldom
+from dpwatch.hub.resource_guard import Guard, RateLimitedLog
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.derive.view_messages import ViewWriter
 from dpwatch.run.state.apply import apply
@@ -320,11 +320,11 @@ def test_no_more_processes_are_watched_than_there_are_files_for(monkeypatch):
 
 
 def test_what_happens_often_is_logged_seldom(caplog):
-    seldom = Seldom(logging.getLogger("x"), "refused")
+    limited = RateLimitedLog(logging.getLogger("x"), "refused")
     for number in range(1000):
-        seldom.again(f"number {number}")
+        limited.log(f"number {number}")
     assert len(caplog.records) == 10
-    assert seldom.times == 1000
+    assert limited.times == 1000
 
 
 class Lying:

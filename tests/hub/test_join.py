@@ -5,7 +5,7 @@ import time
 import pytest
 import zmq
 
-from dpwatch.hub.cluster.zap_handler import Doorkeeper
+from dpwatch.hub.cluster.zap_handler import CurveAuthenticator
 from dpwatch.runtime.curve_keys import Keys, Pair, make_keys
 from dpwatch.wire import join
 from dpwatch.wire.join import Here
@@ -22,31 +22,31 @@ def keys(tmp_path):
 def door(keys):
     """A head's socket and its doorkeeper, on a free port of loopback."""
     context = zmq.Context()
-    keeper = Doorkeeper(context, [keys.client.public])
+    authenticator = CurveAuthenticator(context, [keys.client.public])
     socket = join.head_socket(context, "tcp://127.0.0.1:*", keys)
     try:
-        yield keeper, socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        yield authenticator, socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
     finally:
         socket.close()
-        keeper.close()
+        authenticator.close()
         context.term()
 
 
 def comes_in(door, connect, deadline_s):
     """Whether what a client says within that time arrives."""
-    keeper, head, endpoint = door
+    authenticator, head, endpoint = door
     context = zmq.Context()
     client = connect(context, endpoint)
     try:
         client.send(join.encode(HELLO), zmq.NOBLOCK)
         poller = zmq.Poller()
         poller.register(head, zmq.POLLIN)
-        poller.register(keeper.socket, zmq.POLLIN)
+        poller.register(authenticator.socket, zmq.POLLIN)
         deadline = time.monotonic() + deadline_s
         while time.monotonic() < deadline:
             ready = dict(poller.poll(50))
-            if keeper.socket in ready:
-                keeper.take()
+            if authenticator.socket in ready:
+                authenticator.receive()
             if head in ready:
                 return join.decode(head.recv_multipart()[-1]) == HELLO
         return False

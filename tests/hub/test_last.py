@@ -28,7 +28,7 @@ def names(views):
 
 def test_a_run_looks_as_it_did_when_its_hub_was_there(private_runtime):
     state = a_run()
-    last.keep(private_runtime, state)
+    last.save(private_runtime, state)
     (found,) = last_runs()
     assert found == view(state, "closed")
     files = [private_runtime / FOLDER, private_runtime / FOLDER / "run"]
@@ -48,36 +48,36 @@ def test_a_hub_keeps_its_run_when_it_ends(private_runtime):
 
 
 def test_a_run_that_goes_on_is_not_kept(private_runtime):
-    last.keep(private_runtime, played([batch(hello(), step(0), pid=os.getpid())]))
+    last.save(private_runtime, played([batch(hello(), step(0), pid=os.getpid())]))
     assert last_runs() == []
 
 
 def test_the_newest_are_kept(private_runtime):
     for n in range(last.MOST + 3):
-        last.keep(private_runtime, a_run(f"run.{n}"))
+        last.save(private_runtime, a_run(f"run.{n}"))
     assert names(last_runs()) == {f"run.{n}" for n in range(3, last.MOST + 3)}
 
 
 def test_a_directory_that_goes_with_its_last_run_keeps_nothing(tmp_path):
     place = tmp_path / f"{FALLBACK}1"
     place.mkdir()
-    last.keep(place, a_run())
+    last.save(place, a_run())
     assert list(place.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"\xc1", b"\x92\x01\xc0", b"\x92\xff\xc0"])
 def test_what_makes_no_sense_is_left_out(private_runtime, content):
-    last.keep(private_runtime, a_run("good"))
+    last.save(private_runtime, a_run("good"))
     (private_runtime / FOLDER / "bad").write_bytes(content)
     os.mkfifo(private_runtime / FOLDER / "pipe")
     assert names(last_runs()) == {"good"}
 
 
 def test_a_folder_that_others_may_read_is_not_used(private_runtime):
-    last.keep(private_runtime, a_run())
+    last.save(private_runtime, a_run())
     (private_runtime / FOLDER).chmod(0o755)
     assert last_runs() == []
-    last.keep(private_runtime, a_run("another"))
+    last.save(private_runtime, a_run("another"))
     assert not (private_runtime / FOLDER / "another").exists()
 
 

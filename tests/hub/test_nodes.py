@@ -195,12 +195,12 @@ def test_frames_that_are_lost_between_hubs_come_with_the_state(keys, run_id, tmp
     with hub_on(0, run_id, tmp_path) as head, hub_on(1, run_id, tmp_path) as node:
         tell([head, node], run_id, 3)
         seen_by(head, has_all(3))
-        send, dropped = node._joining.uplink._send, itertools.count()
+        send, dropped = node._membership.uplink._send, itertools.count()
 
         def lossy(header, *parts):
             return True if parts and next(dropped) < 2 else send(header, *parts)
 
-        node._joining.uplink._send = lossy
+        node._membership.uplink._send = lossy
         tell([head, node], run_id, 8, first=3)
         view = seen_by(
             head, lambda v: has_all(8)(v) and v.run.other_hosts and v.run.other_hosts[0].resent
@@ -336,13 +336,13 @@ def test_without_keys_each_host_is_alone_and_says_so(run_id, tmp_path, monkeypat
             assert view.run.note == (
                 "ranks on other hosts are not shown: create keys with dpwatch keys"
             )
-        assert head._joining.sockets == node._joining.sockets == ()
+        assert head._membership.sockets == node._membership.sockets == ()
 
 
 def test_keys_that_others_can_read_join_nothing(keys, run_id, tmp_path):
     (tmp_path / "keys" / "head.json").chmod(0o644)
     with hub_on(0, run_id, tmp_path) as head:
-        assert head._joining.sockets == ()
+        assert head._membership.sockets == ()
         with rank(head.place) as send:
             for frame in frames_of(0, run_id, 1):
                 send(frame)

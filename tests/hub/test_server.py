@@ -136,7 +136,7 @@ def test_ctrl_c_is_no_lost_rank():
         watcher.command = Command(interrupted_ns=time.monotonic_ns())
         until(watcher, lambda s: hub.state.command is not None)
         for r in (0, 1):  # as its hub tells of a rank that a launcher has killed
-            hub._say(r, 1000 + r, Bye("lost", "process was killed by SIGTERM", -15))
+            hub._apply_own(r, 1000 + r, Bye("lost", "process was killed by SIGTERM", -15))
         run = until(watcher, has("run", state="failed")).runs[0].run
     assert run.reason == "stopped by Ctrl-C"
     assert [d.kind for d in run.diagnoses] == []

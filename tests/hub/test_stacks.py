@@ -8,7 +8,7 @@ import sys
 import msgspec
 import pytest
 
-from dpwatch.hub.stack_requests import EVERY_S, Asking
+from dpwatch.hub.stack_requests import EVERY_S, StackRequests
 from dpwatch.run.derive.stack_text import run_text
 from dpwatch.run.derive.stacks import stack_views
 from dpwatch.run.derive.summarize import view
@@ -219,73 +219,73 @@ def test_text_has_groups_or_each_thread_and_no_escapes():
     assert not any(ord(c) < 32 and c != "\n" for c in text)
 
 
-# -- asking -----------------------------------------------------------------------------------
+# -- requests -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def asking(tmp_path):
-    return Asking(tmp_path / "ask-stacks", "here")
+def requests(tmp_path):
+    return StackRequests(tmp_path / "ask-stacks", "here")
 
 
-def wants(asking, *ranks):
-    assert asking.take(encode_request(list(ranks)))
+def wants(requests, *ranks):
+    assert requests.add(encode_request(list(ranks)))
 
 
-def test_ranks_are_asked_once_a_second_and_what_comes_meanwhile_together(asking, tmp_path):
+def test_ranks_are_asked_once_a_second_and_what_comes_meanwhile_together(requests, tmp_path):
     state, looks = a_run(), RequestFile(tmp_path / "ask-stacks")
-    wants(asking, 1)
-    assert asking.ask(state, 10.0) == looks.changed() == Asked(1, [1])
+    wants(requests, 1)
+    assert requests.ask(state, 10.0) == looks.changed() == Asked(1, [1])
     said(state, Asked(1, [1]))
     answer(state, 1, trains("a.py:1 main"))
     for r in (0, 3, 0, 99):
-        wants(asking, r)
-        assert asking.ask(state, 10.0 + EVERY_S / 2) is None
+        wants(requests, r)
+        assert requests.ask(state, 10.0 + EVERY_S / 2) is None
     assert looks.changed() is None
-    assert asking.ask(state, 10.0 + EVERY_S) == looks.changed() == Asked(2, [0, 3])
-    assert asking.ask(state, 99.0) is None
+    assert requests.ask(state, 10.0 + EVERY_S) == looks.changed() == Asked(2, [0, 3])
+    assert requests.ask(state, 99.0) is None
 
 
-def test_who_owes_an_answer_is_asked_along_and_the_dead_are_not(asking):
+def test_who_owes_an_answer_is_asked_along_and_the_dead_are_not(requests):
     state = a_run()
     said(state, Asked(1, [1]))
     apply(state, batch(Bye("finished"), rank=3))
-    wants(asking, 2, 3)
-    assert asking.ask(state, 10.0) == Asked(1, [1, 2])
-    wants(asking)
-    assert asking.ask(state, 20.0) == Asked(2, [0, 1, 2])
+    wants(requests, 2, 3)
+    assert requests.ask(state, 10.0) == Asked(1, [1, 2])
+    wants(requests)
+    assert requests.ask(state, 20.0) == Asked(2, [0, 1, 2])
 
 
-def test_nobody_left_to_ask_is_no_request(asking, tmp_path):
+def test_nobody_left_to_ask_is_no_request(requests, tmp_path):
     state = a_run(1)
     apply(state, batch(Bye("finished")))
-    wants(asking)
-    assert asking.ask(state, 10.0) is None
+    wants(requests)
+    assert requests.ask(state, 10.0) is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_request_is_not_taken(asking):
-    assert not asking.take(b"\x93garbage")
-    assert asking.ask(a_run(), 10.0) is None
+def test_what_is_no_request_is_not_taken(requests):
+    assert not requests.add(b"\x93garbage")
+    assert requests.ask(a_run(), 10.0) is None
 
 
-def test_a_stopped_process_is_found_at_once_another_after_three_seconds(asking):
+def test_a_stopped_process_is_found_at_once_another_after_three_seconds(requests):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         state = RunState("run")
         apply(state, batch(hello(2), rank=0, pid=child.pid))
         apply(state, batch(hello(2), rank=1, pid=child.pid, host="elsewhere"))
         said(state, Asked(1))
-        assert list(asking.unanswered(state, START_NS + SECOND)) == []
-        late = {u.rank: u.process for u in asking.unanswered(state, START_NS + 3 * SECOND)}
+        assert list(requests.unanswered(state, START_NS + SECOND)) == []
+        late = {u.rank: u.process for u in requests.unanswered(state, START_NS + 3 * SECOND)}
         assert late.keys() == {0, 1}
         assert late[0] in ("S", "R", "D")
         assert late[1] == ""  # whose state nobody here can tell
         os.kill(child.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, child.pid, os.WSTOPPED)
-        (found,) = asking.unanswered(state, START_NS + SECOND)
+        (found,) = requests.unanswered(state, START_NS + SECOND)
         assert found == Unanswered(0, child.pid, "T")
         said(state, found, after_s=1)
-        assert list(asking.unanswered(state, START_NS + 2 * SECOND)) == []  # said once
+        assert list(requests.unanswered(state, START_NS + 2 * SECOND)) == []  # said once
     finally:
         os.kill(child.pid, signal.SIGCONT)
         child.communicate(b"\n")

@@ -58,13 +58,13 @@ class Bound(msgspec.Struct, frozen=True, array_like=True):
     low_ns: int
     high_ns: int
 
-    def by(self, now_ns: int) -> tuple[int, int]:
+    def at(self, now_ns: int) -> tuple[int, int]:
         """The bounds at another time, widened by the possible drift."""
         drift_ns = int(DRIFT * abs(now_ns - self.at_ns))
         return self.low_ns - drift_ns, self.high_ns + drift_ns
 
 
-class Done(msgspec.Struct, frozen=True, array_like=True):
+class CompletedCall(msgspec.Struct, frozen=True, array_like=True):
     """A collective that completed on both hosts.
 
     Attributes:
@@ -83,7 +83,7 @@ class HostClock:
 
     def __init__(self) -> None:
         self._exchanges: deque[Bound] = deque(maxlen=EXCHANGES)
-        self._calls: deque[Done] = deque(maxlen=CALLS)
+        self._calls: deque[CompletedCall] = deque(maxlen=CALLS)
         self._used_ns: int | None = None
 
     def exchange(self, sent_ns: int, there_ns: int, back_ns: int) -> None:
@@ -91,7 +91,7 @@ class HostClock:
         if back_ns >= sent_ns:
             self._exchanges.append(Bound(back_ns, sent_ns - there_ns, back_ns - there_ns))
 
-    def call(self, done: Done) -> None:
+    def call(self, done: CompletedCall) -> None:
         """Adds a collective that completed on both hosts."""
         if done.bound.low_ns <= done.bound.high_ns:
             self._calls.append(done)
@@ -103,7 +103,7 @@ class HostClock:
         exchanged = sure
         calls = [call for call in self._calls if now_ns - call.bound.at_ns <= RECENT_NS]
         for call in calls:
-            low_ns, high_ns = call.bound.by(now_ns)
+            low_ns, high_ns = call.bound.at(now_ns)
             tried = (low_ns, high_ns) if sure is None else _narrowed(sure, low_ns, high_ns)
             sure = tried or sure  # ignored if contradictory: ranks may have numbered differently
         if sure is None:
@@ -111,9 +111,9 @@ class HostClock:
         close = _scatter(calls, now_ns)
         if close is not None and close[1] - close[0] < sure[1] - sure[0]:
             sure = _narrowed(sure, *close) or sure
-        return self._settle(*sure, "exchange" if sure == exchanged else "collectives")
+        return self._stable_estimate(*sure, "exchange" if sure == exchanged else "collectives")
 
-    def _settle(self, low_ns: int, high_ns: int, source: str) -> Estimate:
+    def _stable_estimate(self, low_ns: int, high_ns: int, source: str) -> Estimate:
         middle_ns, half_ns = (low_ns + high_ns) // 2, (high_ns - low_ns + 1) // 2
         if self._used_ns is None or abs(self._used_ns - middle_ns) > half_ns // 2:
             self._used_ns = middle_ns
@@ -128,7 +128,7 @@ class HostClock:
 
 def _common(bounds: Iterable[Bound], now_ns: int) -> tuple[int, int] | None:
     """Intersection of the bounds; None if it is empty or there are none."""
-    wide = [bound.by(now_ns) for bound in bounds]
+    wide = [bound.at(now_ns) for bound in bounds]
     if not wide:
         return None
     low_ns, high_ns = max(low for low, _ in wide), min(high for _, high in wide)
@@ -140,7 +140,7 @@ def _narrowed(known: tuple[int, int], low_ns: int, high_ns: int) -> tuple[int, i
     return (low_ns, high_ns) if low_ns <= high_ns else None
 
 
-def _scatter(calls: Sequence[Done], now_ns: int) -> tuple[int, int] | None:
+def _scatter(calls: Sequence[CompletedCall], now_ns: int) -> tuple[int, int] | None:
     """Estimated range of the offset, around the median of completion differences."""
     if len(calls) < FEWEST_CALLS:
         return None
@@ -152,7 +152,7 @@ def _scatter(calls: Sequence[Done], now_ns: int) -> tuple[int, int] | None:
     return int(middle - wide), int(middle + wide)
 
 
-def _tells(kind: CallSignature | Collective, seq: int) -> bool:
+def _is_used(kind: CallSignature | Collective, seq: int) -> bool:
     """Whether to use a call: of large groups only some, the same ones on all ranks."""
     return kind.op in NEED_ALL and seq % (kind.ranks // MANY_RANKS + 1) == 0
 
@@ -185,13 +185,13 @@ class Clocks:
         """Adds a message exchange with a host's hub; see `HostClock.exchange`."""
         self._clock(host).exchange(sent_ns, there_ns, back_ns)
 
-    def hear(self, host: str, rank: int, records: Iterable[AnyRecord]) -> None:
+    def observe(self, host: str, rank: int, records: Iterable[AnyRecord]) -> None:
         """Adds the collectives among a rank's records, in times of its own host's clock."""
         for record in records:
             if isinstance(record, Calls):
-                for call in unpack(record, _tells):
+                for call in unpack(record, _is_used):
                     self._call(host, rank, call)
-            elif isinstance(record, Collective) and _tells(record, record.seq):
+            elif isinstance(record, Collective) and _is_used(record, record.seq):
                 self._call(host, rank, record)
 
     def estimate(self, host: str, now_ns: int) -> Estimate | None:
@@ -221,9 +221,9 @@ class Clocks:
             seen.last_ns[host] = max(seen.last_ns.get(host, done_ns), done_ns)
         if len(seen.ranks) >= record.ranks:
             del self._open[key]
-            self._whole(seen)
+            self._on_complete(seen)
 
-    def _whole(self, seen: _Seen) -> None:
+    def _on_complete(self, seen: _Seen) -> None:
         done_ns, entered_ns = seen.done_ns.get(self.here), seen.entered_ns.get(self.here)
         if done_ns is None or entered_ns is None:
             return
@@ -233,4 +233,4 @@ class Clocks:
                 continue
             bound = Bound(done_ns, entered_ns - done_there_ns, done_ns - seen.entered_ns[host])
             within_ns = max(spread_ns, seen.last_ns[host] - done_there_ns)
-            self._clock(host).call(Done(bound, done_ns - done_there_ns, within_ns))
+            self._clock(host).call(CompletedCall(bound, done_ns - done_there_ns, within_ns))

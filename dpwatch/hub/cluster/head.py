@@ -18,7 +18,7 @@ import zmq
 
 from dpwatch.hub.cluster.clock_rebase import shift_state, shifted_batch
 from dpwatch.hub.cluster.clock_sync import Clocks, Estimate
-from dpwatch.hub.cluster.zap_handler import Doorkeeper
+from dpwatch.hub.cluster.zap_handler import CurveAuthenticator
 from dpwatch.run.state.encoding import decode as decode_state
 from dpwatch.run.state.run_state import RunState
 from dpwatch.runtime.curve_keys import Keys
@@ -38,7 +38,7 @@ TURN = 2048
 _log = logging.getLogger("dpwatch.hub")
 
 
-class Taker(Protocol):
+class FrameSink(Protocol):
     """Receives other hosts' frames and states: the hub."""
 
     def take_frame(self, batch: Batch) -> None:
@@ -65,7 +65,7 @@ class Node:
 
 
 class Head:
-    """Accepts other hosts' hubs. Poll `sockets`, and call `take` when one of them is ready.
+    """Accepts other hosts' hubs. Poll `sockets`, and call `receive` when one of them is ready.
 
     Raises:
         zmq.ZMQError: `endpoint` can't be bound.
@@ -76,21 +76,21 @@ class Head:
         context: zmq.Context[Any],
         endpoint: str,
         keys: Keys,
-        taker: Taker,
+        sink: FrameSink,
         *,
         run_id: str,
         host: str,
         known: Iterable[Host] = (),
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._door = Doorkeeper(context, [keys.client.public])
+        self._authenticator = CurveAuthenticator(context, [keys.client.public])
         try:
             self._socket = join.head_socket(context, endpoint, keys)
         except zmq.ZMQError:
-            self._door.close()
+            self._authenticator.close()
             raise
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._taker = taker
+        self._sink = sink
         self._run_id, self._host = run_id, host
         self._clock = clock
         self._clocks = Clocks(host)
@@ -103,11 +103,11 @@ class Head:
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
         """Sockets to poll."""
-        return self._door.socket, self._socket
+        return self._authenticator.socket, self._socket
 
-    def take(self) -> None:
+    def receive(self) -> None:
         """Authenticates connections and handles messages."""
-        self._door.take()
+        self._authenticator.receive()
         for _ in range(TURN):
             try:
                 identity, header, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
@@ -122,10 +122,10 @@ class Head:
         for node in self._by_identity.values():
             self._send(node.identity, join.Ask(asked.number, asked.ranks))
 
-    def hear(self, batch: Batch) -> None:
+    def sync_clocks(self, batch: Batch) -> None:
         """Uses the collectives in a frame of this host's ranks to sync clocks."""
         if self._nodes:
-            self._clocks.hear(self._host, batch.rank, batch.records)
+            self._clocks.observe(self._host, batch.rank, batch.records)
 
     def forget_states(self) -> None:
         """Requests every node's state again, since the state here was replaced."""
@@ -137,7 +137,7 @@ class Head:
         node = self._nodes.get(host)
         return node is None or self._clock() - node.heard_ns >= at_least_ns
 
-    def told(self) -> list[Host]:
+    def host_records(self) -> list[Host]:
         """Records about the other hosts, for viewers."""
         return [
             Host(
@@ -155,7 +155,7 @@ class Head:
     def close(self) -> None:
         """Closes the sockets."""
         self._socket.close()
-        self._door.close()
+        self._authenticator.close()
 
     def _read(self, identity: bytes, said: join.AnyMessage | None, parts: list[bytes]) -> None:
         if isinstance(said, join.Here):
@@ -170,7 +170,7 @@ class Head:
                 self._clocks.exchange(node.host, said.sent_ns, said.here_ns, node.heard_ns)
                 node.estimate = self._clocks.estimate(node.host, node.heard_ns)
                 if node.number is None and node.asked_ns is None:
-                    self._ask(node)
+                    self._request_state(node)
             case join.Frame() if len(parts) == 1:
                 self._frame(node, said.number, parts[0])
             case join.State():
@@ -191,7 +191,7 @@ class Head:
             node = self._nodes[said.host] = self._by_identity[identity] = fresh
         node.heard_ns = self._clock()
         if node.estimate is not None and node.number != said.frames:
-            self._ask(node)
+            self._request_state(node)
         else:
             self._send(identity, join.Time(self._token, self._clock(), want_state=False))
 
@@ -209,7 +209,7 @@ class Head:
             return f"it has {MOST_NODES} hosts already"
         return ""
 
-    def _ask(self, node: Node) -> None:
+    def _request_state(self, node: Node) -> None:
         """Requests the time, and also the state unless that was requested recently."""
         now_ns = self._clock()
         want = node.asked_ns is None or now_ns - node.asked_ns >= ASK_NS
@@ -222,7 +222,7 @@ class Head:
             return
         if number > node.number + 1:
             node.number = None  # its state includes what is missing
-            self._ask(node)
+            self._request_state(node)
             return
         node.number = number
         try:
@@ -233,17 +233,17 @@ class Head:
         if batch.host != node.host:
             return
         if batch.rank == HUB_RANK:
-            self._of_hub(node.estimate, batch)
+            self._hub_frame(node.estimate, batch)
             return
-        self._clocks.hear(node.host, batch.rank, batch.records)
-        self._taker.take_frame(shifted_batch(batch, node.estimate.offset_ns, time.time_ns()))
+        self._clocks.observe(node.host, batch.rank, batch.records)
+        self._sink.take_frame(shifted_batch(batch, node.estimate.offset_ns, time.time_ns()))
 
-    def _of_hub(self, estimate: Estimate, batch: Batch) -> None:
+    def _hub_frame(self, estimate: Estimate, batch: Batch) -> None:
         """Takes only `Unanswered` records from a node's hub; others are for its own viewers."""
         found = [record for record in batch.records if isinstance(record, Unanswered)]
         if found:
             batch = msgspec.structs.replace(batch, records=found)
-            self._taker.take_frame(shifted_batch(batch, estimate.offset_ns, time.time_ns()))
+            self._sink.take_frame(shifted_batch(batch, estimate.offset_ns, time.time_ns()))
 
     def _state(self, node: Node, frames: int, parts: list[bytes]) -> None:
         if node.estimate is None or len(parts) > join.MOST_PARTS:
@@ -256,7 +256,7 @@ class Head:
         node.number, node.asked_ns = frames, None
         node.states += 1
         shift_state(part, node.estimate.offset_ns)
-        self._taker.take_state(node.host, part)
+        self._sink.take_state(node.host, part)
 
     def _send(self, identity: bytes, message: join.AnyMessage) -> None:
         try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import zmq
 
-from dpwatch.hub.cluster.head import Head, Taker
+from dpwatch.hub.cluster.head import FrameSink, Head
 from dpwatch.hub.cluster.node import Uplink
 from dpwatch.runtime.curve_keys import Keys, KeysError, keys_path, load_keys
 from dpwatch.runtime.launcher_env import HeadPlace, head_place, is_loopback, local_address
@@ -24,12 +24,12 @@ NO_KEYS = "ranks on other hosts are not shown: create keys with dpwatch keys"
 _log = logging.getLogger("dpwatch.hub")
 
 
-class Joining:
+class Membership:
     """A hub's membership in a run over several hosts; does nothing on one host.
 
     Args:
         context: ZeroMQ context.
-        taker: Receives other hosts' frames and states.
+        sink: Receives other hosts' frames and states.
         run_id: The run.
         host: This host's name.
         frames: Returns the number of the hub's last frame.
@@ -42,7 +42,7 @@ class Joining:
     def __init__(
         self,
         context: zmq.Context[Any],
-        taker: Taker,
+        sink: FrameSink,
         *,
         run_id: str,
         host: str,
@@ -53,7 +53,7 @@ class Joining:
         env: Mapping[str, str] = os.environ,
     ) -> None:
         self._context = context
-        self._taker = taker
+        self._sink = sink
         self._run_id, self._host = run_id, host
         self._known = list(known)
         self._address = ""
@@ -85,7 +85,7 @@ class Joining:
             _log.warning("%s", self._trouble)
 
     @property
-    def over_hosts(self) -> bool:
+    def is_multi_host(self) -> bool:
         """Whether the run has other hosts."""
         return self._place is not None or bool(self._trouble)
 
@@ -96,32 +96,32 @@ class Joining:
             return self.head.sockets
         return (self.uplink.socket,) if self.uplink is not None else ()
 
-    def take(self) -> None:
+    def receive(self) -> None:
         """Handles messages once a socket is ready."""
         if self.head is not None:
-            self.head.take()
+            self.head.receive()
         elif self.uplink is not None:
-            self.uplink.take()
+            self.uplink.receive()
 
     def tick(self) -> list[AnyRecord]:
         """Call once a second. Returns records on the membership, for viewers; none on one host."""
-        if not self.over_hosts:
+        if not self.is_multi_host:
             return []
         if self._place is None or self._keys is None:
             return [Joined("alone", note=self._trouble)]
         if self.uplink is not None:
             self.uplink.tick()
-            return [self.uplink.told()]
+            return [self.uplink.joined_record()]
         if self.head is None:
             self._bind(self._place, self._keys)
         if self.head is None:
             return [Joined("alone", self._place.address, note=self._trouble)]
-        return [Joined("head", self._place.address, connected=True), *self.head.told()]
+        return [Joined("head", self._place.address, connected=True), *self.head.host_records()]
 
-    def hear(self, batch: Batch) -> None:
+    def sync_clocks(self, batch: Batch) -> None:
         """Takes a frame of this host's ranks, to sync clocks."""
         if self.head is not None:
-            self.head.hear(batch)
+            self.head.sync_clocks(batch)
 
     def forward(self, number: int, frame: bytes, *, of_rank: bool) -> None:
         """Forwards a frame, applied to this hub's state, to the head."""
@@ -143,9 +143,9 @@ class Joining:
         return self.head is not None and self.head.silent(host, at_least_ns)
 
     @property
-    def owes(self) -> bool:
+    def has_unconfirmed(self) -> bool:
         """Whether a head that was connected lacks some of this hub's frames."""
-        return self.uplink is not None and self.uplink.owes
+        return self.uplink is not None and self.uplink.has_unconfirmed
 
     def close(self) -> None:
         """Closes all connections."""
@@ -163,7 +163,7 @@ class Joining:
                 self._context,
                 f"tcp://{name}:{place.port}",
                 keys,
-                self._taker,
+                self._sink,
                 run_id=self._run_id,
                 host=self._host,
                 known=self._known,

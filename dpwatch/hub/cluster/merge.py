@@ -40,16 +40,16 @@ def merge(state: RunState, part: RunState, host: str) -> None:
             state.ranks[r] = rank
     state.update_world_size()
     state.recount()
-    _take_ops(state, part)
+    _merge_ops(state, part)
     for key, route in part.routes.items():
         if route.rank in ours:
             known_route = state.routes.get(key)
             if known_route is not None:
-                route.by_step = _joined(known_route.by_step, route.by_step)
+                route.by_step = _merged_tallies(known_route.by_step, route.by_step)
             state.routes[key] = route
     if ours.keys() == news:  # otherwise some of these losses are in the sums already
-        _take_losses(state, part)
-    _take_arrivals(state, part)
+        _merge_losses(state, part)
+    _merge_arrivals(state, part)
     state.output.merge(part.output, ours.keys(), max(state.world_size, len(state.ranks)))
     if part.start_ns is not None:
         state.start_ns = min(state.start_ns or part.start_ns, part.start_ns)
@@ -82,14 +82,14 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     rank.progress_ns = max(rank.progress_ns, known.progress_ns)
     rank.ended_ns = rank.ended_ns or known.ended_ns
     rank.exited_ns = rank.exited_ns or known.exited_ns
-    rank.dump = _newer(known.dump, rank.dump)
+    rank.dump = _merged_dump(known.dump, rank.dump)
     if rank.good_loss is None:
         rank.good_loss = known.good_loss
     rank.left = known.left if rank.left is None else rank.left
     rank.shifts = rank.shifts | known.shifts
     rank.generations = rank.generations | known.generations
     for key, by_step in known.peers.items():
-        rank.peers[key] = _joined(by_step, rank.peers.get(key, ByStep()))
+        rank.peers[key] = _merged_tallies(by_step, rank.peers.get(key, ByStep()))
     for device, lane in known.lanes.items():
         fresh = rank.lanes.get(device)
         if fresh is None:
@@ -99,7 +99,7 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     rank.lanes = dict(sorted(rank.lanes.items()))
 
 
-def _newer(known: StackDump, told: StackDump) -> StackDump:
+def _merged_dump(known: StackDump, told: StackDump) -> StackDump:
     """The later answer, with the head's own request state."""
     stacks = max(
         (each for each in (known.stacks, told.stacks) if each is not None),
@@ -111,13 +111,13 @@ def _newer(known: StackDump, told: StackDump) -> StackDump:
 
 def _keep_lane(known: LaneState, lane: LaneState) -> None:
     lane.steps = max(lane.steps, known.steps)
-    lane.recent = _later(known.recent, lane.recent, lane.device)
-    lane.step_ms = _longer(known.step_ms, lane.step_ms)
-    lane.peak_bytes = _longer(known.peak_bytes, lane.peak_bytes)
+    lane.recent = _merged_window(known.recent, lane.recent, lane.device)
+    lane.step_ms = _merged_curve(known.step_ms, lane.step_ms)
+    lane.peak_bytes = _merged_curve(known.peak_bytes, lane.peak_bytes)
     if lane.held_from in ("", known.held_from):
         lane.held_from = known.held_from
-        lane.held_bytes = _longer(known.held_bytes, lane.held_bytes)
-        lane.held_samples = _longer(known.held_samples, lane.held_samples)
+        lane.held_bytes = _merged_curve(known.held_bytes, lane.held_bytes)
+        lane.held_samples = _merged_curve(known.held_samples, lane.held_samples)
     lane.memory = lane.memory or known.memory
     lane.gpu = lane.gpu or known.gpu
     source = lane.memory.source if lane.memory else ""
@@ -126,12 +126,12 @@ def _keep_lane(known: LaneState, lane: LaneState) -> None:
     ]
     lane.highest = max(highest, key=lambda each: each.peak_bytes, default=None)
     for key, by_step in known.calls.items():
-        lane.calls[key] = _joined(by_step, lane.calls.get(key, ByStep()))
+        lane.calls[key] = _merged_tallies(by_step, lane.calls.get(key, ByStep()))
     lane.late_calls = {**known.late_calls, **lane.late_calls}
     lane.late = lane.late if lane.late.tallies else known.late
 
 
-def _longer(known: _Curve, curve: _Curve) -> _Curve:
+def _merged_curve(known: _Curve, curve: _Curve) -> _Curve:
     """The curve that starts earlier, extended by the end of the other one."""
     if not known.steps or (curve.steps and curve.steps[0] <= known.steps[0]):
         return curve
@@ -142,7 +142,7 @@ def _longer(known: _Curve, curve: _Curve) -> _Curve:
     return known
 
 
-def _later(known: Window, window: Window, device: int) -> Window:
+def _merged_window(known: Window, window: Window, device: int) -> Window:
     """The steps of both windows, limited to the latest."""
     steps = window.steps(device)
     joined = Window()
@@ -152,7 +152,7 @@ def _later(known: Window, window: Window, device: int) -> Window:
     return joined
 
 
-def _joined(known: ByStep, fresh: ByStep) -> ByStep:
+def _merged_tallies(known: ByStep, fresh: ByStep) -> ByStep:
     """Tallies of both; for a step in both, the one with more calls, and the longer wait.
 
     Only the head knows how long ranks waited for those of other hosts.
@@ -169,7 +169,7 @@ def _joined(known: ByStep, fresh: ByStep) -> ByStep:
     return joined
 
 
-def _take_ops(state: RunState, part: RunState) -> None:
+def _merge_ops(state: RunState, part: RunState) -> None:
     for key, op in part.ops.items():
         known = state.ops.get(key)
         if known is None:
@@ -181,12 +181,12 @@ def _take_ops(state: RunState, part: RunState) -> None:
         known.timed_late = known.timed_late or op.timed_late
 
 
-def _take_losses(state: RunState, part: RunState) -> None:
+def _merge_losses(state: RunState, part: RunState) -> None:
     for step, entry in part.losses.items():
         state.add_loss(step, entry.total, entry.count)
 
 
-def _take_arrivals(state: RunState, part: RunState) -> None:
+def _merge_arrivals(state: RunState, part: RunState) -> None:
     """Adds the other hub's open calls, unless they are completed here."""
     latest = {group: calls[-1].seq for group, calls in state.arrivals.matched.items() if calls}
     entered: list[tuple[int, Calls | Collective]] = [

@@ -28,7 +28,7 @@ _log = logging.getLogger("dpwatch.hub")
 class Uplink:
     """A node's connection to its run's head.
 
-    Poll `socket`, and call `take` when it is ready.
+    Poll `socket`, and call `receive` when it is ready.
 
     Args:
         context: ZeroMQ context.
@@ -79,7 +79,7 @@ class Uplink:
         return self._heard is not None and self._clock() - self._heard <= SILENT_S
 
     @property
-    def owes(self) -> bool:
+    def has_unconfirmed(self) -> bool:
         """Whether a head that was connected lacks some of this hub's frames."""
         return self._heard is not None and self._confirmed < self._latest
 
@@ -99,7 +99,7 @@ class Uplink:
             self.following = self._send(join.Frame(number), frame)
             self._sent = number if self.following else self._sent
 
-    def take(self) -> None:
+    def receive(self) -> None:
         """Handles messages of the head."""
         while True:
             try:
@@ -145,7 +145,7 @@ class Uplink:
             return False
         return True
 
-    def told(self) -> Joined:
+    def joined_record(self) -> Joined:
         """Record on the connection, for viewers."""
         address = self._head.address
         if self._refusal:

@@ -20,10 +20,10 @@ _CURVE = b"CURVE"
 _log = logging.getLogger("dpwatch.hub")
 
 
-class Doorkeeper:
+class CurveAuthenticator:
     """Admits only clients with known public keys.
 
-    Create it before binding the guarded socket, poll `socket`, and call `take` when it is ready.
+    Create it before binding the guarded socket, poll `socket`, and call `receive` when it is ready.
 
     Args:
         context: Context of the guarded socket.
@@ -37,7 +37,7 @@ class Doorkeeper:
         self.refused = 0
         self._known = frozenset(known)
 
-    def take(self) -> None:
+    def receive(self) -> None:
         """Answers pending requests."""
         while True:
             try:
@@ -49,7 +49,7 @@ class Doorkeeper:
             code, text = (b"200", b"OK") if known else (b"400", b"unknown key")
             self.socket.send_multipart([_VERSION, number, code, text, b"", b""])
             if not known:
-                self._tell(request)
+                self._log_refusal(request)
 
     def _is_known(self, request: list[bytes]) -> bool:
         if len(request) != _FIELDS or request[0] != _VERSION or request[5] != _CURVE:
@@ -57,7 +57,7 @@ class Doorkeeper:
         key = request[6]
         return len(key) == 32 and zmq.utils.z85.encode(key).decode("ascii") in self._known
 
-    def _tell(self, request: list[bytes]) -> None:
+    def _log_refusal(self, request: list[bytes]) -> None:
         self.refused += 1
         if self.refused & (self.refused - 1) == 0:  # the 1st, 2nd, 4th, … so the log stays small
             address = request[3].decode("ascii", "replace") if len(request) > 3 else "?"
