@@ -1,4 +1,4 @@
-"""What a killed hub leaves to its successor."""
+"""Checkpoints of a killed hub, and how its successor restores them."""
 
 import os
 import stat
@@ -18,7 +18,7 @@ class Clock:
 
 @pytest.fixture
 def running():
-    """A run of a process that lives."""
+    """A run of a living process."""
     return played([batch(hello(), step(0), pid=os.getpid())])
 
 
@@ -30,7 +30,7 @@ def kept(path, state):
     return checkpoint
 
 
-def test_a_successor_goes_on_from_it(tmp_path, running):
+def test_a_successor_continues_from_the_checkpoint(tmp_path, running):
     checkpoint = kept(tmp_path / "state", running)
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o600
     restored = checkpoint.restore("run", "here", START_NS + 5)
@@ -38,7 +38,7 @@ def test_a_successor_goes_on_from_it(tmp_path, running):
     assert restored.ranks[0].seen_ns == START_NS + 5  # not silent for as long as there was no hub
 
 
-def test_nothing_is_left_of_another_run_or_of_one_that_is_over(tmp_path, running):
+def test_other_runs_and_finished_runs_are_not_restored(tmp_path, running):
     checkpoint = kept(tmp_path / "state", running)
     assert checkpoint.restore("another", "here", 0) is None
     assert checkpoint.restore("run", "there", 0) is None  # these processes are not of this host
@@ -47,12 +47,12 @@ def test_nothing_is_left_of_another_run_or_of_one_that_is_over(tmp_path, running
 
 
 @pytest.mark.parametrize("content", [b"", b"\xc1", b"\x91" * 5000, b"\x92\x01\xc0"])
-def test_a_broken_file_is_none(tmp_path, content):
+def test_an_invalid_file_is_ignored(tmp_path, content):
     (tmp_path / "state").write_bytes(content)
     assert Checkpoint(tmp_path / "state").restore("run", "here", 0) is None
 
 
-def test_it_is_written_now_and_then(tmp_path, running):
+def test_checkpoints_are_written_at_intervals(tmp_path, running):
     clock = Clock()
     checkpoint = Checkpoint(tmp_path / "state", clock)
     checkpoint.save(running)
@@ -62,7 +62,7 @@ def test_it_is_written_now_and_then(tmp_path, running):
     assert (tmp_path / "state").exists()
 
 
-def test_a_state_that_can_not_be_written_costs_nothing(tmp_path, running):
+def test_a_failed_write_does_not_raise(tmp_path, running):
     clock = Clock()
     checkpoint = Checkpoint(tmp_path / "missing" / "state", clock)
     clock.now_s = EVERY_S
@@ -70,7 +70,7 @@ def test_a_state_that_can_not_be_written_costs_nothing(tmp_path, running):
     checkpoint.save(running)
 
 
-def test_a_state_that_takes_too_long_to_write_is_not_left_to_grow_old(tmp_path, running):
+def test_a_slow_write_stops_checkpoints_and_removes_the_file(tmp_path, running):
     class Slow(Clock):
         def __call__(self):
             self.now_s += LONGEST_S

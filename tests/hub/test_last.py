@@ -1,4 +1,4 @@
-"""Runs that are over, kept when their hubs have gone."""
+"""Finished runs, kept after their hubs have exited."""
 
 import os
 import stat
@@ -26,7 +26,7 @@ def names(views):
     return {found.run.run_id for found in views}
 
 
-def test_a_run_looks_as_it_did_when_its_hub_was_there(private_runtime):
+def test_a_kept_run_looks_as_it_did_live(private_runtime):
     state = a_run()
     last.save(private_runtime, state)
     (found,) = last_runs()
@@ -58,7 +58,7 @@ def test_the_newest_are_kept(private_runtime):
     assert names(last_runs()) == {f"run.{n}" for n in range(3, last.MOST + 3)}
 
 
-def test_a_directory_that_goes_with_its_last_run_keeps_nothing(tmp_path):
+def test_a_fallback_directory_keeps_nothing(tmp_path):
     place = tmp_path / f"{FALLBACK}1"
     place.mkdir()
     last.save(place, a_run())
@@ -66,7 +66,7 @@ def test_a_directory_that_goes_with_its_last_run_keeps_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xc1", b"\x92\x01\xc0", b"\x92\xff\xc0"])
-def test_what_makes_no_sense_is_left_out(private_runtime, content):
+def test_invalid_files_are_left_out(private_runtime, content):
     last.save(private_runtime, a_run("good"))
     (private_runtime / FOLDER / "bad").write_bytes(content)
     os.mkfifo(private_runtime / FOLDER / "pipe")
@@ -81,7 +81,7 @@ def test_a_folder_that_others_may_read_is_not_used(private_runtime):
     assert not (private_runtime / FOLDER / "another").exists()
 
 
-def test_runs_that_live_and_runs_that_are_over_by_when_they_began(private_runtime):
+def test_live_and_kept_runs_are_ordered_by_start(private_runtime):
     old, new = (view(a_run(name, at), "closed") for name, at in (("old", 1.0), ("new", 9e9)))
     with serving() as hub, rank(hub.place) as send, watching(kept=[old, new], most=2) as watcher:
         send(batch(hello(), step(0), pid=os.getpid()))

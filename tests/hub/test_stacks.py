@@ -1,4 +1,4 @@
-"""Stacks on demand, the hub's part: who is asked, what is kept, what people see."""
+"""Stacks on demand, the hub's part: requests, what is kept and what is shown."""
 
 import os
 import signal
@@ -50,7 +50,7 @@ def answer(state, r, *threads, asked=1, after_s=0.5):
     apply(state, batch(Stacks(asked, now, list(threads)), rank=r, now_ns=now))
 
 
-def test_nothing_is_shown_before_somebody_asks():
+def test_no_stacks_are_shown_before_a_request():
     assert view(a_run()).stacks == ()
 
 
@@ -78,7 +78,7 @@ def test_an_answer_is_shown_with_its_age():
         ("?", "it is stopped, or native code holds the GIL"),
     ],
 )
-def test_a_rank_that_does_not_answer_is_told_with_the_reason(process, words):
+def test_a_rank_that_does_not_answer_is_shown_with_the_reason(process, words):
     state = a_run()
     said(state, Asked(1))
     said(state, Unanswered(1, 1001, process), after_s=4)
@@ -91,7 +91,7 @@ def test_a_rank_that_does_not_answer_is_told_with_the_reason(process, words):
     assert (stack_views(state)[1].standing, stack_views(state)[1].why) == ("answered", "")
 
 
-def test_asked_again_without_an_answer_the_wait_goes_on():
+def test_repeated_requests_do_not_restart_the_wait():
     state = a_run()
     said(state, Asked(1), after_s=0)
     said(state, Asked(2), after_s=3)
@@ -103,14 +103,14 @@ def test_asked_again_without_an_answer_the_wait_goes_on():
     assert stack_views(state)[0].standing == "answered"
 
 
-def test_an_answer_to_a_killed_hubs_request_is_none_to_its_successors():
+def test_an_answer_to_a_killed_hub_does_not_answer_its_successor():
     state = a_run(1)
     answer(state, 0, trains("a.py:1 main"), asked=7)
     said(state, Asked(1), after_s=1)
     assert stack_views(state)[0].standing == "awaited"
 
 
-def test_what_is_said_of_another_process_is_not_this_ones():
+def test_a_report_on_another_process_is_ignored():
     state = a_run()
     said(state, Asked(1))
     said(state, Unanswered(0, 99, "T"), after_s=4)
@@ -118,7 +118,7 @@ def test_what_is_said_of_another_process_is_not_this_ones():
     assert stack_views(state)[0].standing == "awaited"
 
 
-def test_a_rank_that_has_ended_is_not_asked_and_says_so():
+def test_an_ended_rank_is_not_asked_and_shown_as_ended():
     state = a_run(1)
     apply(state, batch(Bye("failed", "x")))
     said(state, Asked(1))
@@ -152,7 +152,7 @@ def seen_all(state):
     return stack_views(state)
 
 
-def test_ranks_at_the_same_stack_stand_together():
+def test_ranks_with_equal_stacks_are_grouped():
     state = a_run(6)
     said(state, Asked(1, [0, 1, 2, 3, 4]))
     for r in (0, 1, 3):
@@ -169,7 +169,7 @@ def test_ranks_at_the_same_stack_stand_together():
     assert found[0].frames == ("a.py:1 main", "dist.py:9 all_reduce")
 
 
-def test_a_rank_whose_training_thread_has_ended_says_so():
+def test_a_rank_whose_training_thread_has_ended_is_shown_so():
     state = a_run(1)
     said(state, Asked(1))
     answer(state, 0, other())
@@ -178,7 +178,7 @@ def test_a_rank_whose_training_thread_has_ended_says_so():
     assert "rank 0: its training thread has ended" in run_text(view(state))
 
 
-def test_silent_ranks_stand_together_however_long_each_is_silent():
+def test_silent_ranks_are_grouped_however_long_each_is_silent():
     state = a_run(3)
     said(state, Asked(1, [0]), after_s=0)
     said(state, Asked(2, [1, 2]), after_s=2)
@@ -231,7 +231,7 @@ def wants(requests, *ranks):
     assert requests.add(encode_request(list(ranks)))
 
 
-def test_ranks_are_asked_once_a_second_and_what_comes_meanwhile_together(requests, tmp_path):
+def test_ranks_are_asked_once_a_second_with_combined_requests(requests, tmp_path):
     state, looks = a_run(), RequestFile(tmp_path / "ask-stacks")
     wants(requests, 1)
     assert requests.ask(state, 10.0) == looks.changed() == Asked(1, [1])
@@ -245,7 +245,7 @@ def test_ranks_are_asked_once_a_second_and_what_comes_meanwhile_together(request
     assert requests.ask(state, 99.0) is None
 
 
-def test_who_owes_an_answer_is_asked_along_and_the_dead_are_not(requests):
+def test_ranks_without_an_answer_are_asked_again_unless_dead(requests):
     state = a_run()
     said(state, Asked(1, [1]))
     apply(state, batch(Bye("finished"), rank=3))
@@ -255,7 +255,7 @@ def test_who_owes_an_answer_is_asked_along_and_the_dead_are_not(requests):
     assert requests.ask(state, 20.0) == Asked(2, [0, 1, 2])
 
 
-def test_nobody_left_to_ask_is_no_request(requests, tmp_path):
+def test_no_request_is_written_without_living_ranks(requests, tmp_path):
     state = a_run(1)
     apply(state, batch(Bye("finished")))
     wants(requests)
@@ -263,12 +263,12 @@ def test_nobody_left_to_ask_is_no_request(requests, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_request_is_not_taken(requests):
+def test_an_invalid_request_is_refused(requests):
     assert not requests.add(b"\x93garbage")
     assert requests.ask(a_run(), 10.0) is None
 
 
-def test_a_stopped_process_is_found_at_once_another_after_three_seconds(requests):
+def test_a_stopped_process_is_found_at_once_others_after_three_seconds(requests):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         state = RunState("run")
@@ -291,7 +291,7 @@ def test_a_stopped_process_is_found_at_once_another_after_three_seconds(requests
         child.communicate(b"\n")
 
 
-def test_viewers_ask_over_the_wire_and_late_ones_see_the_answer():
+def test_viewers_request_stacks_and_later_ones_see_the_answer():
     with serving() as hub, a_rank(hub.place) as send, watching() as watcher:
         looks = RequestFile(hub.place.stacks_file)
         send(batch(hello(2), rank=0))
@@ -318,7 +318,7 @@ def answered(snapshot):
     return bool(snapshot.runs) and any(e.standing == "answered" for e in snapshot.runs[0].stacks)
 
 
-def test_a_request_that_cannot_be_passed_on_harms_nobody(monkeypatch):
+def test_a_request_that_cannot_be_written_is_dropped(monkeypatch):
     def full(*_):
         raise OSError("no space left")
 

@@ -1,6 +1,6 @@
-"""The reference for what is booked together: each call into the sums by itself, as it comes.
+"""Reference implementation of adding calls to the sums: one by one, as they arrive.
 
-Plain Python, call by call, so that it can be checked by reading it.
+It is plain Python, so that it can be checked by reading it.
 """
 
 from dpwatch.plan.traffic import wire_bytes
@@ -31,11 +31,11 @@ from dpwatch.wire.messages import Collective, Duration
 
 
 class OneByOne:
-    """A run's state that takes in one call after the other.
+    """A run's state that adds calls one by one.
 
     Attributes:
-        open: By place, what each rank called, of calls that wait for ranks.
-        given_up: How many more there were than are kept.
+        open: Calls that wait for ranks: by position, each rank's call.
+        given_up: Number of open calls dropped to stay within the limit.
     """
 
     def __init__(self):
@@ -44,7 +44,7 @@ class OneByOne:
         self.given_up = 0
 
     def apply(self, frame):
-        """Takes in a frame: its calls here, all else as the product does, and at once."""
+        """Applies a frame: its calls here, everything else with the product's code."""
         records = list(unpack(frame.records))
         known = self.state.ranks.get(frame.rank)
         apply(self.state, replaced(frame, [r for r in records if not late_or_call(r)]))
@@ -115,7 +115,7 @@ class OneByOne:
             self.wait(entered)
 
     def wait(self, entered):
-        """Who came last, and how long each of the others waited for that one."""
+        """Records the last arrival, and how long each other rank waited for it."""
         state = self.state
         hosts = {state.ranks[r].host for r in entered if r in state.ranks}
         issued_ns = [each.issued_ns for each in entered.values()]
@@ -152,7 +152,7 @@ class OneByOne:
         )
 
     def finish(self):
-        """The state, with what is open in it as the product keeps it."""
+        """The state, with open calls in the product's format."""
         kinds = Kinds()
         each = [(r, call) for entered in self.open.values() for r, call in entered.items()]
         self.state.arrivals.open = open_calls(table_of(each, kinds), kinds.all)
@@ -164,6 +164,6 @@ def late_or_call(record):
 
 
 def replaced(frame, records):
-    """A frame with other records, which counts as many as it has."""
+    """A frame with other records but the same counts."""
     values = {name: getattr(frame, name) for name in frame.__struct_fields__}
     return type(frame)(**values | {"records": records})
