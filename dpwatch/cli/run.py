@@ -276,9 +276,9 @@ def _writable(name: str | None) -> Path | None:
 
 def _tell(runs: Sequence[Run], target: Path | None, *, quiet: bool, watched: bool) -> None:
     from dpwatch.cli.output import json_text, report
-    from dpwatch.run.derive.titles import told_apart
+    from dpwatch.run.derive.titles import with_unique_titles
 
-    runs = told_apart(runs)
+    runs = with_unique_titles(runs)
     if target is not None:
         target.write_text(json_text(runs) + "\n")
     if quiet or not watched:

@@ -1,1 +1,1 @@
-"""The per-host side that takes in records, keeps a run's state and hands it to viewers."""
+"""The hub process: receives records, keeps a run's state and serves it to viewers."""

@@ -1,4 +1,4 @@
-"""`python -m dpwatch.hub [--detach] RUN_DIR`: the hub process. Probes and commands start it."""
+"""`python -m dpwatch.hub [--detach] RUN_DIR`: the hub process, started by probes and commands."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def detach() -> None:
-    """Leaves the starter: a child in a session of its own goes on, this process ends.
+    """Continues in a child in its own session, and ends this process.
 
-    Before anything is imported that takes time, so that who waits for us waits little.
+    Called before any slow import, so that the starter waits only briefly.
     """
     if os.fork():
         os._exit(0)
@@ -18,7 +18,7 @@ def detach() -> None:
 
 
 def compute_on_one_thread() -> None:
-    """Before numpy is imported: its OpenBLAS starts a thread for each core, and a hub uses none."""
+    """Keeps numpy's OpenBLAS from starting a thread per core. Call before numpy is imported."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 

@@ -1,7 +1,7 @@
-"""A hub's state on disk, for its successor: a hub that is killed takes little of the run with it.
+"""Saves a hub's state to disk, so that its successor can continue if it is killed.
 
-Written now and then beside the sockets, so in memory where the runtime directory is. What came
-after the last writing is missed, and counted by the gaps in the ranks' numbers.
+The file lies next to the sockets, so in memory if the runtime directory is. Frames after the last
+checkpoint are lost, and counted by the gaps in the ranks' frame numbers.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from dpwatch.wire.messages import PROTOCOL_VERSION
 
 EVERY_S = 1.0
 SHARE = 0.02
-"""Of the hub's time, that writing may take; a larger state is written more seldom."""
+"""Share of the hub's time that writing may take; a larger state is written less often."""
 
 LONGEST_S = 0.1
-"""A state that takes longer is not written any more: viewers would notice."""
+"""If a write takes longer, which viewers would notice, checkpoints stop."""
 
 _log = logging.getLogger("dpwatch.hub")
 
 
 class Saved(msgspec.Struct, array_like=True):
-    """What the file holds."""
+    """Contents of the file."""
 
     version: int
     state: RunState
@@ -43,27 +43,27 @@ _decoder = msgspec.msgpack.Decoder(Saved, dec_hook=unpacked)
 
 
 def encoded(state: RunState) -> bytes:
-    """A state as it lies in a file."""
+    """Encodes a state for the file."""
     return _encoder.encode(Saved(PROTOCOL_VERSION, state))
 
 
 def decoded(content: bytes) -> RunState:
-    """A file's state.
+    """Decodes the file's content.
 
     Raises:
-        ValueError: It is none, or another version's.
+        ValueError: It is invalid or of another protocol version.
     """
     try:
         saved = _decoder.decode(content)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(f"no state: {error}") from None
+        raise ValueError(f"invalid state: {error}") from None
     if saved.version != PROTOCOL_VERSION:
-        raise ValueError(f"of protocol {saved.version}")
+        raise ValueError(f"state of protocol {saved.version}")
     return saved.state
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file of this user's alone: a reader sees all of it or what was there before.
+    """Writes a private file atomically: readers see the old or the new content.
 
     Raises:
         OSError: It can't be written.
@@ -75,18 +75,18 @@ def write_whole(path: Path, content: bytes) -> None:
     draft.replace(path)
 
 
-class Keeper:
-    """Keeps one run's state in one file."""
+class Checkpoint:
+    """Saves the state of one run in a file, and restores it."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
         self._due: float | None = clock() + EVERY_S
 
-    def restored(self, run_id: str, host: str, now_ns: int) -> RunState | None:
-        """What a predecessor left of a run that still goes on; None if there is nothing such.
+    def restore(self, run_id: str, host: str, now_ns: int) -> RunState | None:
+        """The state saved by a predecessor if the run still goes on here, else None.
 
-        Nobody is held to have been silent or to have stood still while there was no hub.
+        Liveness and progress of ranks are counted from `now_ns`, since there was no hub before.
         """
         try:
             state = decoded(self._path.read_bytes())
@@ -100,24 +100,24 @@ class Keeper:
                 rank.seen_ns = rank.progress_ns = now_ns
         return state
 
-    def keep(self, state: RunState) -> None:
-        """Writes the state, if it is time to."""
+    def save(self, state: RunState) -> None:
+        """Writes the state if it is due."""
         if self._due is None or self._clock() < self._due:
             return
         began = self._clock()
         try:
             write_whole(self._path, encoded(state))
-        except (OSError, OverflowError) as error:  # a full disk: then a successor begins anew
+        except (OSError, OverflowError) as error:  # such as a full disk
             self._give_up(str(error))
             return
         took_s = self._clock() - began
         self._due = self._clock() + max(EVERY_S, took_s / SHARE)
         if took_s > LONGEST_S:
-            self._give_up(f"writing it takes {took_s:.2f} s")
+            self._give_up(f"writing one took {took_s:.2f} s")
 
     def _give_up(self, why: str) -> None:
-        """What is there would grow old; without it a successor begins anew."""
-        _log.warning("the state is not kept for a successor: %s", why)
+        """Stops, and removes the file: a successor must not continue from an outdated state."""
+        _log.warning("no more checkpoints of the state: %s", why)
         self._due = None
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)

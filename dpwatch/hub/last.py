@@ -1,4 +1,4 @@
-"""Leaves the view of a run that is over, for `dpwatch --last`."""
+"""Saves the views of finished runs, for `dpwatch --last`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from dpwatch.runtime.run_dir import FALLBACK, check_private
 from dpwatch.wire.messages import PROTOCOL_VERSION
 
 MOST = 8
-"""Runs that are kept."""
+"""Number of runs kept."""
 
 
-def keep(directory: Path, state: RunState) -> None:
-    """Keeps a run that is over; does nothing for one that goes on, or on a full disk.
+def save(directory: Path, state: RunState) -> None:
+    """Saves the view of a run, unless it has not ended or the disk is full.
 
     Args:
-        directory: The runtime directory that it lies in.
-        state: All that its hub knows.
+        directory: The run's runtime directory.
+        state: State of the run.
     """
-    if not ended(state) or directory.name.startswith(FALLBACK):  # that one goes with its last run
+    if not ended(state) or directory.name.startswith(FALLBACK):  # removed with its last run
         return
     writer = ViewWriter(0)
-    writer.renew(state, summarize(state), curves=True)
+    writer.update(state, summarize(state), curves=True)
     content = msgspec.msgpack.encode(KeptView(PROTOCOL_VERSION, writer.message(0)))
     folder = directory / FOLDER
     with contextlib.suppress(OSError):

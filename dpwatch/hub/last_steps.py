@@ -1,4 +1,4 @@
-"""The steps that this host's ranks are in, read when their processes have ended."""
+"""Reads which step a rank of this host was in when its process ended."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import os
 from dpwatch.runtime import last_step
 
 MOST = 4096
-"""Processes; of more, the last heartbeat says it."""
+"""Limit on processes; for others the last heartbeat tells the step."""
 
 
 class LastSteps:
-    """Holds what their processes write, by process."""
+    """Holds descriptors of the memory that ranks write their step to, by process."""
 
     def __init__(self) -> None:
         self._fds: dict[int, int] = {}
 
     def hold(self, pid: int, fd: int | None) -> None:
-        """Opens a process's, whose own descriptor it is: another one where it has begun anew."""
+        """Opens a process's memory, given its own descriptor `fd`; replaces an earlier one."""
         if fd is None or (pid not in self._fds and len(self._fds) >= MOST):
             return
         found = last_step.opened(pid, fd)
@@ -27,8 +27,8 @@ class LastSteps:
             if before is not None:
                 os.close(before)
 
-    def take(self, pid: int) -> int | None:
-        """The step that a process was in when it ended; None where it isn't known, or was taken."""
+    def pop(self, pid: int) -> int | None:
+        """The step that a process was in when it ended, None if unknown; works only once."""
         fd = self._fds.pop(pid, None)
         if fd is None:
             return None
@@ -38,7 +38,7 @@ class LastSteps:
             os.close(fd)
 
     def close(self) -> None:
-        """Gives all descriptors back."""
+        """Closes all descriptors."""
         for fd in self._fds.values():
             with contextlib.suppress(OSError):
                 os.close(fd)

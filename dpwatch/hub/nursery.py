@@ -1,8 +1,8 @@
-"""Hubs forked from one process that has all of their code loaded, so that one is there at once.
+"""Forks hubs from a process that has their code loaded, so that they start at once.
 
-`dpwatch run` keeps such a process beside its command. A worker that trains for a second or two, and
-is then killed by its pool, would be gone before a hub of its own had started; and the hubs of a
-sweep's many runs share most of their memory.
+`dpwatch run` keeps such a process beside its command. A pool's worker that trains for a second or
+two and is then killed would be gone before a hub could start the usual way. The hubs of a sweep's
+runs also share most of their memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dpwatch.runtime.spawn import hub_environment
 
 
 class Nursery:
-    """The process that hubs are forked from, as its owner has it. It ends with `close`, or with us.
+    """Handle of the process that hubs are forked from. It ends with `close` or with its owner.
 
     Raises:
         OSError: It can't be started.
@@ -38,14 +38,18 @@ class Nursery:
             stderr=subprocess.DEVNULL,
             env=hub_environment(),
             cwd="/",
-            start_new_session=True,  # the terminal's signals are not for it
+            start_new_session=True,  # no signals from the terminal
         )
 
     def start(self, place: RunDir, more: Mapping[str, str]) -> None:
-        """Starts the run's hub if none lives there; as `spawn.ensure_hub`, and as quick as a fork.
+        """Starts the run's hub if it has none: like `spawn.ensure_hub`, but by a fork.
+
+        Args:
+            place: The run's directory.
+            more: Additional environment variables.
 
         Raises:
-            OSError: The folder can't be made, or the process is gone.
+            OSError: The directory can't be created, or the process is gone.
         """
         if place.prepare() and self._process.stdin is not None:
             told = json.dumps({"path": str(place.path), "environment": dict(more)})
@@ -53,7 +57,7 @@ class Nursery:
             self._process.stdin.flush()
 
     def close(self) -> None:
-        """Ends it at once. Its hubs live on."""
+        """Kills the process. Its hubs keep running."""
         self._process.kill()
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
@@ -62,14 +66,14 @@ class Nursery:
 
 
 def serve(requests: IO[str]) -> None:
-    """Forks a hub for each line, until there are no more."""
+    """Forks a hub for each request, one JSON object per line, until end of file."""
     compute_on_one_thread()
-    import dpwatch.hub.server  # noqa: F401 - here and not in each hub
+    import dpwatch.hub.server  # noqa: F401 - once here instead of in each hub
 
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # `dpwatch run` waits for some itself
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for hubs
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # `dpwatch run` blocks some signals
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # hubs are reaped automatically
     gc.collect()
-    gc.freeze()  # so that a hub's collections touch none of the pages it shares
+    gc.freeze()  # keeps garbage collections in hubs from touching shared pages
     for line in requests:
         told = json.loads(line)
         if os.fork() == 0:
@@ -85,7 +89,7 @@ def _become_hub(path: Path, environment: Mapping[str, str]) -> NoReturn:
         os.setsid()
         os.environ.update(environment)
         null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, sys.stdin.fileno())  # the pipe is the nursery's
+        os.dup2(null, sys.stdin.fileno())  # the pipe belongs to the nursery
         os.close(null)
         linger_s = float(os.environ.get("DPWATCH_HUB_LINGER_S", LINGER_S))
         code = main(path, linger_s=linger_s)

@@ -1,8 +1,8 @@
-"""The ranks' processes on this host: when one ends, and its exit code.
+"""Watches ranks' processes on this host for their end, and reads their exit codes.
 
-A pidfd becomes readable when its process ends (Linux 5.3); without pidfds `runs` has to be asked.
-The exit code is in `/proc/PID/stat` until the parent has reaped the process. From Linux 6.15 on the
-pidfd still gives it afterwards.
+A pidfd becomes readable when its process ends (Linux 5.3); without pidfds, poll `runs`. The exit
+code is in `/proc/PID/stat` until the parent reaps the process; from Linux 6.15 on, the pidfd still
+provides it afterwards.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _EXIT_CODE = -1
 
 
 MOST = 4096
-"""Processes watched for their end; of more, and where files run short, `runs` is asked."""
+"""Limit on watched processes; for others, and if file descriptors run out, `runs` is polled."""
 
 _INFO = struct.Struct("=QQ11Ii")
-"""`struct pidfd_info` of linux/pidfd.h: first what is asked for, last the wait status."""
+"""`struct pidfd_info` of linux/pidfd.h: first the request mask, last the wait status."""
 
 _GET_INFO = 0xC000FF0B | _INFO.size << 16
-"""`PIDFD_GET_INFO`, as the ioctl numbers of x86 and arm go; elsewhere the call just fails."""
+"""`PIDFD_GET_INFO`, with the ioctl encoding of x86 and arm; elsewhere the call just fails."""
 
 _INFO_EXIT = 1 << 3
 
@@ -39,37 +39,37 @@ class Processes:
         self._pids: dict[int, int] = {}
 
     def watch(self, pid: int) -> int | None:
-        """Begins to watch a process. Returns: a file descriptor to poll; None if there is none."""
+        """Starts to watch a process. Returns a descriptor to poll, None if it can't be watched."""
         if pid in self._pids or len(self._pids) >= MOST:
             return None
         try:
             fd = os.pidfd_open(pid)
-        except (AttributeError, OSError):  # another system, an old kernel, gone, out of files
+        except (AttributeError, OSError):  # unsupported, process gone, or out of descriptors
             return None
         self._pids[pid] = fd
         self._fds[fd] = pid
         return fd
 
     def watches(self, pid: int) -> bool:
-        """Whether that process's end will be told."""
+        """Whether a process is watched."""
         return pid in self._pids
 
     def pid_of(self, fd: int) -> int:
-        """Whose descriptor it is."""
+        """The process of a descriptor."""
         return self._fds[fd]
 
     def exit_of(self, fd: int) -> int | None:
-        """How the process of a descriptor ended, also once it has been reaped where Linux tells."""
+        """Exit code of a descriptor's process (see `exit_of`), on Linux 6.15 even once reaped."""
         code = exit_of(self._fds[fd])
         return _exit_by(fd) if code is None else code
 
     @property
     def fds(self) -> list[int]:
-        """All descriptors that are polled."""
+        """All descriptors to poll."""
         return list(self._fds)
 
     def ended(self) -> list[int]:
-        """Descriptors of processes that have ended, without waiting."""
+        """Descriptors of processes that have ended; does not block."""
         poller = select.poll()
         for fd in self._fds:
             poller.register(fd, select.POLLIN)
@@ -81,13 +81,13 @@ class Processes:
         os.close(fd)
 
     def close(self) -> None:
-        """Closes all."""
+        """Closes all descriptors."""
         for fd in self.fds:
             self.forget(fd)
 
 
 def runs(pid: int) -> bool:
-    """Whether a process exists and is no zombie waiting for its parent."""
+    """Whether a process exists and is not a zombie."""
     if not exists(pid):
         return False
     stat = _stat(pid)
@@ -95,15 +95,15 @@ def runs(pid: int) -> bool:
 
 
 def state_of(pid: int) -> str:
-    """A process's state as the kernel's letter (`R`, `S`, `D`, `T`), "" where it can't be told."""
+    """A process's kernel state (`R`, `S`, `D`, `T`), "" if unknown."""
     stat = _stat(pid)
     return stat[0] if stat else ""
 
 
 def exit_of(pid: int) -> int | None:
-    """How a process that has ended did: its exit code, or minus the signal that ended it.
+    """Exit code of an ended process, or minus the signal that killed it.
 
-    None where that can't be told: its parent was faster, or the system keeps it to itself.
+    None if it is unknown: the process runs, was reaped already, or the system hides it.
     """
     stat = _stat(pid)
     if not stat or stat[0] not in ("Z", "X"):
@@ -112,7 +112,7 @@ def exit_of(pid: int) -> int | None:
 
 
 def _exit_by(pidfd: int) -> int | None:
-    """How a process ended that may have been reaped, None while it runs or before Linux 6.15."""
+    """Like `exit_of`, but also for a reaped process; None before Linux 6.15."""
     info = bytearray(_INFO.size)
     _INFO.pack_into(info, 0, _INFO_EXIT, *[0] * 13)
     try:
@@ -131,7 +131,7 @@ def _exit_code(status: int) -> int | None:
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of `/proc/PID/stat` from the state on, none where it can't be read."""
+    """Fields of `/proc/PID/stat` from the state on, empty if it can't be read."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:

@@ -1,8 +1,8 @@
-"""What a hub asks of its host, held within limits whatever others send or do.
+"""Keeps a hub's file descriptors and memory within limits, whatever others send.
 
-libzmq ends the process that finds itself without a file descriptor for a new connection, and keeps
-what half a multipart message or a viewer's subscriptions hold without a limit of its own. So the
-hub looks at itself, ten times a second, and acts before either is at its end.
+libzmq aborts the process if it has no file descriptor for a new connection, and buffers incomplete
+multipart messages without a limit. So the hub checks its own usage ten times a second, and acts
+before either runs out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dpwatch.runtime import cgroup_limits
 
-LOOK_S = 0.1
+CHECK_S = 0.1
 LEAST_BYTES = 1 << 30
 MOST_FILES = 1 << 16
 
@@ -24,12 +24,12 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Guard:
-    """How many files and how much memory a hub uses, of how many it may.
+    """Compares a hub's open files and memory with their limits.
 
     Args:
-        most_files: Open files from which on no more connections are taken; half of what the system
-            allows by default.
-        most_bytes: Resident memory; a quarter of the host's by default.
+        most_files: Limit on open files, above which connections are refused; by default half of
+            the process's limit.
+        most_bytes: Limit on resident memory; by default a quarter of the host's.
     """
 
     def __init__(self, most_files: int | None = None, most_bytes: int | None = None) -> None:
@@ -37,31 +37,31 @@ class Guard:
         self.most_bytes = _quarter() if most_bytes is None else most_bytes
 
     def is_crowded(self) -> bool:
-        """Whether there are so many connections that no more may come."""
+        """Whether there are too many connections."""
         return _open_files() > self.most_files
 
     def is_large(self) -> bool:
-        """Whether this process takes more memory than any run needs."""
+        """Whether this process uses more memory than any run needs."""
         return _resident_bytes() > self.most_bytes
 
 
-class Seldom:
-    """Logs the 1st, 2nd, 4th, … time that something happens, so that the log stays small."""
+class RateLimitedLog:
+    """Logs the 1st, 2nd, 4th, 8th … occurrence of an event, so that the log stays small."""
 
-    def __init__(self, log: logging.Logger, what: str) -> None:
+    def __init__(self, logger: logging.Logger, what: str) -> None:
         self.times = 0
-        self._log = log
+        self._logger = logger
         self._what = what
 
-    def again(self, last: object, more: int = 1) -> None:
-        """It has happened `more` times more, the last one as told."""
+    def log(self, last: object, more: int = 1) -> None:
+        """Counts `more` occurrences; `last` describes the last one."""
         before, self.times = self.times, self.times + more
         if before.bit_length() < self.times.bit_length():
-            self._log.warning("%s: %d so far, the last one %s", self._what, self.times, last)
+            self._logger.warning("%s: %d so far; last: %s", self._what, self.times, last)
 
 
 def allow_files() -> None:
-    """Raises this process's limit of open files as far as it goes."""
+    """Raises this process's limit on open files as far as allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -76,9 +76,9 @@ def _allowed_files() -> int:
 
 def _open_files() -> int:
     try:
-        # Since Linux 6.2 the folder's size says how many; to list thousands takes milliseconds.
+        # Since Linux 6.2 the directory's size is the count; listing thousands takes milliseconds.
         return os.stat(_FILES).st_size or len(os.listdir(_FILES))
-    except OSError:  # no such list here, or no file left to read it with
+    except OSError:  # no /proc, or no descriptor left to read it
         return 0
 
 

@@ -1,7 +1,7 @@
-"""The hub's end of asking ranks for their stacks: viewers' requests in, a file for the ranks out.
+"""Passes viewers' requests for stacks to the ranks, through a file that ranks check.
 
-However many viewers ask, ranks are asked once a second at most; what comes meanwhile is asked
-together, and ranks that still owe an answer are asked along with the others.
+However many viewers ask, ranks are asked at most once a second. Requests in between are combined,
+and ranks with an outstanding answer are asked again with the others.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from dpwatch.runtime.stack_request import MOST_RANKS, decode_request, write_requ
 from dpwatch.wire.messages import Asked, Unanswered
 
 EVERY_S = 1.0
-"""How often ranks may be asked."""
+"""Least seconds between two requests to the ranks."""
 
 
-class Asking:
-    """Requests of one run's viewers.
+class StackRequests:
+    """Combines the requests of a run's viewers.
 
     Args:
-        file: What the ranks look at.
-        host: This host's name: of ranks on others nothing is known but their silence.
+        file: The file that ranks check.
+        host: This host's name; process states are known only for its ranks.
     """
 
     def __init__(self, file: Path, host: str) -> None:
@@ -36,8 +36,8 @@ class Asking:
         self._all = False
         self._next_s = 0.0
 
-    def take(self, payload: bytes) -> bool:
-        """Takes in a viewer's request. Returns: False if it is none."""
+    def add(self, payload: bytes) -> bool:
+        """Adds a viewer's request. Returns False if it is invalid."""
         request = decode_request(payload)
         if request is None:
             return False
@@ -48,14 +48,14 @@ class Asking:
         return True
 
     def catch_up(self, number: int) -> None:
-        """The next request has this number at least: a head's hubs count as it does."""
+        """Makes the next request's number at least this, since nodes use their head's numbers."""
         self._number = max(self._number, number - 1)
 
     def ask(self, state: RunState, now_s: float) -> Asked | None:
-        """Asks the ranks, if somebody wants it and it is time.
+        """Asks the ranks if there is a request and it is due.
 
         Returns:
-            What was asked, to be said to all viewers.
+            The record to apply, None if nothing was asked.
 
         Raises:
             OSError: The file can't be written; the request is dropped.
@@ -75,13 +75,13 @@ class Asking:
         return asked
 
     def unanswered(self, state: RunState, now_ns: int) -> Iterator[Unanswered]:
-        """Ranks that do not answer, when that is found and when what keeps them changes."""
+        """Yields ranks that newly do not answer, or whose process's state has changed since."""
         for rank in state.ranks.values():
             if rank.bye is not None or not rank.dump.awaited:
                 continue
             process = self._process(rank)
             if rank.host != self._host and rank.dump.process:
-                continue  # its own hub has said what keeps it
+                continue  # its own hub has reported the reason
             late = now_ns - rank.dump.asked_ns >= PATIENCE_NS
             if (late or process in STOPPED) and process != rank.dump.process:
                 yield Unanswered(rank.rank, rank.pid, process)

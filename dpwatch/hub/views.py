@@ -1,4 +1,4 @@
-"""What viewers are shown of the run: made when one asks, and as often as costs little."""
+"""Answers viewers with views of the run, created on demand and only as often as is cheap."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.viewer_messages import SAME, VIEW, VIEW_NUMBER
 
 LEAST_S = 0.2
-"""A view is at least so old before it is made anew, …"""
+"""Least age of a view before the next one is created, in seconds."""
 
 PAUSE = 50
-"""… and so many times as old as the CPU time it took: viewers take 2 % of a core at most."""
+"""The same as a multiple of its CPU time, so that views take 2 % of a core at most."""
 
 CURVES_S = 1.0
-"""How old a running run's curves may be, which look the same meanwhile."""
+"""Age up to which a running run's curves are reused, since they hardly change."""
 
 WATCHED_S = 5.0
-"""A viewer that has asked for nothing for so long has gone, or stands still."""
+"""A viewer that has not asked for this long has gone or is stopped."""
 
 
 class Views:
-    """The run as viewers see it, made once for all of them.
+    """Views of a run, shared by all viewers.
 
     Args:
         clock: Seconds.
-        cpu_clock: Seconds that this thread has run.
+        cpu_clock: CPU seconds of this thread.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Views:
         cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._clock, self._cpu_clock = clock, cpu_clock
-        # Not from 1 on: a viewer may still have one of the hub that was here before.
+        # Not from 1 on: a viewer may still have a view of an earlier hub.
         self._writer = ViewWriter(time.time_ns())
         self._frames = -1
         self._asked_at = -WATCHED_S
@@ -46,34 +46,34 @@ class Views:
 
     @property
     def is_watched(self) -> bool:
-        """Whether a viewer is there."""
+        """Whether a viewer is connected."""
         return self._clock() - self._asked_at < WATCHED_S
 
     def reviewed(self, state: RunState, run: Run) -> None:
-        """The hub has just summarized the run, so that a view of it costs little."""
+        """Creates a view from a summary that the hub has just made, if the run is watched."""
         if self.is_watched:
-            self._renew(state, run)
+            self._update(state, run)
 
     def forget(self) -> None:
-        """The run has got another state, which does not go on from the one before."""
+        """Forgets earlier views, since the state was replaced or merged."""
         self._writer.forget()
         self._frames = -1
 
     def answer(self, state: RunState, request: Sequence[bytes]) -> bytes:
-        """What a viewer gets that says which view it has, if any."""
+        """Answers a viewer's request, which contains the number of its view, if any."""
         self._asked_at = now = self._clock()
         if self._frames < 0 or (state.frames != self._frames and now >= self._due_at):
             began = self._cpu_clock()
-            self._renew(state, summarize(state))
+            self._update(state, summarize(state))
             self._due_at = now + max(LEAST_S, PAUSE * (self._cpu_clock() - began))
         seen = request[0] if request and len(request[0]) == VIEW_NUMBER.size else bytes(8)
         (since,) = VIEW_NUMBER.unpack(seen)
         return SAME if since == self._writer.number else VIEW + self._writer.message(since)
 
-    def _renew(self, state: RunState, run: Run) -> None:
+    def _update(self, state: RunState, run: Run) -> None:
         now, began = self._clock(), self._cpu_clock()
         curves = now >= self._curves_at or run.state != "running"
-        self._writer.renew(state, run, curves=curves)
+        self._writer.update(state, run, curves=curves)
         self._frames = state.frames
         if curves:
             self._curves_at = now + max(CURVES_S, PAUSE * (self._cpu_clock() - began))

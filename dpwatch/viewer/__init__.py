@@ -1,1 +1,1 @@
-"""The other end of a hub: whoever looks at runs."""
+"""The viewer's side: finds runs and asks their hubs for views."""

@@ -1,6 +1,6 @@
-"""Following one run: asking its hub for the run's view, and reading the answers.
+"""Follows one run: asks its hub for views and reads the answers.
 
-A follower belongs to one thread, and nothing it does can reach a rank.
+A follower belongs to one thread. Nothing it does can slow down a rank.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ if TYPE_CHECKING:
     from dpwatch.run.state.run_state import RunState
 
 STALE_S = 3.0
-"""A hub that has not answered for so long is shown as stale."""
+"""A hub that has not answered for this long is shown as stale."""
 
 ASK_AGAIN_S = 1.0
-"""After this long without an answer the next question goes out, in case that one was lost."""
+"""After this long without an answer the request is repeated, in case it was lost."""
 
 SSH_INTERVAL_S = 0.5
-"""How often a hub on another host is asked at most."""
+"""Least interval between requests to a hub on another host."""
 
 TURN_ANSWERS = 64
-"""Taken in at a stretch, so that a hub that never stops leaves time to draw."""
+"""Answers read per turn, so that a hub that floods the viewer leaves time to draw."""
 
 
 class Follower:
     """Follows one run.
 
     Args:
-        context: Of the sockets.
-        place: The run's folder.
+        context: ZeroMQ context.
+        place: The run's directory.
         hub_pid: The hub's process.
-        keeps_end: Fetch the run's whole state when nothing more can come, so that what becomes of
-            the command that started it can still be told of it.
-        clock: Seconds.
+        keeps_end: Whether to fetch the run's whole state at its end, so that the end of the command
+            that started it can still be included.
+        clock: Monotonic clock, in seconds.
 
     Attributes:
-        nonsense: What is wrong with what its hub sends, "" as long as that makes sense.
+        nonsense: What is invalid about the hub's last answer, "" if it is valid.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class Follower:
         self.answers = transport.ask_socket(context, place.ask)
 
     def ask(self) -> None:
-        """Asks for the run's view, unless an answer is still to come or one has just come."""
+        """Requests the run's view, unless an answer is outstanding or has just arrived."""
         now = self._clock()
         pause_s = ASK_AGAIN_S if self._is_waiting else self._interval_s
         if self.closed or now - self._asked < pause_s:
             return
         self._asked, self._is_waiting = now, True
-        # A stopped hub has many questions before it.
+        # The queue of a stopped hub is full.
         with contextlib.suppress(zmq.Again):
             number = VIEW_NUMBER.pack(self._reader.number)
             self.answers.send_multipart([VIEW_REQUEST, number], zmq.NOBLOCK)
@@ -101,18 +101,18 @@ class Follower:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether an answer is still to come."""
+        """Whether an answer is outstanding."""
         return self._is_waiting and not self.closed
 
     def ask_stacks(self, ranks: Sequence[int]) -> None:
-        """Asks ranks for their stacks, all if none are named; what comes of it is in the view."""
+        """Requests stacks of these ranks, or of all if empty; the answers appear in the view."""
         if not self.closed:
-            with contextlib.suppress(zmq.Again):  # too much has been asked already
+            with contextlib.suppress(zmq.Again):  # too many requests are queued
                 request = [STACKS_REQUEST, encode_request(list(ranks))]
                 self.answers.send_multipart(request, zmq.NOBLOCK)
 
     def tell(self, command: Command) -> None:
-        """Says what has become of the command that started the run, once."""
+        """Reports a change of the command that started the run to the hub."""
         if command == self._told:
             return
         if self.closed:
@@ -125,10 +125,10 @@ class Follower:
             self._told = command
 
     def _show_command(self, command: Command) -> None:
-        """What a hub would make of it that is no more there."""
+        """Updates the view as the hub, which has ended, would have done."""
         found = self._reader.view
         if self.end is not None:
-            from dpwatch.run.derive.summarize import view  # what a viewer needs in no other case
+            from dpwatch.run.derive.summarize import view  # needs numpy, so only imported here
 
             self.end.command = command
             self._reader.view = view(self.end)
@@ -137,7 +137,7 @@ class Follower:
             self._reader.view = msgspec.structs.replace(found, run=run)
 
     def poll(self) -> None:
-        """Takes in what has come."""
+        """Reads the answers that have arrived."""
         for _ in range(TURN_ANSWERS):
             if self.closed or (answer := _receive(self.answers)) is None:
                 break
@@ -153,8 +153,8 @@ class Follower:
 
                 self.end = decode(data)
             elif kind != SAME:
-                raise ValueError("an answer of no known kind")
-        # Of another host's hub anything may come, states that contradict themselves too.
+                raise ValueError("unknown kind of answer")
+        # Another host's hub may send anything, including inconsistent states.
         except Exception as error:  # noqa: BLE001
             self.nonsense = f"{type(error).__name__}: {codec.describe_error(error)}"
             self._reader = ViewReader()
@@ -165,17 +165,17 @@ class Follower:
 
     @property
     def connection(self) -> str:
-        """`live`, `stale` (the hub has fallen silent) or `closed`."""
+        """`live`, `stale` (the hub does not answer) or `closed`."""
         if self.closed:
             return "closed"
         return "stale" if self._clock() - self._heard > STALE_S else "live"
 
     def view(self) -> RunView | None:
-        """The run now, None before a rank has spoken."""
+        """The run's current view, None before a rank has reported."""
         found, connection = self._reader.view, self.connection
         if found is None or not found.run.hosts:
             return None
-        # Who draws compares objects: what has not changed has to be the same one.
+        # Drawing compares by identity, so an unchanged view must be the same object.
         if self._shown is None or self._shown[0] is not found or self._shown[1] != connection:
             ssh_host = self.place.ssh_host
             shown = msgspec.structs.replace(found, connection=connection, ssh_host=ssh_host)
@@ -184,26 +184,26 @@ class Follower:
 
     @property
     def earlier(self) -> list[Run]:
-        """Runs that are over and whose hub has begun anew with this one since."""
+        """Earlier runs of this hub, which have ended."""
         return self._reader.earlier
 
     @property
     def complete(self) -> bool:
-        """Whether the hub has handed over what it knows."""
+        """Whether a view has arrived."""
         return self._reader.view is not None
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing more can come, and what has is all here."""
+        """Whether the run is over and its final state has arrived."""
         return self._reader.is_over and self.end is not None
 
     @property
     def is_to_be_replaced(self) -> bool:
-        """Whether a hub that is there now is another one."""
+        """Whether to follow the run's next hub, if there is one."""
         return self.closed and not self.done
 
     def close(self) -> None:
-        """Lets go of the hub; the last view stays."""
+        """Disconnects from the hub; the last view stays."""
         if not self.closed:
             self.closed = True
             self.answers.close()

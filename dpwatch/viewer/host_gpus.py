@@ -1,6 +1,6 @@
-"""This host's GPUs and who uses them, training or not: what NVML tells a viewer.
+"""Reads this host's GPUs and the processes that use them from NVML, for viewers.
 
-Where there is no driver there are none, and nobody is told. What NVML doesn't give is None.
+Without a driver there are no GPUs, and no error. Values that NVML lacks are None.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _T = TypeVar("_T")
 
 
 class HostGpus:
-    """Reads them, at most once a second. On one thread.
+    """Reads the GPUs at most once a second. Use it from one thread.
 
     Args:
-        load: Gives `pynvml`, or what looks like it; may raise.
-        clock: Seconds.
+        load: Returns `pynvml` or a substitute; may raise.
+        clock: Monotonic clock, in seconds.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class HostGpus:
         self._found: tuple[HostGpu, ...] = ()
 
     def read(self) -> tuple[HostGpu, ...]:
-        """All GPUs, none where there is no driver."""
+        """All GPUs, empty without a driver."""
         if self._clock() - self._read_at >= EVERY_S:
             self._read_at = self._clock()
             self._found = self._look()
@@ -92,7 +92,7 @@ class HostGpus:
 
 
 def imbalance(gpus: Sequence[HostGpu]) -> str:
-    """A sentence where one GPU holds far more memory than the rest, else ""."""
+    """A sentence if one GPU holds far more memory than the others, else ""."""
     used = [gpu.used_bytes for gpu in gpus]
     if len(gpus) < 2 or None in used:
         return ""

@@ -1,4 +1,4 @@
-"""Runs that are over and whose hubs have gone, as these have left them (`hub.last`)."""
+"""Reads the views that hubs have saved of finished runs (`hub.last`)."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _decoder = msgspec.msgpack.Decoder(KeptView)
 
 
 def last_runs() -> list[RunView]:
-    """Runs that are over, in any order.
+    """Views of finished runs, in any order.
 
     Raises:
-        RuntimeDirError: `DPWATCH_RUNTIME_DIR` names what can't be used.
+        RuntimeDirError: The directory named by `DPWATCH_RUNTIME_DIR` can't be used.
     """
     paths = newest_first(*folders())
     return [found for path in paths if (found := _read(path)) is not None]
 
 
 def _read(path: Path) -> RunView | None:
-    """What one file says, None where it is another version's or none of ours."""
+    """The view in a file, None if it is invalid or of another protocol version."""
     reader = ViewReader()
     try:
         kept = _decoder.decode(read_small(path, MOST_BYTES))
         if kept.version == PROTOCOL_VERSION:
             reader.read(kept.view)
-    except Exception:  # noqa: BLE001 - anything may lie there
+    except Exception:  # noqa: BLE001 - the file may contain anything
         return None
     return reader.view and msgspec.structs.replace(reader.view, connection="closed")

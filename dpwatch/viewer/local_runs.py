@@ -1,4 +1,4 @@
-"""This host's runs, and the hubs that their ranks want somebody to start."""
+"""Lists this host's runs, and starts hubs that their ranks have requested."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from dpwatch.runtime.listing import list_runs
 from dpwatch.runtime.paths import RunDir, runtime_paths
 
 VIEWERS_S = 1.0
-"""After so long a viewer meets a rank's request: `dpwatch run` would have done so at once."""
+"""Age at which a viewer fulfils a rank's request, which `dpwatch run` would have done at once."""
 
 COMES_S = 3.0
-"""How long a hub that was started is waited for."""
+"""How long to wait for a hub that was started."""
 
 
 Start = Callable[[RunDir, Mapping[str, str]], None]
 
 
 class LocalRuns:
-    """Lists runs with a living hub, and starts hubs where ranks want them.
+    """Lists runs with a living hub, and starts hubs that ranks have requested.
 
     Args:
-        session: The number of the `dpwatch run` that this is, whose ranks' requests are met at
-            once, and no others; "" for a viewer.
-        start: Starts a hub.
+        session: Session number of this `dpwatch run`, which fulfils its own ranks' requests at once
+            and no others; "" for a viewer.
+        start: Starts a hub; by default `spawn.ensure_hub`.
     """
 
     def __init__(self, session: str = "", start: Start | None = None) -> None:
@@ -37,7 +37,7 @@ class LocalRuns:
         """Runs, newest first.
 
         Raises:
-            RuntimeDirError: `DPWATCH_RUNTIME_DIR` names what can't be used.
+            RuntimeDirError: The directory named by `DPWATCH_RUNTIME_DIR` can't be used.
         """
         found = list_runs(self._meet)
         for place in found:
@@ -46,12 +46,12 @@ class LocalRuns:
 
     @property
     def places(self) -> tuple[str, ...]:
-        """The directories that it looks into."""
+        """The runtime directories that it searches."""
         return tuple(str(path) for path in runtime_paths())
 
     @property
     def awaits(self) -> bool:
-        """Whether a hub was started a moment ago and is not here yet."""
+        """Whether a hub was started recently and is not listed yet."""
         now = time.monotonic()
         self._started = {p: at for p, at in self._started.items() if now - at < COMES_S}
         return bool(self._started)

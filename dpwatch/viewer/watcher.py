@@ -1,4 +1,4 @@
-"""Finding runs, following all of them, and taking frozen snapshots: what a dashboard draws."""
+"""Finds runs, follows them, and takes the snapshots that the dashboard draws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 import zmq
 
-from dpwatch.run.derive.titles import told_apart
+from dpwatch.run.derive.titles import with_unique_titles
 from dpwatch.run.model.snapshot import HostGpu, Run, RunView, Snapshot
 from dpwatch.runtime.paths import RunDir
 from dpwatch.viewer.follower import Follower
@@ -17,41 +17,41 @@ from dpwatch.viewer.local_runs import LocalRuns
 from dpwatch.wire.messages import PROTOCOL_VERSION, Command
 
 INTERVAL_S = 0.25
-"""How often a viewer takes a snapshot, if it is not told otherwise."""
+"""Default interval between snapshots."""
 
 LONGEST_S = 1.0
-"""How often a hub is asked at least, so that it knows that somebody is there."""
+"""Longest interval between requests to a hub, which tell it that it is watched."""
 
 PATIENCE_S = 0.05
-"""How long a snapshot waits for answers that it has asked for."""
+"""How long a snapshot waits for outstanding answers."""
 
 NAP_S = 0.25
-"""How long it may be away from its runs: new ones, and requests for stacks, wait for it."""
+"""Longest sleep, which delays new runs and requests for stacks."""
 
 SCAN_S = 0.5
 
 NOTICES = 64
-"""Lines that a notice has at most."""
+"""Lines of a notice, at most."""
 
 
 class Watcher:
     """Finds runs on this host and follows them; a `SnapshotSource` for the dashboard.
 
     Args:
-        wanted: Whether to follow a run, by its id; all of them by default.
-        session: Follow what this `dpwatch run` has started too.
-        places: Where runs are; this host's by default.
-        said: What else the viewer's person is to be told, "" when all is well.
-        gpus: This host's GPUs.
-        lets_go: Runs of one process that is over need not be followed any more, so that their hubs
-            can end; they stay in the snapshots.
-        scan_s: How often runs are looked for.
-        kept: Runs whose hubs have gone, to be shown beside those that are followed.
-        most: How many runs to show, those that began last.
+        wanted: Whether to follow a run, given its id; by default all.
+        session: Also follow the runs of this `dpwatch run` session.
+        places: Returns the directories of runs; by default this host's.
+        said: Returns a notice for the user, "" if there is none.
+        gpus: Returns GPUs to show.
+        lets_go: Stop following finished runs of one process, so that their hubs can end; they stay
+            in the snapshots.
+        scan_s: Seconds between scans for runs.
+        kept: Finished runs to show in addition.
+        most: Show only this many runs, those that began last.
 
     Attributes:
-        interval_s: Seconds from one snapshot to the next; may be set from any thread.
-        command: What all hubs are to be told of the command that started their runs.
+        interval_s: Seconds between snapshots; may be set from any thread.
+        command: State of the command that started the runs, sent to all hubs.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class Watcher:
         self._scan()
 
     def next(self, timeout_s: float) -> Snapshot | None:
-        """The next snapshot, one every `interval_s`; None when the time is over first.
+        """Waits for the next snapshot, one every `interval_s`; None after `timeout_s`.
 
-        One that shows a run for the first time does not wait for its turn.
+        A snapshot with a new run is returned early.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -109,35 +109,35 @@ class Watcher:
                 return None
 
     def ask_stacks(self, run_id: str, ranks: Sequence[int] = ()) -> None:
-        """Asks a run's ranks for their stacks, all if none are named. From any thread.
+        """Requests stacks of a run's ranks, or of all if `ranks` is empty. Thread-safe.
 
-        It goes out with the next call of `next`, and what comes of it is in `RunView.stacks`.
+        The next call of `next` sends the request, and answers appear in `RunView.stacks`.
         """
         self._to_ask.append((run_id, tuple(ranks)))
 
     def snapshot(self) -> Snapshot:
-        """All followed runs as they are known now, newest first."""
+        """The current views of all followed runs, newest first."""
         views = [follower.view() for follower in self._followers.values()]
         runs = [view for view in views if view is not None]
         bad = [f for f in self._followers.values() if f.nonsense and not f.closed]
-        told = [f"run {f.place.run_id}: its hub makes no sense ({f.nonsense})" for f in bad[:1]]
+        told = [f"run {f.place.run_id}: invalid data from its hub ({f.nonsense})" for f in bad[:1]]
         notice = "\n".join([*([self.notice] if self.notice else []), *told])
         if self._most is not None:
             known = {view.run.run_id for view in runs}
             runs += [view for view in self._kept if view.run.run_id not in known]
             runs.sort(key=lambda view: view.run.began_s, reverse=True)
-        shown = _told_apart(_whole_ones(runs)[: self._most])
+        shown = _with_unique_titles(_whole_ones(runs)[: self._most])
         places = self._places.places if isinstance(self._places, LocalRuns) else ()
         return Snapshot(tuple(shown), time.time(), notice, gpus=self._gpus(), places=places)
 
     @property
     def earlier(self) -> list[Run]:
-        """Runs that are over and whose hubs have begun anew with others since."""
+        """Earlier runs of the hubs, which have ended."""
         return [run for follower in self._followers.values() for run in follower.earlier]
 
     @property
     def complete(self) -> bool:
-        """Whether every run found has shown what is known of it."""
+        """Whether every run found has a view, or can't have one."""
         if isinstance(self._places, LocalRuns) and self._places.awaits:
             return False
         return all(f.complete or f.nonsense or f.closed for f in self._followers.values())
@@ -151,11 +151,11 @@ class Watcher:
         self._context.term()
 
     def scan(self) -> None:
-        """Looks for runs with the next call of `next`, and not only when it is time to."""
+        """Makes the next call of `next` scan for runs at once."""
         self._scan_at = 0.0
 
     def _scan(self) -> None:
-        """Looks for new runs, and lets go of hubs that have ended."""
+        """Finds new runs, and disconnects from hubs that have ended."""
         self._scan_at = time.monotonic() + self._scan_s
         living: dict[str, tuple[RunDir, int]] = {}
         notices = [self._said()]
@@ -174,7 +174,7 @@ class Watcher:
             if self._lets_go and follower.is_done:
                 follower.done = True
                 self._drop(follower)
-            # Gone, or another hub in its place: a killed one's successor counts frames anew.
+            # The hub has ended, or a successor, which numbers frames from 0, has replaced it.
             if path not in living or living[path][1] != follower.hub_pid:
                 self._drop(follower)
         new = {
@@ -197,7 +197,7 @@ class Watcher:
             follower.close()
 
     def _wait(self, wait_s: float) -> None:
-        """Until the next snapshot is due, or something is known of a run that was not."""
+        """Waits until the next snapshot is due, or answers of new runs arrive."""
         while self._to_ask:
             run_id, ranks = self._to_ask.popleft()
             for follower in self._followers.values():
@@ -214,7 +214,7 @@ class Watcher:
         self._poll()
 
     def _ask(self) -> None:
-        """Asks all hubs for what is new, and waits a moment for their answers."""
+        """Requests updates from all hubs, and waits up to `PATIENCE_S` for the answers."""
         for follower in self._followers.values():
             if self.command is not None:
                 follower.tell(self.command)
@@ -233,7 +233,7 @@ class Watcher:
 
 
 def other_protocol(place: RunDir, protocol: int) -> str:
-    """A line about a run of another protocol version, that says which side to upgrade."""
+    """A notice about a run of another protocol version, with the side to upgrade."""
     info = place.read_info()
     host = info.host if info else "its host"
     newer = protocol > PROTOCOL_VERSION
@@ -245,8 +245,8 @@ def other_protocol(place: RunDir, protocol: int) -> str:
     )
 
 
-def _told_apart(views: list[RunView]) -> list[RunView]:
-    runs = told_apart([view.run for view in views])
+def _with_unique_titles(views: list[RunView]) -> list[RunView]:
+    runs = with_unique_titles([view.run for view in views])
     return [
         view if run is view.run else msgspec.structs.replace(view, run=run)
         for view, run in zip(views, runs, strict=True)
@@ -254,7 +254,7 @@ def _told_apart(views: list[RunView]) -> list[RunView]:
 
 
 def _whole_ones(views: list[RunView]) -> list[RunView]:
-    """Without what a node's hub shows of a run that its head shows whole."""
+    """Removes views of node hubs whose run is completely shown by its head."""
     hosts: dict[str, list[set[str]]] = {}
     for each in views:
         hosts.setdefault(each.run.run_id, []).append(set(each.run.hosts))

@@ -167,8 +167,9 @@ def test_a_host_with_another_key_is_one_clear_line(server, remote):
     assert (told.returncode, told.stdout) == (2, "")
     known = server.folder / "known"
     assert told.stderr == (
-        f"dpwatch: replaced: its host key is another one than {known}:1 has: somebody may stand in "
-        "between; if it has a new key, remove the old one with `ssh-keygen -R` (replaced's)\n"
+        f"dpwatch: replaced: its host key differs from the one in {known}:1: the connection may be "
+        "intercepted; if the host has a new key, remove the old one with `ssh-keygen -R` "
+        "(replaced's)\n"
     )
 
 

@@ -54,7 +54,7 @@ def test_a_damaged_view_is_no_view_or_one_that_can_be_shown():
     for frame in ddp_run(steps=5, ranks=2):
         advance(state, frame)
     writer = ViewWriter(0)
-    writer.renew(state, summarize(state), curves=True)
+    writer.update(state, summarize(state), curves=True)
     whole = writer.message(0)
     context, shown = zmq.Context(), 0
     follower = Follower(context, paths.run_dir("run"), hub_pid=1)

@@ -1,7 +1,7 @@
-"""A viewer that comes after an hour has the hour: what it gets, against the raw feed itself.
+"""A viewer that connects after an hour sees the whole hour, compared with the raw feed.
 
-The feed is simulated and its clock goes with it. One hub takes it in as a real one does, and a
-viewer connects when all is over.
+The feed and its clock are simulated. A hub applies it like a real one, and a viewer connects at the
+end.
 """
 
 import math
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpwatch.hub.server import Hub
-from dpwatch.run.derive.downsample import few
+from dpwatch.run.derive.downsample import downsample
 from dpwatch.run.derive.view_messages import ALL_POINTS
 from dpwatch.run.model.snapshot import LANE_STEPS
 from dpwatch.run.state.curves import CURVE_POINTS, Envelope, Thinned
@@ -36,14 +36,14 @@ NOISE = 0.05
 
 
 def law(part):
-    """The loss without noise when a part of the hour is over."""
+    """The loss without noise after a fraction of the hour."""
     return 5 * math.exp(-part)
 
 
 class Feed:
-    """An hour of records, and what a test may compute from them.
+    """An hour of records, and expected values computed from them.
 
-    Rank 2 is late, by half a step, from the twentieth minute to the twenty-fifth.
+    Rank 2 is late by half a step from minute 20 to minute 25.
     """
 
     def __init__(self, ranks, step_ms, batch_steps):
@@ -89,10 +89,10 @@ class Feed:
 
 
 def seen_late(feed):
-    """What a viewer gets that connects when a hub has had all of it."""
+    """The view of a viewer that connects once the hub has applied the whole feed."""
     place = paths.run_dir("run")
     lock = place.try_lock()
-    hub = Hub(place, linger_s=3600)  # telling it all takes its time
+    hub = Hub(place, linger_s=3600)  # applying everything takes a while
     for frame in feed.frames():
         hub._apply(frame, codec.encode(frame))
     thread = threading.Thread(target=hub.serve)
@@ -109,7 +109,7 @@ def seen_late(feed):
 
 
 def covers(curve, raw, gap):
-    """Every point is one that was told, none is far from the next one, and both ends are there."""
+    """Checks that every point was in the feed, that gaps are small, and that both ends exist."""
     assert all(value == pytest.approx(raw[s]) for s, value in zip(*curve_of(curve), strict=True))
     assert max(b - a for a, b in pairwise([min(raw), *curve.steps, max(raw)])) <= gap
 
@@ -119,7 +119,7 @@ def curve_of(curve):
 
 
 def extremes(steps, values, wide):
-    """The lowest and the highest of each so many steps."""
+    """The lowest and highest value of each interval of steps."""
     parts = {}
     for step, value in zip(steps, values, strict=True):
         parts.setdefault(step // wide, []).append(value)
@@ -161,7 +161,7 @@ def test_a_viewer_that_returns_after_an_hour_has_the_hour():
         assert told == list(feed.took_ms[lane.rank].items())[-LANE_STEPS:]
 
 
-def test_so_it_is_with_many_ranks():
+def test_many_ranks_also_return_after_an_hour():
     feed = Feed(ranks=100, step_ms=10_000, batch_steps=4)
     points = ALL_POINTS // feed.ranks
     view = seen_late(feed)
@@ -187,8 +187,8 @@ def test_an_envelope_has_every_peak(moves):
     assert all(raw[s] == v for s, v in zip(curve.steps, curve.values, strict=True))
     wide = curve.stride
     assert extremes(curve.steps, curve.values, wide) == extremes(raw, raw.values(), wide)
-    alone = curve.few(64)
-    assert few([curve, Envelope(), curve], 64) == [alone, Envelope().few(64), alone]
+    alone = curve.downsample(64)
+    assert downsample([curve, Envelope(), curve], 64) == [alone, Envelope().downsample(64), alone]
     if raw:
         assert len(alone[0]) <= 64
         assert (min(alone[1]), max(alone[1])) == (min(curve.values), max(curve.values))
@@ -197,8 +197,8 @@ def test_an_envelope_has_every_peak(moves):
 
 @pytest.mark.parametrize("kind", [Thinned, Envelope])
 @pytest.mark.parametrize(("every", "first"), [(10, 9), (10, 5), (7, 3), (80, 79), (1, 0)])
-def test_no_curve_dies_out_whatever_steps_have_values(kind, every, first):
-    """A script that tells its loss at steps 9, 19, 29, … none of which is even."""
+def test_curves_keep_points_whatever_steps_have_values(kind, every, first):
+    """As in a script that reports its loss at steps 9, 19, 29, …, none of which is even."""
     curve = kind()
     last = first + every * 19_999
     for i in range(first, last + 1, every):
@@ -208,7 +208,7 @@ def test_no_curve_dies_out_whatever_steps_have_values(kind, every, first):
 
 
 @pytest.mark.parametrize("kind", [Thinned, Envelope])
-def test_steps_that_begin_anew_replace_what_was_there(kind):
+def test_restarted_steps_replace_later_points(kind):
     curve = kind()
     for i in range(5000):
         curve.push(i, 1.0)

@@ -1,4 +1,4 @@
-"""One clock for all: no moment forgotten, no length touched."""
+"""Conversion to one clock shifts all points in time and no durations; merging of states."""
 
 import msgspec
 import pytest
@@ -28,7 +28,7 @@ def structs():
 
 
 @pytest.mark.parametrize("struct", structs(), ids=lambda s: s.__name__)
-def test_every_time_is_known_as_a_moment_or_a_length(struct):
+def test_every_time_field_is_classified_as_point_or_duration(struct):
     times = {name for name in struct.__struct_fields__ if name.endswith("_ns")}
     times -= {"wall_ns"}  # the wall clock is each host's own
     if struct is messages.Batch:
@@ -37,7 +37,7 @@ def test_every_time_is_known_as_a_moment_or_a_length(struct):
 
 
 def on_other_clock(frames, first_rank):
-    """Ranks from `first_rank` on are on another host, whose clock is ahead."""
+    """Frames whose ranks from `first_rank` on are on another host, whose clock is ahead."""
     for frame in frames:
         if frame.rank >= first_rank:
             moved = shifted_batch(frame, AHEAD_NS, frame.wall_ns)
@@ -55,7 +55,7 @@ def known_host(error_ns=1000, silent=False):
     return batch(Tick(), record, rank=HUB_RANK, seq=-1, host="here")
 
 
-def test_there_and_back_is_the_same_frame():
+def test_shifting_back_restores_the_frame():
     for frame in ddp_run(steps=3, ranks=4):
         moved = shifted_batch(frame, AHEAD_NS, frame.wall_ns)
         assert shifted_batch(moved, -AHEAD_NS, frame.wall_ns) == frame
@@ -63,7 +63,7 @@ def test_there_and_back_is_the_same_frame():
     assert shifted_batch(beat, 5, 0).records[0].positions[0].issued_ns == 82
 
 
-def test_a_state_that_is_merged_is_what_its_frames_would_have_made():
+def test_a_merged_state_equals_one_made_from_its_frames():
     frames = list(on_other_clock(ddp_run(steps=10, ranks=4), 2))
     known = [known_host()]
     whole = played([*known, *(back(frame) for frame in frames)])
@@ -77,7 +77,7 @@ def test_a_state_that_is_merged_is_what_its_frames_would_have_made():
     assert told.ranks == truth.ranks
     assert (told.loss.first, told.loss.last) == pytest.approx((truth.loss.first, truth.loss.last))
     assert told.hosts == truth.hosts == ["here", "there"]
-    # Latencies of both hosts' calls are a sample, and so need not be the same one.
+    # Latencies of both hosts' calls are a sample, so they may differ.
     (merged,), (direct,) = (
         [c for c in run.collectives if c.bytes_per_step == 1500] for run in (told, truth)
     )
@@ -91,7 +91,7 @@ def test_a_state_that_is_merged_is_what_its_frames_would_have_made():
     [("lost", None, None), ("finished", None, "finished"), ("finished", "lost", "finished"),
      (None, "failed", "failed"), ("lost", "finished", "finished")],
 )  # fmt: skip
-def test_how_a_rank_ended_is_its_own_word_or_its_hubs(known, told, left):
+def test_a_merge_keeps_a_ranks_goodbye_or_its_hubs_report(known, told, left):
     def state_with(bye):
         ends = [] if bye is None else [batch(Bye(bye), host="there", seq=-(bye == "lost"))]
         return played([batch(hello(1), step(0), host="there"), *ends])
@@ -102,7 +102,7 @@ def test_how_a_rank_ended_is_its_own_word_or_its_hubs(known, told, left):
     assert (bye and bye.state) == left
 
 
-def test_a_rank_of_another_process_replaces_what_was():
+def test_a_merge_replaces_a_rank_with_another_process():
     head = played([known_host(), *(back(f) for f in on_other_clock(ddp_run(10, 4), 2))])
     fresh = [
         batch(hello(4), collective(0, 0, nbytes=8, ranks=4, at_ms=1), rank=2, pid=9, host="there")
@@ -114,7 +114,7 @@ def test_a_rank_of_another_process_replaces_what_was():
     assert head.ranks[3].lanes[0].steps == 10
 
 
-def test_waits_are_booked_only_where_clocks_compare():
+def test_waits_are_counted_only_between_comparable_clocks():
     frames = [back(frame) for frame in on_other_clock(ddp_run(steps=10, ranks=4), 2)]
     unknown = played(frames)
     assert summarize(unknown).collectives[0].last_arrival is None

@@ -1,4 +1,4 @@
-"""Offsets of synthetic clocks whose truth is known: never further off than the error says."""
+"""Offsets of synthetic clocks with known truth never deviate by more than the reported error."""
 
 import random
 
@@ -10,7 +10,7 @@ from dpwatch.wire.messages import Collective
 MS = 1_000_000
 S = 1_000 * MS
 TRUE_NS = 987 * S + 654_321
-"""What this host's clock is ahead of the other one's."""
+"""How far this host's clock is ahead of the other one's."""
 
 
 class Pair:
@@ -36,7 +36,7 @@ class Pair:
         self.now_ns = back
 
     def call(self, scatter_ms=0.05, late_ms=0.0, op="all_reduce", completed=True):
-        """An all-reduce of two ranks a host; completions come up to `scatter_ms` late."""
+        """Adds an all-reduce of two ranks per host; completions are up to `scatter_ms` late."""
         entries = [self.now_ns + self.random.randrange(5 * MS) for _ in range(4)]
         over = max(entries) + 2 * MS
         for rank, entered in enumerate(entries):
@@ -47,7 +47,7 @@ class Pair:
             record = Collective(0, op, "default", 4, self.seq, 8, times[0])
             if completed:
                 record = Collective(0, op, "default", 4, self.seq, 8, *times)
-            self.clocks.hear("here" if here else "there", rank, [record])
+            self.clocks.observe("here" if here else "there", rank, [record])
         self.seq += 1
         self.now_ns = over + 20 * MS
 
@@ -59,12 +59,12 @@ class Pair:
         return abs(estimate.offset_ns - self.true_offset(self.now_ns)), estimate
 
 
-def test_nothing_is_known_at_first():
+def test_there_is_no_estimate_at_first():
     assert Pair(0).estimate() is None
 
 
 @pytest.mark.parametrize(("out_ms", "back_ms"), [(1, 1), (5, 0.1), (0.1, 5)])
-def test_one_exchange_bounds_it_by_half_its_time(out_ms, back_ms):
+def test_one_exchange_has_an_error_of_half_its_round_trip(out_ms, back_ms):
     pair = Pair(0)
     pair.exchange(out_ms, back_ms)
     off, estimate = pair.off_by()
@@ -72,7 +72,7 @@ def test_one_exchange_bounds_it_by_half_its_time(out_ms, back_ms):
     assert estimate.source == "exchange"
 
 
-def test_a_quick_way_out_and_a_quick_way_back_need_not_be_one_exchange():
+def test_bounds_of_several_exchanges_combine():
     pair = Pair(0)
     pair.exchange(0.1, 20)
     pair.exchange(20, 0.1)
@@ -82,7 +82,7 @@ def test_a_quick_way_out_and_a_quick_way_back_need_not_be_one_exchange():
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("drift", [0.0, 40e-6, -40e-6])
-def test_collectives_narrow_it_and_the_truth_stays_within_the_error(seed, drift):
+def test_collectives_narrow_the_error_and_it_still_holds(seed, drift):
     pair = Pair(seed, drift)
     for _ in range(30):
         pair.exchange(2 + 10 * pair.random.random(), 2 + 10 * pair.random.random())
@@ -96,8 +96,8 @@ def test_collectives_narrow_it_and_the_truth_stays_within_the_error(seed, drift)
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("late_ms", [-0.15, 0.15])
-def test_a_host_that_is_always_done_a_little_later(seed, late_ms):
-    """By no more than ranks of one host are done apart, which on one clock can be seen."""
+def test_the_error_covers_a_host_that_always_completes_later(seed, late_ms):
+    """Its lateness is within the spread of completions of one host's ranks, on one clock."""
     pair = Pair(seed)
     for _ in range(10):
         pair.exchange(5, 5)
@@ -108,7 +108,7 @@ def test_a_host_that_is_always_done_a_little_later(seed, late_ms):
     assert estimate.source == "collectives"
 
 
-def test_without_completions_there_are_the_exchanges():
+def test_without_completions_exchanges_are_used():
     pair = Pair(1)
     for _ in range(5):
         pair.exchange(1, 1)
@@ -116,14 +116,14 @@ def test_without_completions_there_are_the_exchanges():
     assert pair.estimate().source == "exchange"
 
 
-def test_ops_that_do_not_need_every_rank_say_nothing():
+def test_ops_that_do_not_need_every_rank_are_ignored():
     pair = Pair(1)
     for _ in range(50):
         pair.call(op="broadcast")
     assert pair.estimate() is None
 
 
-def test_completions_that_contradict_the_exchanges_count_for_nothing():
+def test_completions_that_contradict_exchanges_are_ignored():
     pair = Pair(2)
     pair.exchange(0.1, 0.1)
     for _ in range(50):
@@ -133,13 +133,13 @@ def test_completions_that_contradict_the_exchanges_count_for_nothing():
     assert estimate.source == "exchange"
 
 
-def test_calls_that_were_counted_differently_prove_nothing():
+def test_calls_that_ranks_number_differently_are_ignored():
     pair = Pair(3)
     pair.exchange(1, 1)
     for shift in range(20):
         records = [Collective(0, "all_reduce", "default", 4, shift, 8, t, t + 1) for t in (1, 2)]
         for rank in range(4):
-            pair.clocks.hear("here" if rank < 2 else "there", rank, [records[rank // 2]])
+            pair.clocks.observe("here" if rank < 2 else "there", rank, [records[rank // 2]])
     off, estimate = pair.off_by()
     assert off <= estimate.error_ns <= 2 * MS
 
@@ -155,7 +155,7 @@ def test_a_clock_that_jumped_is_followed():
     assert off <= estimate.error_ns < 2 * MS
 
 
-def test_what_is_in_use_does_not_wander_with_every_message():
+def test_the_offset_in_use_stays_stable():
     pair = Pair(5)
     used = set()
     for _ in range(100):
@@ -164,7 +164,7 @@ def test_what_is_in_use_does_not_wander_with_every_message():
     assert len(used) < 20
 
 
-def test_what_is_old_is_worth_less():
+def test_old_observations_widen_the_error():
     pair = Pair(6, drift=80e-6)
     pair.exchange(0.1, 0.1)
     pair.now_ns += 60 * S

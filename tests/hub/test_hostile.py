@@ -1,4 +1,4 @@
-"""A hub as its own process, and everything a stranger may do to its sockets and its folder."""
+"""A hub in its own process, and what others may do to its sockets and its directory."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ import pytest
 import zmq
 
 from dpwatch.hub.processes import Processes
-from dpwatch.hub.resource_guard import Guard, Seldom
+from dpwatch.hub.resource_guard import Guard, RateLimitedLog
 from dpwatch.run.derive.summarize import summarize
 from dpwatch.run.derive.view_messages import ViewWriter
 from dpwatch.run.state.apply import apply
@@ -34,14 +34,14 @@ from tests.hubs import DEADLINE_S, has, rank, serving, until, watching
 from tests.processes import eventually
 
 GREETING = bytes([0xFF, *[0] * 8, 0x7F, 3, 0]) + b"NULL".ljust(20, b"\0") + bytes(32)
-"""ZMTP 3.0's, of a peer with no security."""
+"""Greeting of a ZMTP 3.0 peer without security."""
 
 READY = b"\x04\x1a\x05READY\x0bSocket-Type\x00\x00\x00\x04PUSH"
 
 
 @contextmanager
 def hub_process(files=None, umask=0o000):
-    """A hub in a process of its own, under an umask that closes nothing."""
+    """A hub in its own process, with an umask that removes no permissions."""
     place = paths.run_dir("run")
 
     def prepare():
@@ -83,13 +83,13 @@ def resident_mb(pid):
 
 
 def still_serves(place, index=0):
-    """A rank's frame gets through to a viewer."""
+    """Checks that a rank's frame reaches a viewer."""
     with rank(place) as send, watching() as watcher:
         send(batch(hello(), step(index), seq=index))
         until(watcher, has("run", steps=index + 1))
 
 
-def test_sockets_and_files_are_this_users_alone_under_any_umask():
+def test_sockets_and_files_are_private_under_any_umask():
     with hub_process() as (place, _):
         assert stat.S_IMODE(place.path.stat().st_mode) == 0o700
         modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in place.path.iterdir()}
@@ -97,7 +97,7 @@ def test_sockets_and_files_are_this_users_alone_under_any_umask():
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
-def test_another_users_process_is_not_let_in_even_where_modes_would():
+def test_another_users_process_is_refused_even_if_modes_allow_it():
     stranger_is = """
 import os, sys, time, zmq
 os.setuid(int(sys.argv[2]))
@@ -127,8 +127,8 @@ time.sleep(60)
         shutil.rmtree(folder)
 
 
-def test_garbage_half_frames_and_handshakes_that_never_end():
-    """None costs the hub memory or another rank its records."""
+def test_garbage_partial_frames_and_endless_handshakes_are_harmless():
+    """They cost neither the hub's memory nor another rank's records."""
     with hub_process() as (place, process):
         before = resident_mb(process.pid)
         started = GREETING + READY
@@ -142,7 +142,7 @@ def test_garbage_half_frames_and_handshakes_that_never_end():
             for each in said * 5:
                 raw = connect(place, name)
                 held.append(raw)
-                with contextlib.suppress(OSError):  # it has hung up already
+                with contextlib.suppress(OSError):  # already disconnected
                     raw.sendall(each)
         still_serves(place)
         assert resident_mb(process.pid) - before < 64
@@ -152,15 +152,15 @@ def test_garbage_half_frames_and_handshakes_that_never_end():
         assert len(log_of(place).splitlines()) < 10
 
 
-def test_more_connections_than_files_do_not_end_it():
-    """libzmq aborts where `accept` finds no file; so the hub shuts its doors before."""
+def test_a_hub_survives_more_connections_than_files():
+    """libzmq aborts if `accept` fails for lack of files, so the hub refuses connections before."""
     with hub_process(files=300) as (place, _), rank(place) as send, watching() as watcher:
         send(batch(hello(), step(0)))
         until(watcher, has("run", steps=1))
         held = []
 
         def crowd():
-            with contextlib.suppress(OSError):  # its backlog is full, or its doors are shut
+            with contextlib.suppress(OSError):  # its backlog is full, or it refuses connections
                 while len(held) < 200:
                     held.append(connect(place))
             return "too many" in log_of(place)
@@ -169,12 +169,12 @@ def test_more_connections_than_files_do_not_end_it():
         for raw in held:
             raw.close()
         still_serves(place, 1)
-        send(batch(step(2), seq=2))  # who was in, comes back by itself
+        send(batch(step(2), seq=2))  # a connected rank reconnects by itself
         until(watcher, has("run", steps=3))
         assert len(log_of(place).splitlines()) < 5
 
 
-def test_messages_of_many_parts_are_refused_whole():
+def test_messages_of_many_parts_are_refused():
     with serving() as hub, watching() as watcher:
         context = zmq.Context()
         stranger = transport.push_socket(context, hub.place.ingest)
@@ -188,7 +188,7 @@ def test_messages_of_many_parts_are_refused_whole():
         context.term()
 
 
-def test_a_record_that_makes_no_sense_costs_only_itself_and_counts_as_dropped():
+def test_an_invalid_record_is_refused_alone_and_counts_as_dropped():
     with serving() as hub, rank(hub.place) as send, watching() as watcher:
         good = step(0)
         backward = msgspec.structs.replace(step(1), start_ns=good.end_ns, end_ns=good.start_ns)
@@ -209,8 +209,8 @@ def test_frames_from_the_future_are_refused():
         assert list(hub.state.ranks) == [0]
 
 
-def test_viewers_who_ask_without_end():
-    """They are answered by turns; a rank's records go through meanwhile."""
+def test_viewers_that_flood_requests_leave_time_for_records():
+    """Their requests are throttled, and a rank's records arrive meanwhile."""
     with serving() as hub, rank(hub.place) as send, watching() as watcher:
         context = zmq.Context()
         asking = transport.ask_socket(context, hub.place.ask)
@@ -226,7 +226,7 @@ def test_viewers_who_ask_without_end():
         context.term()
 
 
-def test_a_view_that_cannot_be_made_is_said_in_the_log(monkeypatch, caplog):
+def test_a_view_that_fails_is_logged(monkeypatch, caplog):
     with serving() as hub, rank(hub.place) as send, watching() as watcher:
         with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
             patch.setattr(hub._views, "answer", lambda *_: 1 // 0)
@@ -235,16 +235,16 @@ def test_a_view_that_cannot_be_made_is_said_in_the_log(monkeypatch, caplog):
         until(watcher, has("run", steps=1))
 
 
-def test_a_run_that_cannot_be_kept_leaves_nothing_behind(monkeypatch):
+def test_a_hub_clears_its_folder_even_if_its_run_cannot_be_saved(monkeypatch):
     from dpwatch.hub import last
 
-    monkeypatch.setattr(last, "keep", lambda *_: 1 // 0)
+    monkeypatch.setattr(last, "save", lambda *_: 1 // 0)
     with serving() as hub:
         pass
     assert not hub.place.path.exists()
 
 
-def test_a_frame_that_the_hub_fails_at_does_not_end_it(monkeypatch, caplog):
+def test_a_hub_survives_a_frame_that_it_fails_to_apply(monkeypatch, caplog):
     from dpwatch.hub import server
 
     advance = server.advance
@@ -273,31 +273,31 @@ def test_a_folder_that_is_removed_is_recreated():
         shutil.rmtree(gone)
         eventually(place.read_info, "its run.json again")
         with watching() as watcher:
-            until(watcher, has("run", steps=1))  # it has not forgotten
-            send(batch(step(1), seq=1))  # and who was connected still is
+            until(watcher, has("run", steps=1))  # the state is kept
+            send(batch(step(1), seq=1))  # and ranks are still connected
             until(watcher, has("run", steps=2))
         assert place.read_info().hub_pid == process.pid
         assert "recreated" in log_of(place)
 
 
-def test_a_stolen_socket_is_taken_back():
+def test_a_stolen_socket_is_bound_again():
     with hub_process() as (place, _):
         thief, context = None, zmq.Context()
         thief = context.socket(zmq.PULL)
-        thief.bind(place.ingest)  # libzmq takes the path from the hub, and says nothing
+        thief.bind(place.ingest)  # libzmq silently takes over the hub's path
         mark = (place.path / "in").lstat().st_ino
         eventually(lambda: "recreated" in log_of(place), "a line in the log")
         assert (place.path / "in").lstat().st_ino != mark
         still_serves(place)
-        thief.close(linger=0)  # which removes the path once more
+        thief.close(linger=0)  # which removes the path again
         context.term()
         eventually(lambda: (place.path / "in").exists(), "the socket again")
         still_serves(place, 1)
 
 
-def test_a_hub_that_finds_another_in_its_place_leaves_it_alone():
+def test_a_displaced_hub_leaves_the_other_hubs_files_alone():
     with hub_process() as (place, first):
-        first.send_signal(signal.SIGSTOP)  # so that it can't be the first to make it anew
+        first.send_signal(signal.SIGSTOP)  # so that it can't recreate the files first
         shutil.rmtree(place.path)
         other = paths.run_dir("run")
         lock = other.try_lock()  # as a hub that was started meanwhile would
@@ -307,18 +307,18 @@ def test_a_hub_that_finds_another_in_its_place_leaves_it_alone():
         assert first.wait(DEADLINE_S) == 1
         assert (other.path / "in").read_text() == "the other's"
         os.close(lock)
-        first.poll = lambda: None  # its end was wanted
+        first.poll = lambda: None  # it was meant to end
         first.send_signal = lambda signum: None
         first.wait = lambda timeout=None: 0
 
 
-def test_a_hub_that_grows_too_large_ends_with_a_line(caplog):
+def test_a_hub_that_grows_too_large_exits_with_a_log_line(caplog):
     with serving(guard=Guard(most_bytes=1)) as hub:
         eventually(lambda: hub._stopping, "its end")
     assert "memory" in caplog.text
 
 
-def test_no_more_processes_are_watched_than_there_are_files_for(monkeypatch):
+def test_the_number_of_watched_processes_is_limited(monkeypatch):
     from dpwatch.hub import processes
 
     monkeypatch.setattr(processes, "MOST", 1)
@@ -328,16 +328,16 @@ def test_no_more_processes_are_watched_than_there_are_files_for(monkeypatch):
     watched.close()
 
 
-def test_what_happens_often_is_logged_seldom(caplog):
-    seldom = Seldom(logging.getLogger("x"), "refused")
+def test_frequent_events_are_logged_rarely(caplog):
+    limited = RateLimitedLog(logging.getLogger("x"), "refused")
     for number in range(1000):
-        seldom.again(f"number {number}")
+        limited.log(f"number {number}")
     assert len(caplog.records) == 10
-    assert seldom.times == 1000
+    assert limited.times == 1000
 
 
 class Lying:
-    """A hub that sends what it likes, to one viewer."""
+    """A hub that sends arbitrary data to one viewer."""
 
     def __init__(self):
         self.context = zmq.Context()
@@ -366,11 +366,11 @@ def good_state():
 
 def view_of(state):
     writer = ViewWriter(0)
-    writer.renew(state, summarize(state), curves=True)
+    writer.update(state, summarize(state), curves=True)
     return VIEW + writer.message(0)
 
 
-def test_a_viewer_withstands_a_hub_that_lies(lying):
+def test_a_viewer_survives_invalid_data_from_a_hub(lying):
     follower, whole = lying.follower, view_of(good_state())
     for answer in (b"", b"\xc1" * 100, whole[:-9], b"\x91" * 100_000, whole[:300] + os.urandom(99)):
         follower._take_answer(answer)
@@ -397,7 +397,7 @@ def test_the_hub_takes_its_limits_from_the_system():
     assert not Guard().is_large()
 
 
-def test_a_listing_of_another_host_may_be_anything():
+def test_any_listing_of_another_host_is_handled():
     info = '{"run_id": "run", "host": "h", "hub_pid": 1, "started_wall_s": 2.0}'
     path = "/tmp/dpwatch-1/run/run.json"
     assert listed_run(f"{path}\t{info}\n")[0] == path

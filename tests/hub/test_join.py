@@ -1,11 +1,11 @@
-"""The door between hosts: who is let in, and who is not, over real CURVE sockets."""
+"""Authentication between hosts over real CURVE sockets, and messages between hubs."""
 
 import time
 
 import pytest
 import zmq
 
-from dpwatch.hub.cluster.zap_handler import Doorkeeper
+from dpwatch.hub.cluster.zap_handler import CurveAuthenticator
 from dpwatch.runtime.curve_keys import Keys, Pair, make_keys
 from dpwatch.wire import join
 from dpwatch.wire.join import Here
@@ -20,33 +20,33 @@ def keys(tmp_path):
 
 @pytest.fixture
 def door(keys):
-    """A head's socket and its doorkeeper, on a free port of loopback."""
+    """A head's socket and its authenticator, on a free loopback port."""
     context = zmq.Context()
-    keeper = Doorkeeper(context, [keys.client.public])
+    authenticator = CurveAuthenticator(context, [keys.client.public])
     socket = join.head_socket(context, "tcp://127.0.0.1:*", keys)
     try:
-        yield keeper, socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        yield authenticator, socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
     finally:
         socket.close()
-        keeper.close()
+        authenticator.close()
         context.term()
 
 
 def comes_in(door, connect, deadline_s):
-    """Whether what a client says within that time arrives."""
-    keeper, head, endpoint = door
+    """Whether a client's message arrives within that time."""
+    authenticator, head, endpoint = door
     context = zmq.Context()
     client = connect(context, endpoint)
     try:
         client.send(join.encode(HELLO), zmq.NOBLOCK)
         poller = zmq.Poller()
         poller.register(head, zmq.POLLIN)
-        poller.register(keeper.socket, zmq.POLLIN)
+        poller.register(authenticator.socket, zmq.POLLIN)
         deadline = time.monotonic() + deadline_s
         while time.monotonic() < deadline:
             ready = dict(poller.poll(50))
-            if keeper.socket in ready:
-                keeper.take()
+            if authenticator.socket in ready:
+                authenticator.receive()
             if head in ready:
                 return join.decode(head.recv_multipart()[-1]) == HELLO
         return False
@@ -60,7 +60,7 @@ def new_pair():
     return Pair(public.decode(), secret.decode())
 
 
-def test_who_has_the_keys_comes_in(door, keys):
+def test_a_client_with_the_keys_is_admitted(door, keys):
     assert comes_in(
         door, lambda context, endpoint: join.node_socket(context, endpoint, keys, b"node1"), 30
     )
@@ -83,19 +83,19 @@ def wrong_server_key(context, endpoint, keys):
 
 
 @pytest.mark.parametrize("connect", [plain, unknown_key, wrong_server_key])
-def test_who_has_not_does_not(door, keys, connect):
+def test_a_client_without_the_keys_is_refused(door, keys, connect):
     assert not comes_in(door, lambda context, endpoint: connect(context, endpoint, keys), 1.5)
     assert door[0].refused > 0 or connect is not unknown_key
 
 
-def test_headers_of_strangers_are_nothing():
+def test_invalid_headers_are_ignored():
     assert join.decode(b"") is None
     assert join.decode(b"\xc1" * 9) is None
     assert join.decode(b"\x91" * 100_000) is None
     assert join.decode(join.encode(HELLO)) == HELLO
 
 
-def test_a_state_travels_in_parts():
+def test_a_state_is_sent_in_parts():
     blob = bytes(range(256)) * 5000
     parts = join.in_parts(blob)
     assert b"".join(parts) == blob

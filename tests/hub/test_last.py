@@ -1,4 +1,4 @@
-"""Runs that are over, kept when their hubs have gone."""
+"""Finished runs, kept after their hubs have exited."""
 
 import os
 import stat
@@ -26,9 +26,9 @@ def names(views):
     return {found.run.run_id for found in views}
 
 
-def test_a_run_looks_as_it_did_when_its_hub_was_there(private_runtime):
+def test_a_kept_run_looks_as_it_did_live(private_runtime):
     state = a_run()
-    last.keep(private_runtime, state)
+    last.save(private_runtime, state)
     (found,) = last_runs()
     assert found == view(state, "closed")
     files = [private_runtime / FOLDER, private_runtime / FOLDER / "run"]
@@ -48,40 +48,40 @@ def test_a_hub_keeps_its_run_when_it_ends(private_runtime):
 
 
 def test_a_run_that_goes_on_is_not_kept(private_runtime):
-    last.keep(private_runtime, played([batch(hello(), step(0), pid=os.getpid())]))
+    last.save(private_runtime, played([batch(hello(), step(0), pid=os.getpid())]))
     assert last_runs() == []
 
 
 def test_the_newest_are_kept(private_runtime):
     for n in range(last.MOST + 3):
-        last.keep(private_runtime, a_run(f"run.{n}"))
+        last.save(private_runtime, a_run(f"run.{n}"))
     assert names(last_runs()) == {f"run.{n}" for n in range(3, last.MOST + 3)}
 
 
-def test_a_directory_that_goes_with_its_last_run_keeps_nothing(tmp_path):
+def test_a_fallback_directory_keeps_nothing(tmp_path):
     place = tmp_path / f"{FALLBACK}1"
     place.mkdir()
-    last.keep(place, a_run())
+    last.save(place, a_run())
     assert list(place.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"\xc1", b"\x92\x01\xc0", b"\x92\xff\xc0"])
-def test_what_makes_no_sense_is_left_out(private_runtime, content):
-    last.keep(private_runtime, a_run("good"))
+def test_invalid_files_are_left_out(private_runtime, content):
+    last.save(private_runtime, a_run("good"))
     (private_runtime / FOLDER / "bad").write_bytes(content)
     os.mkfifo(private_runtime / FOLDER / "pipe")
     assert names(last_runs()) == {"good"}
 
 
 def test_a_folder_that_others_may_read_is_not_used(private_runtime):
-    last.keep(private_runtime, a_run())
+    last.save(private_runtime, a_run())
     (private_runtime / FOLDER).chmod(0o755)
     assert last_runs() == []
-    last.keep(private_runtime, a_run("another"))
+    last.save(private_runtime, a_run("another"))
     assert not (private_runtime / FOLDER / "another").exists()
 
 
-def test_runs_that_live_and_runs_that_are_over_by_when_they_began(private_runtime):
+def test_live_and_kept_runs_are_ordered_by_start(private_runtime):
     old, new = (view(a_run(name, at), "closed") for name, at in (("old", 1.0), ("new", 9e9)))
     with serving() as hub, rank(hub.place) as send, watching(kept=[old, new], most=2) as watcher:
         send(batch(hello(), step(0), pid=os.getpid()))

@@ -1,4 +1,4 @@
-"""Many ranks: figures of all of them, and states that travel."""
+"""Many ranks: their figures, and encoded states."""
 
 import math
 import statistics
@@ -81,7 +81,7 @@ def runs(draw):
 
 @settings(max_examples=40, deadline=None)
 @given(frames=runs())
-def test_figures_of_many_lanes_at_once_are_those_of_each(frames):
+def test_figures_of_many_lanes_equal_those_of_each_lane(frames):
     state = played(frames)
     lanes, common = rows_of(state), summarize.steps_in_common(state)
     together = figures_of(state, lanes, common)
@@ -93,7 +93,7 @@ def test_figures_of_many_lanes_at_once_are_those_of_each(frames):
 
 @settings(max_examples=25, deadline=None)
 @given(frames=runs(), data=st.data())
-def test_a_state_that_travels_on_the_way_goes_on_as_if_it_had_not(frames, data):
+def test_a_state_continues_identically_after_encoding(frames, data):
     split = data.draw(st.integers(0, len(frames)))
     whole, travelled = played(frames), decode(encode(played(frames[:split])))
     for frame in frames[split:]:
@@ -104,8 +104,8 @@ def test_a_state_that_travels_on_the_way_goes_on_as_if_it_had_not(frames, data):
 
 @settings(max_examples=25, deadline=None)
 @given(frames=runs())
-def test_key_figures_are_what_the_records_say(frames):
-    """Against sums over the records themselves, for ranks that were not started anew."""
+def test_key_figures_equal_sums_over_the_records(frames):
+    """Compared with sums over the records themselves, for ranks that were not restarted."""
     records: dict[tuple[int, int], list[Step]] = {}
     sent: Counter[tuple[int, int, int]] = Counter()
     pids: dict[int, set[int]] = {}
@@ -140,7 +140,7 @@ def _phases(row):
 
 
 @given(steps=st.lists(st.integers(0, 3 * WINDOW), max_size=300))
-def test_tallies_of_the_last_steps_are_kept_in_whatever_order_they_come(steps):
+def test_tallies_of_the_last_steps_are_kept_in_any_order(steps):
     by_step, counted, newest = ByStep(), Counter(), 0
     for at_step in steps:
         newest = max(newest, at_step)
@@ -159,7 +159,7 @@ def test_tallies_of_the_last_steps_are_kept_in_whatever_order_they_come(steps):
     assert len(by_step.cells) <= 9 * WINDOW
 
 
-def test_numbers_that_no_run_has_cost_that_record_only():
+def test_a_record_with_a_huge_number_is_refused_alone():
     state = RunState("run")
     huge = 2**63
     call = Collective(1, "all_reduce", "default", 1, 0, 2**63 - 1, 0)
@@ -197,7 +197,7 @@ def tick(after_s):
     return batch(Tick(), rank=-1, seq=-1, now_ns=START_NS + int(after_s * 1e9))
 
 
-def test_many_ranks_ends_are_reviewed_once():
+def test_simultaneous_ends_of_many_ranks_are_reviewed_once():
     state = RunState("run")
     reviewed = []
     frames = [*crowd(), tick(1)]

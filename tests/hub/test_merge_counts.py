@@ -1,4 +1,4 @@
-"""Records that two hubs have each missed some of: only what neither has is lost."""
+"""Merging the records counts of two hubs that each missed some records."""
 
 import msgspec
 import pytest
@@ -8,7 +8,7 @@ from tests.frames import batch, hello, played, step
 
 
 def knowing(*missing):
-    """What a hub knows of a rank that sent eight frames of a record each, without some of them."""
+    """A hub's state of a rank that sent eight frames of one record, without some of them."""
     frames = [batch(hello(), seq=0), *(batch(step(i), seq=i + 1) for i in range(7))]
     sent = [msgspec.structs.replace(frame, sent=i) for i, frame in enumerate(frames)]
     return played([frame for i, frame in enumerate(sent) if i not in missing])
@@ -18,7 +18,7 @@ def knowing(*missing):
     ("head", "node", "lost"),
     [((), (), 0), ((2,), (), 0), ((), (3, 4), 0), ((2,), (3, 4), 0), ((2,), (2, 4), 1)],
 )
-def test_what_one_has_missed_the_other_may_have(head, node, lost):
+def test_only_records_that_both_hubs_missed_are_lost(head, node, lost):
     state, part = knowing(*head), knowing(*node)
     assert [each.ranks[0].missed for each in (state, part)] == [len(head), len(node)]
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""A head and nodes in one process, over CURVE on loopback: joined, cut off, killed and back."""
+"""A head and nodes in one process over CURVE on loopback: joining, disconnects and restarts."""
 
 import itertools
 import os
@@ -29,7 +29,7 @@ WORLD = 4
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch):
-    """What hubs do once a second they do at once."""
+    """Makes hubs tick without delay."""
     monkeypatch.setattr(server, "TICK_S", 0.1)
     monkeypatch.setattr(head_module, "ASK_NS", 200 * MS)
 
@@ -47,7 +47,7 @@ def run_id():
 
 @contextmanager
 def hub_on(node, run_id, tmp_path):
-    """The hub of one host, on a thread of its own, in a runtime directory of its own."""
+    """The hub of one host, on its own thread and in its own runtime directory."""
     place = paths.RunDir(tmp_path / f"h{node}" / run_id)
     place.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = place.try_lock()
@@ -70,7 +70,7 @@ def hub_on(node, run_id, tmp_path):
 
 
 def frames_of(r, run_id, steps, first=0):
-    """A rank's frames: two ranks a host."""
+    """A rank's frames, with two ranks per host."""
     node = r // 2
     for index in range(first, steps):
         at = index * 100 + 50
@@ -99,7 +99,7 @@ def tell(hubs, run_id, steps, first=0):
 
 
 def seen_by(hub, condition):
-    """The run as a viewer of that hub has it, once it satisfies the condition."""
+    """The run's view at a viewer of that hub, once it satisfies the condition."""
     with watching(places=lambda: [hub.place]) as watcher:
         deadline = time.monotonic() + DEADLINE_S
         while time.monotonic() < deadline:
@@ -115,7 +115,7 @@ def has_all(steps, ranks=WORLD):
     )
 
 
-def test_one_run_of_all_hosts(keys, run_id, tmp_path):
+def test_the_head_shows_one_run_of_all_hosts(keys, run_id, tmp_path):
     with hub_on(0, run_id, tmp_path) as head, hub_on(1, run_id, tmp_path) as node:
         tell([head, node], run_id, 10)
         view = seen_by(
@@ -134,7 +134,7 @@ def test_one_run_of_all_hosts(keys, run_id, tmp_path):
         assert [row.rank for row in local.run.ranks] == [2, 3]
 
 
-def test_a_viewer_that_is_there_first_sees_them_come(keys, run_id, tmp_path):
+def test_a_viewer_at_the_head_sees_hosts_join(keys, run_id, tmp_path):
     with hub_on(0, run_id, tmp_path) as head, watching(places=lambda: [head.place]) as watcher:
         with rank(head.place) as send:
             for frame in frames_of(0, run_id, 3):
@@ -149,7 +149,7 @@ def test_a_viewer_that_is_there_first_sees_them_come(keys, run_id, tmp_path):
     raise AssertionError("never came")
 
 
-def test_a_head_that_died_has_everything_again(keys, run_id, tmp_path):
+def test_a_heads_successor_gets_everything_again(keys, run_id, tmp_path):
     with hub_on(1, run_id, tmp_path) as node:
         with hub_on(0, run_id, tmp_path) as head:
             tell([head, node], run_id, 5)
@@ -164,7 +164,7 @@ def test_a_head_that_died_has_everything_again(keys, run_id, tmp_path):
             assert [row.missed_frames for row in view.run.ranks] == [0, 0]
 
 
-def test_a_node_whose_hub_dies_is_stale_and_then_back(keys, run_id, tmp_path):
+def test_a_node_is_stale_until_its_hubs_successor_joins(keys, run_id, tmp_path):
     with hub_on(0, run_id, tmp_path) as head:
         with hub_on(1, run_id, tmp_path) as node:
             tell([head, node], run_id, 5)
@@ -191,16 +191,16 @@ def test_a_node_whose_hub_dies_is_stale_and_then_back(keys, run_id, tmp_path):
         assert view.run.other_hosts[0].resent == 1
 
 
-def test_frames_that_are_lost_between_hubs_come_with_the_state(keys, run_id, tmp_path):
+def test_frames_lost_between_hubs_are_restored_with_the_state(keys, run_id, tmp_path):
     with hub_on(0, run_id, tmp_path) as head, hub_on(1, run_id, tmp_path) as node:
         tell([head, node], run_id, 3)
         seen_by(head, has_all(3))
-        send, dropped = node._joining.uplink._send, itertools.count()
+        send, dropped = node._membership.uplink._send, itertools.count()
 
         def lossy(header, *parts):
             return True if parts and next(dropped) < 2 else send(header, *parts)
 
-        node._joining.uplink._send = lossy
+        node._membership.uplink._send = lossy
         tell([head, node], run_id, 8, first=3)
         view = seen_by(
             head, lambda v: has_all(8)(v) and v.run.other_hosts and v.run.other_hosts[0].resent
@@ -211,7 +211,7 @@ def test_frames_that_are_lost_between_hubs_come_with_the_state(keys, run_id, tmp
     assert [row.missed_frames for row in view.run.ranks] == [0] * WORLD
 
 
-def test_a_node_that_was_cut_off_stays_to_tell_how_its_ranks_ended(keys, run_id, tmp_path):
+def test_a_disconnected_node_waits_to_report_its_ranks_ends(keys, run_id, tmp_path):
     def ended(r):
         return batch(Bye("finished"), rank=r, seq=2, host="host1", run_id=run_id,
                      pid=os.getpid(), now_ns=START_NS + 300 * MS)  # fmt: skip
@@ -262,7 +262,7 @@ def test_ranks_of_other_hosts_are_asked_for_their_stacks_at_the_head(keys, run_i
         assert standing[2].standing == "unasked"
 
 
-def test_what_ranks_of_other_hosts_printed_before_the_head_came_is_there(keys, run_id, tmp_path):
+def test_output_of_other_hosts_before_the_head_started_is_shown(keys, run_id, tmp_path):
     with hub_on(1, run_id, tmp_path) as node:
         with rank(node.place) as send:
             send(batch(hello(WORLD), Output("out", [Line(START_NS, "epoch 1")]), rank=2,
@@ -273,7 +273,7 @@ def test_what_ranks_of_other_hosts_printed_before_the_head_came_is_there(keys, r
     assert (printed.rank, printed.lines[0].text) == (2, "epoch 1")
 
 
-def test_a_lost_rank_on_another_host_is_told_at_the_head(keys, run_id, tmp_path):
+def test_the_head_reports_a_lost_rank_on_another_host(keys, run_id, tmp_path):
     with hub_on(0, run_id, tmp_path) as head, hub_on(1, run_id, tmp_path) as node:
         tell([head, node], run_id, 2)
         seen_by(head, has_all(2))
@@ -299,7 +299,7 @@ def test_a_viewer_of_several_hubs_sees_the_whole_run_once(keys, run_id, tmp_path
             assert has_all(3)(snapshot.runs[0])
 
 
-def test_a_head_whose_port_is_taken_says_so_and_tries_again(keys, run_id, tmp_path):
+def test_a_head_whose_port_is_taken_reports_it_and_retries(keys, run_id, tmp_path):
     port = FIRST_PORT + zlib.crc32(run_id.encode()) % PORTS
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
@@ -326,7 +326,7 @@ def test_a_host_of_another_run_is_refused(keys, run_id, tmp_path, monkeypatch):
             assert head.host in view.run.note or "127.0.0.1" in view.run.note
 
 
-def test_without_keys_each_host_is_alone_and_says_so(run_id, tmp_path, monkeypatch):
+def test_without_keys_each_host_is_alone_and_reports_it(run_id, tmp_path, monkeypatch):
     monkeypatch.setenv("DPWATCH_KEYS", str(tmp_path / "none"))
     with hub_on(0, run_id, tmp_path) as head, hub_on(1, run_id, tmp_path) as node:
         tell([head, node], run_id, 2)
@@ -334,15 +334,15 @@ def test_without_keys_each_host_is_alone_and_says_so(run_id, tmp_path, monkeypat
             view = seen_by(hub, lambda v: bool(v.run.note))
             assert [row.rank for row in view.run.ranks] == ranks
             assert view.run.note == (
-                "runs on other hosts are not joined: make keys with dpwatch keys"
+                "ranks on other hosts are not shown: create keys with dpwatch keys"
             )
-        assert head._joining.sockets == node._joining.sockets == ()
+        assert head._membership.sockets == node._membership.sockets == ()
 
 
-def test_keys_that_others_can_read_join_nothing(keys, run_id, tmp_path):
+def test_keys_that_others_can_read_are_not_used(keys, run_id, tmp_path):
     (tmp_path / "keys" / "head.json").chmod(0o644)
     with hub_on(0, run_id, tmp_path) as head:
-        assert head._joining.sockets == ()
+        assert head._membership.sockets == ()
         with rank(head.place) as send:
             for frame in frames_of(0, run_id, 1):
                 send(frame)
@@ -350,7 +350,7 @@ def test_keys_that_others_can_read_join_nothing(keys, run_id, tmp_path):
     assert "is readable by others" in view.run.note
 
 
-def test_a_run_that_begins_again_under_its_id_is_another_run(keys, run_id, tmp_path):
+def test_a_run_restarted_under_its_id_is_another_run(keys, run_id, tmp_path):
     def another(frame):
         return msgspec.structs.replace(frame, pid=1)
 

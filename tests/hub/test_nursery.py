@@ -1,4 +1,4 @@
-"""Hubs that are forked from one process: there at once, and on their own from then on."""
+"""Hubs forked from one process start at once and then run independently."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.hubs import has, rank, until, watching
 from tests.processes import eventually
 
 
-def test_hubs_outlive_it_and_each_other():
+def test_hubs_outlive_the_nursery_and_each_other():
     nursery = Nursery()
     places = [paths.run_dir(name) for name in ("one", "two")]
     for place in places:
@@ -34,7 +34,7 @@ def test_hubs_outlive_it_and_each_other():
     eventually(lambda: not places[1].path.exists(), "the second hub's end")
 
 
-def test_it_ends_with_whoever_has_it():
+def test_a_nursery_ends_with_its_owner():
     nursery = Nursery()
     nursery._process.stdin.close()  # as when its owner is killed
     assert nursery._process.wait(60) == 0

@@ -1,4 +1,4 @@
-"""Processes that end: noticed at once, and how."""
+"""The end of processes is noticed at once, with the exit code."""
 
 import os
 import select
@@ -17,7 +17,7 @@ ENDS = [
 
 
 def ended(code):
-    """A process that has ended and that nobody has reaped."""
+    """A process that has ended and is not reaped."""
     child = subprocess.Popen([sys.executable, "-c", code])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     return child
@@ -39,7 +39,7 @@ def test_a_running_process_has_no_exit():
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="no pidfd on this system")
-def test_an_end_wakes_whoever_polls():
+def test_the_end_of_a_process_wakes_a_poll():
     watched = processes.Processes()
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     fd = watched.watch(child.pid)
@@ -55,7 +55,7 @@ def test_an_end_wakes_whoever_polls():
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="no pidfd on this system")
 @pytest.mark.parametrize(("code", "status"), ENDS)
-def test_how_a_reaped_process_ended_is_known_where_linux_tells(code, status):
+def test_the_exit_of_a_reaped_process_is_known_on_new_kernels(code, status):
     watched = processes.Processes()
     child = subprocess.Popen([sys.executable, "-c", f"input(); {code}"], stdin=subprocess.PIPE)
     fd = watched.watch(child.pid)

@@ -1,4 +1,4 @@
-"""Hub and follower over real sockets: a hub on a thread, ranks and viewers beside it."""
+"""Hub and follower over real sockets, with the hub on a thread."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def test_early_and_late_viewers_see_the_same_run():
     assert len(again.runs[0].history.loss.steps) == 10
 
 
-def test_frames_of_strangers_are_refused_and_counted():
+def test_frames_of_other_runs_are_refused_and_counted():
     with serving() as hub, rank(hub.place) as send, watching() as watcher:
         send(batch(hello(), run_id="another"))
         send(batch(hello(), rank=-1))
@@ -60,7 +60,7 @@ def is_over(snapshot):
         ("import os; os._exit(0)", 0, "finished", ""),
     ],
 )
-def test_a_rank_that_dies_is_told_with_its_exit(ends, code, state, said):
+def test_a_rank_that_dies_is_reported_with_its_exit(ends, code, state, said):
     child = subprocess.Popen(
         [sys.executable, "-c", f"input(); {ends}"], stdin=subprocess.PIPE, text=True
     )
@@ -92,7 +92,7 @@ def test_a_rank_that_dies_is_told_with_its_exit(ends, code, state, said):
         ("sys.exit(0)", Bye("failed", "ValueError: x"), "failed", "rank 0: ValueError: x"),
     ],
 )
-def test_the_exit_code_has_the_last_word(code, bye, state, reason):
+def test_the_exit_code_decides(code, bye, state, reason):
     child = subprocess.Popen(
         [sys.executable, "-c", f"import os, sys; input(); {code}"], stdin=subprocess.PIPE, text=True
     )
@@ -113,22 +113,22 @@ def test_the_exit_code_has_the_last_word(code, bye, state, reason):
     assert run.state == run.ranks[0].state == state
     assert reason in run.reason
     assert bool(reason) == bool(run.reason)
-    assert ended < exited  # when it said goodbye stays known
+    assert ended < exited  # the time of its goodbye is kept
 
 
-def test_hubs_are_told_what_became_of_the_command():
+def test_hubs_learn_how_the_command_ended():
     with serving() as hub, rank(hub.place) as send, watching() as watcher:
         send(batch(hello(), step(0)))
         send(batch(Bye("finished"), seq=1))
         until(watcher, has("run", state="finished"))
         watcher.command = Command(exit=3)
         run = until(watcher, has("run", command_exit=3)).runs[0].run
-        # Nobody has seen how the rank's process ended.
+        # The exit of the rank's process is unknown.
         assert run.state == "failed"
         assert run.reason == "the command ended with exit code 3, and no rank reported why"
 
 
-def test_ctrl_c_is_no_lost_rank():
+def test_ranks_ended_by_ctrl_c_are_not_lost():
     with serving() as hub, rank(hub.place) as send, watching() as watcher:
         for r in (0, 1):
             send(batch(hello(2), step(0), rank=r, now_ns=time.monotonic_ns()))
@@ -136,13 +136,13 @@ def test_ctrl_c_is_no_lost_rank():
         watcher.command = Command(interrupted_ns=time.monotonic_ns())
         until(watcher, lambda s: hub.state.command is not None)
         for r in (0, 1):  # as its hub tells of a rank that a launcher has killed
-            hub._say(r, 1000 + r, Bye("lost", "process was killed by SIGTERM", -15))
+            hub._apply_own(r, 1000 + r, Bye("lost", "process was killed by SIGTERM", -15))
         run = until(watcher, has("run", state="failed")).runs[0].run
     assert run.reason == "stopped by Ctrl-C"
     assert [d.kind for d in run.diagnoses] == []
 
 
-def test_the_last_state_stays_when_the_hub_goes():
+def test_the_last_view_stays_when_the_hub_ends():
     with watching() as watcher:
         with serving() as hub, rank(hub.place) as send:
             for frame in dp_run(steps=5):
@@ -153,7 +153,7 @@ def test_the_last_state_stays_when_the_hub_goes():
     assert not hub.place.path.exists()
 
 
-def test_only_the_runs_asked_for():
+def test_only_wanted_runs_are_followed():
     with serving("one") as one, serving("two") as two, watching(wanted="two".__eq__) as watcher:
         for hub in (one, two):
             with rank(hub.place) as send:
@@ -162,7 +162,7 @@ def test_only_the_runs_asked_for():
     assert [v.run.run_id for v in snapshot.runs] == ["two"]
 
 
-def test_a_hub_nobody_needs_ends_and_leaves_nothing():
+def test_an_unneeded_hub_exits_and_leaves_no_files():
     with serving(linger_s=0.0) as hub, rank(hub.place) as send:
         for frame in dp_run(steps=3):
             send(frame)
@@ -172,7 +172,7 @@ def test_a_hub_nobody_needs_ends_and_leaves_nothing():
         assert hub._stopping
 
 
-def test_a_hub_of_another_protocol_is_said_and_left_alone():
+def test_a_hub_of_another_protocol_is_reported_and_left_alone():
     place = paths.run_dir("other")
     place.write_info(paths.RunInfo("other", "here", 1, 2.0, protocol=99))
     lock = place.try_lock()
@@ -209,7 +209,7 @@ def test_the_hub_process_serves_detached_and_ends_on_sigterm(spawned):
     assert not spawned.path.exists()
 
 
-def test_a_killed_hubs_successor_is_followed_anew(spawned):
+def test_a_killed_hubs_successor_is_followed(spawned):
     with watching() as watcher:
         with rank(spawned) as send:
             send(batch(hello(), step(0)))
@@ -224,11 +224,11 @@ def test_a_killed_hubs_successor_is_followed_anew(spawned):
             assert until(watcher, lambda s: s.runs[0].connection == "live")
 
 
-def test_a_hub_whose_socket_has_something_in_its_way_says_so_in_its_log(private_runtime):
+def test_a_hub_that_cannot_bind_its_socket_logs_it(private_runtime):
     place = paths.run_dir("occupied")
     (place.path / "in").mkdir()
     command = [sys.executable, "-m", "dpwatch.hub", str(place.path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
     (told,) = place.log_file.read_text().splitlines()
-    assert "no hub for" in told
+    assert "cannot serve" in told

@@ -1,4 +1,4 @@
-"""Stacks on demand, the hub's part: who is asked, what is kept, what people see."""
+"""Stacks on demand, the hub's part: requests, what is kept and what is shown."""
 
 import os
 import signal
@@ -8,9 +8,9 @@ import sys
 import msgspec
 import pytest
 
-from dpwatch.hub.stack_requests import EVERY_S, Asking
+from dpwatch.hub.stack_requests import EVERY_S, StackRequests
 from dpwatch.run.derive.stack_text import run_text
-from dpwatch.run.derive.stacks import seen
+from dpwatch.run.derive.stacks import stack_views
 from dpwatch.run.derive.summarize import view
 from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.stacks import groups
@@ -50,7 +50,7 @@ def answer(state, r, *threads, asked=1, after_s=0.5):
     apply(state, batch(Stacks(asked, now, list(threads)), rank=r, now_ns=now))
 
 
-def test_nothing_is_shown_before_somebody_asks():
+def test_no_stacks_are_shown_before_a_request():
     assert view(a_run()).stacks == ()
 
 
@@ -59,7 +59,7 @@ def test_an_answer_is_shown_with_its_age():
     said(state, Asked(1, [0, 2]))
     answer(state, 2, trains("a.py:1 main", "b.py:2 f"), other(), after_s=0.5)
     said(state, Beat(0, ""), after_s=2.5)
-    by_rank = {entry.rank: entry for entry in seen(state)}
+    by_rank = {entry.rank: entry for entry in stack_views(state)}
     assert [by_rank[r].standing for r in range(4)] == ["awaited", "unasked", "answered", "unasked"]
     assert by_rank[2].age_s == 2.0
     assert [t.name for t in by_rank[2].threads] == ["MainThread", "worker"]
@@ -78,47 +78,47 @@ def test_an_answer_is_shown_with_its_age():
         ("?", "it is stopped, or native code holds the GIL"),
     ],
 )
-def test_a_rank_that_does_not_answer_is_told_with_the_reason(process, words):
+def test_a_rank_that_does_not_answer_is_shown_with_the_reason(process, words):
     state = a_run()
     said(state, Asked(1))
     said(state, Unanswered(1, 1001, process), after_s=4)
-    entry = seen(state)[1]
+    entry = stack_views(state)[1]
     assert (entry.standing, entry.waited_s) == ("silent", 4.0)
     assert entry.why.startswith("no answer for 4 s: ")
     assert words in entry.why
     assert (entry.seen_at, entry.seen_s) == ("train.py:1 main", 4.0)
     answer(state, 1, trains("a.py:1 main"), after_s=5)
-    assert (seen(state)[1].standing, seen(state)[1].why) == ("answered", "")
+    assert (stack_views(state)[1].standing, stack_views(state)[1].why) == ("answered", "")
 
 
-def test_asked_again_without_an_answer_the_wait_goes_on():
+def test_repeated_requests_do_not_restart_the_wait():
     state = a_run()
     said(state, Asked(1), after_s=0)
     said(state, Asked(2), after_s=3)
     said(state, Unanswered(0, 1000, "S"), after_s=5)
-    assert seen(state)[0].waited_s == 5.0
+    assert stack_views(state)[0].waited_s == 5.0
     answer(state, 0, trains("a.py:1 main"), asked=1, after_s=6)  # to the first of both
-    assert seen(state)[0].standing == "silent"
+    assert stack_views(state)[0].standing == "silent"
     answer(state, 0, trains("a.py:1 main"), asked=2, after_s=7)
-    assert seen(state)[0].standing == "answered"
+    assert stack_views(state)[0].standing == "answered"
 
 
-def test_an_answer_to_a_killed_hubs_request_is_none_to_its_successors():
+def test_an_answer_to_a_killed_hub_does_not_answer_its_successor():
     state = a_run(1)
     answer(state, 0, trains("a.py:1 main"), asked=7)
     said(state, Asked(1), after_s=1)
-    assert seen(state)[0].standing == "awaited"
+    assert stack_views(state)[0].standing == "awaited"
 
 
-def test_what_is_said_of_another_process_is_not_this_ones():
+def test_a_report_on_another_process_is_ignored():
     state = a_run()
     said(state, Asked(1))
     said(state, Unanswered(0, 99, "T"), after_s=4)
     said(state, Unanswered(17, 99, "T"), after_s=4)
-    assert seen(state)[0].standing == "awaited"
+    assert stack_views(state)[0].standing == "awaited"
 
 
-def test_a_rank_that_has_ended_is_not_asked_and_says_so():
+def test_an_ended_rank_is_not_asked_and_shown_as_ended():
     state = a_run(1)
     apply(state, batch(Bye("failed", "x")))
     said(state, Asked(1))
@@ -126,7 +126,7 @@ def test_a_rank_that_has_ended_is_not_asked_and_says_so():
     state = a_run(1)
     said(state, Asked(1))
     apply(state, batch(Bye("failed", "x")))
-    assert (seen(state)[0].standing, seen(state)[0].why) == (
+    assert (stack_views(state)[0].standing, stack_views(state)[0].why) == (
         "ended",
         "its process has ended (failed)",
     )
@@ -149,17 +149,17 @@ def test_all_ranks_together_stay_within_the_budget(monkeypatch):
 
 def seen_all(state):
     said(state, Asked(9))
-    return seen(state)
+    return stack_views(state)
 
 
-def test_ranks_at_the_same_stack_stand_together():
+def test_ranks_with_equal_stacks_are_grouped():
     state = a_run(6)
     said(state, Asked(1, [0, 1, 2, 3, 4]))
     for r in (0, 1, 3):
         answer(state, r, trains("a.py:1 main", "dist.py:9 all_reduce"), other(f"only in {r}"))
     answer(state, 2, trains("a.py:1 main", "loop.py:4 spin", theirs=1))
     said(state, Unanswered(4, 1004, "T"), after_s=1)
-    found = groups(seen(state))
+    found = groups(stack_views(state))
     assert [(g.ranks, g.at) for g in found] == [
         ((0, 1, 3), "a.py:1 main"),
         ((2,), "loop.py:4 spin"),
@@ -169,22 +169,22 @@ def test_ranks_at_the_same_stack_stand_together():
     assert found[0].frames == ("a.py:1 main", "dist.py:9 all_reduce")
 
 
-def test_a_rank_whose_training_thread_has_ended_says_so():
+def test_a_rank_whose_training_thread_has_ended_is_shown_so():
     state = a_run(1)
     said(state, Asked(1))
     answer(state, 0, other())
-    (group,) = groups(seen(state))
+    (group,) = groups(stack_views(state))
     assert (group.frames, group.at) == ((), "")
     assert "rank 0: its training thread has ended" in run_text(view(state))
 
 
-def test_silent_ranks_stand_together_however_long_each_is_silent():
+def test_silent_ranks_are_grouped_however_long_each_is_silent():
     state = a_run(3)
     said(state, Asked(1, [0]), after_s=0)
     said(state, Asked(2, [1, 2]), after_s=2)
     for r, process in ((0, "T"), (1, "T"), (2, "S")):
         said(state, Unanswered(r, 1000 + r, process), after_s=9)
-    assert [g.ranks for g in groups(seen(state))] == [(0, 1), (2,)]
+    assert [g.ranks for g in groups(stack_views(state))] == [(0, 1), (2,)]
 
 
 @pytest.mark.parametrize(
@@ -219,79 +219,79 @@ def test_text_has_groups_or_each_thread_and_no_escapes():
     assert not any(ord(c) < 32 and c != "\n" for c in text)
 
 
-# -- asking -----------------------------------------------------------------------------------
+# -- requests -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def asking(tmp_path):
-    return Asking(tmp_path / "ask-stacks", "here")
+def requests(tmp_path):
+    return StackRequests(tmp_path / "ask-stacks", "here")
 
 
-def wants(asking, *ranks):
-    assert asking.take(encode_request(list(ranks)))
+def wants(requests, *ranks):
+    assert requests.add(encode_request(list(ranks)))
 
 
-def test_ranks_are_asked_once_a_second_and_what_comes_meanwhile_together(asking, tmp_path):
+def test_ranks_are_asked_once_a_second_with_combined_requests(requests, tmp_path):
     state, looks = a_run(), RequestFile(tmp_path / "ask-stacks")
-    wants(asking, 1)
-    assert asking.ask(state, 10.0) == looks.changed() == Asked(1, [1])
+    wants(requests, 1)
+    assert requests.ask(state, 10.0) == looks.changed() == Asked(1, [1])
     said(state, Asked(1, [1]))
     answer(state, 1, trains("a.py:1 main"))
     for r in (0, 3, 0, 99):
-        wants(asking, r)
-        assert asking.ask(state, 10.0 + EVERY_S / 2) is None
+        wants(requests, r)
+        assert requests.ask(state, 10.0 + EVERY_S / 2) is None
     assert looks.changed() is None
-    assert asking.ask(state, 10.0 + EVERY_S) == looks.changed() == Asked(2, [0, 3])
-    assert asking.ask(state, 99.0) is None
+    assert requests.ask(state, 10.0 + EVERY_S) == looks.changed() == Asked(2, [0, 3])
+    assert requests.ask(state, 99.0) is None
 
 
-def test_who_owes_an_answer_is_asked_along_and_the_dead_are_not(asking):
+def test_ranks_without_an_answer_are_asked_again_unless_dead(requests):
     state = a_run()
     said(state, Asked(1, [1]))
     apply(state, batch(Bye("finished"), rank=3))
-    wants(asking, 2, 3)
-    assert asking.ask(state, 10.0) == Asked(1, [1, 2])
-    wants(asking)
-    assert asking.ask(state, 20.0) == Asked(2, [0, 1, 2])
+    wants(requests, 2, 3)
+    assert requests.ask(state, 10.0) == Asked(1, [1, 2])
+    wants(requests)
+    assert requests.ask(state, 20.0) == Asked(2, [0, 1, 2])
 
 
-def test_nobody_left_to_ask_is_no_request(asking, tmp_path):
+def test_no_request_is_written_without_living_ranks(requests, tmp_path):
     state = a_run(1)
     apply(state, batch(Bye("finished")))
-    wants(asking)
-    assert asking.ask(state, 10.0) is None
+    wants(requests)
+    assert requests.ask(state, 10.0) is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_request_is_not_taken(asking):
-    assert not asking.take(b"\x93garbage")
-    assert asking.ask(a_run(), 10.0) is None
+def test_an_invalid_request_is_refused(requests):
+    assert not requests.add(b"\x93garbage")
+    assert requests.ask(a_run(), 10.0) is None
 
 
-def test_a_stopped_process_is_found_at_once_another_after_three_seconds(asking):
+def test_a_stopped_process_is_found_at_once_others_after_three_seconds(requests):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         state = RunState("run")
         apply(state, batch(hello(2), rank=0, pid=child.pid))
         apply(state, batch(hello(2), rank=1, pid=child.pid, host="elsewhere"))
         said(state, Asked(1))
-        assert list(asking.unanswered(state, START_NS + SECOND)) == []
-        late = {u.rank: u.process for u in asking.unanswered(state, START_NS + 3 * SECOND)}
+        assert list(requests.unanswered(state, START_NS + SECOND)) == []
+        late = {u.rank: u.process for u in requests.unanswered(state, START_NS + 3 * SECOND)}
         assert late.keys() == {0, 1}
         assert late[0] in ("S", "R", "D")
         assert late[1] == ""  # whose state nobody here can tell
         os.kill(child.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, child.pid, os.WSTOPPED)
-        (found,) = asking.unanswered(state, START_NS + SECOND)
+        (found,) = requests.unanswered(state, START_NS + SECOND)
         assert found == Unanswered(0, child.pid, "T")
         said(state, found, after_s=1)
-        assert list(asking.unanswered(state, START_NS + 2 * SECOND)) == []  # said once
+        assert list(requests.unanswered(state, START_NS + 2 * SECOND)) == []  # said once
     finally:
         os.kill(child.pid, signal.SIGCONT)
         child.communicate(b"\n")
 
 
-def test_viewers_ask_over_the_wire_and_late_ones_see_the_answer():
+def test_viewers_request_stacks_and_later_ones_see_the_answer():
     with serving() as hub, a_rank(hub.place) as send, watching() as watcher:
         looks = RequestFile(hub.place.stacks_file)
         send(batch(hello(2), rank=0))
@@ -318,7 +318,7 @@ def answered(snapshot):
     return bool(snapshot.runs) and any(e.standing == "answered" for e in snapshot.runs[0].stacks)
 
 
-def test_a_request_that_cannot_be_passed_on_harms_nobody(monkeypatch):
+def test_a_request_that_cannot_be_written_is_dropped(monkeypatch):
     def full(*_):
         raise OSError("no space left")
 

@@ -1,4 +1,4 @@
-"""How often a hub makes a view, and who gets which."""
+"""How often a hub creates views, and which one a viewer gets."""
 
 from dpwatch.hub.views import CURVES_S, LEAST_S, PAUSE, WATCHED_S, Views
 from dpwatch.run.derive.summarize import summarize, view
@@ -11,7 +11,7 @@ from tests.frames import START_NS, batch, hello, step
 
 
 class Watched:
-    """A run, its views, and a clock that is set."""
+    """A run, its views and a simulated clock."""
 
     def __init__(self):
         self.now, self.state = 100.0, RunState("run")
@@ -35,7 +35,7 @@ class Watched:
         return answer != SAME
 
 
-def test_a_view_is_made_when_something_has_come_and_not_all_the_time():
+def test_a_view_is_created_after_changes_and_not_too_often():
     it, first, second = Watched(), ViewReader(), ViewReader()
     assert it.ask(first)
     assert first.view == view(it.state)
@@ -57,7 +57,7 @@ def test_a_view_is_made_when_something_has_come_and_not_all_the_time():
     assert second.view == view(it.state)
 
 
-def test_a_view_that_takes_long_is_made_seldom():
+def test_an_expensive_view_is_made_seldom():
     it, reader = Watched(), ViewReader()
     it.cost_s = 0.1
     it.ask(reader)
@@ -68,7 +68,7 @@ def test_a_view_that_takes_long_is_made_seldom():
     assert it.ask(reader)
 
 
-def test_a_review_is_shown_at_once():
+def test_a_view_after_a_review_is_shown_at_once():
     it, reader = Watched(), ViewReader()
     it.ask(reader)
     it.apply(step(1))
@@ -77,7 +77,7 @@ def test_a_review_is_shown_at_once():
     assert reader.view.run.steps == 2
 
 
-def test_whoever_asks_is_there_for_a_while():
+def test_a_viewer_counts_as_connected_for_a_while():
     it = Watched()
     assert not it.views.is_watched
     it.ask(ViewReader())
@@ -86,7 +86,7 @@ def test_whoever_asks_is_there_for_a_while():
     assert not it.views.is_watched
 
 
-def test_another_state_is_shown_whole():
+def test_a_replaced_state_is_sent_as_a_complete_view():
     it, reader = Watched(), ViewReader()
     it.apply(*(step(i) for i in range(1, 9)))
     it.ask(reader)
@@ -97,7 +97,7 @@ def test_another_state_is_shown_whole():
     assert reader.view == view(it.state)
 
 
-def test_what_is_no_number_gets_a_whole_view():
+def test_an_invalid_view_number_gets_a_complete_view():
     it, reader = Watched(), ViewReader()
     for asked in ([], [b"x"], [VIEW_NUMBER.pack(12345)], [bytes(8), b"more"]):
         reader.read(it.views.answer(it.state, asked)[1:])

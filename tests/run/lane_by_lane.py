@@ -1,4 +1,4 @@
-"""The reference for the figures of lanes: each lane by itself, in plain Python."""
+"""Reference implementation of lane figures: lane by lane, in plain Python."""
 
 import math
 from itertools import compress

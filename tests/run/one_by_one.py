@@ -1,18 +1,18 @@
-"""The reference for what is booked together: each call into the sums by itself, as it comes.
+"""Reference implementation of adding calls to the sums: one by one, as they arrive.
 
-Plain Python, call by call, so that it can be checked by reading it.
+It is plain Python, so that it can be checked by reading it.
 """
 
 from dpwatch.plan.traffic import wire_bytes
 from dpwatch.quantiles import median
 from dpwatch.run.state import bounds, generations
 from dpwatch.run.state.apply import apply
-from dpwatch.run.state.arrivals import fingerprint, matched_call, most_open
+from dpwatch.run.state.arrivals import fingerprint, matched_call, open_calls_limit
 from dpwatch.run.state.call_entries import Kinds, open_calls, table_of
 from dpwatch.run.state.call_tallies import _begin, _exchanged
 from dpwatch.run.state.flush import flush
 from dpwatch.run.state.late_durations import LATENCIES
-from dpwatch.run.state.records import take
+from dpwatch.run.state.records import apply_record
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import (
     CALLS,
@@ -31,11 +31,11 @@ from dpwatch.wire.messages import Collective, Duration
 
 
 class OneByOne:
-    """A run's state that takes in one call after the other.
+    """A run's state that adds calls one by one.
 
     Attributes:
-        open: By place, what each rank called, of calls that wait for ranks.
-        given_up: How many more there were than are kept.
+        open: Calls that wait for ranks: by position, each rank's call.
+        given_up: Number of open calls dropped to stay within the limit.
     """
 
     def __init__(self):
@@ -44,7 +44,7 @@ class OneByOne:
         self.given_up = 0
 
     def apply(self, frame):
-        """Takes in a frame: its calls here, all else as the product does, and at once."""
+        """Applies a frame: its calls here, everything else with the product's code."""
         records = list(unpack(frame.records))
         known = self.state.ranks.get(frame.rank)
         apply(self.state, replaced(frame, [r for r in records if not late_or_call(r)]))
@@ -57,10 +57,10 @@ class OneByOne:
                 told = generations.in_run(self.state, rank, record)
                 try:
                     self.call(rank, told)
-                except bounds.Full:
+                except bounds.LimitReached:
                     rank.refused += 1
             elif isinstance(record, Duration):
-                take(self.state, rank, record)
+                apply_record(self.state, rank, record)
         rank.taken += sum(map(late_or_call, records))
 
     def forget(self, rank):
@@ -97,7 +97,7 @@ class OneByOne:
     def enter(self, r, call):
         place = call.group, call.generation, call.seq
         entered = self.open.setdefault(place, {})
-        if len(self.open) > most_open(call.ranks):
+        if len(self.open) > open_calls_limit(call.ranks):
             del self.open[next(iter(self.open))]
             self.given_up += 1
         entered[r] = call
@@ -105,17 +105,17 @@ class OneByOne:
             return
         self.open.pop(place, None)
         if len({fingerprint(each) for each in entered.values()}) > 1:
-            self.state.arrivals.differ(call.group, call.seq, entered)
+            self.state.arrivals.record_mismatch(call.group, call.seq, entered)
         else:
             matched = matched_call(signature_of(call), call.seq, call.step)
-            self.state.arrivals.agree(call.group, matched)
+            self.state.arrivals.record_match(call.group, matched)
         if len(entered) > 1:
             steps = {r: each.step for r, each in entered.items()}
-            self.state.offsets.take(call.group, steps, call.generation)
+            self.state.offsets.record(call.group, steps, call.generation)
             self.wait(entered)
 
     def wait(self, entered):
-        """Who came last, and how long each of the others waited for that one."""
+        """Records the last arrival, and how long each other rank waited for it."""
         state = self.state
         hosts = {state.ranks[r].host for r in entered if r in state.ranks}
         issued_ns = [each.issued_ns for each in entered.values()]
@@ -152,7 +152,7 @@ class OneByOne:
         )
 
     def finish(self):
-        """The state, with what is open in it as the product keeps it."""
+        """The state, with open calls in the product's format."""
         kinds = Kinds()
         each = [(r, call) for entered in self.open.values() for r, call in entered.items()]
         self.state.arrivals.open = open_calls(table_of(each, kinds), kinds.all)
@@ -164,6 +164,6 @@ def late_or_call(record):
 
 
 def replaced(frame, records):
-    """A frame with other records, which counts as many as it has."""
+    """A frame with other records but the same counts."""
     values = {name: getattr(frame, name) for name in frame.__struct_fields__}
     return type(frame)(**values | {"records": records})

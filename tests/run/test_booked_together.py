@@ -1,4 +1,4 @@
-"""Collectives of many ranks booked together: the state is as if each had been booked as it came."""
+"""Adding collectives in bulk gives the same state as adding each one as it arrives."""
 
 import math
 import random
@@ -22,11 +22,11 @@ from tests.run.one_by_one import OneByOne
 
 
 def a_run(seed):
-    """Frames of ranks in several groups, whose calls get lost, differ, come twice or not in order.
+    """Frames of ranks in several groups, with lost, different, repeated and reordered calls.
 
     Returns:
-        Of each frame what it is, and whether the state is read after it; whether ranks may enter a
-        call twice or expect different numbers of ranks: what then belongs together is a guess.
+        Pairs of a frame and whether the state is read after it; and whether ranks may enter a call
+        twice or expect different numbers of ranks, so that matching is ambiguous.
     """
     rnd = random.Random(seed)
     ranks = rnd.choice([1, 2, 3, 6])
@@ -80,7 +80,7 @@ def a_run(seed):
                     timed = Duration(*astuple(call)[:6], rnd.randrange(MS), call.device)
                     durations[r].append(timed)
             for device in range(rnd.choice([1, 1, 2])):
-                # In eighths, whose sums are exact in whatever order they come.
+                # In eighths, whose sums are exact in any order.
                 loss = rnd.choice([None, rnd.randint(1, 9) / 8, rnd.choice([2.5, math.inf])])
                 slow = rnd.choice([100, 100, 9_000])
                 forward = rnd.choice([None, rnd.randrange(9_000 * MS)])
@@ -109,7 +109,7 @@ def astuple(call):
 
 
 def together(frames):
-    """The state after these frames."""
+    """The state after these frames, added in bulk."""
     state = RunState("run")
     for frame, is_read in frames:
         apply(state, frame)
@@ -120,7 +120,7 @@ def together(frames):
 
 
 def one_by_one(frames):
-    """The state that it has to be."""
+    """The expected state."""
     reference = OneByOne()
     for frame, _ in frames:
         reference.apply(frame)
@@ -128,12 +128,12 @@ def one_by_one(frames):
 
 
 def told(state, late):
-    """All there is to it, but for what depends on when durations were booked and is not shown.
+    """A state's content, without what depends on when durations were added and is not shown.
 
-    Whether a step is too old for its calls to be known to be timed already is among that.
+    For instance whether a step was too old to know that its calls were timed already.
 
     Args:
-        state: The state; it is not whole afterwards.
+        state: The state, which is modified.
         late: Keys of the ops that were timed late.
     """
     for op in (state.ops[key] for key in late):  # the last ones are kept, whichever rank's
@@ -153,7 +153,7 @@ def told(state, late):
 
 
 def without_order(state):
-    """Leaves out who came when."""
+    """Removes arrival orders."""
     state.arrivals, state.offsets = Arrivals(), StepOffsets()
     for op in state.ops.values():
         op.last_calls, op.last_wait_ns, op.booked = {}, {}, 0
@@ -164,7 +164,7 @@ def without_order(state):
 
 
 def in_the_window(tallies):
-    """Leaves the rows of the last steps, where they lie with room for all of them."""
+    """Keeps only the rows of the last steps, expanded to the full window."""
     rows = list(zip(*[iter(tallies.cells)] * TALLY_WIDTH, strict=True))
     newest = max(row[0] for row in rows)
     whole = ByStep(Ints([-1, *[0] * (TALLY_WIDTH - 1)] * WINDOW), WINDOW)
@@ -181,10 +181,10 @@ def in_the_window(tallies):
 @example(seed=3881189)  # such a row's step comes once more
 @example(seed=3163588187)  # more calls are open than are kept
 @example(seed=475051)  # more were open than are kept, and then fewer
-def test_together_they_make_the_state_that_they_make_one_by_one(seed):
+def test_bulk_adding_equals_adding_one_by_one(seed):
     frames, is_guess = a_run(seed)
     found, (reference, given_up) = together(frames), one_by_one(frames)
-    # Losses that not all ranks have told are let go, the oldest first, as others come.
+    # Incomplete losses are dropped as others arrive, oldest first.
     assert all(found.losses[step] == reference.losses.pop(step) for step in [*reference.losses])
     found.losses.clear()
     late = {key for state in (found, reference) for key, op in state.ops.items() if op.timed_late}
@@ -199,7 +199,7 @@ def test_together_they_make_the_state_that_they_make_one_by_one(seed):
 
 
 @given(counts=st.lists(st.integers(0, 3 * LATENCIES), max_size=5))
-def test_latencies_kept_together_are_those_kept_one_by_one(counts):
+def test_latencies_added_in_bulk_equal_those_added_one_by_one(counts):
     alone, together, n = [], [], 0
     for count in counts:
         took = range(n, n + count)

@@ -1,4 +1,4 @@
-"""Rows that are no devices, and ranks with several: who counts in balances, and who sent what."""
+"""Rows that are not devices and ranks with several devices, in balances and traffic."""
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ P = 1200
 
 
 def server_run(steps=6, devices=3):
-    """A parameter server on the host: even devices, and a host that holds and carries more."""
+    """A parameter server on the host: balanced devices, and a host with more memory and traffic."""
     greeting = hello(1, [f"vgpu:{d}" for d in range(devices)], "virtual", "ps-cpu")
     greeting.devices.append(DeviceInfo("host", "host"))
     yield batch(greeting)
@@ -28,7 +28,7 @@ def server_run(steps=6, devices=3):
 
 
 def halves_run(steps=6, ranks=2):
-    """Two devices a rank: each all-reduces its part, and an activation crosses both ways."""
+    """Two devices per rank: each all-reduces its part, and activations are copied both ways."""
     for r in range(ranks):
         names = [f"vgpu:{2 * r}", f"vgpu:{2 * r + 1}"]
         yield batch(hello(ranks, names, "virtual", "ddp-mp"), rank=r)
@@ -53,7 +53,7 @@ def served():
     return summarize(played(server_run()))
 
 
-def test_a_host_is_a_row_and_no_device(served):
+def test_a_host_is_a_row_but_not_a_device(served):
     assert [(row.device, row.device_kind) for row in served.ranks] == [
         ("vgpu:0", "virtual"), ("vgpu:1", "virtual"), ("vgpu:2", "virtual"), ("host", "host"),
     ]  # fmt: skip
@@ -61,7 +61,7 @@ def test_a_host_is_a_row_and_no_device(served):
     assert msgspec.structs.astuple(served.balance) == (1.0, 1.0, 1.0)
 
 
-def test_a_hosts_traffic_is_every_devices(served):
+def test_a_hosts_traffic_is_the_sum_of_the_devices(served):
     host = served.ranks[-1]
     assert (host.sent_bytes_per_step, host.received_bytes_per_step) == (3 * P, 3 * P)
     assert host.comm_ms.total == pytest.approx(3 * (2 + 3))
@@ -94,7 +94,7 @@ def test_a_model_on_two_devices_has_no_master():
     assert master_imbalance.rule(run) is None
 
 
-def test_a_thread_that_works_for_two_devices_counts_once():
+def test_a_thread_that_serves_two_devices_is_one_thread():
     run = summarize(played(halves_run()))
     rows = [msgspec.structs.replace(row, runqueue_wait=0.2) for row in run.ranks]
     finding = cpu_oversubscribed.rule(msgspec.structs.replace(run, ranks=rows))
@@ -104,7 +104,7 @@ def test_a_thread_that_works_for_two_devices_counts_once():
     assert (finding.evidence["threads"], finding.evidence["runqueue_wait_mean"]) == (2, 0.4)
 
 
-def test_a_devices_phases_are_those_of_the_steps_that_were_measured_on_it():
+def test_a_devices_phases_come_from_steps_measured_on_it():
     known = {"forward_ns": 20 * MS, "backward_ns": 40 * MS, "optimizer_ns": 10 * MS}
     frames = [batch(hello(1, ["cuda:0"], "cuda"))]
     frames += [batch(step(i, data_ns=5 * MS), seq=i + 1) for i in range(9)]
@@ -115,8 +115,8 @@ def test_a_devices_phases_are_those_of_the_steps_that_were_measured_on_it():
     assert msgspec.structs.astuple(row.phases_ms) == (5.0, None, 20.0, 40.0, 10.0, 25.0)
 
 
-def test_what_a_killed_rank_had_done_is_its_own_threads_alone():
-    """Another thread of it that trains has a row of its own, with steps of its own."""
+def test_a_killed_ranks_unreported_steps_count_for_its_main_device_only():
+    """Another training thread of the rank has its own row, with its own steps."""
     said = [batch(hello(1, ["cpu", "cpu"]), step(0), step(0, device=1), pid=7)]
     killed = Bye("lost", "process 7 was killed by SIGKILL", -9, step=5)
     run = summarize(played([*said, batch(killed, pid=7, seq=-1)]))

@@ -58,7 +58,7 @@ def test_master_imbalance_by_traffic_alone_and_by_a_full_device():
     assert master_imbalance.rule(full).severity == "critical"
 
 
-def test_master_imbalance_of_two_devices_says_nothing_of_their_even_traffic():
+def test_master_imbalance_of_two_devices_omits_their_even_traffic():
     finding = master_imbalance.rule(run_of(dp_run(devices=2)))
     assert finding.evidence["traffic_device0_over_median"] == 1.0
     assert "traffic" not in finding.text
@@ -102,7 +102,7 @@ def test_a_diagnosis_keeps_its_first_step_and_outlasts_a_short_silence():
     assert review(quiet, held, silent, state) == ([], {})
 
 
-def test_a_finding_that_comes_back_in_time_has_not_been_away():
+def test_a_finding_that_returns_in_time_is_no_longer_silent():
     state = played(dp_run(steps=12))
     run = summarize(state)
     held, silent = review(run, [], {}, state)
@@ -116,7 +116,7 @@ def test_a_finding_that_comes_back_in_time_has_not_been_away():
     assert review(run, held, silent, state)[1] == {}
 
 
-def test_nothing_is_said_of_the_first_steps():
+def test_rules_ignore_the_first_steps():
     assert review(run_of(dp_run(steps=2)), [], {}, played(dp_run(steps=2))) == ([], {})
     assert played(dp_run(steps=10)).diagnoses[0].kind in ("master_imbalance", "cpu_oversubscribed")
     assert RunState("run").diagnoses == []
@@ -126,7 +126,7 @@ MIB = 1 << 20
 
 
 def filled(run, *peaks, capacity=100 * MIB, **categories):
-    """The run with these peaks (MiB), each made of `categories` (shares of it)."""
+    """The run with these peaks (MiB), split by the shares in `categories`."""
     rows = [
         msgspec.structs.replace(
             row,

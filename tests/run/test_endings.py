@@ -1,4 +1,4 @@
-"""Whose end was the cause: reasons as torch 2.13, gloo, NCCL and others word them."""
+"""Which end was the cause, with reasons worded as by torch 2.13, gloo, NCCL and others."""
 
 import signal
 
@@ -53,7 +53,7 @@ OWN_ERRORS = [
 
 
 def ended(*byes, apart_ns=10**9):
-    """Ranks that ended like that, each so long after the one before."""
+    """Ranks that ended like that, at these intervals."""
     state = RunState("run")
     for r in range(len(byes)):
         apply(state, batch(hello(len(byes)), rank=r))
@@ -68,7 +68,7 @@ def test_a_rank_whose_collective_failed_gave_up(reason):
 
 
 @pytest.mark.parametrize("reason", OWN_ERRORS)
-def test_an_error_of_its_own_is_none_of_its_peers(reason):
+def test_a_ranks_own_error_is_classified_as_its_own(reason):
     assert ending(ended(Bye("failed", reason))[0]) == OWN
 
 
@@ -94,7 +94,7 @@ def test_other_ends(bye, how):
     assert ending(ended(bye)[0]) == how
 
 
-def test_of_a_rank_that_runs_there_is_no_end():
+def test_a_running_rank_has_no_ending():
     state = RunState("run")
     apply(state, batch(hello()))
     assert ending(state.ranks[0]) is None
@@ -104,15 +104,15 @@ def order(*byes, **when):
     return [(rank.rank, end) for rank, end in ends(ended(*byes, **when).values())]
 
 
-def test_who_gave_up_or_was_stopped_comes_after_who_ended_by_itself():
+def test_ranks_that_ended_by_themselves_come_first():
     gave_up, stopped = Bye("failed", GIVEN_UP[0]), Bye("lost", "was killed by SIGTERM", -15)
     assert order(gave_up, stopped, gave_up) == [(0, GAVE_UP), (2, GAVE_UP), (1, STOPPED)]
     own = Bye("failed", "ValueError: bad")
     assert order(gave_up, own, Bye("finished")) == [(1, OWN), (0, GAVE_UP)]
 
 
-def test_who_is_gone_nobody_knows_how_after_another_gave_up_was_stopped():
-    """A launcher often fetches an exit before anybody can read it."""
+def test_a_rank_that_vanishes_after_another_gave_up_was_stopped():
+    """A launcher often reaps a process before its exit can be read."""
     gone = Bye("lost", "process 1 exited without reporting")
     gave_up = Bye("failed", GIVEN_UP[0])
     assert order(gone, gave_up) == [(0, KILLED), (1, GAVE_UP)]

@@ -1,4 +1,4 @@
-"""What a rank's own goodbye and its process's end come to, and which of several ranks was first."""
+"""Combining a rank's goodbye with its process's exit, and which rank failed first."""
 
 import signal
 
@@ -26,7 +26,7 @@ KILLED = "killed by SIGKILL after its goodbye"
     ],
 )
 def test_an_end_without_a_goodbye(code, state, words):
-    assert exits.joined(None, exits.seen(7, code)) == Bye(state, words, code)
+    assert exits.combine_ends(None, exits.observed_end(7, code)) == Bye(state, words, code)
 
 
 @pytest.mark.parametrize(
@@ -43,19 +43,19 @@ def test_an_end_without_a_goodbye(code, state, words):
         (Bye("lost", "the probe turned itself off: x"), 0, Bye("finished", "", 0)),
     ],
 )  # fmt: skip
-def test_a_goodbye_and_an_exit(own, code, told):
-    assert exits.joined(own, exits.seen(7, code)) == told
-    assert exits.joined(own, told) == told  # a hub says what both come to
+def test_a_goodbye_and_an_exit_are_combined(own, code, told):
+    assert exits.combine_ends(own, exits.observed_end(7, code)) == told
+    assert exits.combine_ends(own, told) == told  # a hub says what both come to
 
 
 def run_of(*byes, command=None):
-    """Ranks that end one after another: each by its own goodbye, then by what its hub saw."""
+    """Ranks that end one after another, each with a goodbye and then an observed exit."""
     frames = [batch(hello(len(byes)), step(0), rank=r) for r in range(len(byes))]
     for n, (r, own, code) in enumerate(byes, 1):
         now_ns = START_NS + 1000 * n * MS
         if own is not None:
             frames.append(batch(own, rank=r, seq=1, now_ns=now_ns))
-        told = exits.joined(own, exits.seen(1000 + r, code))
+        told = exits.combine_ends(own, exits.observed_end(1000 + r, code))
         frames.append(batch(told, rank=r, seq=-1, now_ns=now_ns + MS))
     if command is not None:
         frames.append(batch(command, rank=-1, seq=-1, now_ns=START_NS + 9000 * MS))
@@ -76,9 +76,9 @@ def test_the_rank_that_failed_by_itself_comes_first():
     assert rank_lost.rule(run, state).ranks == [1]
 
 
-def test_an_order_of_frames_changes_nothing():
-    """A frame that was under way when the process ended takes no exit code back."""
-    told = exits.seen(1000, -9)
+def test_the_order_of_goodbye_and_exit_does_not_matter():
+    """A frame in flight when the process ended does not discard the exit code."""
+    told = exits.observed_end(1000, -9)
     state = played(
         [
             batch(hello(), step(0)),
@@ -91,21 +91,21 @@ def test_an_order_of_frames_changes_nothing():
     assert state.ranks[0].bye == Bye("failed", "killed by SIGKILL after its goodbye", -9)
 
 
-def test_a_rank_that_was_only_silent_speaks_again():
-    state = played([batch(hello(), step(0)), batch(exits.seen(1000, None), seq=-1)])
+def test_a_rank_that_was_only_silent_is_back_with_its_next_frame():
+    state = played([batch(hello(), step(0)), batch(exits.observed_end(1000, None), seq=-1)])
     assert summarize(state).state == "lost"
     apply(state, batch(step(1), seq=1))
     assert summarize(state).ranks[0].state == "running"
 
 
-def test_a_rank_that_has_turned_to_something_else_may_come_back():
+def test_a_rank_that_was_idle_may_resume():
     state = played([batch(hello(), step(0)), batch(Bye("finished", then="idle"), seq=1)])
     assert summarize(state).state == "finished"
     apply(state, batch(step(1), seq=2))
     assert summarize(state).ranks[0].state == "running"
 
 
-def test_ctrl_c_without_dpwatch_run():
+def test_ctrl_c_without_dpwatch_run_stops_the_run():
     state = run_of(
         (0, Bye("failed", "RuntimeError: Connection closed by peer"), 1),
         (1, Bye("failed", INTERRUPTED), -signal.SIGINT),
@@ -116,8 +116,8 @@ def test_ctrl_c_without_dpwatch_run():
 
 
 @pytest.mark.parametrize(("exit_code", "state"), [(130, "failed"), (0, "finished")])
-def test_ranks_that_end_well_of_ctrl_c_have_been_stopped_all_the_same(exit_code, state):
-    """mp.spawn's catch it and return; a script that saves its state and leaves has finished."""
+def test_ranks_that_finish_after_ctrl_c_were_stopped(exit_code, state):
+    """Ranks of mp.spawn catch it and return; a script that saves its state and exits finished."""
     command = Command(exit_code, START_NS + 1000 * MS)
     run = summarize(run_of((0, Bye("finished", then="exit"), 0), command=command))
     assert run.state == state
@@ -134,7 +134,7 @@ def test_a_failure_before_ctrl_c_stays_the_cause():
     assert summarize(state).reason == "rank 0: ValueError: x"
 
 
-def test_a_command_that_fails_after_the_run_is_no_failure_of_the_run():
+def test_a_command_failing_after_the_run_does_not_fail_the_run():
     state = run_of((0, Bye("finished"), 0), command=Command(exit=2))
     run = summarize(state)
     assert (run.state, run.command_exit) == ("finished", 2)
@@ -142,7 +142,7 @@ def test_a_command_that_fails_after_the_run_is_no_failure_of_the_run():
 
 
 @pytest.mark.parametrize(("then", "state"), [("idle", "failed"), ("next", "finished")])
-def test_a_command_that_fails_may_have_done_so_in_a_worker_that_nobody_saw_fail(then, state):
+def test_a_failed_command_fails_a_run_whose_exits_are_unknown(then, state):
     """A pool's worker catches what a task raises, and is then ended by its pool."""
     state_ = run_of((0, Bye("finished", then=then), -15), command=Command(exit=1))
     assert summarize(state_).state == state

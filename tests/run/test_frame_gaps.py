@@ -1,10 +1,10 @@
-"""Gaps in frames' numbers, against sets."""
+"""Gaps in frame numbers, compared with sets."""
 
 import random
 
 import pytest
 
-from dpwatch.run.state.frame_gaps import MOST_SPANS, Received
+from dpwatch.run.state.frame_gaps import MOST_SPANS, ReceivedFrames
 
 
 def missing(came):
@@ -12,29 +12,29 @@ def missing(came):
 
 
 def of(numbers):
-    received = Received()
+    received = ReceivedFrames()
     for number in numbers:
         received.add(number)
     return received
 
 
-def test_nothing_is_missing():
-    assert Received().missing == 0
+def test_consecutive_frames_have_no_gaps():
+    assert ReceivedFrames().missing == 0
     assert of(range(100)).missing == 0
     assert of(range(100)).spans == [(0, 99)]
 
 
-def test_what_came_before_the_first_was_missed():
+def test_frames_before_the_first_count_as_missing():
     assert of([5, 6]).missing == 5
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_hubs_that_know_parts_know_the_union(seed):
+def test_merging_parts_gives_their_union(seed):
     rng = random.Random(seed)
     parts = [{n for n in range(30) if rng.random() < 0.6} for _ in range(3)]
-    known = Received()
+    known = ReceivedFrames()
     for part in [*parts, *parts]:  # a second time changes nothing
-        known.join(of(rng.sample(sorted(part), len(part))))
+        known.merge(of(rng.sample(sorted(part), len(part))))
     assert known.missing == missing(set().union(*parts))
 
 

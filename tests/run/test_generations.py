@@ -34,17 +34,17 @@ def say(run, rank, *records, pid=None):
 
 
 def whole(run):
-    """How many calls both ranks are known to have entered."""
+    """Number of calls known to be entered by both ranks."""
     flush(run)
     return sum(sum(op.last_calls.values()) for op in run.ops.values())
 
 
 def life(generation, calls=5, **more):
-    """Calls of one group; the first stands for start-up and is in nobody's statistics."""
+    """Calls of one group; the first is start-up, which statistics leave out."""
     return [call(seq, generation, **more) for seq in range(calls + 1)]
 
 
-def test_ranks_that_make_a_group_anew_together_match_in_each(run):
+def test_calls_match_within_each_recreated_group(run):
     for rank in range(2):
         say(run, rank, hello(2))
     for generation in range(3):
@@ -54,7 +54,7 @@ def test_ranks_that_make_a_group_anew_together_match_in_each(run):
     assert not run.arrivals.open.rows
 
 
-def test_many_generations_in_a_frame_match_each_its_own(run):
+def test_several_generations_in_one_frame_match_separately(run):
     frame = [each for generation in range(20) for each in life(generation, ms=generation)]
     for rank in range(2):
         say(run, rank, hello(2), *frame)
@@ -62,7 +62,7 @@ def test_many_generations_in_a_frame_match_each_its_own(run):
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_process_in_anothers_place_is_in_the_next_generation(run, first):
+def test_a_replacing_process_is_in_the_next_generation(run, first):
     for rank in range(2):
         say(run, rank, hello(2), *life(0, calls=9))
     says = {
@@ -80,8 +80,8 @@ def test_a_process_in_anothers_place_is_in_the_next_generation(run, first):
     assert whole(run) == 9 + 5 + 5
 
 
-def test_steps_compare_within_a_group_that_was_made_anew(run):
-    """Rank 0 goes on counting, and the process in rank 1's place begins at 0."""
+def test_steps_compare_within_a_recreated_group(run):
+    """Rank 0 continues its count, and the process that replaces rank 1 starts at 0."""
     for rank in range(2):
         say(run, rank, hello(2), *life(0, calls=9))
     at_400 = [msgspec.structs.replace(each, step=each.step + 400) for each in life(1, calls=9)]
@@ -99,7 +99,7 @@ def test_steps_compare_within_a_group_that_was_made_anew(run):
     assert desync.rule(summarize(run), run) is None
 
 
-def test_what_was_left_open_in_a_group_that_is_no_more_is_compared_with_nothing(run):
+def test_open_calls_of_a_destroyed_group_are_ignored(run):
     for rank in range(2):
         say(run, rank, hello(2), *life(0))
     say(run, 0, call(6, nbytes=99))  # nobody else comes, and the group is given up
@@ -121,7 +121,7 @@ def test_a_rank_that_joins_later_is_in_the_newest_generation(run):
     assert run.ranks[2].shifts == {"default": 1}
 
 
-def test_places_of_a_group_that_is_no_more_are_not_compared(run):
+def test_positions_in_a_destroyed_group_are_ignored(run):
     def beat(seq, generation, nbytes):
         place = Position("default", 2, seq, "all_reduce", nbytes, "f32", START_NS, 3, False, "a:1",
                          [], generation)  # fmt: skip
@@ -136,7 +136,7 @@ def test_places_of_a_group_that_is_no_more_are_not_compared(run):
     assert desync.rule(summarize(run), run).evidence["seq"] == 9
 
 
-def test_the_count_travels_with_the_state(run):
+def test_generations_are_encoded_with_the_state(run):
     for rank in range(2):
         say(run, rank, hello(2), *life(0))
     say(run, 1, hello(2), pid=OTHER_PID)
@@ -147,7 +147,7 @@ def test_the_count_travels_with_the_state(run):
         assert whole(state) == 10
 
 
-def test_strangers_do_not_make_the_count_grow_without_end(run):
+def test_generations_are_bounded(run):
     say(run, 0, hello(1))
     say(run, 0, hello(1), pid=OTHER_PID)
     for place in range(600):

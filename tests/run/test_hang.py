@@ -1,4 +1,4 @@
-"""`hang`, `desync`, `rank_lost`: from heartbeats, calls and goodbyes that a test chooses."""
+"""`hang`, `desync` and `rank_lost`, from chosen heartbeats, calls and goodbyes."""
 
 import signal
 
@@ -18,7 +18,7 @@ WORLD = "default"
 
 
 def at(group, seq, *, op="all_reduce", nbytes=400, ranks=4, members=(), ms=0, step=9, done=False):
-    """A place in a group: its call `seq`, entered `ms` after the run's tenth step."""
+    """A position in a group: its call `seq`, entered `ms` after the run's tenth step."""
     issued = START_NS + 1000 * MS + int(ms * MS)
     where = f"train.py:{seq}"
     return Position(
@@ -27,7 +27,7 @@ def at(group, seq, *, op="all_reduce", nbytes=400, ranks=4, members=(), ms=0, st
 
 
 def standing(places, *, after_s=4.0, still=True, silent=(), steps=10, ended=None, inside=""):
-    """Ten steps of 100 ms, and then each rank where `places` says, so long after."""
+    """Ten steps of 100 ms, then each rank at its `places` for the given time."""
     state = RunState("run")
     world = len(places)
     for r in places:
@@ -54,11 +54,11 @@ def finding(state):
 
 
 def waiting(seq, ranks=(0, 1, 2, 3), missing=2):
-    """All ranks in call `seq` of the world but one, which has not come further than the last."""
+    """All ranks in call `seq` of the world, except one that has only entered the call before."""
     return {r: [at(WORLD, seq - (r == missing), ms=5, done=r == missing)] for r in ranks}
 
 
-def test_the_rank_that_has_not_come_is_named_with_the_call_and_all_places():
+def test_the_missing_rank_is_named_with_the_call_and_all_positions():
     found = finding(standing(waiting(20)))
     assert (found.kind, found.severity, found.ranks) == ("hang", "critical", [2])
     assert {k: found.evidence[k] for k in ("group", "seq", "op", "missing", "entered")} == {
@@ -71,7 +71,7 @@ def test_the_rank_that_has_not_come_is_named_with_the_call_and_all_places():
     assert "ranks 0-1, 3 have waited there" in found.text
 
 
-def test_silence_until_three_seconds_and_four_steps_are_over():
+def test_no_hang_before_three_seconds_and_four_steps():
     assert finding(standing(waiting(20), after_s=2.9)) is None
     slow = standing(waiting(20), after_s=4.0)
     for rank in slow.ranks.values():
@@ -80,7 +80,7 @@ def test_silence_until_three_seconds_and_four_steps_are_over():
     assert finding(slow) is None
 
 
-def test_before_the_first_steps_more_patience():
+def test_the_limit_is_longer_before_the_first_steps():
     assert finding(standing(waiting(3), after_s=8, steps=0)) is None
     assert finding(standing(waiting(3), after_s=12, steps=0)).ranks == [2]
 
@@ -99,8 +99,8 @@ def test_a_rank_busy_with_python_is_a_warning():
     assert "busy at train.py:2 main" in found.text
 
 
-def test_the_way_is_followed_through_groups_to_its_end():
-    """0 waits for 1 in a, 1 for 2 in b; 2 waits for nobody."""
+def test_waits_are_followed_through_groups():
+    """0 waits for 1 in a, 1 for 2 in b, and 2 for nobody."""
     a, b = {"ranks": 2, "members": (0, 1)}, {"ranks": 2, "members": (1, 2)}
     found = finding(
         standing({
@@ -113,8 +113,8 @@ def test_the_way_is_followed_through_groups_to_its_end():
     assert (found.evidence["group"], found.evidence["seq"]) == ("b", 7)
 
 
-def test_a_circle_is_a_deadlock():
-    """0 is in a, where 1 is not; 1 is in b, where 0 is not. 2 waits for 0 and is no part of it."""
+def test_a_cycle_is_a_deadlock():
+    """0 is in a without 1, and 1 is in b without 0. 2 waits for 0 but is not in the cycle."""
     a, b = {"ranks": 2, "members": (0, 1)}, {"ranks": 2, "members": (0, 1)}
     found = finding(
         standing({
@@ -135,7 +135,7 @@ def test_a_rank_that_has_finished_is_waited_for():
     assert "has finished" in found.text
 
 
-def test_of_a_rank_that_is_gone_the_loss_is_told():
+def test_a_dead_rank_is_reported_as_lost():
     state = standing(waiting(20), ended={2: Bye("lost", "process 1002 was killed by SIGKILL", -9)})
     assert finding(state) is None
     found = rank_lost.rule(summarize(state), state)
@@ -144,7 +144,7 @@ def test_of_a_rank_that_is_gone_the_loss_is_told():
     assert "dmesg" in found.text
 
 
-def test_all_have_entered_and_nothing_goes_on():
+def test_a_call_that_all_entered_and_none_left_is_a_hang():
     found = finding(standing({r: [at(WORLD, 20, ms=5)] for r in range(4)}))
     assert (found.ranks, found.evidence["pattern"]) == ([0, 1, 2, 3], "all_entered")
     assert found.severity == "warning"
@@ -152,15 +152,15 @@ def test_all_have_entered_and_nothing_goes_on():
     assert longer.severity == "critical"
 
 
-def test_a_lone_process_stands_still_or_works():
+def test_a_lone_process_is_stuck_or_busy():
     found = finding(standing({0: []}))
     assert (found.ranks, found.evidence["pattern"], found.evidence["group"]) == ([0], "still", None)
     assert finding(standing({0: []}, still=False)) is None  # a long evaluation
 
 
 @pytest.mark.parametrize(("inside", "said"), [("prompt", "a prompt"), ("pdb", "pdb's prompt")])
-def test_who_waits_for_a_person_does_not_hang(inside, said):
-    """As a notebook's kernel between two cells, with the run still open."""
+def test_a_rank_that_waits_for_a_person_does_not_hang(inside, said):
+    """For example a notebook's kernel between two cells, with the run still open."""
     alone = standing({0: []}, after_s=3600, inside=inside)
     assert finding(alone) is None
     assert summarize(alone).state == "running"
@@ -169,7 +169,7 @@ def test_who_waits_for_a_person_does_not_hang(inside, said):
     assert f"is at {said}: it waits for someone to enter the next line or cell." in waited_for.text
 
 
-def test_a_rank_that_nothing_has_been_heard_of_holds_the_others_up():
+def test_a_rank_that_never_reported_blocks_the_others():
     places = waiting(20)
     del places[2]
     state = standing(places)
@@ -187,7 +187,7 @@ def called(seq, *, step, op="all_reduce", nbytes=400, ranks=4):
 
 
 def in_step(steps=3, ranks=range(4)):
-    """Ranks that have called a small and a large all_reduce in each step."""
+    """Ranks that call a small and a large all_reduce in each step."""
     state = RunState("run")
     for r in ranks:
         apply(state, batch(hello(4), rank=r))
@@ -204,7 +204,7 @@ def strayed(state):
 @pytest.mark.parametrize(
     "odd", [{"op": "broadcast", "nbytes": 12}, {"nbytes": 20}], ids=["op", "size"]
 )
-def test_a_rank_that_calls_another_thing_is_named(odd):
+def test_a_rank_with_a_different_call_is_named(odd):
     state = in_step()
     assert strayed(state) is None
     for r in range(4):
@@ -217,7 +217,7 @@ def test_a_rank_that_calls_another_thing_is_named(odd):
     assert "Rank 1 called" in found.text
 
 
-def test_it_is_seen_in_heartbeats_of_calls_that_never_end():
+def test_desync_is_seen_in_heartbeats_of_calls_that_never_complete():
     state = in_step()
     for r in range(4):
         odd = {"op": "broadcast"} if r == 3 else {}
@@ -225,8 +225,8 @@ def test_it_is_seen_in_heartbeats_of_calls_that_never_end():
     assert strayed(state).ranks == [3]
 
 
-def test_of_two_that_differ_the_step_before_tells_who_is_right():
-    """Rank 0 left the small one out, so that its large one comes in its place."""
+def test_of_two_ranks_the_step_before_shows_which_is_wrong():
+    """Rank 0 skips the small one, so its large one takes that position."""
     state = in_step()
     apply(state, batch(called(6, step=3, nbytes=9000), rank=0))
     apply(state, batch(called(6, step=3, nbytes=12), rank=1))
@@ -235,8 +235,8 @@ def test_of_two_that_differ_the_step_before_tells_who_is_right():
 
 
 @pytest.mark.parametrize("steps", [3, 10])
-def test_what_a_dead_rank_took_with_it_is_not_needed(steps):
-    """Rank 0 died before any record of its got here, of a call for which rank 1 left one out."""
+def test_desync_is_found_without_a_dead_ranks_records(steps):
+    """Rank 0 died before its records arrived; rank 1 skipped a call."""
     state = in_step(steps, ranks=(1, 2, 3))
     for r in (1, 2, 3):
         apply(state, batch(called(2 * steps, step=steps, nbytes=9000 if r == 1 else 12), rank=r))
@@ -247,14 +247,14 @@ def test_what_a_dead_rank_took_with_it_is_not_needed(steps):
         assert found.ranks == found.evidence["missing"] == [1]
 
 
-def test_where_nothing_tells_both_are_named():
+def test_both_ranks_are_named_if_neither_is_known_to_be_wrong():
     state = in_step()
     apply(state, batch(called(6, step=3, nbytes=1), rank=0))
     apply(state, batch(called(6, step=3, nbytes=2), rank=1))
     assert strayed(state).ranks == [0, 1]
 
 
-def test_a_left_out_call_among_equal_ones_is_seen_by_the_steps():
+def test_a_skipped_call_among_equal_ones_is_seen_by_the_steps():
     places = {r: [at(WORLD, 20, ms=5, step=10 if r == 1 else 9)] for r in range(4)}
     state = standing(places)
     for seq in range(8):
@@ -277,7 +277,7 @@ def test_uneven_gathers_and_groups_that_never_matched_are_no_desync():
     assert strayed(apart) is None
 
 
-def test_once_they_have_found_together_it_is_over():
+def test_desync_ends_once_ranks_agree_again():
     state = in_step()
     for seq in range(6, 90):
         for r in range(4):
@@ -289,7 +289,7 @@ def test_once_they_have_found_together_it_is_over():
 
 
 def died(*ends):
-    """A run of which ranks ended like that, in this order."""
+    """A run whose ranks ended like that, in this order."""
     state = RunState("run")
     for r in range(4):
         apply(state, batch(hello(4), rank=r))
@@ -310,7 +310,7 @@ RESET = Bye("failed", "RuntimeError: Connection closed by peer [127.0.0.1]:1234"
         ([(1, TERM), (2, Bye("lost", "process 1 ended with exit code 3", 3))], 2),
     ],
 )
-def test_the_one_that_went_first_is_named(ends, first):
+def test_the_rank_that_ended_first_is_named(ends, first):
     state, found = died(*ends)
     assert found.ranks == [first]
     assert found.evidence["also"] == [r.rank for r in state.gone[1:]]
@@ -328,6 +328,6 @@ def test_ranks_that_all_gave_up_waiting_are_named_together():
     assert "Ranks 2-3 are still running" in found.text
 
 
-def test_nobody_is_lost_who_finished_or_ran_out_of_memory():
+def test_finished_ranks_and_oom_are_not_rank_lost():
     assert died((0, Bye("finished")))[1] is None
     assert died((0, Bye("failed", "OutOfMemoryError: cpu out of memory")))[1] is None

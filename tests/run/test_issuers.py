@@ -1,4 +1,4 @@
-"""What ranks tell of frameworks' collectives, as people see it."""
+"""Collectives issued by frameworks, as derived from ranks' sums."""
 
 from dpwatch.run.derive.issuers import recent
 from dpwatch.run.derive.summarize import summarize
@@ -10,7 +10,7 @@ from tests.frames import batch, hello, step
 
 
 def flag(calls, *, steps=None, **other):
-    """One call of 8 bytes a step, told when so many steps' calls had been."""
+    """One call of 8 bytes per step, reported after this many steps."""
     fields = {
         "framework": "Lightning", "function": "lightning.loops.sigterm", "purpose": "SIGTERM flag",
         "op": "broadcast", "group": "default", "ranks": 2, "dtype": "int64", "calls": calls,
@@ -35,7 +35,7 @@ def test_sums_become_means_over_the_steps_so_far():
     assert summarize(decode(encode(state))).issuers == [often, seldom]
 
 
-def test_what_comes_after_the_last_step_makes_no_step_more():
+def test_calls_after_the_last_step_add_no_step():
     state = run_of(20, flag(20), flag(1, purpose="end", first_step=20, last_step=20, steps=21))
     apply(state, batch(Bye("finished"), rank=0))
     flagged, end = summarize(state).issuers
@@ -43,18 +43,18 @@ def test_what_comes_after_the_last_step_makes_no_step_more():
     assert end.count_per_step == 1 / 20
 
 
-def test_nothing_is_known_a_step_before_the_first():
+def test_means_are_unknown_before_the_first_step():
     (told,) = summarize(run_of(0, flag(3, last_step=0, steps=0))).issuers
     assert (told.calls, told.count_per_step, told.bytes_per_step) == (3, None, None)
 
 
-def test_a_later_heartbeat_takes_the_place_of_the_one_before():
+def test_a_later_heartbeat_replaces_the_one_before():
     state = run_of(20, flag(10))
     apply(state, batch(Beat(20, "", issuers=[flag(20)]), rank=0))
     assert [each.calls for each in summarize(state).issuers] == [20]
 
 
-def test_recent_ones_are_those_that_still_come():
+def test_recent_issuers_are_those_still_active():
     told = [flag(200), flag(100, purpose="gone"), flag(3, purpose="start", last_step=0)]
     run = summarize(run_of(200, *told))
     assert [each.purpose for each in recent(run)] == ["SIGTERM flag"]

@@ -1,4 +1,4 @@
-"""Durations that come late: booked once, where their call stands, and shown until others come."""
+"""Late durations count once, for their call's step, and are shown until newer ones arrive."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def duration(index, took_ms, *, seq=None, op="all_reduce", nbytes=1_000_000, dev
 
 
 def frames(first=0, steps=STEPS):
-    """An untimed all-reduce of 1 MB a step."""
+    """One untimed all-reduce of 1 MB per step."""
     for i in range(first, first + steps):
         call = collective(i, i, nbytes=1_000_000, ranks=2, at_ms=i * 100)
         yield batch(call, step(i), seq=i + 1)
@@ -36,7 +36,7 @@ def only(state):
     return stats
 
 
-def test_unknown_before_known_after(state):
+def test_durations_are_unknown_until_they_arrive(state):
     assert only(state).latency_ms.p50 is only(state).algbw_gbps is None
     assert summarize(state).ranks[0].comm_ms.total is None
     apply(state, batch(duration(9, 2), duration(10, 4)))
@@ -66,7 +66,7 @@ def test_a_call_is_never_timed_twice(state):
         duration(STEPS + 5, 2),
     ],
 )
-def test_what_belongs_to_no_call_is_not_booked(state, strange):
+def test_a_duration_without_a_call_is_ignored(state, strange):
     apply(state, batch(strange))
     apply(state, batch(duration(9, 2), rank=1))
     assert only(state).latency_ms.p50 is None
@@ -96,7 +96,7 @@ def test_a_step_with_calls_that_were_not_timed_has_no_total():
     assert summarize(state).ranks[0].comm_ms.total == 3.0
 
 
-def test_it_is_bounded_and_travels():
+def test_late_tallies_are_bounded_and_encoded():
     state = RunState("run")
     for frame in [batch(hello(2)), *frames(0, 2000)]:
         apply(state, frame)

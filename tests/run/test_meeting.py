@@ -1,4 +1,4 @@
-"""`hang` before the first collective: who has come to make a process group, and who has not."""
+"""`hang` before the first collective: which ranks have joined a process group's creation."""
 
 import msgspec
 import pytest
@@ -22,7 +22,7 @@ def world(size=3, launched=None):
 
 
 def standing(meetings, *, still_s=13.0, others=(), ended=None, records=()):
-    """Ranks that stand in making a group, each as it says; `others` are there and busy."""
+    """Ranks that wait in the creation of a group; `others` are present and busy."""
     state = RunState("run")
     now = START_NS + 20 * SECOND
     for r, meeting in meetings.items():
@@ -47,7 +47,7 @@ def finding(state):
     return hang.rule(summarize(state), state)
 
 
-def test_a_rank_that_nothing_has_been_heard_of():
+def test_a_rank_that_never_reported_is_named():
     state = standing({0: world(launched=2), 1: world(launched=2)})
     found = finding(state)
     assert (found.kind, found.severity, found.ranks) == ("hang", "critical", [2])
@@ -65,47 +65,47 @@ def test_a_rank_that_nothing_has_been_heard_of():
 @pytest.mark.parametrize(
     ("still_s", "severity"), [(10, None), (13, "info"), (40, "warning"), (70, "critical")]
 )
-def test_ranks_may_be_starting_for_a_while(still_s, severity):
+def test_severity_rises_once_ranks_should_have_started(still_s, severity):
     found = finding(standing({0: world(), 1: world()}, still_s=still_s))
     assert (found and found.severity) == severity
 
 
-def test_a_rank_that_is_there_and_has_not_come_is_said_to_be_busy():
+def test_a_present_rank_that_has_not_joined_is_reported_busy():
     found = finding(standing({0: world(), 1: world()}, others=[2]))
     assert found.ranks == [2]
     assert "Rank 2 (pid 1002) is busy at data.py:7 index." in found.text
 
 
-def test_ranks_that_disagree_about_how_many_they_are():
+def test_ranks_that_disagree_about_the_world_size_are_reported():
     found = finding(standing({0: world(3), 1: world(2)}))
     assert found.severity == "critical"
     assert "rank 1 2, rank 0 3" in found.text
 
 
-def test_all_have_come_and_none_goes_on():
+def test_a_group_that_all_joined_and_none_left_is_a_hang():
     found = finding(standing({r: world() for r in range(3)}))
     assert (found.ranks, found.severity) == ([0, 1, 2], "info")
     assert "check the network between them" in found.text
 
 
-def test_once_they_have_given_up_it_is_why():
+def test_the_hang_is_the_reason_once_ranks_gave_up():
     state = standing({0: world(), 1: world()}, still_s=0.3, ended={0: TIMED_OUT, 1: TIMED_OUT})
     found = finding(state)
     assert (found.ranks, found.severity) == ([2], "critical")
 
 
-def test_a_rank_that_died_before_it_came_is_lost():
+def test_a_rank_that_died_before_it_joined_is_lost():
     died = Bye("failed", "ImportError: no module named data")
     assert finding(standing({0: world(), 1: world()}, others=[2], ended={2: died})) is None
 
 
-def test_ranks_of_other_hosts_are_for_the_head_to_miss():
+def test_only_the_head_reports_missing_ranks_of_other_hosts():
     there = {0: world(), 1: world()}
     assert finding(standing(there, records=[Joined("node", "head")])) is None
     assert finding(standing(there, records=[Joined("head", "head")])).ranks == [2]
 
 
-def test_a_group_of_some_ranks():
+def test_a_group_of_some_ranks_names_its_missing_member():
     part = Meeting("new_group", 2, "1", [0, 2])
     found = finding(standing({0: part}, others=[1, 2]))
     assert found.ranks == [2]

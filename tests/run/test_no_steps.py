@@ -1,4 +1,4 @@
-"""A process that dpwatch sees, and no training step of it."""
+"""`no_steps`: a process without training steps."""
 
 import msgspec
 import pytest
@@ -27,7 +27,7 @@ def kinds(state, at_s):
     return {d.kind: d for d in state.diagnoses}
 
 
-def test_it_is_said_with_the_reason(state):
+def test_a_run_without_steps_is_reported_with_the_reason(state):
     advance(state, frame(0, 0, 1, HELLO))
     assert "no_steps" not in kinds(state, 2)
     advance(state, frame(0, 1, 11, msgspec.structs.replace(HELLO, note="no backward has run")))
@@ -38,7 +38,7 @@ def test_it_is_said_with_the_reason(state):
     assert summarize(state).steps == 0
 
 
-def test_it_is_over_with_the_first_step(state):
+def test_the_finding_ends_with_the_first_step(state):
     advance(state, frame(0, 0, 11, msgspec.structs.replace(HELLO, note="no backward has run")))
     assert "no_steps" in kinds(state, 12)
     advance(state, frame(0, 1, 13, HELLO, Step(0, 0, 12 * SECOND, 13 * SECOND)))
@@ -47,7 +47,7 @@ def test_it_is_over_with_the_first_step(state):
     assert "no_steps" not in said
 
 
-def test_a_rank_that_failed_did_not_come_to_it(state):
+def test_a_failed_rank_is_not_reported_as_without_steps(state):
     note = msgspec.structs.replace(HELLO, note="no backward has run")
     advance(state, frame(0, 0, 1, note, Bye("failed", "OutOfMemoryError: out of memory")))
     assert "no_steps" not in kinds(state, 12)

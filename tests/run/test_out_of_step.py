@@ -1,4 +1,4 @@
-"""`desync` where no call fails: ranks that are out of step, and those that only seem to be."""
+"""`desync` without a failing call: ranks that are out of step, or only seem to be."""
 
 import pytest
 
@@ -25,7 +25,7 @@ SECOND = 1_000_000_000
 
 
 class Run:
-    """Ranks that call one all_reduce a step, each in a step of its own count."""
+    """Ranks that call one all_reduce per step, with their own counts of steps."""
 
     def __init__(self, ranks=3):
         self.state = RunState("run")
@@ -36,7 +36,7 @@ class Run:
             apply(self.state, batch(hello(ranks), rank=r))
 
     def step(self, *steps, times=1, op="all_reduce"):
-        """Calls of all ranks: rank r is in step `steps[r]`, and in the next one the time after."""
+        """Adds calls of all ranks: rank r starts in step `steps[r]` and advances with each call."""
         for i in range(times):
             self.now_ns += 100 * MS
             for r, step in enumerate(steps):
@@ -49,7 +49,7 @@ class Run:
         return self
 
     def stand(self, *steps, done=False, seconds=6, op="barrier"):
-        """All stand in one more call, and have for so long."""
+        """Adds heartbeats of all ranks that are stuck in one more call."""
         issued_ns = self.now_ns
         self.now_ns += seconds * SECOND
         for r, step in enumerate(steps):
@@ -67,7 +67,7 @@ class Run:
         return desync.rule(summarize(self.state), self.state)
 
 
-def test_a_rank_that_has_been_a_step_ahead_since_a_certain_step():
+def test_a_rank_that_got_a_step_ahead_is_reported_with_the_step():
     run = Run().step(0, 0, 0, times=12)
     assert run.finding() is None
     run.step(12, 13, 12, times=4)
@@ -102,8 +102,8 @@ def test_a_server_that_takes_no_steps_is_in_step_while_it_works_and_at_the_end()
     assert run.stand(0, 120, 120).finding() is None  # where nobody knows that it is over
 
 
-def test_ranks_that_have_joined_early_shadow_the_others_and_are_in_step():
-    """DDP's `join`: who has no batches left goes on calling, without steps."""
+def test_ranks_that_shadow_others_in_join_are_in_step():
+    """In DDP's `join`, a rank without batches keeps calling, without steps."""
     run = Run().step(0, 0, 0, times=20)
     for i in range(20, 26):
         run.step(20, i, i)
@@ -111,15 +111,15 @@ def test_ranks_that_have_joined_early_shadow_the_others_and_are_in_step():
     assert run.stand(20, 26, 26).finding() is None
 
 
-def test_ranks_now_here_now_there_are_a_thread_of_its_own_and_no_desync():
+def test_an_erratic_offset_is_no_desync():
     run = Run()
     for i in range(30):
         run.step(6 * i, 6 * i + i % 2, 6 * i, times=6)
     assert run.finding() is None
 
 
-def test_ranks_that_meet_only_now_and_then_take_steps_of_their_own():
-    """Local SGD with as many steps as each has time for."""
+def test_ranks_that_rarely_meet_may_step_independently():
+    """As in local SGD with a different number of steps per rank."""
     run = Run()
     for i in range(8):
         run.step(8 * i, 8 * i, 8 * i)
@@ -128,15 +128,15 @@ def test_ranks_that_meet_only_now_and_then_take_steps_of_their_own():
     assert run.finding() is None
 
 
-def test_ranks_that_got_to_a_call_in_different_steps_and_stand_there():
+def test_ranks_stuck_in_a_call_in_different_steps_are_reported():
     run = Run().step(0, 0, 0, times=20)
     assert run.stand(20, 21, 20, done=True).finding() is None  # it is over
     found = run.stand(20, 21, 20).finding()
     assert (found.ranks, found.evidence["seq"]) == ([1], 20)
 
 
-def test_the_oldest_call_under_way_is_compared_too():
-    """Rank 0 validates alone: the others' barrier meets its broadcast of buffers."""
+def test_the_oldest_call_in_flight_is_compared_too():
+    """Rank 0 validates alone, so the others' barrier matches its broadcast of buffers."""
     run = Run().step(0, 0, 0, times=15)
     at = START_NS + 1500 * MS
     for r in (1, 2):
@@ -160,7 +160,7 @@ def abandoned(count, step=12, now=13):
                 abandoned_why=why if count else "")  # fmt: skip
 
 
-def test_a_pass_that_one_rank_gave_up():
+def test_a_pass_that_one_rank_abandoned_is_reported():
     run = Run().step(0, 0, 0, times=13)
     for r in range(3):
         run.say(r, abandoned(int(r == 1)))
@@ -173,7 +173,7 @@ def test_a_pass_that_one_rank_gave_up():
     assert "in step 12" in found.text
 
 
-def test_a_pass_that_all_ranks_gave_up_together_is_fine():
+def test_a_pass_that_all_ranks_abandoned_is_fine():
     run = Run().step(0, 0, 0, times=20)
     for r in range(3):
         run.say(r, abandoned(2))
@@ -193,7 +193,7 @@ def grouped(r, members, still_s=0.0, *, meets=False):
 
 
 @pytest.mark.parametrize("how", ["still", "gave up"])
-def test_ranks_that_disagree_about_a_groups_members(how):
+def test_ranks_that_disagree_about_a_groups_members_are_reported(how):
     run = Run(4)
     told = [*grouped(0, [0, 3]), *grouped(1, [1, 2], 4.0, meets=True), *grouped(2, [1, 2]),
             *grouped(3, [0, 3], 4.0, meets=True)]  # fmt: skip
@@ -208,7 +208,7 @@ def test_ranks_that_disagree_about_a_groups_members(how):
     assert "made at train.py:22 <module>" in found.text
 
 
-def test_ranks_of_different_groups_and_those_that_work_all_the_same_are_let_alone():
+def test_disjoint_groups_of_equal_name_are_not_reported():
     run = Run(4)
     for r in range(4):
         for each, record in grouped(r, [0, 3] if r in (0, 3) else [1, 2]):

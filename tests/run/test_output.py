@@ -1,4 +1,4 @@
-"""What a hub keeps of what ranks print: the last lines of each, within one budget for all."""
+"""The last lines printed by each rank, within one budget for all."""
 
 import msgspec
 
@@ -33,7 +33,7 @@ def test_lines_are_kept_by_rank_and_stream():
     assert kept(state, 1) == ["a", "b"]
 
 
-def test_an_open_line_comes_last_and_gives_way():
+def test_an_open_line_comes_last_and_is_replaced():
     state = RunState("run")
     for n, still_open in enumerate((Line(1, "1%"), Line(2, "2%"), None)):
         apply(state, batch(output(f"line {n}", open=still_open), seq=n))
@@ -60,10 +60,10 @@ def test_many_ranks_share_one_budget():
     assert len(msgspec.msgpack.encode(state.output)) <= 1.5 * RUN_BYTES
 
 
-def test_ranks_that_nobody_announced_find_room_too():
+def test_ranks_beyond_the_announced_world_size_stay_within_the_budget():
     run = RunOutput()
     for rank in range(50):
-        run.take(rank, output(*["x" * 400] * LINES), 1)
+        run.add(rank, output(*["x" * 400] * LINES), 1)
         assert sum(lines.nbytes for lines in run.ranks.values()) <= RUN_BYTES
     for lines in run.ranks.values():
         assert lines.nbytes == RankLines(lines=lines.lines).nbytes + sum(
@@ -71,7 +71,7 @@ def test_ranks_that_nobody_announced_find_room_too():
         )
 
 
-def test_what_a_hostile_sender_claims_is_bounded():
+def test_hostile_output_is_bounded():
     state = RunState("run")
     apply(
         state,
@@ -83,14 +83,14 @@ def test_what_a_hostile_sender_claims_is_bounded():
     assert found.left_out == 0
 
 
-def test_a_late_viewer_gets_it_and_the_summary_does_not():
+def test_output_is_in_the_view_but_not_in_the_summary():
     state = played([batch(hello(tells_output=True), output("a", open=Line(3, "b")))])
     late = decode(encode(state))
     assert view(late) == view(state)
     assert "output" not in msgspec.to_builtins(summarize(state))
 
 
-def test_a_rank_that_begins_anew_keeps_its_last_words():
+def test_a_restarted_rank_keeps_its_output():
     state = played([
         batch(hello(), output("Traceback"), pid=1),
         batch(hello(), output("again"), pid=2),

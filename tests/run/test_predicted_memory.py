@@ -1,4 +1,4 @@
-"""What other strategies would hold, from what a run's own devices were measured to hold."""
+"""Predicted memory of other strategies, from a run's measured memory."""
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ MIB = 1 << 20
 
 
 def run_of(strategy, optimizer, frames=None):
-    """A run of 12 MiB of parameters whose devices hold these MiB of optimizer state."""
+    """A run with 12 MiB of parameters and this optimizer state per device, in MiB."""
     run = summarize(played(frames or ddp_run(steps=2, ranks=len(optimizer))))
     rows = [
         msgspec.structs.replace(
@@ -32,14 +32,14 @@ def run_of(strategy, optimizer, frames=None):
     ("strategy", "optimizer"),
     [("ddp", [24, 24, 24, 24]), ("zero1", [9, 5, 5, 5]), ("fsdp", [6, 6, 6, 6])],
 )
-def test_every_run_tells_the_same_of_the_same_model(strategy, optimizer):
+def test_every_strategy_gives_the_same_prediction(strategy, optimizer):
     told = {each.strategy: each for each in elsewhere(run_of(strategy, optimizer))}
     assert [each.first / MIB for each in told.values()] == [48, 48, 30, 21, 12]
     assert (told["dp"].others / MIB, told["ddp"].others / MIB) == (24, 48)
     assert [name for name, each in told.items() if each.here] == [strategy]
 
 
-def test_dp_is_told_from_device_0():
+def test_dp_is_predicted_from_device_0():
     told = elsewhere(run_of("dp", [24, 0, 0, 0], dp_run(steps=2)))
     assert told[0].here
     assert told[0].first == 48 * MIB
@@ -49,5 +49,5 @@ def test_dp_is_told_from_device_0():
     ("strategy", "optimizer"),
     [("", [24, 24]), ("hsdp", [12, 12]), ("ddp", [24, None]), ("ddp", [0, 0]), ("single", [24])],
 )
-def test_nothing_is_told_of_what_is_not_known(strategy, optimizer):
+def test_nothing_is_predicted_from_unknown_sizes(strategy, optimizer):
     assert elsewhere(run_of(strategy, optimizer)) == []

@@ -1,4 +1,4 @@
-"""Resident sizes and malloc's figures in a run's state: what is told of them, and what never is."""
+"""Resident sizes and malloc's figures in a run's state, and what is derived from them."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def resident(index, peak, *, heap=None, estimate=None, error=None, device=0):
 
 
 def run_of(*peaks, record=resident):
-    """A rank for each peak, in MiB."""
+    """A run with one rank per peak, in MiB."""
     state = RunState("run")
     for rank, peak in enumerate(peaks):
         apply(
@@ -38,7 +38,7 @@ def lane_of(*records):
     return state.ranks[0].lanes[0], summarize(state).ranks[0].memory
 
 
-def test_the_peak_is_the_processes_and_only_what_is_there_throughout_is_known_of_it():
+def test_the_peak_is_the_processs_and_has_only_persistent_categories():
     _, use = lane_of(resident(1, 400 * MIB, heap=90 * MIB, estimate=5 * MIB, error=MIB))
     assert (use.source, use.peak_of, use.heap_bytes) == ("rss", "process", 90 * MIB)
     assert (use.activations_estimate, use.activations_error) == (5 * MIB, MIB)
@@ -49,7 +49,7 @@ def test_the_peak_is_the_processes_and_only_what_is_there_throughout_is_known_of
 
 
 def test_a_beat_brings_the_peak_up_to_date():
-    """Samples may lie far apart, and the end lies behind the last one."""
+    """Samples may be far apart, and the run continues after the last one."""
     state = run_of(400)
     apply(state, batch(Beat(3, "", peak_rss_bytes=450 * MIB), seq=1))
     assert summarize(state).ranks[0].memory.peak_bytes == 450 * MIB
@@ -60,7 +60,7 @@ def test_a_beat_brings_the_peak_up_to_date():
     assert summarize(measured).ranks[0].memory.peak_bytes == 40 * MIB
 
 
-def test_what_is_held_is_mallocs_figure_where_it_is_known():
+def test_held_memory_is_mallocs_figure_if_known():
     lane, _ = lane_of(resident(1, 400 * MIB, heap=90 * MIB), resident(2, 400 * MIB, heap=91 * MIB))
     assert lane.held_from == "heap"
     assert list(lane.held_bytes.values) == [90 * MIB, 91 * MIB]
@@ -70,8 +70,8 @@ def test_what_is_held_is_mallocs_figure_where_it_is_known():
     assert (lane.held_from, list(lane.held_bytes.values)) == ("ledger", [40 * MIB])
 
 
-def test_figures_of_different_accounts_are_not_one_curve():
-    """A jump from one to the other would look like growth."""
+def test_figures_of_different_sources_are_not_one_curve():
+    """A jump between sources would look like growth."""
     lane, use = lane_of(memory(1, 40 * MIB), resident(2, 400 * MIB))
     assert list(lane.held_bytes.values) == list(lane.peak_bytes.values) == [400 * MIB]
     assert (use.source, use.peak_bytes) == ("rss", 400 * MIB)
@@ -81,7 +81,7 @@ def test_figures_of_different_accounts_are_not_one_curve():
 
 
 @pytest.mark.parametrize("known", [resident(1, 300 * MIB, heap=80 * MIB), memory(1, MIB)])
-def test_hosts_states_are_joined_by_account(known):
+def test_merged_curves_have_one_source(known):
     before, _ = lane_of(known)
     after, _ = lane_of(resident(5, 400 * MIB, heap=90 * MIB))
     _keep_lane(before, after)
@@ -94,8 +94,8 @@ def test_hosts_states_are_joined_by_account(known):
 
 
 @pytest.mark.parametrize("peaks", [(900, 400, 400, 400), (400, 900, 400, 400), (400, 400, 400)])
-def test_no_balance_is_told_of_whole_processes(peaks):
-    """They hold libraries, and what a rank did before: only differences say something."""
+def test_resident_sizes_give_no_balance(peaks):
+    """They include libraries and earlier allocations, so only differences are meaningful."""
     run = summarize(run_of(*peaks))
     assert run.balance.peak_max_over_min is run.balance.peak_device0_over_median is None
     assert "whole process" in table([run])
@@ -104,7 +104,7 @@ def test_no_balance_is_told_of_whole_processes(peaks):
     assert "whole process" not in table([measured])
 
 
-def test_what_other_strategies_would_hold_is_known_all_the_same():
-    """It rests on the optimizer's state, which is exact."""
+def test_other_strategies_memory_is_predicted_from_optimizer_state():
+    """The optimizer's state is exact even if memory is a resident size."""
     rows = elsewhere(summarize(run_of(400, 400)))
     assert next(row for row in rows if row.strategy == "ddp").first == 4 * MIB

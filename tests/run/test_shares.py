@@ -1,4 +1,4 @@
-"""Rules on shares of the step, on memory over time, and on the loss; and the alerts' history."""
+"""Rules on shares of the step, memory over time and the loss; history of alerts."""
 
 import math
 
@@ -35,7 +35,7 @@ MIB = 1 << 20
 
 
 def rows(*changes, strategy="ddp", steps=20):
-    """A run of four ranks with steps of 100 ms; `changes` one for each, or one for all."""
+    """A run of four ranks with steps of 100 ms; `changes` are per rank, or one for all."""
     run = summarize(played(ddp_run(steps=steps)))
     each = changes * len(run.ranks) if len(changes) == 1 else changes
     base = {"step_ms": StepTime(100.0, 100.0, 100.0), "runqueue_wait": 0.0}
@@ -70,7 +70,7 @@ def test_input_bound_leaves_out_the_wait_for_a_core_in_its_severity_too():
 
 
 def exchanging(exposed, *, wait=0, queue=0, total=50, backward=80, strategy="ddp", cores=8):
-    """The rule's arguments: two ranks with steps of 100 ms; `wait` is for rank 1, always late."""
+    """Arguments of the rule: two ranks with steps of 100 ms; `wait` is for rank 1, always late."""
     state = RunState("run")
     for r in range(2):
         apply(state, batch(hello(2, strategy=strategy, cores=cores), rank=r))
@@ -162,7 +162,7 @@ def test_comm_bound_of_messages_is_a_pipelines():
     assert "wait for each other" in found.text
 
 
-def test_what_is_counted_and_not_timed_is_told_although_cores_are_short():
+def test_counted_findings_are_reported_although_cores_are_short():
     for calls, nbytes, least in ((64, 1024, 25), (16, MIB, 10)):
         found = comm_bound.rule(*calling(calls, nbytes, queue=30, param_bytes=2 * MIB))
         assert found.severity == "info"
@@ -172,7 +172,7 @@ def test_what_is_counted_and_not_timed_is_told_although_cores_are_short():
     assert comm_bound.rule(*calling(2, MIB, queue=30)) is None
 
 
-def test_what_is_counted_is_a_hint_where_late_ranks_are_waited_for():
+def test_many_calls_are_a_hint_if_waits_for_late_ranks_are_included():
     found = comm_bound.rule(*calling(64, 1024, late=30))
     assert (found.severity, found.evidence["pattern"]) == ("info", "many_calls")
     assert "waits for late ranks included" in found.text
@@ -209,7 +209,7 @@ def test_memory_imbalance_names_the_fullest_rank_and_what_it_has_more_of():
 
 
 def keeping(*mib, source="rss", at_end="", strategy="ddp", heap=True, **more):
-    """Ranks that hold so much between steps, most of the excess `at_end`."""
+    """Ranks with these peaks, most of whose excess is held `at_end` of a step."""
     each = []
     for m in mib:
         end = Categories(**{at_end: m * MIB}) if at_end else Categories()
@@ -222,7 +222,7 @@ def keeping(*mib, source="rss", at_end="", strategy="ddp", heap=True, **more):
     return rows(*each, strategy=strategy)
 
 
-def test_what_one_rank_keeps_is_said_as_that_and_not_as_a_master():
+def test_memory_kept_by_one_rank_is_no_master_imbalance():
     found = master_imbalance.rule(keeping(740, 140, 150, 140))
     assert (found.kind, found.severity, found.ranks) == ("master_imbalance", "info", [0])
     assert found.evidence["device0_held_bytes"] == 740 * MIB
@@ -237,7 +237,7 @@ def test_what_one_rank_keeps_is_said_as_that_and_not_as_a_master():
 
 
 def test_traffic_is_compared_over_the_same_steps_only():
-    """Of short steps one rank's may be told a quarter of a second before another's."""
+    """Short steps of one rank may be reported a quarter of a second before another's."""
     even = rows({}, strategy="ddp")
     busy = msgspec.structs.replace(even, balance=Balance(traffic_device0_over_median=1.6))
     assert "carries 1.6× the others' traffic" in master_imbalance.rule(busy).text
@@ -247,7 +247,7 @@ def test_traffic_is_compared_over_the_same_steps_only():
         assert master_imbalance.rule(msgspec.structs.replace(busy, ranks=[apart, *others])) is None
 
 
-def test_what_a_sharding_gives_a_rank_by_design_is_said_as_that():
+def test_imbalance_by_design_of_a_sharding_is_named_so():
     held = keeping(80, 40, 40, 40, source="ledger", at_end="optimizer", strategy="zero1")
     found = master_imbalance.rule(held)
     assert (found.severity, found.evidence["category"]) == ("info", "optimizer")
@@ -272,7 +272,7 @@ def test_memory_imbalance_is_silent_when_nearly_even_or_of_device_0():
 
 
 def holding(held, *, source="ledger", steps=100, every=1, samples=lambda i: 8):
-    """A lone rank that holds `held(step)` bytes at the steps' ends."""
+    """A lone rank that holds `held(step)` bytes at the end of each step."""
     state = RunState("run")
     apply(state, batch(hello(1)))
     for i in range(steps):
@@ -307,18 +307,18 @@ def test_memory_growth_is_a_steady_slope_with_its_pace():
         lambda i: 100_000 + i * 1000,  # small change
     ],
 )
-def test_memory_growth_is_silent_on_what_does_not_go_on_and_on(held):
+def test_memory_growth_ignores_growth_that_stops(held):
     assert holding(held) is None
 
 
 @pytest.mark.parametrize("pace", [1 << 18, MIB, 20 * MIB])
 def test_a_leak_shows_within_a_hundred_steps_with_its_true_rate(pace):
-    """One step in ten is looked at, and what is held wobbles a little."""
+    """One step in ten is sampled, and held memory fluctuates a little."""
     found = holding(lambda i: 60 * MIB + i * pace + (i * 7 % 10) * pace / 10, steps=91, every=10)
     assert found.evidence["bytes_per_step"] == pytest.approx(pace, rel=0.2)
 
 
-def test_batches_that_grow_by_plan_are_no_leak():
+def test_growing_batches_are_no_leak():
     def ramp(i):
         return 32 * (1 + i // 8)
 
@@ -330,13 +330,13 @@ def test_batches_that_grow_by_plan_are_no_leak():
     assert found.evidence["bytes_per_step"] == pytest.approx(MIB, rel=0.2)
 
 
-def test_a_buffer_that_fills_is_told_until_it_is_full():
+def test_a_filling_buffer_is_reported_until_it_is_full():
     fill = lambda i: 20 * MIB + min(i, 90) * MIB  # noqa: E731
     assert "replay buffer" in holding(fill, steps=90).text
     assert holding(fill, steps=300) is None
 
 
-def test_memory_growth_of_a_whole_process_takes_more():
+def test_memory_growth_of_a_whole_process_needs_more_evidence():
     assert holding(lambda i: 500 * MIB + i * MIB // 2, source="rss") is None
     assert holding(lambda i: 500 * MIB + i * 2 * MIB, source="rss") is not None
 
@@ -375,18 +375,18 @@ def test_nan_loss_names_who_was_first_and_what_it_was_before():
         [[2.0, math.nan], [2.0]],  # what the other's is in that step is not there yet
     ],
 )
-def test_nan_loss_blames_nobody_where_it_may_have_been_another(by_rank):
+def test_nan_loss_names_no_rank_if_another_may_have_been_first(by_rank):
     found = losses(*by_rank)
     assert found.evidence["first_rank"] is None
     assert "was first" not in found.text
 
 
-def test_nan_loss_is_silent_on_numbers_and_once_it_is_one_again():
+def test_nan_loss_is_silent_while_the_loss_is_finite():
     assert losses([2.0, 1e30, -5.0], [2.0, 1.0, 0.0]) is None
     assert losses([2.0, math.nan, 1.9]) is None
 
 
-def test_a_diagnosis_whose_later_half_comes_first_began_where_the_earlier_half_says():
+def test_a_diagnosis_takes_an_earlier_start_that_is_reported_later():
     late = [1.0, 1.0, 1.0, 1.0, math.nan]
     state = told(late, [1.0, 1.0, 1.0])
     held, silent = review(summarize(state), [], {}, state)
@@ -404,7 +404,7 @@ def said(kind="hang", ranks=(1,), severity="warning", text="still"):
     return Diagnosis(kind, severity, list(ranks), 7, text, {})
 
 
-def test_an_alert_begins_goes_on_with_its_worst_and_ends():
+def test_an_alert_starts_keeps_its_worst_severity_and_ends():
     (first,) = kept([], [said()], 100.0)
     assert (first.began_s, first.ended_s, first.since_step) == (100.0, None, 7)
     (grown,) = kept([first], [said(ranks=(1, 2), severity="critical", text="more")], 101.0)
@@ -422,7 +422,7 @@ def test_another_rank_is_another_alert():
     assert [(a.ranks, a.ended_s) for a in alerts] == [([1], 105.0), ([3], None)]
 
 
-def test_the_history_is_bounded_and_keeps_what_holds():
+def test_the_history_is_bounded_and_keeps_current_alerts():
     alerts = kept([], [said("hang")], 0.0)
     for i in range(KEPT + 20):
         alerts = kept(alerts, [said("hang"), said("desync")], 1.0 + 2 * i)

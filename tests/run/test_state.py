@@ -1,4 +1,4 @@
-"""The state against sums done by hand."""
+"""The state compared with sums computed by hand."""
 
 import statistics
 
@@ -39,7 +39,7 @@ def test_dp_rows_are_devices_of_one_rank():
     assert run.state == "finished"
 
 
-def test_dp_traffic_is_the_copies():
+def test_dp_traffic_is_the_sum_of_copies():
     run = summarize(played(dp_run(param_bytes=1000)))
     assert [r.sent_bytes_per_step for r in run.ranks] == [3000, 1000, 1000, 1000]
     assert [r.received_bytes_per_step for r in run.ranks] == [3000, 1000, 1000, 1000]
@@ -86,7 +86,7 @@ def waited(op, seq, *, at_ms, took_ms, blocked_ms):
 
 
 @pytest.mark.parametrize(("scatter_ms", "rank_ms"), [(4, 9), (None, 7)])
-def test_exposed_time_is_the_callers_own_waits_where_all_are_known(scatter_ms, rank_ms):
+def test_exposed_time_is_the_callers_waits_if_all_are_known(scatter_ms, rank_ms):
     steps = [step(i, exposed_ns=7 * MS, comm_ns=10 * MS) for i in range(5)]
     gathers = waited("all_gather", 0, at_ms=10, took_ms=6, blocked_ms=5)
     scatters = waited("reduce_scatter", 1, at_ms=20, took_ms=4, blocked_ms=scatter_ms)
@@ -111,14 +111,14 @@ def test_loss_is_the_mean_over_ranks():
     assert run.loss.last == pytest.approx(4.1 + 0.06 / 4)
 
 
-def test_beats_count_the_steps_that_have_no_record():
+def test_heartbeats_count_steps_without_records():
     state = played([batch(hello()), batch(step(0), step(9), seq=1), batch(Beat(17, ""), seq=2)])
     assert summarize(state).steps == 17
     advance(state, batch(step(10), seq=3))
     assert summarize(state).steps == 17
 
 
-def test_of_a_pipeline_the_ranks_that_have_a_loss_tell_it():
+def test_a_pipelines_loss_comes_from_the_ranks_that_have_one():
     state = RunState("run")
     for r in range(3):
         apply(state, batch(hello(3), rank=r))
@@ -133,7 +133,7 @@ def test_of_a_pipeline_the_ranks_that_have_a_loss_tell_it():
     assert told[79] == Loss(None, 1.0)  # the first are kept no longer
 
 
-def test_a_loss_that_some_ranks_never_tell_is_no_mean():
+def test_a_loss_that_some_ranks_never_report_is_dropped():
     frames = [batch(hello(2)), batch(hello(2), rank=1)]
     for i in range(200):
         frames.append(batch(step(i, loss=1.0), seq=i + 1))
@@ -191,7 +191,7 @@ def test_memory_keeps_the_highest_peak_and_the_latest_level():
     assert (use.at_step_end.grads, use.at_step_end.temp) == (200, None)
 
 
-def test_nothing_measured_is_unknown_and_not_zero():
+def test_unmeasured_figures_are_unknown_and_not_zero():
     run = summarize(played([batch(hello(4))]))
     row = run.ranks[0]
     assert run.state == "starting"
@@ -202,7 +202,7 @@ def test_nothing_measured_is_unknown_and_not_zero():
     assert run.balance.peak_max_over_min is None
 
 
-def test_a_timed_total_needs_every_call_timed():
+def test_a_timed_total_needs_all_calls_timed():
     frames = [batch(hello(1))]
     for i in range(6):
         calls = [
@@ -213,14 +213,14 @@ def test_a_timed_total_needs_every_call_timed():
     assert summarize(played(frames)).ranks[0].comm_ms.total is None
 
 
-def test_state_travels_whole():
+def test_state_is_encoded_completely():
     state = played(ddp_run(steps=5))
     copy = decode(encode(state))
     assert copy == state
     assert view(copy) == view(state)
 
 
-def test_a_silent_step_is_hung_and_recovers():
+def test_a_run_without_steps_is_hung_and_recovers():
     frames = [batch(hello()), *(batch(step(i), seq=i + 1) for i in range(5))]
     state = played(frames)
     quiet = START_NS + 10_000 * MS
@@ -239,7 +239,7 @@ def test_failed_and_lost_ranks_say_why():
         assert (run.state, run.reason) == (word, "rank 1: it broke")
 
 
-def test_a_run_has_not_finished_before_its_last_rank_is_heard_of():
+def test_a_run_has_not_finished_before_its_last_rank_reports():
     state = played([batch(hello(2), step(0)), batch(Bye("finished"), seq=1)])
     assert summarize(state).state == "running"
     late = batch(hello(2), step(0), Bye("finished"), rank=1)
@@ -255,7 +255,7 @@ def test_a_lost_rank_is_the_cause_and_not_its_peers():
     assert summarize(state).reason == "rank 1: gone"
 
 
-def test_collectives_of_start_up_alone_are_not_listed_as_the_steps():
+def test_collectives_of_start_up_are_not_listed():
     frames = [batch(hello(), collective(0, 0, nbytes=99, ranks=1, at_ms=0, op="broadcast"))]
     state = played(frames)
     assert [c.op for c in summarize(state).collectives] == ["broadcast"]
@@ -264,21 +264,21 @@ def test_collectives_of_start_up_alone_are_not_listed_as_the_steps():
     assert [c.op for c in summarize(state).collectives] == ["all_reduce"]
 
 
-def test_a_lost_rank_that_speaks_again_is_back():
+def test_a_lost_rank_that_sends_again_is_back():
     state = played([batch(hello()), batch(step(0), seq=1)])
     advance(state, batch(Bye("lost", "gone"), seq=-1))
     advance(state, batch(step(1), seq=2))
     assert summarize(state).state == "running"
 
 
-def test_a_restarted_rank_begins_anew():
+def test_a_restarted_rank_counts_from_zero():
     state = played(ddp_run(steps=5, ranks=2))
     advance(state, batch(hello(2), rank=1, pid=77))
     assert state.ranks[1].pid == 77
     assert state.ranks[1].lanes == {}
 
 
-def test_the_hubs_own_rank_makes_no_row():
+def test_the_hubs_own_frames_create_no_row():
     state = played([batch(Tick(), rank=HUB_RANK)])
     assert state.ranks == {}
 
@@ -336,8 +336,8 @@ def test_the_first_step_names_no_late_rank_and_old_calls_fade():
     assert last.share > 0.8
 
 
-def test_a_billion_of_anything_finds_no_room(monkeypatch):
-    """Whatever there is more of than there is room for is refused, and counted as dropped."""
+def test_every_kind_of_entry_is_bounded(monkeypatch):
+    """Records beyond a limit are refused, and counted as dropped."""
     for name, most in (("RANKS", 9), ("LANES", 20), ("LANES_A_RANK", 5), ("OPS", 7), ("CELLS", 8),
                        ("CELLS_A_RANK", 6), ("ROUTES", 4)):  # fmt: skip
         monkeypatch.setattr(bounds, name, most)
@@ -361,7 +361,7 @@ def test_a_billion_of_anything_finds_no_room(monkeypatch):
     assert state.lanes == sum(len(rank.lanes) for rank in state.ranks.values())
 
 
-def test_sums_stay_within_what_can_be_sent():
+def test_sums_stay_within_64_bits():
     state = RunState("run")
     most = Collective(0, "all_reduce", "default", 1, 0, 1 << 43, 0, 1 << 61, 1 << 55)
     far = Transfer(0, "reduce", 1, 0, 1 << 43, 1 << 55)
@@ -371,7 +371,7 @@ def test_sums_stay_within_what_can_be_sent():
     assert summarize(state).ranks[0].dropped > 6000
 
 
-def test_a_step_that_comes_again_and_again_fills_no_curve():
+def test_a_repeated_step_fills_no_curve():
     curve = Thinned()
     for _ in range(10_000):
         curve.push(0, 1.0)
@@ -387,7 +387,7 @@ def test_records_lost_on_the_way_are_counted_as_dropped():
     assert summarize(state).ranks[0].dropped == 4 + 10
 
 
-def test_no_rank_can_call_for_a_review_as_it_likes(monkeypatch):
+def test_repeated_goodbyes_trigger_one_review(monkeypatch):
     reviews = []
     monkeypatch.setattr(
         "dpwatch.run.diagnose.advance.review", lambda *_: (reviews.append(1), ([], {}))[1]

@@ -1,4 +1,4 @@
-"""`straggler`, `wait_in_turn`: who is last and why; from frames with times that a test chooses."""
+"""`straggler` and `wait_in_turn`: which rank is last and why, from frames with chosen times."""
 
 import random
 
@@ -21,7 +21,7 @@ REST_MS = 5
 
 
 class Run:
-    """Ranks that do the same steps, delayed as a test says, and wait for each other in backward."""
+    """Ranks with equal steps and chosen delays, which wait for each other in backward."""
 
     def __init__(self, ranks=RANKS, noise_ms=0.0, seed=0, kind="cpu"):
         self.state = RunState("run")
@@ -33,7 +33,7 @@ class Run:
             apply(self.state, batch(hello(ranks, kind=kind), rank=r))
 
     def step(self, late=None, phase="forward", ms=50.0, looked_at=True):
-        """One step; `late` spends `ms` more in that phase (`other`: between the phases)."""
+        """Adds a step; rank `late` spends `ms` more in `phase` (`other`: between phases)."""
         spans = [self._spans(ms if r == late else 0.0, phase) for r in range(len(self.clock))]
         arrived = []
         for r, span in enumerate(spans):
@@ -49,7 +49,7 @@ class Run:
     def _spans(self, late_ms, phase):
         spans = {**PHASES, "other": REST_MS}
         spans["forward"] += abs(self.random.gauss(0, self.noise_ms))
-        # What comes before the collective inside of backward is half of it.
+        # The collective comes halfway through backward.
         spans[phase] += 2 * late_ms if phase == "backward" else late_ms
         return spans
 
@@ -112,7 +112,7 @@ def test_a_healthy_run_of_a_thousand_noisy_steps_is_silent():
                 assert run.finding() is None
 
 
-def test_near_misses():
+def test_small_or_alternating_delays_are_no_straggler():
     run = Run(noise_ms=3)
     for _ in range(40):
         run.step(late=1, ms=4)  # under 5 % of the step
@@ -123,7 +123,7 @@ def test_near_misses():
     assert run.finding() is None
 
 
-def test_a_rank_that_is_late_now_and_then_is_told_apart():
+def test_an_occasionally_late_rank_is_named_so():
     run = Run(noise_ms=3)
     for i in range(100):
         run.step(late=2 if i % 12 == 5 else None, phase="other", ms=80)
@@ -133,7 +133,7 @@ def test_a_rank_that_is_late_now_and_then_is_told_apart():
     assert found.evidence["late_steps"] == 8
 
 
-def test_it_goes_when_the_rank_is_as_fast_as_the_others_again():
+def test_the_finding_ends_once_the_rank_is_fast_again():
     run = Run(noise_ms=3)
     for _ in range(10):
         run.step(late=1)
@@ -144,7 +144,7 @@ def test_it_goes_when_the_rank_is_as_fast_as_the_others_again():
     assert found is None or found.evidence["pattern"] == "occasional"
 
 
-def test_of_steps_nobody_looked_at_the_phase_is_unknown():
+def test_the_phase_is_unknown_for_unsampled_steps():
     run = Run(noise_ms=3)
     for _ in range(8):
         run.step()
@@ -156,7 +156,7 @@ def test_of_steps_nobody_looked_at_the_phase_is_unknown():
     assert found is None or found.evidence["phase"] is None
 
 
-def test_time_without_a_core_is_not_held_against_a_rank():
+def test_time_waiting_for_a_core_does_not_count():
     run = Run(noise_ms=3)
     for _ in range(16):
         run.step(late=1, ms=30)
@@ -191,8 +191,8 @@ def _queued(step, ms):
     return msgspec.structs.replace(step, runqueue_ns=ms * MS)
 
 
-def test_the_cause_is_named_and_not_whom_it_delays_in_the_next_group():
-    """Two groups of two, crossed: rank 1 delays 0, which is then late to its call with 2."""
+def test_the_cause_is_named_and_not_its_victim_in_the_next_group():
+    """Crossed groups of two: rank 1 delays 0, which is then late for its call with 2."""
     state = RunState("run")
     for r in range(4):
         apply(state, batch(hello(4), rank=r))
@@ -213,7 +213,7 @@ def test_the_cause_is_named_and_not_whom_it_delays_in_the_next_group():
 
 
 def in_turn(ms, queued_ms=0):
-    """Ranks one of which, each time another one, holds each step up by so many milliseconds."""
+    """Ranks that take turns in delaying each step by this many milliseconds."""
     run = Run()
     for index in range(40):
         run.step(late=index % RANKS, ms=ms)
@@ -224,7 +224,7 @@ def in_turn(ms, queued_ms=0):
     return wait_in_turn.rule(summarize(run.state), run.state)
 
 
-def test_ranks_that_are_late_in_turn_cost_what_is_waited_for_without_the_wait_for_a_core():
+def test_wait_in_turn_costs_waits_without_time_waiting_for_a_core():
     found = in_turn(60)  # three of four ranks wait 60 of 145 ms: 31 %
     assert (found.severity, found.ranks) == ("warning", [0, 1, 2, 3])
     assert found.evidence["cost"] == pytest.approx(45 / 145, abs=0.02)
@@ -236,6 +236,6 @@ def test_ranks_that_are_late_in_turn_cost_what_is_waited_for_without_the_wait_fo
 
 
 @pytest.mark.parametrize("ranks", [0, 1, 64, 65, 127, 128, 1000])
-def test_no_more_ranks_are_compared_with_than_is_said(ranks):
+def test_the_number_of_compared_ranks_is_limited(ranks):
     some = some_of(range(ranks))
     assert min(ranks, MOST_LOOKED_AT // 2) <= len(some) <= MOST_LOOKED_AT

@@ -1,4 +1,4 @@
-"""Traffic and communication per step: means over the same steps, whatever comes how often."""
+"""Traffic and communication per step are means over the same steps, however often calls occur."""
 
 import msgspec
 import pytest
@@ -42,7 +42,7 @@ def greet(run, ranks=2, **more):
 
 
 @pytest.mark.parametrize("every", [1, 2, 4, 8, 16])
-def test_what_comes_every_few_steps_counts_as_often_as_it_comes(run, every):
+def test_calls_every_few_steps_count_in_proportion(run, every):
     greet(run)
     for index in range(100):
         for rank in range(2):
@@ -60,7 +60,7 @@ def test_what_comes_every_few_steps_counts_as_often_as_it_comes(run, every):
     assert told.balance.traffic_device0_over_median == 1.0
 
 
-def test_what_comes_every_tenth_step_is_right_within_one_occurrence(run):
+def test_calls_every_tenth_step_are_right_within_one_occurrence(run):
     greet(run)
     for index in range(100):
         for rank in range(2):
@@ -70,7 +70,7 @@ def test_what_comes_every_tenth_step_is_right_within_one_occurrence(run):
     assert op.bytes_per_step == round(1000 * op.count_per_step)
 
 
-def test_before_the_first_step_is_over_nothing_is_known_of_a_step(run):
+def test_per_step_figures_are_unknown_before_the_first_step_ends(run):
     greet(run)
     for rank in range(2):
         say(run, rank, call(0, 0))
@@ -86,8 +86,8 @@ def test_before_the_first_step_is_over_nothing_is_known_of_a_step(run):
     assert summarize(run).collectives == []
 
 
-def test_what_comes_between_and_after_steps(run):
-    """An evaluation counts in the step it delays; what comes after the last step in none."""
+def test_calls_between_steps_count_in_the_next_and_after_the_last_in_none(run):
+    """Calls of an evaluation count in the step that it delays, those after the last in none."""
     greet(run)
     for index in range(11):
         for rank in range(2):
@@ -99,7 +99,7 @@ def test_what_comes_between_and_after_steps(run):
 
 
 def test_steps_whose_calls_may_still_come_do_not_count(run):
-    """A heartbeat that counts steps goes before calls of theirs in its frame."""
+    """A heartbeat that counts a step precedes that step's calls in its frame."""
     greet(run, 1)
     say(run, 0, *(call(i, i, ranks=1, op="send") for i in range(10)), step(0), step(9))
     say(run, 0, Beat(20, ""), *(call(i, i, ranks=1, op="send") for i in range(10, 15)))
@@ -134,14 +134,14 @@ def test_messages_are_sent_by_one_and_received_by_the_other(run):
     assert summarize(decode(encode(run))) == told
 
 
-def test_a_receiver_says_what_a_sender_does_not(run):
+def test_a_receivers_record_is_used_if_the_sender_has_none(run):
     say(run, 1, hello(2))
     say(run, 1, *(call(i, i, op="recv", ranks=1, peer=0) for i in range(5)), step(0), step(4))
     (told,) = summarize(run).messages
     assert (told.src, told.dst, told.bytes_per_step) == (0, 1, 1000)
 
 
-def test_bytes_of_a_rank_that_exchanges_what_is_not_seen_are_unknown(run):
+def test_bytes_of_a_rank_with_unseen_exchanges_are_unknown(run):
     greet(run, unseen="torch.distributed.rpc")
     for index in range(5):
         for rank in range(2):
@@ -152,7 +152,7 @@ def test_bytes_of_a_rank_that_exchanges_what_is_not_seen_are_unknown(run):
     assert told.collectives[0].bytes_per_step == 1000
 
 
-def test_of_one_of_several_ranks_that_nothing_was_seen_of_nothing_is_known(run):
+def test_bytes_of_a_rank_without_any_calls_are_unknown(run):
     greet(run)
     for rank in range(2):
         say(run, rank, *(step(index) for index in range(5)))
@@ -162,7 +162,7 @@ def test_of_one_of_several_ranks_that_nothing_was_seen_of_nothing_is_known(run):
     assert summarize(alone).ranks[0].sent_bytes_per_step == 0
 
 
-def test_a_mean_of_bytes_is_nothing_only_of_nothing():
+def test_a_rounded_mean_of_bytes_is_zero_only_if_the_mean_is():
     assert [whole_bytes(mean) for mean in (0.0, 0.02, 0.4, 1.5, 1e9)] == [0, 1, 1, 2, 10**9]
 
 
@@ -170,7 +170,7 @@ def test_a_mean_of_bytes_is_nothing_only_of_nothing():
 
 
 def test_waits_in_several_calls_at_once_count_once(run):
-    """Forty calls are issued together; rank 1 comes to all of them 50 ms late."""
+    """Forty calls are issued together; rank 1 enters all of them 50 ms late."""
     greet(run)
     for index in range(10):
         for rank in range(2):
@@ -203,7 +203,7 @@ def test_covered_time_counts_once(intervals, each):
     assert [covered.add(*interval) for interval in intervals] == each
 
 
-def test_the_overview_and_the_timeline_say_the_same_of_the_same_steps(run):
+def test_overview_and_timeline_agree_on_the_same_steps(run):
     greet(run)
     exposed = [900, *([5, 90] * 6)]  # the first step holds start-up; the others differ
     for index, ms in enumerate(exposed[:12]):
@@ -219,8 +219,8 @@ def test_the_overview_and_the_timeline_say_the_same_of_the_same_steps(run):
         assert row.comm_ms.exposed == pytest.approx((5 * 6 + 90 * 5) / 11)  # but the first's
 
 
-def test_where_python_waits_for_all_exposed_time_is_known_of_every_step(run):
-    """Also of those that are only counted: here one of ten steps has a record."""
+def test_exposed_time_covers_every_step_if_python_waits_for_all_calls(run):
+    """Including steps that are only counted: here one of ten has a record."""
     greet(run)
     for index in range(100):
         for rank in range(2):
@@ -233,7 +233,7 @@ def test_where_python_waits_for_all_exposed_time_is_known_of_every_step(run):
     assert summarize(run).collectives[0].exposed_ms_per_step == 2.0
 
 
-def test_where_cpp_waits_for_some_the_steps_that_were_measured_tell(run):
+def test_exposed_time_covers_sampled_steps_if_cpp_waits_for_some_calls(run):
     greet(run)
     for index in range(20):
         for rank in range(2):
@@ -242,8 +242,8 @@ def test_where_cpp_waits_for_some_the_steps_that_were_measured_tell(run):
     assert {row.comm_ms.exposed for row in summarize(run).ranks} == {7.0}
 
 
-def test_no_sum_of_what_overlaps_exceeds_the_step(run):
-    """NCCL's durations come call by call, without a moment: they may lie upon each other."""
+def test_sums_of_overlapping_durations_are_capped_at_the_step(run):
+    """NCCL's durations have no start times, so calls may overlap."""
     greet(run)
     for index in range(10):
         for rank in range(2):
@@ -259,7 +259,7 @@ def test_no_sum_of_what_overlaps_exceeds_the_step(run):
     assert {row.comm_ms.total for row in summarize(run).ranks} == {100.0}
 
 
-def test_no_time_exceeds_the_step_where_longer_ones_were_looked_at(run):
+def test_times_are_capped_at_the_mean_step_if_longer_ones_were_sampled(run):
     greet(run)
     for index in range(20):
         for rank in range(2):
@@ -290,7 +290,7 @@ def test_durations_of_rare_calls_are_a_mean_over_all_steps(run):
     assert {row.comm_ms.total for row in summarize(run).ranks} == {5.0}
 
 
-def test_an_end_that_comes_late_is_the_calls_own(run):
+def test_a_late_completion_counts_for_its_call(run):
     greet(run)
     for index in range(10):
         for rank in range(2):

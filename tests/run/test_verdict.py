@@ -1,4 +1,4 @@
-"""After the end: the cause and not the first victim, and the same before it and after."""
+"""The verdict names the cause and not the first victim, also after later ends."""
 
 import pytest
 
@@ -16,7 +16,7 @@ STOPPED = Bye("lost", "process 1 was killed by SIGTERM", -15)
 
 
 class Script:
-    """A run of which a test says, second by second, what its ranks say."""
+    """A run whose ranks' records a test chooses second by second."""
 
     def __init__(self, ranks=3, steps=10):
         self.state = RunState("run")
@@ -35,7 +35,7 @@ class Script:
         return self
 
     def beat(self, r, *positions, still_s=0.0, where="", **told):
-        """A heartbeat of a rank that has come so far in its groups."""
+        """Adds a heartbeat of a rank with these positions in its groups."""
         still_ns = int(still_s * SECOND)
         where = where or f"train.py:{r} main"
         beat = Beat(10, "", None, None, where, still_ns, list(positions), **told)
@@ -49,14 +49,14 @@ class Script:
         return self.say(r, bye)
 
     def said(self):
-        """What holds: severity, kind and ranks of each; and it survives being sent on."""
+        """Severity, kind and ranks of current findings; checks that they survive encoding."""
         again = summarize(decode(encode(self.state)))
         assert (again.state, again.reason) == (self.run.state, self.run.reason)
         return [(d.severity, d.kind, d.ranks) for d in self.run.diagnoses]
 
 
 def stuck(script, missing=1, seconds=6, **told):
-    """All have entered call 20 but one, which stands still."""
+    """All ranks have entered call 20 except one, which is stuck."""
     for second in range(seconds):
         for r in script.state.ranks:
             place = at(WORLD, 20 - (r == missing), ranks=3, ms=0, done=r == missing)
@@ -64,7 +64,7 @@ def stuck(script, missing=1, seconds=6, **told):
         script.tick()
 
 
-def test_what_held_when_the_first_rank_gave_up_stays_whatever_follows():
+def test_the_diagnosis_at_the_first_give_up_stays():
     script = Script()
     stuck(script)
     assert script.said() == [("critical", "hang", [1])]
@@ -86,7 +86,7 @@ def test_what_held_when_the_first_rank_gave_up_stays_whatever_follows():
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (0, 2, 1)])
 def test_a_rank_that_finished_while_others_still_call_is_the_cause(order):
-    """Whatever comes first: its goodbye, or its peers', whose connections close at once."""
+    """In either order: its goodbye first, or those of its peers, whose connections close."""
     script = Script()
     for r in range(3):
         script.beat(r, at(WORLD, 19, ranks=3, ms=0, done=True))
@@ -103,7 +103,7 @@ def test_a_rank_that_finished_while_others_still_call_is_the_cause(order):
     assert {a.kind for a in script.run.alerts} == {"hang"}  # nobody was blamed meanwhile
 
 
-def test_who_had_no_time_to_enter_the_call_is_not_said_to_have_stayed_away():
+def test_a_rank_without_time_to_enter_the_call_is_not_blamed():
     script = Script()
     for r in range(3):
         script.beat(r, at(WORLD, 19, ranks=3, ms=0, done=True))
@@ -112,11 +112,11 @@ def test_who_had_no_time_to_enter_the_call_is_not_said_to_have_stayed_away():
     assert script.said() == []
     assert script.run.reason.startswith("rank 0 gave up waiting: RuntimeError")
     script.tick(4)
-    # Two others have been silent since: nobody knows what they did.
+    # The two others have been silent since, so their state is unknown.
     assert [d[1] for d in script.said()] in (["rank_lost"], ["hang"])
 
 
-def test_an_own_error_is_named_and_the_ranks_that_gave_up_are_not():
+def test_a_ranks_own_error_is_the_cause_and_not_those_that_gave_up():
     script = Script()
     script.end(0, RESET).end(2, Bye("failed", "ValueError: a bad sample")).end(1, RESET)
     assert script.said() == [("critical", "rank_lost", [2])]
@@ -124,7 +124,7 @@ def test_an_own_error_is_named_and_the_ranks_that_gave_up_are_not():
     assert script.run.diagnoses[0].evidence["also"] == [0, 1]
 
 
-def test_a_stuck_rank_that_somebody_kills_was_stuck_all_the_same():
+def test_a_stuck_rank_stays_the_cause_after_it_is_killed():
     script = Script()
     stuck(script)
     script.end(1, Bye("lost", "process 1 was killed by SIGKILL", -9)).end(0, RESET).end(2, RESET)
@@ -132,8 +132,8 @@ def test_a_stuck_rank_that_somebody_kills_was_stuck_all_the_same():
 
 
 @pytest.mark.parametrize("end", [Bye("failed", "exit code 1", 1), Bye("lost", "abort", -6)])
-def test_who_quits_or_aborts_while_it_waits_for_one_that_finished_gave_up(end):
-    """Scripts that print what they catch, and exit; watchdogs that abort."""
+def test_a_rank_that_quits_or_aborts_waiting_for_a_finished_one_gave_up(end):
+    """For example scripts that print errors and exit, and watchdogs that abort."""
     script = Script()
     for r in range(3):
         script.beat(r, at(WORLD, 19, ranks=3, ms=0, done=True))
@@ -145,7 +145,7 @@ def test_who_quits_or_aborts_while_it_waits_for_one_that_finished_gave_up(end):
     assert script.run.reason.endswith("ranks 0, 2 gave up waiting")
 
 
-def test_who_quits_by_itself_is_lost():
+def test_a_rank_that_quits_by_itself_is_lost():
     script = Script()
     for r in range(3):
         script.beat(r, at(WORLD, 20, ranks=3, ms=0, done=r != 2))
@@ -153,7 +153,7 @@ def test_who_quits_by_itself_is_lost():
     assert script.said() == [("critical", "rank_lost", [2])]
 
 
-def test_a_hung_run_that_is_stopped_was_hung():
+def test_a_stopped_run_that_hung_keeps_the_hang_as_reason():
     script = Script()
     stuck(script)
     for r in range(3):
@@ -162,7 +162,7 @@ def test_a_hung_run_that_is_stopped_was_hung():
     assert script.run.reason.startswith("Rank 1 has not entered all_reduce")
 
 
-def test_a_hang_that_is_over_is_not_the_cause_of_what_comes_later():
+def test_a_hang_that_ended_is_not_the_cause_of_later_failures():
     script = Script()
     stuck(script)
     for second in range(5):

@@ -1,4 +1,4 @@
-"""What a viewer puts together from changes is what the state shows."""
+"""Views that a viewer assembles from changes equal views of the state."""
 
 import random
 
@@ -16,7 +16,7 @@ from tests.frames import START_NS, batch, collective, ddp_run, hello, memory, pl
 
 
 def frames_of(dice):
-    """Three ranks that step, print, use memory, begin anew and are asked for stacks."""
+    """Three ranks that step, print, use memory, restart and are asked for stacks."""
     steps, pids = [0, 0, 0], [1000, 1001, 1002]
     for r in range(3):
         yield batch(hello(3), rank=r)
@@ -40,14 +40,14 @@ def frames_of(dice):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_changes_make_the_view_whatever_answers_get_lost(seed):
+def test_changes_reproduce_the_view_whatever_answers_are_lost(seed):
     dice = random.Random(seed)
     state, writer = RunState("run"), ViewWriter(1000 * seed)
     readers = [ViewReader(), ViewReader()]
     for frame in frames_of(dice):
         advance(state, frame)
         if dice.random() < 0.3:
-            writer.renew(state, summarize(state), curves=True)
+            writer.update(state, summarize(state), curves=True)
             shown = view(state)
             for reader in readers:
                 answer = writer.message(reader.number)
@@ -57,12 +57,12 @@ def test_changes_make_the_view_whatever_answers_get_lost(seed):
     assert any(reader.view.output and reader.view.stacks for reader in readers)
 
 
-def test_an_answer_that_comes_after_the_next_one_changes_nothing():
+def test_an_answer_that_arrives_out_of_order_is_ignored():
     state, writer, reader = played(ddp_run(steps=5)), ViewWriter(0), ViewReader()
-    writer.renew(state, summarize(state), curves=True)
+    writer.update(state, summarize(state), curves=True)
     reader.read(writer.message(0))
     advance(state, batch(step(5), seq=9))
-    writer.renew(state, summarize(state), curves=True)
+    writer.update(state, summarize(state), curves=True)
     late = writer.message(reader.number)
     reader.read(late)
     newest = reader.view
@@ -70,12 +70,12 @@ def test_an_answer_that_comes_after_the_next_one_changes_nothing():
     assert reader.view is newest
 
 
-def test_what_has_not_changed_is_the_same_object():
+def test_unchanged_parts_are_the_same_objects():
     state, writer, reader = played(ddp_run(steps=50, ranks=2)), ViewWriter(0), ViewReader()
     for curves in (True, False):
         advance(state, batch(step(50 + curves), Output("out", [Line(1, "x")]), seq=9 + curves))
         before = reader.view
-        writer.renew(state, summarize(state), curves=curves)
+        writer.update(state, summarize(state), curves=curves)
         reader.read(writer.message(reader.number))
     assert reader.view.history is before.history
     assert reader.view.lanes[1] is before.lanes[1]  # the other rank has done nothing
@@ -84,19 +84,19 @@ def test_what_has_not_changed_is_the_same_object():
     assert len(reader.view.lanes[0].steps) == LANE_STEPS
 
 
-def test_what_is_sent_is_what_is_new(monkeypatch):
-    """In a second of two ranks' steps: a fraction of the whole view."""
+def test_only_changes_are_sent(monkeypatch):
+    """A second of two ranks' steps takes a fraction of the complete view."""
     state, writer, reader = played(ddp_run(steps=400, ranks=2)), ViewWriter(0), ViewReader()
-    writer.renew(state, summarize(state), curves=True)
+    writer.update(state, summarize(state), curves=True)
     whole = writer.message(0)
     reader.read(whole)
     for r in range(2):
         advance(state, batch(step(400), rank=r, seq=401))
-    writer.renew(state, summarize(state), curves=True)
+    writer.update(state, summarize(state), curves=True)
     assert len(writer.message(reader.number)) < len(whole) / 4
 
 
-def test_of_many_rows_curves_have_fewer_points(monkeypatch):
+def test_curves_of_many_rows_have_fewer_points(monkeypatch):
     state = played(ddp_run(steps=300, ranks=4))
     all_points = view(state).history.rank_step_ms
     monkeypatch.setattr(view_messages, "ALL_POINTS", POINTS)

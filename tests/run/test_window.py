@@ -1,4 +1,4 @@
-"""The last steps of a lane."""
+"""The window of a lane's last steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def some_step(dice, number):
     return Step(0, number, start, end, *times, 1.5, maybe(9), maybe(7))
 
 
-def test_steps_asked_for_again_are_the_same_and_none_is_missing():
+def test_newest_steps_are_the_same_objects_and_complete():
     dice, window = random.Random(1), Window()
     before = ()
     for number in range(2 * WINDOW):
@@ -30,7 +30,7 @@ def test_steps_asked_for_again_are_the_same_and_none_is_missing():
             before = now
 
 
-def test_what_is_derived_of_a_window_is_no_part_of_it():
+def test_a_windows_cache_is_not_encoded():
     first, second = Window(), Window()
     for window in (first, second):
         window.push(some_step(random.Random(1), 0))

@@ -39,8 +39,8 @@ def test_the_last_step_of_a_killed_process_is_read(child):
     held.hold(child.pid, int(child.stdout.readline()))
     child.communicate("\n")
     assert child.returncode == -signal.SIGKILL
-    assert held.take(child.pid) == 131
-    assert held.take(child.pid) is None  # once
+    assert held.pop(child.pid) == 131
+    assert held.pop(child.pid) is None  # once
 
 
 def test_a_restarted_process_is_read_again():
@@ -51,7 +51,7 @@ def test_a_restarted_process_is_read_again():
     second = LastStep()
     held.hold(os.getpid(), second.fd)
     second.cell[0] = 1
-    assert held.take(os.getpid()) == 1
+    assert held.pop(os.getpid()) == 1
     second.close()
 
 

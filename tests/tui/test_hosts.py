@@ -12,7 +12,7 @@ from dpwatch.tui.widgets.header import session_line
 from tests.tui.scenes import dp_run
 
 AWAY = HostView("node\x1b[2J1", 12.4, -5_000_000.028, 0.438, "exchange", 1)
-NOTE = "runs on other hosts are not joined: make keys with dpwatch keys"
+NOTE = "ranks on other hosts are not shown: create keys with dpwatch keys"
 
 
 def over_hosts(*hosts, note=""):

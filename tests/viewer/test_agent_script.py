@@ -1,4 +1,4 @@
-"""The script that a session runs on another host, run by this host's shells, and what it says."""
+"""The script for other hosts, run by this host's shells, and the parser of its output."""
 
 import json
 import os
@@ -20,7 +20,7 @@ SHELLS = [each for each in ("dash", "bash", "busybox") if shutil.which(each)]
 
 
 class Session:
-    """The script in a shell of this host, and what it has said so far."""
+    """The script in a shell of this host, and its output so far."""
 
     def __init__(self, places, shell, tools, dpwatch="dpwatch"):
         words = [shell, *(["sh"] if shell == "busybox" else []), "-c", script(places, dpwatch)]
@@ -69,8 +69,8 @@ def smi(tmp_path):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_runs_and_gpus_by_every_shell(session, smi, shell):
-    """GPUs are looked at while there is no run, again and again, and not while there is one."""
+def test_every_shell_lists_runs_and_gpus(session, smi, shell):
+    """GPUs are queried repeatedly while there is no run, and not while there is one."""
     smi.says(A100, A100_USERS)
     there = session(shell)
     seen = there.until(lambda listing: listing.gpus)
@@ -88,22 +88,22 @@ def test_runs_and_gpus_by_every_shell(session, smi, shell):
     there.until(lambda listing: list(listing.runs) == [str(place.info_file)])
     asked, last = len(smi.asked), there.cycles + GPUS_EVERY_S + 2
     there.until(lambda listing: there.cycles == last)
-    # A look of two questions may have been under way when the run came; none has begun since.
+    # One query may have been in progress when the run appeared; none has started since.
     assert len(smi.asked) <= asked + 1
-    os.close(lock)  # the hub is dead, and its run.json only what it left
+    os.close(lock)  # the hub is dead, and its run.json left over
     there.until(lambda listing: not listing.runs)
     assert place.info_file.exists()
 
 
-def test_nvidia_smi_without_a_driver_is_told(session, smi):
+def test_nvidia_smi_without_a_driver_is_reported(session, smi):
     smi.says(NO_DRIVER, NO_DRIVER, code=9)
     seen = session().until(lambda listing: listing.dpwatch is not None)
     assert seen.gpus == ()
     assert seen.trouble.startswith("NVIDIA-SMI has failed because it couldn't communicate")
 
 
-def test_a_dpwatch_there_tells_of_gpus_where_there_is_no_nvidia_smi(session, tmp_path):
-    """It may be named with the home's tilde, and may be an older one that knows of none."""
+def test_a_remote_dpwatch_reports_gpus_without_nvidia_smi(session, tmp_path):
+    """Its path may start with a tilde, and it may be an older version without GPUs."""
     gpu = {"index": 0, "name": "N" * 999, "util": 0.5, "used_bytes": None, "later": 1,
            "processes": [{"pid": 5, "name": "python", "used_bytes": 7}]}  # fmt: skip
     for name, told in (("new one", {"gpus": [gpu]}), ("old", {"schema": "x", "runs": []})):
@@ -120,15 +120,15 @@ def test_a_dpwatch_there_tells_of_gpus_where_there_is_no_nvidia_smi(session, tmp
     assert (old.gpus, old.dpwatch) == ((), str(tmp_path / "old"))
 
 
-def test_it_ends_with_its_standard_input(session):
+def test_the_script_ends_with_its_standard_input(session):
     there = session()
     there.until(lambda listing: listing.dpwatch is not None)
     there.process.stdin.close()
     there.process.wait(DEADLINE_S)
 
 
-def test_what_gpus_did_is_not_shown_for_ever():
-    """nvidia-smi of a sick driver hangs; and beside a run nobody looks."""
+def test_old_gpu_figures_are_not_shown():
+    """nvidia-smi hangs if the driver does, and GPUs are not queried while there is a run."""
     now = [100.0]
     listing = Listing("node1", clock=lambda: now[0])
 
@@ -152,7 +152,7 @@ def test_what_gpus_did_is_not_shown_for_ever():
     assert seen(".") == (0, "")
 
 
-def test_whatever_it_says_is_bounded():
+def test_output_of_the_script_is_bounded():
     listing = Listing("node1")
     for i in range(2 * far_side.MOST_LINES):
         assert not listing.take(f"gpu {i}, GPU-{i}, 1, 2, 3, 4, 5, x\n")

@@ -1,4 +1,4 @@
-"""What a viewer makes of its hub's answers, and of none."""
+"""How a viewer handles its hub's answers, and missing ones."""
 
 import pytest
 import zmq
@@ -15,7 +15,7 @@ from tests.frames import batch, hello, played, step
 
 
 class Asked:
-    """A follower, its clock, and the questions that a hub would get."""
+    """A follower, its clock, and the requests that a hub would receive."""
 
     def __init__(self, **options):
         self.now = 100.0
@@ -32,7 +32,7 @@ class Asked:
         return found
 
     def answer(self, state):
-        self.writer.renew(state, summarize(state), curves=True)
+        self.writer.update(state, summarize(state), curves=True)
         self.follower._take_answer(VIEW + self.writer.message(self.follower._reader.number))
 
     def close(self):
@@ -59,7 +59,7 @@ def state():
     return played([batch(hello(1)), batch(*(step(i) for i in range(5)), seq=1)])
 
 
-def test_a_question_goes_out_once_until_it_is_answered_or_lost(asked, state):
+def test_a_request_is_sent_once_until_answered_or_lost(asked, state):
     it = asked()
     it.follower.ask()
     it.follower.ask()
@@ -74,7 +74,7 @@ def test_a_question_goes_out_once_until_it_is_answered_or_lost(asked, state):
     assert len(it.questions(2000)) == 1
 
 
-def test_a_hub_that_says_nothing_is_stale(asked, state):
+def test_a_hub_that_does_not_answer_is_stale(asked, state):
     it = asked()
     it.answer(state)
     first = it.follower.view()
@@ -93,8 +93,8 @@ def test_a_run_without_ranks_is_not_shown(asked):
     assert it.follower.view() is None
 
 
-def test_of_a_run_that_is_over_the_command_s_end_is_still_told(asked, state):
-    """Its hub is let go, so that it can end."""
+def test_a_finished_run_still_shows_how_the_command_ended(asked, state):
+    """The follower disconnects from the hub, so that it can end."""
     it = asked(keeps_end=True)
     from dpwatch.run.state.apply import apply
 
@@ -113,7 +113,7 @@ def test_of_a_run_that_is_over_the_command_s_end_is_still_told(asked, state):
     assert it.follower.view().connection == "closed"
 
 
-def test_what_makes_no_sense_is_let_go_of(asked, state):
+def test_invalid_answers_are_discarded(asked, state):
     it = asked()
     it.answer(state)
     it.follower._take_answer(VIEW + b"\xc1")

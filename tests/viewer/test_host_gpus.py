@@ -1,4 +1,4 @@
-"""This host's GPUs against a pretended NVML."""
+"""This host's GPUs, read from a fake NVML."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ class NVMLError(Exception):
 
 
 def nvml(used=(10 * GIB, 2 * GIB), broken=()):
-    """What looks like pynvml, with a GPU for each size; `broken` names the calls that fail."""
+    """A fake pynvml with one GPU per size; `broken` names the calls that fail."""
 
     def call(name, answer):
         def asked(*arguments):
@@ -45,7 +45,7 @@ def nvml(used=(10 * GIB, 2 * GIB), broken=()):
     return SimpleNamespace(NVMLError=NVMLError, NVML_TEMPERATURE_GPU=0, **calls)
 
 
-def test_every_gpu_with_its_figures_and_processes():
+def test_every_gpu_is_read_with_figures_and_processes():
     first, second = HostGpus(nvml).read()
     assert second == msgspec.structs.replace(
         first, index=1, util=0.75, temperature_c=41.0, used_bytes=2 * GIB
@@ -58,7 +58,7 @@ def test_every_gpu_with_its_figures_and_processes():
     assert process.name == Path("/proc/self/comm").read_text().strip()
 
 
-def test_what_nvml_does_not_give_is_unknown():
+def test_values_that_nvml_lacks_are_unknown():
     silent = ("nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetMemoryInfo",
               "nvmlDeviceGetTemperature", "nvmlDeviceGetComputeRunningProcesses")  # fmt: skip
     first, _ = HostGpus(lambda: nvml(broken=silent)).read()
@@ -66,7 +66,7 @@ def test_what_nvml_does_not_give_is_unknown():
     assert HostGpus(lambda: nvml(broken=("nvmlDeviceGetHandleByIndex",))).read() == ()
 
 
-def test_without_a_driver_there_are_none_and_it_is_not_tried_again():
+def test_without_a_driver_there_are_no_gpus_and_no_retries():
     tried = []
 
     def load():
@@ -82,7 +82,7 @@ def test_without_a_driver_there_are_none_and_it_is_not_tried_again():
     assert HostGpus(lambda: nvml(broken=("nvmlInit",))).read() == ()
 
 
-def test_they_are_read_once_a_second():
+def test_gpus_are_read_once_a_second():
     sizes = [[GIB, GIB], [2 * GIB, GIB]]
     layer = nvml()
     layer.nvmlDeviceGetMemoryInfo = lambda handle: SimpleNamespace(used=sizes[0][handle], total=1)
@@ -116,7 +116,7 @@ def holding(*gib):
         ((), ""),
     ],
 )
-def test_one_that_holds_far_more_than_the_rest_is_named(gib, said):
+def test_a_gpu_that_holds_far_more_than_the_others_is_named(gib, said):
     told = imbalance(holding(*gib))
     assert told.startswith(said)
     assert bool(told) == bool(said)

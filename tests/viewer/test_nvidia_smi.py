@@ -1,4 +1,4 @@
-"""What nvidia-smi prints, read as figures, and what is none of it."""
+"""Parsing nvidia-smi's output, valid and malformed."""
 
 import string
 
@@ -17,7 +17,7 @@ def read(gpus, users=""):
     return nvidia_smi.gpus("node1", gpus.splitlines(), users.splitlines())
 
 
-def test_both_tables_as_they_are():
+def test_both_tables_are_parsed():
     assert read(A100, A100_USERS) == (
         HostGpu(
             index=0, name="NVIDIA A100-SXM4-80GB", util=0.93, temperature_c=61.0, power_w=287.45,
@@ -36,16 +36,16 @@ def test_both_tables_as_they_are():
     ["[N/A]", "N/A", "[Not Supported]", "[Insufficient Permissions]", "[Unknown Error]", "ERR!",
      "[GPU requires reset]", "61,5", "1 024", "0x10", "nan", "inf", "1e3", "٣", "", "9" * 40, "-1"],
 )  # fmt: skip
-def test_what_is_no_figure_is_unknown_and_never_0(word):
+def test_anything_but_a_number_is_unknown_and_never_0(word):
     (gpu,) = read(f"0, GPU-a, {word}, {word}, {word}, {word}, {word}, T4", f"GPU-a, 7, {word}, x")
     assert gpu.temperature_c == (-1.0 if word == "-1" else None)
     assert (gpu.util, gpu.power_w, gpu.used_bytes, gpu.capacity_bytes) == (None,) * 4
     assert gpu.processes == (GpuProcess(7, "x", None),)
 
 
-def test_a_gpu_in_slices():
-    """MIG: the load is not told, to a container not even memory; a slice's processes are the
-    GPU's."""
+def test_a_mig_slices_processes_are_its_gpus():
+    """With MIG the load is unknown, in a container even the memory; processes of a slice belong to
+    its GPU."""
     told = "0, GPU-5d5b, [N/A], 47, 92.30, [Insufficient Permissions], 81920, NVIDIA A100, PCIe"
     users = "MIG-GPU-5d5b/3/0, 11, 900, python\nMIG-7c1e-no-one-knows-whose, 12, 5, python"
     (gpu,) = read(told, users)
@@ -53,7 +53,7 @@ def test_a_gpu_in_slices():
     assert gpu.processes == (GpuProcess(11, "python", 900 * MIB),)
 
 
-def test_names_are_whatever_their_owners_like():
+def test_names_may_contain_anything():
     users = (
         "GPU-a, 5, 1, [Not Found]\n"
         "GPU-a, 6, 1, /tmp/a, b, 7, 9/\x1b[31mred\n"
@@ -67,13 +67,13 @@ def test_names_are_whatever_their_owners_like():
     assert gpu.name == "N" * 256
 
 
-def test_what_is_no_table_tells_of_no_gpu():
+def test_malformed_lines_give_no_gpu():
     assert read(NO_DRIVER) == ()
     assert read("No devices were found") == ()
     assert read("index, uuid, utilization.gpu [%], …, name\n\n, , , , , , ,\n0, GPU-a, 1, 2") == ()
 
 
-def test_it_is_bounded():
+def test_output_of_nvidia_smi_is_bounded():
     many = "\n".join(f"{i}, GPU-{i}, 1, 2, 3, 4, 5, x" for i in range(5000))
     users = "\n".join(f"GPU-0, {i + 1}, 1, x" for i in range(5000))
     found = read(many, users)
@@ -82,7 +82,7 @@ def test_it_is_bounded():
 
 
 @given(st.text(alphabet=string.printable + "é\u202e\x00\ud800", max_size=200))
-def test_nothing_that_it_prints_raises(text):
+def test_no_output_raises(text):
     for gpu in read(f"{text}\n0, GPU-a, {text}", f"GPU-a, {text}\n{text}"):
         assert gpu.util is None or 0 <= gpu.util <= 1
         assert gpu.used_bytes is None or gpu.used_bytes >= 0

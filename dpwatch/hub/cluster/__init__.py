@@ -1,1 +1,1 @@
-"""A run over several hosts: one head, and nodes that join it."""
+"""Runs over several hosts: one head hub, and node hubs that join it."""

@@ -1,8 +1,8 @@
-"""Another host's frames and states brought to this host's clock.
+"""Converts frames and states of other hosts to this host's clock.
 
-Times of records are of their sender's monotonic clock, which has nothing to do with any other
-host's. A head adds each host's offset as its frames come in, so that everything behind it reads
-one clock. Only moments are shifted; most `*_ns` are lengths, and a length is one on any clock.
+Records contain times of their sender's monotonic clock, which is unrelated to other hosts' clocks.
+A head adds each host's offset to incoming frames, so that everything after it sees one clock. Only
+points in time are shifted; most `*_ns` fields are durations, which don't depend on the clock.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ MOMENTS: dict[type[msgspec.Struct], tuple[str, ...]] = {
     Stacks: ("taken_ns",),
     Command: ("interrupted_ns",),
 }
-"""The moments in each record; a test holds that no `*_ns` field was forgotten."""
+"""Fields of each record that are points in time; a test checks that none is missing."""
 
-_PLACES = {
+_INDICES = {
     struct: tuple(struct.__struct_fields__.index(name) for name in names)
     for struct, names in MOMENTS.items()
 }
@@ -53,7 +53,7 @@ _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
 def shifted_batch(batch: Batch, offset_ns: int, wall_ns: int) -> Batch:
-    """A frame in this host's time; `wall_ns` is this host's wall clock."""
+    """A frame converted to this host's clock; `wall_ns` is this host's wall clock."""
     return msgspec.structs.replace(
         batch,
         mono_ns=batch.mono_ns + offset_ns,
@@ -63,25 +63,25 @@ def shifted_batch(batch: Batch, offset_ns: int, wall_ns: int) -> Batch:
 
 
 def shifted(record: AnyRecord, offset_ns: int) -> AnyRecord:
-    """A record in this host's time."""
+    """A record converted to this host's clock."""
     if isinstance(record, Beat):
         if not record.positions:
             return record
-        positions = [_shifted_place(place, offset_ns) for place in record.positions]
+        positions = [_shifted_position(place, offset_ns) for place in record.positions]
         return msgspec.structs.replace(record, positions=positions)
-    return _moved(record, offset_ns)
+    return _add_offset(record, offset_ns)
 
 
-def _shifted_place(place: Position, offset_ns: int) -> Position:
-    moved = _moved(place, offset_ns)
+def _shifted_position(place: Position, offset_ns: int) -> Position:
+    moved = _add_offset(place, offset_ns)
     if place.oldest is None:
         return moved
-    return msgspec.structs.replace(moved, oldest=_moved(place.oldest, offset_ns))
+    return msgspec.structs.replace(moved, oldest=_add_offset(place.oldest, offset_ns))
 
 
-def _moved(struct: _Struct, offset_ns: int) -> _Struct:
-    """With the offset added to its moments; twice as fast as `msgspec.structs.replace`."""
-    places = _PLACES.get(type(struct))
+def _add_offset(struct: _Struct, offset_ns: int) -> _Struct:
+    """Adds the offset to the points in time; twice as fast as `msgspec.structs.replace`."""
+    places = _INDICES.get(type(struct))
     if places is None:
         return struct
     values = list(msgspec.structs.astuple(struct))
@@ -92,7 +92,7 @@ def _moved(struct: _Struct, offset_ns: int) -> _Struct:
 
 
 def shift_state(state: RunState, offset_ns: int) -> None:
-    """Brings a host's whole state to this host's time, in place."""
+    """Converts another host's state to this host's clock, in place."""
     flush(state)
     state.now_ns += offset_ns
     if state.start_ns is not None:
@@ -106,18 +106,18 @@ def shift_state(state: RunState, offset_ns: int) -> None:
 
 def _shift_rank(rank: RankState, offset_ns: int) -> None:
     rank.seen_ns += offset_ns
-    # 0 is "not yet", and not a moment.
+    # 0 means "not yet".
     rank.progress_ns += offset_ns if rank.progress_ns else 0
     rank.ended_ns += offset_ns if rank.ended_ns else 0
     rank.waits = Covered(*(ns + offset_ns if ns else 0 for ns in astuple(rank.waits)))
     rank.exited_ns += offset_ns if rank.exited_ns else 0
     rank.dump.asked_ns += offset_ns if rank.dump.asked_ns else 0
     if rank.dump.stacks is not None:
-        rank.dump.stacks = _moved(rank.dump.stacks, offset_ns)
+        rank.dump.stacks = _add_offset(rank.dump.stacks, offset_ns)
     if rank.beat is not None:
         rank.beat = cast("Beat", shifted(rank.beat, offset_ns))
     for lane in rank.lanes.values():
-        vars(lane.recent).clear()  # what was derived of them
+        vars(lane.recent).clear()  # its cache of steps
         rows = lane.recent.rows
         for at in range(0, len(rows), STEP_WIDTH):
             for place in _STEP_MOMENTS:

@@ -1,15 +1,15 @@
-"""How the monotonic clocks of a run's hosts stand to this host's: estimated, with an error. Pure.
+"""Estimates the offsets of other hosts' monotonic clocks, with error bounds.
 
-An offset is what is added to another host's time to have this one's. Two things bound it surely,
+An offset is what to add to another host's time to get this host's. Two things bound it strictly,
 since nothing arrives before it was sent:
 
-- an exchange of messages: sent here, stamped there, back here. `sent <= there + offset <= back`;
-- a collective that needs every rank: none is over before the last has entered it.
+- an exchange of messages, sent here, stamped there and back here: `sent <= there + offset <= back`;
+- a collective that needs every rank: it completes on no rank before the last one has entered it.
 
-And one more narrows it: ranks on all hosts are done with such a call at about the same time, so
-the median difference of their completions is close. How close is told by how far these scatter, and
-by how far ranks of one host, on one clock, are done apart: so much one host may always be later.
-Clocks also run at rates of their own, so what is old counts for less.
+A third narrows it: ranks on all hosts complete such a call at about the same time, so the median
+difference of their completions is close to the offset. Its error is estimated from their scatter,
+and from how far apart ranks of one host complete, since one host may always be later by that much.
+Clocks also drift, so older observations count less.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from dpwatch.wire.calls import CallSignature, unpack
 from dpwatch.wire.messages import AnyRecord, Calls, Collective
 
 DRIFT = 100e-6
-"""How much faster one host's clock may run than another's."""
+"""Largest assumed difference in rate between two hosts' clocks."""
 
 EXCHANGES, CALLS = 32, 32
 FEWEST_CALLS = 16
-"""Completions that say something of how they scatter."""
+"""Completions needed to estimate their scatter."""
 
 RECENT_NS = 20_000_000_000
 OPEN_CALLS = 512
 MANY_RANKS = 64
 NORMAL = 1.4826
-"""Standard deviations to a median of absolute deviations."""
+"""Ratio of a normal distribution's standard deviation to its median absolute deviation."""
 
 NEED_ALL = frozenset({"all_reduce", "barrier", "all_gather", "reduce_scatter"})
-"""Ops that are over on no rank before every rank has entered them."""
+"""Ops that complete on no rank before every rank has entered them."""
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """What to add to a host's times, by how much that may be wrong, and how it is known.
+    """A host's clock offset, its largest error, and its source.
 
-    `source` is `collectives` where these narrowed it down, else `exchange` of messages.
+    `source` is `collectives` if these narrowed it down, else `exchange` (of messages).
     """
 
     offset_ns: int
@@ -52,25 +52,25 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 class Bound(msgspec.Struct, frozen=True, array_like=True):
-    """At that moment (of this host's clock) the offset lay between these."""
+    """Bounds of an offset at a time of this host's clock."""
 
     at_ns: int
     low_ns: int
     high_ns: int
 
-    def by(self, now_ns: int) -> tuple[int, int]:
-        """The same, as much wider as the clocks may have drifted since."""
+    def at(self, now_ns: int) -> tuple[int, int]:
+        """The bounds at another time, widened by the possible drift."""
         drift_ns = int(DRIFT * abs(now_ns - self.at_ns))
         return self.low_ns - drift_ns, self.high_ns + drift_ns
 
 
-class Done(msgspec.Struct, frozen=True, array_like=True):
-    """A collective that is over on both hosts.
+class CompletedCall(msgspec.Struct, frozen=True, array_like=True):
+    """A collective that completed on both hosts.
 
     Attributes:
-        bound: What it proves of the offset.
-        apart_ns: Its first completion here less that there.
-        within_ns: How far ranks of one host were done apart, the wider of the two.
+        bound: Bounds that it implies for the offset.
+        apart_ns: First completion here minus first completion there.
+        within_ns: Spread of completions within one host, the wider of the two.
     """
 
     bound: Bound
@@ -79,56 +79,56 @@ class Done(msgspec.Struct, frozen=True, array_like=True):
 
 
 class HostClock:
-    """One other host's clock."""
+    """Offset of one other host's clock."""
 
     def __init__(self) -> None:
         self._exchanges: deque[Bound] = deque(maxlen=EXCHANGES)
-        self._calls: deque[Done] = deque(maxlen=CALLS)
+        self._calls: deque[CompletedCall] = deque(maxlen=CALLS)
         self._used_ns: int | None = None
 
     def exchange(self, sent_ns: int, there_ns: int, back_ns: int) -> None:
-        """A message left here, was stamped there, and its answer came back."""
+        """Adds a message exchange: sent here, stamped there, answer received here."""
         if back_ns >= sent_ns:
             self._exchanges.append(Bound(back_ns, sent_ns - there_ns, back_ns - there_ns))
 
-    def call(self, done: Done) -> None:
-        """A collective is over on both hosts."""
+    def call(self, done: CompletedCall) -> None:
+        """Adds a collective that completed on both hosts."""
         if done.bound.low_ns <= done.bound.high_ns:
             self._calls.append(done)
 
     def estimate(self, now_ns: int) -> Estimate | None:
-        """The offset now; it stays what it was as long as that is well within what is possible."""
+        """The current offset; it is unchanged as long as it lies well within the bounds."""
         self._forget_contradicted(now_ns)
         sure = _common(self._exchanges, now_ns)
         exchanged = sure
         calls = [call for call in self._calls if now_ns - call.bound.at_ns <= RECENT_NS]
         for call in calls:
-            low_ns, high_ns = call.bound.by(now_ns)
+            low_ns, high_ns = call.bound.at(now_ns)
             tried = (low_ns, high_ns) if sure is None else _narrowed(sure, low_ns, high_ns)
-            sure = tried or sure  # ranks may have counted a call differently: that proves nothing
+            sure = tried or sure  # ignored if contradictory: ranks may have numbered differently
         if sure is None:
             return None
         close = _scatter(calls, now_ns)
         if close is not None and close[1] - close[0] < sure[1] - sure[0]:
             sure = _narrowed(sure, *close) or sure
-        return self._settle(*sure, "exchange" if sure == exchanged else "collectives")
+        return self._stable_estimate(*sure, "exchange" if sure == exchanged else "collectives")
 
-    def _settle(self, low_ns: int, high_ns: int, source: str) -> Estimate:
+    def _stable_estimate(self, low_ns: int, high_ns: int, source: str) -> Estimate:
         middle_ns, half_ns = (low_ns + high_ns) // 2, (high_ns - low_ns + 1) // 2
         if self._used_ns is None or abs(self._used_ns - middle_ns) > half_ns // 2:
             self._used_ns = middle_ns
         return Estimate(self._used_ns, half_ns + abs(self._used_ns - middle_ns), source)
 
     def _forget_contradicted(self, now_ns: int) -> None:
-        """Exchanges that can't be true together: a clock has jumped, and the newer are right."""
+        """Drops older exchanges that contradict newer ones: a clock has jumped."""
         while len(self._exchanges) > 1 and _common(self._exchanges, now_ns) is None:
             self._exchanges.popleft()
             self._calls.clear()
 
 
 def _common(bounds: Iterable[Bound], now_ns: int) -> tuple[int, int] | None:
-    """What lies within all of them; None if nothing does, or there are none."""
-    wide = [bound.by(now_ns) for bound in bounds]
+    """Intersection of the bounds; None if it is empty or there are none."""
+    wide = [bound.at(now_ns) for bound in bounds]
     if not wide:
         return None
     low_ns, high_ns = max(low for low, _ in wide), min(high for _, high in wide)
@@ -140,8 +140,8 @@ def _narrowed(known: tuple[int, int], low_ns: int, high_ns: int) -> tuple[int, i
     return (low_ns, high_ns) if low_ns <= high_ns else None
 
 
-def _scatter(calls: Sequence[Done], now_ns: int) -> tuple[int, int] | None:
-    """About the median of completions apart."""
+def _scatter(calls: Sequence[CompletedCall], now_ns: int) -> tuple[int, int] | None:
+    """Estimated range of the offset, around the median of completion differences."""
     if len(calls) < FEWEST_CALLS:
         return None
     middle = median(call.apart_ns for call in calls) or 0.0
@@ -152,13 +152,13 @@ def _scatter(calls: Sequence[Done], now_ns: int) -> tuple[int, int] | None:
     return int(middle - wide), int(middle + wide)
 
 
-def _tells(kind: CallSignature | Collective, seq: int) -> bool:
-    """Of large groups a part of the calls is enough, the same on all ranks."""
+def _is_used(kind: CallSignature | Collective, seq: int) -> bool:
+    """Whether to use a call: of large groups only some, the same ones on all ranks."""
     return kind.op in NEED_ALL and seq % (kind.ranks // MANY_RANKS + 1) == 0
 
 
 class _Seen:
-    """A call that not every rank has told of: by host, its last entry, first and last end."""
+    """A call not yet reported by all ranks: last entry, first and last completion, by host."""
 
     __slots__ = ("done_ns", "entered_ns", "last_ns", "ranks")
 
@@ -170,7 +170,7 @@ class _Seen:
 
 
 class Clocks:
-    """All hosts' clocks against this one's.
+    """Offsets of all hosts' clocks from this host's.
 
     Args:
         here: This host's name.
@@ -182,24 +182,24 @@ class Clocks:
         self._open: dict[tuple[str, int, str], _Seen] = {}
 
     def exchange(self, host: str, sent_ns: int, there_ns: int, back_ns: int) -> None:
-        """A message to that host's hub and its answer."""
+        """Adds a message exchange with a host's hub; see `HostClock.exchange`."""
         self._clock(host).exchange(sent_ns, there_ns, back_ns)
 
-    def hear(self, host: str, rank: int, records: Iterable[AnyRecord]) -> None:
-        """What a rank on that host sent, in the times of its own clock."""
+    def observe(self, host: str, rank: int, records: Iterable[AnyRecord]) -> None:
+        """Adds the collectives among a rank's records, in times of its own host's clock."""
         for record in records:
             if isinstance(record, Calls):
-                for call in unpack(record, _tells):
+                for call in unpack(record, _is_used):
                     self._call(host, rank, call)
-            elif isinstance(record, Collective) and _tells(record, record.seq):
+            elif isinstance(record, Collective) and _is_used(record, record.seq):
                 self._call(host, rank, record)
 
     def estimate(self, host: str, now_ns: int) -> Estimate | None:
-        """That host's offset; None while nothing is known of it."""
+        """A host's offset, None while unknown."""
         return self._clock(host).estimate(now_ns)
 
     def forget(self, host: str) -> None:
-        """That host may have another clock now: it was started anew."""
+        """Forgets a host that restarted, and so may have another clock."""
         self._hosts.pop(host, None)
         self._open.clear()
 
@@ -221,9 +221,9 @@ class Clocks:
             seen.last_ns[host] = max(seen.last_ns.get(host, done_ns), done_ns)
         if len(seen.ranks) >= record.ranks:
             del self._open[key]
-            self._whole(seen)
+            self._on_complete(seen)
 
-    def _whole(self, seen: _Seen) -> None:
+    def _on_complete(self, seen: _Seen) -> None:
         done_ns, entered_ns = seen.done_ns.get(self.here), seen.entered_ns.get(self.here)
         if done_ns is None or entered_ns is None:
             return
@@ -233,4 +233,4 @@ class Clocks:
                 continue
             bound = Bound(done_ns, entered_ns - done_there_ns, done_ns - seen.entered_ns[host])
             within_ns = max(spread_ns, seen.last_ns[host] - done_there_ns)
-            self._clock(host).call(Done(bound, done_ns - done_there_ns, within_ns))
+            self._clock(host).call(CompletedCall(bound, done_ns - done_there_ns, within_ns))

@@ -1,8 +1,8 @@
-"""The head's side of a run over several hosts: follows each node's hub as a viewer follows a hub.
+"""The head's side of a run over several hosts: receives the state and the frames of node hubs.
 
-Frames of a node come numbered, after its whole state; a gap, another hub in its place or this hub's
-own death make the head ask for the state anew. Times are brought to this host's clock on the way
-in, so behind this there is one run on one clock.
+A node sends its whole state, then numbered frames. After a gap, a restart of the node's hub or of
+the head, the head requests the state again. Times are converted to this host's clock on arrival, so
+everything after that sees one run on one clock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import zmq
 
 from dpwatch.hub.cluster.clock_rebase import shift_state, shifted_batch
 from dpwatch.hub.cluster.clock_sync import Clocks, Estimate
-from dpwatch.hub.cluster.zap_handler import Doorkeeper
+from dpwatch.hub.cluster.zap_handler import CurveAuthenticator
 from dpwatch.run.state.encoding import decode as decode_state
 from dpwatch.run.state.run_state import RunState
 from dpwatch.runtime.curve_keys import Keys
@@ -26,33 +26,33 @@ from dpwatch.wire import codec, join
 from dpwatch.wire.messages import HUB_RANK, PROTOCOL_VERSION, Asked, Batch, Host, Unanswered
 
 SILENT_NS = 3_500_000_000
-"""A node's hub speaks every second; silent for so long, what is known of it is old."""
+"""A node's hub sends a message every second; after this long without one it is silent."""
 
 ASK_NS = 2_000_000_000
-"""A state is asked for no more often."""
+"""Least time between two requests for a node's state."""
 
 MOST_NODES = 4096
 TURN = 2048
-"""Messages read before others in the hub's loop have their turn."""
+"""Messages read per turn of the hub's loop."""
 
 _log = logging.getLogger("dpwatch.hub")
 
 
-class Taker(Protocol):
-    """Where what comes in goes: the hub."""
+class FrameSink(Protocol):
+    """Receives other hosts' frames and states: the hub."""
 
     def take_frame(self, batch: Batch) -> None:
-        """A frame of another host's rank, in this host's time."""
+        """Takes a frame of another host's rank, converted to this host's clock."""
 
     def take_state(self, host: str, part: RunState) -> None:
-        """All that another host's hub knows, in this host's time."""
+        """Takes another host's state, converted to this host's clock."""
 
 
 class Node:
     """One other host's hub.
 
     Attributes:
-        number: The last of its frames that is in the state here, None while nothing is.
+        number: Number of its last frame included in the state here, None before its state is.
     """
 
     def __init__(self, host: str, identity: bytes, pid: int) -> None:
@@ -65,10 +65,10 @@ class Node:
 
 
 class Head:
-    """Takes other hosts' hubs in. Poll `sockets`; call `take` when one of them is ready.
+    """Accepts other hosts' hubs. Poll `sockets`, and call `receive` when one of them is ready.
 
     Raises:
-        zmq.ZMQError: Nothing can be bound at `endpoint`.
+        zmq.ZMQError: `endpoint` can't be bound.
     """
 
     def __init__(
@@ -76,21 +76,21 @@ class Head:
         context: zmq.Context[Any],
         endpoint: str,
         keys: Keys,
-        taker: Taker,
+        sink: FrameSink,
         *,
         run_id: str,
         host: str,
         known: Iterable[Host] = (),
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._door = Doorkeeper(context, [keys.client.public])
+        self._authenticator = CurveAuthenticator(context, [keys.client.public])
         try:
             self._socket = join.head_socket(context, endpoint, keys)
         except zmq.ZMQError:
-            self._door.close()
+            self._authenticator.close()
             raise
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._taker = taker
+        self._sink = sink
         self._run_id, self._host = run_id, host
         self._clock = clock
         self._clocks = Clocks(host)
@@ -102,12 +102,12 @@ class Head:
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
-        """What to poll."""
-        return self._door.socket, self._socket
+        """Sockets to poll."""
+        return self._authenticator.socket, self._socket
 
-    def take(self) -> None:
-        """Lets in who may come, and reads what they have said."""
-        self._door.take()
+    def receive(self) -> None:
+        """Authenticates connections and handles messages."""
+        self._authenticator.receive()
         for _ in range(TURN):
             try:
                 identity, header, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
@@ -118,27 +118,27 @@ class Head:
             self._read(identity, join.decode(header), parts)
 
     def ask(self, asked: Asked) -> None:
-        """Ranks of all hosts are to send their stacks."""
+        """Asks the ranks of all hosts for their stacks."""
         for node in self._by_identity.values():
             self._send(node.identity, join.Ask(asked.number, asked.ranks))
 
-    def hear(self, batch: Batch) -> None:
-        """A frame of this host's own ranks: their collectives tell of the others' clocks."""
+    def sync_clocks(self, batch: Batch) -> None:
+        """Uses the collectives in a frame of this host's ranks to sync clocks."""
         if self._nodes:
-            self._clocks.hear(self._host, batch.rank, batch.records)
+            self._clocks.observe(self._host, batch.rank, batch.records)
 
     def forget_states(self) -> None:
-        """The state here begins anew: every node is asked for its own."""
+        """Requests every node's state again, since the state here was replaced."""
         for node in self._nodes.values():
             node.number = node.asked_ns = None
 
     def silent(self, host: str, at_least_ns: int = SILENT_NS) -> bool:
-        """Whether a host's hub has said nothing for so long."""
+        """Whether a host's hub has sent nothing for `at_least_ns`."""
         node = self._nodes.get(host)
         return node is None or self._clock() - node.heard_ns >= at_least_ns
 
-    def told(self) -> list[Host]:
-        """The hosts, for viewers."""
+    def host_records(self) -> list[Host]:
+        """Records about the other hosts, for viewers."""
         return [
             Host(
                 host=node.host,
@@ -153,9 +153,9 @@ class Head:
         ]
 
     def close(self) -> None:
-        """Nobody comes in any more."""
+        """Closes the sockets."""
         self._socket.close()
-        self._door.close()
+        self._authenticator.close()
 
     def _read(self, identity: bytes, said: join.AnyMessage | None, parts: list[bytes]) -> None:
         if isinstance(said, join.Here):
@@ -163,14 +163,14 @@ class Head:
             return
         node = self._by_identity.get(identity)
         if node is None:
-            return  # it will say who it is within a second
+            return  # it identifies itself within a second
         node.heard_ns = self._clock()
         match said:
             case join.Back():
                 self._clocks.exchange(node.host, said.sent_ns, said.here_ns, node.heard_ns)
                 node.estimate = self._clocks.estimate(node.host, node.heard_ns)
                 if node.number is None and node.asked_ns is None:
-                    self._ask(node)
+                    self._request_state(node)
             case join.Frame() if len(parts) == 1:
                 self._frame(node, said.number, parts[0])
             case join.State():
@@ -186,12 +186,12 @@ class Head:
                 self._by_identity.pop(node.identity, None)
             fresh = Node(said.host, identity, said.pid)
             if node is not None:
-                # Another hub on that host, whose clock is the same; its numbers are others.
+                # Another hub on that host has the same clock but other frame numbers.
                 fresh.estimate, fresh.states = node.estimate, node.states
             node = self._nodes[said.host] = self._by_identity[identity] = fresh
         node.heard_ns = self._clock()
         if node.estimate is not None and node.number != said.frames:
-            self._ask(node)
+            self._request_state(node)
         else:
             self._send(identity, join.Time(self._token, self._clock(), want_state=False))
 
@@ -209,8 +209,8 @@ class Head:
             return f"it has {MOST_NODES} hosts already"
         return ""
 
-    def _ask(self, node: Node) -> None:
-        """Asks for the state, unless that was just done; a clock reading it is in any case."""
+    def _request_state(self, node: Node) -> None:
+        """Requests the time, and also the state unless that was requested recently."""
         now_ns = self._clock()
         want = node.asked_ns is None or now_ns - node.asked_ns >= ASK_NS
         if want:
@@ -221,8 +221,8 @@ class Head:
         if node.number is None or node.estimate is None or number <= node.number:
             return
         if number > node.number + 1:
-            node.number = None  # what is missing is in its state
-            self._ask(node)
+            node.number = None  # its state includes what is missing
+            self._request_state(node)
             return
         node.number = number
         try:
@@ -233,17 +233,17 @@ class Head:
         if batch.host != node.host:
             return
         if batch.rank == HUB_RANK:
-            self._of_hub(node.estimate, batch)
+            self._hub_frame(node.estimate, batch)
             return
-        self._clocks.hear(node.host, batch.rank, batch.records)
-        self._taker.take_frame(shifted_batch(batch, node.estimate.offset_ns, time.time_ns()))
+        self._clocks.observe(node.host, batch.rank, batch.records)
+        self._sink.take_frame(shifted_batch(batch, node.estimate.offset_ns, time.time_ns()))
 
-    def _of_hub(self, estimate: Estimate, batch: Batch) -> None:
-        """What a node's hub says itself is for its own viewers, but for how its processes are."""
+    def _hub_frame(self, estimate: Estimate, batch: Batch) -> None:
+        """Takes only `Unanswered` records from a node's hub; others are for its own viewers."""
         found = [record for record in batch.records if isinstance(record, Unanswered)]
         if found:
             batch = msgspec.structs.replace(batch, records=found)
-            self._taker.take_frame(shifted_batch(batch, estimate.offset_ns, time.time_ns()))
+            self._sink.take_frame(shifted_batch(batch, estimate.offset_ns, time.time_ns()))
 
     def _state(self, node: Node, frames: int, parts: list[bytes]) -> None:
         if node.estimate is None or len(parts) > join.MOST_PARTS:
@@ -256,7 +256,7 @@ class Head:
         node.number, node.asked_ns = frames, None
         node.states += 1
         shift_state(part, node.estimate.offset_ns)
-        self._taker.take_state(node.host, part)
+        self._sink.take_state(node.host, part)
 
     def _send(self, identity: bytes, message: join.AnyMessage) -> None:
         try:
@@ -267,7 +267,7 @@ class Head:
 
 
 def _expected(host: Host) -> Node:
-    """A node that this head's predecessor had, until it comes again."""
+    """A node that this head's predecessor had and that has not reconnected yet."""
     node = Node(host.host, b"", 0)
     node.heard_ns, node.states = host.heard_ns, host.resent + 1
     if host.offset_ns is not None and host.error_ns is not None:

@@ -1,8 +1,7 @@
-"""Whether and how a hub joins those of the run's other hosts: as their head, as a node, or alone.
+"""Decides a hub's role among the run's hosts: head, node, or alone.
 
-One of the three, chosen from the launcher's variables (`runtime.launcher_env`) and from whether
-there are keys; a head that can't bind its port tries again, since another run's head may just be
-ending there.
+The role follows from the launcher's variables (`runtime.launcher_env`) and from whether there are
+keys. A head that can't bind its port retries, since another run's head may just be ending there.
 """
 
 from __future__ import annotations
@@ -14,31 +13,36 @@ from typing import Any
 
 import zmq
 
-from dpwatch.hub.cluster.head import Head, Taker
+from dpwatch.hub.cluster.head import FrameSink, Head
 from dpwatch.hub.cluster.node import Uplink
 from dpwatch.runtime.curve_keys import Keys, KeysError, keys_path, load_keys
 from dpwatch.runtime.launcher_env import HeadPlace, head_place, is_loopback, local_address
 from dpwatch.wire.messages import AnyRecord, Asked, Batch, Host, Joined
 
-NO_KEYS = "runs on other hosts are not joined: make keys with dpwatch keys"
+NO_KEYS = "ranks on other hosts are not shown: create keys with dpwatch keys"
 
 _log = logging.getLogger("dpwatch.hub")
 
 
-class Joining:
-    """This hub's part in a run over several hosts; on one host it does nothing at all.
+class Membership:
+    """A hub's membership in a run over several hosts; does nothing on one host.
 
     Args:
-        frames: The number of the hub's last frame.
-        state: Its whole state, encoded.
-        ask: Asks this host's ranks for their stacks, by a number at least.
-        known: Hosts that a killed head had, and that its successor waits for.
+        context: ZeroMQ context.
+        sink: Receives other hosts' frames and states.
+        run_id: The run.
+        host: This host's name.
+        frames: Returns the number of the hub's last frame.
+        state: Returns its encoded state.
+        ask: Asks this host's ranks for their stacks, given a least number and the ranks.
+        known: Hosts that a killed head had, for its successor.
+        env: Environment variables.
     """
 
     def __init__(
         self,
         context: zmq.Context[Any],
-        taker: Taker,
+        sink: FrameSink,
         *,
         run_id: str,
         host: str,
@@ -49,7 +53,7 @@ class Joining:
         env: Mapping[str, str] = os.environ,
     ) -> None:
         self._context = context
-        self._taker = taker
+        self._sink = sink
         self._run_id, self._host = run_id, host
         self._known = list(known)
         self._address = ""
@@ -76,82 +80,82 @@ class Joining:
                     ask=ask,
                 )
         except (ValueError, KeysError, zmq.ZMQError) as error:
-            self._keys, self._trouble = None, f"runs on other hosts are not joined: {error}"
+            self._keys, self._trouble = None, f"ranks on other hosts are not shown: {error}"
         if self._trouble:
             _log.warning("%s", self._trouble)
 
     @property
-    def over_hosts(self) -> bool:
+    def is_multi_host(self) -> bool:
         """Whether the run has other hosts."""
         return self._place is not None or bool(self._trouble)
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
-        """What to poll; there may be more after a tick."""
+        """Sockets to poll; a tick may add more."""
         if self.head is not None:
             return self.head.sockets
         return (self.uplink.socket,) if self.uplink is not None else ()
 
-    def take(self) -> None:
-        """One of the sockets is ready."""
+    def receive(self) -> None:
+        """Handles messages once a socket is ready."""
         if self.head is not None:
-            self.head.take()
+            self.head.receive()
         elif self.uplink is not None:
-            self.uplink.take()
+            self.uplink.receive()
 
     def tick(self) -> list[AnyRecord]:
-        """Once a second. Returns: how this stands, for viewers; nothing on one host."""
-        if not self.over_hosts:
+        """Call once a second. Returns records on the membership, for viewers; none on one host."""
+        if not self.is_multi_host:
             return []
         if self._place is None or self._keys is None:
             return [Joined("alone", note=self._trouble)]
         if self.uplink is not None:
             self.uplink.tick()
-            return [self.uplink.told()]
+            return [self.uplink.joined_record()]
         if self.head is None:
             self._bind(self._place, self._keys)
         if self.head is None:
             return [Joined("alone", self._place.address, note=self._trouble)]
-        return [Joined("head", self._place.address, connected=True), *self.head.told()]
+        return [Joined("head", self._place.address, connected=True), *self.head.host_records()]
 
-    def hear(self, batch: Batch) -> None:
-        """A frame of this host's own ranks."""
+    def sync_clocks(self, batch: Batch) -> None:
+        """Takes a frame of this host's ranks, to sync clocks."""
         if self.head is not None:
-            self.head.hear(batch)
+            self.head.sync_clocks(batch)
 
     def forward(self, number: int, frame: bytes, *, of_rank: bool) -> None:
-        """A frame that went into this hub's state."""
+        """Forwards a frame, applied to this hub's state, to the head."""
         if self.uplink is not None:
             self.uplink.forward(number, frame, of_rank=of_rank)
 
     def ask(self, asked: Asked) -> None:
-        """Ranks of other hosts are to send their stacks too."""
+        """Asks ranks of other hosts for their stacks."""
         if self.head is not None:
             self.head.ask(asked)
 
     def forget_states(self) -> None:
-        """The hub's state begins anew, and other hosts' parts of it are to come again."""
+        """Requests other hosts' states again, since the hub's state was replaced."""
         if self.head is not None:
             self.head.forget_states()
 
     def is_silent(self, host: str, at_least_ns: int) -> bool:
-        """Whether nothing has been heard of another host for so long."""
+        """Whether another host's hub has sent nothing for `at_least_ns`."""
         return self.head is not None and self.head.silent(host, at_least_ns)
 
     @property
-    def owes(self) -> bool:
-        """Whether a head that was there has not got all that this hub knows."""
-        return self.uplink is not None and self.uplink.owes
+    def has_unconfirmed(self) -> bool:
+        """Whether a head that was connected lacks some of this hub's frames."""
+        return self.uplink is not None and self.uplink.has_unconfirmed
 
     def close(self) -> None:
-        """Leaves."""
+        """Closes all connections."""
         if self.head is not None:
             self.head.close()
         if self.uplink is not None:
             self.uplink.close()
 
     def _bind(self, place: HeadPlace, keys: Keys) -> None:
-        """At the address that others know, where it is one of this host's, else at all of them."""
+        """Binds to the address that others use if it is one of this host's, else to all."""
         address = self._address = self._address or _own_address(place.host)
         name = f"[{address}]" if ":" in address else address
         try:
@@ -159,7 +163,7 @@ class Joining:
                 self._context,
                 f"tcp://{name}:{place.port}",
                 keys,
-                self._taker,
+                self._sink,
                 run_id=self._run_id,
                 host=self._host,
                 known=self._known,
@@ -167,7 +171,7 @@ class Joining:
         except zmq.ZMQError as error:
             trouble = (
                 f"no head at port {place.port} of {address}: {error.strerror or error}; "
-                "runs on other hosts are not joined (DPWATCH_HEAD=host:port names another port)"
+                "ranks on other hosts are not shown (DPWATCH_HEAD=host:port sets another port)"
             )
             if trouble != self._trouble:
                 _log.warning("%s", trouble)
@@ -177,7 +181,7 @@ class Joining:
 
 
 def _own_address(host: str) -> str:
-    """An address of this host by which others reach it, `*` (all of them) if nothing tells."""
+    """An address of this host at which others reach it, `*` (all addresses) if unknown."""
     address = local_address(host) or "*"
-    # A name that only its own host takes for loopback is no place for others.
+    # If only this host resolves the name to loopback, others can't use that address.
     return "*" if is_loopback(address) and not is_loopback(host) else address

@@ -1,7 +1,7 @@
-"""Taking a host's whole state into the run's: what a head does when a hub joins, or comes back.
+"""Merges a host's state into the run's when its hub joins a head or reconnects.
 
-Doing it twice is the same as doing it once. What was known of the same processes stays where the
-host's hub, which may have been killed and have begun anew, knows less.
+Merging is idempotent. If the host's hub was restarted and knows less about a process than this
+state, what is known here is kept.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import TypeVar
 
 from dpwatch.run.state.apply import forget
 from dpwatch.run.state.curves import Thinned
-from dpwatch.run.state.exits import joined
-from dpwatch.run.state.flush import enter_open, flush
+from dpwatch.run.state.exits import combine_ends
+from dpwatch.run.state.flush import add_open_calls, flush
 from dpwatch.run.state.parts import LaneState, OpState, RankState
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import CALLS, TALLY_WIDTH, WAIT_NS, ByStep, Window
-from dpwatch.run.state.stacks import Dump
+from dpwatch.run.state.stacks import StackDump
 from dpwatch.wire.calls import Calls
 from dpwatch.wire.messages import Collective
 
@@ -23,7 +23,7 @@ _Curve = TypeVar("_Curve", bound=Thinned)
 
 
 def merge(state: RunState, part: RunState, host: str) -> None:
-    """Takes in what a hub knows of its host's ranks, in the times of this state's clock."""
+    """Merges a hub's state of its host's ranks, whose times are on this state's clock."""
     flush(state)
     flush(part)
     ours = {r: rank for r, rank in part.ranks.items() if rank.host == host}
@@ -34,23 +34,23 @@ def merge(state: RunState, part: RunState, host: str) -> None:
     for r, rank in ours.items():
         known = state.ranks.get(r)
         if known is None:
-            state.admit(rank)
+            state.add_rank(rank)
         else:
             _keep_known(known, rank)
             state.ranks[r] = rank
-    state.measure()
-    state.count_room()
-    _take_ops(state, part)
+    state.update_world_size()
+    state.recount()
+    _merge_ops(state, part)
     for key, route in part.routes.items():
         if route.rank in ours:
             known_route = state.routes.get(key)
             if known_route is not None:
-                route.by_step = _joined(known_route.by_step, route.by_step)
+                route.by_step = _merged_tallies(known_route.by_step, route.by_step)
             state.routes[key] = route
-    if ours.keys() == news:  # else these losses, or some of them, are in the sums already
-        _take_losses(state, part)
-    _take_arrivals(state, part)
-    state.output.join(part.output, ours.keys(), max(state.world_size, len(state.ranks)))
+    if ours.keys() == news:  # otherwise some of these losses are in the sums already
+        _merge_losses(state, part)
+    _merge_arrivals(state, part)
+    state.output.merge(part.output, ours.keys(), max(state.world_size, len(state.ranks)))
     if part.start_ns is not None:
         state.start_ns = min(state.start_ns or part.start_ns, part.start_ns)
     if part.end_ns is not None:
@@ -62,18 +62,18 @@ def _is_same(known: RankState | None, rank: RankState) -> bool:
 
 
 def _keep_known(known: RankState, rank: RankState) -> None:
-    """What is known of the same process and its hub has not told (again)."""
+    """Adds to `rank` what `known`, the same process, has and its hub lacks."""
     rank.hello = rank.hello or known.hello
     rank.own = rank.own or known.own
     if rank.seen is None and known.seen is not None and known.seen.exit is not None:
-        rank.seen = known.seen  # an exit code is final; that a rank was silent may be taken back
-    rank.bye = joined(rank.own, rank.seen, rank.worker)
+        rank.seen = known.seen  # an exit code is final, silence is not
+    rank.bye = combine_ends(rank.own, rank.seen, rank.worker)
     rank.beat = rank.beat or known.beat
     rank.dropped = max(rank.dropped, known.dropped)
-    rank.received.join(known.received)
+    rank.received.merge(known.received)
     rank.refused = max(rank.refused, known.refused)
     sent = max(known.taken + known.missed, rank.taken + rank.missed)
-    # What one of them missed the other may have; only what both did is lost.
+    # One may have what the other missed; only what both missed is lost.
     rank.missed = min(known.missed, rank.missed) if rank.received.missing else 0
     rank.taken = sent - rank.missed
     rank.whole_steps = max(rank.whole_steps, known.whole_steps)
@@ -82,14 +82,14 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     rank.progress_ns = max(rank.progress_ns, known.progress_ns)
     rank.ended_ns = rank.ended_ns or known.ended_ns
     rank.exited_ns = rank.exited_ns or known.exited_ns
-    rank.dump = _newer(known.dump, rank.dump)
+    rank.dump = _merged_dump(known.dump, rank.dump)
     if rank.good_loss is None:
         rank.good_loss = known.good_loss
     rank.left = known.left if rank.left is None else rank.left
     rank.shifts = rank.shifts | known.shifts
     rank.generations = rank.generations | known.generations
     for key, by_step in known.peers.items():
-        rank.peers[key] = _joined(by_step, rank.peers.get(key, ByStep()))
+        rank.peers[key] = _merged_tallies(by_step, rank.peers.get(key, ByStep()))
     for device, lane in known.lanes.items():
         fresh = rank.lanes.get(device)
         if fresh is None:
@@ -99,25 +99,25 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     rank.lanes = dict(sorted(rank.lanes.items()))
 
 
-def _newer(known: Dump, told: Dump) -> Dump:
-    """The later answer; whether it is awaited goes by the head's own requests."""
+def _merged_dump(known: StackDump, told: StackDump) -> StackDump:
+    """The later answer, with the head's own request state."""
     stacks = max(
         (each for each in (known.stacks, told.stacks) if each is not None),
         key=lambda each: each.taken_ns,
         default=None,
     )
-    return Dump(known.asked, known.asked_ns, known.process, stacks)
+    return StackDump(known.asked, known.asked_ns, known.process, stacks)
 
 
 def _keep_lane(known: LaneState, lane: LaneState) -> None:
     lane.steps = max(lane.steps, known.steps)
-    lane.recent = _later(known.recent, lane.recent, lane.device)
-    lane.step_ms = _longer(known.step_ms, lane.step_ms)
-    lane.peak_bytes = _longer(known.peak_bytes, lane.peak_bytes)
+    lane.recent = _merged_window(known.recent, lane.recent, lane.device)
+    lane.step_ms = _merged_curve(known.step_ms, lane.step_ms)
+    lane.peak_bytes = _merged_curve(known.peak_bytes, lane.peak_bytes)
     if lane.held_from in ("", known.held_from):
         lane.held_from = known.held_from
-        lane.held_bytes = _longer(known.held_bytes, lane.held_bytes)
-        lane.held_samples = _longer(known.held_samples, lane.held_samples)
+        lane.held_bytes = _merged_curve(known.held_bytes, lane.held_bytes)
+        lane.held_samples = _merged_curve(known.held_samples, lane.held_samples)
     lane.memory = lane.memory or known.memory
     lane.gpu = lane.gpu or known.gpu
     source = lane.memory.source if lane.memory else ""
@@ -126,13 +126,13 @@ def _keep_lane(known: LaneState, lane: LaneState) -> None:
     ]
     lane.highest = max(highest, key=lambda each: each.peak_bytes, default=None)
     for key, by_step in known.calls.items():
-        lane.calls[key] = _joined(by_step, lane.calls.get(key, ByStep()))
+        lane.calls[key] = _merged_tallies(by_step, lane.calls.get(key, ByStep()))
     lane.late_calls = {**known.late_calls, **lane.late_calls}
     lane.late = lane.late if lane.late.tallies else known.late
 
 
-def _longer(known: _Curve, curve: _Curve) -> _Curve:
-    """The curve that goes back further, with what only the other one has at its end."""
+def _merged_curve(known: _Curve, curve: _Curve) -> _Curve:
+    """The curve that starts earlier, extended by the end of the other one."""
     if not known.steps or (curve.steps and curve.steps[0] <= known.steps[0]):
         return curve
     last = known.steps[-1]
@@ -142,8 +142,8 @@ def _longer(known: _Curve, curve: _Curve) -> _Curve:
     return known
 
 
-def _later(known: Window, window: Window, device: int) -> Window:
-    """The steps of both, the later ones where there is no room for all."""
+def _merged_window(known: Window, window: Window, device: int) -> Window:
+    """The steps of both windows, limited to the latest."""
     steps = window.steps(device)
     joined = Window()
     before = [s for s in known.steps(device) if not steps or s.step < steps[0].step]
@@ -152,10 +152,10 @@ def _later(known: Window, window: Window, device: int) -> Window:
     return joined
 
 
-def _joined(known: ByStep, fresh: ByStep) -> ByStep:
-    """Tallies of both; a step that both have is the fuller one's, with the wait that a head books.
+def _merged_tallies(known: ByStep, fresh: ByStep) -> ByStep:
+    """Tallies of both; for a step in both, the one with more calls, and the longer wait.
 
-    A hub can't tell how long its ranks waited for those of other hosts: the head has that.
+    Only the head knows how long ranks waited for those of other hosts.
     """
     joined = ByStep()
     steps = {step for each in (known, fresh) for step in each.cells[::TALLY_WIDTH] if step >= 0}
@@ -169,25 +169,25 @@ def _joined(known: ByStep, fresh: ByStep) -> ByStep:
     return joined
 
 
-def _take_ops(state: RunState, part: RunState) -> None:
+def _merge_ops(state: RunState, part: RunState) -> None:
     for key, op in part.ops.items():
         known = state.ops.get(key)
         if known is None:
             known = state.ops[key] = OpState(op.op, op.group, op.ranks)
-            # Who came last is for whoever has seen all of the group come: here its own host.
+            # Last arrivals known so far are those of groups within the host.
             known.latency_ms = op.latency_ms
             known.last_calls, known.last_wait_ns = op.last_calls, op.last_wait_ns
             known.booked = op.booked
         known.timed_late = known.timed_late or op.timed_late
 
 
-def _take_losses(state: RunState, part: RunState) -> None:
+def _merge_losses(state: RunState, part: RunState) -> None:
     for step, entry in part.losses.items():
         state.add_loss(step, entry.total, entry.count)
 
 
-def _take_arrivals(state: RunState, part: RunState) -> None:
-    """Calls that this hub's ranks have entered, where they are still open here."""
+def _merge_arrivals(state: RunState, part: RunState) -> None:
+    """Adds the other hub's open calls, unless they are completed here."""
     latest = {group: calls[-1].seq for group, calls in state.arrivals.matched.items() if calls}
     entered: list[tuple[int, Calls | Collective]] = [
         (r, call)
@@ -197,4 +197,4 @@ def _take_arrivals(state: RunState, part: RunState) -> None:
         and f"{call.op}/{call.group}" in state.ops
         and call.seq > latest.get(call.group, -1)
     ]
-    enter_open(state, entered)
+    add_open_calls(state, entered)

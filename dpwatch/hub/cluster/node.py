@@ -1,7 +1,7 @@
-"""A node's hub towards the head: says it is here, answers, and passes its frames on.
+"""A node's connection to the head: announces the node, answers requests and forwards frames.
 
-Nothing here waits. What does not go out now is not kept: the head sees the gap, or that the numbers
-don't agree, and asks for the whole state, in which it is.
+Nothing here blocks. A frame that can't be sent at once is dropped: the head notices the gap and
+requests the whole state, which includes it.
 """
 
 from __future__ import annotations
@@ -20,20 +20,27 @@ from dpwatch.wire import join
 from dpwatch.wire.messages import PROTOCOL_VERSION, Joined
 
 SILENT_S = 3.5
-"""The head answers every second; silent for so long, it is not there."""
+"""The head answers every second; after this long without an answer it is disconnected."""
 
 _log = logging.getLogger("dpwatch.hub")
 
 
 class Uplink:
-    """One node's connection to its run's head.
+    """A node's connection to its run's head.
 
-    Poll `socket`, and call `take` when it is ready.
+    Poll `socket`, and call `receive` when it is ready.
 
     Args:
-        frames: The number of this hub's last frame.
-        state: Its whole state, encoded.
-        ask: Asks ranks for their stacks, by a number at least.
+        context: ZeroMQ context.
+        head: Where the head is.
+        keys: CURVE keys.
+        run_id: The run.
+        host: This host's name.
+        pid: This hub's process.
+        frames: Returns the number of this hub's last frame.
+        state: Returns its encoded state.
+        ask: Asks ranks for their stacks, given a least number and the ranks.
+        clock: Monotonic clock, in seconds.
     """
 
     def __init__(
@@ -50,7 +57,7 @@ class Uplink:
         ask: Callable[[int, list[int]], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        # Another hub on this host is another peer to the head, even with the same pid.
+        # A later hub on this host must be another peer to the head, even with the same pid.
         name = f"{host}:{pid}:{secrets.token_hex(4)}".encode()
         self.socket = join.node_socket(context, f"tcp://{head.address}", keys, name)
         self._head = head
@@ -68,16 +75,16 @@ class Uplink:
 
     @property
     def connected(self) -> bool:
-        """Whether the head has answered lately."""
+        """Whether the head has answered recently."""
         return self._heard is not None and self._clock() - self._heard <= SILENT_S
 
     @property
-    def owes(self) -> bool:
-        """Whether a head that was there has not got all that this hub knows."""
+    def has_unconfirmed(self) -> bool:
+        """Whether a head that was connected lacks some of this hub's frames."""
         return self._heard is not None and self._confirmed < self._latest
 
     def tick(self) -> None:
-        """Says that this host is here; once a second."""
+        """Announces this host; call once a second."""
         if not self.connected:
             self.following = False
         run_id, host, pid = self._me
@@ -85,15 +92,15 @@ class Uplink:
         self._send(join.Here(PROTOCOL_VERSION, run_id, host, pid, self._frames()))
 
     def forward(self, number: int, frame: bytes, *, of_rank: bool) -> None:
-        """Passes a frame on, if the head has the state that it follows."""
+        """Forwards a frame if the head has everything before it."""
         if of_rank:
             self._latest = number
         if self.following:
             self.following = self._send(join.Frame(number), frame)
             self._sent = number if self.following else self._sent
 
-    def take(self) -> None:
-        """Reads what the head has said."""
+    def receive(self) -> None:
+        """Handles messages of the head."""
         while True:
             try:
                 header = self.socket.recv_multipart(zmq.NOBLOCK)[0]
@@ -113,8 +120,8 @@ class Uplink:
     def _answer(self, said: join.Time) -> None:
         self._send(join.Back(said.sent_ns, time.monotonic_ns()))
         self._heard, self._refusal = self._clock(), ""
-        self._confirmed = self._asked  # it answers what was sent after that
-        if said.token != self._token:  # another hub is the head now, and knows nothing yet
+        self._confirmed = self._asked  # the head has all frames sent before its request
+        if said.token != self._token:  # the head was restarted and has no state yet
             self._token, self.following = said.token, False
             self._sent = self._asked = self._confirmed = 0
         if said.want_state:
@@ -138,8 +145,8 @@ class Uplink:
             return False
         return True
 
-    def told(self) -> Joined:
-        """How this stands, for viewers."""
+    def joined_record(self) -> Joined:
+        """Record on the connection, for viewers."""
         address = self._head.address
         if self._refusal:
             note = f"not joined to the head at {address}: {self._refusal}"
@@ -158,5 +165,5 @@ class Uplink:
         return Joined("node", address, self.connected, note)
 
     def close(self) -> None:
-        """What was sent may still go out, for a moment."""
+        """Closes the socket after 200 ms at most, so that queued messages are still sent."""
         self.socket.close(linger=200)

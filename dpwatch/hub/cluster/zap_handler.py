@@ -1,6 +1,6 @@
-"""Who may connect to a head: ZeroMQ asks (RFC 27, ZAP), and this answers in the hub's own loop.
+"""Authenticates connections to a head: answers ZeroMQ's ZAP requests (RFC 27) in the hub's loop.
 
-Without somebody who answers, CURVE lets any client in that knows the server's public key.
+Without a ZAP handler, CURVE admits any client that knows the server's public key.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _CURVE = b"CURVE"
 _log = logging.getLogger("dpwatch.hub")
 
 
-class Doorkeeper:
-    """Admits clients whose public keys it knows, and nobody else.
+class CurveAuthenticator:
+    """Admits only clients with known public keys.
 
-    Bind it before the socket that it guards; then poll `socket`, and call `take` when it is ready.
+    Create it before binding the guarded socket, poll `socket`, and call `receive` when it is ready.
 
     Args:
-        context: That of the guarded socket.
-        known: The public keys (Z85) that come in.
+        context: Context of the guarded socket.
+        known: Public keys (Z85) to admit.
     """
 
     def __init__(self, context: zmq.Context[Any], known: Collection[str]) -> None:
@@ -37,8 +37,8 @@ class Doorkeeper:
         self.refused = 0
         self._known = frozenset(known)
 
-    def take(self) -> None:
-        """Answers all that ask."""
+    def receive(self) -> None:
+        """Answers pending requests."""
         while True:
             try:
                 request = self.socket.recv_multipart(zmq.NOBLOCK)
@@ -49,7 +49,7 @@ class Doorkeeper:
             code, text = (b"200", b"OK") if known else (b"400", b"unknown key")
             self.socket.send_multipart([_VERSION, number, code, text, b"", b""])
             if not known:
-                self._tell(request)
+                self._log_refusal(request)
 
     def _is_known(self, request: list[bytes]) -> bool:
         if len(request) != _FIELDS or request[0] != _VERSION or request[5] != _CURVE:
@@ -57,12 +57,12 @@ class Doorkeeper:
         key = request[6]
         return len(key) == 32 and zmq.utils.z85.encode(key).decode("ascii") in self._known
 
-    def _tell(self, request: list[bytes]) -> None:
+    def _log_refusal(self, request: list[bytes]) -> None:
         self.refused += 1
         if self.refused & (self.refused - 1) == 0:  # the 1st, 2nd, 4th, … so the log stays small
             address = request[3].decode("ascii", "replace") if len(request) > 3 else "?"
-            _log.warning("refused %d connections, the last one from %s", self.refused, address)
+            _log.warning("refused connections: %d so far; last: from %s", self.refused, address)
 
     def close(self) -> None:
-        """Nobody is admitted any more."""
+        """Closes the socket, so that no client is admitted."""
         self.socket.close()

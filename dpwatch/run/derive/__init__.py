@@ -1,1 +1,1 @@
-"""From the state to what is seen: figures, sentences, rows."""
+"""Pure functions that derive figures, sentences and rows from the state."""

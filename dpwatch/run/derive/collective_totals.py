@@ -1,4 +1,4 @@
-"""What a run's collectives come to for one rank, however many groups call them."""
+"""Collectives of a run per rank, summed over the groups that call them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dpwatch.run.model.snapshot import CollectiveStats, Run
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PerRank:
-    """A collective over all groups of one size that call it: what it comes to for a rank.
+    """A collective per rank, over all groups of one size that call it.
 
     Attributes:
         op: c10d's name.
-        ranks: Ranks in a group.
-        groups: How many groups call it, each rank being in one of them.
-        name: The group, where it is one.
-        count: Calls a step.
-        hands_in: Bytes a rank hands in a step, the mean over all ranks …
-        sends: … and what it sends for them by the ring algorithm.
-        p50_ms: The slowest group's median latency.
+        ranks: Ranks per group.
+        groups: Number of groups that call it; each rank is in one of them.
+        name: Name of the first group.
+        count: Calls per step.
+        hands_in: Payload bytes per rank and step, averaged over all ranks.
+        sends: Bytes a rank sends per step for that payload, by the ring algorithm.
+        p50_ms: Median latency of the slowest group.
     """
 
     op: str
@@ -34,14 +34,14 @@ class PerRank:
 
 
 def per_rank(run: Run) -> list[PerRank]:
-    """A run's collectives by op and size of group."""
+    """A run's collectives by op and group size."""
     processes = len({rank.rank for rank in run.ranks}) or 1
     by_kind: dict[tuple[str, int], list[CollectiveStats]] = {}
     for each in run.collectives:
         by_kind.setdefault((each.op, each.ranks), []).append(each)
     result = []
     for (op, ranks), some in by_kind.items():
-        # Of several groups a rank is in one; of one group, whoever looks is a member.
+        # A rank is in one of several groups; a single group is shown as its members see it.
         weight = ranks / max(processes, ranks) if len(some) > 1 else 1.0
         latencies = [each.latency_ms.p50 for each in some if each.latency_ms.p50 is not None]
         result.append(

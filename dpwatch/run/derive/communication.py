@@ -1,4 +1,4 @@
-"""What a run's ranks and devices say to each other, per step: from sums in the state to figures."""
+"""Communication figures per step: traffic, times, collectives, copies and messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from dpwatch.wire.messages import DeviceInfo, Step
 BUSY_STEPS = 2
 
 MOST_MESSAGES = 512
-"""Pairs of ranks that are told of: the heaviest."""
+"""Pairs of ranks reported: those with the most traffic."""
 
 
 def traffic(
@@ -45,10 +45,10 @@ def traffic(
     calls: CallFigures,
     common: int,
 ) -> tuple[int | None, int | None]:
-    """Bytes a step this device sends and receives: its copies, and its collectives' algorithm's.
+    """Bytes per step that a device sends and receives, by copies and by collectives' algorithms.
 
-    Means over steps that all ranks have done (`common`, see `steps_in_common`). Unknown where the
-    rank exchanges what its probe can't see, and of one of several ranks of which nothing was seen.
+    Means over steps that all ranks have completed (`common`, see `steps_in_common`). None if the
+    rank communicates in ways that its probe can't see, or if one of several ranks made no calls.
     """
     steps = traffic_steps(rank, common)
     was_seen = routes or len(state.ranks) == 1 or any(each.calls for each in rank.lanes.values())
@@ -61,12 +61,12 @@ def traffic(
 
 
 def whole_bytes(mean: float) -> int:
-    """A mean of bytes as an integer, which is 0 for none at all only."""
+    """Rounds a mean of bytes to an integer that is 0 only if the mean is."""
     return max(1, round(mean)) if mean > 0 else 0
 
 
 def _copied(routes: Sequence[Route], steps: range, wanted: Sequence[bool]) -> float:
-    """Bytes a step over these routes."""
+    """Bytes per step over the wanted routes."""
     return sum(_mean_bytes(route, steps) for route in compress(routes, wanted))
 
 
@@ -81,21 +81,20 @@ def comm_times(
     calls: CallFigures,
     steps: StepFigures,
 ) -> CommTimes:
-    """A device's time in communication per step: its copies, and what it issued of collectives.
+    """A device's communication time per step, for its copies and the collectives it issued.
 
-    Of collectives the probe tells in each step that it looks at for how long some was under way,
-    and for how long its thread was held up. Where Python waits for all of them (FSDP, ZeRO) the
-    latter is known of the other steps too, and the mean is taken over all.
+    In each sampled step the probe measures for how long collectives were in flight, and for how
+    long they blocked its thread. Where Python waits for all of them (FSDP, ZeRO), the latter is
+    known for the other steps too, and the mean is over all steps.
 
-    What is only known call by call (copies, NCCL's durations) is added up, and can't be told apart
-    where it overlaps. No time is longer than the step, whose mean is over all of them: those looked
-    at may have been longer than the others.
+    Times known only per call (copies, NCCL's durations) are added up, since their overlap is
+    unknown. Times are capped at the mean duration of all steps: sampled steps may be longer.
     """
     total, exposed, share = steps.comm_ms, steps.exposed_ms, steps.exposed_share
     if calls.waited_ms is not None and not routes and steps.mean_ms:
         exposed = calls.waited_ms
         share = min(exposed / steps.mean_ms, 1.0)
-        total = None if total is None else max(total, exposed)  # which few steps may not show
+        total = None if total is None else max(total, exposed)  # few sampled steps may miss it
     if total is None or routes:
         total = _added_up_ms(rank, lane, routes, calls)
     within = _within(steps.mean_ms)
@@ -103,7 +102,7 @@ def comm_times(
 
 
 def _within(step_ms: float | None) -> Callable[[float | None], float | None]:
-    """A time of a step, which is no longer than that."""
+    """Returns a function that caps a time at the step's duration."""
     return lambda ms: ms if ms is None or step_ms is None else min(ms, step_ms)
 
 
@@ -123,11 +122,11 @@ def _added_up_ms(
 def collectives(
     state: RunState, figures: Callable[[str], OpFigures], exposed_ms: Sequence[float | None]
 ) -> list[CollectiveStats]:
-    """The heaviest first; once steps are done, without what none of the last ones called.
+    """Collectives, most bytes first; without those that no recent step has called.
 
     Args:
-        state: The run's.
-        figures: Those of an op, by its key in `state.ops`.
+        state: State of the run.
+        figures: Returns the figures of an op, given its key in `state.ops`.
         exposed_ms: Exposed communication of each rank's first device.
     """
     found = [_collective(state, key, figures(key), exposed_ms) for key in state.ops]
@@ -143,7 +142,7 @@ def _collective(
     if not timed_ns and op.timed_late:  # the last steps that were timed
         timed_ns, handed_in = _timed_late(state, key)
     seconds = timed_ns / 1e9
-    # nccl-tests' size of an all-gather is the gathered array, of the others what is handed in.
+    # nccl-tests takes the gathered array as an all-gather's size, and the payload for other ops.
     whole = op.ranks if op.op == "all_gather" else 1
     moved = handed_in * whole
     algbw = moved / seconds / 1e9 if seconds else None
@@ -167,7 +166,7 @@ def _collective(
 
 
 def _timed_late(state: RunState, key: str) -> tuple[int, float]:
-    """Nanoseconds of an op's calls that were timed late, and the bytes handed in to them."""
+    """Nanoseconds and payload bytes of an op's calls that were timed late."""
     late = [
         tally
         for rank in state.ranks.values()
@@ -180,9 +179,9 @@ def _timed_late(state: RunState, key: str) -> tuple[int, float]:
 
 
 def _only_busy(state: RunState, key: str) -> bool:
-    """Whether it is the only op that is called in more than a few steps.
+    """Whether no other op is called in more than a few steps.
 
-    Then the ranks' exposed time as a whole is this op's; of several it can't be split.
+    Then the ranks' exposed time is all due to this op; among several ops it can't be split.
     """
     busy = {
         name
@@ -228,9 +227,9 @@ def transfers(state: RunState) -> list[TransferStats]:
 
 
 def messages(state: RunState) -> list[MessageStats]:
-    """Who sends to whom point to point, the heaviest first."""
+    """Point-to-point messages by sender and receiver, most bytes first."""
     found: dict[tuple[int, int], MessageStats] = {}
-    for op in ("recv", "send"):  # what the sender says counts more
+    for op in ("recv", "send"):  # the sender's figures replace the receiver's
         for rank in state.ranks.values():
             steps = complete_steps(rank.whole_steps)
             for key, by_step in rank.peers.items() if steps else ():
@@ -239,27 +238,27 @@ def messages(state: RunState) -> list[MessageStats]:
                 calls = sum(by_step.column(CALLS, steps))
                 if direction == op and calls:
                     nbytes = sum(by_step.column(NBYTES, steps))
-                    told = calls / len(steps), whole_bytes(nbytes / len(steps))
-                    found[ends] = MessageStats(*ends, *told)
+                    per_step = calls / len(steps), whole_bytes(nbytes / len(steps))
+                    found[ends] = MessageStats(*ends, *per_step)
     return sorted(found.values(), key=lambda each: -each.bytes_per_step)[:MOST_MESSAGES]
 
 
 def steps_in_common(state: RunState) -> int:
-    """Steps that all ranks have done, and told all of."""
+    """Number of steps that all ranks have completed and reported in full."""
     return min((rank.whole_steps for rank in state.ranks.values() if rank.lanes), default=0)
 
 
 def device_of(rank: RankState, index: int) -> DeviceInfo:
-    """The device as its rank announced it, or as a mere number before that."""
+    """The device as its rank announced it, or just its number before that."""
     if rank.hello and index < len(rank.hello.devices):
         return rank.hello.devices[index]
     return DeviceInfo(f"device {index}", "")
 
 
 def untimed(device: DeviceInfo, step: Step) -> bool:
-    """Whether nothing is known of the step's phases, rather than that it had none.
+    """Whether the step's phases are unknown, as opposed to absent.
 
-    A CUDA device's are known in steps that were measured on the device only.
+    A CUDA device's phases are known only in steps that were measured on the device.
     """
     times = (step.forward_ns, step.backward_ns, step.optimizer_ns)
     return device.kind == "cuda" and all(ns is None for ns in times)

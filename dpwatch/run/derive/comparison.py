@@ -1,8 +1,8 @@
-"""Runs side by side: the few figures by which strategies are compared, from each run's own.
+"""Figures by which runs, and so strategies, are compared.
 
 The compare screen, the Markdown table and the text output all read these, so they can't disagree.
-A figure that is not known is None. A parameter server's host is no device: it counts in no figure
-of the devices and has its own.
+An unknown figure is None. A parameter server's host is not a device: no figure of the devices
+includes it.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ HOST = "host"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
-    """What a run is compared by. Bytes are bytes, `_ms` milliseconds, shares 0..1.
+    """Figures of one run. Memory and traffic are in bytes, `_ms` in milliseconds, shares 0..1.
 
     Attributes:
-        first: Device 0's row, None before a device is known.
-        fullest: The row with the highest peak among the other devices.
-        host: The row of a parameter server in host memory.
-        peak0: Device 0's memory peak.
-        peak_others_max: The highest peak among the other devices …
-        peak_others_min: … the lowest …
-        peak_others_median: … and the median, all None unless every one is known.
-        traffic0: Bytes device 0 sends and receives in a step.
-        traffic_others: The median over the other devices, None unless all of them are known.
-        step_ms: The slowest device's typical step.
-        samples_per_s: Of the whole run.
-        comm_ms: The most time a device's communication takes in a step, hidden or not.
-        exposed_ms: The most time a device's compute waits for communication in a step.
-        exposed_share: Of the step; the highest of all devices.
-        overlapped_share: Of communication's time, what compute hides; the lowest of all devices.
-        gil_wait, idle, runqueue_wait: Shares of the step; the highest of all devices.
-        largest_batch: The largest with which the run fits, where it was looked for.
-        loss: The last one.
-        cores_short: Whether times measure the host's lack of cores rather than the strategy.
+        first: Row of device 0, None before a device is known.
+        fullest: Row with the highest peak among the other devices.
+        host: Row of a parameter server in host memory.
+        peak0: Memory peak of device 0.
+        peak_others_max: Highest peak of the other devices, None unless all are known.
+        peak_others_min: Lowest peak of the other devices, None unless all are known.
+        peak_others_median: Median peak of the other devices, None unless all are known.
+        traffic0: Bytes sent and received by device 0 per step.
+        traffic_others: The same of the other devices, their median; None unless all are known.
+        step_ms: Median step time of the slowest device.
+        samples_per_s: Throughput of the whole run.
+        comm_ms: Highest communication time of a device per step, hidden or not.
+        exposed_ms: Highest time that a device's compute waits for communication per step.
+        exposed_share: The same as a share of the step, the highest of all devices.
+        overlapped_share: Share of communication hidden by compute, the lowest of all devices.
+        gil_wait, idle, runqueue_wait: Shares of the step, the highest of all devices.
+        largest_batch: Largest batch that fits, if it was searched for.
+        loss: The last loss.
+        cores_short: Whether times reflect the host's lack of cores rather than the strategy.
     """
 
     run: Run
@@ -74,8 +74,8 @@ def figures(run: Run, largest_batch: LargestBatch | None = None) -> Figures:
     """A run's figures for comparison.
 
     Args:
-        run: Any run, at any moment.
-        largest_batch: Where somebody has looked for it: a run alone does not tell.
+        run: A run, in any state.
+        largest_batch: Result of the batch search, if there was one.
     """
     rows = devices(run)
     first, others = (rows[0] if rows else None), rows[1:]
@@ -107,21 +107,21 @@ def figures(run: Run, largest_batch: LargestBatch | None = None) -> Figures:
 
 
 class Named(Protocol):
-    """What has a strategy and a title: a run, or the configuration of one."""
+    """Something with a strategy and a title: a run or its configuration."""
 
     @property
     def strategy(self) -> str:
-        """By its name, "" where nobody said."""
+        """Name of the strategy, "" if unknown."""
         ...
 
     @property
     def title(self) -> str:
-        """What a person would call it."""
+        """Title for people."""
         ...
 
 
 def labels(runs: Sequence[Named]) -> list[str]:
-    """A name a run: its strategy, and its title too where several have the same strategy."""
+    """A name for each run: its strategy, plus its title if several have the same strategy."""
     times = Counter(run.strategy for run in runs)
     return [
         f"{run.strategy}: {run.title}" if run.title and times[run.strategy] > 1 else run.strategy
@@ -130,12 +130,12 @@ def labels(runs: Sequence[Named]) -> list[str]:
 
 
 def devices(run: Run) -> list[Rank]:
-    """The run's rows but a parameter server's host."""
+    """The run's rows, without a parameter server's host."""
     return [row for row in run.ranks if row.device != HOST]
 
 
 def traffic_bytes(rank: Rank) -> int | None:
-    """Bytes a device sends and receives in a step, None unless both are known."""
+    """Bytes that a device sends and receives per step, None unless both are known."""
     if rank.sent_bytes_per_step is None or rank.received_bytes_per_step is None:
         return None
     return rank.sent_bytes_per_step + rank.received_bytes_per_step
@@ -147,7 +147,10 @@ def peak_bytes(rank: Rank) -> int | None:
 
 
 def model_state_bytes(rank: Rank) -> int | None:
-    """Parameters, gradients and optimizer state a device keeps between steps, if all are known."""
+    """Bytes of parameters, gradients and optimizer state that a device keeps between steps.
+
+    None unless all three are known.
+    """
     kept = rank.memory.at_step_end
     if kept.params is None or kept.grads is None or kept.optimizer is None:
         return None
@@ -155,19 +158,19 @@ def model_state_bytes(rank: Rank) -> int | None:
 
 
 def peaks_of_processes(run: Run) -> bool:
-    """Whether peaks are resident sizes: of whole processes, libraries and all, and of no step."""
+    """Whether peaks are resident sizes: of whole processes including libraries, not of steps."""
     return any(rank.memory.source == "rss" for rank in devices(run))
 
 
 def on_core_share(rank: Rank) -> float | None:
-    """Share of a step in which the device's thread ran, None unless its waits are all known."""
+    """Share of the step in which the device's thread ran, None unless all its waits are known."""
     if rank.gil_wait is None or rank.idle is None or rank.runqueue_wait is None:
         return None
     return max(1.0 - rank.gil_wait - rank.idle - rank.runqueue_wait, 0.0)
 
 
 def exposed_share(rank: Rank) -> float | None:
-    """Share of a step in which compute waited for communication."""
+    """Share of the step in which compute waited for communication."""
     return rank.comm_ms.exposed_share
 
 

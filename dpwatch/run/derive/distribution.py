@@ -1,4 +1,4 @@
-"""How a figure is spread over a run's rows: lowest, median, highest, and whose they are."""
+"""Distribution of a figure over a run's rows: lowest, median and highest value."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dpwatch.run.model.snapshot import Rank, Run
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
-    """A figure over all rows in which it is known.
+    """Distribution of a figure over the rows in which it is known.
 
     Attributes:
-        known: How many rows those are.
-        lowest: The row with the lowest value.
-        highest: The row with the highest.
+        known: Number of those rows.
+        lowest: Row with the lowest value.
+        highest: Row with the highest value.
     """
 
     known: int
@@ -29,7 +29,7 @@ class Spread:
 
 
 def spread(run: Run, value: Callable[[Rank], float | None]) -> Spread | None:
-    """The spread of a figure, None where no row has it."""
+    """Distribution of a figure, None if it is known in no row."""
     pairs = [
         (found, rank)
         for rank in run.ranks

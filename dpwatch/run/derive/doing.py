@@ -1,8 +1,8 @@
-"""What a rank that others wait for is doing, as its last signs of life tell, and how bad that is.
+"""Describes what a rank that others wait for is doing, and how severe that is.
 
-Some of it passes by itself: a checkpoint goes to a slow disk, a dataset is read, a process is
-waited for. So each has a time for which it is nothing yet, and so has each pause that the run has
-made before and got over.
+It is derived from the rank's last heartbeat. Some pauses end by themselves: writing a checkpoint to
+a slow disk, reading a dataset, waiting for a process. So each kind has a time limit before it is
+critical, and a pause as long as one that the run has recovered from is only a note.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Beat
 
 STILL_NS = 2_000_000_000
-"""A thread at the same line for so long stands still."""
+"""A thread that has been at one line for this long is stuck there."""
 
 LIMITS_S = {
     "lock": 8.0,
@@ -32,28 +32,28 @@ LIMITS_S = {
     "disk": 60.0,
     "process": 60.0,
 }
-"""From so many seconds on, standing still in that is critical; …"""
+"""Seconds in one kind of wait before it is critical."""
 
 LOADER_LIMIT_S = 8.0
-"""… in a data loader, …"""
+"""The same limit for a data loader."""
 
 CHECKPOINT_LIMIT_S = 120.0
-"""… inside of what writes and reads checkpoints, …"""
+"""The same limit for writing and reading checkpoints."""
 
 NATIVE_LIMIT_S = 20.0
-"""… without a word, in native code that holds the interpreter's lock, …"""
+"""The same limit for silent native code that holds the GIL."""
 
 BUSY_LIMIT_S = 120.0
-"""… and running Python."""
+"""The same limit for running Python code."""
 
 STARTING_LIMIT_S = 60.0
-"""Ranks that have not come yet while others wait may be starting for so long."""
+"""Time for ranks to start while others already wait for them."""
 
 OVERCOME = 1.25
-"""A pause up to so many times as long as one that the run has got over is worth a note only."""
+"""A pause of up to this many times the longest past one is only worth a note."""
 
 FIRST_STEPS = 3
-"""Steps whose length says nothing of pauses: they make and compile what later ones use."""
+"""First steps, whose length says nothing about pauses: they allocate and compile."""
 
 CHECKPOINTS = ("torch.save", "torch.load", "checkpoint")
 LOADER = "DataLoader"
@@ -73,30 +73,30 @@ _PHRASES = {
 
 
 class Doing(msgspec.Struct, frozen=True):
-    """What one rank does.
+    """What one rank is doing.
 
     Attributes:
         what: `still`, `busy`, `silent`, `unseen`, `stale`, or how it ended.
-        told: A sentence that says so, and where.
-        advice: What to do about it first, "" where nothing particular.
-        limit_s: For so long it may be nothing.
-        passes: It may pass by itself, as pauses before have.
+        text: A sentence that describes it, with its location.
+        advice: What to do first, "" if there is no specific advice.
+        limit_s: Seconds before it is critical.
+        passes: Whether it may end by itself, as earlier pauses did.
     """
 
     what: str
-    told: str
+    text: str
     advice: str = ""
     limit_s: float = 0.0
     passes: bool = False
 
 
 def doing(state: RunState, r: int) -> Doing:
-    """What a rank is doing now; of one that was stopped or gave up, what it did before."""
+    """What a rank is doing now, or what it did before it was stopped or gave up."""
     rank = state.ranks.get(r)
     if rank is None or (rank.beat is None and rank.bye is None):
-        told = f"Rank {r} has not reported."
+        text = f"Rank {r} has not reported."
         limit_s = 0.0 if _has_begun(state) else STARTING_LIMIT_S
-        return Doing("unseen", told, "Check that its process was started.", limit_s)
+        return Doing("unseen", text, "Check that its process was started.", limit_s)
     how = ending(rank)
     if how == FINISHED:
         return _finished(rank)
@@ -104,25 +104,25 @@ def doing(state: RunState, r: int) -> Doing:
         return Doing(rank.bye.state, f"Rank {r} has {rank.bye.state}.")
     quiet_s = (state.now_ns - rank.seen_ns) / 1e9
     if is_stale(state, rank):
-        told = f"Rank {r} is on {rank.host}, which has not reported for {quiet_s:.0f} s."
-        return Doing("stale", told, "The host is down, or the network to it.")
+        text = f"Rank {r} is on {rank.host}, which has not reported for {quiet_s:.0f} s."
+        return Doing("stale", text, "The host is down, or the network to it.")
     if is_silent(state, rank):
         return _silent(rank, quiet_s)
     beat = rank.beat
-    if beat is None:  # it has a goodbye and no sign of life before
+    if beat is None:  # a goodbye without any heartbeat
         return Doing("unseen", f"Rank {r} has not reported.")
     return _still(rank, beat) if (beat.still_ns or 0) >= STILL_NS else _busy(rank, beat)
 
 
 def severity(state: RunState, each: Doing, stuck_s: float) -> str:
-    """How bad it is that a rank has done this for so long: a name of `SEVERITIES`."""
+    """Severity (one of `SEVERITIES`) of a rank's doing this for `stuck_s` seconds."""
     if each.passes and stuck_s < OVERCOME * longest_pause_s(state):
         return SEVERITIES[0]
     return SEVERITIES[2 if stuck_s >= each.limit_s else 1]
 
 
 def longest_pause_s(state: RunState) -> float:
-    """The longest step of any rank so far, but for the first ones: a step includes all pauses."""
+    """Longest step of any rank after `FIRST_STEPS`, in seconds; a step includes all pauses."""
     longest_ms = 0.0
     for rank in state.ranks.values():
         lane = rank.lanes.get(0)
@@ -149,14 +149,14 @@ def _silent(rank: RankState, quiet_s: float) -> Doing:
     where = f", last seen at {rank.beat.where}" if rank.beat and rank.beat.where else ""
     match rank.process:
         case "T" | "t":
-            told = f"{who}: it is stopped by a signal or a debugger{where}."
-            return Doing("silent", told, f"`kill -CONT {rank.pid}` resumes it.")
+            text = f"{who}: it is stopped by a signal or a debugger{where}."
+            return Doing("silent", text, f"`kill -CONT {rank.pid}` resumes it.")
         case "R" | "D" | "S":
-            told = f"{who}: a native call holds the GIL{where}."
+            text = f"{who}: a native call holds the GIL{where}."
             advice = f"`py-spy dump --native --pid {rank.pid}` shows which."
-            return Doing("silent", told, advice, NATIVE_LIMIT_S, passes=True)
-    told = f"{who}: stopped, swapped out, or in a native call that holds the GIL{where}."
-    return Doing("silent", told)
+            return Doing("silent", text, advice, NATIVE_LIMIT_S, passes=True)
+    text = f"{who}: stopped, swapped out, or in a native call that holds the GIL{where}."
+    return Doing("silent", text)
 
 
 def _still(rank: RankState, beat: Beat) -> Doing:
@@ -165,30 +165,30 @@ def _still(rank: RankState, beat: Beat) -> Doing:
         return _waits_for_data(who, at, beat)
     if beat.inside in PROMPTS:
         prompt = PROMPTS[beat.inside]
-        told = f"{who} is {prompt}: it waits for someone to enter the next line or cell."
-        return Doing("still", told, "", math.inf, passes=True)
+        text = f"{who} is {prompt}: it waits for someone to enter the next line or cell."
+        return Doing("still", text, "", math.inf, passes=True)
     inside = f" inside {beat.inside}" if beat.inside else ""
     phrase = beat.waits_on or _PHRASES.get(beat.waits_in, "")
-    told = f"{who} is stuck{at}{inside}{f', {phrase}' if phrase else ''}."
+    text = f"{who} is stuck{at}{inside}{f', {phrase}' if phrase else ''}."
     if not beat.waits_in:
-        return Doing("still", told)
+        return Doing("still", text)
     limit_s = LIMITS_S.get(beat.waits_in, 0.0)
     if beat.inside.startswith(CHECKPOINTS):
         limit_s = CHECKPOINT_LIMIT_S
-    return Doing("still", told, "", limit_s, passes=True)
+    return Doing("still", text, "", limit_s, passes=True)
 
 
 def _waits_for_data(who: str, at: str, beat: Beat) -> Doing:
     worker = f": {beat.waits_on}" if beat.waits_on else ""
-    told = f"{who} waits for a batch from its DataLoader{at}{worker}."
+    text = f"{who} waits for a batch from its DataLoader{at}{worker}."
     advice = (
         "Check the loader's worker processes (`py-spy dump`): a lock that was held when they were "
         "forked, a file or server that does not answer, or full shared memory."
     )
-    return Doing("still", told, advice, LOADER_LIMIT_S if beat.waits_in else 0.0, passes=True)
+    return Doing("still", text, advice, LOADER_LIMIT_S if beat.waits_in else 0.0, passes=True)
 
 
 def _busy(rank: RankState, beat: Beat) -> Doing:
     at = f" at {beat.where}" if beat.where else ""
-    told = f"Rank {rank.rank} (pid {rank.pid}) is busy{at}."
-    return Doing("busy", told, "", BUSY_LIMIT_S, passes=beat.still_ns is not None)
+    text = f"Rank {rank.rank} (pid {rank.pid}) is busy{at}."
+    return Doing("busy", text, "", BUSY_LIMIT_S, passes=beat.still_ns is not None)

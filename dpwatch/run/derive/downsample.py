@@ -1,4 +1,4 @@
-"""Many curves, each in a few points that hold its peaks: all at once by numpy."""
+"""Downsamples many curves at once with numpy, keeping their peaks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpwatch.run.state.curves import Envelope, width_of
+from dpwatch.run.state.curves import Envelope, interval_width
 from dpwatch.wire.arrays import Floats, Ints
 
 Points = tuple[Ints, Floats]
 
 
-def few(curves: Sequence[Envelope], points: int) -> list[Points]:
-    """What `Envelope.few` gives of each. Ranks do alike: most curves are of one length."""
+def downsample(curves: Sequence[Envelope], points: int) -> list[Points]:
+    """`Envelope.downsample` of each curve; those of equal length, usually most, together."""
     lengths: dict[int, list[int]] = {}
     for place, curve in enumerate(curves):
         lengths.setdefault(len(curve.steps), []).append(place)
@@ -31,12 +31,12 @@ def _all_of(curve: Envelope) -> Points:
 
 
 def _together(curves: Sequence[Envelope], length: int, points: int) -> list[Points]:
-    """Of curves of one length."""
-    width = width_of(length, points)
+    """Downsamples curves of one length."""
+    width = interval_width(length, points)
     parts = -(-length // width)
     values = np.array([curve.values for curve in curves])
     steps = np.array([curve.steps for curve in curves])
-    # Filled up with the last value, which is found at its own place first.
+    # Padded with the last value, which is found at its own index first.
     filled = np.pad(values, ((0, 0), (0, parts * width - length)), mode="edge")
     split = filled.reshape(len(curves), parts, width)
     ends = np.stack([split.argmin(axis=2), split.argmax(axis=2)], axis=2)

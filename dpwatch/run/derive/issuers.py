@@ -1,6 +1,6 @@
-"""What frameworks' own functions issue, beside what the script asks for: for people.
+"""Collectives issued by frameworks' own functions rather than by the script.
 
-Ranks tell sums (`wire.Issuer`), so nothing is kept here from one heartbeat to the next.
+Ranks report sums (`wire.Issuer`), so this keeps nothing between heartbeats.
 """
 
 from __future__ import annotations
@@ -14,45 +14,45 @@ from dpwatch.run.state.series import WINDOW
 from dpwatch.wire.messages import Issuer
 
 MOST_ISSUERS = 512
-"""Kinds that are told of: the heaviest."""
+"""Issuers reported: those with the most bytes."""
 
 
 def issuers(state: RunState) -> list[IssuerStats]:
-    """Those of all ranks, the heaviest first; each group's are told by its first rank alone."""
-    told = [
+    """Issuers of all ranks, most bytes first; only the first rank of a group reports its calls."""
+    found = [
         (each, _steps(each, rank))
         for rank in state.ranks.values()
         for each in (rank.beat.issuers if rank.beat else ())
     ]
-    told.sort(key=lambda each: (-each[0].nbytes, -each[0].calls))
-    return [_stats(*each) for each in told[:MOST_ISSUERS]]
+    found.sort(key=lambda each: (-each[0].nbytes, -each[0].calls))
+    return [_stats(*each) for each in found[:MOST_ISSUERS]]
 
 
 def recent(run: Run) -> list[IssuerStats]:
-    """Those that the last steps have called; not what only the start has."""
+    """Issuers active in recent steps, without those of the start only."""
     since = min(max(START_UP_STEPS, run.steps - WINDOW // 2), run.steps - 1)
     found = [each for each in run.issuers if each.last_step >= since]
     return sorted(found, key=lambda each: (-(each.bytes_per_step or 0), -each.calls))
 
 
-def _steps(told: Issuer, rank: RankState) -> int:
-    """Steps so far; the one under way is one too, but not what comes after the last."""
-    return told.steps if rank.bye is None else min(told.steps, rank.steps_done)
+def _steps(issuer: Issuer, rank: RankState) -> int:
+    """Number of steps, including the current one but not what follows the last."""
+    return issuer.steps if rank.bye is None else min(issuer.steps, rank.steps_done)
 
 
-def _stats(told: Issuer, steps: int) -> IssuerStats:
+def _stats(issuer: Issuer, steps: int) -> IssuerStats:
     return IssuerStats(
-        framework=told.framework,
-        function=told.function,
-        purpose=told.purpose,
-        op=told.op,
-        group=told.group,
-        ranks=told.ranks,
-        dtype=told.dtype,
-        calls=told.calls,
-        bytes=told.nbytes,
-        count_per_step=told.calls / steps if steps else None,
-        bytes_per_step=whole_bytes(told.nbytes / steps) if steps else None,
-        first_step=told.first_step,
-        last_step=told.last_step,
+        framework=issuer.framework,
+        function=issuer.function,
+        purpose=issuer.purpose,
+        op=issuer.op,
+        group=issuer.group,
+        ranks=issuer.ranks,
+        dtype=issuer.dtype,
+        calls=issuer.calls,
+        bytes=issuer.nbytes,
+        count_per_step=issuer.calls / steps if steps else None,
+        bytes_per_step=whole_bytes(issuer.nbytes / steps) if steps else None,
+        first_step=issuer.first_step,
+        last_step=issuer.last_step,
     )

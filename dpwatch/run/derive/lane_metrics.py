@@ -1,4 +1,4 @@
-"""The figures of all lanes at once, by numpy; `rank_metrics` says what they mean."""
+"""Computes the figures of all lanes at once with numpy; `rank_metrics` defines them."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from dpwatch.wire.messages import PHASES
 
 Array = np.ndarray[Any, Any]
 
-TOGETHER = 128
-"""Lanes worked on at once: what they hold stays in a processor's cache."""
+BLOCK = 128
+"""Lanes processed at once, so that their data stays in the CPU cache."""
 
 PHASE_FIELDS = tuple(f"{phase}_ns" for phase in PHASES)
 SHARES = ("gil_wait_ns", "idle_ns", "runqueue_ns")
 
 MEANS = ("exposed_ns", "comm_ns")
-"""What is a mean over steps and not a median, so that what comes every few steps counts."""
+"""Fields reported as means and not medians, so that what happens every few steps counts."""
 
 COMPLETE_STEPS = WINDOW // 2
 _MOST = np.iinfo(np.int64).max
@@ -60,9 +60,9 @@ def figures_of(state: RunState, lanes: Sequence[LaneState], common: int) -> Figu
     """Figures of all lanes, in their order.
 
     Args:
-        state: The run's.
+        state: State of the run.
         lanes: Its lanes.
-        common: Steps that all ranks have done.
+        common: Number of steps that all ranks have completed.
     """
     steps: list[StepFigures] = []
     calls: list[CallFigures] = []
@@ -74,11 +74,11 @@ def figures_of(state: RunState, lanes: Sequence[LaneState], common: int) -> Figu
 
 
 def _blocks(lanes: Sequence[LaneState]) -> Iterator[Sequence[LaneState]]:
-    """The lanes in blocks; those of one rank lie in the same."""
+    """Splits lanes into blocks without splitting a rank's lanes."""
     begin = 0
     for end in range(1, len(lanes) + 1):
         is_last = end == len(lanes)
-        if is_last or (end - begin >= TOGETHER and lanes[end].rank != lanes[end - 1].rank):
+        if is_last or (end - begin >= BLOCK and lanes[end].rank != lanes[end - 1].rank):
             yield lanes[begin:end]
             begin = end
 
@@ -121,14 +121,14 @@ def _of_steps(lanes: Sequence[LaneState]) -> list[StepFigures]:
 
 
 def _ordered(values: Array, known: Array) -> tuple[Array, Array]:
-    """Each row's known values in order, the unknown after them; and how many are known."""
+    """Sorts each row's known values, with unknown ones last, and counts the known ones."""
     ordered = np.where(known, values, _MOST)
     ordered.sort(axis=1)
     return ordered, known.sum(axis=1)
 
 
 def _quantiles(ordered: Array, counts: Array, q: float, unit: float = 1.0) -> list[float | None]:
-    """`quantiles.quantile` of each row, None where nothing is known."""
+    """`quantiles.quantile` of each row, None if nothing is known."""
     place = q * (counts - 1)
     low = np.maximum(place.astype(np.int64), 0)
     high = np.minimum(low + 1, np.maximum(counts - 1, 0))
@@ -149,7 +149,7 @@ def _shares(ns: Array, took_ns: Array, known: Array) -> list[float | None]:
 
 
 def _without_first(known: Array, step: Array) -> Array:
-    """Which values count: those of later steps than the first, where there are any."""
+    """Mask of known values without step 0, unless step 0 is the only one."""
     later = known & (step != 0)
     return np.where(later.any(axis=1)[:, None], later, known)
 
@@ -174,7 +174,7 @@ def _rates(samples: Array, took_ns: Array, step: Array) -> list[float | None]:
 def _of_calls(
     state: RunState, lanes: Sequence[LaneState], common: int, cells: dict[str, list[Array]]
 ) -> list[CallFigures]:
-    """Figures of a block of lanes; their ranks' tallies go to `cells`, by op."""
+    """Figures of a block of lanes; appends their ranks' tallies to `cells`, by op."""
     ranks = [state.ranks[lane.rank] for lane in lanes]
     number = np.array([lane.rank for lane in lanes])
     done = _indices([complete_steps(rank.whole_steps) for rank in ranks])
@@ -204,7 +204,7 @@ def _of_calls(
         sent.tolist(),
         received.tolist(),
         (shared >= 0).sum(axis=1).tolist(),
-        _waits_of_ranks(number, sums).tolist(),
+        _rank_waits(number, sums).tolist(),
         np.where(known, sums[:, :, WAITED_NS], 0).sum(axis=1).tolist(),
         known.sum(axis=1).tolist(),
         busy.sum(axis=1).tolist(),
@@ -217,12 +217,12 @@ def _of_calls(
 
 
 def _first_of_ranks(numbers: Array) -> Array:
-    """Where each rank's lanes begin, which lie together."""
+    """Index of each rank's first lane; a rank's lanes are contiguous."""
     return np.flatnonzero(np.diff(numbers, prepend=-1))
 
 
-def _waits_of_ranks(numbers: Array, sums: Array) -> Array:
-    """Of each lane, for how long its rank waited for others, whichever device called."""
+def _rank_waits(numbers: Array, sums: Array) -> Array:
+    """For each lane, the time its rank waited for others, whichever device called."""
     first = _first_of_ranks(numbers)
     waits = np.add.reduceat(sums[:, :, WAIT_NS].sum(axis=1), first)
     found: Array = np.repeat(waits, np.diff(first, append=len(numbers)))
@@ -243,7 +243,7 @@ def _call_figures(
     timed_ns: int,
     timed: int,
 ) -> CallFigures:
-    # Waits for other ranks are a rank's; they stand in the row of its first device.
+    # Waiting for other ranks concerns the whole rank; it is shown in its first device's row.
     waits = lane.device == 0 and any(each.calls for each in rank.lanes.values())
     if not lane.calls and not waits:
         return CallFigures(None, None, None, None, None, 0.0)
@@ -258,14 +258,14 @@ def _call_figures(
 
 
 def _indices(ranges: Sequence[range]) -> Array:
-    """Steps, a row for each range, -1 after its end."""
+    """Steps of each range as a row, padded with -1."""
     starts = np.array([[each.start, each.stop] for each in ranges])
     steps = starts[:, :1] + np.arange(COMPLETE_STEPS)
     return np.where(steps < starts[:, 1:], steps, -1)
 
 
 def _whole(by_step: ByStep) -> Array:
-    """Its cells as they would lie with room for all steps."""
+    """Its cells, expanded to `WINDOW` rows."""
     cells = np.frombuffer(by_step.cells, np.int64).reshape(-1, TALLY_WIDTH)
     if len(cells) == WINDOW:
         return cells
@@ -276,7 +276,7 @@ def _whole(by_step: ByStep) -> Array:
 
 
 def _at(held: Array, steps: Array) -> Array:
-    """The cells of these steps, zero where nothing happened in one."""
+    """The cells of these steps, zero for steps without calls."""
     found: Array = held[np.arange(len(held))[:, None], steps % WINDOW]
     found[(found[:, :, 0] != steps) | (steps < 0)] = 0
     return found
@@ -288,7 +288,7 @@ def _of_op(cells: Sequence[Array]) -> OpFigures:
     each = np.concatenate(cells)
     busy = each[:, CALLS] > 0
     timed = each[each[:, TIMED_CALLS] > 0]
-    told = each[busy & (each[:, WAITED_CALLS] >= each[:, CALLS])]
+    waited = each[busy & (each[:, WAITED_CALLS] >= each[:, CALLS])]
     moved = timed[:, NBYTES] * timed[:, TIMED_CALLS] / timed[:, CALLS]
     return OpFigures(
         cells=len(each),
@@ -296,5 +296,7 @@ def _of_op(cells: Sequence[Array]) -> OpFigures:
         nbytes=int(each[:, NBYTES].sum()),
         timed_ns=int(timed[:, TIMED_NS].sum()),
         moved=math.fsum(moved.tolist()),
-        waited_ms=per_step_ms(int(told[:, WAITED_NS].sum()), len(told), int(busy.sum()), len(each)),
+        waited_ms=per_step_ms(
+            int(waited[:, WAITED_NS].sum()), len(waited), int(busy.sum()), len(each)
+        ),
     )

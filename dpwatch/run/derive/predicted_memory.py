@@ -1,4 +1,4 @@
-"""What other strategies would hold of this run's model: predicted, from what was measured here."""
+"""Predicts the memory of this run's model under other strategies, from measured sizes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dpwatch.run.model.snapshot import Run
 _WHOLE = ("single", "ddp")
 _ON_FIRST = ("dp", "ps-gpu0")
 _SHARED_OUT = ("zero1", "zero2", "zero3", "fsdp1", "fsdp", "ps-sharded")
-"""Where a run keeps its optimizer's state: all of it everywhere, on device 0, or a part on each."""
+"""Strategies by where optimizer state is kept: whole on each device, on device 0, or sharded."""
 
 SAME = {"zero3": "fsdp", "fsdp1": "fsdp"}
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Elsewhere:
-    """A strategy's model state a device, in bytes.
+    """Model state per device under a strategy.
 
     Attributes:
-        strategy: Which.
-        first: Held by device 0.
-        others: Held by each of the others.
-        here: It is the run's own.
+        strategy: Name of the strategy.
+        first: Bytes on device 0.
+        others: Bytes on each other device.
+        here: Whether it is the run's own strategy.
     """
 
     strategy: str
@@ -33,10 +33,10 @@ class Elsewhere:
 
 
 def elsewhere(run: Run) -> list[Elsewhere]:
-    """Parameters, gradients and optimizer state a device, by strategy; none where not known.
+    """Parameters, gradients and optimizer state per device, by strategy; empty if unknown.
 
-    The optimizer's whole state is what was measured: its bytes depend on the optimizer, and there
-    is none before its first step.
+    The size of the optimizer's state is measured: it depends on the optimizer, and there is none
+    before its first step.
     """
     whole = _model_state(run)
     devices = sum(rank.device_kind != "host" for rank in run.ranks)
@@ -64,5 +64,5 @@ def _model_state(run: Run) -> ModelState | None:
         optimizer = sum(known)
     else:
         return None
-    # A gradient has its parameter's type, unless a script goes out of its way.
+    # A gradient nearly always has its parameter's dtype.
     return ModelState(params=params, grads=params, optimizer=optimizer) if optimizer else None

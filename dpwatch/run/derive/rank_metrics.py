@@ -1,4 +1,4 @@
-"""What a lane's last steps and its collectives come to: the figures, and over which steps they are.
+"""Defines the figures of lanes and ops, and the steps that they are computed over.
 
 `lane_metrics` computes them.
 """
@@ -13,30 +13,29 @@ from dpwatch.run.state.series import WINDOW, Tally, summed
 from dpwatch.wire.messages import PHASES
 
 DEVICE_TIMES = tuple(map(PHASES.index, ("forward", "backward", "optimizer")))
-"""Phases that a CUDA device has times of its own of."""
+"""Indices of the phases that are timed on a CUDA device itself."""
 
 START_UP_STEPS = 2
 
 IN_STEP = WINDOW // 4
-"""Ranks fewer steps apart than this are compared over the same ones."""
+"""Ranks less than this many steps apart are compared over the same steps."""
 
 NEARLY_ALL = 0.8
-"""Of the steps with calls: in so many of them it is known how long their callers waited."""
+"""Share of the steps with calls whose callers' waits must be known."""
 
 
 class StepFigures(NamedTuple):
-    """What a lane's last steps say; times in milliseconds, None unknown.
+    """Figures of a lane's recent steps; None is unknown.
 
     Attributes:
-        phases_ms: Median of each of `PHASES`, and whether …
-        timed: … any of the device's own is known.
-        exposed_ms: Communication that compute waited for, the mean of the steps in which that is
-            known, …
-        exposed_share: … and of those steps' time.
-        comm_ms: While any communication was under way, likewise.
-        mean_ms: Of the steps themselves.
-        shares: Of `SHARES`, over the steps in which each was measured.
-        samples_per_s: Of this lane.
+        phases_ms: Median of each of `PHASES`.
+        timed: Whether any of `DEVICE_TIMES` is known.
+        exposed_ms: Mean time that compute waited for communication, over steps where it is known.
+        exposed_share: The same as a share of those steps' time.
+        comm_ms: Mean time with communication in flight, over steps where it is known.
+        mean_ms: Mean step time.
+        shares: Each of `SHARES`, over the steps in which it was measured.
+        samples_per_s: Throughput of this lane.
     """
 
     p50_ms: float | None
@@ -53,15 +52,15 @@ class StepFigures(NamedTuple):
 
 
 class CallFigures(NamedTuple):
-    """What a lane's collectives come to per step: means over complete steps (see `complete_steps`).
+    """Figures of a lane's collectives: means over complete steps (see `complete_steps`).
 
     Attributes:
-        sent_bytes: By the algorithm, over the steps asked for; None without any, …
-        received_bytes: … and what it receives.
-        wait_ms: For which this rank waited for others to come.
-        waited_ms: For which callers waited, where that is known of nearly all calls.
-        timed_ms: How long the calls of a step took, in steps each of whose calls was timed.
-        busy: Share of the steps that have calls.
+        sent_bytes: Bytes sent by the algorithm, over `traffic_steps`; None without such steps.
+        received_bytes: Bytes received, likewise.
+        wait_ms: Time that this rank waited for other ranks.
+        waited_ms: Time that callers were blocked, if known for nearly all calls.
+        timed_ms: Total duration of a step's calls, over steps whose calls were all timed.
+        busy: Share of steps that have calls.
     """
 
     sent_bytes: float | None
@@ -73,14 +72,15 @@ class CallFigures(NamedTuple):
 
 
 class OpFigures(NamedTuple):
-    """All ranks' calls of one op in one group, over `cells` steps of ranks.
+    """Figures of one op in one group, over all ranks.
 
     Attributes:
-        calls: In all of them, …
-        nbytes: … and the bytes handed in.
-        timed_ns: How long those took whose end is known, and …
-        moved: … the bytes handed in to these.
-        waited_ms: For which their caller waited, the mean of a step, as far as that is known.
+        cells: Number of steps, summed over ranks.
+        calls: Number of calls in them.
+        nbytes: Payload bytes of all calls.
+        timed_ns: Total duration of the timed calls.
+        moved: Payload bytes of the timed calls.
+        waited_ms: Mean time per step that callers were blocked, None if unknown.
     """
 
     cells: int
@@ -92,7 +92,7 @@ class OpFigures(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Those of all lanes, in their order, and of an op by its key in `RunState.ops`."""
+    """Figures of all lanes, in their order, and of an op by its key in `RunState.ops`."""
 
     steps: Sequence[StepFigures]
     calls: Sequence[CallFigures]
@@ -105,18 +105,18 @@ def op_of(key: str) -> str:
 
 
 def waited_ms(known_ns: int, known: int, busy: int, steps: int) -> float | None:
-    """`per_step_ms` of what callers waited, unless C++ waits for some of the calls."""
+    """`per_step_ms` of callers' waits, None if C++ code waits for some of the calls."""
     return per_step_ms(known_ns, known, busy, steps) if known >= NEARLY_ALL * busy else None
 
 
 def per_step_ms(known_ns: int, known: int, busy: int, steps: int) -> float | None:
-    """The mean over steps of a time that is known in some of those in which it is not 0.
+    """Mean per step of a time that is known in only some of the steps in which it occurs.
 
     Args:
-        known_ns: Its sum, …
-        known: … over so many steps.
-        busy: Steps in which there is such a time.
-        steps: All of them.
+        known_ns: Sum of the known times.
+        known: Number of steps in which it is known.
+        busy: Number of steps in which it occurs.
+        steps: Number of all steps.
     """
     if not busy:
         return 0.0 if steps else None
@@ -124,7 +124,7 @@ def per_step_ms(known_ns: int, known: int, busy: int, steps: int) -> float | Non
 
 
 def tallies(lane: LaneState, steps: Sequence[int]) -> list[Tally]:
-    """A lane's collectives in each of these steps, whatever op and group."""
+    """A lane's collectives in each of these steps, summed over ops and groups."""
     by_op = [by_step.over(steps) for by_step in lane.calls.values()]
     return (
         [summed(each) for each in zip(*by_op, strict=True)] if by_op else [Tally() for _ in steps]
@@ -132,33 +132,33 @@ def tallies(lane: LaneState, steps: Sequence[int]) -> list[Tally]:
 
 
 def complete_steps(whole_steps: int) -> range:
-    """Steps that per-step figures are taken over: complete, recent, and not the first two.
+    """Steps that per-step figures are computed over: complete and recent, without the first two.
 
-    These are unlike the rest: in the first DDP broadcasts the model and the optimizer makes its
-    state, in the second DDP tells all ranks in which order to fill its buckets from now on.
+    The first two are not typical: in the first DDP broadcasts the model and the optimizer creates
+    its state, in the second DDP broadcasts its new order of buckets.
 
     Args:
-        whole_steps: Steps of which all calls have come.
+        whole_steps: Number of steps whose calls have all arrived.
     """
     first = max(0, min(START_UP_STEPS, whole_steps - 1))
     return range(max(first, whole_steps - WINDOW // 2), whole_steps)
 
 
 def traffic_steps(rank: RankState, common: int) -> range:
-    """Steps that bytes are taken over: those that all ranks have done, so that devices compare.
+    """Steps that traffic is computed over: those of all ranks, so that devices are comparable.
 
-    A rank that has gone far beyond them is not held back.
+    A rank that is far ahead of the others uses its own steps.
 
     Args:
         rank: The rank.
-        common: Steps that all ranks have done.
+        common: Number of steps that all ranks have completed.
     """
     done = rank.whole_steps
     return complete_steps(common if done - common < IN_STEP else done)
 
 
 def timed_ms(each: Sequence[Tally]) -> float | None:
-    """A step's communication time, known only if each of its calls was timed."""
+    """A step's communication time, None unless each of its calls was timed."""
     if not any(t.calls for t in each) or any(t.timed_calls < t.calls for t in each):
         return None
     return sum(t.timed_ns for t in each) / 1e6

@@ -1,4 +1,4 @@
-"""Ranks' stacks as plain text: for a pipe, a log, the clipboard. Pure."""
+"""Formats ranks' stacks as plain text, for pipes, logs and the clipboard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dpwatch.wire.messages import ThreadStack
 
 
 def run_text(view: RunView, ranks: Sequence[int] = ()) -> str:
-    """A run's stacks: ranks that stand alike together, or each thread of the ranks named."""
+    """A run's stacks: ranks with equal stacks grouped, or each thread of the given ranks."""
     entries = [entry for entry in view.stacks if not ranks or entry.rank in ranks]
     lines = [_head(view.run)]
     if ranks:
@@ -39,7 +39,7 @@ def _group(group: Group, of: int) -> list[str]:
 
 
 def group_name(group: Group, of: int) -> str:
-    """`rank 3`, `ranks 0-2 (3 of 4)`."""
+    """Name of a group: `rank 3`, `ranks 0-2 (3 of 4)`."""
     many = len(group.entries)
     return name_ranks(group.ranks, most=None) + (f" ({many} of {of})" if many > 1 else "")
 
@@ -63,14 +63,14 @@ def _frames(frames: Sequence[str], theirs: int | None) -> list[str]:
 
 
 def thread_name(thread: ThreadStack) -> str:
-    """What to call a thread: `MainThread (trains) · tid 4711`."""
+    """Name of a thread: `MainThread (trains) · tid 4711`."""
     name = thread.name or "a thread that Python has not started"
     trains = " (trains)" if thread.training else ""
     return f"{name}{trains}" + (f" · tid {thread.tid}" if thread.tid is not None else "")
 
 
 def why(group: Group) -> str:
-    """Why these have no answer, and where their last heartbeats saw them if that was one place."""
+    """Why a group has no stacks, and its last location, if its heartbeats agree on one."""
     places = {entry.seen_at for entry in group.entries}
     seen_s = max((entry.seen_s or 0.0 for entry in group.entries), default=0.0)
     said = group.entries[0].why
@@ -80,6 +80,6 @@ def why(group: Group) -> str:
 
 
 def age(entries: Iterable[RankStacks]) -> str:
-    """How old the stacks are: `taken 2 s ago`."""
+    """Age of the stacks: `taken 2 s ago`."""
     ages = [entry.age_s for entry in entries if entry.age_s is not None]
     return f"taken {max(ages):.0f} s ago" if ages else "never taken"

@@ -1,4 +1,4 @@
-"""From what the state keeps of ranks' stacks to what people see."""
+"""Derives the displayed stacks of ranks from the state."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _PROCESS = {
 }
 
 
-def seen(state: RunState) -> tuple[RankStacks, ...]:
-    """Every rank's stacks, none at all before anybody has asked."""
+def stack_views(state: RunState) -> tuple[RankStacks, ...]:
+    """Stacks of all ranks, empty before the first request."""
     if not any(rank.dump.asked for rank in state.ranks.values()):
         return ()
-    return tuple(_seen(rank, state.now_ns) for rank in state.ranks.values())
+    return tuple(_stack_view(rank, state.now_ns) for rank in state.ranks.values())
 
 
-def _seen(rank: RankState, now_ns: int) -> RankStacks:
+def _stack_view(rank: RankState, now_ns: int) -> RankStacks:
     dump, answer, beat = rank.dump, rank.dump.stacks, rank.beat
     waited_ns = max(0, now_ns - dump.asked_ns)
-    standing = _standing(rank, waited_ns)
+    status = _status(rank, waited_ns)
     return RankStacks(
         rank=rank.rank,
         host=rank.host,
         pid=rank.pid,
         asked=dump.asked,
         answered=answer.asked if answer else 0,
-        standing=standing,
-        why=_why(rank, standing, waited_ns / 1e9),
-        waited_s=waited_ns / 1e9 if standing in ("awaited", "silent") else None,
+        standing=status,
+        why=_why(rank, status, waited_ns / 1e9),
+        waited_s=waited_ns / 1e9 if status in ("awaited", "silent") else None,
         age_s=max(0, now_ns - answer.taken_ns) / 1e9 if answer else None,
         threads=tuple(answer.threads) if answer else (),
         left_out=answer.left_out if answer else 0,
@@ -46,23 +46,23 @@ def _seen(rank: RankState, now_ns: int) -> RankStacks:
     )
 
 
-def _standing(rank: RankState, waited_ns: int) -> str:
+def _status(rank: RankState, waited_ns: int) -> str:
     dump = rank.dump
     if rank.bye is not None:
         return "ended"
     if not dump.awaited:
         return "answered" if dump.stacks else "unasked"
-    told = dump.process in STOPPED or (dump.process is not None and waited_ns >= PATIENCE_NS)
-    return "silent" if told else "awaited"
+    is_silent = dump.process in STOPPED or (dump.process is not None and waited_ns >= PATIENCE_NS)
+    return "silent" if is_silent else "awaited"
 
 
-def _why(rank: RankState, standing: str, waited_s: float) -> str:
-    if standing == "silent":
+def _why(rank: RankState, status: str, waited_s: float) -> str:
+    if status == "silent":
         known = _PROCESS.get(rank.dump.process or "", _PROCESS[""])
         return f"no answer for {waited_s:.0f} s: {known}"
     answer = rank.dump.stacks
-    if standing == "answered" and answer and not any(t.training for t in answer.threads):
+    if status == "answered" and answer and not any(t.training for t in answer.threads):
         return "its training thread has ended"
-    if standing == "ended":
+    if status == "ended":
         return f"its process has ended ({rank.bye.state if rank.bye else ''})"
-    return {"awaited": "asked, no answer yet", "unasked": "not asked yet"}.get(standing, "")
+    return {"awaited": "asked, no answer yet", "unasked": "not asked yet"}.get(status, "")

@@ -1,4 +1,4 @@
-"""From a run's state to what people see: pure, and the only place where figures are derived."""
+"""Summarizes a run's state as the `Run` that the JSON output and the screens read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dpwatch.run.derive.communication import (
 from dpwatch.run.derive.issuers import issuers
 from dpwatch.run.derive.lane_metrics import figures_of
 from dpwatch.run.derive.rank_metrics import CallFigures, Figures, StepFigures
-from dpwatch.run.derive.stacks import seen
+from dpwatch.run.derive.stacks import stack_views
 from dpwatch.run.derive.verdict import command_end, ended, verdict
 from dpwatch.run.derive.wait_graph import is_stale
 from dpwatch.run.model.snapshot import (
@@ -45,18 +45,18 @@ from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import CATEGORIES, PHASES, ByCategory, DeviceInfo, Gpu, Host, Memory
 
 STALL_S = 5.0
-"""A rank has stalled after this long, or five typical steps, without a step."""
+"""A rank without a step for this long, and for `STALL_STEPS` median steps, has stalled."""
 
 STALL_STEPS = 5
 
 LOSSES_BY = 10
-"""By this step a rank that has losses has told one: some of its first steps are always read."""
+"""By this step a rank that has losses has reported one: some first steps are always sampled."""
 
 MEMORIES = 8192
-"""Lanes whose memory, which is sampled now and then only, need not be laid out anew each time."""
+"""Cached `MemoryUse` objects; memory is sampled rarely, so most are reused."""
 
 UNSEEN = "its process went on to other work, and did not show whether this one raised"
-"""Of a pool's task, until the command has ended."""
+"""Note for a pool's task, until the command has ended."""
 
 
 def view(
@@ -64,12 +64,12 @@ def view(
     connection: str = "live",
     run: Run | None = None,
 ) -> RunView:
-    """A run for a screen: its summary (made here unless it is given), its curves, its age.
+    """The view of a run: its summary, curves, recent steps, stacks and output.
 
     Args:
-        state: The run's.
+        state: State of the run.
         connection: See `RunView`.
-        run: Its summary.
+        run: Its summary, computed if None.
     """
     flush(state)
     lanes = rows_of(state)
@@ -79,20 +79,20 @@ def view(
         elapsed_s=elapsed_s(state),
         connection=connection,
         lanes=tuple(_last_steps(state, lane) for lane in lanes[:LANES]),
-        stacks=seen(state),
+        stacks=stack_views(state),
         output=state.output.freeze(),
         tells_output=tells_output(state),
     )
 
 
 def elapsed_s(state: RunState) -> float | None:
-    """Seconds since the first step began, until now or until the end; None before it."""
+    """Seconds from the start of the first step until now or the end; None before it."""
     end_ns = state.end_ns if ended(state) and state.end_ns else state.now_ns
     return None if state.start_ns is None else max(0, end_ns - state.start_ns) / 1e9
 
 
 def tells_output(state: RunState) -> int:
-    """Ranks whose output is told at all."""
+    """Number of ranks whose output is captured."""
     return sum(bool(rank.hello and rank.hello.tells_output) for rank in state.ranks.values())
 
 
@@ -106,7 +106,7 @@ def _history(state: RunState, lanes: Sequence[LaneState]) -> History:
 
 
 def _host(state: RunState, host: Host) -> HostView:
-    """A host whose ranks have all ended has nothing more to say, and is not silent."""
+    """Summarizes another host; one whose ranks have all ended does not count as silent."""
     ranks = [rank for rank in state.ranks.values() if rank.host == host.host]
     silent = host.silent and not (ranks and all(rank.bye for rank in ranks))
     return HostView(
@@ -126,7 +126,7 @@ def _last_steps(state: RunState, lane: LaneState) -> LaneSteps:
 
 
 def summarize(state: RunState) -> Run:
-    """The run as `dpwatch.summary/1` has it."""
+    """Summarizes a run, as in `dpwatch.summary/1`."""
     flush(state)
     hellos = [rank.hello for rank in state.ranks.values() if rank.hello]
     first = hellos[0] if hellos else None
@@ -135,7 +135,7 @@ def summarize(state: RunState) -> Run:
     figures = figures_of(state, lanes, common)
     rows = _rows(state, lanes, figures, common)
     devices = [device for hello in hellos for device in hello.devices if device.kind != "host"]
-    told, why = verdict(state, rows)
+    run_state, why = verdict(state, rows)
     return Run(
         run_id=state.run_id,
         title=first.title if first else "",
@@ -145,7 +145,7 @@ def summarize(state: RunState) -> Run:
         backend=first.backend if first else "",
         devices=devices[0].kind if devices else "",
         model=Model(first.params, first.param_bytes) if first else Model(),
-        state=told,
+        state=run_state,
         reason=why,
         steps=max((row.steps for row in rows), default=0),
         total_steps=first.total_steps if first else None,
@@ -159,7 +159,7 @@ def summarize(state: RunState) -> Run:
         diagnoses=state.diagnoses,
         alerts=list(state.alerts),
         other_hosts=[_host(state, state.others[name]) for name in sorted(state.others)],
-        note=_note(state, told),
+        note=_note(state, run_state),
         messages=messages(state),
         began_s=state.began_s,
         command_exit=state.command.exit if state.command else None,
@@ -167,17 +167,21 @@ def summarize(state: RunState) -> Run:
     )
 
 
-def _note(state: RunState, told: str) -> str:
-    """What a person should know besides.
+def _note(state: RunState, run_state: str) -> str:
+    """A note on what the summary does not show.
 
-    Of other hosts nothing is missing where every rank is on this one after all.
+    Problems with other hosts are left out if every rank is on this host.
     """
     if state.claims:
         return state.claims
     code = None if state.command is None else state.command.exit
-    if told == "finished" and code:
+    if run_state == "finished" and code:
         return f"this run finished; {command_end(code)} afterwards"
-    if told == "finished" and code is None and any(_has_idled(r) for r in state.ranks.values()):
+    if (
+        run_state == "finished"
+        and code is None
+        and any(_has_idled(r) for r in state.ranks.values())
+    ):
         return UNSEEN
     if state.joined is None:
         return ""
@@ -190,7 +194,7 @@ def _has_idled(rank: RankState) -> bool:
 
 
 def rows_of(state: RunState) -> list[LaneState]:
-    """Every device of every rank, those that have said nothing yet but their name too."""
+    """Every device of every rank, including those known only by name."""
     lanes: list[LaneState] = []
     for rank in state.ranks.values():
         named = len(rank.hello.devices) if rank.hello else 0
@@ -250,16 +254,16 @@ def _row(
 
 
 def _steps(rank: RankState, lane: LaneState) -> int:
-    """Steps it has done; a killed rank's own thread more than were told of."""
+    """Steps completed; a killed rank may have completed more than it reported."""
     unsaid = rank.bye.step if rank.bye and lane.device == 0 else None
     return max(lane.steps, unsaid or 0)
 
 
 def _phases(steps: StepFigures, device: DeviceInfo) -> PhaseTimes:
-    """Median of each phase; `other` fills up to the median step, so that the whole sums to it.
+    """Median of each phase, with `other` as the rest, so that they sum to the median step.
 
-    Medians of parts can exceed the median of the whole; then the parts are scaled to fit. Where
-    nothing is known of the parts, nothing is known of `other`.
+    If the medians sum to more than the median step, they are scaled down. If no phase is known,
+    `other` is unknown too.
     """
     p50_ms = steps.p50_ms
     if p50_ms is None:
@@ -285,7 +289,7 @@ def _memory(rank: RankState, lane: LaneState, device: DeviceInfo) -> MemoryUse:
             return MemoryUse(lane.gpu.used_bytes, None, capacity, "nvml")
         return MemoryUse(capacity_bytes=capacity)
     peak = lane.highest.peak_bytes
-    if lane.highest.source == "rss" and rank.beat is not None:  # and later than the last sample
+    if lane.highest.source == "rss" and rank.beat is not None:  # newer than the last sample
         peak = max(peak, rank.beat.peak_rss_bytes or 0)
     return _memory_use(lane.memory, lane.highest, peak, capacity)
 
@@ -315,7 +319,7 @@ def _gpu(gpu: Gpu | None) -> GpuUse:
 
 
 def _balance(rows: Sequence[Rank]) -> Balance:
-    # A process's resident size holds its libraries: as a ratio it would look more even than it is.
+    # Resident sizes include libraries, so their ratio would look more balanced than it is.
     peaks = [None if row.memory.source == "rss" else row.memory.peak_bytes for row in rows]
     traffic = [
         None
@@ -333,7 +337,7 @@ def _balance(rows: Sequence[Rank]) -> Balance:
 
 
 def _first_over_rest(values: Sequence[int | None]) -> float | None:
-    """Device 0 against the median of the others; None for a single device or an unknown."""
+    """Device 0 over the median of the others; None for a single device or an unknown value."""
     if len(values) < 2 or any(value is None for value in values):
         return None
     rest = median(values[1:])
@@ -341,26 +345,26 @@ def _first_over_rest(values: Sequence[int | None]) -> float | None:
 
 
 def _loss(state: RunState) -> Loss:
-    """The mean over all ranks; where some never have any, as in a pipeline, over the others.
+    """Mean loss over all ranks, or over those that have losses, as in a pipeline.
 
-    Of the latter only the last steps are kept, so the first is unknown after a while.
+    In the latter case only recent steps are kept, so the first loss becomes unknown after a while.
     """
     if state.first_loss and state.last_loss:
         return Loss(state.first_loss[1], state.last_loss[1])
     having = [r for r, rank in state.ranks.items() if rank.good_loss or rank.bad_loss]
     others = [rank.lanes.get(0) for r, rank in state.ranks.items() if r not in having]
-    if len(state.ranks) < state.told_size or any(
+    if len(state.ranks) < state.world_size or any(
         lane is None or lane.steps < LOSSES_BY for lane in others
     ):
-        return Loss()  # it may still come
+        return Loss()  # others may still report one
     whole = [step for step, each in state.losses.items() if each.count == len(having)]
-    told = {step: state.losses[step].total / len(having) for step in whole}
-    first = told[min(whole)] if whole and len(state.losses) < OPEN_LOSSES else None
-    return Loss(first, told[max(whole)] if whole else None)
+    means = {step: state.losses[step].total / len(having) for step in whole}
+    first = means[min(whole)] if whole and len(state.losses) < OPEN_LOSSES else None
+    return Loss(first, means[max(whole)] if whole else None)
 
 
 def _samples_per_s(steps: Sequence[StepFigures]) -> float | None:
-    """Samples of all devices over the recent window, per second of its wall time."""
+    """Samples per second of all devices, over their recent steps."""
     rates = known(each.samples_per_s for each in steps)
     return sum(rates) if rates else None
 

@@ -1,7 +1,7 @@
-"""The last steps of each lane on one clock: which phase when, for a screen. Pure.
+"""Lays out the phases of recent steps on one clock.
 
-Of a phase its length is measured and not when it began: a step's phases follow each other from its
-start, the optimizer ends with it, and what no phase accounts for is put before the optimizer.
+Phases have measured durations but no start times: they are placed one after another from the step's
+start, the optimizer at its end, and unaccounted time before the optimizer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dpwatch.run.model.snapshot import LaneSteps
 from dpwatch.wire.messages import Step
 
 APART_NS = 1_000_000_000
-"""Lanes whose newest steps lie further apart do not wait for each other."""
+"""A lane silent for longer than this does not hold back the end of the timeline."""
 
 _BEFORE_BACKWARD = ("data", "h2d", "forward")
 
@@ -30,7 +30,7 @@ class Stretch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gap:
-    """Time between two steps in which so many others were only counted, or are lost."""
+    """Time between two steps during which `steps` others were not sampled or were lost."""
 
     steps: int
     start_ns: int
@@ -38,7 +38,7 @@ class Gap:
 
 
 def gaps(steps: Sequence[Step]) -> list[Gap]:
-    """Where a lane's steps do not follow one another."""
+    """Gaps between a lane's steps."""
     return [
         Gap(steps=after.step - before.step - 1, start_ns=before.end_ns, end_ns=after.start_ns)
         for before, after in pairwise(steps)
@@ -47,14 +47,14 @@ def gaps(steps: Sequence[Step]) -> list[Gap]:
 
 
 def stretches(step: Step, *, shares: bool = False) -> list[Stretch]:
-    """A step's parts from its start to its end, without holes; empty ones are left out.
+    """A step's parts from start to end without gaps; empty ones are left out.
 
-    Exposed communication stands at the end of backward, as far as it finds room there.
+    Exposed communication is placed at the end of backward, limited to its duration.
 
     Args:
         step: The step.
-        shares: Its device shares a process with others. What its thread is blocked for outside of
-            all phases, it waits for those.
+        shares: Whether its device shares a process with others. Then blocked time outside of all
+            phases counts as waiting for those.
     """
     took_ns = max(step.end_ns - step.start_ns, 0)
     lengths = {name: _length(step, name) for name in (*_BEFORE_BACKWARD, "backward", "optimizer")}
@@ -85,11 +85,11 @@ def _length(step: Step, phase: str) -> int:
 
 
 def clock_shifts(lanes: Sequence[LaneSteps], *, aligned: bool = False) -> dict[str, int]:
-    """What to add to each host's times to have them on the first host's clock.
+    """Nanoseconds to add to each host's times to convert them to the first host's clock.
 
-    Nothing where the head hub has `aligned` them. Else monotonic clocks of several hosts have
-    nothing in common: hosts are laid upon each other where their newest common step ends; without
-    one, where the newest of each does. Within a host times compare to the nanosecond.
+    Zero if the head hub has `aligned` them. Otherwise the hosts' monotonic clocks are unrelated:
+    hosts are aligned at the end of their newest common step, or of each one's newest step if there
+    is no common one. Within a host times compare to the nanosecond.
     """
     if aligned:
         return {lane.host: 0 for lane in lanes}
@@ -110,10 +110,10 @@ def clock_shifts(lanes: Sequence[LaneSteps], *, aligned: bool = False) -> dict[s
 
 
 def extent(lanes: Sequence[LaneSteps], shifts: dict[str, int]) -> tuple[int, int] | None:
-    """From the first start to the end of the newest steps, None while there are none.
+    """Start of the first and end of the newest steps, None if there are none.
 
-    Frames of several ranks come one after another: it ends with the newest step that all lanes
-    have come to, unless some has been silent for longer.
+    Ranks' frames arrive at different times, so it ends with the newest step that all lanes have
+    reached, unless one of them lags by more than `APART_NS`.
     """
     whole = [(lane.steps, shifts.get(lane.host, 0)) for lane in lanes if lane.steps]
     if not whole:
@@ -127,10 +127,10 @@ def extent(lanes: Sequence[LaneSteps], shifts: dict[str, int]) -> tuple[int, int
 
 
 def exposed_share(steps: Iterable[Step]) -> float | None:
-    """Share of these steps that compute waited for communication, None where nobody measured.
+    """Share of these steps in which compute waited for communication, None if not measured.
 
-    As `StepFigures.exposed_share` over all recent steps: without the first, which also holds what
-    start-up costs, where there are others.
+    Like `StepFigures.exposed_share`, it leaves out step 0, which includes start-up costs, unless it
+    is the only one.
     """
     measured = [step for step in steps if step.exposed_ns is not None]
     counted = [step for step in measured if step.step] or measured

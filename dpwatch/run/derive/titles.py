@@ -1,4 +1,4 @@
-"""Runs with the same title, told apart: a sweep's, or one job after another."""
+"""Makes titles unique among runs with the same title, as in a sweep or repeated jobs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from msgspec.structs import replace
 from dpwatch.run.model.snapshot import Run
 
 
-def told_apart(runs: Sequence[Run]) -> list[Run]:
-    """The runs, with pid and time in the titles of those that would look the same."""
+def with_unique_titles(runs: Sequence[Run]) -> list[Run]:
+    """The runs, with pid and start time added to titles that would be the same."""
     titles = Counter((run.title, run.strategy) for run in runs)
     marks: Counter[tuple[str, str]] = Counter()
-    told = []
+    found = []
     for run in runs:
         if titles[run.title, run.strategy] > 1:
             mark = _mark(run)
@@ -23,8 +23,8 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
             number = marks[run.title, mark]
             again = f", {number}" if number > 1 else ""
             run = replace(run, title=f"{run.title} ({mark}{again})")
-        told.append(run)
-    return told
+        found.append(run)
+    return found
 
 
 def _mark(run: Run) -> str:

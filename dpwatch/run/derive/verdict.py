@@ -1,8 +1,8 @@
-"""What a run's state is and why: the same sentence on every screen, in the JSON and on stderr.
+"""Derives a run's state and its reason, the same sentence on screens, in JSON and on stderr.
 
-Of a run that has broken the reason is its cause and not its first victim: what held when the first
-rank gave up waiting, else the rank that ended by itself first. Diagnoses that say such a thing stay
-once the run has broken (see `diagnose.review`).
+The reason of a failed run is its cause and not its first victim: the diagnosis that held when the
+first rank gave up waiting, else the rank that ended by itself first. Such diagnoses are kept once
+the run has failed (see `diagnose.review`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import INTERRUPTED
 
 CAUSES = ("hang", "desync")
-"""Kinds that say why ranks gave up waiting."""
+"""Kinds of diagnoses that explain why ranks gave up waiting."""
 
 ABSENT_S = 2.0
-"""How long an ended run waits for ranks that have not been heard of."""
+"""Seconds to wait for unseen ranks after all known ones have ended."""
 
 
 def verdict(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
-    """The run's state and, where it is a bad one, a line that says why."""
+    """The run's state, and the reason if it is a bad one."""
     if state.stopped:
         return "failed", INTERRUPTED
     dead = died(state)
@@ -49,11 +49,10 @@ def verdict(state: RunState, rows: Sequence[Rank]) -> tuple[str, str]:
 
 
 def ended(state: RunState) -> bool:
-    """Whether every rank has said goodbye.
+    """Whether every rank has ended.
 
-    Of a small run one rank may be done before another is heard of for the first time; after a
-    while without, those known here are all (the others never came). So they are at once in the hub
-    of a host that is not the head: the others are on other hosts.
+    In a short run one rank may end before another has reported for the first time. Unseen ranks are
+    waited for, for `ABSENT_S`, except on a node's hub, since they are on other hosts.
     """
     if not state.ranks or any(rank.bye is None for rank in state.ranks.values()):
         return False
@@ -64,30 +63,30 @@ def ended(state: RunState) -> bool:
 
 
 def died(state: RunState) -> list[tuple[RankState, str]]:
-    """Ranks that have ended without finishing, and how, as `endings.ends` orders them."""
+    """Ranks that ended without finishing, and how, in the order of `endings.ends`."""
     return state.died(explained=held_cause(state.diagnoses) is not None)
 
 
 def held_cause(diagnoses: Sequence[Diagnosis]) -> Diagnosis | None:
-    """The diagnosis that says why ranks gave up waiting, None if there is none."""
+    """The diagnosis that explains why ranks gave up waiting, None if there is none."""
     found = (d for d in diagnoses if d.kind in CAUSES and d.severity == "critical")
     return next(found, None)
 
 
 def first_sentence(text: str) -> str:
-    """What stands before the first stop that ends a sentence, or a part of one."""
+    """The text before the first full stop or semicolon."""
     return text.partition(". ")[0].partition("; ")[0].rstrip(".")
 
 
 def command_end(code: int) -> str:
-    """How the command of `dpwatch run` ended, for a sentence."""
+    """How the command of `dpwatch run` ended, as a clause."""
     if code < 0:
         return f"the command was killed by {signal_name(-code)}"
     return f"the command ended with exit code {code}"
 
 
 def _over(state: RunState) -> tuple[str, str]:
-    """Of a run all of whose ranks say that they have finished."""
+    """State and reason of a run whose ranks all reported that they finished."""
     if gave_way(state.ranks.values(), state.command):
         return "failed", INTERRUPTED
     code = state.command.exit if state.command else None

@@ -1,4 +1,4 @@
-"""A run's view for those who watch it: whole, or what has changed since a view they have."""
+"""Encodes a run's view for viewers, complete or as changes since a view that they have."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 import msgspec
 
 from dpwatch.run.derive.communication import device_of
-from dpwatch.run.derive.downsample import few
-from dpwatch.run.derive.stacks import seen
+from dpwatch.run.derive.downsample import downsample
+from dpwatch.run.derive.stacks import stack_views
 from dpwatch.run.derive.summarize import elapsed_s, rows_of, tells_output
 from dpwatch.run.derive.verdict import ended
 from dpwatch.run.model.snapshot import LANE_STEPS, LANES, Printed, Run
@@ -28,25 +28,25 @@ from dpwatch.wire.arrays import Floats, Ints, packed
 from dpwatch.wire.messages import Step
 
 POINTS = 2 * CURVE_POINTS
-"""Of a row's curves, so many points are sent at most …"""
+"""Points sent per row's curve, at most."""
 
 ALL_POINTS = 32 * POINTS
-"""… and of all rows' together: of more rows fewer each, …"""
+"""Points sent for all rows together; with more rows, each gets fewer."""
 
 LEAST_POINTS = 64
-"""… down to these."""
+"""Points sent per row's curve, at least."""
 
 REDRAWN = 4
-"""Points at a curve's end that may change when others come."""
+"""Points at a curve's end that may change when new ones arrive."""
 
 KEPT = 4
-"""Views that changes may be to: viewers have one of the last."""
+"""Number of recent views for which changes can be sent."""
 
 Points = tuple[Ints, Floats]
 
 
 class Curves(NamedTuple):
-    """The points of all curves: the run's loss and step times, then each row's of both kinds."""
+    """Points of all curves: the run's loss and step times, each row's step times and peaks."""
 
     loss: Points
     step_ms: Points
@@ -55,7 +55,7 @@ class Curves(NamedTuple):
 
 
 class Lane(NamedTuple):
-    """The last steps of a row, of which `pushed` have come."""
+    """The last steps of a row; `pushed` counts all so far."""
 
     rank: int
     device: str
@@ -65,9 +65,9 @@ class Lane(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """What a rank has printed: lines, of which `told` have come, and those it is still writing."""
+    """A rank's printed lines, of which `received` have arrived, and its unterminated ones."""
 
-    told: int
+    received: int
     lines: tuple[Printed, ...]
     open: tuple[Printed, ...]
     left_out: int
@@ -75,7 +75,7 @@ class Lines(NamedTuple):
 
 
 class Content(NamedTuple):
-    """All that a view has; rows by rank, process and device."""
+    """The contents of a view; rows are keyed by rank, process and device."""
 
     run: Run
     elapsed_s: float | None
@@ -89,10 +89,10 @@ class Content(NamedTuple):
 
 
 class ViewWriter:
-    """Writes a run's views, one after the other.
+    """Encodes a run's successive views.
 
     Args:
-        number: The first view has the next one; another hub's are none of these.
+        number: The first view gets the next number; numbers must differ from an earlier hub's.
     """
 
     def __init__(self, number: int) -> None:
@@ -101,16 +101,16 @@ class ViewWriter:
         self._written: dict[int, bytes] = {}
 
     def forget(self) -> None:
-        """The next view is whole: it may have other steps and lines in place of those before."""
+        """Makes the next view complete, since steps and lines may have been replaced."""
         self._views.clear()
 
-    def renew(self, state: RunState, run: Run, *, curves: bool) -> None:
-        """Another view is due.
+    def update(self, state: RunState, run: Run, *, curves: bool) -> None:
+        """Creates the next view.
 
         Args:
-            state: The run's.
+            state: State of the run.
             run: Its summary.
-            curves: With curves as they are now; else with those of the view before.
+            curves: Whether to update the curves, or reuse those of the previous view.
         """
         before = self._views.get(self.number)
         self.number += 1
@@ -122,7 +122,7 @@ class ViewWriter:
             is_over=_is_over(state),
             lanes=dict(_lane(state, lane) for lane in rows_of(state)[:LANES]),
             output=_lines(state, before.output if before else {}),
-            stacks=seen(state),
+            stacks=stack_views(state),
             earlier=state.earlier,
             curves=curves_of(state) if curves or before is None else before.curves,
         )
@@ -130,7 +130,7 @@ class ViewWriter:
             del self._views[number]
 
     def message(self, since: int) -> bytes:
-        """The newest view for somebody who has that one; whole for those who have none (0)."""
+        """The newest view, as changes to view `since`; complete for 0 or an unknown number."""
         since = since if since in self._views and since != self.number else 0
         if since not in self._written:
             now, before = self._views[self.number], self._views.get(since)
@@ -183,31 +183,31 @@ def _lane_tail(lane: Lane, before: Lane | None) -> LaneTail:
 
 
 def _lines(state: RunState, before: dict[int, Lines]) -> dict[int, Lines]:
-    """What ranks have printed; of those that have printed nothing since, the same object."""
+    """Lines of all ranks; unchanged ones are the same objects as before."""
     found = {}
     for r, printed in state.output.ranks.items():
         known = before.get(r)
         still_open, others = tuple(printed.open.values()), (printed.left_out, printed.let_go)
-        if known is None or (known.told, *known[2:]) != (printed.told, still_open, *others):
-            known = Lines(printed.told, tuple(printed.lines), still_open, *others)
+        if known is None or (known.received, *known[2:]) != (printed.received, still_open, *others):
+            known = Lines(printed.received, tuple(printed.lines), still_open, *others)
         found[r] = known
     return found
 
 
 def _output_tail(r: int, lines: Lines, before: Lines | None) -> OutputTail:
-    new = lines.lines[max(0, before.told - lines.let_go) :] if before else lines.lines
+    new = lines.lines[max(0, before.received - lines.let_go) :] if before else lines.lines
     return OutputTail(r, new, lines.open, lines.left_out, lines.let_go)
 
 
 def curves_of(state: RunState) -> Curves:
-    """The points of all curves, the fewer of a row the more rows there are."""
+    """Points of all curves; with more rows, each row gets fewer points."""
     lanes = rows_of(state)
     points = max(LEAST_POINTS, min(POINTS, ALL_POINTS // max(1, len(lanes))))
     return Curves(
         _points(state.loss),
         _points(state.step_ms),
-        few([lane.step_ms for lane in lanes], points),
-        few([lane.peak_bytes for lane in lanes], points),
+        downsample([lane.step_ms for lane in lanes], points),
+        downsample([lane.peak_bytes for lane in lanes], points),
     )
 
 
@@ -236,7 +236,7 @@ def _tails(known: Sequence[Points], now: Sequence[Points]) -> list[CurveTail]:
 
 
 def _tail(before: Points, now: Points) -> CurveTail:
-    """Points that have only been added to are few; others are sent whole."""
+    """The new points of a curve, or all if more than its end has changed."""
     (steps, values), count = now, min(len(before[0]), len(now[0]))
     for kept in range(count, max(-1, count - REDRAWN - 1), -1):
         if before[0][:kept] == steps[:kept] and before[1][:kept] == values[:kept]:

@@ -1,11 +1,11 @@
-"""Who waits for whom when a run stands still: from how far each rank has come in its groups.
+"""Finds which ranks a stalled run waits for, from each rank's position in its groups.
 
 A rank waits if it has entered a collective that another member of the group has not: an edge from
-the one to the other. Followed to their ends, edges lead to the ranks that wait for nobody, which
-are what holds the run up; where they lead round in a circle, it is a deadlock.
+the one to the other. Following the edges leads to ranks that wait for nobody, which block the run,
+or to a cycle, which is a deadlock.
 
-Looked at are heartbeats, which come from the probe's own thread and so while a rank is stuck. A
-rank whose heart has stopped too is taken for the end of every way that leads to it.
+Positions come from heartbeats, which the probe's own thread sends even while a rank is stuck. A
+rank without heartbeats counts as blocking the ranks that wait for it.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import Position, Unfinished
 
 SILENT_NS = 2_000_000_000
-"""Beats come twice a second: a rank that has not been heard of for so long is silent, …"""
+"""Ranks send two heartbeats per second; one without any for this long is silent."""
 
-CROWD_RANKS, CROWD_SILENT_NS = 512, 3_000_000_000
-"""… or, in a run of more ranks than this, so long: there they come once a second."""
+LARGE_RUN_RANKS, LARGE_RUN_SILENT_NS = 512, 3_000_000_000
+"""The same limit for runs of more ranks than this, which send one heartbeat per second."""
 
-ALL_TOLD = 16
-"""A heartbeat that tells of so many groups may leave others out."""
+MOST_POSITIONS = 16
+"""A heartbeat with this many groups may leave out others."""
 
 SURE_NS = 1_000_000_000
-"""Heard of so long after others had entered a call, a rank had its chance to enter it too."""
+"""A rank still heard from this long after others entered a call had time to enter it too."""
 
 _GIVING_UP = (GAVE_UP, *MAYBE_GAVE_UP)
 
 WORLD = "default"
 
-Place = tuple[str, int, int, int, tuple[int, ...]]
-"""A call: its group, that group's generation, its number, ranks and members."""
+CallKey = tuple[str, int, int, int, tuple[int, ...]]
+"""Identifies a call: group, generation, sequence number, number of ranks, members."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -53,13 +53,13 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Standstill(msgspec.Struct, frozen=True):
-    """Why nothing moves.
+    """Why a run makes no progress.
 
     Attributes:
-        since_ns: When the last of the waiting ranks moved.
+        since_ns: When the last of the waiting ranks made progress.
         roots: Ranks that the others wait for, directly or not.
         waiting: By rank, the call it waits in.
-        circle: The roots wait for each other.
+        circle: Whether the roots wait for each other.
     """
 
     since_ns: int
@@ -69,27 +69,27 @@ class Standstill(msgspec.Struct, frozen=True):
 
 
 def moved_ns(rank: RankState) -> int | None:
-    """When a rank last ended a step or entered a collective; None if it has done neither."""
+    """When a rank last ended a step or entered a collective; None if never."""
     entered = rank.beat.positions[0].issued_ns if rank.beat and rank.beat.positions else 0
     return max(rank.progress_ns, entered) or None
 
 
 def is_silent(state: RunState, rank: RankState) -> bool:
-    """Whether its heart has stopped, although nobody has said that it ended."""
-    most_ns = SILENT_NS if state.told_size <= CROWD_RANKS else CROWD_SILENT_NS
+    """Whether a rank's heartbeats have stopped although it has not ended."""
+    most_ns = SILENT_NS if state.world_size <= LARGE_RUN_RANKS else LARGE_RUN_SILENT_NS
     return rank.bye is None and state.now_ns - rank.seen_ns >= most_ns
 
 
 def is_stale(state: RunState, rank: RankState) -> bool:
-    """Whether its host is not heard of: it may be well, and only the hubs be cut off."""
+    """Whether a rank's host is silent; the rank may be fine and only the hubs disconnected."""
     return rank.host in state.others and state.others[rank.host].silent
 
 
 def standstill(state: RunState, patience_ns: float) -> Standstill | None:
-    """Who waits for whom, if a rank has not moved for `patience_ns`.
+    """Why the run makes no progress, if a rank has made none for `patience_ns`.
 
     Returns:
-        None while all move. Without `waiting`, the roots are ranks that stand still by themselves.
+        None while all ranks make progress. Without `waiting`, the roots are stuck by themselves.
     """
     moved = {r: at for r, rank in state.ranks.items() if not rank.bye and (at := moved_ns(rank))}
     held = [
@@ -99,7 +99,7 @@ def standstill(state: RunState, patience_ns: float) -> Standstill | None:
     ]
     if not held:
         return None
-    calls: dict[Place, Call] = {}  # a thousand ranks that wait in one call share what is told of it
+    calls: dict[CallKey, Call] = {}  # shared by all ranks that wait in one call
     waiting = {r: call for r in held if (call := _waits_in(state, r, calls)) is not None}
     if not waiting:
         return Standstill(max(moved[r] for r in held), tuple(held), {})
@@ -108,32 +108,32 @@ def standstill(state: RunState, patience_ns: float) -> Standstill | None:
 
 
 def given_up(state: RunState) -> Standstill | None:
-    """Whom the ranks waited for that gave up waiting, as far as that is beyond doubt.
+    """Which ranks those that gave up had waited for, as far as that is certain.
 
-    Their last words tell what they had entered. Others are told of by heartbeats, which may be half
-    a second older: who had not the time to enter a call too is not said to have stayed away.
+    The ranks that gave up reported their positions last. Other ranks' heartbeats may be half a
+    second older, so a rank that may not have had time to enter a call is not named.
 
     Returns:
-        None where no rank gave up, or nobody can be named.
+        None if no rank gave up, or no rank can be named.
     """
     ended = {r: rank for r, rank in state.ranks.items() if ending(rank) in _GIVING_UP}
-    calls: dict[Place, Call] = {}
+    calls: dict[CallKey, Call] = {}
     waiting = {r: call for r in ended if (call := _waits_in(state, r, calls)) is not None}
     if not waiting:
         return None
     roots, circle = _ends(waiting)
     sure = any(ending(rank) == GAVE_UP for rank in ended.values())
-    if not sure:  # who quits without an error need not have waited, unless for one that finished
+    if not sure:  # a rank that quit need not have waited, unless for one that finished
         finished = (r for r in roots if r in state.ranks and ending(state.ranks[r]) == FINISHED)
         roots, circle = tuple(finished), False
     elif not circle:
         last_ns = max(call.position.issued_ns for call in waiting.values())
-        roots = tuple(r for r in roots if _had_its_chance(state, r, last_ns))
+        roots = tuple(r for r in roots if _had_time_to_enter(state, r, last_ns))
     since_ns = max(moved_ns(ended[r]) or 0 for r in waiting)
     return Standstill(since_ns, roots, waiting, circle) if roots else None
 
 
-def _had_its_chance(state: RunState, r: int, issued_ns: int) -> bool:
+def _had_time_to_enter(state: RunState, r: int, issued_ns: int) -> bool:
     rank = state.ranks.get(r)
     if rank is None:
         return (given_up_ns(state) or 0) - issued_ns >= SURE_NS
@@ -143,18 +143,18 @@ def _had_its_chance(state: RunState, r: int, issued_ns: int) -> bool:
 
 
 def given_up_ns(state: RunState) -> int | None:
-    """When the first rank gave up waiting, or may have; None while none has."""
+    """When the first rank gave up waiting, or may have; None if none has."""
     gave_up = [rank for rank, how in ends(state.ranks.values()) if how in _GIVING_UP]
     return min((rank.ended_ns for rank in gave_up), default=None)
 
 
 def distinct(waiting: dict[int, Call]) -> list[Call]:
-    """The calls that ranks wait in, each once."""
+    """The distinct calls that ranks wait in."""
     return list({id(call): call for call in waiting.values()}.values())
 
 
-def _waits_in(state: RunState, r: int, calls: dict[Place, Call]) -> Call | None:
-    """The first call that this rank waits in for others, None if there is none."""
+def _waits_in(state: RunState, r: int, calls: dict[CallKey, Call]) -> Call | None:
+    """The first call in which a rank waits for others, None if there is none."""
     rank = state.ranks[r]
     if rank.beat is None or is_silent(state, rank):
         return None
@@ -171,9 +171,9 @@ def _waits_in(state: RunState, r: int, calls: dict[Place, Call]) -> Call | None:
 
 
 def under_way(position: Position, *, failed: bool = False) -> Iterator[Position]:
-    """A group's calls that a rank is in as far as is known: the oldest, and the newest.
+    """Yields a group's known calls in flight: the oldest and the newest.
 
-    A call that has `failed` is over too, and still what the rank waited in.
+    The newest one of a rank that `failed` counts although it is done: the rank waited in it.
     """
     if position.oldest is not None:
         yield oldest_of(position, position.oldest)
@@ -182,7 +182,7 @@ def under_way(position: Position, *, failed: bool = False) -> Iterator[Position]
 
 
 def oldest_of(position: Position, oldest: Unfinished) -> Position:
-    """The oldest call of a group that is under way, as the newest stands in its place."""
+    """The position of a group's oldest call in flight, given that of its newest."""
     return Position(
         position.group, position.ranks, oldest.seq, oldest.op, oldest.nbytes, oldest.dtype,
         oldest.issued_ns, oldest.step, False, oldest.where, position.members, position.generation,
@@ -198,7 +198,7 @@ def _call(state: RunState, position: Position) -> Call:
 
 
 def _members(state: RunState, position: Position) -> Iterable[int]:
-    """Ranks of the group, as far as they are known."""
+    """Known ranks of the group."""
     if position.members:
         return position.members
     if position.group == WORLD:
@@ -211,7 +211,7 @@ def _entered(rank: RankState | None, position: Position) -> bool:
         return False
     place = _place(rank, position.group)
     if place is None:
-        return len(rank.beat.positions) >= ALL_TOLD  # it may be in a group that is not told of
+        return len(rank.beat.positions) >= MOST_POSITIONS  # this group may have been left out
     return (place.generation, place.seq) >= (position.generation, position.seq)
 
 
@@ -221,12 +221,12 @@ def _place(rank: RankState, group: str) -> Position | None:
 
 
 def _ends(waiting: dict[int, Call]) -> tuple[tuple[int, ...], bool]:
-    """Where the ways from waiting ranks end, and whether that is a circle."""
+    """The ranks that the waiting ones lead to, and whether they form a cycle."""
     reached = {m for call in distinct(waiting) for m in call.missing}
     ends = reached - waiting.keys()
     if ends:
         return tuple(sorted(ends)), False
-    # Every way goes on for ever: what can be reached from everywhere is the circle.
+    # No edge leads out of the waiting ranks: drop those that nobody in the set waits for.
     circle = set(waiting)
     while (inner := {m for r in circle for m in waiting[r].missing} & circle) != circle:
         circle = inner

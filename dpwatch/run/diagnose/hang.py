@@ -155,7 +155,7 @@ def _after(state: RunState, ranks: Sequence[int]) -> str:
 def _sentences(each: dict[int, Doing]) -> str:
     """What the first ranks do, and the advice, each only once."""
     some = list(each.values())[:TOLD]
-    told = [one.told for one in some if one.what != FINISHED]
+    told = [one.text for one in some if one.what != FINISHED]
     advice = list(dict.fromkeys(one.advice for one in some if one.advice))
     return " ".join((*told, *advice))
 

@@ -147,7 +147,7 @@ def _why(
     if unseen:
         have = "has" if len(unseen) == 1 else "have"
         told.append(f"{name_ranks(unseen).capitalize()} {have} not reported.")
-    told += [doing(state, r).told for r in absent if r in state.ranks][:TOLD]
+    told += [doing(state, r).text for r in absent if r in state.ranks][:TOLD]
     launched = next((m.launched for m in together.values() if m.launched), None)
     if launched is not None and launched != expected:
         told.append(

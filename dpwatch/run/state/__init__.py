@@ -1,1 +1,1 @@
-"""A run's state: data, which `apply` alone changes."""
+"""The state of a run: plain data that only `apply` changes."""

@@ -1,12 +1,12 @@
-"""One frame into a run's state: the only way it changes, so that it can be replayed."""
+"""Applies a frame to a run's state. Nothing else changes it, so frames can be replayed."""
 
 from __future__ import annotations
 
 from dpwatch.run.state import bounds, generations
-from dpwatch.run.state.exits import joined
+from dpwatch.run.state.exits import combine_ends
 from dpwatch.run.state.flush import flush, forget_calls
 from dpwatch.run.state.parts import RankState
-from dpwatch.run.state.records import take
+from dpwatch.run.state.records import apply_record
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.batching import count_records
 from dpwatch.wire.messages import (
@@ -23,7 +23,7 @@ from dpwatch.wire.messages import (
 
 
 def apply(state: RunState, batch: Batch) -> None:
-    """Takes in one frame."""
+    """Applies one frame."""
     state.frames += 1
     if batch.mono_ns >= state.now_ns:
         state.now_ns, state.wall_s = batch.mono_ns, batch.wall_ns / 1e9
@@ -33,17 +33,17 @@ def apply(state: RunState, batch: Batch) -> None:
     state.began_s = state.began_s or batch.wall_ns / 1e9
     try:
         rank = _rank(state, batch)
-    except bounds.Full:
+    except bounds.LimitReached:
         state.refused += count_records(batch.records)
         return
     if state.pending.is_due:
         flush(state)
-    for told in batch.records:
-        record = generations.in_run(state, rank, told)
+    for sent in batch.records:
+        record = generations.in_run(state, rank, sent)
         if isinstance(record, Bye):
             _bye(state, rank, record, batch)
         else:
-            take(state, rank, record)
+            apply_record(state, rank, record)
 
 
 def _hub(state: RunState, batch: Batch) -> None:
@@ -70,10 +70,10 @@ def _rank(state: RunState, batch: Batch) -> RankState:
         rank = _newcomer(state, batch, rank)
     if batch.seq >= 0:
         if rank.seen is not None and rank.seen.exit is None:
-            rank.seen = None  # It was only silent: here it speaks again.
+            rank.seen = None  # It had only been silent.
             rank.bye = rank.own
         if rank.own is not None and rank.own.then == "idle":
-            rank.own, rank.bye = None, rank.seen  # It has turned to this run again.
+            rank.own, rank.bye = None, rank.seen  # It has resumed this run.
         rank.received.add(batch.seq)
         if batch.sent is not None and batch.sent - rank.taken > rank.missed:
             rank.missed = batch.sent - rank.taken
@@ -87,23 +87,23 @@ def _rank(state: RunState, batch: Batch) -> RankState:
 
 def _newcomer(state: RunState, batch: Batch, before: RankState | None) -> RankState:
     if before is None and len(state.ranks) >= bounds.RANKS:
-        raise bounds.Full
+        raise bounds.LimitReached
     rank = RankState(batch.rank, batch.host, batch.pid)
     if before is not None:
         rank.left = forget(state, batch.rank)
-    elif batch.rank >= state.told_size:  # the run grows
+    elif batch.rank >= state.world_size:  # the run grows
         rank.left = {}
-    state.admit(rank)
+    state.add_rank(rank)
     if before is not None and before.hello:
-        state.measure()
+        state.update_world_size()
     return rank
 
 
 def forget(state: RunState, r: int) -> dict[str, int] | None:
-    """Another process has this rank now: its steps and calls count from 0 again.
+    """Forgets a rank that another process has taken over, which counts from 0 again.
 
     Returns:
-        The generations of groups that it has left, None if nothing was known of it.
+        The last generation of each group that it was in, None if the rank was unknown.
     """
     flush(state)
     forget_calls(state, r)
@@ -123,17 +123,17 @@ def forget(state: RunState, r: int) -> dict[str, int] | None:
 def _bye(state: RunState, rank: RankState, record: Bye, batch: Batch) -> None:
     if batch.seq >= 0:
         rank.own = record
-        rank.whole_steps = max(rank.whole_steps, rank.steps_done)  # all it had to say
+        rank.whole_steps = max(rank.whole_steps, rank.steps_done)  # nothing follows a goodbye
     else:
         rank.seen = record
         rank.exited_ns = 0 if record.exit is None else batch.mono_ns
     if rank.bye is None:
         rank.ended_ns = state.end_ns = batch.mono_ns
-    rank.bye = joined(rank.own, rank.seen, rank.worker)
+    rank.bye = combine_ends(rank.own, rank.seen, rank.worker)
 
 
 def _asked(state: RunState, record: Asked | Unanswered, now_ns: int) -> None:
-    """Takes in what the hub says of stacks."""
+    """Records that ranks were asked for their stacks, or that one does not answer."""
     if isinstance(record, Unanswered):
         rank = state.ranks.get(record.rank)
         if rank is not None and rank.pid == record.pid and rank.dump.awaited:

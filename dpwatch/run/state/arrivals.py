@@ -1,10 +1,9 @@
-"""Who came to each collective when: calls still waiting for ranks, and who came last to the others.
+"""Arrival data of collectives: calls still waiting for ranks, and the last arrivals of others.
 
-A collective goes on when its last rank has come: `wait(r) = last arrival - arrival(r)`. So the rank
-that came last made the others wait, however fast it looks otherwise, and they are its victims.
-Times of ranks on one host compare to the nanosecond. Those of several hosts do so once the head has
-brought them to its own clock, as far as that clock's error (`RunState.clock_error_ns`) lets them.
-`call_order` finds out who came when; this is what is kept of it.
+A collective proceeds when its last rank has entered it: `wait(r) = last arrival - arrival(r)`. So
+the last rank made the others wait, however fast it looks otherwise. Times of ranks on one host
+compare to the nanosecond. Times of several hosts compare once the head has converted them to its
+own clock, within that clock's error (`RunState.clock_error_ns`). `call_order` computes this data.
 """
 
 from __future__ import annotations
@@ -21,39 +20,38 @@ from dpwatch.wire.calls import CallSignature, call_of
 from dpwatch.wire.messages import Collective, Position
 
 RANK, KIND, STEP, SEQ, ISSUED, DONE, BLOCKED, INTO = range(8)
-"""The numbers of a call that is kept open; `NONE` stands for an unknown time."""
+"""Columns of an open call; an unknown time is `NONE`."""
 
 WIDTH = 8
 
 OPEN_CALLS = 1024
 OPEN_ENTRIES = 1 << 19
-"""Calls that still wait for ranks are kept up to these numbers of calls, and of ranks in them."""
+"""Limits on the calls that still wait for ranks, and on the total number of ranks in them."""
 
 MATCHED_CALLS = 64
 LATE_STEPS = 192
-"""Steps back to which it is known who came late, …"""
+"""Number of steps whose late arrivals are kept."""
 
 LATE_CALLS = 4
-"""… and to how many calls of each: those with the widest gaps."""
+"""Late arrivals kept per step: those with the widest gaps."""
 
 SAME_SIZE = frozenset({"all_reduce", "broadcast", "reduce", "reduce_scatter"})
-"""Ops to which all ranks have to hand in the same number of bytes of the same type."""
+"""Ops whose payload must have the same size and dtype on all ranks."""
 
 
 class OpenCalls(msgspec.Struct):
-    """Calls that not every rank is known to have entered: who called what.
+    """Calls that not every rank is known to have entered.
 
     Attributes:
-        rows: `WIDTH` numbers for each rank in a call (see `call_entries`), in the order in which
-            these came.
-        kinds: What the numbers of their kinds stand for.
+        rows: `WIDTH` numbers per rank and call (see `call_entries`), in order of arrival.
+        kinds: Signatures of the calls, indexed by the `KIND` column.
     """
 
     rows: Ints = msgspec.field(default_factory=Ints)
     kinds: list[CallSignature] = []
 
     def by_call(self) -> dict[tuple[str, int, int], dict[int, Collective]]:
-        """By group, generation and number of a call, what each rank called that has entered it."""
+        """Each rank's call, by the call's group, generation and sequence number."""
         found: dict[tuple[str, int, int], dict[int, Collective]] = {}
         for at in range(0, len(self.rows), WIDTH):
             rank, kind, *numbers = self.rows[at : at + WIDTH]
@@ -62,32 +60,32 @@ class OpenCalls(msgspec.Struct):
         return found
 
     def signatures(self) -> Iterator[tuple[CallSignature, int, int]]:
-        """Each kind, number and step of a call that there is, once."""
+        """Yields each distinct signature, sequence number and step."""
         columns = (self.rows[row::WIDTH] for row in (KIND, SEQ, STEP))
         for kind, seq, step in set(zip(*columns, strict=True)):
             yield self.kinds[kind], seq, step
 
 
 def packed_call(kind: CallSignature, numbers: Sequence[int]) -> Collective:
-    """A call of that kind, from the numbers that follow its kind."""
+    """Builds a call from its signature and the columns that follow `KIND`."""
     step, seq, issued_ns, *times = numbers
     return call_of(kind, step, seq, issued_ns, *(None if ns == NONE else ns for ns in times))
 
 
 class LateArrival(msgspec.Struct, array_like=True, frozen=True):
-    """A collective that is over, and who came last to it.
+    """The last arrival at a completed collective.
 
     Attributes:
-        step: Step of the latest rank.
+        step: Step of the last rank.
         latest: The rank that came last.
-        arrived_ns: When it did.
-        gap_ns: How long after the last but one.
-        lag_ns: How long after the median of the others.
-        phase: The phase it came from, "" between phases or where nobody looked.
-        excess_ns: How much longer than the median of the others it had been in that phase.
-        first: No other call of that step and group came before, so that what delayed it can lie
-            as far back as the optimizer's step before.
-        waited_ns: How long a rank waited for it, the mean over all of them.
+        arrived_ns: When it arrived.
+        gap_ns: Time since the arrival before.
+        lag_ns: Time since the median arrival of the others.
+        phase: The phase it came from, "" between phases or in a step that was not sampled.
+        excess_ns: How much longer it had been in that phase than the median of the others.
+        first: Whether this is the group's first call in that step, so that the cause of the delay
+            may lie as far back as the previous optimizer step.
+        waited_ns: Time that a rank waited for it, averaged over all ranks.
     """
 
     step: int
@@ -106,7 +104,7 @@ class LateArrival(msgspec.Struct, array_like=True, frozen=True):
 
 
 class MatchedCall(msgspec.Struct, array_like=True, frozen=True, order=True):
-    """A call that all ranks of a group entered alike."""
+    """A call that all ranks of a group made with the same fingerprint."""
 
     seq: int
     step: int
@@ -115,28 +113,28 @@ class MatchedCall(msgspec.Struct, array_like=True, frozen=True, order=True):
 
 
 class Mismatch(msgspec.Struct, array_like=True, frozen=True):
-    """One place in a group's sequence where ranks called different things."""
+    """A position in a group's sequence at which ranks made different calls."""
 
     group: str
     seq: int
     calls: dict[int, Collective]
 
     def is_past(self, call: MatchedCall) -> bool:
-        """Whether a call that the group's ranks entered alike came so long after that it is."""
+        """Whether the ranks agreed again so long ago, given a later matched call."""
         generation = next(iter(self.calls.values())).generation
         return (call.generation, call.seq) > (generation, self.seq + MATCHED_CALLS)
 
 
 class Arrivals(msgspec.Struct):
-    """All that is known of arrivals.
+    """Arrivals of all groups.
 
     Attributes:
         open: Calls still waiting for ranks.
-        matched: By group, the latest calls that all its ranks entered alike, oldest first.
-        late: By step, the calls with the widest gaps.
-        mismatch: The first place where ranks called different things, None as long as none did.
-        newest: By group, the step of the latest of all those calls.
-        generations: By group, the newest of that name; of those before it nothing matters any more.
+        matched: By group, the latest matched calls, oldest first.
+        late: By step, the late arrivals with the widest gaps.
+        mismatch: The first position at which ranks made different calls, None if they agree.
+        newest: By group, the step of the latest completed call.
+        generations: By group name, the newest generation; older ones are ignored.
     """
 
     open: OpenCalls = msgspec.field(default_factory=OpenCalls)
@@ -147,23 +145,23 @@ class Arrivals(msgspec.Struct):
     generations: dict[str, int] = {}
 
     def waiting(self) -> Iterator[dict[int, Collective]]:
-        """What each rank called, of calls still waiting for ranks in groups that still exist."""
+        """Yields each rank's call, for calls still waiting for ranks in groups that still exist."""
         for (group, generation, _), entered in self.open.by_call().items():
             if generation >= self.generations.get(group, 0):
                 yield entered
 
     def open_signatures(self) -> Iterator[tuple[str, int, int, tuple[str, int, str]]]:
-        """Of the same calls: group, number, step and fingerprint, each once."""
+        """Yields group, sequence number, step and fingerprint of the same calls, each once."""
         for kind, seq, step in self.open.signatures():
             if kind.generation >= self.generations.get(kind.group, 0):
                 yield kind.group, seq, step, fingerprint(kind)
 
-    def differ(self, group: str, seq: int, calls: dict[int, Collective]) -> None:
-        """All ranks of a group have entered a call, and called different things."""
+    def record_mismatch(self, group: str, seq: int, calls: dict[int, Collective]) -> None:
+        """Records that the ranks of a group made different calls at one position."""
         self.mismatch = self.mismatch or Mismatch(group, seq, calls)
 
-    def agree(self, group: str, call: MatchedCall) -> None:
-        """All ranks of a group have entered a call, and called the same."""
+    def record_match(self, group: str, call: MatchedCall) -> None:
+        """Records a call that all ranks of a group have made with the same fingerprint."""
         found = self.mismatch
         kept = self.matched.setdefault(group, [])
         if kept and kept[-1].generation < call.generation:
@@ -172,12 +170,12 @@ class Arrivals(msgspec.Struct):
             kept.append(call)
         keep_last(cast("list[object]", kept), MATCHED_CALLS)
         if found is not None and found.group == group and found.is_past(call):
-            self.mismatch = None  # they have found together again
+            self.mismatch = None  # the ranks agree again
 
     def expected(self, group: str, seq: int, step: int) -> tuple[str, int, str] | None:
-        """What was called at the same place of an earlier step, None if that isn't known."""
+        """Fingerprint of the call at the same position of an earlier step, None if unknown."""
         known = {call.seq: call for call in self.matched.get(group, ())}
-        for entered in self.waiting():  # the calls of the last moments lack ranks
+        for entered in self.waiting():  # the latest calls are not matched yet
             for call in entered.values():
                 if call.group == group and call.seq not in known:
                     what = fingerprint(call)
@@ -200,14 +198,14 @@ class Arrivals(msgspec.Struct):
         waited_ns: int,
         excess_ns: Callable[[], int | None],
     ) -> None:
-        """Keeps who came last to a call, if its step has not many wider ones; see `LateArrival`."""
+        """Keeps a `LateArrival` unless its step has `LATE_CALLS` with wider gaps."""
         kept = self.late.get(call.step)
         if kept is None:
             kept = self.late[call.step] = []
             if len(self.late) > LATE_STEPS:
                 del self.late[min(self.late)]
             if call.step not in self.late:
-                return  # older than all that is kept
+                return  # older than all steps that are kept
         first = self.newest.get(call.group) != call.step
         self.newest[call.group] = call.step
         if len(kept) == LATE_CALLS and gap_ns <= kept[-1].gap_ns:
@@ -233,17 +231,17 @@ class Arrivals(msgspec.Struct):
 
 
 def matched_call(kind: CallSignature, seq: int, step: int) -> MatchedCall:
-    """A call that all ranks entered like this one."""
+    """The `MatchedCall` of a signature."""
     return MatchedCall(seq, step, fingerprint(kind), kind.generation)
 
 
-def most_open(ranks: int) -> int:
-    """Calls of so many ranks that are kept while they wait for others."""
+def open_calls_limit(ranks: int) -> int:
+    """Limit on open calls in groups of this many ranks."""
     return min(OPEN_CALLS, max(8, OPEN_ENTRIES // ranks))
 
 
 def fingerprint(call: Collective | Position | CallSignature) -> tuple[str, int, str]:
-    """What ranks have to agree on: the op, and the bytes and type of most ops' payload."""
+    """What ranks must agree on: the op, and for `SAME_SIZE` ops the payload's size and dtype."""
     if call.op in SAME_SIZE:
         return call.op, call.nbytes, call.dtype
     return call.op, 0, ""

@@ -1,45 +1,45 @@
-"""How much of a run a hub keeps, whoever sends what: beyond this, records are refused and counted.
+"""Limits on the size of a run's state. Records that exceed them are refused and counted.
 
-A buggy script (a process group with a new name in every step, say) and a hostile one must not make
-hub and viewers grow without end. What was there first stays, and stays true.
+Neither a buggy script (for example one that creates a process group with a new name in every step)
+nor a hostile sender may make the hub and viewers grow without bound. Existing entries are kept.
 """
 
 from __future__ import annotations
 
 RANKS = 16_384
-"""Processes of a run."""
+"""Processes per run."""
 
 LANES = 32_768
-"""Devices of all of them."""
+"""Devices of all ranks together."""
 
 LANES_A_RANK = 1024
 
 OPS = 4096
-"""Kinds of collectives: an op in a group."""
+"""Collectives, counted by op and group."""
 
 CELLS = 131_072
-"""Ranks of all kinds of collectives, summed."""
+"""Collectives and message peers, counted per rank and device and summed over all ranks."""
 
 CELLS_A_RANK = 512
 
 ROUTES = 16_384
-"""Pairs of devices, by kind of copy."""
+"""Pairs of devices per kind of copy, summed over kinds."""
 
 EARLIER = 256
-"""Runs that are kept of those that a hub has served before, …"""
+"""Earlier runs kept of those that a hub has served."""
 
 EARLIER_ROWS = 1024
-"""… and rows of all of them."""
+"""Ranks kept of all earlier runs together."""
 
 CALLS_A_STEP = 1 << 19
-"""Calls of one kind that one rank makes in one step, …"""
+"""Calls with one signature per rank and step."""
 
 SUMMED_NS = 1 << 61
-"""… and the time they take. With what a record may say, no sum leaves 64 bits."""
+"""Total time of those calls. Together with the ranges of records, no sum overflows 64 bits."""
 
 APART_NS = 1 << 46
-"""Ranks that come to a collective a day apart do not tell the same time."""
+"""Arrivals at a collective further apart than this (20 hours) come from unrelated clocks."""
 
 
-class Full(Exception):
-    """There is no room for another one of these."""
+class LimitReached(Exception):
+    """A limit of this module is reached."""

@@ -1,4 +1,4 @@
-"""Collectives as a table: what pending records say, a column of numbers for each call."""
+"""Converts records of collectives to a table with one column per call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Kinds:
-    """The kinds of calls in a table, numbered in the order in which they came."""
+    """The call signatures of a table, numbered in order of appearance."""
 
     def __init__(self, known: Sequence[CallSignature] = ()) -> None:
         self.all = list(known)
@@ -37,7 +37,7 @@ class Kinds:
         self._tables: dict[bytes, list[int]] = {}
 
     def number(self, kind: CallSignature) -> int:
-        """A kind's number."""
+        """The number of a signature, which is added if new."""
         found = self._numbers.get(kind)
         if found is None:
             found = self._numbers[kind] = len(self.all)
@@ -45,7 +45,7 @@ class Kinds:
         return found
 
     def table(self, kinds: bytes) -> list[int]:
-        """The numbers of a record's kinds."""
+        """The numbers of a record's encoded signatures."""
         found = self._tables.get(kinds)
         if found is None:
             found = self._tables[kinds] = [self.number(kind) for kind in signatures_of(kinds)]
@@ -53,11 +53,11 @@ class Kinds:
 
 
 def table_of(calls: Sequence[tuple[int, Calls | Collective]], kinds: Kinds) -> Array:
-    """What ranks called, in the order in which their records came.
+    """Table of calls, in the order of their records.
 
     Args:
-        calls: Ranks, and what each of them sent.
-        kinds: Learns the kinds of these calls.
+        calls: Pairs of a rank and a record that it sent.
+        kinds: Receives the signatures of these calls.
 
     Returns:
         int64, of shape (`WIDTH`, calls).
@@ -75,13 +75,13 @@ def table_of(calls: Sequence[tuple[int, Calls | Collective]], kinds: Kinds) -> A
 
 
 def table_of_open(calls: OpenCalls) -> Array:
-    """The same of calls that are kept open; a view of their numbers."""
+    """Table of open calls, as a view of their buffer."""
     found: Array = np.frombuffer(calls.rows, np.int64).reshape(-1, WIDTH).T
     return found
 
 
 def open_calls(entries: Array, kinds: Sequence[CallSignature]) -> OpenCalls:
-    """A table to be kept, with no more kinds than it has."""
+    """Packs a table as open calls, with only the signatures that occur in it."""
     used, place = np.unique(entries[KIND], return_inverse=True)
     entries = entries.copy()
     entries[KIND] = place.reshape(-1)
@@ -91,7 +91,7 @@ def open_calls(entries: Array, kinds: Sequence[CallSignature]) -> OpenCalls:
 
 
 def call_at(column: Array, kinds: Sequence[CallSignature]) -> Collective:
-    """A column as a call."""
+    """Converts a column to a call."""
     numbers = column.tolist()
     return packed_call(kinds[numbers[KIND]], numbers[STEP:])
 

@@ -1,4 +1,4 @@
-"""Who came to each collective when: ranks' calls, brought together by group and number."""
+"""Matches ranks' calls by group and sequence number, and computes arrival order and waits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dpwatch.run.state.arrivals import (
     OpenCalls,
     fingerprint,
     matched_call,
-    most_open,
+    open_calls_limit,
 )
 from dpwatch.run.state.call_entries import Array, call_at, open_calls
 from dpwatch.run.state.parts import Covered
@@ -30,44 +30,44 @@ from dpwatch.run.state.series import NONE
 from dpwatch.wire.calls import CallSignature
 
 MOST_MARKS = 1 << 26
-"""Bytes to mark in them which rank has entered which call; with more it takes a sort."""
+"""Largest bitmap, in bytes, for finding repeated numbers; above it they are sorted."""
 
 
 class Segments(NamedTuple):
-    """Entries by call; those of one call are at `order[begin:end]`, a rank once, as they came."""
+    """Entries by call: those of one call are `order[begin:end]`, one per rank, as they came."""
 
     order: Array
     begins: Array
     ends: Array
 
     def only(self, wanted: Array) -> Segments:
-        """Some of the calls."""
+        """The calls selected by a boolean mask."""
         counts = (self.ends - self.begins)[wanted]
         ends = np.cumsum(counts)
         order = self.order[np.repeat(wanted, self.ends - self.begins)]
         return Segments(order, ends - counts, ends)
 
-    def spread(self, values: Array) -> Array:
-        """Of each call, the highest less the lowest of its entries' values."""
+    def value_range(self, values: Array) -> Array:
+        """Each call's highest minus lowest value over its entries."""
         ordered = values[self.order]
         high, low = (each.reduceat(ordered, self.begins) for each in (np.maximum, np.minimum))
         found: Array = high - low
         return found
 
 
-def waits_of(state: RunState, entries: Array, kinds: Sequence[CallSignature]) -> Array:
-    """Books who came last to the calls that all have entered; the others stay open.
+def match_calls(state: RunState, entries: Array, kinds: Sequence[CallSignature]) -> Array:
+    """Records the last arrivals of calls that all ranks have entered; keeps the others open.
 
-    A rank that enters a call twice is in it as it entered it last.
+    If a rank enters a call twice, the last entry counts.
 
     Args:
-        state: The run's. What was open in it is replaced.
-        entries: Open calls and new ones (see `call_entries`), in the order in which they came.
-        kinds: Those of the entries.
+        state: State of the run, whose open calls are replaced.
+        entries: Open and new calls (see `call_entries`), in order of arrival.
+        kinds: Signatures of the entries.
 
     Returns:
-        For each entry, nanoseconds that its rank waited for the last one, and in no other call
-        meanwhile; 0 where that is not known.
+        For each entry, nanoseconds that its rank waited for the last one while it was in no other
+        call; 0 where that is unknown.
     """
     arrivals = state.arrivals
     arrivals.open = OpenCalls()
@@ -81,14 +81,14 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[CallSignature]) ->
     differ = _differ(entries, kinds, segments)
     whole = np.flatnonzero(counts >= ranks)
     booked: list[int] = []
-    for i in whole[np.argsort(order[ends[whole] - 1])].tolist():  # as their last entries came
+    for i in whole[np.argsort(order[ends[whole] - 1])].tolist():  # in order of their last entries
         members = order[begins[i] : ends[i]]
         last = entries[:, members[-1]]
         kind, seq = kinds[last[KIND]], int(last[SEQ])
         if differ[i]:
             _compare_calls(arrivals, entries[:, members], kinds)
         else:
-            arrivals.agree(kind.group, matched_call(kind, seq, int(last[STEP])))
+            arrivals.record_match(kind.group, matched_call(kind, seq, int(last[STEP])))
         if counts[i] > 1:
             _compare_steps(state, kind, entries[:, members])
         if counts[i] > 1 and timed.compare(state, i):
@@ -101,28 +101,28 @@ def waits_of(state: RunState, entries: Array, kinds: Sequence[CallSignature]) ->
 
 
 def _differ(entries: Array, kinds: Sequence[CallSignature], segments: Segments) -> Array:
-    """In which calls ranks called something different."""
+    """Mask of calls whose ranks have different fingerprints."""
     names: dict[tuple[str, int, str], int] = {}
     called = [names.setdefault(fingerprint(kind), len(names)) for kind in kinds]
-    found: Array = segments.spread(np.array(called)[entries[KIND]]) > 0
+    found: Array = segments.value_range(np.array(called)[entries[KIND]]) > 0
     return found
 
 
 def _compare_calls(arrivals: Arrivals, entered: Array, kinds: Sequence[CallSignature]) -> None:
     calls = {int(column[RANK]): call_at(column, kinds) for column in entered.T}
     first = next(iter(calls.values()))
-    arrivals.differ(first.group, first.seq, calls)
+    arrivals.record_mismatch(first.group, first.seq, calls)
 
 
 def _compare_steps(state: RunState, kind: CallSignature, entered: Array) -> None:
-    """Whether the ranks entered a call in the same step, each of its own count."""
+    """Records in which step, by its own count, each rank entered a call."""
     steps = entered[STEP]
     first = int(steps[0])
     alike = bool((steps == first).all())
-    if alike and state.offsets.take_equal(kind.group, first, kind.generation):
+    if alike and state.offsets.record_equal(kind.group, first, kind.generation):
         return
     by_rank = dict(zip(entered[RANK].tolist(), steps.tolist(), strict=True))
-    state.offsets.take(kind.group, by_rank, kind.generation)
+    state.offsets.record(kind.group, by_rank, kind.generation)
 
 
 def _segments(entries: Array, kinds: Sequence[CallSignature]) -> Segments:
@@ -146,7 +146,7 @@ def _segments(entries: Array, kinds: Sequence[CallSignature]) -> Segments:
 
 
 def _repeats(numbers: Array) -> bool:
-    """Whether a number occurs twice."""
+    """Whether any number occurs twice."""
     most = int(numbers.max()) + 1
     if most > MOST_MARKS:
         return len(np.unique(numbers)) < len(numbers)
@@ -156,7 +156,7 @@ def _repeats(numbers: Array) -> bool:
 
 
 def _begins(group: Array, seq: Array) -> Array:
-    """Where another call's entries begin."""
+    """Indices at which the entries of another call begin."""
     changes = np.ones(len(seq), bool)
     changes[1:] = (seq[1:] != seq[:-1]) | (group[1:] != group[:-1])
     return np.flatnonzero(changes)
@@ -165,12 +165,12 @@ def _begins(group: Array, seq: Array) -> Array:
 def _book_waits(
     state: RunState, entries: Array, segments: Segments, last_ns: Array, booked: list[int]
 ) -> Array:
-    """`Covered.add` for each entry's rank, of these calls one after the other.
+    """Calls `Covered.add` for each entry's rank, call by call.
 
-    All ranks' first calls are booked together, then their second ones, and so on.
+    The first calls of all ranks are processed together, then the second ones, and so on.
 
     Returns:
-        For each entry what that gave.
+        The result for each entry, in nanoseconds.
     """
     wait_ns = np.zeros(entries.shape[1], np.int64)
     order, begins, ends = segments
@@ -203,7 +203,7 @@ def _book_waits(
 
 
 def _cover(held: Array, place: Array, start: Array, end: Array) -> Array:
-    """`Covered.add` of an interval each to some of what is held, by column."""
+    """Vectorized `Covered.add`: adds one interval to each of the columns `place` of `held`."""
     before, low, high = held[:, place]
     later = start > high
     begins = np.where(later, start, np.maximum(start, before))
@@ -216,11 +216,11 @@ def _cover(held: Array, place: Array, start: Array, end: Array) -> Array:
 
 
 class _Timed:
-    """When the ranks came to each call.
+    """Entries of each call in order of time.
 
     Attributes:
-        order: Entries, each call's in the order of their times.
-        first_step: The earliest step that a rank entered the call in.
+        order: Entry indices, sorted by time within each call.
+        first_step: Each call's lowest step over its ranks.
     """
 
     def __init__(self, entries: Array, segments: Segments) -> None:
@@ -233,11 +233,11 @@ class _Timed:
         self.first_step = np.minimum.reduceat(entries[STEP, order], self.begins)
 
     def ordered(self, i: int) -> Array:
-        """The entries of a call, in the order of their times."""
+        """Entry indices of a call, sorted by time."""
         return self.order[self.begins[i] : self.ends[i]]
 
     def compare(self, state: RunState, i: int) -> bool:
-        """Whether the times of a call's ranks compare: of one clock, or of clocks that do."""
+        """Whether the times of a call's ranks are comparable: on one clock or synced clocks."""
         if self.apart_ns[i] > bounds.APART_NS:
             return False
         if len(state.hosts) < 2:
@@ -283,13 +283,13 @@ def _book_last(state: RunState, kinds: Sequence[CallSignature], timed: _Timed, i
 def _keep_open(
     arrivals: Arrivals, entries: Array, kinds: Sequence[CallSignature], left: Segments
 ) -> None:
-    """Of calls that are not whole the latest are kept, as many as there is room for."""
+    """Keeps the latest incomplete calls, up to `open_calls_limit`."""
     order, begins, ends = left
     if not len(begins):
         return
-    by_age = np.argsort(order[begins])  # of each the first entry
+    by_age = np.argsort(order[begins])  # by each call's first entry
     newest = kinds[entries[KIND, order[begins[by_age[-1]]]]]
-    most = most_open(newest.ranks)
+    most = open_calls_limit(newest.ranks)
     old = np.zeros(len(begins), bool)
     old[by_age[:-most]] = True
     kept = np.sort(order[~np.repeat(old, ends - begins)])

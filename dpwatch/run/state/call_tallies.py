@@ -1,4 +1,4 @@
-"""Sums of collectives by rank, device, op and step: what a table of calls adds to them."""
+"""Adds a table of calls to the sums by rank, device, op and step."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dpwatch.plan.traffic import wire_bytes
 from dpwatch.run.state import bounds
 from dpwatch.run.state.arrivals import BLOCKED, DONE, ISSUED, KIND, RANK, STEP
 from dpwatch.run.state.call_entries import Array
-from dpwatch.run.state.call_order import waits_of
-from dpwatch.run.state.late_durations import LATENCIES, book, keep_latencies
+from dpwatch.run.state.call_order import match_calls
+from dpwatch.run.state.late_durations import LATENCIES, add_late_duration, keep_latencies
 from dpwatch.run.state.parts import LaneState, OpState, RankState
 from dpwatch.run.state.run_state import RunState
 from dpwatch.run.state.series import (
@@ -34,20 +34,20 @@ from dpwatch.wire.collectives import MESSAGES
 from dpwatch.wire.messages import Duration
 
 MOST_COUNTED = 1 << 22
-"""Numbers up to this are told apart by counting, which takes memory by the highest of them."""
+"""Distinct numbers below this are found by counting, whose memory grows with the highest one."""
 
-TOGETHER = 128
-"""Tallies worked on at once: what they hold stays in a processor's cache."""
+BLOCK = 128
+"""Tallies processed at once, so that their data stays in the CPU cache."""
 
 
 class Ops(NamedTuple):
-    """What kinds have in common: `pairs` of a device and an op in its group.
+    """Columns per call signature, and the distinct pairs of device and op.
 
     Attributes:
-        pairs: Each pair's device and key of its op.
-        pair: Of each kind, the number of its pair, …
-        nbytes: … its payload, …
-        wire: … and its bytes on the wire.
+        pairs: Device and key (`op/group`) of each pair.
+        pair: Index into `pairs`, per signature.
+        nbytes: Payload in bytes, per signature.
+        wire: Bytes on the wire, per signature.
     """
 
     pairs: list[tuple[int, str]]
@@ -57,13 +57,13 @@ class Ops(NamedTuple):
 
 
 def tally(state: RunState, entries: Array, old: int, kinds: Sequence[CallSignature]) -> None:
-    """Adds calls to the sums, and books who came last to those that all ranks have entered now.
+    """Adds calls to the sums, and records the last arrivals of those that are complete now.
 
     Args:
-        state: The run's.
-        entries: A table of calls (see `call_entries`), in the order in which they came.
-        old: How many of them are in the sums already, and waited for other ranks since.
-        kinds: Those of the entries.
+        state: State of the run.
+        entries: Table of calls (see `call_entries`), in order of arrival.
+        old: Number of leading entries that the sums already include: the open calls.
+        kinds: Signatures of the entries.
     """
     ops = _ops(kinds)
     refused = _refused(state, entries[:, old:], kinds, ops)
@@ -72,34 +72,34 @@ def tally(state: RunState, entries: Array, old: int, kinds: Sequence[CallSignatu
     _latencies(state, entries[:, old:], kinds)
     messages = _messages(entries, kinds)
     if messages is None:
-        wait_ns = waits_of(state, entries, kinds)
+        wait_ns = match_calls(state, entries, kinds)
     else:
         wait_ns = np.zeros(entries.shape[1], np.int64)
-        wait_ns[~messages] = waits_of(state, entries[:, ~messages], kinds)
+        wait_ns[~messages] = match_calls(state, entries[:, ~messages], kinds)
         _exchange(state, entries[:, messages], kinds)
     _tally(state, entries, old, wait_ns, ops)
 
 
 def add_duration(state: RunState, rank: RankState, record: Duration) -> None:
-    """How long a call took that is in the sums already."""
+    """Adds the duration of a call that the sums already include."""
     key = f"{record.op}/{record.group}"
     op, lane = state.ops.get(key), rank.lanes.get(record.device)
     if op is None or lane is None:
         return
-    took = book(record, key, lane.calls, lane.late_calls, lane.late)
+    took = add_late_duration(record, key, lane.calls, lane.late_calls, lane.late)
     if took and record.duration_ns is not None:
         op.timed_late |= record.completed_ns is None
         keep_latencies(op.latency_ms, [record.duration_ns / 1e6], 0)
 
 
 def _messages(entries: Array, kinds: Sequence[CallSignature]) -> Array | None:
-    """Which entries are messages from rank to rank, None if none is."""
+    """Mask of point-to-point messages, None if there are none."""
     are_messages = [kind.op in MESSAGES for kind in kinds]
     return np.array(are_messages)[entries[KIND]] if any(are_messages) else None
 
 
 def _exchange(state: RunState, entries: Array, kinds: Sequence[CallSignature]) -> None:
-    """Books who sends how much to whom."""
+    """Adds point-to-point messages to each rank's sums by peer."""
     alike, counts = np.unique(entries[[RANK, KIND, STEP]], axis=1, return_counts=True)
     for (r, k, step), calls in zip(alike.T.tolist(), counts.tolist(), strict=True):
         rank, kind = state.ranks.get(r), kinds[k]
@@ -111,11 +111,11 @@ def _exchange(state: RunState, entries: Array, kinds: Sequence[CallSignature]) -
 def _exchanged(
     state: RunState, rank: RankState, key: str, step: int, calls: int, nbytes: int
 ) -> None:
-    """Messages of a rank to or from another one; `key` is `op/peer`."""
+    """Adds a rank's messages to or from a peer; `key` is `op/peer`."""
     by_step = rank.peers.get(key)
     if by_step is None:
         if rank.cells >= bounds.CELLS_A_RANK or state.cells >= bounds.CELLS:
-            return  # what it sends is counted all the same
+            return  # its bytes are still part of the sums by op
         rank.cells += 1
         state.cells += 1
         by_step = rank.peers[key] = ByStep()
@@ -135,13 +135,13 @@ def _ops(kinds: Sequence[CallSignature]) -> Ops:
 
 
 def _blocks(entries: Array, ops: Ops) -> Array:
-    """A number for whose tallies an entry belongs to: its rank and pair."""
+    """Number of the tallies that an entry belongs to, made of its rank and pair."""
     found: Array = entries[RANK] * len(ops.pairs) + ops.pair[entries[KIND]]
     return found
 
 
 def _refused(state: RunState, entries: Array, kinds: Sequence[CallSignature], ops: Ops) -> Array:
-    """Makes room for all that these call. Returns: which entries there is none for."""
+    """Creates the tallies that entries need. Returns a mask of entries beyond the limits."""
     blocks = _blocks(entries, ops)
     missing = []
     for block in _distinct(blocks):
@@ -155,25 +155,25 @@ def _refused(state: RunState, entries: Array, kinds: Sequence[CallSignature], op
         return none
     found, first = np.unique(blocks, return_index=True)
     refused = []
-    for at in np.sort(first[np.isin(found, missing)]).tolist():  # as they came
+    for at in np.sort(first[np.isin(found, missing)]).tolist():  # in order of arrival
         rank, kind = state.ranks[int(entries[RANK, at])], kinds[entries[KIND, at]]
         try:
             lane = rank.lanes.get(kind.device) or state.lane(rank, kind.device)
             _begin(state, rank, lane, kind)
-        except bounds.Full:
+        except bounds.LimitReached:
             rank.refused += int(np.count_nonzero(blocks == blocks[at]))
             refused.append(blocks[at])
     return np.isin(blocks, refused) if refused else none
 
 
 def _begin(state: RunState, rank: RankState, lane: LaneState, kind: CallSignature) -> None:
-    """Makes room for a kind of collective that a lane has not called before."""
+    """Creates the tallies of an op that is new to a lane."""
     if rank.cells >= bounds.CELLS_A_RANK or state.cells >= bounds.CELLS:
-        raise bounds.Full
+        raise bounds.LimitReached
     key = f"{kind.op}/{kind.group}"
     if key not in state.ops:
         if len(state.ops) >= bounds.OPS:
-            raise bounds.Full
+            raise bounds.LimitReached
         state.ops[key] = OpState(kind.op, kind.group, kind.ranks)
     rank.cells += 1
     state.cells += 1
@@ -187,7 +187,7 @@ def _distinct(numbers: Array) -> list[int]:
 
 
 def _latencies(state: RunState, entries: Array, kinds: Sequence[CallSignature]) -> None:
-    """Of each op the latencies of its last calls, as they came."""
+    """Appends the latencies of each op's latest calls, in order of arrival."""
     keys: dict[str, int] = {}
     op = np.array([keys.setdefault(f"{kind.op}/{kind.group}", len(keys)) for kind in kinds])
     of = op[entries[KIND]]
@@ -202,7 +202,7 @@ def _latencies(state: RunState, entries: Array, kinds: Sequence[CallSignature]) 
 
 
 def _tally(state: RunState, entries: Array, old: int, wait_ns: Array, ops: Ops) -> None:
-    """Adds to the sums by step; of entries before `old` only how long they have waited."""
+    """Adds entries to the sums by step; the first `old` ones only add their wait."""
     waited = np.flatnonzero(wait_ns[:old])
     entries = np.concatenate([entries[:, waited], entries[:, old:]], axis=1)
     wait_ns = np.concatenate([wait_ns[waited], wait_ns[old:]])
@@ -227,14 +227,14 @@ def _tally(state: RunState, entries: Array, old: int, wait_ns: Array, ops: Ops) 
         tallies = None if lane is None else lane.calls.get(key)
         if rank is not None and tallies is not None:
             some.append((rank, tallies, slice(start, end)))
-        if len(some) == TOGETHER:
+        if len(some) == BLOCK:
             _add(some, steps, sums)
             some = []
     _add(some, steps, sums)
 
 
 def _order(blocks: Array, steps: Array) -> Array:
-    """Entries by block and step."""
+    """Order that sorts entries by block and step."""
     least, most = int(steps.min()), int(steps.max())
     span = most - least + 1
     if span * (int(blocks.max()) + 1) < 1 << 62:
@@ -245,16 +245,16 @@ def _order(blocks: Array, steps: Array) -> Array:
 
 
 def _changes(values: Array) -> Array:
-    """Where another value begins."""
+    """Mask of positions whose value differs from the one before."""
     found = np.ones(len(values), bool)
     found[1:] = values[1:] != values[:-1]
     return found
 
 
 def _sums(entries: Array, old: int, wait_ns: Array, ops: Ops, order: Array, begins: Array) -> Array:
-    """What is added to rows of `ByStep.cells`, each from where its entries begin in order."""
+    """Sums to add to rows of `ByStep.cells`, one per run of entries that starts at `begins`."""
     kind, done, blocked = entries[KIND], entries[DONE], entries[BLOCKED]
-    timed, told = done != NONE, blocked != NONE
+    timed, waited = done != NONE, blocked != NONE
     found = np.zeros((len(begins), TALLY_WIDTH), np.int64)
     adds = {
         CALLS: np.ones(len(kind), np.int64),
@@ -262,8 +262,8 @@ def _sums(entries: Array, old: int, wait_ns: Array, ops: Ops, order: Array, begi
         WIRE: ops.wire[kind],
         TIMED_CALLS: timed.astype(np.int64),
         TIMED_NS: np.where(timed, done - entries[ISSUED], 0),
-        WAITED_CALLS: told.astype(np.int64),
-        WAITED_NS: np.where(told, blocked, 0),
+        WAITED_CALLS: waited.astype(np.int64),
+        WAITED_NS: np.where(waited, blocked, 0),
     }
     for column, numbers in adds.items():
         numbers[:old] = 0
@@ -273,7 +273,7 @@ def _sums(entries: Array, old: int, wait_ns: Array, ops: Ops, order: Array, begi
 
 
 def _add(some: Sequence[tuple[RankState, ByStep, slice]], steps: Array, sums: Array) -> None:
-    """Adds to several tallies' rows, each what is in a slice; its steps are in order."""
+    """Adds each slice of `sums` to its tallies; steps within a slice are in order."""
     if not some:
         return
     held = []
@@ -294,7 +294,7 @@ def _add(some: Sequence[tuple[RankState, ByStep, slice]], steps: Array, sums: Ar
     new = (now[:, 0] < steps) & (size == WINDOW)
     now[new] = 0
     now[new, 0] = steps[new]
-    kept = now[:, 0] == steps  # others are older than all that is kept
+    kept = now[:, 0] == steps  # the others are older than the window
     added = now + sums
     full = kept & (
         (added.max(axis=1) >= bounds.SUMMED_NS) | (added[:, CALLS] > bounds.CALLS_A_STEP)

@@ -1,4 +1,4 @@
-"""A whole run's curves in bounded space."""
+"""Curves over a whole run, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dpwatch.run.model.snapshot import Curve
 from dpwatch.wire.arrays import Floats, Ints
 
 CURVE_POINTS = 240
-"""A curve has at least so many once it had them, and less than twice as many."""
+"""A long curve keeps between this number of points and twice as many."""
 
 _WIDEST = 1 << 40
 
 
 class Thinned(msgspec.Struct):
-    """A whole run's curve in bounded space: of each `stride` steps the first value that was seen.
+    """A curve that keeps the first value seen in each `stride` steps.
 
-    When it is full, the stride doubles. Equal runs keep equal steps, whatever steps have a value.
-    Steps that count from an earlier one again (a restarted rank's) replace what was there.
+    The stride doubles when the curve is full, so equal runs keep equal steps, whichever steps have
+    a value. If steps restart from an earlier one (a restarted rank), they replace the later ones.
     """
 
     steps: Ints = msgspec.field(default_factory=Ints)
@@ -29,7 +29,7 @@ class Thinned(msgspec.Struct):
     stride: int = 1
 
     def push(self, step: int, value: float) -> None:
-        """Adds a point unless its step is thinned out."""
+        """Adds a point unless its stride already has one."""
         if self.steps:
             ahead = step // self.stride - self.steps[-1] // self.stride
             if not ahead:
@@ -39,7 +39,7 @@ class Thinned(msgspec.Struct):
         self._append(step, value)
 
     def extend(self, steps: Sequence[int], values: Sequence[float]) -> None:
-        """Adds points one after the other."""
+        """Adds points in order."""
         whole = self.stride == 1 and len(self.steps) + len(steps) < 2 * CURVE_POINTS
         if whole and all(map(lt, [*self.steps[-1:], *steps], steps[not self.steps :])):
             self.steps.extend(steps)
@@ -49,7 +49,7 @@ class Thinned(msgspec.Struct):
             self.push(step, value)
 
     def freeze(self) -> Curve:
-        """The curve as a snapshot holds it."""
+        """Immutable copy for a snapshot."""
         return Curve(tuple(self.steps), tuple(self.values))
 
     def _append(self, step: int, value: float) -> None:
@@ -62,12 +62,12 @@ class Thinned(msgspec.Struct):
             self.values = Floats(self.values[i] for i in kept)
 
     def _cut(self, step: int) -> None:
-        """Forgets this step and what came after it."""
+        """Removes this step and all later ones."""
         at = bisect_left(self.steps, step)
         del self.steps[at:], self.values[at:]
 
     def _kept(self) -> Iterator[int]:
-        """Which points stay when the stride has doubled."""
+        """Indices of the points to keep after the stride has doubled."""
         last = -1
         for i, step in enumerate(self.steps):
             if step // self.stride != last:
@@ -76,10 +76,10 @@ class Thinned(msgspec.Struct):
 
 
 class Envelope(Thinned):
-    """A curve that loses no peak: of each `stride` steps the lowest and the highest value."""
+    """A curve that keeps the lowest and highest value in each `stride` steps, thus every peak."""
 
     def push(self, step: int, value: float) -> None:
-        """Adds a point unless its stride has a lower and a higher one."""
+        """Adds a point unless it lies between the lowest and highest of its stride."""
         steps, values, stride = self.steps, self.values, self.stride
         if steps and step < steps[-1]:
             self._cut(step)
@@ -94,11 +94,11 @@ class Envelope(Thinned):
             del steps[at], values[at]
         self._append(step, value)
 
-    def few(self, points: int) -> tuple[Ints, Floats]:
-        """The curve in at most so many points: its ends, and its peaks."""
+    def downsample(self, points: int) -> tuple[Ints, Floats]:
+        """Downsamples to at most `points` points: both ends, and the extremes of each interval."""
         kept = list(range(len(self.steps)))
         if len(kept) > points:
-            width = width_of(len(kept), points)
+            width = interval_width(len(kept), points)
             parts = [_extremes(self.values, at, at + width) for at in kept[::width]]
             kept = sorted({0, len(kept) - 1, *(i for part in parts for i in part)})
         return Ints(self.steps[i] for i in kept), Floats(self.values[i] for i in kept)
@@ -112,12 +112,12 @@ class Envelope(Thinned):
         yield from _extremes(self.values, first, len(self.steps))
 
 
-def width_of(length: int, points: int) -> int:
-    """How many points two are chosen of, where there are to be so many with both ends."""
+def interval_width(length: int, points: int) -> int:
+    """Interval width for `points` points: two extremes per interval, and both ends."""
     return -(-length // (points // 2 - 1))
 
 
 def _extremes(values: Sequence[float], start: int, stop: int) -> list[int]:
-    """Where the lowest and the highest of these lie."""
+    """Sorted indices of the lowest and highest value in a slice."""
     part = values[start:stop]
     return sorted({start + part.index(min(part)), start + part.index(max(part))})

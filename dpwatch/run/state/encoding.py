@@ -1,4 +1,4 @@
-"""A run's state as bytes: for a viewer that comes late, and for a hub's successor."""
+"""Encodes a run's state as msgpack, for other hubs and for viewers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dpwatch.wire.arrays import packed, unpacked
 
 
 def encode(state: RunState) -> bytes:
-    """A state as it travels to a viewer that comes late."""
+    """Encodes a state, after flushing it."""
     flush(state)
     return _encoder.encode(state)
 
 
 def decode(data: bytes | memoryview) -> RunState:
-    """A state that has travelled.
+    """Decodes a state.
 
     Raises:
-        msgspec.MsgspecError, RecursionError, UnicodeDecodeError: It is none.
+        msgspec.MsgspecError, RecursionError, UnicodeDecodeError: The data is not a valid state.
     """
     return _decoder.decode(data)
 

@@ -1,17 +1,16 @@
-"""How ranks ended, and whose end came first by itself.
+"""Classifies how ranks ended, and finds the one that the others followed.
 
-Most of a broken run's ranks end because another one did, or does not go on. So an end is one of
+When a run fails, most of its ranks end because another one ended or got stuck. An end is one of
 
-- *own*: the script raised an error of its own;
-- *quit*: the process left with an exit code and no error, as scripts do that print what they catch;
-- *killed*: by a signal that nobody sends to end a training, or it is gone and nobody knows how;
-- *aborted*: by SIGABRT, as native libraries do that find something wrong, and also those that find
-  a peer gone;
-- *gave up*: a collective, or what precedes the first one, timed out or lost its peer;
-- *stopped*: from outside, by SIGTERM, SIGINT or SIGHUP; launchers stop the rest like that.
+- *own*: the script raised an error;
+- *quit*: the process exited with a code but no error, like scripts that catch and print errors;
+- *killed*: by a signal that is not used to end training, or the process vanished;
+- *aborted*: by SIGABRT, which native libraries raise on internal errors and on lost peers;
+- *gave up*: a collective, or the rendezvous before the first one, timed out or lost its peer;
+- *stopped*: from outside, by SIGTERM, SIGINT or SIGHUP, as launchers stop the remaining ranks.
 
-A rank that gave up or was stopped is never the cause of the others' ends. Where it is known why
-some gave up, one that quit or aborted gave up too.
+A rank that gave up or was stopped is never the cause of other ends. If it is known why some ranks
+gave up, those that quit or aborted count as having given up too.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ FINISHED, OWN, QUIT, KILLED, ABORTED, GAVE_UP, STOPPED = (
 )
 
 BY_ITSELF = (OWN, QUIT, KILLED, ABORTED)
-"""Ends that need no other rank to explain them, …"""
+"""Ends that need no other rank as an explanation."""
 
 MAYBE_GAVE_UP = (QUIT, ABORTED)
-"""… though another may be behind these."""
+"""Those of `BY_ITSELF` that another rank may have caused."""
 
 _ORDER = {OWN: 0, KILLED: 0, QUIT: 1, ABORTED: 1, GAVE_UP: 2, STOPPED: 3}
-"""The less, the likelier it is that the others followed this one."""
+"""Lower means more likely to be the cause of the other ends."""
 
 _STOPS = frozenset((-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP))
 
 LAUNCHER_NS = 1_000_000_000
-"""A process that is gone so long after another rank had given up was probably stopped: its launcher
-is often faster than whoever would read its exit. Where it is known why they gave up, any is."""
+"""A process that vanishes this long after another rank gave up was probably stopped by its
+launcher, which may reap it before its exit is read. If the cause is known, no delay is needed."""
 
 _LIBRARYS = re.compile(
     r"^(?:torch\.distributed\.)?Dist(?:Backend|Network|Store|QueueEmpty)?Error\b"
@@ -59,21 +58,21 @@ _LIBRARYS = re.compile(
     r"|ran for \d+ milliseconds before timing out|The client socket has timed out",
     re.DOTALL | re.IGNORECASE,
 )
-"""Reasons that torch.distributed and what it builds on give for a collective that failed, …"""
+"""Errors of torch.distributed and its backends for a collective that failed."""
 
 _EXIT_CODE = re.compile(r"^exit code -?\d+(?:: )?")
 _NO_ERROR = re.compile(r"^(?:process \d+ exited without reporting)?$")
 _KILLED = "killed by "
-"""How reasons begin that tell of an exit; what follows is the error that was on its way, if any."""
+"""Prefixes of a reason that describe the exit; the error in flight follows, if there was one."""
 
 _MISTAKES = re.compile(
     r"ncclInvalid|Duplicate GPU|unhandled cuda error|address already in use|EADDRINUSE", re.I
 )
-"""… and those among them that the rank has itself to blame for."""
+"""Those of them that the rank itself caused."""
 
 
 def last_step(rank: RankState) -> int | None:
-    """The step that a rank is in, or was when it ended; None where nothing was heard of it."""
+    """The step that a rank is in, or was in when it ended; None if unknown."""
     if rank.bye is not None and rank.bye.step is not None:
         return rank.bye.step
     return None if rank.beat is None else rank.beat.step
@@ -99,11 +98,11 @@ def ending(rank: RankState) -> str | None:
 
 
 def ends(ranks: Iterable[RankState], *, explained: bool = False) -> list[tuple[RankState, str]]:
-    """Ranks that have ended without finishing, and how: first whom the others likely followed.
+    """Ranks that ended without finishing, and how; the most likely cause comes first.
 
     Args:
         ranks: All ranks.
-        explained: It is known why some gave up.
+        explained: Whether it is known why some gave up.
     """
     found = [(rank, how) for rank in ranks if (how := ending(rank)) not in (None, FINISHED) and how]
     if explained:
@@ -113,11 +112,11 @@ def ends(ranks: Iterable[RankState], *, explained: bool = False) -> list[tuple[R
     late = {
         rank.rank for rank, how in found if how == KILLED and _is_late(rank, gave_up_ns, grace_ns)
     }
-    told = [(rank, STOPPED if rank.rank in late else how) for rank, how in found]
-    return sorted(told, key=lambda end: (_ORDER[end[1]], end[0].ended_ns))
+    found = [(rank, STOPPED if rank.rank in late else how) for rank, how in found]
+    return sorted(found, key=lambda end: (_ORDER[end[1]], end[0].ended_ns))
 
 
 def _is_late(rank: RankState, gave_up_ns: int | None, grace_ns: int) -> bool:
-    """Whether it is gone, nobody knows how, well after another one gave up."""
+    """Whether it vanished well after another one gave up."""
     unknown = rank.bye is not None and rank.bye.exit is None
     return unknown and gave_up_ns is not None and rank.ended_ns - gave_up_ns >= grace_ns

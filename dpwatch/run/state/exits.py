@@ -1,7 +1,7 @@
-"""A rank's end: its own goodbye, and what the operating system says of its process.
+"""Combines a rank's own goodbye with its process's exit status.
 
-A goodbye is only as good as what the process does after it: a rank may say `finished` and leave by
-`sys.exit(1)`, or be killed. So the exit code, where the hub could read it, has the last word.
+A rank may report `finished` and then exit with `sys.exit(1)` or be killed. So the exit status
+decides, where the hub could read it.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from dpwatch.run.state.parts import RankState
 from dpwatch.wire.messages import INTERRUPTED, Bye, Command
 
 SIGNAL_NS = 500_000_000
-"""How long before Ctrl-C is noticed a rank may have ended of it."""
+"""A rank may end from Ctrl-C up to this long before `dpwatch run` reports it."""
 
 APART = ("next", "idle")
-"""What a process may have turned to, so that its exit says nothing of the run (`Bye.then`)."""
+"""Values of `Bye.then` after which the process's exit status does not concern the run."""
 
 
-def seen(pid: int, code: int | None, step: int | None = None) -> Bye:
-    """A process's end as its hub saw it.
+def observed_end(pid: int, code: int | None, step: int | None = None) -> Bye:
+    """The end of a process as its hub observed it.
 
     Args:
         pid: The process.
-        code: Its exit code, or minus the signal that killed it; None where that can't be told.
-        step: The step it was in, None where that isn't known.
+        code: Its exit code, or minus the signal that killed it; None if unknown.
+        step: The step it was in, None if unknown.
     """
     if code is None:
         return Bye("lost", f"process {pid} exited without reporting", step=step)
@@ -37,19 +37,19 @@ def seen(pid: int, code: int | None, step: int | None = None) -> Bye:
     return Bye("finished", "", 0, step=step)
 
 
-def joined(own: Bye | None, seen: Bye | None, worker: str = "") -> Bye | None:
-    """What a rank's end comes to.
+def combine_ends(own: Bye | None, seen: Bye | None, worker: str = "") -> Bye | None:
+    """Combines a rank's goodbye and its process's end.
 
     Args:
-        own: Its goodbye, None if it said none.
-        seen: Its process's end, None while it runs.
+        own: Its goodbye, None if it sent none.
+        seen: The end of its process, None while it runs.
         worker: See `Hello.worker`.
     """
     code = None if seen is None else seen.exit
     if own is None:
         ended_by_pool = worker and code == -signal.SIGTERM
         return Bye("finished", "", code, "idle") if ended_by_pool else seen
-    if code is None:  # it runs, or the hub can't see the process, which has spoken for itself
+    if code is None:  # the process runs, or the hub can't observe it
         return own
     if own.state == "failed" or own.then in APART:
         return Bye(own.state, own.reason, code, own.then)
@@ -63,12 +63,12 @@ def joined(own: Bye | None, seen: Bye | None, worker: str = "") -> Bye | None:
 
 
 def may_have_failed(bye: Bye) -> bool:
-    """Whether a rank may have ended badly that said `finished`, and nobody has seen it."""
+    """Whether a rank that reported `finished` may have failed afterwards, unobserved."""
     return bye.then == "idle" or (bye.exit is None and bye.then != "next")
 
 
 def was_stopped(rank: RankState, command: Command | None) -> bool:
-    """Whether Ctrl-C ended a rank: its own signal, or what the launcher made of that."""
+    """Whether Ctrl-C ended a rank, by its own signal or through the launcher."""
     if rank.bye is None:
         return False
     if rank.bye.reason == INTERRUPTED or rank.bye.exit == -signal.SIGINT:
@@ -78,14 +78,14 @@ def was_stopped(rank: RankState, command: Command | None) -> bool:
 
 
 def gave_way(ranks: Iterable[RankState], command: Command | None) -> bool:
-    """Whether all ranks have ended well since Ctrl-C, and the command hasn't: as mp.spawn's do."""
+    """Whether all ranks finished after Ctrl-C but the command failed, as with `mp.spawn`."""
     if command is None or command.exit in (None, 0) or command.interrupted_ns is None:
         return False
     return all(was_stopped(rank, command) for rank in ranks)
 
 
 def signal_name(number: int) -> str:
-    """A signal as people write it: `SIGKILL`."""
+    """Name of a signal, such as `SIGKILL`."""
     try:
         return signal.Signals(number).name
     except ValueError:

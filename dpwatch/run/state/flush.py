@@ -1,4 +1,4 @@
-"""Puts what is pending into a run's sums, before anybody reads them."""
+"""Adds pending records to a run's sums, before the sums are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dpwatch.wire.messages import Collective
 
 
 def flush(state: RunState) -> None:
-    """Puts what is pending into the sums."""
+    """Adds pending records to the sums."""
     pending = state.pending
     if not pending.count:
         return
@@ -29,15 +29,15 @@ def flush(state: RunState) -> None:
             add_duration(state, rank, record)
 
 
-def enter_open(state: RunState, calls: list[tuple[int, Calls | Collective]]) -> None:
-    """Ranks have entered calls that are in the sums already: of a state that is taken in."""
+def add_open_calls(state: RunState, calls: list[tuple[int, Calls | Collective]]) -> None:
+    """Adds calls to the open ones that the sums already include, as when states are merged."""
     kinds = Kinds(state.arrivals.open.kinds)
     entries = np.concatenate([table_of_open(state.arrivals.open), table_of(calls, kinds)], axis=1)
     tally(state, entries, entries.shape[1], kinds.all)
 
 
 def forget_calls(state: RunState, rank: int) -> None:
-    """A rank begins anew: what it had entered belongs to nobody's call any more."""
+    """Removes the open calls of a rank that restarts."""
     arrivals = state.arrivals
     table = table_of_open(arrivals.open)
     arrivals.open = open_calls(table[:, table[RANK] != rank], arrivals.open.kinds)
@@ -46,7 +46,7 @@ def forget_calls(state: RunState, rank: int) -> None:
 
 
 def shift_calls(state: RunState, offset_ns: int) -> None:
-    """Moves the times of open calls."""
+    """Adds `offset_ns` to the times of open calls."""
     open_ones = state.arrivals.open
     table = table_of_open(open_ones).copy()
     for row in (ISSUED, DONE):

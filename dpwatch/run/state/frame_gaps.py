@@ -1,7 +1,7 @@
-"""Which of a sender's numbered frames have come: so that gaps are counted, and counted once.
+"""Tracks which of a sender's numbered frames have arrived, to count the missing ones.
 
-A sum of gaps could not be merged: two hubs that have followed the same rank, one after the other or
-with a dead one between, know different parts, and what both lack is a union of sets.
+A plain count could not be merged: hubs that have followed the same rank, one after the other, each
+know a different part, and merging needs the union of the received sets.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ import msgspec
 MOST_SPANS = 32
 
 
-class Received(msgspec.Struct, array_like=True):
-    """Numbers that have come, as spans from first to last, both included, in order.
+class ReceivedFrames(msgspec.Struct, array_like=True):
+    """Frame numbers received, as sorted inclusive spans.
 
     Attributes:
-        forgotten: Gaps that are so many spans back that only their sum is kept.
+        forgotten: Sum of the gaps before the last `MOST_SPANS` spans.
     """
 
     spans: list[tuple[int, int]] = []
     forgotten: int = 0
 
     def add(self, number: int) -> None:
-        """A frame has come."""
+        """Adds a frame number."""
         if self.spans and self.spans[-1][1] + 1 == number:
             self.spans[-1] = (self.spans[-1][0], number)
         else:
             self._unite([(number, number)])
 
-    def join(self, other: Received) -> None:
-        """What has come to another hub too."""
+    def merge(self, other: ReceivedFrames) -> None:
+        """Adds the frames that another hub has received."""
         self.forgotten = max(self.forgotten, other.forgotten)
         self._unite(other.spans)
 
     @property
     def missing(self) -> int:
-        """How many numbers from 0 to the last have not come."""
+        """Count of numbers from 0 to the last that have not arrived."""
         if not self.spans:
             return 0
         came = sum(last - first + 1 for first, last in self.spans)

@@ -1,10 +1,9 @@
-"""Process groups that are destroyed and recreated: which calls of equal numbers belong together.
+"""Converts a process's generations of recreated process groups to those of the run.
 
-torch reuses a group's name, and each group of a name numbers its calls from 0. So a probe says how
-many groups of that name its process has had before (`Collective.generation`), and calls match only
-within a generation. Processes that began together count alike. One that takes another's place, or
-joins later, begins to count at 0: what it says is brought to the run's count here, at the door, and
-everything behind reads that.
+torch reuses a group's name, and each group of a name numbers its calls from 0. So a probe reports
+how many groups of that name its process has had before (`Collective.generation`), and calls match
+only within a generation. Processes that started together count alike. One that replaces another
+or joins later counts from 0, so its records are converted here before they are applied.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dpwatch.wire.messages import AnyRecord, Beat, Collective, Position
 
 
 def in_run(state: RunState, rank: RankState, record: AnyRecord) -> AnyRecord:
-    """A record with generations in the run's count. Nearly always it is the same record."""
+    """Converts a record's generations to the run's; nearly always returns the record itself."""
     if isinstance(record, Collective):
         if rank.left is None and not record.generation:
             return record
@@ -45,7 +44,7 @@ def in_run(state: RunState, rank: RankState, record: AnyRecord) -> AnyRecord:
 
 
 def left(rank: RankState) -> dict[str, int]:
-    """The last generation of each group that a process and those before it have been in."""
+    """The last generation of each group that a process or its predecessors were in."""
     groups = {
         key.partition("/")[2]
         for lane in rank.lanes.values()
@@ -56,17 +55,17 @@ def left(rank: RankState) -> dict[str, int]:
 
 
 def is_current(state: RunState, position: Position) -> bool:
-    """Whether a place is in the newest group of its name, and not in one that is no more."""
+    """Whether a position is in the newest group of its name, not in a destroyed one."""
     return position.generation >= state.arrivals.generations.get(position.group, 0)
 
 
 def _generation(
     state: RunState, rank: RankState, call: Collective | CallSignature | Position
 ) -> int:
-    """The run's number of the group that a rank's call is in.
+    """The run's generation of the group that a rank's call is in.
 
-    A process that takes another's place can't be in a group that the other was in: it belongs to
-    the newest group of that name, or to the one after its predecessor's if that is the newest.
+    A process that replaces another can't be in a group of its predecessor: it belongs to the
+    newest group of that name, or to the one after its predecessor's if that is the newest.
     """
     if rank.left is None:
         return call.generation
@@ -78,7 +77,7 @@ def _generation(
 
 
 def _enter(state: RunState, rank: RankState, call: Collective | CallSignature) -> int:
-    """The same, which is the newest from now on, unless there is a newer one."""
+    """Like `_generation`, and records it as the newest unless a newer one is known."""
     if call.op in MESSAGES:
         return call.generation
     generation = _generation(state, rank, call)

@@ -1,8 +1,7 @@
-"""Durations that come after their collective's record, as NCCL's do: booked where they belong.
+"""Adds durations that arrive after their collective's record, as NCCL's do.
 
-They come in batches, many steps late and for some of the steps only. So the tallies of the last
-steps that have any are kept apart as well: figures per time are taken from these where none of the
-steps just done has been timed.
+They arrive in batches, many steps late and only for some steps. So the tallies of the last timed
+steps are kept separately too: bandwidths are computed from them if no recent step was timed.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ LATENCIES = 512
 LATE_STEPS = 64
 
 
-class Late(msgspec.Struct):
-    """Tallies of the last steps some of whose calls were timed late."""
+class LateDurations(msgspec.Struct):
+    """Tallies of the last steps with late durations, by step."""
 
     tallies: dict[int, Tally] = {}
 
     def keep(self, step: int, tally: Tally) -> None:
-        """Takes a step's tally as it is now; the first step is unlike the rest."""
+        """Stores a step's current tally, except for the first step, which is not typical."""
         if step == 0:
             return
         self.tallies[step] = tally
@@ -42,28 +41,32 @@ class Late(msgspec.Struct):
             del self.tallies[min(self.tallies)]
 
 
-def book(
-    record: Duration, key: str, calls: dict[str, ByStep], late_calls: dict[str, Late], late: Late
+def add_late_duration(
+    record: Duration,
+    key: str,
+    calls: dict[str, ByStep],
+    late_calls: dict[str, LateDurations],
+    late: LateDurations,
 ) -> bool:
-    """Counts a call of a lane's as timed in its step's tally.
+    """Adds a duration to the tally of its call's step.
 
     Args:
-        record: What has come.
-        key: Of its op and group.
-        calls: The lane's collectives, by such keys.
-        late_calls: Their late tallies, and …
-        late: … those of all of them together.
+        record: The duration.
+        key: Its `op/group`.
+        calls: The lane's tallies by key.
+        late_calls: The lane's late tallies by key.
+        late: The lane's late tallies over all keys.
 
     Returns:
-        False if it times no call: its own record never came, all are timed already, or it only
-        says how long its caller waited.
+        False if it times no call: the call's record was lost, all calls are timed already, or the
+        record only says how long the caller waited.
     """
     by_step = calls.get(key)
     if by_step is None:
         return False
     at = by_step.find(record.step)
     (tally,) = by_step.over([record.step])
-    if at is None:  # of a step too long ago to have a tally?
+    if at is None:  # the step may be too old to have a tally
         return record.step < by_step.oldest
     cells = by_step.cells
     if record.blocked_ns is not None and tally.waited_calls < tally.calls:
@@ -73,20 +76,20 @@ def book(
         return False
     cells[at + TIMED_CALLS] += 1
     cells[at + TIMED_NS] += record.duration_ns
-    if record.completed_ns is not None:  # on the host, only a moment later than the others
+    if record.completed_ns is not None:  # timed on the host, so only slightly late
         return True
-    late_calls.setdefault(key, Late()).keep(record.step, by_step.over([record.step])[0])
+    late_calls.setdefault(key, LateDurations()).keep(record.step, by_step.over([record.step])[0])
     late.keep(record.step, summed([each.over([record.step])[0] for each in calls.values()]))
     return True
 
 
 def keep_latencies(latencies_ms: list[float], took_ms: list[float], before: int) -> None:
-    """Adds to the latencies of the last calls, between one and two times `LATENCIES` of them.
+    """Appends latencies, and keeps the last `LATENCIES` to twice as many.
 
     Args:
-        latencies_ms: What is kept.
-        took_ms: The last `2 * LATENCIES`, or all that there are.
-        before: How many came before those.
+        latencies_ms: The list to extend.
+        took_ms: The last `2 * LATENCIES` new latencies, or all if there are fewer.
+        before: Number of new latencies before those.
     """
     kept = total = len(latencies_ms) + before + len(took_ms)
     if total > 2 * LATENCIES:

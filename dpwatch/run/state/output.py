@@ -1,4 +1,4 @@
-"""The last lines that each rank has printed, bounded for the run as a whole."""
+"""The last lines printed by each rank, within one memory budget per run."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from dpwatch.run.model.snapshot import Printed, RankOutput
 from dpwatch.wire.messages import Line, Output
 
 LINES = 200
-"""Lines kept of a rank …"""
+"""Lines kept per rank."""
 
 RUN_BYTES = 2 << 20
-"""… but of all ranks together so many bytes at most, each an equal share."""
+"""Bytes kept for all ranks together, in equal shares."""
 
 LINE_BYTES = 64
-"""What a line takes beside its text."""
+"""Overhead of a line in addition to its text."""
 
 LINE_CHARS = 400
-"""Kept of a line, whatever a sender claims one to be."""
+"""Characters kept of a line, however long the received one is."""
 
 
 class RankLines(msgspec.Struct):
-    """One rank's last lines, the oldest first.
+    """One rank's last lines, oldest first.
 
     Attributes:
-        nbytes: What they take.
-        left_out: Lines that its sender has not told.
-        let_go: Lines that were told and made room since.
-        open: By stream, the line that is still being written.
+        nbytes: Size of the lines, in bytes.
+        left_out: Lines that the sender skipped.
+        let_go: Lines received and dropped since, to stay within limits.
+        open: By stream, the line that is not terminated yet.
     """
 
     lines: list[Printed] = []
@@ -39,12 +39,12 @@ class RankLines(msgspec.Struct):
     open: dict[str, Printed] = {}
 
     @property
-    def told(self) -> int:
-        """How many lines have come, kept or not."""
+    def received(self) -> int:
+        """Number of lines received, kept or not."""
         return len(self.lines) + self.let_go
 
-    def take(self, record: Output) -> None:
-        """Adds what a record tells."""
+    def add(self, record: Output) -> None:
+        """Adds a record's lines."""
         stream = "err" if record.stream == "err" else "out"
         self.left_out += max(record.left_out, 0)
         for line in record.lines:
@@ -57,7 +57,7 @@ class RankLines(msgspec.Struct):
             self.open[stream] = _printed(record.open, stream)
 
     def fit(self, share: int) -> None:
-        """Lets the oldest lines go that find no room."""
+        """Drops the oldest lines that exceed the limits; `share` is in bytes."""
         over = max(len(self.lines) - LINES, 0)
         self.nbytes -= sum(map(_size, self.lines[:over]))
         while self.nbytes > share and over < len(self.lines):
@@ -67,45 +67,45 @@ class RankLines(msgspec.Struct):
         self.let_go += over
 
     def freeze(self, rank: int) -> RankOutput:
-        """As a snapshot holds it."""
+        """Immutable copy for a snapshot."""
         still_open = tuple(self.open.values())
         return RankOutput(rank, (*self.lines, *still_open), self.left_out, self.let_go)
 
 
 class RunOutput(msgspec.Struct):
-    """What all ranks have printed; outlives a rank that begins anew."""
+    """Lines of all ranks; kept when a rank restarts."""
 
     ranks: dict[int, RankLines] = {}
     share: int = RUN_BYTES
 
-    def take(self, rank: int, record: Output, ranks: int) -> None:
-        """Takes a record in; `ranks` is how many the run has."""
+    def add(self, rank: int, record: Output, ranks: int) -> None:
+        """Adds a rank's record; `ranks` is the number of ranks in the run."""
         if rank not in self.ranks:
             self.ranks[rank] = RankLines()
             self.ranks = dict(sorted(self.ranks.items()))
         share = RUN_BYTES // max(ranks, len(self.ranks))
-        self.ranks[rank].take(record)
+        self.ranks[rank].add(record)
         if share < self.share:
             for lines in self.ranks.values():
                 lines.fit(share)
         self.share = share
         self.ranks[rank].fit(share)
 
-    def join(self, other: RunOutput, numbers: Iterable[int], ranks: int) -> None:
-        """Takes what another hub has of these ranks; of a rank that both have, whose is longer."""
+    def merge(self, other: RunOutput, numbers: Iterable[int], ranks: int) -> None:
+        """Adds another hub's lines of these ranks; where both have a rank, the longer one wins."""
         share = RUN_BYTES // max(ranks, 1)
         for number in numbers:
-            told = other.ranks.get(number)
+            theirs = other.ranks.get(number)
             known = self.ranks.get(number)
-            if told is not None and (known is None or known.told <= told.told):
-                self.ranks[number] = told
+            if theirs is not None and (known is None or known.received <= theirs.received):
+                self.ranks[number] = theirs
         self.ranks = dict(sorted(self.ranks.items()))
         self.share = min(self.share, share)
         for lines in self.ranks.values():
             lines.fit(self.share)
 
     def freeze(self) -> tuple[RankOutput, ...]:
-        """As a snapshot holds it, in the order of ranks."""
+        """Immutable copy for a snapshot, in order of ranks."""
         return tuple(lines.freeze(rank) for rank, lines in self.ranks.items())
 
 

@@ -1,14 +1,14 @@
-"""What a run's state is made of: ranks, their devices, and kinds of collectives and copies."""
+"""The parts of a run's state: ranks, their devices, collectives and copies."""
 
 from __future__ import annotations
 
 import msgspec
 
 from dpwatch.run.state.curves import Envelope, Thinned
-from dpwatch.run.state.frame_gaps import Received
-from dpwatch.run.state.late_durations import Late
+from dpwatch.run.state.frame_gaps import ReceivedFrames
+from dpwatch.run.state.late_durations import LateDurations
 from dpwatch.run.state.series import ByStep, Window
-from dpwatch.run.state.stacks import Dump
+from dpwatch.run.state.stacks import StackDump
 from dpwatch.wire.messages import Beat, Bye, Gpu, GroupMembers, Hello, Memory
 
 FADE_CALLS = 512
@@ -19,11 +19,11 @@ class LaneState(msgspec.Struct):
     """One device of one rank.
 
     Attributes:
-        samples: Batch elements of its last step, 0 where that is not known.
-        held_bytes: Held at steps' ends …
-        held_from: … by what account: `heap` (malloc's), else a source of `Memory`, …
-        held_samples: … and the batch elements of those steps, 0 where that is not known.
-        calls: The collectives it issued, by `op/group`.
+        samples: Batch elements of its last step, 0 if unknown.
+        held_bytes: Memory held at the ends of steps.
+        held_from: Source of `held_bytes`: `heap` (malloc's), else a source of `Memory`.
+        held_samples: Batch elements of the steps in `held_bytes`, 0 if unknown.
+        calls: Tallies of the collectives it issued, by `op/group`.
     """
 
     rank: int
@@ -40,12 +40,12 @@ class LaneState(msgspec.Struct):
     highest: Memory | None = None
     gpu: Gpu | None = None
     calls: dict[str, ByStep] = {}
-    late: Late = msgspec.field(default_factory=Late)
-    late_calls: dict[str, Late] = {}
+    late: LateDurations = msgspec.field(default_factory=LateDurations)
+    late_calls: dict[str, LateDurations] = {}
 
 
 class BadLoss(msgspec.Struct, array_like=True):
-    """A NaN or infinite loss: since which step, which (`nan`, `inf`), the last good one's too."""
+    """A NaN or infinite loss since `step`, and step and value of the last finite one before."""
 
     step: int
     value: str
@@ -53,10 +53,10 @@ class BadLoss(msgspec.Struct, array_like=True):
 
 
 class Covered(msgspec.Struct, array_like=True):
-    """Time that intervals have covered so far, so that what overlaps counts once.
+    """Time covered by intervals, counting overlaps once.
 
-    Intervals come nearly in order. Known is the last stretch without a gap, from `low` to `high`,
-    and `before`: where the one before it ends.
+    Intervals arrive nearly in order. Kept are the last contiguous stretch, from `low` to `high`,
+    and `before`, the end of the stretch before it.
     """
 
     before: int = 0
@@ -64,7 +64,7 @@ class Covered(msgspec.Struct, array_like=True):
     high: int = 0
 
     def add(self, start: int, end: int) -> int:
-        """Returns: how much of the interval nothing has covered before."""
+        """Adds an interval. Returns how much of it was not covered before."""
         if start > self.high:
             self.before, self.low, self.high = self.high, start, end
             return end - start
@@ -75,28 +75,28 @@ class Covered(msgspec.Struct, array_like=True):
 
 
 class RankState(msgspec.Struct):
-    """One process: who it is, when it last spoke, its devices.
+    """One rank, that is one process: its identity, its liveness and its devices.
 
     Attributes:
-        received: Which of its frames have come, by their numbers.
-        refused: Its records that made no sense, or that there was no room for.
-        missed: Its records that did not get here: lost on the way, or sent to a hub before this.
-        taken: Those that did.
-        cells: Kinds of collectives it has called, by device.
-        groups: Its process groups as it told of them last; in the end most are destroyed.
-        process: The state that the kernel has its process in, while it is silent; else "".
-        good_loss: The last loss that was a number, and its step.
-        whole_steps: Steps of which all calls have come.
-        peers: What it sends to other ranks and receives from them, by `send/rank` and `recv/rank`.
-        waits: When it has waited for other ranks to come to a call.
-        generations: By group, the last of that name it has called in, counted from 0 over the run.
-        left: The same of the processes that had this rank before; None of a run's first process.
-        shifts: By group, what its own count of generations has to be increased by.
-        bye: How it ended, None while it goes on: what `own` and `seen` come to (`hub.exits`).
-        ended_ns: When it said goodbye, or was found to have ended without.
+        received: Numbers of its frames that have arrived.
+        refused: Its records that were invalid or exceeded a limit.
+        missed: Its records that did not arrive here: lost, or sent to an earlier hub.
+        taken: Its records that arrived.
+        cells: Number of its collectives per device, and of its message peers.
+        groups: Its process groups as last reported; at the end most are destroyed.
+        process: Kernel state of its process while it is silent, else "".
+        good_loss: Step and value of its last finite loss.
+        whole_steps: Number of steps whose calls have all arrived.
+        peers: Tallies of its messages, by `send/rank` and `recv/rank`.
+        waits: When it waited for other ranks in collectives.
+        generations: By group name, the last generation it called in, counted from 0 over the run.
+        left: The same for earlier processes with this rank; None for the run's first process.
+        shifts: By group name, what to add to its own generations.
+        bye: How it ended, None while it runs: `own` and `seen` combined (`exits.combine_ends`).
+        ended_ns: When it said goodbye, or was found to have ended without one.
         own: Its own goodbye.
-        seen: What its hub saw of its process's end.
-        exited_ns: When that was, 0 while the process runs or where its end was not seen.
+        seen: The end of its process as its hub observed it.
+        exited_ns: When its process ended, 0 while it runs or if the end was not observed.
     """
 
     rank: int
@@ -112,8 +112,8 @@ class RankState(msgspec.Struct):
     good_loss: tuple[int, float] | None = None
     bad_loss: BadLoss | None = None
     lanes: dict[int, LaneState] = {}
-    received: Received = msgspec.field(default_factory=Received)
-    dump: Dump = msgspec.field(default_factory=Dump)
+    received: ReceivedFrames = msgspec.field(default_factory=ReceivedFrames)
+    dump: StackDump = msgspec.field(default_factory=StackDump)
     refused: int = 0
     missed: int = 0
     taken: int = 0
@@ -137,7 +137,7 @@ class RankState(msgspec.Struct):
 
     @property
     def steps_done(self) -> int:
-        """Steps that its furthest device has done."""
+        """Number of steps completed by its furthest device."""
         return max([0, *(lane.steps for lane in self.lanes.values())])
 
 
@@ -154,7 +154,7 @@ class OpState(msgspec.Struct):
     booked: int = 0
 
     def book_last(self, latest: int, others_ns: int) -> None:
-        """Books who came last to a call and the others' mean wait; old calls fade by halving."""
+        """Counts a last arrival and the others' mean wait; old counts fade by halving."""
         self.last_calls[latest] = self.last_calls.get(latest, 0) + 1
         self.last_wait_ns[latest] = self.last_wait_ns.get(latest, 0) + others_ns
         self.booked += 1
@@ -179,7 +179,7 @@ class Route(msgspec.Struct):
 
 
 class OpenLoss(msgspec.Struct, array_like=True):
-    """A step's loss while ranks are still to report it."""
+    """The loss of a step that not all ranks have reported yet."""
 
     total: float = 0.0
     count: int = 0

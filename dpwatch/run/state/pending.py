@@ -1,7 +1,7 @@
-"""Collectives and steps that are not in the sums yet.
+"""Collectives and steps that have not been added to the sums yet.
 
-They are put there together, by numpy (`flush`): one by one they cost a hub of a thousand ranks half
-a core, together a hundredth. Nobody sees the difference: who reads the state flushes it before.
+`flush` adds them in bulk, with numpy: one by one they cost the hub of a thousand ranks half a core,
+in bulk a hundredth. Readers of the state flush it first, so they never see the difference.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from dpwatch.wire.messages import Collective, Duration, Step, Steps
 
 MOST_RECORDS = 1 << 18
 MOST_STEPS = 3 * WINDOW // 8
-"""Pending calls and steps, and steps of a rank: what comes for one later finds its sums kept."""
+"""Limits on pending calls and steps, and on the steps one rank may advance meanwhile, so that a
+record for one of these steps still finds its sums."""
 
 
 class Pending(msgspec.Struct):
-    """What has come, in its order.
+    """Pending records, in order of arrival.
 
     Attributes:
-        calls: By which rank, and what.
-        steps: The same of steps.
-        durations: Of calls that are pending too, or came after such.
-        count: How many calls and steps these are.
-        is_due: There are so many that they are to be flushed.
-        since: By rank, the earliest step that it has something pending of.
+        calls: Pairs of a rank and its calls.
+        steps: Pairs of a rank and its steps.
+        durations: Durations of calls that may be pending too.
+        count: Number of calls and steps.
+        is_due: Whether a limit is reached, so that they have to be flushed.
+        since: By rank, the earliest step with pending records.
     """
 
     calls: list[tuple[int, Calls | Collective]] = []
@@ -37,17 +38,17 @@ class Pending(msgspec.Struct):
     since: dict[int, int] = {}
 
     def add_calls(self, rank: int, record: Calls | Collective) -> None:
-        """What a rank called."""
+        """Adds a rank's calls."""
         self.calls.append((rank, record))
         self._count(rank, record.step, record.count if isinstance(record, Calls) else 1)
 
     def add_steps(self, rank: int, record: Steps | Step) -> None:
-        """Steps of a device that its rank's state has a lane for."""
+        """Adds steps of a device whose lane exists."""
         self.steps.append((rank, record))
         self._count(rank, record.step, record.count if isinstance(record, Steps) else 1)
 
     def add_duration(self, rank: int, record: Duration) -> bool:
-        """Returns: whether it may be of a pending call; else it is to be added to the sums."""
+        """Adds a duration if its call may be pending. Returns False if it is not."""
         is_of_pending = record.step >= self.since.get(rank, record.step + 1)
         if is_of_pending:
             self.durations.append((rank, record))

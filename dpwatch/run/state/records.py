@@ -1,4 +1,4 @@
-"""What one record of a rank does to a run's state."""
+"""Applies one record of a rank to a run's state."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from dpwatch.wire.messages import (
 )
 
 
-def take(state: RunState, rank: RankState, record: AnyRecord) -> None:
-    """Takes in a record."""
+def apply_record(state: RunState, rank: RankState, record: AnyRecord) -> None:
+    """Applies a record; one that exceeds a limit is counted as refused."""
     try:
         match record:
             case Steps() | Step():
@@ -50,22 +50,22 @@ def take(state: RunState, rank: RankState, record: AnyRecord) -> None:
             case Gpu():
                 state.lane(rank, record.device).gpu = record
             case Output():
-                state.output.take(rank.rank, record, rank.hello.world_size if rank.hello else 1)
+                state.output.add(rank.rank, record, rank.hello.world_size if rank.hello else 1)
             case Hello():
                 _hello(state, rank, record)
             case Stacks():
-                rank.dump.take(record, max(state.world_size, len(state.ranks)))
+                rank.dump.store(record, max(state.world_size, len(state.ranks)))
             case Refused():
                 rank.refused += 1
-    except (bounds.Full, OverflowError):  # no room, or numbers that no run has
+    except (bounds.LimitReached, OverflowError):  # a limit is reached, or a number exceeds 64 bits
         rank.refused += 1
 
 
 def _beat(state: RunState, rank: RankState, record: Beat) -> None:
-    """A beat counts the steps done; of short ones not every one has a record.
+    """Applies a heartbeat, which counts completed steps: not every short step has a record.
 
-    It goes first in its frame, so calls that were made before it may come after it, but not
-    after the next.
+    It comes first in its frame, so calls made before it may arrive after it, but not after the
+    next one.
     """
     if rank.beat is not None:
         rank.whole_steps = max(rank.whole_steps, rank.beat.step)
@@ -79,7 +79,7 @@ def _hello(state: RunState, rank: RankState, record: Hello) -> None:
     before, rank.hello = rank.hello, record
     rank.groups = record.groups or rank.groups
     if before is None or before.world_size != record.world_size:
-        state.measure(record.world_size if before is None else None)
+        state.update_world_size(record.world_size if before is None else None)
 
 
 def _transfer(state: RunState, rank: RankState, record: Transfer) -> None:
@@ -87,21 +87,21 @@ def _transfer(state: RunState, rank: RankState, record: Transfer) -> None:
     route = state.routes.get(key)
     if route is None:
         if len(state.routes) >= bounds.ROUTES:
-            raise bounds.Full
+            raise bounds.LimitReached
         route = Route(rank.rank, record.kind, record.src, record.dst)
         state.routes[key] = route
     at, cells = route.by_step.at(record.step), route.by_step.cells
     if at is not None:
-        if _is_full(cells, at):
-            raise bounds.Full
+        if _would_overflow(cells, at):
+            raise bounds.LimitReached
         cells[at + CALLS] += 1
         cells[at + NBYTES] += record.nbytes
         cells[at + TIMED_CALLS] += 1
         cells[at + TIMED_NS] += record.duration_ns
 
 
-def _is_full(cells: Ints, at: int) -> bool:
-    """Whether another copy could take a sum of that row beyond 64 bits."""
+def _would_overflow(cells: Ints, at: int) -> bool:
+    """Whether another copy could overflow a 64-bit sum of that row."""
     return bool(
         cells[at + CALLS] >= bounds.CALLS_A_STEP or cells[at + TIMED_NS] >= bounds.SUMMED_NS
     )
@@ -109,16 +109,16 @@ def _is_full(cells: Ints, at: int) -> bool:
 
 def _memory(lane: LaneState, record: Memory) -> None:
     if lane.memory is not None and lane.memory.source != record.source:
-        lane.peak_bytes, lane.highest = Envelope(), None  # of something else
+        lane.peak_bytes, lane.highest = Envelope(), None  # not comparable with the new source
     lane.memory = record
     lane.peak_bytes.push(record.step, record.peak_bytes)
-    # Resident size hardly falls when memory is freed, and says little of what is held.
+    # Resident size hardly falls when memory is freed, so it says little about what is held.
     by_heap = record.source == "rss" and record.heap_bytes is not None
     account = "heap" if by_heap else record.source
     if lane.held_from != account:
         lane.held_bytes, lane.held_samples, lane.held_from = Thinned(), Thinned(), account
     held = record.heap_bytes if by_heap else record.current_bytes
     lane.held_bytes.push(record.step, held or 0)
-    lane.held_samples.push(record.step, lane.samples)  # of this step, or of one shortly before
+    lane.held_samples.push(record.step, lane.samples)  # of this step or a recent one
     if lane.highest is None or record.peak_bytes >= lane.highest.peak_bytes:
         lane.highest = record

@@ -1,7 +1,7 @@
-"""A run's state. It moves in one place, `apply`, and so can be replayed from its frames.
+"""The state of a run. Only `apply` changes it, so it can be replayed from frames.
 
-All of it is data (msgspec Structs), bounded whatever the run's length, and travels whole to a
-viewer that comes late. What people see is computed from it in `summarize`.
+It consists of msgspec Structs whose size is bounded whatever the run's length, and is sent to other
+hubs as a whole. `summarize` derives from it what users see.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from dpwatch.wire.messages import (
 
 
 class RunState(msgspec.Struct):
-    """Everything the hub knows of a run.
+    """Everything the hub knows about a run.
 
     Attributes:
-        now_ns: The latest monotonic time any sender has told; the hub ticks once a second.
-        frames: Frames applied so far; numbers the hub's outgoing stream.
-        wall_s: The wall clock at that moment, as that sender has it.
+        now_ns: The latest monotonic time of any sender; the hub ticks once a second.
+        frames: Number of frames applied; numbers the hub's outgoing stream.
+        wall_s: The same sender's wall clock at that moment.
         diagnoses: Findings that hold now, with the step they began at (see `diagnose`).
-        silent_ns: By kind, when the rule of a finding that holds first had nothing to say.
-        alerts: What has held so far, the oldest first.
-        others: The run's other hosts, as far as their hubs have joined this one.
-        joined: How this hub stands to those; None on one host.
-        output: The last lines that ranks have printed.
-        hosts: How many ranks each has.
-        told_size: Processes in the run, as its ranks say.
-        reviewed_ns: When diagnoses were last looked at.
-        lanes: Devices of all ranks, `cells` their kinds of collectives: bounded (see `bounds`).
-        refused: Records of ranks beyond those that there is room for.
-        began_s: The wall clock when it was first heard of.
-        command: What `dpwatch run` says of its command, None without one.
-        claims: What is wrong with two processes that both say they are one rank, "" if none do.
-        earlier: Runs of this name that were over before it began, the oldest first.
-        pending: Of many ranks, collectives that are to be booked together: call `settle` before
-            sums or arrivals are read.
-        offsets: Which ranks are some steps ahead of the others or behind.
+        silent_ns: By kind, when the rule of a finding that still holds stopped firing.
+        alerts: Findings so far, oldest first.
+        others: The run's other hosts whose hubs have joined this one.
+        joined: This hub's role among them; None on one host.
+        output: The last lines printed by ranks.
+        hosts: Number of ranks per host.
+        world_size: World size as reported by the ranks.
+        reviewed_ns: When diagnoses were last reviewed.
+        lanes: Number of devices of all ranks; limited, like `cells` (see `bounds`).
+        cells: Sum of the ranks' `cells`.
+        refused: Records of ranks beyond the limit on ranks.
+        began_s: Wall clock at the first frame of a rank.
+        command: What `dpwatch run` reports about its command, None without one.
+        claims: Describes two processes that claim the same rank, "" if there are none.
+        earlier: Runs with this id that ended before it began, oldest first.
+        pending: Records not yet in the sums; call `flush` before reading sums or arrivals.
+        offsets: Ranks that are some steps ahead of the others or behind.
     """
 
     run_id: str
@@ -85,7 +85,7 @@ class RunState(msgspec.Struct):
     joined: Joined | None = None
     output: RunOutput = msgspec.field(default_factory=RunOutput)
     hosts: dict[str, int] = {}
-    told_size: int = 1
+    world_size: int = 1
     reviewed_ns: int = 0
     lanes: int = 0
     cells: int = 0
@@ -97,54 +97,59 @@ class RunState(msgspec.Struct):
     claims: str = ""
     earlier: list[Run] = []
 
-    def admit(self, rank: RankState) -> None:
-        """A rank that was not known, or whose process is another one now."""
+    def add_rank(self, rank: RankState) -> None:
+        """Adds a rank that is new or has a new process."""
         self.hosts[rank.host] = self.hosts.get(rank.host, 0) + 1
         in_order = rank.rank > next(reversed(self.ranks), -1)
         self.ranks[rank.rank] = rank
         if not in_order:
             self.ranks = dict(sorted(self.ranks.items()))
 
-    def count_room(self) -> None:
-        """Counts lanes and kinds of collectives anew, once another state has been taken in."""
+    def recount(self) -> None:
+        """Recounts `lanes` and `cells` after a merge."""
         for rank in self.ranks.values():
             rank.cells = len(rank.peers) + sum(len(lane.calls) for lane in rank.lanes.values())
         self.lanes = sum(len(rank.lanes) for rank in self.ranks.values())
         self.cells = sum(rank.cells for rank in self.ranks.values())
 
-    def measure(self, more: int | None = None) -> None:
-        """Keeps `told_size`; over all ranks only where it may have become less."""
+    def update_world_size(self, more: int | None = None) -> None:
+        """Updates `world_size`: raises it to `more`, or recomputes it if it may have shrunk."""
         if more is not None:
-            self.told_size = max(self.told_size, more)
+            self.world_size = max(self.world_size, more)
         else:
-            told = [rank.hello.world_size for rank in self.ranks.values() if rank.hello]
-            self.told_size = max([1, *told])
+            sizes = [rank.hello.world_size for rank in self.ranks.values() if rank.hello]
+            self.world_size = max([1, *sizes])
 
-    def judge_loss(self, rank: RankState, step: int, loss: float) -> None:
-        """Whether a rank's loss is a number."""
+    def record_loss(self, rank: RankState, step: int, loss: float) -> None:
+        """Records a rank's loss as its last finite or its first non-finite one."""
         if math.isfinite(loss):
             rank.good_loss, rank.bad_loss = (step, loss), None
         elif rank.bad_loss is None:
             rank.bad_loss = BadLoss(step, str(loss), rank.good_loss)
 
     def add_loss(self, step: int, loss: float, count: int = 1) -> None:
-        """Means a step's loss over the ranks, once all have told theirs.
+        """Adds losses to a step, and computes its mean once all ranks have reported.
 
-        Ranks of short steps need not read their loss in the same ones; a mean over some ranks
-        would be another number, so what stays incomplete is let go. `loss` is the sum of `count`.
+        Ranks with short steps may read their loss in different steps. A mean over some ranks would
+        be a different quantity, so steps that stay incomplete are dropped.
+
+        Args:
+            step: The step.
+            loss: Sum of `count` ranks' losses.
+            count: Number of ranks.
         """
         entry = self.losses.get(step)
         if entry is None:
             entry = self.losses[step] = OpenLoss()
         entry.total += loss
         entry.count += count
-        if entry.count >= self.told_size:
+        if entry.count >= self.world_size:
             self.close_loss(step)
         elif len(self.losses) > OPEN_LOSSES:
             del self.losses[min(self.losses)]
 
     def close_loss(self, step: int) -> None:
-        """No rank is still to tell that step's loss."""
+        """Adds a step's mean loss to the curve once all ranks have reported it."""
         entry = self.losses.pop(step)
         mean = entry.total / entry.count
         if self.first_loss is None or step < self.first_loss[0]:
@@ -154,21 +159,25 @@ class RunState(msgspec.Struct):
             self.loss.push(step, mean)
 
     def lane(self, rank: RankState, device: int) -> LaneState:
-        """That device of a rank, made at first use."""
+        """A rank's lane for a device, created on first use.
+
+        Raises:
+            bounds.LimitReached: There are too many lanes.
+        """
         lane = rank.lanes.get(device)
         if lane is None:
             if len(rank.lanes) >= bounds.LANES_A_RANK or self.lanes >= bounds.LANES:
-                raise bounds.Full
+                raise bounds.LimitReached
             lane = rank.lanes[device] = LaneState(rank.rank, device)
             rank.lanes = dict(sorted(rank.lanes.items()))
             self.lanes += 1
         return lane
 
     def clock_error_ns(self, hosts: Iterable[str]) -> int | None:
-        """How far off times of ranks on two of these hosts may be from each other.
+        """Largest error, in nanoseconds, between the converted clocks of any two of these hosts.
 
-        0 on one host. None where their clocks don't compare: one of them has not been heard of by
-        the head, whose own host is the one that `others` has no entry of.
+        0 for one host. None if their clocks don't compare, because the head has no estimate for one
+        of them. The head's own host has no entry in `others`.
         """
         names = set(hosts)
         if len(names) < 2:
@@ -180,11 +189,11 @@ class RunState(msgspec.Struct):
 
     @property
     def gone(self) -> list[RankState]:
-        """Ranks that have died, the one first that the others followed. None that Ctrl-C ended."""
+        """Ranks that died, most likely cause first, without those that Ctrl-C ended."""
         return [rank for rank, _ in self.died()]
 
     def died(self, *, explained: bool = False) -> list[tuple[RankState, str]]:
-        """Ranks that have ended without finishing, and how; none that Ctrl-C ended.
+        """Ranks that ended without finishing, and how, without those that Ctrl-C ended.
 
         Args:
             explained: See `endings.ends`.
@@ -193,7 +202,7 @@ class RunState(msgspec.Struct):
 
     @property
     def stopped(self) -> bool:
-        """Whether Ctrl-C ended the run: some ranks, and the others because these were gone."""
+        """Whether Ctrl-C ended the run: some ranks directly, the others as a consequence."""
         others = self._unstopped()
         some = len(others) < len(ends(self.ranks.values()))
         return some and not any(how in BY_ITSELF for _, how in others)
@@ -202,14 +211,9 @@ class RunState(msgspec.Struct):
         found = ends(self.ranks.values(), explained=explained)
         return [(rank, how) for rank, how in found if not was_stopped(rank, self.command)]
 
-    @property
-    def world_size(self) -> int:
-        """Processes in the run, as its ranks say."""
-        return self.told_size
-
 
 def kept_earlier(runs: list[Run]) -> list[Run]:
-    """The latest of them, as many as there is room for."""
+    """The latest runs within the limits `EARLIER` and `EARLIER_ROWS`."""
     kept: list[Run] = []
     rows = 0
     for run in reversed(runs[-bounds.EARLIER :]):

@@ -1,7 +1,7 @@
-"""Bounded series: what a hub keeps of an endless run.
+"""Bounded series of steps and tallies.
 
-They are kept packed, in arrays of 8 bytes a number: a number as a Python object takes four times
-that, and a run of a thousand ranks keeps millions.
+They are packed in arrays with 8 bytes per number. Python objects take four times as much, and a run
+of a thousand ranks keeps millions of numbers.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from dpwatch.wire.arrays import Ints
 from dpwatch.wire.messages import Step
 
 WINDOW = 128
-"""Steps that recent figures (medians, quantiles, shares) are taken over."""
+"""Number of recent steps that figures (medians, quantiles, shares) are computed over."""
 
 NONE = -1
-"""Stands for an unknown number in what is packed."""
+"""Represents an unknown number in packed data."""
 
 
 STEP_COLUMNS = (*Step.__struct_fields__[1:14], "comm_ns")
-"""What is kept of a step: all but its device (which the lane knows), loss and samples, …"""
+"""Fields of a step in a row: all but its device (known by the lane), its loss and its samples."""
 
 STEP_WIDTH = len(STEP_COLUMNS) + 1
-"""… and samples, in the last column."""
+"""Columns of a row: `STEP_COLUMNS`, then samples."""
 
 SAMPLES = STEP_WIDTH - 1
 _kept = operator.attrgetter(*STEP_COLUMNS, "samples")
@@ -36,30 +36,30 @@ _PACKED = struct.Struct(f"={STEP_WIDTH}q")
 STEP_BYTES = _PACKED.size
 
 
-def kept_of(step: Step) -> Sequence[int]:
-    """A step as a row."""
+def step_row(step: Step) -> Sequence[int]:
+    """Converts a step to a row."""
     row: Sequence[int | None] = _kept(step)
     return [NONE if each is None else each for each in row]
 
 
-class Window(msgspec.Struct, dict=True):  # with room for what is derived of it, and not sent
-    """The last `WINDOW` steps of a lane, a row of `STEP_WIDTH` numbers each.
+class Window(msgspec.Struct, dict=True):  # `dict` holds a cache, which is not encoded
+    """The last `WINDOW` steps of a lane, as rows of `STEP_WIDTH` numbers.
 
     Attributes:
-        rows: A ring, whose oldest row is that at `pushed % WINDOW` once it is full.
-        pushed: Steps that have come.
+        rows: Ring buffer; once full, its oldest row is at `pushed % WINDOW`.
+        pushed: Number of steps added so far.
     """
 
     rows: Ints = msgspec.field(default_factory=Ints)
     pushed: int = 0
 
     def push(self, step: Step) -> None:
-        """Adds a step; the oldest makes room.
+        """Adds a step, replacing the oldest if full.
 
         Raises:
-            OverflowError: A number takes more than 8 bytes.
+            OverflowError: A number needs more than 8 bytes.
         """
-        row = kept_of(step)
+        row = step_row(step)
         try:
             if self.pushed < WINDOW:
                 self.rows.frombytes(_PACKED.pack(*row))
@@ -70,7 +70,7 @@ class Window(msgspec.Struct, dict=True):  # with room for what is derived of it,
         self.pushed += 1
 
     def extend(self, rows: memoryview) -> None:
-        """Adds the bytes of rows; the oldest make room."""
+        """Adds rows, given as bytes, replacing the oldest if full."""
         count = len(rows) // STEP_BYTES
         room = max(0, WINDOW - self.pushed)
         if room:
@@ -87,7 +87,7 @@ class Window(msgspec.Struct, dict=True):  # with room for what is derived of it,
             held[: (at + late - end) * STEP_BYTES] = rows[(end - at) * STEP_BYTES :]
 
     def column(self, place: int, last: int = WINDOW) -> list[int]:
-        """A column of the latest rows, the oldest first; `NONE` where it is unknown."""
+        """A column of the latest rows, oldest first; unknown values are `NONE`."""
         column: array[int] = self.rows[place::STEP_WIDTH]
         if self.pushed > WINDOW:
             turn = self.pushed % WINDOW
@@ -95,33 +95,33 @@ class Window(msgspec.Struct, dict=True):  # with room for what is derived of it,
         return column[-last:].tolist()
 
     def field(self, name: str, last: int = WINDOW) -> list[int]:
-        """A field of `Step`; `NONE` where it is unknown."""
+        """A field of `Step`, oldest first; unknown values are `NONE`."""
         return self.column(STEP_COLUMNS.index(name), last)
 
     def known(self, name: str, last: int = WINDOW) -> list[int]:
-        """A field of `Step` in those of the latest rows in which it is known."""
+        """The known values of a field of `Step` in the latest rows."""
         found = self.field(name, last)
         return [each for each in found if each != NONE] if NONE in found else found
 
     def took_ns(self, last: int = WINDOW) -> list[int]:
-        """How long the latest steps took."""
+        """Durations of the latest steps."""
         return [b - a for a, b in zip(self.column(1, last), self.column(2, last), strict=True)]
 
     def steps(self, device: int, last: int = WINDOW) -> list[Step]:
-        """The latest steps as they came, but for their loss."""
+        """The latest steps, without their losses."""
         return [_step(device, row) for row in self.latest(last)]
 
     def newest(self, device: int, count: int) -> tuple[Step, ...]:
-        """So many of the latest steps; those that were asked for before are the same objects."""
-        pushed, kept = vars(self).get("told", (0, ()))
+        """The latest `count` steps; steps returned before are the same objects again."""
+        pushed, kept = vars(self).get("cache", (0, ()))
         new = self.pushed - pushed
         found = (*kept, *self.steps(device, new)) if 0 <= new < count else self.steps(device, count)
-        told: tuple[Step, ...] = tuple(found[-count:])
-        vars(self)["told"] = self.pushed, told
-        return told
+        newest: tuple[Step, ...] = tuple(found[-count:])
+        vars(self)["cache"] = self.pushed, newest
+        return newest
 
     def latest(self, last: int) -> list[tuple[int, ...]]:
-        """The latest rows, the oldest first."""
+        """The latest rows, oldest first."""
         count = min(last, self.pushed, WINDOW)
         first = (self.pushed - count) % WINDOW
         places = (row % WINDOW * STEP_BYTES for row in range(first, first + count))
@@ -130,15 +130,15 @@ class Window(msgspec.Struct, dict=True):  # with room for what is derived of it,
 
 def _step(device: int, row: tuple[int, ...]) -> Step:
     known = [None if each == NONE else each for each in row] if NONE in row else row
-    *told, comm, samples = known
-    return Step(device, *told, None, samples, comm)  # type: ignore[call-arg]
+    *fields, comm, samples = known
+    return Step(device, *fields, None, samples, comm)  # type: ignore[call-arg]
 
 
 class Tally(msgspec.Struct, array_like=True, gc=False):
-    """Sums over one step: calls, payload bytes, bytes on the wire, and their times.
+    """Sums over the calls of one step: count, payload bytes, bytes on the wire, and times.
 
-    Of `timed_calls` is known how long they took, of `waited_calls` how long their caller waited.
-    `wait_ns` was spent waiting for other ranks to come, in no other call at the same time.
+    `timed_ns` is the duration of `timed_calls`, `waited_ns` the time that callers of `waited_calls`
+    were blocked. `wait_ns` was spent waiting for other ranks, with overlaps counted once.
     """
 
     calls: int = 0
@@ -160,16 +160,16 @@ _FIRST_SIZE = 4
 
 
 Columns = list[list[int]]
-"""Tallies by column: a number a step for each field of `Tally`; empty where there is no step."""
+"""Tallies by column: for each field of `Tally`, one number per step; empty without steps."""
 
 
 class ByStep(msgspec.Struct):
     """A `Tally` for each of the last `WINDOW` steps in which something happened.
 
     Attributes:
-        cells: A row of `TALLY_WIDTH` numbers for each step, at its number modulo `size`.
-        size: Rows; grows to `WINDOW` as steps come.
-        seen: Steps that have had a row.
+        cells: One row of `TALLY_WIDTH` numbers per step, at index `step % size`.
+        size: Number of rows; grows up to `WINDOW`.
+        seen: Number of steps that have had a row.
     """
 
     cells: Ints = msgspec.field(default_factory=lambda: Ints(_EMPTY * _FIRST_SIZE))
@@ -177,11 +177,11 @@ class ByStep(msgspec.Struct):
     seen: int = 0
 
     def at(self, step: int) -> int | None:
-        """Where the step's row begins, made at first use; None of one older than those kept."""
+        """Offset of the step's row, created on first use; None if older than the kept ones."""
         base = step % self.size * TALLY_WIDTH
-        return base if self.cells[base] == step else self._made(step)
+        return base if self.cells[base] == step else self._create(step)
 
-    def _made(self, step: int) -> int | None:
+    def _create(self, step: int) -> int | None:
         base = step % self.size * TALLY_WIDTH
         held = self.cells[base]
         while held >= 0 and abs(held - step) < WINDOW and self.size < WINDOW:
@@ -204,7 +204,7 @@ class ByStep(msgspec.Struct):
                 self.cells[base : base + TALLY_WIDTH] = old[at : at + TALLY_WIDTH]
 
     def find(self, step: int) -> int | None:
-        """Where the step's row begins, None if it has none."""
+        """Offset of the step's row, None if it has none."""
         base = step % self.size * TALLY_WIDTH
         return base if self.cells[base] == step else None
 
@@ -214,7 +214,7 @@ class ByStep(msgspec.Struct):
         return min((step for step in self.cells[::TALLY_WIDTH] if step >= 0), default=0)
 
     def over(self, steps: Sequence[int]) -> list[Tally]:
-        """Tallies of these steps; a step in which nothing happened counts as an empty one."""
+        """Tallies of these steps, empty for steps without calls."""
         cells, found = self.cells, []
         for step in steps:
             base = step % self.size * TALLY_WIDTH
@@ -223,18 +223,18 @@ class ByStep(msgspec.Struct):
         return found
 
     def column(self, column: int, steps: Iterable[int]) -> list[int]:
-        """One column of these steps' cells, 0 where nothing happened in one."""
+        """One column of these steps, 0 for steps without calls."""
         places = map(self.find, steps)
         return [0 if at is None else self.cells[at + column] for at in places]
 
     def columns(self, steps: range) -> Columns:
-        """The same by column, in order of the fields of `Tally`: a fraction of the time."""
+        """Like `over`, but by column in the order of `Tally`'s fields, which is much faster."""
         width, count = TALLY_WIDTH, len(steps)
         first = steps.start % self.size
         rows = self.cells[first * width : (first + count) * width]
         if first + count > self.size:
             rows += self.cells[: (first + count - self.size) * width]
-        if rows[::width].tolist() != list(steps):  # in some of them nothing happened
+        if rows[::width].tolist() != list(steps):  # some have no calls
             return [list(each) for each in zip(*map(astuple, self.over(steps)), strict=True)]
         return [rows[column::width].tolist() for column in range(1, width)]
 
@@ -250,6 +250,6 @@ def summed(each: Sequence[Tally]) -> Tally:
 
 
 def keep_last(items: list[object], limit: int) -> None:
-    """Bounds a list from the front, seldom enough to cost nothing."""
+    """Drops items from the front once a list exceeds twice the limit, so the cost is amortized."""
     if len(items) > 2 * limit:
         del items[: len(items) - limit]

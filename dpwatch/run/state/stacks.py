@@ -1,7 +1,7 @@
-"""Ranks' Python stacks, as a run's state keeps them.
+"""Python stacks of ranks, as kept in a run's state.
 
-A rank's last answer stays until the next one. All ranks' together have a budget, of which each has
-its share: where there are many ranks, threads that do not train are let go first.
+A rank's last answer stays until its next one. All ranks share one budget equally; with many ranks,
+threads other than the training thread are dropped first.
 """
 
 from __future__ import annotations
@@ -12,30 +12,29 @@ from msgspec.structs import replace
 from dpwatch.wire.messages import Stacks, ThreadStack
 
 BUDGET_CHARS = 8 << 20
-"""What all ranks' stacks may take together …"""
+"""Budget of all ranks together, in characters."""
 
 LEAST_CHARS = 4096
-"""… as long as this is a rank's share, which always holds the training thread's."""
+"""Minimum share of a rank, in characters; the training thread's stack is always kept."""
 
 MOST_THREADS, MOST_FRAMES, FRAME_CHARS = 32, 32, 120
-"""What a rank sends at most; a rank that sends more is cut."""
+"""Limits that a rank's probe observes; longer answers are cut."""
 
 
 PATIENCE_NS = 3_000_000_000
-"""A rank looks for requests twice a second: one that has not answered by then does not."""
+"""Ranks check for requests twice a second; one that takes longer than this is not answering."""
 
 STOPPED = ("T", "t")
-"""States of a process that will not answer for as long as they last."""
+"""Kernel states in which a process can't answer."""
 
 
-class Dump(msgspec.Struct):
-    """What is known of one rank's stacks.
+class StackDump(msgspec.Struct):
+    """Stacks of one rank, and the state of the request for them.
 
     Attributes:
-        asked: Number of the latest request that went to it, 0 for none.
-        asked_ns: When the first went out that it has not answered.
-        process: State of its process (see `Unanswered`) while it does not answer, None before
-            that is known.
+        asked: Number of the latest request to it, 0 for none.
+        asked_ns: When the first unanswered request was made.
+        process: State of its process (see `Unanswered`) while it does not answer, None until known.
         stacks: Its last answer.
     """
 
@@ -46,26 +45,26 @@ class Dump(msgspec.Struct):
 
     @property
     def awaited(self) -> bool:
-        """Whether it has been asked and has not answered."""
+        """Whether a request is unanswered."""
         return self.asked > (self.stacks.asked if self.stacks else 0)
 
     def ask(self, number: int, now_ns: int) -> None:
-        """It is asked (again)."""
+        """Records a request."""
         if not self.awaited:
             self.asked_ns, self.process = now_ns, None
         self.asked = number
 
-    def take(self, answer: Stacks, ranks: int) -> None:
-        """It answers, as one of so many ranks."""
+    def store(self, answer: Stacks, ranks: int) -> None:
+        """Stores an answer, cut to its share among `ranks` ranks."""
         bounded = _bounded(answer, max(LEAST_CHARS, BUDGET_CHARS // max(ranks, 1)))
-        # A killed hub's requests had numbers of their own, which its successor has not reached.
+        # An answer to a killed hub may have a number that its successor has not reached.
         self.stacks = replace(bounded, asked=min(answer.asked, self.asked))
         if not self.awaited:
             self.process = None
 
 
 def _bounded(answer: Stacks, chars: int) -> Stacks:
-    """The answer within limits; what is left out is counted."""
+    """Cuts an answer to the limits, and counts the threads left out."""
     kept: list[ThreadStack] = []
     for thread in answer.threads[:MOST_THREADS]:
         frames = [frame[:FRAME_CHARS] for frame in thread.frames[:MOST_FRAMES]]

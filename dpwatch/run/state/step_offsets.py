@@ -1,10 +1,10 @@
-"""In which step each rank calls what all call together: a rank that is some steps ahead or behind.
+"""Tracks by how many steps each rank is ahead of the others when they meet in collectives.
 
-Ranks' steps are counted by their own optimizers. In a run in step they agree at each collective, or
-lie apart by the same number always, as those do of a process that has taken another's place. A rank
-that leaves out a step's calls, or a step, is off by one more from there on: its calls meet the
-others' of another step, and nothing fails. A rank without optimizer steps (a parameter server, one
-that shadows the others in DDP's `join`) falls back further in each step, and is left alone.
+Each rank counts steps by its own optimizer. Normally the counts agree at each collective or differ
+by a constant, as after a process has replaced another. A rank that skips a step, or its calls, is
+off by one more from then on: its calls match those of another step, and nothing fails. A rank
+without optimizer steps (a parameter server, or one that shadows others in DDP's `join`) falls
+behind in every step and is ignored.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ import msgspec
 MOST_GROUPS = 64
 
 STEADY_STEPS = 5
-"""A number of steps apart that has not changed for so many steps is a steady one."""
+"""An offset that has not changed for this many steps is steady."""
 
 MOST_CHANGES = 3
-"""A rank that has changed more often is now here and now there: calls of a thread of its own."""
+"""A rank whose offset changed more often is erratic: its calls come from a thread of their own."""
 
 
 REGULAR = 0.9
-"""Ranks that meet in so many of their steps are expected to be in the same one, …"""
+"""Ranks that meet in this share of recent steps are expected to be in the same step."""
 
 RECENT = 63
-"""… of the last ones."""
+"""Number of recent steps that `REGULAR` applies to."""
 
 _ALL = (1 << RECENT) - 1
 
 DRIFTS = 64
-"""One that has changed so often drifts: its steps don't go on, or go on by themselves."""
+"""A rank whose offset changed this often drifts: its count stands still, or runs independently."""
 
 
 class Offset(msgspec.Struct, array_like=True):
-    """How far a rank is from most ranks of a group.
+    """A rank's offset from most ranks of a group.
 
     Attributes:
-        steps: How many steps it is ahead, negative where it is behind, …
-        since: … from which step of most ranks on …
-        last: … to which one, as far as is known.
-        before: How many it was ahead before that, …
-        steady: … for how many steps.
-        changes: How often it has changed.
+        steps: Steps that it is ahead, negative if behind.
+        since: First step, by the count of most ranks, with this offset.
+        last: Last known step with this offset.
+        before: The previous offset.
+        steady: Number of steps that the previous offset lasted.
+        changes: Number of changes so far.
     """
 
     steps: int
@@ -56,15 +56,15 @@ class Offset(msgspec.Struct, array_like=True):
 
 
 class GroupOffsets(msgspec.Struct, array_like=True):
-    """Those of one group's ranks.
+    """Offsets of one group's ranks.
 
     Attributes:
-        first: The first step in which a call was entered by all, and …
-        last: … the last.
-        ranks: Ranks that have not always been where most are.
-        is_loose: One of them drifts, so that it says nothing where it is: nobody looks any more.
-        recent: In which of the last steps there was such a call: a bit for each, the last lowest.
-        generation: Of that name; a group that is made anew is another one.
+        first: First step with a call that all ranks entered.
+        last: Last such step.
+        ranks: Offsets of ranks that have differed from most ranks at some time.
+        is_loose: Whether a rank drifts, so that offsets mean nothing and the group is ignored.
+        recent: Bit mask of recent steps with such a call; the lowest bit is the last step.
+        generation: Generation of the group's name; a recreated group starts over.
     """
 
     first: int
@@ -75,7 +75,7 @@ class GroupOffsets(msgspec.Struct, array_like=True):
     generation: int = 0
 
     def reach(self, step: int) -> None:
-        """Most ranks have come to that step."""
+        """Records that most ranks have reached a step."""
         ahead = step - self.last
         if ahead > 0:
             self.recent = (self.recent << min(ahead, RECENT)) & _ALL | 1
@@ -86,18 +86,18 @@ class GroupOffsets(msgspec.Struct, array_like=True):
 
     @property
     def is_regular(self) -> bool:
-        """Whether the ranks meet in nearly every step: else they may take steps of their own."""
+        """Whether the ranks meet in nearly every step; otherwise they may step independently."""
         span = min(RECENT, self.last - self.first + 1)
         return self.recent.bit_count() >= REGULAR * span
 
 
 class StepOffsets(msgspec.Struct):
-    """Those of all groups, by their names."""
+    """Offsets of all groups, by name."""
 
     groups: dict[str, GroupOffsets] = {}
 
-    def take(self, group: str, steps: Mapping[int, int], generation: int = 0) -> None:
-        """All ranks of a group have entered a call, each in a step of its own count."""
+    def record(self, group: str, steps: Mapping[int, int], generation: int = 0) -> None:
+        """Records in which step each rank of a group entered a call, by its own count."""
         most = usual(steps)
         known = self._known(group, most, generation)
         if known is None:
@@ -107,8 +107,8 @@ class StepOffsets(msgspec.Struct):
                 _follow(known, r, step - most, most)
         known.reach(most)
 
-    def take_equal(self, group: str, step: int, generation: int = 0) -> bool:
-        """All have entered it in the same step. Returns: whether that is all there is to know."""
+    def record_equal(self, group: str, step: int, generation: int = 0) -> bool:
+        """Records a call entered by all ranks in one step. Returns False if `record` is needed."""
         known = self._known(group, step, generation)
         if known is not None and known.ranks:
             return False
@@ -126,12 +126,12 @@ class StepOffsets(msgspec.Struct):
         return known
 
     def forget(self, rank: int) -> None:
-        """A rank begins anew."""
+        """Forgets a rank that restarts."""
         for known in self.groups.values():
             known.ranks.pop(rank, None)
 
     def shifted(self) -> Iterator[tuple[str, dict[int, Offset]]]:
-        """By group, ranks that were where they should be, and have been off since, steadily."""
+        """Yields groups, with their ranks whose offset was steady, changed, and is steady again."""
         for group, known in self.groups.items():
             found = {
                 r: each
@@ -147,7 +147,7 @@ class StepOffsets(msgspec.Struct):
                 yield group, found
 
     def has_left(self, group: str, rank: int, ahead: int) -> bool:
-        """Whether a rank that is so far ahead now was steadily elsewhere before."""
+        """Whether an offset of `ahead` steps is new for a rank whose offset was steady."""
         known = self.groups.get(group)
         if known is None or known.is_loose or not known.is_regular:
             return False
@@ -159,7 +159,7 @@ class StepOffsets(msgspec.Struct):
 
 
 def usual(steps: Mapping[int, int]) -> int:
-    """The step that most ranks are in; of several the lowest."""
+    """The step that most ranks are in; the lowest if there are several."""
     counts = Counter(steps.values())
     most = max(counts.values())
     return min(step for step, count in counts.items() if count == most)

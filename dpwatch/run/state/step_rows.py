@@ -1,4 +1,4 @@
-"""Steps into their lanes' windows and curves, and their losses into the run's mean."""
+"""Adds steps to their lanes' windows and curves, and their losses to the run's mean."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from dpwatch.run.state.parts import OPEN_LOSSES, OpenLoss
 from dpwatch.run.state.run_state import RunState
-from dpwatch.run.state.series import NONE, STEP_BYTES, STEP_WIDTH, kept_of
+from dpwatch.run.state.series import NONE, STEP_BYTES, STEP_WIDTH, step_row
 from dpwatch.wire.calls import UNKNOWN
 from dpwatch.wire.messages import Step, Steps
 from dpwatch.wire.steps import ROW
@@ -23,7 +23,7 @@ DEVICE_BITS = 10
 
 
 def last_samples(record: Steps | Step) -> int:
-    """Batch elements of a record's last step, 0 where that is not known."""
+    """Batch elements of a record's last step, 0 if unknown."""
     if isinstance(record, Step):
         return record.samples or 0
     samples = int.from_bytes(record.rows[-4:], "little")  # the last number of the last row
@@ -31,23 +31,23 @@ def last_samples(record: Steps | Step) -> int:
 
 
 def add_steps(state: RunState, pending: Sequence[tuple[int, Steps | Step]]) -> None:
-    """Takes in steps of ranks whose devices are known, in the order in which they came."""
+    """Adds steps in order of arrival; their lanes must exist."""
     if not pending:
         return
     rows, losses = _table(pending)
     counts = [each.count if isinstance(each, Steps) else 1 for _, each in pending]
     ranks = np.repeat([r for r, _ in pending], counts)
     devices = np.repeat([record.device for _, record in pending], counts)
-    _book(state, rows, ranks, devices)
-    told = devices == 0
-    told &= [loss is not None for loss in losses] if None in losses else True
-    numbers = np.array(losses, float)[told]  # unknown ones are not among them
-    _judge(state, ranks[told], rows[told, STEP], numbers)
-    _add_losses(state, rows[told, STEP], numbers)
+    _add_rows(state, rows, ranks, devices)
+    wanted = devices == 0
+    wanted &= [loss is not None for loss in losses] if None in losses else True
+    numbers = np.array(losses, float)[wanted]  # without unknown ones
+    _record_losses(state, ranks[wanted], rows[wanted, STEP], numbers)
+    _add_losses(state, rows[wanted, STEP], numbers)
 
 
-def _book(state: RunState, rows: Array, ranks: Array, devices: Array) -> None:
-    """Each device's steps."""
+def _add_rows(state: RunState, rows: Array, ranks: Array, devices: Array) -> None:
+    """Adds the steps to each device's lane."""
     first_ns = int(rows[:, START].min())
     state.start_ns = first_ns if state.start_ns is None else min(state.start_ns, first_ns)
     lanes = (ranks << DEVICE_BITS) + devices
@@ -74,43 +74,43 @@ def _book(state: RunState, rows: Array, ranks: Array, devices: Array) -> None:
             state.step_ms.extend(steps[begin:end], took_ms[begin:end])
 
 
-def _judge(state: RunState, ranks: Array, steps: Array, losses: Array) -> None:
-    """`RunState.judge_loss` of each."""
+def _record_losses(state: RunState, ranks: Array, steps: Array, losses: Array) -> None:
+    """Calls `RunState.record_loss` for the losses."""
     last = np.arange(len(ranks))
-    if np.isfinite(losses).all():  # then of each rank its last one tells all
+    if np.isfinite(losses).all():  # then only each rank's last one matters
         _, last = np.unique(ranks[::-1], return_index=True)
         last = len(ranks) - 1 - last
     for r, step, loss in zip(
         ranks[last].tolist(), steps[last].tolist(), losses[last].tolist(), strict=True
     ):
-        state.judge_loss(state.ranks[r], step, loss)
+        state.record_loss(state.ranks[r], step, loss)
 
 
 def _add_losses(state: RunState, steps: Array, losses: Array) -> None:
-    """`RunState.add_loss` of each."""
+    """Equivalent of `RunState.add_loss` for all losses."""
     if not len(steps):
         return
     each, last, place = np.unique(steps[::-1], return_index=True, return_inverse=True)
     place = place.reshape(-1)[::-1]
     open_ones = [state.losses.get(step) for step in each.tolist()]
     counts = np.bincount(place) + [0 if one is None else one.count for one in open_ones]
-    if counts.max() > state.told_size:
+    if counts.max() > state.world_size:
         for step, loss in zip(steps.tolist(), losses.tolist(), strict=True):
             state.add_loss(step, loss)
         return
     totals = np.array([0.0 if one is None else one.total for one in open_ones])
-    np.add.at(totals, place, losses)  # one after the other, as they came
+    np.add.at(totals, place, losses)  # sequentially, in order of arrival
     by_end = np.argsort(-last).tolist()
     for i in by_end:
         state.losses[int(each[i])] = OpenLoss(float(totals[i]), int(counts[i]))
-        if counts[i] == state.told_size:
+        if counts[i] == state.world_size:
             state.close_loss(int(each[i]))
     while len(state.losses) > OPEN_LOSSES:
         del state.losses[min(state.losses)]
 
 
 def _table(pending: Sequence[tuple[int, Steps | Step]]) -> tuple[Array, list[float | None]]:
-    """Rows as `Window` has them, and their losses."""
+    """Rows in the format of `Window`, and their losses."""
     runs: list[Array] = []
     several: list[Steps] = []
     losses: list[float | None] = []
@@ -119,7 +119,7 @@ def _table(pending: Sequence[tuple[int, Steps | Step]]) -> tuple[Array, list[flo
             several.append(record)
             losses += record.losses or [None] * record.count
         else:
-            runs += [_rows(several), np.array([kept_of(record)], np.int64)]
+            runs += [_rows(several), np.array([step_row(record)], np.int64)]
             several = []
             losses.append(record.loss)
     return np.concatenate([*runs, _rows(several)]), losses
@@ -127,13 +127,13 @@ def _table(pending: Sequence[tuple[int, Steps | Step]]) -> tuple[Array, list[flo
 
 def _rows(records: Sequence[Steps]) -> Array:
     of = np.repeat(np.arange(len(records)), [record.count for record in records])
-    told = np.frombuffer(b"".join([record.rows for record in records]), "<u4")
-    told = told.reshape(-1, ROW.size // 4).astype(np.int64)
-    found = np.empty((len(told), STEP_WIDTH), np.int64)
+    packed = np.frombuffer(b"".join([record.rows for record in records]), "<u4")
+    packed = packed.reshape(-1, ROW.size // 4).astype(np.int64)
+    found = np.empty((len(packed), STEP_WIDTH), np.int64)
     if not len(records):
         return found
-    found[:, STEP] = np.array([record.step for record in records])[of] + told[:, 0]
-    found[:, END] = np.array([record.latest_ns for record in records])[of] - told[:, 1]
-    found[:, START] = found[:, END] - told[:, 2]
-    found[:, 3:] = np.where(told[:, 3:] == UNKNOWN, NONE, told[:, 3:])
+    found[:, STEP] = np.array([record.step for record in records])[of] + packed[:, 0]
+    found[:, END] = np.array([record.latest_ns for record in records])[of] - packed[:, 1]
+    found[:, START] = found[:, END] - packed[:, 2]
+    found[:, 3:] = np.where(packed[:, 3:] == UNKNOWN, NONE, packed[:, 3:])
     return found

@@ -1,1 +1,1 @@
-"""Runs on other hosts, over ssh."""
+"""Follows runs on other hosts over ssh."""

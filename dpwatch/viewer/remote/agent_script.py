@@ -1,12 +1,11 @@
-"""What a session on another host runs, and what it says: a few lines of `sh`, and their meaning.
+"""The shell script that a session runs on another host, and the parser of its output.
 
-It needs nothing of dpwatch's there. Once a second it lists the `run.json` of every run that has a
-living hub, then a line with a full stop. While there is none it looks now and then, in the
-background so that a sick driver holds up nothing, what the host's GPUs do: by nvidia-smi, else by a
-dpwatch that is installed there. Every line says first what it is; lines of both come between each
-other, whole.
+The host needs no dpwatch. Once a second the script prints the `run.json` of every run with a living
+hub, then a line with a full stop. While there are no runs, it queries the host's GPUs every few
+seconds, with nvidia-smi or else an installed dpwatch, in the background so that a hanging driver
+blocks nothing. Each line starts with its kind; lines of both are interleaved, but never split.
 
-It ends with its standard input, so with whoever started it, and when nobody reads any more.
+The script ends when its standard input is closed or its output is no longer read.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from dpwatch.viewer.remote import nvidia_smi
 
 GPUS_EVERY_S = 3
 OLD_S = 15.0
-"""After so long without an answer the last is not shown any more: a sick driver's tools hang."""
+"""Age at which GPU figures are no longer shown; tools hang if the driver does."""
 
 MOST_RUNS = 256
-"""Of one host; a listing is what another host says, and may be anything."""
+"""Runs per host, since another host's output may contain anything."""
 
 MOST_LINES = 4096
-"""Of one look at GPUs."""
+"""Lines per query of GPUs."""
 
 LINE_CHARS = 1 << 16
 CYCLE_END = "."
@@ -43,8 +42,8 @@ _PLACES = (
     '"${TMPDIR:-/tmp}/dpwatch-$u"',
     '"/tmp/dpwatch-$u"',
 )
-# One line, since csh takes no line breaks within quotes; and without "!", which it would replace.
-# A lock that can be taken is nobody's: that hub is dead, and its run.json only what it left.
+# One line, since csh allows no line breaks within quotes, and without "!", which it would expand.
+# If the lock can be taken, the hub is dead and its run.json is left over.
 _SCRIPT = (
     "exec 3<&0; (while read -r x <&3; do :; done; kill $$) 2>/dev/null & "
     "u=$(id -u); g=; t=0; "
@@ -71,11 +70,11 @@ _SCRIPT = (
 
 
 def script(remote_dir: str | None, dpwatch: str) -> str:
-    """What `sh` is to run there.
+    """The script for `sh` on the other host.
 
     Args:
-        remote_dir: The runtime directory there, where it is none of the usual places.
-        dpwatch: A dpwatch there, by its path or by the name that its PATH has.
+        remote_dir: The runtime directory there, None for the usual ones.
+        dpwatch: Path of a dpwatch there, or its name on the PATH.
     """
     return _SCRIPT.format(
         places=" ".join(_PLACES) if remote_dir is None else _word(remote_dir),
@@ -87,16 +86,16 @@ def script(remote_dir: str | None, dpwatch: str) -> str:
 
 
 def _word(path: str) -> str:
-    """A path as one word of `sh`; a `~/` at its beginning is the home there."""
+    """Quotes a path for `sh`; a leading `~/` stands for the home directory there."""
     if path.startswith("~/"):
         return f'"$HOME"/{shlex.quote(path[2:])}'
     return shlex.quote(path)
 
 
 def listed_run(line: str) -> tuple[str, RunInfo] | None:
-    """The `run.json` that a line of a listing tells of, None if it tells of none.
+    """Parses a listed `run.json`: its path and content, None if invalid.
 
-    Its folder's name becomes one here, and part of what ssh is asked to forward.
+    The name of its directory is checked, since it is used here and in ssh's forwarding options.
     """
     path, _, text = line.partition("\t")
     folder = Path(path).parent
@@ -109,17 +108,17 @@ def listed_run(line: str) -> tuple[str, RunInfo] | None:
 
 
 class _Summary(msgspec.Struct):
-    """As much of a `dpwatch.summary/1` as is wanted here; an older one has no GPUs."""
+    """The GPUs of a `dpwatch.summary/1`; an older version has none."""
 
     gpus: list[HostGpu] = []
 
 
 class Listing:
-    """What one session says, taken in line by line.
+    """Parses the script's output line by line.
 
     Attributes:
-        runs: By path, as of the last full stop.
-        dpwatch: Where dpwatch is there, "" where it is not found, None before that is known.
+        runs: Runs by path, as of the last complete listing.
+        dpwatch: Path of dpwatch there, "" if not found, None if not known yet.
     """
 
     def __init__(self, host: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -136,12 +135,12 @@ class Listing:
 
     @property
     def gpus(self) -> tuple[HostGpu, ...]:
-        """As of the last look at them, unless that is too old to be shown as now."""
+        """GPUs as of the last query, empty if that is too old."""
         return () if self._is_old else self._gpus
 
     @property
     def trouble(self) -> str:
-        """What is wrong with looking at GPUs there, "" while that works or nothing can."""
+        """What is wrong with the query of GPUs, "" if it works or there is no tool for it."""
         return "no answer" if self._is_old else self._trouble
 
     @property
@@ -149,10 +148,10 @@ class Listing:
         return self._clock() - self._looked > OLD_S
 
     def take(self, line: str) -> bool:
-        """Takes in a line. Returns: whether it ends a listing of runs."""
+        """Parses a line. Returns whether it ends a listing of runs."""
         kind, _, rest = line.rstrip("\r\n").partition(" ")
         if kind == CYCLE_END:
-            if self.runs or self._coming:  # beside a run nobody looks
+            if self.runs or self._coming:  # GPUs are not queried while there is a run
                 self._looked, self._gpus = self._clock(), ()
             self.runs, self._coming = self._coming, {}
             return True
@@ -179,7 +178,7 @@ class Listing:
 
 
 def _from_json(host: str, text: str) -> tuple[HostGpu, ...]:
-    """GPUs as another dpwatch has them; what is out of bounds there is unknown here."""
+    """GPUs as reported by another dpwatch; values out of range become None."""
     try:
         found = msgspec.json.decode(text, type=_Summary).gpus
     except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):

@@ -1,10 +1,10 @@
-"""Another host's GPUs and who uses them, from what `nvidia-smi` prints there.
+"""Parses another host's GPUs and their processes from `nvidia-smi`'s output.
 
-Two of its tables, as CSV without header and units: memory in MiB, load in percent, power in watts.
-Fields stand apart by a comma and a blank. Names may hold anything, these too, and so stand last.
-What is no plain number (`[N/A]`, `[Not Supported]`, `[Insufficient Permissions]`, `ERR!`, another
-locale's comma) is unknown. nvidia-smi's output is promised to no one: a line of another shape is
-passed over, and never guessed at.
+It prints two tables as CSV without header and units: memory in MiB, load in percent, power in
+watts. Fields are separated by a comma and a space. Names may contain those too, so they come last.
+Anything but a plain number (`[N/A]`, `[Not Supported]`, `[Insufficient Permissions]`, `ERR!`, a
+locale's decimal comma) is unknown. The output is not a stable interface, so malformed lines are
+skipped, never guessed at.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _NUMBER = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,6})?", re.ASCII)
 
 
 def command(table: str, fields: Iterable[str]) -> str:
-    """How nvidia-smi is asked for a table, as `sh` takes it."""
+    """The shell command that queries a table."""
     return f"LC_ALL=C nvidia-smi --query-{table}={','.join(fields)} --format=csv,noheader,nounits"
 
 
 def gpus(host: str, gpu_lines: Iterable[str], process_lines: Iterable[str]) -> tuple[HostGpu, ...]:
-    """The GPUs that both tables tell of, in the order of their indices.
+    """GPUs with their processes, in order of index.
 
     Args:
-        host: Whose they are.
-        gpu_lines: Of `GPU_FIELDS`.
-        process_lines: Of `PROCESS_FIELDS`; of a GPU that is not told of they are left out.
+        host: Their host.
+        gpu_lines: Lines of `GPU_FIELDS`.
+        process_lines: Lines of `PROCESS_FIELDS`; those of unknown GPUs are ignored.
     """
     users = _processes(process_lines)
     found: dict[int, HostGpu] = {}
@@ -76,7 +76,7 @@ def gpus(host: str, gpu_lines: Iterable[str], process_lines: Iterable[str]) -> t
 
 
 def _processes(lines: Iterable[str]) -> dict[str, list[GpuProcess]]:
-    """Who uses a GPU, by its UUID; a slice of one (`MIG-GPU-…/1/0`) counts as the whole."""
+    """Processes by their GPU's UUID; a MIG slice (`MIG-GPU-…/1/0`) counts as its GPU."""
     found: dict[str, list[GpuProcess]] = {}
     known = 0
     for line in lines:
@@ -89,14 +89,14 @@ def _processes(lines: Iterable[str]) -> dict[str, list[GpuProcess]]:
         name = fields[3].strip()
         if name.startswith("["):  # [Not Found], [N/A], [Insufficient Permissions]
             name = ""
-        # Mostly a path; arguments are not told.
+        # Usually a path, without arguments.
         name = name.rpartition("/")[2][:NAME_CHARS]
         found.setdefault(uuid, []).append(GpuProcess(int(pid), name, _bytes(fields[2])))
     return found
 
 
 def _number(text: str, least: float, most: float) -> float | None:
-    """A plain decimal number within bounds, None for anything else."""
+    """Parses a plain decimal number within bounds, None for anything else."""
     if not _NUMBER.fullmatch(text.strip()):
         return None
     value = float(text)

@@ -1,4 +1,4 @@
-"""Another host's run, mirrored in a folder here; the private folder all these lie in."""
+"""Local directories that mirror runs of other hosts."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pathlib import Path
 from dpwatch.runtime.paths import IPC_PATH_BYTES, RUN_ID_CHARS, RunDir, RunInfo
 
 PREFIX = "dpw-"
-"""Short: paths of sockets within are bounded."""
+"""Short, since the length of socket paths is limited."""
 
 OWNER = "owner"
 
 GREETING_S = 10.0
-"""How long a hub may take to greet over a slow connection."""
+"""How long a hub may take to send its ZMTP greeting over a slow connection."""
 
 
 class Mirror:
-    """A remote run's folder here: `run.json`, a lock that is held, forwarded sockets.
+    """Local directory of a remote run, with `run.json`, a lock that is held, and its socket.
 
     Attributes:
-        forwarded: The sockets are here, …
-        speaks: … and something has come through one of them.
+        forwarded: Whether ssh forwards the socket.
+        speaks: Whether the hub has answered through it.
 
     Raises:
-        OSError: It can't be made.
+        OSError: The directory can't be created.
     """
 
     def __init__(self, folder: Path, remote: Path, info: RunInfo, host: str) -> None:
@@ -44,25 +44,26 @@ class Mirror:
         self.place.path.mkdir(mode=0o700)
         lock = self.place.try_lock()
         if lock is None:
-            raise OSError(f"{self.place.path} is somebody else's")
+            raise OSError(f"{self.place.path} is in use")
         self._lock_fd = lock
         self.place.write_info(info)
 
     def told(self, info: RunInfo) -> None:
-        """What `run.json` says there now; another hub's sockets have to be forwarded anew."""
+        """Updates `run.json`; another hub's socket has to be forwarded again."""
         if info != self.info:
             self.info, self.forwarded, self.speaks = info, False, False
             self.place.write_info(info)
 
     @property
     def way(self) -> str:
-        """The socket's path here and there, as `-L` takes them."""
+        """Local and remote path of the socket, in the format of `ssh -L`."""
         return f"{self.place.path / 'ask'}:{self.remote / 'ask'}"
 
     def hangs_up(self) -> bool:
-        """Whether the far end hangs up where a hub would greet; one that is slow does neither.
+        """Whether the remote end closes the connection instead of sending a hub's greeting.
 
-        An ssh server that forwards no sockets says so only when one is used first.
+        An ssh server that forbids forwarding sockets refuses only the first use. A slow hub does
+        neither and counts as working.
         """
         if not self.speaks:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as trial:
@@ -73,15 +74,15 @@ class Mirror:
         return False
 
     def close(self) -> None:
-        """Removes the folder."""
+        """Removes the directory."""
         self.place.remove()
         os.close(self._lock_fd)
 
 
 class Workspace:
-    """A private folder that goes when it is closed, or else with the next one that is made.
+    """A private directory for mirrors, removed when closed.
 
-    It is held by a lock: a viewer that is killed can't remove its own.
+    A lock marks it as in use. If its viewer is killed, the next viewer removes it.
     """
 
     def __init__(self) -> None:
@@ -92,13 +93,13 @@ class Workspace:
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
 
     def close(self) -> None:
-        """Removes it and all that is in it."""
+        """Removes the directory and its contents."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock_fd)
 
 
 def _parent() -> Path:
-    """Where temporary files go; another place where a socket's path would become too long."""
+    """The directory for temporary files, or /tmp if socket paths there would be too long."""
     usual = Path(tempfile.gettempdir())
     short = Path("/tmp")
     room = IPC_PATH_BYTES - len(os.fsencode(usual / f"{PREFIX}12345678" / "123" / "ask"))
@@ -107,7 +108,7 @@ def _parent() -> Path:
 
 def _clear_abandoned(parent: Path) -> None:
     for path in parent.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # not ours, in use, or gone meanwhile
+        with contextlib.suppress(OSError):  # another user's, in use, or already removed
             status = path.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
                 continue

@@ -1,13 +1,12 @@
-"""Runs on another host, over the system's OpenSSH: found there, their sockets forwarded here.
+"""Follows the runs of another host over the system's OpenSSH, by forwarding their hubs' sockets.
 
-One `ssh` process a host is both: the master of its connection, and a session in which a few lines
-of `sh` tell what is there (`agent_script`). The sockets of each run's hub are forwarded into a
-folder that looks like the run's own, `run.json` and lock and all, so that a `Watcher` follows it as
-if it were here. When the connection is lost the folder stays, the run's last state with it, and the
-connection is tried again.
+One `ssh` process per host is both the master of its connection and a session that runs the script
+of `agent_script`. Each run's socket is forwarded into a directory that looks like the run's own,
+with `run.json` and lock, so that a `Watcher` follows it like a local run. If the connection is
+lost, the directory and the run's last view stay, and the connection is retried.
 
 Everything in the user's ssh configuration applies: names, keys, agent, jump hosts, known hosts.
-When this process ends in whatever way, its end of the session closes, and so do session and master.
+However this process ends, its end of the session closes, which ends session and master too.
 """
 
 from __future__ import annotations
@@ -27,10 +26,8 @@ from dpwatch.runtime.paths import RunDir, RunInfo
 from dpwatch.viewer.remote.agent_script import LINE_CHARS, NAME, Listing, script
 from dpwatch.viewer.remote.run_mirror import Mirror
 
-"""The hub's sockets that a viewer needs."""
-
 RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Waits between attempts to connect again, the last one for ever."""
+"""Waits between attempts to reconnect; the last one repeats."""
 
 COMMAND_S = 20.0
 
@@ -46,7 +43,7 @@ _OPTIONS = (
     "LogLevel=ERROR",
 )
 _ASKS = re.compile(r"Permission denied|Host key verification failed|authentication failures", re.I)
-"""What ssh says where it would have asked, had there been somebody to answer."""
+"""ssh's errors in batch mode where it would otherwise have prompted."""
 
 _BEHIND = re.compile(r"Connection (closed|reset) by UNKNOWN|kex_exchange_identification", re.I)
 _CHANGED_KEY = re.compile(r"host key for .* has changed|HOST IDENTIFICATION HAS CHANGED", re.I)
@@ -54,18 +51,18 @@ _KNOWN_AT = re.compile(r"Offending .* key in (.+)")
 
 
 class SshHost:
-    """One host's runs, mirrored in a folder here.
+    """Mirrors the runs of one host in a local directory.
 
     Args:
-        name: As ssh takes it: `node1`, `user@node1`, `ssh://user@node1:2222`.
-        ssh: The ssh command and options of the user's own.
-        folder: An empty, private folder for this host.
-        remote_dir: The runtime directory there, where it is none of the usual places.
-        remote_dpwatch: A dpwatch there, where it is not on the PATH.
+        name: Destination for ssh: `node1`, `user@node1`, `ssh://user@node1:2222`.
+        ssh: The ssh command with the user's options.
+        folder: An empty, private directory for this host.
+        remote_dir: The runtime directory there, None for the usual ones.
+        remote_dpwatch: Path of a dpwatch there, if it is not on the PATH.
 
     Attributes:
-        trouble: Why it can't be followed right now, in a line that begins with its name.
-        why: Why the last attempt to connect has failed, "" as long as none has.
+        trouble: Why the host or a run can't be followed now: a line that starts with its name.
+        why: Why the last attempt to connect failed, "" if it didn't.
     """
 
     def __init__(
@@ -96,7 +93,7 @@ class SshHost:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `close`
 
     def ask(self) -> None:
-        """Connects for the first time; ssh may ask for a password at the terminal."""
+        """Connects for the first time; ssh may prompt at the terminal."""
         self._start(batch=False)
         if self._cycle():
             self.why = ""
@@ -106,40 +103,40 @@ class SshHost:
         self._tried.set()
 
     def start(self) -> None:
-        """Follows from here on, on a thread of its own; connects by itself.
+        """Starts a thread that connects, if necessary, and follows the host.
 
-        It asks nobody anything, and after the first failure waits for `go_on`.
+        ssh never prompts in it. After the first failure it waits for `go_on`.
         """
         self._thread = threading.Thread(target=self._run, name=f"ssh {self.name}", daemon=True)
         self._thread.start()
 
     def go_on(self) -> None:
-        """From here on failures are tried again."""
+        """Makes the thread retry after failures."""
         self._released.set()
 
     def was_tried(self, timeout_s: float) -> bool:
-        """Waits for the first attempt's end. Returns: whether it has come to one."""
+        """Waits for the end of the first attempt. Returns False after `timeout_s`."""
         return self._tried.wait(timeout_s)
 
     @property
     def wants_person(self) -> bool:
-        """Whether somebody's answer (a password, yes) is what was missing."""
+        """Whether the last attempt failed for lack of a password or a confirmation."""
         return bool(_ASKS.search(self.why))
 
     def runs(self) -> list[RunDir]:
-        """The mirrored runs, newest first. From any thread."""
+        """The mirrored runs, newest first. Thread-safe."""
         with self._lock:
             mirrors = sorted(self._mirrors.values(), key=lambda m: -m.info.started_wall_s)
             return [mirror.place for mirror in mirrors]
 
     @property
     def is_up(self) -> bool:
-        """Whether there is a connection, or an attempt at one."""
+        """Whether a connection exists or is being made."""
         return self._master is not None and self._master.poll() is None
 
     @property
     def is_reached(self) -> bool:
-        """Whether it has answered, and is still there."""
+        """Whether the host has answered and is still connected."""
         return self.is_up and self._tried.is_set()
 
     @property
@@ -149,17 +146,17 @@ class SshHost:
 
     @property
     def gpus(self) -> tuple[HostGpu, ...]:
-        """Its GPUs as they were seconds ago, while it can be reached and no run is there."""
+        """Its recent GPU figures, while it is connected and has no run."""
         return () if not self.is_up or self.runs() else self._listing.gpus
 
     @property
     def has_looked(self) -> bool:
-        """Whether its GPUs are known as far as they can be."""
+        """Whether its GPUs have been queried."""
         return self._listing.dpwatch is not None
 
     @property
     def idle(self) -> str:
-        """A line about a host without a run: how to start one that is seen."""
+        """A line for a host without a run, which says how to start one."""
         if not self._tried.is_set():
             return f"connecting to {self.name}"
         command = self._listing.dpwatch or NAME
@@ -168,7 +165,7 @@ class SshHost:
             named = self._remote_dpwatch
             missing = "its PATH has no dpwatch" if named == NAME else f"there is no {named}"
             line += (
-                f" ({missing}: `pip install` it into the Python that trains, or name it by "
+                f" ({missing}: `pip install` it into the Python that trains, or pass its path as "
                 "--remote-dpwatch)"
             )
         if self._listing.trouble:
@@ -176,11 +173,11 @@ class SshHost:
         return line
 
     def close(self) -> None:
-        """Ends the connection; nothing of it stays on either side."""
+        """Ends the connection, and cleans up on both sides."""
         self._closing.set()
         self._released.set()
         if self._master is not None:
-            self._master.terminate()  # which is also the end of what the thread reads
+            self._master.terminate()  # the thread then reads end of file
         if self._thread is not None:
             self._thread.join(COMMAND_S)
         self._end()
@@ -206,7 +203,7 @@ class SshHost:
             self._end()
             self._tried.set()
             self._released.wait()
-            if self.is_up:  # somebody has answered what ssh wanted to know
+            if self.is_up:  # connected meanwhile by `ask`
                 continue
             wait_s = RETRY_S[min(attempt, len(RETRY_S) - 1)]
             attempt += 1
@@ -214,10 +211,10 @@ class SshHost:
                 self._start(batch=True)
 
     def _start(self, *, batch: bool) -> None:
-        """Starts ssh. With `batch` it asks nobody.
+        """Starts ssh; with `batch` it never prompts.
 
-        Then it has no terminal either: jump hosts get ssh processes of their own, which know
-        nothing of `BatchMode` and would ask across the screen.
+        In batch mode it has no terminal either: jump hosts have their own ssh processes, which
+        ignore `BatchMode` and would prompt on the screen.
         """
         options = [f"-o{option}" for option in _OPTIONS]
         if batch:
@@ -243,11 +240,11 @@ class SshHost:
         with contextlib.suppress(subprocess.TimeoutExpired):
             master.wait(COMMAND_S)
         master.kill()
-        with contextlib.suppress(OSError):  # what was still to be written has no reader any more
+        with contextlib.suppress(OSError):  # flushing stdin fails, since ssh has ended
             master.communicate()
 
     def _cycle(self) -> bool:
-        """Reads one listing of the runs there. Returns: False once the connection is gone."""
+        """Reads one listing of runs. Returns False if the connection is lost."""
         master = self._master
         if master is None or master.stdout is None:
             return False
@@ -258,7 +255,7 @@ class SshHost:
         return False
 
     def _note_failure(self) -> None:
-        """What ssh said last, else that it ended."""
+        """Sets `why` from ssh's standard error."""
         if self._master is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._master.wait(1.0)
@@ -268,7 +265,7 @@ class SshHost:
     # -- the runs there -----------------------------------------------------------------------
 
     def _update(self, listed: dict[str, RunInfo]) -> str:
-        """Mirrors what is there now. Returns: what can't be, in a line; "" if all is well."""
+        """Mirrors the listed runs. Returns a line on what failed, "" if nothing did."""
         trouble = ""
         for path in [path for path in self._mirrors if path not in listed]:
             with self._lock:
@@ -293,7 +290,7 @@ class SshHost:
                 with self._lock:
                     self._mirrors[path] = known
         silent = [mirror for mirror in self._mirrors.values() if mirror.hangs_up()]
-        # Of a run that has just ended the next listing says so.
+        # Silent twice, since a run may just have ended, which the next listing shows.
         if self._silent.intersection(silent):
             trouble = (
                 f"{self.name} refuses to forward its runs' sockets: its sshd_config must allow it "
@@ -303,7 +300,7 @@ class SshHost:
         return trouble
 
     def _forward(self, what: str, mirror: Mirror) -> str:
-        """Asks the master to forward a run's socket, or to stop. Returns: what went wrong."""
+        """Makes the master forward a run's socket, or cancel that. Returns an error or ""."""
         try:
             done = subprocess.run(
                 [*self._ssh, "-S", str(self._control), "-oStreamLocalBindUnlink=yes",
@@ -313,20 +310,20 @@ class SshHost:
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return f"no answer within {COMMAND_S:.0f} s"
-        return done.stderr.strip() or "ssh does not say why" if done.returncode else ""
+        return done.stderr.strip() or f"ssh exit code {done.returncode}" if done.returncode else ""
 
 
 def told_failure(name: str, said: str) -> str:
-    """Why a host can't be reached, in one line, from what ssh wrote to its standard error."""
+    """Why a host can't be reached, in one line, from ssh's standard error."""
     if _CHANGED_KEY.search(said):
         known = _KNOWN_AT.search(said)
         where = known.group(1).strip() if known else "known_hosts"
         return (
-            f"its host key is another one than {where} has: somebody may stand in between; "
-            f"if it has a new key, remove the old one with `ssh-keygen -R` ({name}'s)"
+            f"its host key differs from the one in {where}: the connection may be intercepted; "
+            f"if the host has a new key, remove the old one with `ssh-keygen -R` ({name}'s)"
         )
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    # A jump host's ssh says it first, and then the one behind it that its connection is closed.
+    # A jump host's ssh reports the cause, then the one behind it that its connection was closed.
     told = [line for line in lines if _ASKS.search(line)]
     told = told or [line for line in lines if not _BEHIND.match(line)] or lines
     return told[-1] if told else "the connection was closed"

@@ -1,4 +1,4 @@
-"""The hosts of one `dpwatch ssh`: connected to all at once, each on its own from then on."""
+"""Connects to all hosts of a `dpwatch ssh` in parallel, and follows each independently."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from dpwatch.viewer.remote.run_mirror import Workspace
 from dpwatch.viewer.remote.ssh_host import SshHost
 
 PATIENCE_S = 2.0
-"""How long the screen waits for other hosts once one is there."""
+"""How long the screen waits for other hosts once one has answered."""
 
 GPUS_S = 6.0
-"""How long one look waits for what a host's GPUs do; a driver that nobody holds open is slow."""
+"""How long one snapshot waits for GPU figures; a driver that is not loaded starts slowly."""
 
 
 class SshError(Exception):
-    """No host can be reached; the message says why, as ssh does."""
+    """No host can be reached; the message contains ssh's reasons."""
 
 
 class SshHosts:
-    """All hosts of one viewer, in a private folder that goes when they are closed.
+    """All hosts of one viewer, with a private directory that is removed when closed.
 
     Args:
-        names: As `ssh` takes them.
-        ssh: The ssh command and options of the user's own.
-        remote_dir: The runtime directory there, where it is none of the usual places.
-        remote_dpwatch: A dpwatch there, where it is not on the PATH.
+        names: Destinations for ssh.
+        ssh: The ssh command with the user's options.
+        remote_dir: The runtime directory there, None for the usual ones.
+        remote_dpwatch: Path of a dpwatch there, if it is not on the PATH.
     """
 
     def __init__(
@@ -56,19 +56,19 @@ class SshHosts:
             )
 
     def connect(self, *, all_of_them: bool = False) -> list[str]:
-        """Connects to all at once, then to those in turn where ssh has something to ask.
+        """Connects to all hosts in parallel, then one by one to those where ssh has to prompt.
 
-        One that is down is tried again later, and nobody waits for one that does not answer
-        while another one does.
+        Unreachable hosts are retried later. Once one host has answered, the others are waited for
+        only `PATIENCE_S`.
 
         Args:
-            all_of_them: Wait for every host all the same.
+            all_of_them: Wait for every host.
 
         Returns:
-            What went wrong, a line a host.
+            Errors, one line per host.
 
         Raises:
-            SshError: None of them can be reached.
+            SshError: No host can be reached.
         """
         if len(self.hosts) == 1:
             self.hosts[0].ask()
@@ -89,7 +89,7 @@ class SshHosts:
         return wrong
 
     def _wait(self, patience_s: float | None) -> None:
-        """Until every host has answered; with patience, so long after the first that is up."""
+        """Waits until every host has been tried, or `patience_s` after the first answer."""
         waiting = list(self.hosts)
         until: float | None = None
         while waiting and (until is None or time.monotonic() < until):
@@ -98,7 +98,7 @@ class SshHosts:
                 until = time.monotonic() + patience_s
 
     def wait_for_gpus(self) -> None:
-        """Until it is known what GPUs do on hosts without a run, or one would wait too long."""
+        """Waits for the GPU figures of hosts without a run, at most `GPUS_S`."""
         until = time.monotonic() + GPUS_S
         for host in self.hosts:
             while host.is_up and not host.runs() and not host.has_looked:
@@ -111,12 +111,12 @@ class SshHosts:
         return [place for host in self.hosts for place in host.runs()]
 
     def gpus(self) -> tuple[HostGpu, ...]:
-        """GPUs of hosts that no run is on."""
+        """GPUs of hosts without a run."""
         return tuple(gpu for host in self.hosts for gpu in host.gpus)
 
     @property
     def notice(self) -> str:
-        """A line for each host that something is wrong with, or that nothing runs on."""
+        """One line for each host with a problem or without a run."""
         runs = bool(self.runs())
         lines = [
             host.trouble or (_at_rest(host) if runs else host.idle)
@@ -133,7 +133,7 @@ class SshHosts:
 
 
 def _at_rest(host: SshHost) -> str:
-    """A host without a run beside others that have one, in few words."""
+    """A short line for a host without a run, while other hosts have one."""
     gpus = host.gpus
     if not gpus:
         return f"no run on {host.name}" if host.is_reached else host.idle
