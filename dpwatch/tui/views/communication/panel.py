@@ -189,7 +189,7 @@ def _typed_name(stats: IssuerStats) -> str:
 
 
 def _by_device(run: Run, width: int, palette: Palette) -> Block:
-    """A bar per device on one scale: bytes sent and received; of many, the heaviest and device 0."""
+    """A bar per device on one scale: bytes sent and received; of many, the top and device 0."""
     rows = list(run.ranks)
     note = "a step, sent and received"
     if len(rows) > _ROWS:
