@@ -35,11 +35,11 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the settings."""
-    print(told(options))
+    print(as_toml(options))
     return FINE
 
 
-def told(options: argparse.Namespace) -> str:
+def as_toml(options: argparse.Namespace) -> str:
     """The settings as TOML with comments."""
     path, _ = settings.config_file()
     found = settings.effective(options)

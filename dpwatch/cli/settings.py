@@ -75,7 +75,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Resolved:
     """A setting's value and its origin: `flag`, a variable's name, a file's path or `default`."""
 
     value: Any
@@ -209,7 +209,7 @@ def config_file(environ: Mapping[str, str] | None = None) -> tuple[Path, bool]:
 
 def effective(
     options: argparse.Namespace, settings: Sequence[Setting] = SETTINGS
-) -> dict[str, Told]:
+) -> dict[str, Resolved]:
     """The settings' values, by key.
 
     Args:
@@ -226,15 +226,15 @@ def effective(
 
 def _told(
     setting: Setting, options: argparse.Namespace, table: Mapping[str, Any], path: Path
-) -> Told:
+) -> Resolved:
     flag = getattr(options, setting.field, None)
     if flag is not None:
-        return Told(_read(setting, flag, f"--{setting.key}"), FLAG)
+        return Resolved(_read(setting, flag, f"--{setting.key}"), FLAG)
     if said := os.environ.get(setting.variable):
-        return Told(_read(setting, said, setting.variable), setting.variable)
+        return Resolved(_read(setting, said, setting.variable), setting.variable)
     if setting.key in table:
-        return Told(_read(setting, table[setting.key], f"{path}: {setting.key}"), str(path))
-    return Told(setting.default, DEFAULT)
+        return Resolved(_read(setting, table[setting.key], f"{path}: {setting.key}"), str(path))
+    return Resolved(setting.default, DEFAULT)
 
 
 def _read(setting: Setting, value: Any, where: str) -> Any:

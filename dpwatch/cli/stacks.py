@@ -44,7 +44,7 @@ class Thread(msgspec.Struct, frozen=True):
 
 
 class RankAnswer(msgspec.Struct, frozen=True):
-    """A rank; see `hub.stacks.RankStacks`."""
+    """A rank; see `run.model.stacks.RankStacks`."""
 
     rank: int
     host: str

@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
         watcher.close()
 
 
-def _flags(found: Mapping[str, settings.Told]) -> list[str]:
+def _flags(found: Mapping[str, settings.Resolved]) -> list[str]:
     """The screen's flags as given, for the dashboard in the browser."""
     words = []
     for setting in settings.SCREEN:

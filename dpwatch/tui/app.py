@@ -422,7 +422,7 @@ class DashboardApp(Moments):
 
     def on_resize(self, event: events.Resize) -> None:
         """Say so if the terminal is too small; drop blank lines if it is low."""
-        self.screenful.forget()  # terminals move their content arbitrarily
+        self.screen_buffer.forget()  # terminals move their content arbitrarily
         self._fit(event.size.width, event.size.height)
 
     def see_size(self) -> None:

@@ -49,15 +49,15 @@ def refused(*arguments):
 
 
 def test_a_flag_counts_before_the_environment_and_that_before_the_file(file, monkeypatch):
-    assert found()["theme"] == settings.Told("dark", "default")
+    assert found()["theme"] == settings.Resolved("dark", "default")
     path = file('theme = "safe"\nascii = true\ninterval = 2\nremote_dir = "/x"')
-    assert found()["theme"] == settings.Told("safe", str(path))
-    assert found()["interval"] == settings.Told(2.0, str(path))
-    assert found()["remote-dir"] == settings.Told("/x", str(path))
+    assert found()["theme"] == settings.Resolved("safe", str(path))
+    assert found()["interval"] == settings.Resolved(2.0, str(path))
+    assert found()["remote-dir"] == settings.Resolved("/x", str(path))
     monkeypatch.setenv("DPWATCH_THEME", "light")
     monkeypatch.setenv("DPWATCH_INTERVAL", "0.5")
     monkeypatch.setenv("DPWATCH_PORT", "")
-    assert found()["theme"] == settings.Told("light", "DPWATCH_THEME")
+    assert found()["theme"] == settings.Resolved("light", "DPWATCH_THEME")
     assert found()["interval"].value == 0.5
     assert found()["port"].origin == "default"
     given = found("--theme", "contrast", "--no-ascii", "--interval", "10")
@@ -77,7 +77,7 @@ def test_another_file_can_be_named(file, tmp_path, monkeypatch):
     monkeypatch.setenv("DPWATCH_CONFIG", str(other))
     assert refused() == f"DPWATCH_CONFIG names {other}, which does not exist"
     other.write_text('view = "memory"')
-    assert found()["view"] == settings.Told("memory", str(other))
+    assert found()["view"] == settings.Resolved("memory", str(other))
     assert found()["theme"].origin == "default"
 
 
@@ -139,7 +139,7 @@ def test_a_file_that_cannot_be_read(file, tmp_path, monkeypatch):
 def test_what_config_prints_is_a_file_that_says_the_same(file):
     path = file('theme = "light"\nssh = "ssh -p \\"2\\""')
     before = found("--interval", "1", "config")
-    text = config.told(build_parser().parse_args(["--interval", "1", "config"]))
+    text = config.as_toml(build_parser().parse_args(["--interval", "1", "config"]))
     assert f"# {path}" in text.splitlines()[0]
     assert 'theme = "light"  # this file' in text
     assert "interval = 1.0  # flag" in text

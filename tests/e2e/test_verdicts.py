@@ -92,17 +92,17 @@ def _watch(process):
 
 
 CAUSES = {
-    "stops_early": (4, "hang", (1,), "Rank 1 has finished: it ended after 18 steps by itself"),
-    "fewer_batches": (3, "desync", (2,), "rank 2 called barrier"),
-    "skips_batch": (3, "desync", (1,), "Rank 1 gave up a pass that the others went through"),
-    "validates_alone": (3, "desync", (0,), "rank 0 called broadcast"),
-    "wrong_world": (2, "hang", (2,), "Rank 2 has not come to init_process_group at"),
-    "members_only": (4, "desync", (0, 1, 2, 3), "Ranks disagree about who is in process group"),
+    "stops_early": (4, "hang", (1,), "Rank 1 has finished after 18 steps"),
+    "fewer_batches": (3, "desync", (2,), "Rank 2 called barrier"),
+    "skips_batch": (3, "desync", (1,), "Rank 1 abandoned a pass that the others completed"),
+    "validates_alone": (3, "desync", (0,), "Rank 0 called broadcast"),
+    "wrong_world": (2, "hang", (2,), "Rank 2 has not reached init_process_group at"),
+    "members_only": (4, "desync", (0, 1, 2, 3), "Ranks disagree about the members of"),
     "loader_stuck": (3, "hang", (1,), "Rank 1 has not entered all_reduce"),
 }
 ADVICE = {
     "wrong_world": "the launcher has started 2",
-    "loader_stuck": "waits for a batch of its DataLoader at",
+    "loader_stuck": "waits for a batch from its DataLoader at",
     "skips_batch": "OutOfMemoryError",
 }
 
@@ -157,7 +157,7 @@ def test_what_only_looks_like_trouble_is_no_alarm(kind, see):
     ("kind", "pattern", "phase", "words"),
     [
         ("pauses", "pauses", "other", "garbage collector"),
-        ("lengths", "varying", "forward", "buckets of like length"),
+        ("lengths", "varying", "forward", "buckets of similar length"),
     ],
 )
 def test_waits_that_nobody_causes_alone_are_told_with_their_cost(kind, pattern, phase, words, see):
@@ -172,7 +172,7 @@ def test_waits_that_nobody_causes_alone_are_told_with_their_cost(kind, pattern, 
 
 @pytest.mark.parametrize(
     ("kind", "pattern", "words"),
-    [("call_each", "many_calls", "their number"), ("without_no_sync", "repeated", "no_sync()")],
+    [("call_each", "many_calls", "number of calls"), ("without_no_sync", "repeated", "no_sync()")],
 )
 def test_many_calls_are_told_from_many_bytes(kind, pattern, words, see):
     found = see(kind, 2).said("comm_bound")

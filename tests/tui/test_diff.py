@@ -16,7 +16,7 @@ from textual.strip import Strip
 
 from dpwatch.tui.render import private_api
 from dpwatch.tui.render.private_api import ChopsUpdate, LayoutUpdate
-from dpwatch.tui.render.terminal_diff import Screenful
+from dpwatch.tui.render.terminal_diff import ScreenBuffer
 from tests.bench.terminal import Screen
 
 WIDTH, HEIGHT = 24, 3
@@ -61,12 +61,12 @@ def full(draw_from):
 def test_the_screen_is_what_it_would_be_if_all_were_written(seed):
     dice = random.Random(seed)
     plain, narrow = Screen(WIDTH, HEIGHT), Screen(WIDTH, HEIGHT)
-    screenful, strips = Screenful(), {}
+    screen_buffer, strips = ScreenBuffer(), {}
     for turn in range(12):
         update = an_update(dice, strips)
         if turn in (0, 7):
             update = full([a_strip(dice, WIDTH) for _ in range(HEIGHT)])
-        narrow.write(screenful.narrowed(update).render_segments(CONSOLE))
+        narrow.write(screen_buffer.narrowed(update).render_segments(CONSOLE))
         plain.write(update.render_segments(CONSOLE))
         assert narrow.cells == plain.cells
 
@@ -83,27 +83,27 @@ def of_lines(*lines):
     )
 
 
-def written(screenful, *lines):
-    return screenful.narrowed(of_lines(*lines)).render_segments(CONSOLE)
+def written(screen_buffer, *lines):
+    return screen_buffer.narrowed(of_lines(*lines)).render_segments(CONSOLE)
 
 
 def test_a_number_that_has_changed_is_all_that_is_written():
-    screenful, red = Screenful(), STYLES[1]
+    screen_buffer, red = ScreenBuffer(), STYLES[1]
     before = line(("step time  ", None), ("10.5 ms", red), ("  of the last steps", None))
     after = line(("step time  ", None), ("10.7 ms", red), ("  of the last steps", None))
-    assert "step time" in written(screenful, before)
-    assert written(screenful, after) == "\x1b[1;15H\x1b[0;31m7\x1b[0m"
-    assert written(screenful, after) == ""
-    screenful.forget()
-    assert "step time" in written(screenful, after)
+    assert "step time" in written(screen_buffer, before)
+    assert written(screen_buffer, after) == "\x1b[1;15H\x1b[0;31m7\x1b[0m"
+    assert written(screen_buffer, after) == ""
+    screen_buffer.forget()
+    assert "step time" in written(screen_buffer, after)
 
 
 def test_a_full_update_is_written_whole_and_remembered():
-    screenful = Screenful()
+    screen_buffer = ScreenBuffer()
     one = [Strip([Segment("x" * WIDTH)]) for _ in range(HEIGHT)]
     for _ in range(2):
-        assert "x" * WIDTH in screenful.narrowed(full(one)).render_segments(CONSOLE)
-    assert written(screenful, one[0]) == ""
+        assert "x" * WIDTH in screen_buffer.narrowed(full(one)).render_segments(CONSOLE)
+    assert written(screen_buffer, one[0]) == ""
 
 
 def test_textual_still_has_the_internals_that_are_used():
@@ -119,12 +119,12 @@ async def test_without_these_internals_textual_writes_by_itself(dashboard, monke
     async with dashboard() as (app, pilot):
         await pilot.resize_terminal(100, 30)
         await pilot.pause()
-        assert not app.screenful._pieces
+        assert not app.screen_buffer._pieces
 
 
 async def test_a_resize_forgets_what_stood_there(dashboard):
     async with dashboard() as (app, pilot):
-        app.screenful._pieces[0] = {}
+        app.screen_buffer._pieces[0] = {}
         await pilot.resize_terminal(100, 30)
         await pilot.pause()
-        assert not app.screenful._pieces
+        assert not app.screen_buffer._pieces

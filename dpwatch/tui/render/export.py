@@ -7,7 +7,7 @@ from textual.binding import Binding
 from dpwatch.tui.draw.sentences import plural
 from dpwatch.tui.render.ascii import key_to_ascii
 from dpwatch.tui.render.private_api import CompositorUpdate, UpdatingApp
-from dpwatch.tui.render.terminal_diff import Screenful
+from dpwatch.tui.render.terminal_diff import ScreenBuffer
 
 
 class Takeaway(UpdatingApp):
@@ -15,11 +15,11 @@ class Takeaway(UpdatingApp):
 
     def __init__(self) -> None:
         super().__init__()
-        self.screenful = Screenful()
+        self.screen_buffer = ScreenBuffer()
 
     def updated(self, update: CompositorUpdate) -> CompositorUpdate:
         """Only the cells that differ from those on the terminal."""
-        return self.screenful.narrowed(update)
+        return self.screen_buffer.narrowed(update)
 
     def action_copy(self) -> None:
         """Copy the row under the cursor, or the whole view, to the clipboard as text."""

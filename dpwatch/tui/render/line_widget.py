@@ -53,7 +53,7 @@ class Lines(Widget):
 
     def __init__(self, *children: Widget, **options: Any) -> None:
         super().__init__(*children, **options)
-        self._standing: dict[int, Line] = {}
+        self._last_lines: dict[int, Line] = {}
         self._strips: dict[int, Strip] = {}
         self._ground: object = None
 
@@ -75,13 +75,13 @@ class Lines(Widget):
         if not self.is_attached or not self.is_on_screen:
             self._forget()  # nothing drawn before may show up again
             return
-        size, standing = self.size, self._standing
+        size, last = self.size, self._last_lines
         now = enumerate(self.lines_at(range(size.height)))
-        fresh = {y: found for y, found in now if not found.is_like(standing.get(y))}
+        fresh = {y: found for y, found in now if not found.is_like(last.get(y))}
         if fresh:
             super().refresh(*(Region(0, y, size.width, 1) for y in fresh))
             for y, found in fresh.items():
-                standing[y] = found
+                last[y] = found
                 self._strips.pop(y, None)
 
     def refresh(
@@ -96,7 +96,7 @@ class Lines(Widget):
         return super().refresh(*regions, repaint=repaint, layout=layout, recompose=recompose)
 
     def _forget(self) -> None:
-        self._standing = {}
+        self._last_lines = {}
         self._strips = {}
 
     def render_lines(self, crop: Region) -> list[Strip]:
@@ -111,9 +111,9 @@ class Lines(Widget):
         return [strip.crop(*crop.column_span) for strip in strips]
 
     def _strip(self, y: int, width: int, ground: Style) -> Strip:
-        found = self._standing.get(y)
+        found = self._last_lines.get(y)
         if found is None:
-            found = self._standing[y] = self.line_at(y)
+            found = self._last_lines[y] = self.line_at(y)
         strip = _filtered(self, strip_of(found.text, width, ground, under=found.under))
         self._strips[y] = strip
         return strip

@@ -1,8 +1,8 @@
 """Writes only the cells that change on the terminal.
 
 Textual writes every line of a refreshed widget, with styles; most of a dashboard stays the same,
-and over SSH that is most of the traffic. `Screenful` remembers what is on the terminal and turns an
-update into the cells that differ. Full updates are written whole, so they repair a screen that
+and over SSH that is most of the traffic. `ScreenBuffer` remembers what is on the terminal and turns
+an update into the cells that differ. Full updates are written whole, so they repair a screen that
 something else has written over.
 """
 
@@ -25,7 +25,7 @@ BRIDGE = 4
 """Up to this many unchanged cells between changed ones are cheaper to rewrite than to skip."""
 
 
-class Screenful:
+class ScreenBuffer:
     """What is on the terminal, by line and by the column where each piece begins."""
 
     def __init__(self) -> None:
@@ -76,8 +76,8 @@ class Screenful:
 class Narrowed(CompositorUpdate):
     """An update that is compared with the terminal's content when it is written."""
 
-    def __init__(self, screenful: Screenful, update: CompositorUpdate) -> None:
-        self._screenful = screenful
+    def __init__(self, screen_buffer: ScreenBuffer, update: CompositorUpdate) -> None:
+        self._screen_buffer = screen_buffer
         self._update = update
 
     def render_segments(self, console: Console) -> str:
@@ -85,14 +85,14 @@ class Narrowed(CompositorUpdate):
         update = self._update
         if not isinstance(update, ChopsUpdate):
             if isinstance(update, LayoutUpdate):
-                self._screenful.took(update)
+                self._screen_buffer.took(update)
             else:
-                self._screenful.forget()
+                self._screen_buffer.forget()
             return update.render_segments(console)
         system = COLOR_SYSTEMS[console.color_system or "truecolor"]
         parts: list[str] = []
         now, drawn = "", None
-        for x, y, run in self._screenful.changes(update):
+        for x, y, run in self._screen_buffer.changes(update):
             parts.append(f"\x1b[{y + 1};{x + 1}H")
             for text, style in run:
                 if style is not drawn:

@@ -1,1 +1,1 @@
-"""One module or folder a view."""
+"""One module or folder per view."""

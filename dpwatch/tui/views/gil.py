@@ -30,13 +30,13 @@ _SORTS = (
 
 
 class Threads(DeviceRows):
-    """A bar a device, full width the whole step."""
+    """A bar per device whose full width is the step."""
 
     SORTS: ClassVar[tuple[Metric, ...]] = _SORTS
     MOST_LINES: ClassVar[int] = 2
 
     def head(self, view: RunView, width: int, colors: Palette) -> list[Text]:
-        """Where the step goes, what the colours mean, and the figures' names."""
+        """The largest losses, the legend, and the figures' names."""
         run = view.run
         return [summary_line(run, width, colors), legend(width, colors), self._names(width, colors)]
 
@@ -86,7 +86,7 @@ def thread_line(rank: Rank, several: bool, width: int, palette: Palette) -> Text
 
 
 def summary_line(run: Run, width: int, palette: Palette) -> Text:
-    """Where the most time is lost, and how many cores there are."""
+    """The largest losses, and how many cores there are."""
     lost = []
     for metric in _SORTS[1:]:
         found = spread(run, metric.value)
@@ -115,7 +115,7 @@ def told_line(rank: Rank, ranks: Sequence[Rank], width: int, palette: Palette) -
 
 
 def legend(width: int, palette: Palette) -> Text:
-    """What colours and letters mean."""
+    """The legend."""
     for told in (_TOLD, {"idle": "idle", "queue": "queue"}):
         result = Text()
         for name, kind in WAIT_KINDS.items():

@@ -1,4 +1,4 @@
-"""GPUs of hosts while nothing that is watched trains there: this one's, or those over ssh. Pure."""
+"""GPUs of hosts without a watched run: this host's, or those over ssh. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LEAST = 3
 
 
 def gpu_lines(gpus: Sequence[HostGpu], width: int, height: int, palette: Palette) -> Block:
-    """Each host's GPUs below each other, in as many lines as there are, `height` at most."""
+    """Each host's GPUs below each other, in at most `height` lines."""
     hosts = list(dict.fromkeys(gpu.host for gpu in gpus))
     lines: Block = []
     for done, host in enumerate(hosts):
@@ -35,7 +35,7 @@ def gpu_lines(gpus: Sequence[HostGpu], width: int, height: int, palette: Palette
 def _of_host(
     host: str, gpus: Sequence[HostGpu], width: int, height: int, palette: Palette
 ) -> Block:
-    """A row a GPU with its load and memory, who uses it, and whether one holds far more."""
+    """A row per GPU with load, memory and processes, and whether one holds far more."""
     title = f"GPUs of {clean(host, 40)}" if host else "GPUs of this host"
     source = "training or not" if host else "by NVML, training or not"
     lines = [heading(title, width, palette, source), _titles(width, palette)]

@@ -1,6 +1,6 @@
 """Each device's memory at its peak: by category against its capacity, and over the run.
 
-And, marked as predicted, what the same model's state would take under other strategies.
+Also, marked as predicted, what the same model's state would take under other strategies.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _category(name: str) -> Metric:
 
 
 class Memory(DeviceRows):
-    """A bar a device on one scale, and below them their peaks over the run."""
+    """A bar per device on one scale, and below them their peaks over the run."""
 
     SORTS: ClassVar[tuple[Metric, ...]] = (
         Metric(title="peak", told="peak", value=peak_bytes, show=fmt.size),
@@ -62,7 +62,7 @@ class Memory(DeviceRows):
         return super().lay_out(view)
 
     def head(self, view: RunView, width: int, colors: Palette) -> list[Text]:
-        """Device 0 against the others, what the colours mean, and the figures' names."""
+        """Device 0 against the others, the legend, and the figures' names."""
         full = "capacity" if Scale.of(view.run).capacity else "the largest peak"
         title = f"  a full bar is {full} · {self.sort_note()}"
         names = (
@@ -74,7 +74,7 @@ class Memory(DeviceRows):
         return [first, legend(width, colors), line((names, colors.muted))]
 
     def foot(self, view: RunView, width: int, colors: Palette) -> list[Text]:
-        """What others would hold, and the peaks over the run, where the rows leave room."""
+        """Predictions for other strategies, and the peaks over the run, if there is room."""
         rows = min(len(self.rows) * 2, self.size.height // 2)
         room = self.size.height - _HEAD - rows
         told = predicted(view.run, width, colors)
@@ -92,7 +92,7 @@ class Memory(DeviceRows):
         ]
 
     def _series(self, run: Run, colors: Palette) -> list[Series]:
-        """All devices' curves where they are few; else device 0's and the chosen one's."""
+        """All devices' curves if they are few; else device 0's and the chosen one's."""
         wanted = list(run.ranks)
         if len(wanted) > _CURVES:
             wanted = [run.ranks[0]]
@@ -138,7 +138,7 @@ def memory_line(rank: Rank, scale: Scale, several: bool, width: int, palette: Pa
 
 
 def predicted(run: Run, width: int, palette: Palette) -> list[Text]:
-    """What this model's state would take of a device under other strategies, where known."""
+    """What this model's state would take per device under other strategies, if known."""
     rows = elsewhere(run)
     if not rows:
         return []
@@ -158,7 +158,7 @@ def predicted(run: Run, width: int, palette: Palette) -> list[Text]:
 
 
 def balance_line(run: Run, width: int, palette: Palette) -> Text:
-    """Device 0 beside the others, in figures."""
+    """Device 0 against the others, in figures."""
     if not run.ranks or peak_bytes(run.ranks[0]) is None:
         return fitted(line(("device 0's memory is not known yet", palette.muted)), width)
     first = run.ranks[0]
@@ -177,7 +177,7 @@ def balance_line(run: Run, width: int, palette: Palette) -> Text:
 
 
 def _process_line(run: Run, width: int, palette: Palette) -> Text:
-    """The same of resident sizes, which say little of how device 0's tensors compare."""
+    """The same for resident sizes, which say little about device 0's tensors."""
     peak, others = fmt.size(peak_bytes(run.ranks[0])), fmt.size(others_median(run, peak_bytes))
     return fitted(
         line(
@@ -190,13 +190,13 @@ def _process_line(run: Run, width: int, palette: Palette) -> Text:
 
 
 def estimated_activations(memory: MemoryUse) -> str:
-    """What is not measured, marked as such; "" where there is no estimate."""
+    """Estimates, marked as such; "" if there are none."""
     guess = memory.activations_estimate
     return "" if guess is None else f"  ~{MEMORY_KINDS['activations'].letter} {fmt.size(guess)}"
 
 
 def legend(width: int, palette: Palette) -> Text:
-    """What colours and letters mean."""
+    """The legend."""
     names = [name for name in MEMORY_KINDS if name != "untold"]
     for gap in ("  ", " "):
         result = Text()

@@ -1,4 +1,4 @@
-"""The upper part of the overview: run facts, loss, device 0 against the rest, what is wrong."""
+"""The upper part of the overview: run facts, loss, device 0 against the rest, diagnoses."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from dpwatch.tui.draw.text import Part, fitted, line, wrapped
 from dpwatch.tui.snapshots.frame import Frame, worst_first
 
 CARDS_WIDTH, CARDS_HEIGHT = 118, 32
-"""Terminals at least this large show cards, smaller ones a few dense lines."""
+"""Terminals of at least this size show cards, smaller ones a few dense lines."""
 _CARD_LINES = 8
 _AROUND = 8
-"""Lines of the overview that are neither summary nor rows: names of views and columns, legend."""
+"""Lines of the overview that are neither summary nor rows: view and column names, legend."""
 
 _SEVERITY = max(map(len, SEVERITIES))
 
 FEWEST, MOST = 4, 12
-"""Lines that findings have at least, where there are so many, and at most."""
+"""The least (if there are as many) and the most lines for findings."""
 
 
 @lru_cache(maxsize=4)  # layout, paint and the table below ask for the same lines
@@ -71,7 +71,7 @@ def _cards(view: RunView, width: int, palette: Palette) -> Block:
     )
 
 
-@lru_cache(maxsize=4)  # of short steps not every loss is read
+@lru_cache(maxsize=4)  # in short steps not every loss is read
 def _loss_curve(curve: Curve, width: int, palette: Palette) -> Block:
     series = Series(name="", curve=curve, style=palette.series[0])
     return plot([series], width, _CARD_LINES - 1, palette, label=lambda value: fmt.number(value, 3))
@@ -131,7 +131,7 @@ def _speed(run: Run, palette: Palette) -> Text:
 
 
 def _step_time(view: RunView, width: int, palette: Palette) -> Text:
-    """The slowest rank's median, the run's curve, and how much of a step waits for others."""
+    """The slowest rank's median, the run's curve, and the share spent waiting for others."""
     text = line((f"{fmt.millis(_slowest_ms(view.run))}  ", palette.text))
     waits = _exposed(view.run, palette)
     room = width - text.cell_len - waits.cell_len - 2
@@ -144,7 +144,7 @@ def _slowest_ms(run: Run) -> float | None:
 
 
 def _exposed(run: Run, palette: Palette) -> Text:
-    """Exposed communication, of the device where it is most."""
+    """Exposed communication on the device with the most."""
     share = fmt.share(largest(run, exposed_share))
     return line(("exposed ", palette.muted), (share, palette.text))
 
@@ -170,7 +170,7 @@ def _balance(run: Run, width: int, palette: Palette) -> Block:
 
 
 def _memories(run: Run) -> tuple[MemoryUse, MemoryUse]:
-    """Device 0's, and that of the others' median: a device's, where one is the median."""
+    """Device 0's, and the others' median: that of a device, if one is the median."""
     first, rest = run.ranks[0].memory, others_median(run, peak_bytes)
     if rest is None:
         return first, MemoryUse()
@@ -178,7 +178,7 @@ def _memories(run: Run) -> tuple[MemoryUse, MemoryUse]:
     return first, same.memory if same else MemoryUse(peak_bytes=round(rest))
 
 
-@lru_cache(maxsize=8)  # of a run that goes on nothing changes more seldom
+@lru_cache(maxsize=8)  # in a running run nothing changes less often
 def _memory_pair(first: MemoryUse, middle: MemoryUse, width: int, palette: Palette) -> Block:
     own, rest = first.peak_bytes, middle.peak_bytes
     full = max(own or 0, rest or 0)
@@ -198,7 +198,7 @@ _Traffic = tuple[float | None, float | None, float | None]
 
 
 def _traffics(run: Run) -> tuple[_Traffic, _Traffic]:
-    """All, sent and received: device 0's, and the others' medians."""
+    """Total, sent and received: device 0's, and the others' medians."""
     first = run.ranks[0]
     sent, received = first.sent_bytes_per_step, first.received_bytes_per_step
     return (traffic_bytes(first), sent, received), (
@@ -247,7 +247,7 @@ def _dense(view: RunView, width: int, palette: Palette) -> Block:
 
 
 def _dense_step(view: RunView, width: int, palette: Palette) -> Text:
-    """How far, how fast and how well, as far as there is room; then the gauge and the curve."""
+    """Progress, speed and loss, as far as there is room; then the gauge and the curve."""
     run, sep = view.run, (" · ", palette.faint)
     first = line(("step ", palette.muted), _steps(run, palette))
     rest = [
@@ -277,7 +277,7 @@ def _loss_brief(view: RunView, palette: Palette) -> Text:
 
 
 def _verdict(frame: Frame, view: RunView, width: int, room: int, palette: Palette) -> Block:
-    """What the person has to know now: an end, a silence, and what was found wrong."""
+    """What matters now: an end, a silent hub, diagnoses."""
     lines = _ending(frame, view, width, palette)
     if view.run.diagnoses:
         lines += _findings(view.run, width, min(max(room - len(lines), FEWEST), MOST), palette)
@@ -290,7 +290,7 @@ def _verdict(frame: Frame, view: RunView, width: int, room: int, palette: Palett
 
 
 def _findings(run: Run, width: int, room: int, palette: Palette) -> Block:
-    """A line each, the worst first and in full as far as there is room; then how many more."""
+    """One line each, worst first, in full if there is room; then how many more."""
     found = worst_first(run.diagnoses)
     shown = found if len(found) < room else found[: room - 2]
     lines: Block = []
@@ -303,7 +303,7 @@ def _findings(run: Run, width: int, room: int, palette: Palette) -> Block:
 
 
 def _finding(found: Diagnosis, width: int, most: int, palette: Palette) -> Block:
-    """Its severity and its text in so many lines; what does not find room is shown as missing."""
+    """Its severity and its text in at most `most` lines; `…` marks what is cut."""
     severity = clean(found.severity, 12)
     head = f" {SEVERITY_GLYPHS.get(severity, '·')} {severity.upper():<{_SEVERITY}}  "
     room = width - len(head) - 1

@@ -72,7 +72,7 @@ class Nav(Painted):
 
 
 class SessionLine(Painted):
-    """How far the demo has got, or what its source has to say; away when that is nothing."""
+    """The demo's progress, or its source's notice; hidden if there is neither."""
 
     def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
         """One line."""
@@ -80,14 +80,14 @@ class SessionLine(Painted):
         return [] if found is None else [found]
 
     def watch_frame(self) -> None:
-        """Come and go."""
+        """Show or hide."""
         frame = self.frame
         self.display = frame is not None and session_line(frame, 80, palette_of(self)) is not None
         self.redraw()
 
 
 class Summary(Painted):
-    """The upper part of the overview; as high as what it has to say."""
+    """The upper part of the overview, as high as its content."""
 
     def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
         """Cards on a large screen, dense lines on a small one."""
@@ -100,7 +100,7 @@ class Summary(Painted):
         return len(summary_lines(self.frame, width, self.app.size.height, palette_of(self)))
 
     def watch_frame(self) -> None:
-        """A diagnosis more or less changes the height; laying out each time would cost much."""
+        """Diagnoses change the height; laying out every time would be expensive."""
         if self.get_content_height(None, None, self.size.width) != self.size.height:
             self.refresh(layout=True)
         else:
@@ -108,7 +108,7 @@ class Summary(Painted):
 
 
 class Legend(Painted):
-    """What the bars' colours and letters mean."""
+    """The legend of the bars."""
 
     def lines(self) -> list[Text]:
         """One line or two, whatever is shown."""
@@ -120,7 +120,7 @@ class Legend(Painted):
 
 
 class Lower(Painted):
-    """Collectives, copies and step time, where the rows leave room for them."""
+    """Collectives, copies and step time, if the rows leave room."""
 
     def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
         """The tables and the curve of the run on screen."""
@@ -129,11 +129,11 @@ class Lower(Painted):
 
 
 class Overview(Vertical, Ground):
-    """Summary, legend, a row a rank, and communication where there is room."""
+    """Summary, legend, a row per rank, and communication if there is room."""
 
     frame: var[Frame | None] = var[Frame | None](None)
     _room: int | None = None
-    """Lines that the table takes, 0 for all there are, None before that is known."""
+    """Lines of the table, 0 for all there are, None while unknown."""
 
     def compose(self) -> ComposeResult:
         """Lay out from top to bottom."""
@@ -151,21 +151,21 @@ class Overview(Vertical, Ground):
         self._make_room()
 
     def _make_room(self) -> None:
-        """Show the lower part where every row keeps its details and a blank line above it."""
+        """Show the lower part if every row keeps its details and a blank line above it."""
         frame = self.frame
         view = frame.view if frame else None
         if frame is None or view is None or not self.is_mounted or not self.size.height:
             return
         colors = palette_of(self)
         above = len(summary_lines(frame, self.size.width, self.app.size.height, colors))
-        above += len(legend_lines(self.size.width, colors)) + 2  # the blanks between the parts
+        above += len(legend_lines(self.size.width, colors)) + 2  # the blank lines between the parts
         rows = 1 + len(view.run.ranks) * ROOMY
         left = self.size.height - above - rows
         fits = left >= LOWER_MIN and left >= len(
             communication_lines(view.run, self.size.width, colors)
         )
         room = rows if fits else 0
-        if room != self._room:  # to set a style looks for what has changed by it
+        if room != self._room:  # setting a style searches for what it changes
             self._room = room
             self.query_one(Lower).display = fits
             self.query_one(RankTable).styles.height = rows if fits else "1fr"
@@ -180,7 +180,7 @@ class Waiting(Painted):
         self._trains = find_spec("torch") is not None
 
     def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
-        """In the middle of the screen."""
+        """Centred on the screen."""
         notice = frame.trouble or frame.snapshot.notice
         seen = frame.snapshot
         return waiting_lines(
@@ -196,11 +196,11 @@ class Waiting(Painted):
 
 
 class Help(Scrolling):
-    """Keys, colours, numbers; first the keys of the view it was called from.
+    """Keys, colours, numbers; first the keys of the view it was opened from.
 
     Attributes:
-        about: That view's name, or that page's.
-        views: All of them.
+        about: That view's or page's name.
+        views: All views.
         pages: What is opened from them.
     """
 
@@ -214,7 +214,7 @@ class Help(Scrolling):
         self.relayout()
 
     def watch_views(self) -> None:
-        """Tell of these."""
+        """Set what it covers."""
         self.relayout()
 
     def paint_key(self) -> object:
@@ -241,7 +241,7 @@ class RankDetail(Scrolling):
         return self.key
 
     def paint(self, frame: Frame, width: int, height: int) -> list[Text]:
-        """Its numbers and curves, or that it isn't in this run."""
+        """Its numbers and curves, or a note that it isn't in this run."""
         view, colors = frame.view, palette_of(self)
         for index, rank in enumerate(view.run.ranks if view else ()):
             if view is not None and (rank.rank, rank.device) == self.key:

@@ -64,7 +64,7 @@ def _head(rank: Rank, palette: Palette) -> Text:
 
 
 def _host(view: RunView, rank: Rank, palette: Palette) -> Block:
-    """Its host's clock against the head's, and how long nothing has come from there."""
+    """Its host's clock offset from the head's, and how long since its last report."""
     host = next((each for each in view.run.other_hosts if each.host == rank.host), None)
     if host is None:
         return []
@@ -86,7 +86,7 @@ def _box(title: str, body: Block, width: int, palette: Palette) -> Block:
 
 
 def _level(first: Block, second: Block, palette: Palette) -> list[Block]:
-    """Both boxes as high as the higher one: blank framed lines go in above the lower edge."""
+    """Both boxes as high as the higher one: blank framed lines are added at the bottom."""
     height = max(len(first), len(second))
     levelled = []
     for block in (first, second):
@@ -137,7 +137,7 @@ def _memory_title(rank: Rank) -> str:
 
 
 def _apart(memory: MemoryUse, palette: Palette) -> Block:
-    """What is known beside the peak where that is the process's, not a step's."""
+    """What is known besides the peak, if that is the process's and not a step's."""
     if memory.peak_of != "process":
         return []
     guess, error = memory.activations_estimate, memory.activations_error
@@ -161,7 +161,7 @@ def _parts(
     width: int,
     palette: Palette,
 ) -> Block:
-    """The stacked bar, then a line a part with its own bar and its share."""
+    """The stacked bar, then a line per part with its own bar and its share."""
     lines = [stacked(parts, kinds, width, palette, total=total)]
     room = max(width - 33, 4)
     for name, value in parts.items():

@@ -1,4 +1,4 @@
-"""The dashboard's views in the order of their digits, and help. A view is added by a line here."""
+"""The dashboard's views in the order of their digits, and help. Add a line to add a view."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The texts of the dashboard: what to start while it waits, and the help. Pure."""
+"""The waiting screen, which says what to start, and the help. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dpwatch.tui.widgets.view import View, digit
 MIN_WIDTH, MIN_HEIGHT = 80, 24
 
 NOTICES = 8
-"""Lines of a notice that are shown; there is one a host that nothing runs on."""
+"""The most lines of a notice, which has one per host without a run."""
 
 WITH_TORCH = (
     ("see it work, no GPU needed", "dpwatch demo --gpus 4"),
@@ -35,12 +35,12 @@ WITH_TORCH = (
         "torchrun --nproc-per-node 4 -m dpwatch.trainer --strategy ddp",
     ),
 )
-"""What there is to start, where this Python has torch, …"""
+"""What to start if this Python has torch, …"""
 
 ANYWHERE = (
     ("watch your own script, unchanged", "dpwatch run -- torchrun --nproc-per-node 4 train.py"),
 )
-"""… and in any case: what trains may be another Python."""
+"""… and in any case: another Python may train."""
 
 
 def waiting_lines(
@@ -56,7 +56,7 @@ def waiting_lines(
 ) -> Block:
     """The screen while there is no run: the GPUs, if there are any, and what to start.
 
-    `places` are the directories that are looked into; `trains`, whether torch is here.
+    `places` are the directories searched; `trains`, whether torch is here.
     """
     if waiting_text:
         body = [
@@ -92,7 +92,7 @@ def waiting_lines(
 
 
 def too_small_line(width: int, height: int) -> str:
-    """What a terminal too small to draw in says."""
+    """The message of a terminal that is too small."""
     return f"dpwatch needs {MIN_WIDTH}×{MIN_HEIGHT} cells; this terminal has {width}×{height}"
 
 
@@ -178,7 +178,7 @@ def help_lines(
         about: Name of the one whose keys come first.
         width: Cells.
         palette: Theme.
-        pages: What is opened from views; their keys are told only where they come first.
+        pages: What is opened from views; their keys are only listed if they come first.
     """
     room = min(width, 110)
     here = [view for view in (*views, *pages) if view.name == about]
@@ -235,6 +235,6 @@ def _words(width: int, palette: Palette) -> Block:
 
 
 def _told(label: Text, text: str, width: int, style: Style) -> Block:
-    """What a label means, beside it and in as many lines as it takes."""
+    """A label's meaning, beside it and on as many lines as it takes."""
     lines = wrapped(text, width, style, indent=label.cell_len)
     return [line(label, (lines[0].plain.strip(), style)), *lines[1:]]

@@ -131,7 +131,7 @@ class Scrolling(ScrollView, Lines, can_focus=True):
         self.scroll_to(y=self.scroll_offset.y + by, animate=False)
 
     def action_move_page(self, by: int) -> None:
-        """Scroll by a screenful."""
+        """Scroll by a screen_buffer."""
         self.action_move(by * max(self.size.height - 1, 1))
 
     def action_move_end(self, by: int) -> None:

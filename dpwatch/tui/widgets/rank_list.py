@@ -172,7 +172,7 @@ class RankList(ScrollView, Lines, can_focus=True):
         self.go(self.cursor + by)
 
     def action_move_page(self, by: int) -> None:
-        """Move it by a screenful."""
+        """Move it by a screen_buffer."""
         first, last = self.span(self.cursor)
         self.action_move(by * max(self.body_height // max(last - first, 1), 1))
 

@@ -1,1 +1,1 @@
-"""Alerts: what holds, and what is over."""
+"""Alerts: active and resolved ones."""

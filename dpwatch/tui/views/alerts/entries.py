@@ -1,4 +1,4 @@
-"""What was found wrong: what holds now, then what is over, each with its times. Pure."""
+"""Findings: active ones, then resolved ones, each with its times. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Entry:
     """A finding to list, with its run; one of `now` and `over` is set.
 
     Attributes:
-        again: The same has been found in another run, which stands above.
+        again: Whether another run above has the same finding.
     """
 
     view: RunView
@@ -38,12 +38,12 @@ class Entry:
 
     @property
     def ranks(self) -> Sequence[int]:
-        """Whom it concerns."""
+        """The ranks concerned."""
         return self.found.ranks if self.found else ()
 
     @property
     def section(self) -> int:
-        """Where it belongs: to what holds, to what held when its run ended, to what is over."""
+        """Its group: active, active until its run ended, or resolved."""
         return 2 if self.over else int(self.view.run.state in ENDED)
 
 
@@ -51,9 +51,9 @@ _SECTIONS = ("", "When their run ended", "Resolved, latest first")
 
 
 def entries(snapshot: Snapshot) -> list[Entry]:
-    """What holds in any run, worst first; what held when its run ended; what is over, latest first.
+    """All runs' findings: active, active until the run ended, resolved (latest first).
 
-    The same finding in several runs stands together.
+    The same finding in several runs is listed together.
     """
     holding = [
         Entry(view=view, now=found, began_s=_began(view.run, found))
@@ -70,7 +70,7 @@ def entries(snapshot: Snapshot) -> list[Entry]:
 
 
 def _together(found: list[Entry]) -> list[Entry]:
-    """Each finding of one run followed by the same of others."""
+    """Each finding of one run followed by the same of other runs."""
     groups: dict[tuple[object, ...], list[Entry]] = {}
     for entry in found:
         what = entry.found
@@ -84,7 +84,7 @@ def _together(found: list[Entry]) -> list[Entry]:
 
 
 def _began(run: Run, found: Diagnosis) -> float | None:
-    """When a finding that holds began, where its run's history has it."""
+    """When an active finding began, if its run's history has it."""
     return next(
         (
             alert.began_s
@@ -98,14 +98,14 @@ def _began(run: Run, found: Diagnosis) -> float | None:
 def alert_lines(
     found: Sequence[Entry], snapshot: Snapshot, cursor: int, width: int, palette: Palette
 ) -> tuple[Block, list[int]]:
-    """All of them, and the line each begins at."""
+    """All of them, and the line at which each begins."""
     if not found:
         return no_diagnosis_lines(snapshot.runs, width, palette), []
     lines: Block = []
     tops: list[int] = []
     if found[0].over is not None:
         lines.append(line(("✓ ", palette.good), ("no alert is active", palette.text)))
-    section = min(found[0].section, 1)  # what stands first needs no heading, unless it is over
+    section = min(found[0].section, 1)  # the first group needs no heading, unless it is resolved
     for index, entry in enumerate(found):
         chosen, name = index == cursor, run_title(entry.view.run)
         headed, section = entry.section != section, entry.section
@@ -126,14 +126,14 @@ def alert_lines(
 
 
 def _also(entry: Entry, name: str, palette: Palette) -> Text:
-    """One line of what has been found in another run too."""
+    """One line for the same finding in another run."""
     since = entry.found.since_step if entry.found else 0
     where = f"{who(entry.ranks)} · since step {since}"
     return line(("    and in ", palette.muted), (name, palette.text), (f"  {where}", palette.muted))
 
 
 def _times(entry: Entry, began_s: float, wall_s: float, palette: Palette) -> Text:
-    """Since when it holds."""
+    """Since when it is active."""
     lasts = f"active for {fmt.clock(max(wall_s - began_s, 0.0))}"
     if entry.section:
         lasts = "active until the run ended"
@@ -143,7 +143,7 @@ def _times(entry: Entry, began_s: float, wall_s: float, palette: Palette) -> Tex
 def _over(
     alert: Alert, name: str, wall_s: float, width: int, palette: Palette, *, chosen: bool
 ) -> Block:
-    """Two lines and the text of what does not hold any more."""
+    """Two lines and the text of a resolved finding."""
     ended_s = alert.ended_s if alert.ended_s is not None else wall_s
     head = line(
         ("▸ " if chosen else "  ", palette.accent),

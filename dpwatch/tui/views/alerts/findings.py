@@ -1,4 +1,4 @@
-"""What was found wrong, with the numbers it rests on. Pure."""
+"""Diagnoses, with their evidence. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BAD = ("failed", "hung", "lost")
 def diagnosis_lines(
     name: str, diagnosis: Diagnosis, width: int, palette: Palette, *, chosen: bool
 ) -> Block:
-    """One diagnosis: severity, kind, whom and since when; the text; the evidence as a table.
+    """One diagnosis: severity, kind, ranks and since when; the text; the evidence as a table.
 
     `name` is its run's.
     """
@@ -41,7 +41,7 @@ def diagnosis_lines(
 
 
 def no_diagnosis_lines(views: Sequence[RunView], width: int, palette: Palette) -> Block:
-    """What the panel says when there is nothing to list: which runs have failed all the same."""
+    """What the panel says when there is nothing to list: runs that failed anyway."""
     if not views:
         return [line(("no run so far", palette.muted))]
     bad = [view for view in views if view.run.state in _BAD]
@@ -64,7 +64,7 @@ def who(ranks: Sequence[int]) -> str:
 
 
 def _evidence(evidence: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Names and values with units; a nested object's names go behind its own."""
+    """Names and values with units; names of nested objects are prefixed with its own."""
     rows: list[tuple[str, str]] = []
     for name, value in evidence.items():
         if isinstance(value, Mapping):
@@ -87,7 +87,7 @@ def _name(name: str) -> str:
 
 
 def with_unit(name: str, value: Any) -> str:
-    """A value of a diagnosis' evidence, in the unit its name tells."""
+    """A value of a diagnosis' evidence, in the unit that its name implies."""
     if isinstance(value, list | tuple):
         return clean(", ".join(with_unit(name, each) for each in value), 200)
     if isinstance(value, bool) or not isinstance(value, int | float):

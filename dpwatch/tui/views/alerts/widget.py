@@ -1,4 +1,4 @@
-"""What was found wrong, as a list to move in."""
+"""The findings as a list with a cursor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dpwatch.tui.widgets.base import Chosen, Scrolling, palette_of
 
 
 class Alerts(Scrolling):
-    """Every run's findings, those that hold and those that are over, with a cursor."""
+    """All runs' findings, active and resolved, with a cursor."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "open", "Open")]
     cursor: reactive[int] = reactive(0)
@@ -26,7 +26,7 @@ class Alerts(Scrolling):
 
     @property
     def chosen_run(self) -> str | None:
-        """The run that the one under the cursor is about."""
+        """The run of the finding under the cursor."""
         found = entries(self.frame.snapshot) if self.frame else []
         return found[min(self.cursor, len(found) - 1)].view.run.run_id if found else None
 
@@ -63,7 +63,7 @@ class Alerts(Scrolling):
             self.scroll_to(y=self._tops[self.cursor], animate=False)
 
     def on_click(self, event: events.Click) -> None:
-        """Choose the one under the pointer; a second click opens it."""
+        """Choose the one under the pointer, or open the chosen one."""
         row = event.y + self.scroll_offset.y
         below = [index for index, top in enumerate(self._tops) if top <= row < len(self.lines())]
         if below and below[-1] == self.cursor:
@@ -81,7 +81,7 @@ class Alerts(Scrolling):
         return "\n".join(line.plain.rstrip() for line in lines).rstrip()
 
     def action_open(self) -> None:
-        """Go to the run concerned, and to the rank, if it is one."""
+        """Go to its run, and to the rank if it concerns only one."""
         found = entries(self.frame.snapshot) if self.frame else []
         if not found:
             return

@@ -1,1 +1,1 @@
-"""Communication: what is exchanged, and by which way."""
+"""Communication: what is exchanged, and between which devices."""

@@ -1,4 +1,4 @@
-"""What a run's devices say to each other: collectives, bytes by device, and the way they take."""
+"""A run's communication: collectives, bytes by device, and the topology."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dpwatch.tui.widgets.base import Scrolling, palette_of
 
 _BESIDE_WIDTH = 160
 _ONE_LINE_WIDTH = 112
-"""From here on all figures of a collective stand on one line."""
+"""From this width on all figures of a collective fit on one line."""
 _OPS_SHOWN = 24
 _ISSUERS_SHOWN = 12
 _ROWS = 16
@@ -44,7 +44,7 @@ class Communication(Scrolling):
 
 
 def traffic_lines(frame: Frame, width: int, palette: Palette) -> Block:
-    """Collectives, copies, traffic by device, and the diagram; beside each other where wide."""
+    """Collectives, copies, traffic by device, and the diagram, which is beside them if it fits."""
     view = frame.view
     if view is None:
         return [line(("no run yet", palette.muted))]
@@ -72,7 +72,7 @@ def traffic_lines(frame: Frame, width: int, palette: Palette) -> Block:
 
 
 def _cost(run: Run, width: int, palette: Palette) -> Block:
-    """What communication costs the device that it costs the most; empty while that is unknown."""
+    """The cost of communication on the device with the highest; empty while unknown."""
     found = spread(run, lambda rank: rank.comm_ms.exposed)
     if found is None:
         return []
@@ -98,7 +98,7 @@ def _nothing(run: Run, width: int, palette: Palette) -> Block:
 
 
 def _shape(run: Run) -> Shape:
-    """A star around one device, a ring, or what else the strategy is drawn as."""
+    """A star around one device, a ring, or the strategy's own shape."""
     scheme = SCHEMES.get(run.strategy)
     shape = scheme.shape if scheme else shape_of(run)
     if shape == "layers":
@@ -146,7 +146,7 @@ def _figures(stats: CollectiveStats) -> tuple[str, ...]:
 
 
 def _more_lines(figures: Sequence[str], palette: Palette) -> Block:
-    """What one line has no room for, each figure behind its name."""
+    """Figures that don't fit on one line, each after its name."""
     *times, last, wait = figures[5:]
     pairs = [zip(("algbw", "busbw", "exposed"), times, strict=True)]
     if last != fmt.UNKNOWN:
@@ -162,7 +162,7 @@ def _more_lines(figures: Sequence[str], palette: Palette) -> Block:
 
 
 def _issuers(found: Sequence[IssuerStats], width: int, palette: Palette) -> Block:
-    """Whose those are that the script has not written."""
+    """Collectives issued by frameworks instead of the script."""
     if not found:
         return []
     note = "a step, of the collectives above"
@@ -189,7 +189,7 @@ def _typed_name(stats: IssuerStats) -> str:
 
 
 def _by_device(run: Run, width: int, palette: Palette) -> Block:
-    """A bar a device on one scale: what it sends and receives. Of many the heaviest, and 0."""
+    """A bar per device on one scale: bytes sent and received; of many, the top and device 0."""
     rows = list(run.ranks)
     note = "a step, sent and received"
     if len(rows) > _ROWS:

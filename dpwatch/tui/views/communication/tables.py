@@ -14,12 +14,12 @@ from dpwatch.tui.draw.sentences import collective_name
 from dpwatch.tui.draw.text import fitted
 
 LOWER_MIN, LOWER_MAX = 7, 11
-"""Lines of the lower part of the overview; between them its curve grows with the room."""
+"""The least and the most lines of the overview's lower part; its curve grows with the room."""
 _BESIDE_WIDTH = 110
 
 
 def communication_lines(run: Run, width: int, palette: Palette) -> Block:
-    """Collectives, then copies; empty while there are none."""
+    """Collectives, then copies; empty if there are none."""
     lines: Block = []
     heaviest = sorted(run.collectives, key=lambda c: -(c.bytes_per_step or 0))
     if heaviest:
@@ -31,7 +31,7 @@ def communication_lines(run: Run, width: int, palette: Palette) -> Block:
 
 
 def copies_lines(run: Run, width: int, palette: Palette) -> Block:
-    """Copies between the devices of a process; empty while there are none."""
+    """Copies between the devices of a process; empty if there are none."""
     if not run.transfers:
         return []
     return [
@@ -58,18 +58,18 @@ def _collective(stats: CollectiveStats) -> tuple[str, ...]:
 
 
 def _last(last: LastArrival | None) -> tuple[str, str]:
-    """Who comes last most often, in what share of the calls, and how long the others wait."""
+    """The rank that is last most often, in what share of calls, and how long the others wait."""
     if last is None:
         return fmt.UNKNOWN, fmt.UNKNOWN
     return f"rank {last.rank} {fmt.share(last.share)}", fmt.millis(last.wait_ms)
 
 
 MOSTLY = 0.7
-"""Of a collective's calls: who comes last in fewer may just have had its turn."""
+"""A rank that is last in a smaller share of the calls may just have had its turn."""
 
 
 def last_to_arrive(run: Run) -> str:
-    """The same of the collective with the longest wait; "" where nobody is mostly last."""
+    """The same for the collective with the longest wait; "" if no rank is mostly last."""
     arrivals = [each.last_arrival for each in run.collectives if each.last_arrival is not None]
     known = [each for each in arrivals if each.share >= MOSTLY]
     if not known:
@@ -80,7 +80,7 @@ def last_to_arrive(run: Run) -> str:
 
 
 def _copies(transfers: Sequence[TransferStats]) -> list[tuple[str, ...]]:
-    """One row a kind and hub device: three replicas sent from device 0 are one line."""
+    """One row per kind and hub device: three replicas sent from device 0 are one line."""
     rows: list[tuple[str, ...]] = []
     for kind in dict.fromkeys(t.kind for t in transfers):
         some = [t for t in transfers if t.kind == kind]
@@ -101,7 +101,7 @@ def _ends(names: Sequence[str]) -> str:
 
 
 def lower_lines(view: RunView, width: int, height: int, palette: Palette) -> Block:
-    """Communication, and beside it (where there is width) the run's step time as a curve."""
+    """Communication, and beside it, if there is room, the run's step time as a curve."""
     rows = min(max(height, LOWER_MIN), LOWER_MAX)
     comm = communication_lines(view.run, width, palette)
     if comm and width < _BESIDE_WIDTH:

@@ -1,4 +1,4 @@
-"""What runs are compared by: figures in columns to sort by."""
+"""The figures that runs are compared by, as columns to sort by."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Entry:
     """A run in the comparison.
 
     Attributes:
-        name: What it is called, cleaned.
+        name: Its name, cleaned.
         figures: Its own …
-        single: … and those of the run on one device, where there is one.
+        single: … and those of the run on one device, if there is one.
     """
 
     name: str
@@ -32,14 +32,14 @@ class Column:
     """A figure of each run.
 
     Attributes:
-        key: Its name for what sorts by it.
+        key: Its name for sorting.
         title: Its heading.
         width: Cells.
         value: The figure.
         shown: The figure as text.
         timed: Whether it depends on the machine's cores.
-        searched: Whether it is known only where largest batches were searched for.
-        says: What stands there instead of the figure, where it is known.
+        searched: Whether it is only known after a search for largest batches.
+        says: Text shown instead of the figure, if any.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Column:
     says: Callable[[Figures], str] | None = None
 
     def cell(self, entry: Entry) -> str:
-        """The figure as text, `–` where it is unknown."""
+        """The figure as text, `–` if unknown."""
         value = self.value(entry)
         known = value is not None and self.says is not None
         return self.says(entry.figures) if known and self.says else self.shown(value)
@@ -63,7 +63,7 @@ def _own(value: Callable[[Figures], float | None]) -> Callable[[Entry], float | 
 
 
 def _over_single(value: Callable[[Figures], float | None]) -> Callable[[Entry], float | None]:
-    """A figure over that of the run on one device."""
+    """A figure divided by that of the run on one device."""
 
     def ratio(entry: Entry) -> float | None:
         return _divided(value(entry.figures), value(entry.single) if entry.single else None)
@@ -81,7 +81,7 @@ def _fullest(figures: Figures) -> float | None:
 
 
 def kept_parts(rank: Rank | None) -> Mapping[str, int | None]:
-    """Bytes by category between steps; empty where none is known."""
+    """Bytes by category between steps; empty if none is known."""
     if rank is None:
         return {}
     return {name: getattr(rank.memory.at_step_end, name) for name in CATEGORIES}
@@ -104,7 +104,7 @@ def _batch(figures: Figures) -> float | None:
 
 
 def fill(figures: Figures, of: Callable[[LargestBatch], DevicePeak | None]) -> float | None:
-    """How full a device is at the largest batch, a share of its memory."""
+    """How full a device is at the largest batch, as a share of its memory."""
     device = of(figures.largest_batch) if figures.largest_batch else None
     return device.fill if device else None
 
@@ -273,6 +273,6 @@ COLUMNS = (
     Column(key="loss", title="loss", width=6, value=_own(lambda f: f.loss), shown=fmt.number),
     Column(key="steps", title="steps", width=6, value=_own(lambda f: f.run.steps), shown=fmt.count),
 )
-"""Every figure, in the order `,` and `.` go through them."""
+"""All figures, in the order of the keys `,` and `.`."""
 
 BY_KEY = {column.key: column for column in COLUMNS}

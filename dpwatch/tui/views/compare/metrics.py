@@ -1,4 +1,4 @@
-"""What runs are compared by: metrics drawn as stacked bars."""
+"""The metrics that runs are compared by, as stacked bars."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Parts = Mapping[str, float | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bar:
-    """A stacked bar a run, all on one scale, with the column that gives its figure."""
+    """A stacked bar per run, all on one scale, with the column of its figure."""
 
     title: str
     kinds: Mapping[str, Kind]
@@ -35,9 +35,9 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """One way to look at all runs: bars, and further columns by their keys.
+    """One way to compare all runs: bars, and further columns by their keys.
 
-    `searched`: only where largest batches were searched for.
+    `searched`: only available after a search.
     """
 
     name: str
@@ -197,4 +197,4 @@ METRICS = (
         searched=True,
     ),
 )
-"""What `m` goes through; those that a search gives stand last."""
+"""The metrics in the order of the key `m`; those of a search come last."""

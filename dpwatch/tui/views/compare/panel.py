@@ -1,4 +1,4 @@
-"""The strategies run so far, side by side: a row a run, to sort, filter and open. Pure."""
+"""The strategies run so far, side by side: a row per run, to sort, filter and open. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dpwatch.tui.views.compare.rows import Table, head_line, legend, row_line, t
 from dpwatch.tui.views.compare.sentences import verdict
 
 AS_RUN, BY_NAME = "", "strategy"
-"""What rows can be sorted by besides a column: the order of the runs, and their names."""
+"""How rows can be sorted besides by column: by the order of the runs, or by name."""
 
 _BESIDE_WIDTH = 110
 _TALL = 30
@@ -32,14 +32,14 @@ _PLOT_LINES = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """What the person has chosen of the comparison.
+    """The user's choices in the comparison.
 
     Attributes:
         metric: Index of the metric drawn as bars, in `metrics_of`.
         sort: One of `sorts_of`.
-        reverse: Against that column's usual direction (the largest first; names from A on).
+        reverse: Against that column's usual direction (largest first; names from A on).
         terms: Words that a row's strategy, title or state must have.
-        run_id: The row the cursor is on, None for the first.
+        run_id: The row under the cursor, None for the first.
     """
 
     metric: int = 0
@@ -51,7 +51,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawn:
-    """The lines, which of them is the first row, and the rows' runs."""
+    """The lines, the index of the first row, and the rows' runs."""
 
     lines: Block
     first_row: int
@@ -59,12 +59,12 @@ class Drawn:
 
 
 def metrics_of(frame: Frame | None) -> Sequence[Metric]:
-    """The metrics to choose from; those of a search where there is one."""
+    """The metrics to choose from; those of a search if there is one."""
     return [each for each in METRICS if not each.searched or _searched(frame)]
 
 
 def sorts_of(frame: Frame | None) -> Sequence[str]:
-    """What rows can be sorted by, in the order `,` and `.` go through it."""
+    """How rows can be sorted, in the order of the keys `,` and `.`."""
     columns = [each.key for each in COLUMNS if not each.searched or _searched(frame)]
     return (AS_RUN, BY_NAME, *columns)
 
@@ -78,19 +78,19 @@ def _searched(frame: Frame | None) -> bool:
 
 
 def compare_lines(frame: Frame, width: int, palette: Palette) -> Block:
-    """All lines as they are before anything has been chosen."""
+    """All lines with the initial choices."""
     return draw(frame, width, 24, palette, Choice()).lines
 
 
 def draw(frame: Frame, width: int, height: int, palette: Palette, choice: Choice) -> Drawn:
-    """The table by the chosen metric, then what is to be seen, the other metrics, the losses.
+    """The table by the chosen metric, then sentences, the other metrics, the losses.
 
     Args:
         frame: What is known.
         width: Cells.
-        height: Lines on screen: with enough of them the sentences come before the table.
+        height: Lines on screen: if there are enough, the sentences come before the table.
         palette: Theme.
-        choice: What the person has chosen.
+        choice: The user's choices.
     """
     views = latest_by_strategy(frame.snapshot)
     if not views:
@@ -142,7 +142,7 @@ def _entries(views: Sequence[RunView]) -> list[Entry]:
 
 
 def ordered(entries: Sequence[Entry], choice: Choice) -> list[Entry]:
-    """The entries that match, sorted as chosen; those whose figure is unknown come last."""
+    """The entries that match, sorted as chosen; unknown figures come last."""
     kept = [each for each in entries if _matches(each, choice.terms)]
     if choice.sort == AS_RUN:
         return kept[::-1] if choice.reverse else kept
@@ -211,7 +211,7 @@ def _sentences(views: Sequence[RunView], snapshot: Snapshot, width: int, palette
 
 
 def _note_on_times(entries: Sequence[Entry], width: int, palette: Palette) -> Block:
-    """What keeps times from being compared."""
+    """A note if times can't be compared."""
     short = [each for each in entries if each.figures.cores_short]
     if short:
         cores = {each.figures.run.cores for each in short} - {None}
@@ -228,7 +228,7 @@ def _note_on_times(entries: Sequence[Entry], width: int, palette: Palette) -> Bl
 
 
 def _servers(entries: Sequence[Entry], width: int, palette: Palette) -> Block:
-    """The servers that are no device."""
+    """The servers that are not devices."""
     lines: Block = []
     for each in entries:
         host = each.figures.host
@@ -247,7 +247,7 @@ def _sections(
     width: int,
     palette: Palette,
 ) -> Block:
-    """The other metrics and the losses, in boxes, two abreast where there is width."""
+    """The other metrics and the losses, in boxes, two side by side if they fit."""
     two = width >= _BESIDE_WIDTH
     half = (width - 1) // 2
     drawn: list[Block] = []

@@ -1,4 +1,4 @@
-"""The comparison's table: which bars and figures fit, and a run as one line of them. Pure."""
+"""The comparison's table: which bars and figures fit, and one line per run. Pure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dpwatch.tui.views.compare.metrics import Metric
 
 NAME_MIN, NAME_MAX = 8, 16
 BAR_MIN, BAR_GOOD, BAR_MAX = 10, 18, 44
-"""Cells of a bar: at least, before columns nobody asked for come in, at most."""
+"""Cells of a bar: the least, the most before extra columns appear, the most."""
 
 _MARKS = 3
 _MORE = ("step", "rate", "exposed", "gil", "loss", "peak0", "traffic0", "queue")
-"""Figures that come in beside a metric's own where there is room."""
+"""Figures shown besides a metric's own if there is room."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,13 +31,13 @@ class Table:
 
     Attributes:
         metric: What is drawn.
-        full: By bar, what a full one stands for; the same for all bars of a kind.
+        full: By bar, the amount of a full one; the same for all bars of a kind.
         bar: Cells of each bar.
         columns: After the bars.
         name: Cells of the names.
-        sort: Key of the column sorted by, and whether against its usual direction.
-        reverse: Whether sorted the other way round.
-        short: Whether times measure the machine, so that their titles carry a star.
+        sort: Key of the column sorted by.
+        reverse: Whether against its usual direction.
+        short: Whether times measure the machine, so that their titles have a star.
     """
 
     metric: Metric
@@ -74,12 +74,12 @@ def table_for(
 
     Args:
         metric: What is drawn.
-        entries: All runs, those too that a filter hides: bars keep their scale.
+        entries: All runs, including filtered ones: bars keep their scale.
         width: Cells.
-        sort: Key of the column sorted by, "" for none. It is shown in any case.
+        sort: Key of the column sorted by, "" for none. It is always shown.
         reverse: Whether against its usual direction.
-        more: Let further columns in where there is room.
-        searched: The largest batch is asked for too.
+        more: Show further columns if there is room.
+        searched: Whether the largest batch is wanted too.
     """
     bare = Table(
         metric=metric,
@@ -123,7 +123,7 @@ def _length(entry: Entry, metric: Metric) -> float:
 
 
 def head_line(table: Table, palette: Palette) -> Text:
-    """The headings; the one sorted by stands out. Clicks read the style's meta: what to sort by."""
+    """The headings; the one sorted by is highlighted. Clicks read the style's meta."""
     parts: list[Text | tuple[str, Style]] = [
         (" " * _MARKS + left("strategy", table.name), _head_style("strategy", table, palette))
     ]
@@ -169,7 +169,7 @@ def _figure(column: Column, entry: Entry, table: Table, palette: Palette) -> tup
 
 
 def legend(metric: Metric, width: int, palette: Palette) -> Block:
-    """What the colours and letters of the metric's bars mean."""
+    """The legend of the metric's bars."""
     lines: Block = [Text(" " * _MARKS)]
     for kind in metric.bars[0].kinds.values():
         if kind.letter == "?":

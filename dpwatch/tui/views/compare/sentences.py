@@ -1,4 +1,4 @@
-"""What a comparison shows, a sentence a fact: who is overloaded, who is balanced, who shards."""
+"""What a comparison shows, a sentence per fact: overload, balance, sharding."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from dpwatch.tui.draw.sentences import UNEVEN, strategy_of, uneven
 from dpwatch.tui.snapshots.frame import latest_by_strategy
 
 SHARDED = 0.8
-"""A run whose devices keep at most so much of what another's keep is told to shard it."""
+"""A run whose devices keep at most this share of what another's keep is said to shard it."""
 
 FULLER = 1.05
-"""A device whose peak is so many times another's is told to be fuller."""
+"""A device whose peak is this many times another's is called fuller."""
 
 NAMED = 4
-"""Of more balanced runs their number is told, not their names."""
+"""With more balanced runs than this, they are counted instead of named."""
 
 _FRACTIONS = {2: "half", 3: "a third", 4: "a quarter", 8: "an eighth"}
 
 
 def verdict(snapshot: Snapshot) -> list[str]:
-    """What a session's runs show together: its lesson, else what stands out between strategies."""
+    """A session's lesson, else what stands out between strategies."""
     lesson = snapshot.progress.lesson if snapshot.progress else ""
     return [lesson] if lesson else compare_sentences(latest_by_strategy(snapshot))
 
@@ -56,7 +56,7 @@ def compare_sentences(views: Sequence[RunView]) -> list[str]:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Strategies, with what tells apart runs of the same one: how their titles begin."""
+    """Strategies, with the start of the title if several runs have the same one."""
     times = Counter(strategy_of(run) for run in runs)
     return [
         f"{strategy_of(run)} {clean(run.title.partition(' · ')[0], 24)}".rstrip()
@@ -67,7 +67,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _on_overload(run: Run, name: str) -> str:
-    """Of a run whose device 0 has more than its share, in figures."""
+    """A sentence with figures about a run whose device 0 has more than its share."""
     balance = run.balance
     memory = None if peaks_of_processes(run) else balance.peak_device0_over_median
     traffic = balance.traffic_device0_over_median
@@ -95,7 +95,7 @@ def _fuller(peak: float, other: float) -> bool:
 
 
 def _alike_in_size(run: Run) -> bool:
-    """Whether the fullest device is the first to be full: virtual ones are all of one size."""
+    """Whether the fullest device runs out first: virtual ones are all of one size."""
     sizes = {row.memory.capacity_bytes for row in devices(run)}
     return len(sizes) == 1 and (None not in sizes or run.devices == "virtual")
 
@@ -121,14 +121,14 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _on_sharding(runs: Sequence[Run]) -> str:
-    """The run that keeps least between steps, beside the one that keeps a copy on each device."""
+    """The run that keeps least between steps, compared with one that keeps a copy per device."""
     kept = [(nbytes, run) for run in runs if (nbytes := largest(run, model_state_bytes))]
     plain = next(((nbytes, run) for nbytes, run in kept if run.strategy == "ddp"), None)
     if plain is None:
         return ""
     whole, ddp = plain
     like = [pair for pair in kept if pair[1].model.param_bytes == ddp.model.param_bytes]
-    # Of those that keep as little, the one that is fullest at no time.
+    # Of those that keep as little, the one with the lowest peak.
     least, run = min(like, key=lambda pair: (pair[0], largest(pair[1], peak_bytes) or math.inf))
     if least > SHARDED * whole or not _known_even(run):
         return ""
@@ -164,7 +164,7 @@ def _on_peak(runs: Sequence[Run]) -> str:
 
 
 def _on_batch(views: Sequence[RunView]) -> str:
-    """The smallest and the largest of the largest batches; of the smallest, why."""
+    """The smallest and the largest of the largest batches, and the reason for the smallest."""
     found = [(view.largest_batch, view.run) for view in views if view.largest_batch]
     if len(found) < 2:
         return ""
@@ -185,7 +185,7 @@ def _batch(found: LargestBatch) -> str:
 
 
 def _on_speed(runs: Sequence[Run]) -> str:
-    """Nothing where devices are virtual: they share the host's cores, so times measure those."""
+    """Empty if devices are virtual: they share the host's cores, so times measure those."""
     known = [(run.samples_per_s or 0.0, run) for run in runs if run.devices != "virtual"]
     speeds = [(speed, run) for speed, run in known if speed > 0 and math.isfinite(speed)]
     if len(speeds) < 2:

@@ -1,4 +1,4 @@
-"""A figure against the number of devices, a curve a strategy: who grows with N and who does not."""
+"""A figure by number of devices, a curve per strategy: which grow with N and which don't."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import fitted, line, right
 
 SweepSeries = Mapping[str, Mapping[int, float | None]]
-"""By strategy, then by number of devices."""
+"""Values by strategy, then by number of devices."""
 
 MARKS = "●■▲◆○□△◇"
-"""A glyph a curve: what tells them apart where there is no colour."""
+"""A glyph per curve, to distinguish them without colour."""
 
 
 def lines(
@@ -45,12 +45,12 @@ def chart(
     Args:
         series: Values by strategy and number of devices; unknown ones (None) are left out.
         width: Cells, labels included.
-        height: Lines, the axis included; grows to a line a curve.
+        height: Lines, the axis included; at least a line per curve.
         colors: Theme.
-        label: Formats the values: those on the y axis and, behind its name, each curve's last.
+        label: Formats the values: those on the y axis and, after its name, each curve's last.
 
     Returns:
-        Lines of `width` cells; one that says so where no value is known.
+        Lines of `width` cells; one that says so if no value is known.
     """
     points = {name: _known(values) for name, values in series.items()}
     points = {name: some for name, some in points.items() if some}
@@ -108,7 +108,7 @@ def _row(
 
 
 def _axis(counts: list[int], grid: Grid, margin: int, colors: Palette) -> Text:
-    """The numbers of devices below their points; one that would run into another is left out."""
+    """The numbers of devices below their points; overlapping ones are left out."""
     cells = [" "] * (grid.width + 1)
     free = 0
     for count in counts:

@@ -1,4 +1,4 @@
-"""The comparison as a widget: a cursor over its rows, what they are sorted by, what is drawn."""
+"""The comparison as a widget: a cursor over its rows, sorting, and the metric drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dpwatch.tui.widgets.base import Chosen, Scrolling, palette_of
 
 
 class Compare(Scrolling):
-    """The strategies run so far: sort, filter, look at by another metric, open."""
+    """The strategies run so far: sort, filter, change the metric, open."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         # The panel's head shows these three; the footer of 80 cells has no room for them.
@@ -44,7 +44,7 @@ class Compare(Scrolling):
 
     @property
     def cursor(self) -> int:
-        """The row the cursor is on; it stays on its run whatever the rows are sorted by."""
+        """The row under the cursor; the cursor stays on its run when rows are sorted."""
         ids = self._drawn.run_ids
         return ids.index(self.choice.run_id) if self.choice.run_id in ids else 0
 
@@ -62,7 +62,7 @@ class Compare(Scrolling):
         return self._drawn.lines
 
     def compare_by(self, name: str) -> None:
-        """Draw the metric of that name; the one drawn stays where there is none."""
+        """Draw the metric of that name, if there is one."""
         names = [each.name for each in metrics_of(self.frame)]
         if name in names:
             self.choice = replace(self.choice, metric=names.index(name))
@@ -83,7 +83,7 @@ class Compare(Scrolling):
         self.choice = replace(self.choice, reverse=not self.choice.reverse)
 
     def action_move(self, by: int) -> None:
-        """To the next or an earlier row; from the last row on, and back, scroll."""
+        """Move to another row; past the last row, scroll."""
         ids = self._drawn.run_ids
         beyond = self.cursor == len(ids) - 1 if by > 0 else self._is_below_rows
         if beyond:
@@ -96,7 +96,7 @@ class Compare(Scrolling):
         return self.scroll_offset.y > self._drawn.first_row
 
     def action_move_end(self, by: int) -> None:
-        """To the first row; to the end of all there is."""
+        """Move to the first row, or scroll to the end."""
         self._go(0 if by < 0 else len(self._drawn.run_ids) - 1)
         super().action_move_end(by)
 
@@ -120,9 +120,9 @@ class Compare(Scrolling):
             self.post_message(Chosen(ids[self.cursor], None))
 
     def on_click(self, event: events.Click) -> None:
-        """A metric's name draws it; a row is chosen, and opened by a second click.
+        """Draw the clicked metric; choose a row, or open the chosen one.
 
-        On a heading it sorts by that column, and turns the rows round where they are so sorted.
+        A heading sorts by its column, or reverses the order if already sorted by it.
         """
         metric, sort = event.style.meta.get("metric"), event.style.meta.get("sort")
         if metric is not None:

@@ -1,7 +1,7 @@
-"""Who sends what to whom in a step, drawn with what the run measured. Pure.
+"""Who sends what to whom in a step, drawn with the run's measurements. Pure.
 
-Copies between devices are real bytes. A collective's bytes on the wire are its payload times what
-the ring algorithm makes of it, and are called so.
+Copies between devices are measured bytes. A collective's bytes on the wire are computed from its
+payload by the ring algorithm, and are labelled so.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def diagram(shape: Shape, run: Run, width: int, palette: Palette) -> Block:
 
 
 def shape_of(run: Run) -> Shape:
-    """What a run whose strategy is not known looks like, from what it sends."""
+    """The shape of a run with an unknown strategy, from what it sends."""
     ops = {each.op for each in run.collectives}
     if {"all_gather", "reduce_scatter"} <= ops:
         return "layers"
@@ -55,7 +55,7 @@ def _names(run: Run) -> list[str]:
 
 
 def _copied(run: Run, src: str, dst: str) -> int | None:
-    """Bytes of all copies from one device to another; None where there is none."""
+    """Bytes of all copies from one device to another, None if there is none."""
     sizes = [
         each.bytes_per_step
         for each in run.transfers
@@ -75,7 +75,7 @@ def _alone(run: Run, width: int, palette: Palette) -> Block:
 
 
 def _star(run: Run, width: int, palette: Palette) -> Block:
-    """The centre on the left; to the right every worker, with what goes out and comes back."""
+    """The centre on the left; on the right every worker, with bytes in both directions."""
     names = _names(run)
     server = HOST if any(rank.device == HOST for rank in run.ranks) else next(iter(names), "")
     workers = [name for name in names if name != server]
@@ -140,7 +140,7 @@ def _exchange(run: Run, width: int, palette: Palette) -> Block:
 
 
 def _ring(run: Run, width: int, palette: Palette) -> Block:
-    """The ranks on a rectangle, every one sending to the next."""
+    """The ranks on a rectangle, each sending to the next."""
     names = _names(run)
     if len(names) < 2:
         return _alone(run, width, palette)
@@ -177,7 +177,7 @@ def _ring(run: Run, width: int, palette: Palette) -> Block:
 
 
 def _halves(run: Run, width: int, palette: Palette) -> Block:
-    """An all-reduce as the two passes around the ring that it is."""
+    """An all-reduce as its two passes around the ring."""
     found = next((each for each in run.collectives if each.op == "all_reduce"), None)
     if found is None or found.ranks < 2 or found.bytes_per_step is None:
         return []
@@ -245,19 +245,19 @@ def _per_op(run: Run, width: int, palette: Palette) -> Block:
 
 
 def where(found: PerRank) -> str:
-    """In which group or how many of them; "" for the world."""
+    """The group or the number of groups; "" for the world."""
     if found.groups > 1:
         return f" in {found.groups} groups"
     return "" if found.name == "default" else f" in {clean(found.name, 16)}"
 
 
 def calls(count: float) -> str:
-    """A number of calls a step, which may lie between two whole ones."""
+    """A number of calls per step, which may be a fraction."""
     return fmt.count(count) if count == int(count) else fmt.rate(count)
 
 
 def _two_rings(run: Run, width: int, palette: Palette) -> Block:
-    """A row a group, gathering within; columns, all-reducing across the groups."""
+    """A row per group, which gathers; columns, which all-reduce across the groups."""
     across = next((c for c in run.collectives if c.op == "all_gather"), None)
     names = _names(run)
     size = across.ranks if across else 0
@@ -273,7 +273,7 @@ def _two_rings(run: Run, width: int, palette: Palette) -> Block:
 
 
 def _stages(run: Run, width: int, palette: Palette) -> Block:
-    """A row a rank: its two devices, with activations to the right and gradients to the left."""
+    """A row per rank: its two devices, with activations to the right and gradients to the left."""
     by_rank: dict[int, list[str]] = {}
     for rank in devices(run):
         by_rank.setdefault(rank.rank, []).append(clean(rank.device, 16))
@@ -295,12 +295,12 @@ def _grid(
     width: int,
     palette: Palette,
 ) -> Block:
-    """Rows of boxes; `sideways` stands on the links in a row, `down` on those between rows.
+    """Rows of boxes; `sideways` labels the links in a row, `down` those between rows.
 
     Args:
-        rows: Names; more rows or columns than fit are left out and counted.
-        sideways: What goes right and, where it is a second one, what comes back.
-        down: What goes between the rows, by column; one that has none is not labelled.
+        rows: Names; rows or columns that don't fit are left out and counted.
+        sideways: What goes right and, if there is a second one, what comes back.
+        down: What goes between the rows, by column; missing ones are not labelled.
         width: Cells.
         palette: Theme.
     """

@@ -1,4 +1,4 @@
-"""How the strategy of the run on screen works, with what this run measured at each of its steps."""
+"""How the current run's strategy works, with this run's measurements of each step."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def how_lines(frame: Frame, width: int, palette: Palette) -> Block:
 
 
 def _from_what_it_sends(run: Run) -> Scheme:
-    """Steps made up of a run's own copies and collectives, in no known order."""
+    """Steps derived from a run's own copies and collectives, in no particular order."""
     copies = dict.fromkeys(clean(each.kind, 24) for each in run.transfers)
     ops = dict.fromkeys(each.op for each in run.collectives)
     steps = [
@@ -79,7 +79,7 @@ def _from_what_it_sends(run: Run) -> Scheme:
 
 
 def _steps(scheme: Scheme, run: Run, width: int, palette: Palette) -> Block:
-    """Two lines a step: what it is with its figures, and the sentence to it."""
+    """Two lines per step: its title with its figures, and its sentence."""
     width = min(width, _STEPS_WIDTH)
     note = "bytes of all devices; ms of the slowest"
     lines = [heading("One step", width, palette, note)]
@@ -103,7 +103,7 @@ def _steps(scheme: Scheme, run: Run, width: int, palette: Palette) -> Block:
 
 
 def _communication(run: Run, width: int, palette: Palette) -> Block:
-    """How much time all of it takes, and how much of that compute waits for."""
+    """How much time communication takes, and how much of it compute waits for."""
     found = figures(run)
     if not run.collectives and not run.transfers:
         return []
@@ -115,7 +115,7 @@ def _communication(run: Run, width: int, palette: Palette) -> Block:
 
 
 def _sentence(step: Step, run: Run) -> str:
-    """The step's own sentence, and how many calls a collective took."""
+    """The step's sentence, and how many calls its collective made."""
     told = [
         f"{calls(each.count)} calls among {each.ranks} ranks{where(each)}, half of them within "
         f"{fmt.millis(each.p50_ms)}"
@@ -126,7 +126,7 @@ def _sentence(step: Step, run: Run) -> str:
 
 
 def _moved(step: Step, run: Run) -> str:
-    """Bytes copied by all devices, or the payload each rank hands in."""
+    """Bytes copied by all devices, or each rank's payload."""
     if step.transfers:
         sizes = [t.bytes_per_step for t in run.transfers if clean(t.kind, 24) in step.transfers]
         return fmt.size(sum(sizes)) if sizes else fmt.UNKNOWN
@@ -137,7 +137,7 @@ def _moved(step: Step, run: Run) -> str:
 
 
 def _took(step: Step, run: Run) -> str:
-    """Time of the copies one after another, or of the phase on the device it takes longest on."""
+    """Total time of the copies, or of the phase on the slowest device."""
     if step.transfers:
         times = [t.ms_per_step for t in run.transfers if clean(t.kind, 24) in step.transfers]
         return fmt.millis(sum(times)) if times else fmt.UNKNOWN

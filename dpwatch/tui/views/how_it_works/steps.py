@@ -1,6 +1,6 @@
-"""What each strategy does in a step, one after the other, and which measurement tells of it.
+"""What each strategy does in a step, in order, and which measurement belongs to it.
 
-The trainer's `strategies/` have the algorithms themselves; this is their short form for a screen.
+The trainer's `strategies/` have the algorithms themselves; this is a short form for the screen.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Step:
     Attributes:
         title: What happens, in a few words.
         where: On which devices, or from where to where.
-        text: A sentence more.
-        transfers: Kinds of copies between devices that are this step.
-        op: The collective that is this step.
-        phase: The phase of the device that does it, whose time this step's is (or is part of).
+        text: One more sentence.
+        transfers: The kinds of copies between devices that make up this step.
+        op: The collective that makes up this step.
+        phase: The phase whose time includes this step.
     """
 
     title: str
@@ -36,7 +36,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scheme:
-    """A strategy's diagram and steps; `idea` is the sentence to keep."""
+    """A strategy's diagram and steps; `idea` is its summary."""
 
     shape: Shape
     idea: str

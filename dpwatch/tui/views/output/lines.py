@@ -1,4 +1,4 @@
-"""What ranks have printed, interleaved by time: which lines, and how they are drawn. Pure."""
+"""The ranks' output, interleaved by time: which lines, and how they are drawn. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import clip, fitted, left, line, right, wrapped
 
 Entry = tuple[int, int, Printed]
-"""A line: its wall clock in ns, its rank, itself."""
+"""A line: its wall clock in ns, its rank, and the line itself."""
 
 ERR_MARK = "!"
 _TIME = 8
@@ -29,7 +29,7 @@ _TO_SEE_IT = "dpwatch run -- torchrun --nproc-per-node 4 train.py"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """Which lines the person wants to see: of one rank or all, stderr only, with these words."""
+    """The lines to show: of one rank or all, stderr only, with these words."""
 
     rank: int | None = None
     only_err: bool = False
@@ -37,7 +37,7 @@ class Choice:
 
 
 def entries(output: Sequence[RankOutput], choice: Choice) -> list[Entry]:
-    """The lines chosen, the oldest first; of one moment, in the order of ranks."""
+    """The chosen lines, oldest first; lines of the same time in the order of ranks."""
     terms = choice.terms.casefold().split()
     found = [
         (printed.wall_ns, each.rank, printed)
@@ -57,23 +57,23 @@ def _has(text: str, terms: Sequence[str]) -> bool:
 
 
 def tag_width(output: Sequence[RankOutput]) -> int:
-    """Cells that the longest rank's name takes."""
+    """Cells of the longest rank's name."""
     return 1 + len(str(max((each.rank for each in output), default=0)))
 
 
 def text_room(width: int, tag: int) -> int:
-    """Cells left for a line's text behind its time, its rank and its mark."""
+    """Cells left for a line's text after its time, rank and mark."""
     return max(width - _TIME - tag - 4, 8)
 
 
 @lru_cache(maxsize=_WRAPPED)
 def pieces(text: str, room: int) -> tuple[str, ...]:
-    """A line's text as it is shown, in as many lines as it takes."""
+    """A line's text as shown, in as many lines as it takes."""
     text = visible(text)
     found = []
     while cell_len(text) > room:
         piece = set_cell_size(text, room)
-        # A character of two cells that does not fit leaves a blank, which is none of the text's.
+        # A two-cell character that doesn't fit leaves a blank, which is not part of the text.
         cut = len(piece) if text.startswith(piece) else len(piece) - 1
         blank = text.rfind(" ", cut // 2, cut)
         cut = blank + 1 or cut
@@ -83,7 +83,7 @@ def pieces(text: str, room: int) -> tuple[str, ...]:
 
 
 def entry_line(entry: Entry, part: int, width: int, tag: int, terms: str, palette: Palette) -> Text:
-    """One of an entry's lines: time, rank and mark in front of the first."""
+    """One of an entry's lines; the first starts with time, rank and mark."""
     wall_ns, rank, printed = entry
     color = rank_style(rank, palette)
     room = text_room(width, tag)
@@ -102,7 +102,7 @@ def entry_line(entry: Entry, part: int, width: int, tag: int, terms: str, palett
 
 
 def _marked(text: str, terms: str, palette: Palette) -> Text:
-    """The text, with the words that were looked for standing out."""
+    """The text, with the search terms highlighted."""
     result = line((text, palette.text))
     folded, found = text.casefold(), palette.accent + Style(bold=True, underline=True)
     if len(folded) == len(text):
@@ -115,7 +115,7 @@ def _marked(text: str, terms: str, palette: Palette) -> Text:
 
 
 def rank_style(rank: int, palette: Palette) -> Style:
-    """A rank's colour; more ranks than colours share them, their numbers tell them apart."""
+    """A rank's colour; with more ranks than colours, their numbers distinguish them."""
     return palette.series[rank % len(palette.series)]
 
 
@@ -169,7 +169,7 @@ def foot_line(
 
 
 def _lost(left_out: int, let_go: int) -> list[str]:
-    """What is missing, in words; shorter ones behind."""
+    """What is missing, in words; shorter versions follow."""
     if not (left_out or let_go):
         return []
     parts, short = [], []
@@ -183,7 +183,7 @@ def _lost(left_out: int, let_go: int) -> list[str]:
 
 
 def empty_lines(view: RunView, choice: Choice, width: int, palette: Palette) -> list[Text]:
-    """Why there is no line, and what to do."""
+    """Why there are no lines, and what to do."""
     room = min(width, 76)
 
     def said(text: str) -> list[Text]:

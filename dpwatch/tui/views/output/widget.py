@@ -37,7 +37,7 @@ _EDGES = 2
 
 
 class Output(ScrollView, Lines, can_focus=True):
-    """What ranks print, interleaved by time; follows the newest line until it is scrolled up."""
+    """The ranks' output, interleaved by time; follows the newest line until scrolled up."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         *MOVES,
@@ -69,7 +69,7 @@ class Output(ScrollView, Lines, can_focus=True):
 
     @property
     def choice(self) -> Choice:
-        """What is to be seen."""
+        """The current choice."""
         return Choice(rank=self.rank, only_err=self.only_err, terms=self.terms)
 
     @property
@@ -83,7 +83,7 @@ class Output(ScrollView, Lines, can_focus=True):
         return max(self.size.height - _EDGES, 1)
 
     def watch_frame(self) -> None:
-        """New lines. Of another run, all ranks' and the newest."""
+        """New lines. For another run, show all ranks and the newest line."""
         run_id = self.frame.run_id if self.frame else None
         if run_id != self._run_id:
             self._run_id, self.rank, self.following = run_id, None, True
@@ -102,7 +102,7 @@ class Output(ScrollView, Lines, can_focus=True):
         self.relayout()
 
     def watch_following(self, following: bool) -> None:
-        """To the end, and stay there."""
+        """Scroll to the end, and stay there."""
         if following:
             self._to_end()
         self.refresh()
@@ -112,11 +112,11 @@ class Output(ScrollView, Lines, can_focus=True):
         self.relayout()
 
     def on_show(self) -> None:
-        """Catch up with what came while hidden."""
+        """Catch up with what arrived while hidden."""
         self.relayout()
 
     def relayout(self) -> None:
-        """Find the lines and their places; what stands on top stays there, if not following."""
+        """Find the lines and their places; the top line stays, unless following."""
         view = self.view
         if view is None or not (self.is_attached and self.is_on_screen):
             return
@@ -159,7 +159,7 @@ class Output(ScrollView, Lines, can_focus=True):
         return self.entries[index], row - (self._ends[index - 1] if index else 0)
 
     def _row_of(self, top: tuple[Entry, int]) -> int:
-        """Where a line is now; where it has gone, the one that has come after it."""
+        """A line's current place; if it is gone, that of the next one."""
         entry, part = top
         index = first = bisect_left(self.entries, entry[0], key=itemgetter(0))
         while index < len(self.entries) and self.entries[index][0] == entry[0]:
@@ -174,17 +174,17 @@ class Output(ScrollView, Lines, can_focus=True):
     def _to_end(self) -> None:
         if self.is_attached and self.is_on_screen:
             self._moving = True
-            # By force: the scroll bar, without which nothing is scrolled, may be yet to come.
+            # Forced: the scroll bar, without which nothing scrolls, may not exist yet.
             self.scroll_to(y=self.max_scroll_y, animate=False, force=True)
             self.call_after_refresh(self._tell_bar)
             self._moving = False
 
     def _tell_bar(self) -> None:
-        """A scroll bar that was hidden was not told where the lines are."""
+        """A hidden scroll bar has missed its position."""
         self.vertical_scrollbar.position = self.scroll_y
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Whoever scrolls up wants to read; at the end the newest line is followed again."""
+        """Scrolling up stops following; reaching the end follows the newest line again."""
         super().watch_scroll_y(old_value, new_value)
         if not self._moving and self._made_of is not None:
             self.following = new_value >= self.max_scroll_y
@@ -204,7 +204,7 @@ class Output(ScrollView, Lines, can_focus=True):
             found = self._entry_at(row)
             if found is not None:
                 entry, part = found
-                # As wide as it was broken for: a resized screen is drawn once before `on_resize`.
+                # As wide as it was wrapped for: a resized screen is drawn once before `on_resize`.
                 text = entry_line(entry, part, self._width, self._tag, self.terms, colors)
             elif row < len(self._empty):
                 text = self._empty[row]
@@ -223,11 +223,11 @@ class Output(ScrollView, Lines, can_focus=True):
         self.scroll_to(y=self.scroll_offset.y + by, animate=False)
 
     def action_move_page(self, by: int) -> None:
-        """Scroll by a screenful."""
+        """Scroll by a screen_buffer."""
         self.action_move(by * max(self.body_height - 1, 1))
 
     def action_move_end(self, by: int) -> None:
-        """To the oldest line; or to the newest, and follow it."""
+        """Scroll to the oldest line, or to the newest and follow it."""
         if by < 0:
             self.scroll_to(y=0, animate=False)
         else:
@@ -238,18 +238,18 @@ class Output(ScrollView, Lines, can_focus=True):
         self.following = True
 
     def action_rank(self, by: int) -> None:
-        """Only the next rank that has printed, or the one before; past the last one, all."""
+        """Show only the next or previous rank that has printed; past the last one, all."""
         choices: list[int | None] = [None]
         choices += [each.rank for each in self.view.output] if self.view else []
         at = choices.index(self.rank) if self.rank in choices else 0
         self.rank = choices[(at + by) % len(choices)]
 
     def action_errors(self) -> None:
-        """Only what was written to stderr, or all."""
+        """Show only stderr, or both streams."""
         self.only_err = not self.only_err
 
     def on_click(self, event: events.Click) -> None:
-        """Only the rank of the line under the pointer; of all again, if it is alone already."""
+        """Show only the clicked line's rank; if it is already alone, all."""
         at = event.get_content_offset(self)
         if at is None or not 0 < at.y < self.size.height - 1:
             return
@@ -258,7 +258,7 @@ class Output(ScrollView, Lines, can_focus=True):
             self.rank = found[0][1] if self.rank is None else None
 
     def copied(self) -> str:
-        """What is chosen, the last thousand lines of it, unbroken."""
+        """The last thousand chosen lines, unwrapped."""
         view, colors = self.view, palette_of(self)
         if view is None or not self.entries:
             return ""
@@ -270,7 +270,7 @@ class Output(ScrollView, Lines, can_focus=True):
 
 
 def _mark(output: Sequence[RankOutput]) -> object:
-    """Differs where lines have come, gone or changed."""
+    """Differs if lines have been added, dropped or changed."""
     return [
         (each.rank, len(each.lines) + each.let_go, each.let_go, each.lines[-2:]) for each in output
     ]

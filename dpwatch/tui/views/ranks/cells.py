@@ -1,4 +1,4 @@
-"""The heatmap's lines: a cell a rank, by colour and by the height of its block alike. Pure."""
+"""The heatmap's lines: a cell per rank, by colour and also by the height of its block. Pure."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ TITLE = 10
 """Cells of a metric's name before its row."""
 
 _LEAST_SPAN = 0.2
-"""A scale spans at least this share of its lower end, or noise would look like a difference."""
+"""A scale spans at least this share of its lower end, or noise would look like differences."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeatScale:
-    """What the lowest and the highest block stand for."""
+    """The values of the lowest and the highest block."""
 
     low: float
     high: float
 
     @classmethod
     def of(cls, found: Spread, metric: Metric) -> HeatScale:
-        """From the lowest value to the highest; values that are nearly alike stay low."""
+        """From the lowest value to the highest; nearly equal values stay low."""
         span = max(found.high - found.low, found.low * _LEAST_SPAN, metric.least_span)
         return cls(low=found.low, high=found.low + span)
 
     def level(self, value: float | None) -> int | None:
-        """Step of the ramp, 0 to 7; None of unknown."""
+        """Step of the ramp, 0 to 7; None if unknown."""
         if value is None or not is_known(value):
             return None
         span = self.high - self.low
@@ -54,7 +54,7 @@ class HeatScale:
 
 
 def metric_line(chosen: Metric, width: int, palette: Palette) -> Text:
-    """Every metric's name, the one drawn in brackets. Clicks read the style's meta."""
+    """Every metric's name, the current one in brackets. Clicks read the style's meta."""
     result = line(("m ", palette.accent))
     for index, metric in enumerate(METRICS):
         here = metric is chosen
@@ -67,7 +67,7 @@ def metric_line(chosen: Metric, width: int, palette: Palette) -> Text:
 def legend_line(
     metric: Metric, scale: HeatScale | None, number: int, width: int, palette: Palette
 ) -> Text:
-    """What is drawn, and what the blocks stand for."""
+    """The metric drawn, and the values of the blocks."""
     told = line((f"{number} ranks by {metric.told}  ", palette.text))
     if scale is None:
         told.append("not known in this run", palette.muted)
@@ -95,7 +95,7 @@ def heat_row(
     palette: Palette,
     named: Named,
 ) -> Text:
-    """One row of cells with the hosts' names, or ranks' numbers, before them."""
+    """One row of cells after the hosts' names or the ranks' numbers."""
     result = Text()
     pieces = [(x, text, palette.muted) for x, text in where.labels[row]]
     for index in where.rows[row]:
@@ -111,12 +111,12 @@ def heat_row(
 
 
 def multiples_width(ranks: Sequence[Rank]) -> int:
-    """Cells that every metric's row takes with a cell for each of these ranks."""
+    """Cells of every metric's row with a cell for each of these ranks."""
     return TITLE + len(ranks) * FIGURE_CELL
 
 
 def multiples_head(ranks: Sequence[Rank], cursor: int, palette: Palette, named: Named) -> Text:
-    """What each column is: a rank, or a device of the one process; marked where a finding is."""
+    """The columns' names: a rank, or a device of the one process; marked if it has a finding."""
     result = Text(" " * TITLE)
     for index, rank in enumerate(ranks):
         style = palette.chosen if index == cursor else palette.muted
@@ -137,7 +137,7 @@ def multiple_row(
     *,
     chosen: bool,
 ) -> Text:
-    """One metric of all ranks, on a scale of its own; a click on its name chooses it."""
+    """One metric of all ranks, on a scale of its own; a click on its name selects it."""
     target = Style(meta={"metric": METRICS.index(metric)})
     style = (palette.strong if chosen else palette.muted) + target
     result = line((left(f" {metric.title}", TITLE), style))
@@ -156,9 +156,9 @@ def _cell(
     palette: Palette,
     named: Named,
 ) -> list[tuple[str, Style]]:
-    """Its glyph in the figure's colour; the figure itself, where it fits in, to be read.
+    """Its glyph in the figure's colour, or the figure itself if it fits.
 
-    In a hang all ranks stand still: the ones that the others wait for have a glyph of their own.
+    In a hang all ranks are stuck: those that the others wait for have a glyph of their own.
     """
     value = metric.value(rank)
     level = scale.level(value) if scale else None
@@ -182,7 +182,7 @@ def told_lines(
     width: int,
     palette: Palette,
 ) -> Block:
-    """The rank under the cursor with its figure, and the figure's spread over all ranks."""
+    """The rank under the cursor with its figure, and the figure's distribution over all ranks."""
     value = metric.value(rank)
     state = clean(rank.state, 12)
     first = line(

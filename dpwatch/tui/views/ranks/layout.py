@@ -1,4 +1,4 @@
-"""Where each rank's cell of the heatmap lies: hosts together, cells as large as all fit. Pure."""
+"""Where each rank's cell of the heatmap is: hosts together, cells as large as fit. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dpwatch.run.model.snapshot import Rank
 from dpwatch.text_safety import clean
 
 FIGURE_CELL = 12
-"""A cell with its figure beside the glyph."""
+"""Width of a cell with its figure beside the glyph."""
 _CELLS = (FIGURE_CELL, 3, 2, 1)
 _LABEL_MAX = 12
 _GAP = 2
@@ -22,10 +22,10 @@ class Layout:
     """A cell for each rank, in the order of the ranks given.
 
     Attributes:
-        cell: Cells a rank takes across.
+        cell: Width of a rank's cell.
         places: Row and column of each.
         rows: Indices of the ranks in each row, left to right.
-        labels: Column and text of what stands before them.
+        labels: Column and text of the labels before them.
     """
 
     cell: int
@@ -34,21 +34,21 @@ class Layout:
     labels: tuple[tuple[tuple[int, str], ...], ...] = ()
 
     def at(self, row: int, x: int) -> int | None:
-        """Which rank's cell covers that place."""
+        """The rank whose cell covers that place."""
         for index in self.rows[row] if 0 <= row < len(self.rows) else ():
             if 0 <= x - self.places[index][1] < self.cell:
                 return index
         return None
 
     def beyond(self, index: int, by: int) -> int:
-        """The rank `by` rows further down, in the column nearest."""
+        """The rank `by` rows further down, in the nearest column."""
         row, x = self.places[index]
         wanted = max(min(row + by, len(self.rows) - 1), 0)
         return min(self.rows[wanted], key=lambda i: abs(self.places[i][1] - x))
 
 
 def by_host(ranks: Sequence[Rank]) -> list[Rank]:
-    """The ranks, those of a host together, hosts in the order of their first rank."""
+    """The ranks grouped by host, hosts in the order of their first rank."""
     hosts: dict[str, list[Rank]] = {}
     for rank in ranks:
         hosts.setdefault(rank.host, []).append(rank)
@@ -56,7 +56,7 @@ def by_host(ranks: Sequence[Rank]) -> list[Rank]:
 
 
 def layout(ranks: Sequence[Rank], width: int, height: int) -> Layout:
-    """Cells as large as all find room in `height` rows; else the smallest, and it scrolls.
+    """Cells as large as fit into `height` rows; else the smallest, and it scrolls.
 
     Args:
         ranks: As `by_host` orders them.
@@ -87,7 +87,7 @@ def _laid(ranks: Sequence[Rank], width: int, height: int, cell: int) -> Layout:
 def _in_columns(
     sizes: dict[str, int], names: dict[str, str], block: int, label: int, width: int, cell: int
 ) -> Layout:
-    """Hosts beside each other, each with its cells in one line."""
+    """Hosts side by side, each with its cells in one line."""
     across = max((width + _GAP) // block, 1)
     starts = list(accumulate(sizes.values(), initial=0))
     places: list[tuple[int, int]] = []
@@ -115,7 +115,7 @@ def _wrapped(
     height: int,
     cell: int,
 ) -> Layout:
-    """Each host over as many lines as it takes; a line begins with its first rank's number."""
+    """Each host on as many lines as it takes; a line starts with its first rank's number."""
     room = max((width - label - 1) // cell, 1)
     per_line = _per_line(list(sizes.values()), room, height)
     places: list[tuple[int, int]] = []
@@ -135,7 +135,7 @@ def _wrapped(
 
 
 def _per_line(sizes: Sequence[int], room: int, height: int) -> int:
-    """A round number of cells a line where all lines then fit, else as many as there is room."""
+    """A round number of cells per line if all lines then fit, else as many as there is room for."""
     for even in _EVEN:
         if even <= room and sum(-(-size // even) for size in sizes) <= height:
             return even
@@ -143,7 +143,7 @@ def _per_line(sizes: Sequence[int], room: int, height: int) -> int:
 
 
 def short_names(hosts: Sequence[str]) -> dict[str, str]:
-    """Hosts by what tells them apart: without a common domain, long ones by their end."""
+    """Hosts by what distinguishes them: without a common domain, long names by their end."""
     unique = list(dict.fromkeys(hosts))
     shown = {host: clean(host, 200) or "?" for host in unique}
     domains = {name.partition(".")[2] for name in shown.values()}

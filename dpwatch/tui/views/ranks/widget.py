@@ -30,9 +30,9 @@ from dpwatch.tui.widgets.rank_list import RankList
 
 
 class Heatmap(RankList):
-    """A cell a rank; `m` draws another metric, `w` goes to the rank where it is highest.
+    """A cell per rank; `m` draws another metric, `w` goes to the rank with the highest value.
 
-    Of few ranks every metric that is known has a row.
+    With few ranks, every known metric has a row.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -62,13 +62,13 @@ class Heatmap(RankList):
         self.relayout()
 
     def choose(self, run: Run) -> list[Rank]:
-        """Every rank, hosts together."""
+        """All ranks, grouped by host."""
         self._spread = spread(run, self.drawn.value)
         self._scale = HeatScale.of(self._spread, self.drawn) if self._spread else None
         return by_host(run.ranks)
 
     def lay_out(self, view: RunView) -> int:
-        """Cells as large as they fit."""
+        """Cells as large as fit."""
         self._named = named_rows(view.run)
         self._multiples = self._all_metrics(view.run)
         if self._multiples:
@@ -77,7 +77,7 @@ class Heatmap(RankList):
         return len(self._where.rows)
 
     def _all_metrics(self, run: Run) -> list[tuple[Metric, HeatScale]]:
-        """Those that are known, with their scales; none where they don't find room."""
+        """The known metrics, with their scales; none if they don't fit."""
         if multiples_width(self.rows) > self.body_width:
             return []
         found = [(each, spread(run, each.value)) for each in METRICS]
@@ -137,7 +137,7 @@ class Heatmap(RankList):
         return self._where.at(line, x)
 
     def action_move(self, by: int) -> None:
-        """Up or down, to the nearest cell there, or to another metric."""
+        """Move up or down, to the nearest cell there or to another metric."""
         if self._multiples:
             shown = [metric for metric, _ in self._multiples]
             at = shown.index(self.drawn) if self.drawn in shown else 0
@@ -146,7 +146,7 @@ class Heatmap(RankList):
             self.go(self._where.beyond(self.cursor, by))
 
     def action_step(self, by: int) -> None:
-        """To the cell before or after."""
+        """Move to the previous or next cell."""
         self.go(self.cursor + by)
 
     def action_metric(self, by: int) -> None:
@@ -154,12 +154,12 @@ class Heatmap(RankList):
         self.metric = (self.metric + by) % len(METRICS)
 
     def action_worst(self) -> None:
-        """To the rank where the figure is highest."""
+        """Move to the rank with the highest value."""
         if self._spread is not None:
             self.go(self.rows.index(self._spread.highest))
 
     def on_click(self, event: events.Click) -> None:
-        """A metric's name draws it; a cell is chosen, and opened by a second click."""
+        """Draw the clicked metric; choose a cell, or open the chosen one."""
         metric = event.style.meta.get("metric")
         if metric is not None:
             self.metric = metric

@@ -1,1 +1,1 @@
-"""Stacks: where ranks stand in their Python."""
+"""Stacks: the ranks' Python stacks."""

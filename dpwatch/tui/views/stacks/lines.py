@@ -1,4 +1,4 @@
-"""Where ranks stand in their Python: all of them by group, or one with all its threads. Pure."""
+"""The ranks' Python stacks: all ranks in groups, or one with all its threads. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dpwatch.tui.draw.styled_line import Text
 from dpwatch.tui.draw.text import clip, fitted, line, wrapped
 
 _LISTED = 12
-"""Groups named above the stacks; more are few ranks each, and scrolled to."""
+"""Groups named above the stacks; further ones have few ranks each and are scrolled to."""
 
 
 def stack_lines(view: RunView, rank: int | None, width: int, palette: Palette, hint: str) -> Block:
@@ -26,10 +26,10 @@ def stack_lines(view: RunView, rank: int | None, width: int, palette: Palette, h
 
     Args:
         view: The run.
-        rank: Whose; None for all.
+        rank: Which one; None for all.
         width: Cells.
         palette: Theme.
-        hint: What is said where nothing has been told yet.
+        hint: Shown while there are no stacks.
     """
     entries = [e for e in view.stacks if rank is None or e.rank == rank]
     lines = [_head(view, rank, entries, palette)]
@@ -112,7 +112,7 @@ def _one(entry: RankStacks, width: int, palette: Palette) -> Block:
 
 
 def _frames(frames: Sequence[str], theirs: int | None, palette: Palette) -> Block:
-    """Innermost first; the user's own innermost one stands out."""
+    """Innermost first; the user's innermost frame is highlighted."""
     lines = [
         line(
             ("▸ " if index == theirs else "  ", palette.accent),
@@ -124,6 +124,6 @@ def _frames(frames: Sequence[str], theirs: int | None, palette: Palette) -> Bloc
 
 
 def _frame(frame: str, style: Style, palette: Palette) -> list[tuple[str, Style]]:
-    """`file:line` as told, the function's name readable beside it."""
+    """`file:line`, with the function's name readable beside it."""
     at, space, function = clean(frame).rpartition(" ")
     return [(at + space, style), (function, palette.text if style == palette.muted else style)]

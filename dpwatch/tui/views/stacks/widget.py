@@ -16,15 +16,15 @@ from dpwatch.tui.widgets.base import Scrolling, palette_of
 
 @runtime_checkable
 class AsksStacks(Protocol):
-    """A source of snapshots whose ranks can be asked; a recording is none."""
+    """A source of snapshots whose ranks can be asked for stacks; a recording is not one."""
 
     def ask_stacks(self, run_id: str, ranks: tuple[int, ...] = ()) -> None:
-        """Asks these ranks, all if none are named; answers come with a snapshot. Any thread."""
+        """Asks these ranks, or all; answers arrive with a snapshot. Any thread."""
         ...
 
 
 class StackPanel(Scrolling):
-    """Where ranks stand, all of them or one.
+    """The stacks of all ranks or one.
 
     Attributes:
         rank: The one, None for all.
@@ -64,7 +64,7 @@ class StackPanel(Scrolling):
         return "asked; answers arrive within a second or two"
 
     def copied(self) -> str:
-        """The stacks whole, as `dpwatch stacks` prints them."""
+        """All stacks, as `dpwatch stacks` prints them."""
         view = _now(self.frame) if self.frame else None
         if view is None or not view.stacks:
             return ""
@@ -72,5 +72,5 @@ class StackPanel(Scrolling):
 
 
 def _now(frame: Frame) -> RunView | None:
-    """The run on screen; what was asked for comes through a held screen too."""
+    """The run on screen; requested stacks are shown even while paused."""
     return frame.newest or frame.view

@@ -1,1 +1,1 @@
-"""Timeline: the last steps on one clock."""
+"""Timeline: the last steps on a common clock."""

@@ -1,4 +1,4 @@
-"""The last steps as lanes: what each rank was at when, on one clock. Pure."""
+"""The last steps as lanes: what each rank did when, on a common clock. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dpwatch.wire.messages import Step
 KINDS: dict[str, Kind] = {**PHASE_KINDS, "exposed": COMM_KINDS["exposed"], "waiting": WAITING}
 _EXPOSED_TOLD = "exposed: waits for communication"
 LABEL, FIGURES = 16, 19
-"""Cells before a lane and behind it."""
+"""Cells before a lane and after it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ class Window:
         return self.end_ns - self.start_ns
 
     def cell(self, at_ns: float, cells: int) -> int:
-        """The cell a moment falls into; outside of 0 … cells - 1 where it is not on screen."""
+        """The cell of a time; outside 0 … cells - 1 if it is not on screen."""
         return int((at_ns - self.start_ns) * cells // max(self.span_ns, 1))
 
 
@@ -48,7 +48,7 @@ def lane_cells(width: int) -> int:
 
 
 def within(lane: LaneSteps, window: Window, shift_ns: int) -> list[Step]:
-    """The lane's steps of which some part is on screen."""
+    """The lane's steps that are at least partly on screen."""
     return [
         step
         for step in lane.steps
@@ -65,10 +65,10 @@ def lane_bar(
     *,
     shares: bool = False,
 ) -> Text:
-    """A lane as coloured cells, each as what takes its middle; `▏` where a step begins.
+    """A lane as coloured cells, each for what takes its middle; `▏` where a step begins.
 
-    Between steps that do not follow one another it is said how many were not looked at. `shares`:
-    its device shares a process with others.
+    Gaps between steps say how many were not measured. `shares`: its device shares a process with
+    others.
     """
     steps = within(lane, window, shift_ns)
     parts: list[Stretch | Gap] = [part for step in steps for part in stretches(step, shares=shares)]
@@ -89,7 +89,7 @@ def lane_bar(
 
 
 def _cells(kinds: Sequence[Kind | Gap | None], starts: set[int], palette: Palette) -> Text:
-    """Runs of one kind carry their letter where they are wide enough."""
+    """Runs of one kind have its letter if they are wide enough."""
     bar = Text()
     index = 0
     while index < len(kinds):
@@ -119,7 +119,7 @@ def _run(kind: Kind | Gap | None, length: int, begins: bool, palette: Palette) -
 def lane_line(
     head: Text, lane: LaneSteps | None, bar: Text, steps: Sequence[Step], palette: Palette
 ) -> Text:
-    """What it is called, bar, the last step's time and the share of exposed communication."""
+    """Name, bar, the last step's time and the share of exposed communication."""
     if lane is None or not lane.steps:
         return line(head, (left("no step yet", bar.cell_len), palette.faint))
     took = fmt.millis((steps[-1].end_ns - steps[-1].start_ns) / 1e6) if steps else fmt.UNKNOWN
@@ -133,14 +133,14 @@ def lane_line(
 
 
 def _exposed_style(share: float | None, palette: Palette) -> Style:
-    """A warning only from where the diagnosis warns too."""
+    """A warning only from the diagnosis' own threshold on."""
     if share is None:
         return palette.muted
     return palette.warn if share >= WORTH_SAYING else palette.text
 
 
 def step_line(step: Step | None, width: int, palette: Palette, *, shares: bool = False) -> Text:
-    """A step's figures, each behind its letter; where room is short without its number."""
+    """A step's figures, each after its letter; without its number if room is short."""
     if step is None:
         return Text()
     figures = []
@@ -164,7 +164,7 @@ def step_line(step: Step | None, width: int, palette: Palette, *, shares: bool =
 def tick_line(
     lane: LaneSteps | None, window: Window, shift_ns: int, width: int, palette: Palette
 ) -> Text:
-    """The numbers of the steps of one lane, where they begin; over the figures their names."""
+    """The step numbers of one lane, where they begin; the figures' names above them."""
     cells = lane_cells(width)
     row = [" "] * cells
     free = 0
@@ -179,7 +179,7 @@ def tick_line(
 
 
 def legend(width: int, palette: Palette, *, shares: bool = False) -> Text:
-    """What colours and letters mean."""
+    """The legend."""
     for exposed in (_EXPOSED_TOLD, "exposed"):
         result = Text()
         for name, kind in KINDS.items():
@@ -196,7 +196,7 @@ def legend(width: int, palette: Palette, *, shares: bool = False) -> Text:
 def status_line(
     window: Window | None, follows: bool, notes: Sequence[str], width: int, palette: Palette
 ) -> Text:
-    """How much time is on screen, and whether it moves; then what else is to be said of it."""
+    """How much time is on screen, whether it follows, and further notes."""
     if window is None:
         return fitted(line(("no step yet", palette.muted)), width)
     where = "newest" if follows else "paused (f: follow the newest)"
@@ -218,11 +218,11 @@ CAPTIONS: tuple[Callable[[], str], ...] = (
 
 
 def caption(width: int) -> str:
-    """What is measured of the picture and what is not."""
+    """What is measured in the picture and what is not."""
     return next((text() for text in CAPTIONS if len(text()) <= width), CAPTIONS[-1]())
 
 
 def lane_name(lane_rank: int, device: str, several: bool) -> str:
-    """Rank and device of a lane; the device alone where there is one process."""
+    """Rank and device of a lane; only the device if there is one process."""
     name = clean(device, 14)
     return f"{lane_rank:>3} {name}" if several else f" {name}"

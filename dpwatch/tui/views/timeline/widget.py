@@ -39,7 +39,7 @@ _LEAST_NS = 100_000
 
 
 class Timeline(RankList):
-    """A lane a rank; follows the newest step until it is moved back."""
+    """A lane per rank; follows the newest step until it is moved back."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("plus,equals_sign", "zoom(-1)", "Zoom", key_display="+ -"),
@@ -51,7 +51,7 @@ class Timeline(RankList):
         Binding("f", "follow", "Follow", show=False),
     ]
     place: reactive[tuple[int | None, int | None]] = reactive((None, None))
-    """Span and end of the window in ns; None: of its own accord, and the newest."""
+    """Span and end of the window in ns; None: automatic, and the newest."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -63,15 +63,15 @@ class Timeline(RankList):
         self._height = 1
 
     def watch_place(self) -> None:
-        """Another piece of time."""
+        """Another window."""
         self.relayout()
 
     def choose(self, run: Run) -> list[Rank]:
-        """The ranks whose steps are carried."""
+        """The ranks whose steps are in the snapshot."""
         return list(run.ranks[:LANES])
 
     def lay_out(self, view: RunView) -> int:
-        """As many lines a lane as all find room for."""
+        """The most lines per lane with which all lanes fit."""
         self._lanes = {(lane.rank, lane.device): lane for lane in view.lanes}
         lanes = Counter(lane.rank for lane in view.lanes)
         self._sharing = {rank for rank, number in lanes.items() if number > 1}
@@ -102,13 +102,13 @@ class Timeline(RankList):
         return self._shifts.get(lane.host, 0) if lane else 0
 
     def head(self, view: RunView, width: int, colors: Palette) -> list[Text]:
-        """How much is on screen, what the colours mean, and the steps' numbers."""
+        """The window, the legend, and the step numbers."""
         notes = []
         if len(view.run.ranks) > LANES:
             notes.append(f"{LANES} of {len(view.run.ranks)} ranks")
         if len(self._shifts) > 1:
             notes.append(alignment(view.run))
-        hung = view.run.state == "hung"  # then what was usual before does not matter
+        hung = view.run.state == "hung"  # then the earlier usual span does not matter
         if late := clean(view.run.reason, 80) if hung else last_to_arrive(view.run):
             notes.append(late)
         lines = [
@@ -144,7 +144,7 @@ class Timeline(RankList):
         return len({rank.rank for rank in self.rows}) > 1
 
     def body_line(self, view: RunView, index: int, width: int, colors: Palette) -> Text:
-        """A lane's bar, below it (where there is room) its last step's figures."""
+        """A lane's bar and, if there is room, its last step's figures below it."""
         number, part = divmod(index, self._height)
         if number >= len(self.rows) or part == 2:
             return Text()
@@ -176,7 +176,7 @@ class Timeline(RankList):
         return number if 0 <= number < len(self.rows) else None
 
     def action_zoom(self, by: int) -> None:
-        """Half or twice as much time, about the end of what is on screen."""
+        """Zoom by a factor of two, about the end of the window."""
         window, whole = self._window, self._extent
         if window is None or whole is None:
             return
@@ -185,12 +185,12 @@ class Timeline(RankList):
         self.place = (span, self.place[1])
 
     def action_pan(self, by: int) -> None:
-        """A quarter of the screen earlier or later; the newest is followed again at the end."""
+        """Move a quarter of the screen; at the end it follows the newest again."""
         if self._window is not None:
             self._end_at(self._window.end_ns + by * self._window.span_ns // 4)
 
     def action_hop(self, by: int) -> None:
-        """Begin with the step before, or after, the first one that is whole on screen."""
+        """Start at the step before or after the first complete one on screen."""
         window, lane = self._window, self._lane(self.chosen)
         if window is None or lane is None:
             return
@@ -211,13 +211,13 @@ class Timeline(RankList):
         self.place = (self.place[0], None)
 
     def on_click(self, event: events.Click) -> None:
-        """A lane is chosen, and opened by a second click."""
+        """Choose a lane, or open the chosen one."""
         at = event.get_content_offset(self)
         if at is not None:
             self.pick(at.x, at.y)
 
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
-        """With ctrl the wheel zooms."""
+        """Zoom with ctrl and the wheel."""
         if event.ctrl:
             event.prevent_default().stop()
             self.action_zoom(-1)
@@ -230,7 +230,7 @@ class Timeline(RankList):
 
 
 def alignment(run: Run) -> str:
-    """How hosts' clocks were brought together, and how far off that may be."""
+    """How hosts' clocks were aligned, and the error."""
     errors = [host.clock_error_ms for host in run.other_hosts]
     known = [error for error in errors if error is not None]
     if known and len(known) == len(errors):
