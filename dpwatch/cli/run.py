@@ -210,7 +210,7 @@ class Watching:
                 wanted=lambda run_id: run_id.startswith(f"{self.session}-"),
                 session=self.session,
                 places=LocalRuns(self.session, nursery.start),
-                lets_go=True,
+                release_finished=True,
                 scan_s=TURN_S,
             )
             with closing(watcher):

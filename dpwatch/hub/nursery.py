@@ -52,8 +52,8 @@ class Nursery:
             OSError: The directory can't be created, or the process is gone.
         """
         if place.prepare() and self._process.stdin is not None:
-            told = json.dumps({"path": str(place.path), "environment": dict(more)})
-            self._process.stdin.write(f"{told}\n".encode())
+            request = json.dumps({"path": str(place.path), "environment": dict(more)})
+            self._process.stdin.write(f"{request}\n".encode())
             self._process.stdin.flush()
 
     def close(self) -> None:
@@ -75,9 +75,9 @@ def serve(requests: IO[str]) -> None:
     gc.collect()
     gc.freeze()  # keeps garbage collections in hubs from touching shared pages
     for line in requests:
-        told = json.loads(line)
+        request = json.loads(line)
         if os.fork() == 0:
-            _become_hub(Path(told["path"]), told["environment"])
+            _become_hub(Path(request["path"]), request["environment"])
 
 
 def _become_hub(path: Path, environment: Mapping[str, str]) -> NoReturn:

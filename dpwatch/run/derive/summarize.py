@@ -255,8 +255,8 @@ def _row(
 
 def _steps(rank: RankState, lane: LaneState) -> int:
     """Steps completed; a killed rank may have completed more than it reported."""
-    unsaid = rank.bye.step if rank.bye and lane.device == 0 else None
-    return max(lane.steps, unsaid or 0)
+    unreported = rank.bye.step if rank.bye and lane.device == 0 else None
+    return max(lane.steps, unreported or 0)
 
 
 def _phases(steps: StepFigures, device: DeviceInfo) -> PhaseTimes:
