@@ -55,7 +55,7 @@ LOSSES_BY = 10
 MEMORIES = 8192
 """Cached `MemoryUse` objects; memory is sampled rarely, so most are reused."""
 
-UNSEEN = "its process went on to other work, and did not show whether this one raised"
+UNSEEN = "its process went on to other work; whether this run raised an error is unknown"
 """Note for a pool's task, until the command has ended."""
 
 

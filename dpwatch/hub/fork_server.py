@@ -23,7 +23,7 @@ from dpwatch.runtime.run_dir import RunDir
 from dpwatch.runtime.spawn import hub_environment
 
 
-class Nursery:
+class ForkServer:
     """Handle of the process that hubs are forked from. It ends with `close` or with its owner.
 
     Raises:
@@ -32,7 +32,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dpwatch.hub.nursery"],
+            [sys.executable, "-m", "dpwatch.hub.fork_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -89,7 +89,7 @@ def _become_hub(path: Path, environment: Mapping[str, str]) -> NoReturn:
         os.setsid()
         os.environ.update(environment)
         null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, sys.stdin.fileno())  # the pipe belongs to the nursery
+        os.dup2(null, sys.stdin.fileno())  # the pipe belongs to the fork server
         os.close(null)
         linger_s = float(os.environ.get("DPWATCH_HUB_LINGER_S", LINGER_S))
         code = main(path, linger_s=linger_s)
