@@ -199,18 +199,18 @@ class Watching:
 
     def _followed(self, place: Path, command: Command, alerts: Alerts) -> list[Run]:
         # Only now: ZeroMQ's threads must not exist when the command is forked.
-        from dpwatch.hub.nursery import Nursery
+        from dpwatch.hub.fork_server import ForkServer
         from dpwatch.runtime.hub_request import Session
         from dpwatch.viewer.local_runs import LocalRuns
         from dpwatch.viewer.watcher import Watcher
 
-        with closing(Session(place, self.session)), closing(Nursery()) as nursery:
+        with closing(Session(place, self.session)), closing(ForkServer()) as fork_server:
             # The id of a run over several hosts is shared by these, without this session's prefix.
             watcher = Watcher(
                 wanted=lambda run_id: run_id.startswith(f"{self.session}-"),
                 session=self.session,
-                places=LocalRuns(self.session, nursery.start),
-                lets_go=True,
+                places=LocalRuns(self.session, fork_server.start),
+                release_finished=True,
                 scan_s=TURN_S,
             )
             with closing(watcher):

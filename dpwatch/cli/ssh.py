@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"dpwatch: {printable(line)}", file=sys.stderr)
         if options.once:
             hosts.wait_for_gpus()
-        watcher = Watcher(places=hosts.runs, said=lambda: hosts.notice, gpus=hosts.gpus)
+        watcher = Watcher(places=hosts.runs, user_notice=lambda: hosts.notice, gpus=hosts.gpus)
         try:
             if not options.once:
                 waiting = f"Watching {', '.join(host.name for host in hosts.hosts)} over ssh."

@@ -369,11 +369,11 @@ class Hub:
 
     def _apply_end(self, rank: RankState, code: int | None) -> None:
         """Applies the end of a rank's process, unless it is known already."""
-        told = combine_ends(
+        report = combine_ends(
             rank.own, observed_end(rank.pid, code, self._last_steps.pop(rank.pid)), rank.worker
         )
-        if told is not None and told != rank.bye:
-            self._apply_own(rank.rank, rank.pid, told)
+        if report is not None and report != rank.bye:
+            self._apply_own(rank.rank, rank.pid, report)
 
     def _apply(self, batch: Batch, frame: bytes) -> None:
         try:
@@ -409,13 +409,13 @@ class Hub:
     def _take_command(self, payload: bytes) -> None:
         """Applies a report about the command, after the ends of processes that came before it."""
         try:
-            told = _command.decode(payload)
+            report = _command.decode(payload)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             return
-        if told != self.state.command:
+        if report != self.state.command:
             for fd in self._processes.ended():
                 self._on_process_end(fd)
-            self._apply_own(HUB_RANK, os.getpid(), told)
+            self._apply_own(HUB_RANK, os.getpid(), report)
 
     def _answer_to(self, request: list[bytes]) -> bytes:
         """The answer to a viewer, empty for an unknown request."""

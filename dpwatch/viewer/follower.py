@@ -57,7 +57,7 @@ class Follower:
         clock: Monotonic clock, in seconds.
 
     Attributes:
-        nonsense: What is invalid about the hub's last answer, "" if it is valid.
+        error: What is invalid about the hub's last answer, "" if it is valid.
     """
 
     def __init__(
@@ -72,16 +72,16 @@ class Follower:
         self.place = place
         self.hub_pid = hub_pid
         self.closed = self.done = False
-        self.nonsense = ""
+        self.error = ""
         self.end: RunState | None = None
         self._keeps_end = keeps_end
         self._clock = clock
         self._interval_s = SSH_INTERVAL_S if place.ssh_host else 0.0
         self._reader = ViewReader()
-        self._heard = clock()
-        self._asked = -ASK_AGAIN_S
+        self._answered_at = clock()
+        self._requested_at = -ASK_AGAIN_S
         self._is_waiting = False
-        self._told: Command | None = None
+        self._reported: Command | None = None
         self._shown: tuple[RunView | None, str, RunView] | None = None
         self.answers = transport.ask_socket(context, place.ask)
 
@@ -89,9 +89,9 @@ class Follower:
         """Requests the run's view, unless an answer is outstanding or has just arrived."""
         now = self._clock()
         pause_s = ASK_AGAIN_S if self._is_waiting else self._interval_s
-        if self.closed or now - self._asked < pause_s:
+        if self.closed or now - self._requested_at < pause_s:
             return
-        self._asked, self._is_waiting = now, True
+        self._requested_at, self._is_waiting = now, True
         # The queue of a stopped hub is full.
         with contextlib.suppress(zmq.Again):
             number = VIEW_NUMBER.pack(self._reader.number)
@@ -111,18 +111,18 @@ class Follower:
                 request = [STACKS_REQUEST, encode_request(list(ranks))]
                 self.answers.send_multipart(request, zmq.NOBLOCK)
 
-    def tell(self, command: Command) -> None:
+    def report_command(self, command: Command) -> None:
         """Reports a change of the command that started the run to the hub."""
-        if command == self._told:
+        if command == self._reported:
             return
         if self.closed:
-            self._told = command
+            self._reported = command
             self._show_command(command)
             return
         with contextlib.suppress(zmq.Again):
             request = [COMMAND_REQUEST, msgspec.msgpack.encode(command)]
             self.answers.send_multipart(request, zmq.NOBLOCK)
-            self._told = command
+            self._reported = command
 
     def _show_command(self, command: Command) -> None:
         """Updates the view as the hub, which has ended, would have done."""
@@ -156,19 +156,19 @@ class Follower:
                 raise ValueError("unknown kind of answer")
         # Another host's hub may send anything, including inconsistent states.
         except Exception as error:  # noqa: BLE001
-            self.nonsense = f"{type(error).__name__}: {codec.describe_error(error)}"
+            self.error = f"{type(error).__name__}: {codec.describe_error(error)}"
             self._reader = ViewReader()
         else:
-            self.nonsense = ""
+            self.error = ""
             self._is_waiting &= kind == STATE
-        self._heard = self._clock()
+        self._answered_at = self._clock()
 
     @property
     def connection(self) -> str:
         """`live`, `stale` (the hub does not answer) or `closed`."""
         if self.closed:
             return "closed"
-        return "stale" if self._clock() - self._heard > STALE_S else "live"
+        return "stale" if self._clock() - self._answered_at > STALE_S else "live"
 
     def view(self) -> RunView | None:
         """The run's current view, None before a rank has reported."""

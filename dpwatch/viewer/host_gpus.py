@@ -47,10 +47,10 @@ class HostGpus:
         """All GPUs, empty without a driver."""
         if self._clock() - self._read_at >= EVERY_S:
             self._read_at = self._clock()
-            self._found = self._look()
+            self._found = self._query()
         return self._found
 
-    def _look(self) -> tuple[HostGpu, ...]:
+    def _query(self) -> tuple[HostGpu, ...]:
         if not self._tried:
             self._tried = True
             with contextlib.suppress(Exception):  # no package, no library, no driver
@@ -59,11 +59,11 @@ class HostGpus:
                 self._nvml = nvml
         if self._nvml is None:
             return ()
-        count = self._ask(self._nvml.nvmlDeviceGetCount) or 0
+        count = self._call(self._nvml.nvmlDeviceGetCount) or 0
         return tuple(gpu for index in range(count) if (gpu := self._gpu(index)) is not None)
 
     def _gpu(self, index: int) -> HostGpu | None:
-        nvml, ask = self._nvml, self._ask
+        nvml, ask = self._nvml, self._call
         handle = ask(lambda: nvml.nvmlDeviceGetHandleByIndex(index))
         if handle is None:
             return None
@@ -84,7 +84,7 @@ class HostGpus:
             processes=tuple(_process(each) for each in processes),
         )
 
-    def _ask(self, question: Callable[[], _T]) -> _T | None:
+    def _call(self, question: Callable[[], _T]) -> _T | None:
         try:
             return question()
         except self._nvml.NVMLError:
@@ -109,9 +109,9 @@ def imbalance(gpus: Sequence[HostGpu]) -> str:
     return f"GPU {fullest.index} holds {size(most)} where the others hold {size(rest)}{hint}"
 
 
-def _process(told: Any) -> GpuProcess:
-    used = getattr(told, "usedGpuMemory", None)
+def _process(nvml_process: Any) -> GpuProcess:
+    used = getattr(nvml_process, "usedGpuMemory", None)
     name = ""
     with contextlib.suppress(OSError):
-        name = Path(f"/proc/{told.pid}/comm").read_text(errors="replace").strip()
-    return GpuProcess(int(told.pid), name, None if used is None else int(used))
+        name = Path(f"/proc/{nvml_process.pid}/comm").read_text(errors="replace").strip()
+    return GpuProcess(int(nvml_process.pid), name, None if used is None else int(used))

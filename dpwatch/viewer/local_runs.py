@@ -39,7 +39,7 @@ class LocalRuns:
         Raises:
             RuntimeDirError: The directory named by `DPWATCH_RUNTIME_DIR` can't be used.
         """
-        found = list_runs(self._meet)
+        found = list_runs(self._fulfil)
         for place in found:
             self._started.pop(str(place.path), None)
         return found
@@ -50,13 +50,13 @@ class LocalRuns:
         return tuple(str(path) for path in runtime_paths())
 
     @property
-    def awaits(self) -> bool:
+    def is_starting_hub(self) -> bool:
         """Whether a hub was started recently and is not listed yet."""
         now = time.monotonic()
         self._started = {p: at for p, at in self._started.items() if now - at < COMES_S}
         return bool(self._started)
 
-    def _meet(self, place: RunDir) -> None:
+    def _fulfil(self, place: RunDir) -> None:
         wanted = hub_request.read(place)
         if wanted is None or str(place.path) in self._started:
             return

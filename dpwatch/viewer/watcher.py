@@ -41,10 +41,10 @@ class Watcher:
         wanted: Whether to follow a run, given its id; by default all.
         session: Also follow the runs of this `dpwatch run` session.
         places: Returns the directories of runs; by default this host's.
-        said: Returns a notice for the user, "" if there is none.
+        user_notice: Returns a notice for the user, "" if there is none.
         gpus: Returns GPUs to show.
-        lets_go: Stop following finished runs of one process, so that their hubs can end; they stay
-            in the snapshots.
+        release_finished: Stop following finished runs of one process, so that their hubs can end;
+            they stay in the snapshots.
         scan_s: Seconds between scans for runs.
         kept: Finished runs to show in addition.
         most: Show only this many runs, those that began last.
@@ -59,9 +59,9 @@ class Watcher:
         wanted: Callable[[str], bool] = lambda run_id: True,
         session: str | None = None,
         places: Callable[[], Iterable[RunDir]] | None = None,
-        said: Callable[[], str] = lambda: "",
+        user_notice: Callable[[], str] = lambda: "",
         gpus: Callable[[], tuple[HostGpu, ...]] = tuple,
-        lets_go: bool = False,
+        release_finished: bool = False,
         scan_s: float = SCAN_S,
         kept: Sequence[RunView] = (),
         most: int | None = None,
@@ -71,9 +71,9 @@ class Watcher:
         self._wanted = wanted
         self._session = session
         self._places = places or LocalRuns()
-        self._lets_go = lets_go
+        self._release_finished = release_finished
         self._scan_s = scan_s
-        self._said = said
+        self._user_notice = user_notice
         self._gpus = gpus
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
@@ -119,14 +119,14 @@ class Watcher:
         """The current views of all followed runs, newest first."""
         views = [follower.view() for follower in self._followers.values()]
         runs = [view for view in views if view is not None]
-        bad = [f for f in self._followers.values() if f.nonsense and not f.closed]
-        told = [f"run {f.place.run_id}: invalid data from its hub ({f.nonsense})" for f in bad[:1]]
-        notice = "\n".join([*([self.notice] if self.notice else []), *told])
+        bad = [f for f in self._followers.values() if f.error and not f.closed]
+        found = [f"run {f.place.run_id}: invalid data from its hub ({f.error})" for f in bad[:1]]
+        notice = "\n".join([*([self.notice] if self.notice else []), *found])
         if self._most is not None:
             known = {view.run.run_id for view in runs}
             runs += [view for view in self._kept if view.run.run_id not in known]
             runs.sort(key=lambda view: view.run.began_s, reverse=True)
-        shown = _with_unique_titles(_whole_ones(runs)[: self._most])
+        shown = _with_unique_titles(_without_node_views(runs)[: self._most])
         places = self._places.places if isinstance(self._places, LocalRuns) else ()
         return Snapshot(tuple(shown), time.time(), notice, gpus=self._gpus(), places=places)
 
@@ -138,9 +138,9 @@ class Watcher:
     @property
     def complete(self) -> bool:
         """Whether every run found has a view, or can't have one."""
-        if isinstance(self._places, LocalRuns) and self._places.awaits:
+        if isinstance(self._places, LocalRuns) and self._places.is_starting_hub:
             return False
-        return all(f.complete or f.nonsense or f.closed for f in self._followers.values())
+        return all(f.complete or f.error or f.closed for f in self._followers.values())
 
     def close(self) -> None:
         """Closes every socket; a second call does nothing."""
@@ -158,7 +158,7 @@ class Watcher:
         """Finds new runs, and disconnects from hubs that have ended."""
         self._scan_at = time.monotonic() + self._scan_s
         living: dict[str, tuple[RunDir, int]] = {}
-        notices = [self._said()]
+        notices = [self._user_notice()]
         for place in self._places():
             info = place.read_info()
             if info is None or not (
@@ -171,7 +171,7 @@ class Watcher:
             living[str(place.path)] = (place, info.hub_pid)
         self.notice = "\n".join([each for each in notices if each][:NOTICES])
         for path, follower in self._followers.items():
-            if self._lets_go and follower.is_done:
+            if self._release_finished and follower.is_done:
                 follower.done = True
                 self._drop(follower)
             # The hub has ended, or a successor, which numbers frames from 0, has replaced it.
@@ -186,7 +186,7 @@ class Watcher:
         self._followers = new | kept
 
     def _follow(self, place: RunDir, hub_pid: int) -> Follower:
-        follower = Follower(self._context, place, hub_pid, keeps_end=self._lets_go)
+        follower = Follower(self._context, place, hub_pid, keeps_end=self._release_finished)
         self._poller.register(follower.answers, zmq.POLLIN)
         return follower
 
@@ -217,7 +217,7 @@ class Watcher:
         """Requests updates from all hubs, and waits up to `PATIENCE_S` for the answers."""
         for follower in self._followers.values():
             if self.command is not None:
-                follower.tell(self.command)
+                follower.report_command(self.command)
             follower.ask()
         until = time.monotonic() + PATIENCE_S
         while any(each.is_waiting for each in self._followers.values()):
@@ -253,7 +253,7 @@ def _with_unique_titles(views: list[RunView]) -> list[RunView]:
     ]
 
 
-def _whole_ones(views: list[RunView]) -> list[RunView]:
+def _without_node_views(views: list[RunView]) -> list[RunView]:
     """Removes views of node hubs whose run is completely shown by its head."""
     hosts: dict[str, list[set[str]]] = {}
     for each in views:

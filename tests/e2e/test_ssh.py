@@ -59,7 +59,7 @@ class Viewing:
         self.folder = Path(self.hosts._workspace.path)
         self.wrong = self.hosts.connect()
         self.watcher = Watcher(
-            places=self.hosts.runs, said=lambda: self.hosts.notice, gpus=self.hosts.gpus
+            places=self.hosts.runs, user_notice=lambda: self.hosts.notice, gpus=self.hosts.gpus
         )
 
     def __enter__(self):

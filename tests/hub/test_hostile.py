@@ -375,10 +375,10 @@ def test_a_viewer_survives_invalid_data_from_a_hub(lying):
     for answer in (b"", b"\xc1" * 100, whole[:-9], b"\x91" * 100_000, whole[:300] + os.urandom(99)):
         follower._take_answer(answer)
         assert follower.view() is None
-    assert follower.nonsense
+    assert follower.error
     follower._take_answer(whole)
     assert follower.view().run.steps == 3
-    assert follower.nonsense == ""
+    assert follower.error == ""
 
 
 def test_a_flood_from_a_hub_leaves_a_viewer_time_to_draw(lying, monkeypatch):

@@ -105,9 +105,9 @@ def test_comm_bound_is_exposed_time_that_late_ranks_do_not_explain():
 def calling(
     calls, nbytes, *, exposed=45, queue=0, late=0, param_bytes=None, strategy="ddp", op="all_reduce"
 ):
-    """The rule's arguments: two ranks, each of whose steps has so many calls of that size.
+    """Arguments of the rule: two ranks with `calls` calls of `nbytes` per step.
 
-    Rank 1 is `late` to each by so many milliseconds.
+    Rank 1 enters each `late` milliseconds late.
     """
     state = RunState("run")
     for r in range(2):
@@ -209,7 +209,7 @@ def test_memory_imbalance_names_the_fullest_rank_and_what_it_has_more_of():
 
 
 def keeping(*mib, source="rss", at_end="", strategy="ddp", heap=True, **more):
-    """Ranks with these peaks, most of whose excess is held `at_end` of a step."""
+    """Ranks that hold this many MiB between steps, in the category `at_end` if given."""
     each = []
     for m in mib:
         end = Categories(**{at_end: m * MIB}) if at_end else Categories()

@@ -95,7 +95,7 @@ def test_dpwatch_run_fulfils_its_own_ranks_requests_at_once(started, monkeypatch
     runs = LocalRuns("abc")
     assert runs() == []
     assert [(each.run_id, more[hub_request.SESSION]) for each, more in started] == [("run", "abc")]
-    assert runs.awaits
+    assert runs.is_starting_hub
     assert runs() == []
     assert len(started) == 1  # it is under way
 

@@ -38,7 +38,7 @@ class Session:
             if ready:
                 line = self.process.stdout.readline()
                 self.cycles += line.strip() == CYCLE_END
-                self.listing.take(line)
+                self.listing.feed(line)
             if condition(self.listing):
                 return self.listing
         raise AssertionError(f"never came: {vars(self.listing)}")
@@ -134,7 +134,7 @@ def test_old_gpu_figures_are_not_shown():
 
     def seen(*lines):
         for line in lines:
-            listing.take(f"{line}\n")
+            listing.feed(f"{line}\n")
         return len(listing.gpus), listing.trouble
 
     gpu = "gpu 0, GPU-a, 1, 2, 3, 4, 5, T4"
@@ -155,15 +155,15 @@ def test_old_gpu_figures_are_not_shown():
 def test_output_of_the_script_is_bounded():
     listing = Listing("node1")
     for i in range(2 * far_side.MOST_LINES):
-        assert not listing.take(f"gpu {i}, GPU-{i}, 1, 2, 3, 4, 5, x\n")
-        assert not listing.take("run /d/r/run.json\t{}\n")
-        assert not listing.take("what is this\n")
-    listing.take("end /bin/dpwatch\n")
+        assert not listing.feed(f"gpu {i}, GPU-{i}, 1, 2, 3, 4, 5, x\n")
+        assert not listing.feed("run /d/r/run.json\t{}\n")
+        assert not listing.feed("what is this\n")
+    listing.feed("end /bin/dpwatch\n")
     assert len(listing.gpus) == 64
     assert listing.dpwatch == "/bin/dpwatch"
-    listing.take("json {not json\n")
-    listing.take("end \n")
+    listing.feed("json {not json\n")
+    listing.feed("end \n")
     assert (listing.gpus, listing.dpwatch) == ((), "")
-    listing.take(f"bad {'x' * 9999}\n")
-    listing.take("end \n")
+    listing.feed(f"bad {'x' * 9999}\n")
+    listing.feed("end \n")
     assert len(listing.trouble) == 200

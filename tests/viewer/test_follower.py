@@ -106,7 +106,7 @@ def test_a_finished_run_still_shows_how_the_command_ended(asked, state):
     it.follower._take_answer(STATE + encode(state))
     assert it.follower.is_done
     it.follower.close()
-    it.follower.tell(Command(exit=3))
+    it.follower.report_command(Command(exit=3))
     run = it.follower.view().run
     assert (run.state, run.command_exit) == ("finished", 3)
     assert "exit code 3 afterwards" in run.note
@@ -118,7 +118,7 @@ def test_invalid_answers_are_discarded(asked, state):
     it.answer(state)
     it.follower._take_answer(VIEW + b"\xc1")
     assert it.follower.view() is None
-    assert it.follower.nonsense
+    assert it.follower.error
     it.answer(state)
     assert it.follower.view() == view(state)
-    assert it.follower.nonsense == ""
+    assert it.follower.error == ""

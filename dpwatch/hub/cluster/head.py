@@ -157,55 +157,55 @@ class Head:
         self._socket.close()
         self._authenticator.close()
 
-    def _read(self, identity: bytes, said: join.AnyMessage | None, parts: list[bytes]) -> None:
-        if isinstance(said, join.Here):
-            self._here(identity, said)
+    def _read(self, identity: bytes, message: join.AnyMessage | None, parts: list[bytes]) -> None:
+        if isinstance(message, join.Here):
+            self._here(identity, message)
             return
         node = self._by_identity.get(identity)
         if node is None:
             return  # it identifies itself within a second
         node.heard_ns = self._clock()
-        match said:
+        match message:
             case join.Back():
-                self._clocks.exchange(node.host, said.sent_ns, said.here_ns, node.heard_ns)
+                self._clocks.exchange(node.host, message.sent_ns, message.here_ns, node.heard_ns)
                 node.estimate = self._clocks.estimate(node.host, node.heard_ns)
                 if node.number is None and node.asked_ns is None:
                     self._request_state(node)
             case join.Frame() if len(parts) == 1:
-                self._frame(node, said.number, parts[0])
+                self._frame(node, message.number, parts[0])
             case join.State():
-                self._state(node, said.frames, parts)
+                self._state(node, message.frames, parts)
 
-    def _here(self, identity: bytes, said: join.Here) -> None:
-        if why := self._objection(said):
+    def _here(self, identity: bytes, message: join.Here) -> None:
+        if why := self._refusal_reason(message):
             self._send(identity, join.Refused(why))
             return
-        node = self._nodes.get(said.host)
+        node = self._nodes.get(message.host)
         if node is None or node.identity != identity:
             if node is not None:
                 self._by_identity.pop(node.identity, None)
-            fresh = Node(said.host, identity, said.pid)
+            fresh = Node(message.host, identity, message.pid)
             if node is not None:
                 # Another hub on that host has the same clock but other frame numbers.
                 fresh.estimate, fresh.states = node.estimate, node.states
-            node = self._nodes[said.host] = self._by_identity[identity] = fresh
+            node = self._nodes[message.host] = self._by_identity[identity] = fresh
         node.heard_ns = self._clock()
-        if node.estimate is not None and node.number != said.frames:
+        if node.estimate is not None and node.number != message.frames:
             self._request_state(node)
         else:
             self._send(identity, join.Time(self._token, self._clock(), want_state=False))
 
-    def _objection(self, said: join.Here) -> str:
-        if said.version != PROTOCOL_VERSION:
+    def _refusal_reason(self, message: join.Here) -> str:
+        if message.version != PROTOCOL_VERSION:
             return (
-                f"it speaks protocol {PROTOCOL_VERSION}, this host's dpwatch {said.version}: "
+                f"it speaks protocol {PROTOCOL_VERSION}, this host's dpwatch {message.version}: "
                 "use the same version"
             )
-        if said.run_id != self._run_id:
+        if message.run_id != self._run_id:
             return f"it is the head of another run, {self._run_id}"
-        if said.host == self._host:
-            return f"its own host is called {said.host} too: give hosts different names"
-        if said.host not in self._nodes and len(self._nodes) >= MOST_NODES:
+        if message.host == self._host:
+            return f"its own host is called {message.host} too: give hosts different names"
+        if message.host not in self._nodes and len(self._nodes) >= MOST_NODES:
             return f"it has {MOST_NODES} hosts already"
         return ""
 

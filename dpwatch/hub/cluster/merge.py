@@ -99,10 +99,10 @@ def _keep_known(known: RankState, rank: RankState) -> None:
     rank.lanes = dict(sorted(rank.lanes.items()))
 
 
-def _merged_dump(known: StackDump, told: StackDump) -> StackDump:
+def _merged_dump(known: StackDump, fresh: StackDump) -> StackDump:
     """The later answer, with the head's own request state."""
     stacks = max(
-        (each for each in (known.stacks, told.stacks) if each is not None),
+        (each for each in (known.stacks, fresh.stacks) if each is not None),
         key=lambda each: each.taken_ns,
         default=None,
     )

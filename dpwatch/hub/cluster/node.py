@@ -106,25 +106,25 @@ class Uplink:
                 header = self.socket.recv_multipart(zmq.NOBLOCK)[0]
             except zmq.Again:
                 return
-            said = join.decode(header)
-            match said:
+            message = join.decode(header)
+            match message:
                 case join.Time():
-                    self._answer(said)
+                    self._answer(message)
                 case join.Ask():
-                    self._ask(said.number, said.ranks)
+                    self._ask(message.number, message.ranks)
                 case join.Refused(why=why):
                     if why != self._refusal:
                         _log.warning("the head at %s refused: %s", self._head.address, why)
                     self._refusal = why
 
-    def _answer(self, said: join.Time) -> None:
-        self._send(join.Back(said.sent_ns, time.monotonic_ns()))
+    def _answer(self, message: join.Time) -> None:
+        self._send(join.Back(message.sent_ns, time.monotonic_ns()))
         self._heard, self._refusal = self._clock(), ""
         self._confirmed = self._asked  # the head has all frames sent before its request
-        if said.token != self._token:  # the head was restarted and has no state yet
-            self._token, self.following = said.token, False
+        if message.token != self._token:  # the head was restarted and has no state yet
+            self._token, self.following = message.token, False
             self._sent = self._asked = self._confirmed = 0
-        if said.want_state:
+        if message.want_state:
             self.following = self._send_state()
 
     def _send_state(self) -> bool:

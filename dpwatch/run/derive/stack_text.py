@@ -73,10 +73,10 @@ def why(group: Group) -> str:
     """Why a group has no stacks, and its last location, if its heartbeats agree on one."""
     places = {entry.seen_at for entry in group.entries}
     seen_s = max((entry.seen_s or 0.0 for entry in group.entries), default=0.0)
-    said = group.entries[0].why
+    text = group.entries[0].why
     if group.entries[0].standing == "silent" and len(places) == 1 and (place := places.pop()):
-        said += f"; last seen at {place}, {seen_s:.0f} s ago"
-    return said
+        text += f"; last seen at {place}, {seen_s:.0f} s ago"
+    return text
 
 
 def age(entries: Iterable[RankStacks]) -> str:

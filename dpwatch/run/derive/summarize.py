@@ -55,7 +55,7 @@ LOSSES_BY = 10
 MEMORIES = 8192
 """Cached `MemoryUse` objects; memory is sampled rarely, so most are reused."""
 
-UNSEEN = "its process went on to other work, and did not show whether this one raised"
+UNSEEN = "its process went on to other work; whether this run raised an error is unknown"
 """Note for a pool's task, until the command has ended."""
 
 
@@ -255,8 +255,8 @@ def _row(
 
 def _steps(rank: RankState, lane: LaneState) -> int:
     """Steps completed; a killed rank may have completed more than it reported."""
-    unsaid = rank.bye.step if rank.bye and lane.device == 0 else None
-    return max(lane.steps, unsaid or 0)
+    unreported = rank.bye.step if rank.bye and lane.device == 0 else None
+    return max(lane.steps, unreported or 0)
 
 
 def _phases(steps: StepFigures, device: DeviceInfo) -> PhaseTimes:

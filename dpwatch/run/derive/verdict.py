@@ -13,7 +13,7 @@ from dpwatch.run.derive.doing import doing
 from dpwatch.run.model.ranks import name_ranks
 from dpwatch.run.model.snapshot import Diagnosis, Rank
 from dpwatch.run.state.endings import BY_ITSELF, GAVE_UP
-from dpwatch.run.state.exits import gave_way, may_have_failed, signal_name
+from dpwatch.run.state.exits import ended_by_ctrl_c, may_have_failed, signal_name
 from dpwatch.run.state.parts import RankState
 from dpwatch.run.state.run_state import RunState
 from dpwatch.wire.messages import INTERRUPTED
@@ -87,7 +87,7 @@ def command_end(code: int) -> str:
 
 def _over(state: RunState) -> tuple[str, str]:
     """State and reason of a run whose ranks all reported that they finished."""
-    if gave_way(state.ranks.values(), state.command):
+    if ended_by_ctrl_c(state.ranks.values(), state.command):
         return "failed", INTERRUPTED
     code = state.command.exit if state.command else None
     if code and any(rank.bye and may_have_failed(rank.bye) for rank in state.ranks.values()):

@@ -77,7 +77,7 @@ def was_stopped(rank: RankState, command: Command | None) -> bool:
     return at is not None and rank.ended_ns >= at - SIGNAL_NS
 
 
-def gave_way(ranks: Iterable[RankState], command: Command | None) -> bool:
+def ended_by_ctrl_c(ranks: Iterable[RankState], command: Command | None) -> bool:
     """Whether all ranks finished after Ctrl-C but the command failed, as with `mp.spawn`."""
     if command is None or command.exit in (None, 0) or command.interrupted_ns is None:
         return False

@@ -126,10 +126,10 @@ class Listing:
         self.dpwatch: str | None = None
         self._host = host
         self._clock = clock
-        self._looked = clock()
+        self._queried_at = clock()
         self._gpus: tuple[HostGpu, ...] = ()
         self._trouble = ""
-        self._coming: dict[str, RunInfo] = {}
+        self._partial: dict[str, RunInfo] = {}
         self._seen: dict[str, list[str]] = {}
         self._count = 0
 
@@ -145,32 +145,32 @@ class Listing:
 
     @property
     def _is_old(self) -> bool:
-        return self._clock() - self._looked > OLD_S
+        return self._clock() - self._queried_at > OLD_S
 
-    def take(self, line: str) -> bool:
+    def feed(self, line: str) -> bool:
         """Parses a line. Returns whether it ends a listing of runs."""
         kind, _, rest = line.rstrip("\r\n").partition(" ")
         if kind == CYCLE_END:
-            if self.runs or self._coming:  # GPUs are not queried while there is a run
-                self._looked, self._gpus = self._clock(), ()
-            self.runs, self._coming = self._coming, {}
+            if self.runs or self._partial:  # GPUs are not queried while there is a run
+                self._queried_at, self._gpus = self._clock(), ()
+            self.runs, self._partial = self._partial, {}
             return True
         if kind == "run":
             found = listed_run(rest)
-            if found is not None and len(self._coming) < MOST_RUNS:
-                self._coming[found[0]] = found[1]
+            if found is not None and len(self._partial) < MOST_RUNS:
+                self._partial[found[0]] = found[1]
         elif kind == "end":
-            self._look_at_gpus(rest.strip())
+            self._update_gpus(rest.strip())
         elif kind in ("gpu", "user", "bad", "json") and self._count < MOST_LINES:
             self._count += 1
             self._seen.setdefault(kind, []).append(rest)
         return False
 
-    def _look_at_gpus(self, dpwatch: str) -> None:
+    def _update_gpus(self, dpwatch: str) -> None:
         seen, self._seen, self._count = self._seen, {}, 0
-        self.dpwatch, self._looked = dpwatch, self._clock()
-        said = [line.strip() for line in seen.get("bad", ()) if line.strip()]
-        self._trouble = said[0][:200] if said else ""
+        self.dpwatch, self._queried_at = dpwatch, self._clock()
+        errors = [line.strip() for line in seen.get("bad", ()) if line.strip()]
+        self._trouble = errors[0][:200] if errors else ""
         if "json" in seen:
             self._gpus = _from_json(self._host, "".join(seen["json"]))
         else:

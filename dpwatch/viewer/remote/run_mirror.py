@@ -22,12 +22,12 @@ GREETING_S = 10.0
 """How long a hub may take to send its ZMTP greeting over a slow connection."""
 
 
-class Mirror:
+class RunMirror:
     """Local directory of a remote run, with `run.json`, a lock that is held, and its socket.
 
     Attributes:
         forwarded: Whether ssh forwards the socket.
-        speaks: Whether the hub has answered through it.
+        has_answered: Whether the hub has answered through it.
 
     Raises:
         OSError: The directory can't be created.
@@ -37,7 +37,7 @@ class Mirror:
         self.remote = remote
         self.info = info
         self.forwarded = False
-        self.speaks = False
+        self.has_answered = False
         self.place = RunDir(folder / remote.name, host)
         if len(os.fsencode(self.place.path / "ask")) > IPC_PATH_BYTES:
             raise OSError(f"{self.place.path} is too long for a unix socket")
@@ -48,29 +48,29 @@ class Mirror:
         self._lock_fd = lock
         self.place.write_info(info)
 
-    def told(self, info: RunInfo) -> None:
+    def update_info(self, info: RunInfo) -> None:
         """Updates `run.json`; another hub's socket has to be forwarded again."""
         if info != self.info:
-            self.info, self.forwarded, self.speaks = info, False, False
+            self.info, self.forwarded, self.has_answered = info, False, False
             self.place.write_info(info)
 
     @property
-    def way(self) -> str:
+    def forwarding(self) -> str:
         """Local and remote path of the socket, in the format of `ssh -L`."""
         return f"{self.place.path / 'ask'}:{self.remote / 'ask'}"
 
-    def hangs_up(self) -> bool:
+    def is_refused(self) -> bool:
         """Whether the remote end closes the connection instead of sending a hub's greeting.
 
         An ssh server that forbids forwarding sockets refuses only the first use. A slow hub does
         neither and counts as working.
         """
-        if not self.speaks:
+        if not self.has_answered:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as trial:
                 trial.settimeout(GREETING_S)
                 trial.connect(os.fspath(self.place.path / "ask"))
-                self.speaks = trial.recv(1) != b""
-                return not self.speaks
+                self.has_answered = trial.recv(1) != b""
+                return not self.has_answered
         return False
 
     def close(self) -> None:

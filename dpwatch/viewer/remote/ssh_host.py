@@ -24,7 +24,7 @@ from pathlib import Path
 from dpwatch.run.model.snapshot import HostGpu
 from dpwatch.runtime.paths import RunDir, RunInfo
 from dpwatch.viewer.remote.agent_script import LINE_CHARS, NAME, Listing, script
-from dpwatch.viewer.remote.run_mirror import Mirror
+from dpwatch.viewer.remote.run_mirror import RunMirror
 
 RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Waits between attempts to reconnect; the last one repeats."""
@@ -42,7 +42,9 @@ _OPTIONS = (
     "ClearAllForwardings=yes",
     "LogLevel=ERROR",
 )
-_ASKS = re.compile(r"Permission denied|Host key verification failed|authentication failures", re.I)
+_PROMPTS = re.compile(
+    r"Permission denied|Host key verification failed|authentication failures", re.I
+)
 """ssh's errors in batch mode where it would otherwise have prompted."""
 
 _BEHIND = re.compile(r"Connection (closed|reset) by UNKNOWN|kex_exchange_identification", re.I)
@@ -82,8 +84,8 @@ class SshHost:
         self._script = script(remote_dir, remote_dpwatch)
         self._remote_dpwatch = remote_dpwatch
         self._listing = Listing(name)
-        self._mirrors: dict[str, Mirror] = {}
-        self._silent: set[Mirror] = set()
+        self._mirrors: dict[str, RunMirror] = {}
+        self._silent: set[RunMirror] = set()
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._tried = threading.Event()
@@ -92,7 +94,7 @@ class SshHost:
         self._thread: threading.Thread | None = None
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `close`
 
-    def ask(self) -> None:
+    def connect_interactively(self) -> None:
         """Connects for the first time; ssh may prompt at the terminal."""
         self._start(batch=False)
         if self._cycle():
@@ -105,12 +107,12 @@ class SshHost:
     def start(self) -> None:
         """Starts a thread that connects, if necessary, and follows the host.
 
-        ssh never prompts in it. After the first failure it waits for `go_on`.
+        ssh never prompts in it. After the first failure it waits for `allow_retries`.
         """
         self._thread = threading.Thread(target=self._run, name=f"ssh {self.name}", daemon=True)
         self._thread.start()
 
-    def go_on(self) -> None:
+    def allow_retries(self) -> None:
         """Makes the thread retry after failures."""
         self._released.set()
 
@@ -119,9 +121,9 @@ class SshHost:
         return self._tried.wait(timeout_s)
 
     @property
-    def wants_person(self) -> bool:
+    def needs_prompt(self) -> bool:
         """Whether the last attempt failed for lack of a password or a confirmation."""
-        return bool(_ASKS.search(self.why))
+        return bool(_PROMPTS.search(self.why))
 
     def runs(self) -> list[RunDir]:
         """The mirrored runs, newest first. Thread-safe."""
@@ -150,7 +152,7 @@ class SshHost:
         return () if not self.is_up or self.runs() else self._listing.gpus
 
     @property
-    def has_looked(self) -> bool:
+    def has_queried_gpus(self) -> bool:
         """Whether its GPUs have been queried."""
         return self._listing.dpwatch is not None
 
@@ -203,7 +205,7 @@ class SshHost:
             self._end()
             self._tried.set()
             self._released.wait()
-            if self.is_up:  # connected meanwhile by `ask`
+            if self.is_up:  # connected meanwhile by `connect_interactively`
                 continue
             wait_s = RETRY_S[min(attempt, len(RETRY_S) - 1)]
             attempt += 1
@@ -230,7 +232,7 @@ class SshHost:
             env={**os.environ, "SSH_ASKPASS_REQUIRE": "never"} if batch else None,
         )  # fmt: skip
         for mirror in self._mirrors.values():
-            mirror.forwarded = mirror.speaks = False
+            mirror.forwarded = mirror.has_answered = False
 
     def _end(self) -> None:
         master = self._master
@@ -249,7 +251,7 @@ class SshHost:
         if master is None or master.stdout is None:
             return False
         while line := master.stdout.readline(LINE_CHARS):
-            if self._listing.take(line):
+            if self._listing.feed(line):
                 self.trouble = self._update(self._listing.runs)
                 return True
         return False
@@ -260,7 +262,7 @@ class SshHost:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._master.wait(1.0)
         self._errors.seek(0)
-        self.why = told_failure(self.name, self._errors.read(8192))
+        self.why = failure_reason(self.name, self._errors.read(8192))
 
     # -- the runs there -----------------------------------------------------------------------
 
@@ -276,20 +278,20 @@ class SshHost:
             known = self._mirrors.get(path)
             if known is None:
                 try:
-                    known = Mirror(self._folder, Path(path).parent, info, self.name)
+                    known = RunMirror(self._folder, Path(path).parent, info, self.name)
                 except OSError as error:
                     trouble = f"{self.name}: cannot show run {info.run_id}: {error}"
                     continue
-            known.told(info)
+            known.update_info(info)
             if not known.forwarded:
-                said = self._forward("forward", known)
-                known.forwarded = not said
-                if said:
-                    trouble = f"{self.name}: cannot forward a run's sockets: {said}"
+                failure = self._forward("forward", known)
+                known.forwarded = not failure
+                if failure:
+                    trouble = f"{self.name}: cannot forward a run's sockets: {failure}"
             if known.forwarded:
                 with self._lock:
                     self._mirrors[path] = known
-        silent = [mirror for mirror in self._mirrors.values() if mirror.hangs_up()]
+        silent = [mirror for mirror in self._mirrors.values() if mirror.is_refused()]
         # Silent twice, since a run may just have ended, which the next listing shows.
         if self._silent.intersection(silent):
             trouble = (
@@ -299,12 +301,12 @@ class SshHost:
         self._silent = set(silent)
         return trouble
 
-    def _forward(self, what: str, mirror: Mirror) -> str:
+    def _forward(self, what: str, mirror: RunMirror) -> str:
         """Makes the master forward a run's socket, or cancel that. Returns an error or ""."""
         try:
             done = subprocess.run(
                 [*self._ssh, "-S", str(self._control), "-oStreamLocalBindUnlink=yes",
-                 "-O", what, "-L", mirror.way, self.name],
+                 "-O", what, "-L", mirror.forwarding, self.name],
                 stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
                 timeout=COMMAND_S,
             )  # fmt: skip
@@ -313,17 +315,17 @@ class SshHost:
         return done.stderr.strip() or f"ssh exit code {done.returncode}" if done.returncode else ""
 
 
-def told_failure(name: str, said: str) -> str:
+def failure_reason(name: str, stderr: str) -> str:
     """Why a host can't be reached, in one line, from ssh's standard error."""
-    if _CHANGED_KEY.search(said):
-        known = _KNOWN_AT.search(said)
+    if _CHANGED_KEY.search(stderr):
+        known = _KNOWN_AT.search(stderr)
         where = known.group(1).strip() if known else "known_hosts"
         return (
             f"its host key differs from the one in {where}: the connection may be intercepted; "
             f"if the host has a new key, remove the old one with `ssh-keygen -R` ({name}'s)"
         )
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     # A jump host's ssh reports the cause, then the one behind it that its connection was closed.
-    told = [line for line in lines if _ASKS.search(line)]
-    told = told or [line for line in lines if not _BEHIND.match(line)] or lines
-    return told[-1] if told else "the connection was closed"
+    chosen = [line for line in lines if _PROMPTS.search(line)]
+    chosen = chosen or [line for line in lines if not _BEHIND.match(line)] or lines
+    return chosen[-1] if chosen else "the connection was closed"

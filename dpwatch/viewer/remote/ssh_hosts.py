@@ -71,21 +71,21 @@ class SshHosts:
             SshError: No host can be reached.
         """
         if len(self.hosts) == 1:
-            self.hosts[0].ask()
+            self.hosts[0].connect_interactively()
         else:
             for host in self.hosts:
                 host.start()
             self._wait(None if all_of_them else PATIENCE_S)
             for host in self.hosts:
-                if host.was_tried(0) and host.wants_person:
-                    host.ask()
+                if host.was_tried(0) and host.needs_prompt:
+                    host.connect_interactively()
         wrong = [f"{host.name}: {host.why}" for host in self.hosts if host.why]
         if len(wrong) == len(self.hosts):
             raise SshError("; ".join(wrong))
         for host in self.hosts:
             if not host.is_followed:
                 host.start()
-            host.go_on()
+            host.allow_retries()
         return wrong
 
     def _wait(self, patience_s: float | None) -> None:
@@ -101,7 +101,7 @@ class SshHosts:
         """Waits for the GPU figures of hosts without a run, at most `GPUS_S`."""
         until = time.monotonic() + GPUS_S
         for host in self.hosts:
-            while host.is_up and not host.runs() and not host.has_looked:
+            while host.is_up and not host.runs() and not host.has_queried_gpus:
                 if time.monotonic() > until:
                     return
                 time.sleep(0.02)
@@ -119,7 +119,7 @@ class SshHosts:
         """One line for each host with a problem or without a run."""
         runs = bool(self.runs())
         lines = [
-            host.trouble or (_at_rest(host) if runs else host.idle)
+            host.trouble or (_idle_line(host) if runs else host.idle)
             for host in self.hosts
             if host.trouble or not host.runs()
         ]
@@ -132,7 +132,7 @@ class SshHosts:
         self._workspace.close()
 
 
-def _at_rest(host: SshHost) -> str:
+def _idle_line(host: SshHost) -> str:
     """A short line for a host without a run, while other hosts have one."""
     gpus = host.gpus
     if not gpus:

@@ -5,7 +5,7 @@ import signal
 
 import msgspec
 
-from dpwatch.hub.nursery import Nursery
+from dpwatch.hub.fork_server import ForkServer
 from dpwatch.hub.processes import runs
 from dpwatch.runtime import paths
 from tests.frames import dp_run
@@ -13,16 +13,16 @@ from tests.hubs import has, rank, until, watching
 from tests.processes import eventually
 
 
-def test_hubs_outlive_the_nursery_and_each_other():
-    nursery = Nursery()
+def test_hubs_outlive_the_fork_server_and_each_other():
+    fork_server = ForkServer()
     places = [paths.run_dir(name) for name in ("one", "two")]
     for place in places:
-        nursery.start(place, {"DPWATCH_SESSION": "abc", "DPWATCH_HUB_LINGER_S": "60"})
+        fork_server.start(place, {"DPWATCH_SESSION": "abc", "DPWATCH_HUB_LINGER_S": "60"})
     infos = [eventually(place.read_info, "a hub's run.json") for place in places]
     assert [info.session for info in infos] == ["abc", "abc"]
     assert len({info.hub_pid for info in infos}) == 2
-    nursery.start(places[0], {})  # there is one
-    nursery.close()
+    fork_server.start(places[0], {})  # there is one
+    fork_server.close()
     os.kill(infos[0].hub_pid, signal.SIGTERM)
     eventually(lambda: not places[0].path.exists(), "the first hub's end")
     with rank(places[1]) as send, watching() as watcher:
@@ -34,8 +34,8 @@ def test_hubs_outlive_the_nursery_and_each_other():
     eventually(lambda: not places[1].path.exists(), "the second hub's end")
 
 
-def test_a_nursery_ends_with_its_owner():
-    nursery = Nursery()
-    nursery._process.stdin.close()  # as when its owner is killed
-    assert nursery._process.wait(60) == 0
-    nursery.close()
+def test_a_fork_server_ends_with_its_owner():
+    fork_server = ForkServer()
+    fork_server._process.stdin.close()  # as when its owner is killed
+    assert fork_server._process.wait(60) == 0
+    fork_server.close()

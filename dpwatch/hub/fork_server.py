@@ -23,7 +23,7 @@ from dpwatch.runtime.run_dir import RunDir
 from dpwatch.runtime.spawn import hub_environment
 
 
-class Nursery:
+class ForkServer:
     """Handle of the process that hubs are forked from. It ends with `close` or with its owner.
 
     Raises:
@@ -32,7 +32,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dpwatch.hub.nursery"],
+            [sys.executable, "-m", "dpwatch.hub.fork_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -52,8 +52,8 @@ class Nursery:
             OSError: The directory can't be created, or the process is gone.
         """
         if place.prepare() and self._process.stdin is not None:
-            told = json.dumps({"path": str(place.path), "environment": dict(more)})
-            self._process.stdin.write(f"{told}\n".encode())
+            request = json.dumps({"path": str(place.path), "environment": dict(more)})
+            self._process.stdin.write(f"{request}\n".encode())
             self._process.stdin.flush()
 
     def close(self) -> None:
@@ -75,9 +75,9 @@ def serve(requests: IO[str]) -> None:
     gc.collect()
     gc.freeze()  # keeps garbage collections in hubs from touching shared pages
     for line in requests:
-        told = json.loads(line)
+        request = json.loads(line)
         if os.fork() == 0:
-            _become_hub(Path(told["path"]), told["environment"])
+            _become_hub(Path(request["path"]), request["environment"])
 
 
 def _become_hub(path: Path, environment: Mapping[str, str]) -> NoReturn:
@@ -89,7 +89,7 @@ def _become_hub(path: Path, environment: Mapping[str, str]) -> NoReturn:
         os.setsid()
         os.environ.update(environment)
         null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, sys.stdin.fileno())  # the pipe belongs to the nursery
+        os.dup2(null, sys.stdin.fileno())  # the pipe belongs to the fork server
         os.close(null)
         linger_s = float(os.environ.get("DPWATCH_HUB_LINGER_S", LINGER_S))
         code = main(path, linger_s=linger_s)
