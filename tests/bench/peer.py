@@ -253,7 +253,7 @@ def figures(
         bounds = np.interp([ranks[0].ended_ns[i] for i in (low, high)], at_ns, others)
         beside_us = float(bounds[1] - bounds[0]) * 1e6 / count / len(ranks)
         found[f"all_us.{name}"] = found[f"process_us.{name}"] + beside_us
-    return found
+    return {key: round(value, 4) for key, value in found.items()}
 
 
 def phases(ended_ns: Sequence[int], first_s: float) -> dict[str, tuple[int, int]]:
