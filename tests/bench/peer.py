@@ -6,7 +6,7 @@ Each round runs `peer_train.py` once under each variant, in an order that rotate
 MILLISECONDSxRANKS. The script's own clocks give CPU and wall time per step, for the first seconds
 after its first step and for the rest (steady). A run's other processes (launcher, hub, aggregator)
 are sampled from /proc. Variants are compared within a round, so that the machine's drift falls on
-both; printed are the median (least … most) over the rounds.
+both; printed are the median (least … most) over the rounds, and the ratio of the least ones.
 
 `make bench-peer` installs TraceML into an environment of its own; without it the other two run.
 """
@@ -280,7 +280,8 @@ def other_cpu_s(samples: Sequence[Sample], own: set[int]) -> list[float]:
 def compared(rounds: Sequence[Mapping[str, Figures]]) -> dict[str, dict[str, list[float]]]:
     """By variant and figure: median, least and most over the rounds.
 
-    `VARIANT/plain` holds what the variant adds in a round, or, for figures per step, their ratio.
+    `VARIANT/plain` holds what the variant adds in a round, or, for figures per step, their ratio,
+    and then also the ratio of each one's least: other work on the machine only ever adds CPU.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for variant in dict.fromkeys(name for each in rounds for name in each):
@@ -290,6 +291,9 @@ def compared(rounds: Sequence[Mapping[str, Figures]]) -> dict[str, dict[str, lis
             found[f"{variant}/plain"] = spreads(
                 against(each[variant], each["plain"]) for each in pairs
             )
+            for key in filter(per_step, found[f"{variant}/plain"]):
+                ratio = found[variant][key][1] / found["plain"][key][1]
+                found[f"{variant}/plain"][key].append(round(ratio, 4))
     return found
 
 
@@ -332,8 +336,8 @@ def cell(spread: list[float] | None, key: str, relative: bool) -> str:
         return "–"
     digits = 2 if key.endswith("_s") or (relative and per_step(key)) else 0
     plus = "+" if relative and not per_step(key) else ""
-    mid, low, high = (f"{each:{plus}.{digits}f}" for each in spread)
-    return f"{'×' if relative and not plus else ''}{mid} ({low} … {high})"
+    mid, low, high, *least = (f"{each:{plus}.{digits}f}" for each in spread)
+    return f"×{mid} ({low} … {high}), least ×{least[0]}" if least else f"{mid} ({low} … {high})"
 
 
 def versions() -> dict[str, str]:

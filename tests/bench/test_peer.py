@@ -66,13 +66,15 @@ def test_variants_are_compared_within_a_round():
     ]  # fmt: skip
     found = compared(rounds)
     assert found["dpwatch/plain"] == {
-        "thread_us.first": [1.01, 1.01, 1.01],
+        "thread_us.first": [1.01, 1.01, 1.01, 1.01],
         "start_s": [0.5, 0.5, 0.5],
     }
     assert found["plain"]["start_s"] == [2.0, 1.0, 9.0]
     rows = list(table(found))
     assert rows[0] == "| | plain | dpwatch | dpwatch/plain |"
-    assert rows[2].endswith("| 200 (100 … 900) | 152 (101 … 202) | ×1.01 (1.01 … 1.01) |")
+    assert rows[2].endswith(
+        "| 200 (100 … 900) | 152 (101 … 202) | ×1.01 (1.01 … 1.01), least ×1.01 |"
+    )
     assert any(row.endswith("| +0.50 (+0.50 … +0.50) |") for row in rows)
 
 
