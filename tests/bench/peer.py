@@ -58,9 +58,13 @@ ROWS = {
     "start_s": "to the end of the first step, s",
     "end_s": "from the last step to the command's end, s",
     "rank_mb": "peak resident memory of a rank, MB",
+    "threads_percent_first": "a rank's other threads, first, % of a core",
+    "threads_percent_steady": "a rank's other threads, steady, % of a core",
     "extra": "other processes",
     "extra_mb": "their resident memory, MB",
     "extra_cpu_s": "their CPU until the last step, s",
+    "extra_percent_first": "their CPU, first, % of a core",
+    "extra_percent_steady": "their CPU, steady, % of a core",
 }
 
 Figures = dict[str, float]
@@ -250,9 +254,14 @@ def figures(
             passed = [getattr(rank, clock)[high] - getattr(rank, clock)[low] for rank in ranks]
             key = "wall_us" if clock == "ended_ns" else clock.replace("_ns", "_us")
             found[f"{key}.{name}"] = statistics.fmean(passed) / 1e3 / count
+        wall_us, thread_us, process_us = (
+            found[f"{clock}_us.{name}"] for clock in ("wall", "thread", "process")
+        )
         bounds = np.interp([ranks[0].ended_ns[i] for i in (low, high)], at_ns, others)
-        beside_us = float(bounds[1] - bounds[0]) * 1e6 / count / len(ranks)
-        found[f"all_us.{name}"] = found[f"process_us.{name}"] + beside_us
+        others_us = float(bounds[1] - bounds[0]) * 1e6 / count
+        found[f"all_us.{name}"] = process_us + others_us / len(ranks)
+        found[f"threads_percent_{name}"] = 100 * (process_us - thread_us) / wall_us
+        found[f"extra_percent_{name}"] = 100 * others_us / wall_us
     return {key: round(value, 4) for key, value in found.items()}
 
 
@@ -334,7 +343,7 @@ def cell(spread: list[float] | None, key: str, relative: bool) -> str:
     """Median, least and most."""
     if spread is None:
         return "–"
-    digits = 2 if key.endswith("_s") or (relative and per_step(key)) else 0
+    digits = 2 if key.endswith("_s") or "percent" in key or (relative and per_step(key)) else 0
     plus = "+" if relative and not per_step(key) else ""
     mid, low, high, *least = (f"{each:{plus}.{digits}f}" for each in spread)
     return f"×{mid} ({low} … {high}), least ×{least[0]}" if least else f"{mid} ({low} … {high})"

@@ -52,6 +52,8 @@ def test_a_runs_figures():
         **{f"process_us.{phase}": 5000 for phase in ("first", "steady")},
         **{f"thread_us.{phase}": 2500 for phase in ("first", "steady")},
         **{f"all_us.{phase}": 6000 for phase in ("first", "steady")},
+        **{f"threads_percent_{phase}": 25 for phase in ("first", "steady")},
+        **{f"extra_percent_{phase}": 20 for phase in ("first", "steady")},
     })  # fmt: skip
 
 
