@@ -92,11 +92,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the cases, prints a table for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12, help="of each case (default 12)")
-    parser.add_argument("--seconds", type=float, default=14.0, help="a run trains for")
-    parser.add_argument("--first", type=float, default=10.0, help="seconds before steady state")
-    parser.add_argument("--only", choices=CASES, action="append", help="this case")
+    parser.add_argument("--seconds", type=float, default=14.0, help="of training in each run")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write all figures; other cases stay"
+        "--first", type=float, default=10.0, help="seconds of a run before steady state"
+    )
+    parser.add_argument("--only", choices=CASES, action="append", help="run this case (repeatable)")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all figures, keeping its other cases"
     )
     options = parser.parse_args(arguments)
     if not TRACEML.exists():
