@@ -14,7 +14,7 @@ TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test scripts harmless harmless-quick lint types check bench bench-tui bench-ssh bench-mishaps bench-scale soak fuzz stress screenshots figures manual clean
+.PHONY: help demo test scripts harmless harmless-quick lint types check bench bench-tui bench-ssh bench-mishaps bench-scale bench-peer soak fuzz stress screenshots figures manual clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,16 @@ soak: $(VENV)/.dev ## whether hub and viewer grow; an hour, or MINUTES=5
 bench-scale: $(VENV)/.dev ## what hub and viewer cost at 64 to 4,096 ranks; brings docs/scale.md up to date
 	$(BIN)/python -m tests.bench.scale --write docs
 
+# TraceML has an environment of its own, beside the same torch; without it the bench runs the rest.
+PEER := .bench-peer
+TRACEML := 0.5.0
+bench-peer: $(VENV)/.dev ## training plain, under dpwatch and under TraceML in turn; an hour, or ARGS="--only 1x1"
+	@test -e $(PEER)/bin/traceml || { $(MAKE) --no-print-directory VENV=$(PEER) $(PEER)/.torch \
+	  && $(PEER)/bin/python -m pip --disable-pip-version-check --quiet \
+	    install -c constraints.txt torch traceml-ai==$(TRACEML); } \
+	  || echo "pip can't install traceml-ai==$(TRACEML): comparing without it" >&2
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.peer $(ARGS)
+
 fuzz: $(VENV)/.dev ## a million damaged frames to a real hub; by coverage too, where atheris is installed
 	$(BIN)/python -m tests.fuzz.hub --frames $(FRAMES)
 	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then \
@@ -87,7 +97,7 @@ manual: $(VENV)/.dev ## write docs/dpwatch.1 anew, from the parser
 	$(BIN)/python -m dpwatch.cli.manual docs/dpwatch.1
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEER) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
