@@ -36,6 +36,9 @@ through; a summary follows on stderr. dpwatch must be installed in the Python th
 """
 
 TURN_S = 0.1
+
+WATCH_S = 1.0
+"""How often hubs are asked while the command runs: they review their runs once a second."""
 SETTLE_S = 3.0
 """How long the last frames may take after the command has ended."""
 
@@ -214,19 +217,20 @@ class Watching:
                 scan_s=TURN_S,
             )
             with closing(watcher):
-                _follow(command, watcher, alerts)
+                usual_s, watcher.interval_s = watcher.interval_s, WATCH_S
+                _follow(command, watcher, alerts, usual_s)
                 runs = [*_earlier(watcher, command), *_look(watcher, alerts)]
         return sorted(runs, key=lambda run: run.began_s)
 
 
-def _follow(command: Command, watcher: Watcher, alerts: Alerts) -> None:
+def _follow(command: Command, watcher: Watcher, alerts: Alerts, usual_s: float) -> None:
     from dpwatch.wire.messages import Command as Told
 
     while command.turn(TURN_S):
         if command.interrupted_ns is not None:
             watcher.command = Told(None, command.interrupted_ns)
         _look(watcher, alerts)
-    watcher.command = Told(command.status, command.interrupted_ns)
+    watcher.command, watcher.interval_s = Told(command.status, command.interrupted_ns), usual_s
     watcher.scan()
     deadline = time.monotonic() + SETTLE_S
     while time.monotonic() < deadline:
