@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from dpwatch.run.derive.summarize import summarize
+from dpwatch.run.derive.summarize import elapsed_s, summarize
 from dpwatch.run.derive.view_messages import ViewWriter
 from dpwatch.run.model.snapshot import Run
 from dpwatch.run.state.run_state import RunState
@@ -18,7 +18,7 @@ PAUSE = 50
 """The same as a multiple of its CPU time, so that views take 2 % of a core at most."""
 
 CURVES_S = 1.0
-"""Age up to which a running run's curves are reused, since they hardly change."""
+"""Maximum age of a running run's curves; of a younger run's a tenth of its own age."""
 
 WATCHED_S = 5.0
 """A viewer that has not asked for this long has gone or is stopped."""
@@ -76,4 +76,5 @@ class Views:
         self._writer.update(state, run, curves=curves)
         self._frames = state.frames
         if curves:
-            self._curves_at = now + max(CURVES_S, PAUSE * (self._cpu_clock() - began))
+            age_s = min(CURVES_S, (elapsed_s(state) or 0.0) / 10)
+            self._curves_at = now + max(age_s, PAUSE * (self._cpu_clock() - began))

@@ -24,7 +24,7 @@ class Watched:
         return self.cpu_s
 
     def apply(self, *records, rank=0):
-        run = advance(self.state, batch(*records, rank=rank, seq=rank, now_ns=START_NS + 10**9))
+        run = advance(self.state, batch(*records, rank=rank, seq=rank, now_ns=START_NS + 100 * 10**9))
         if run is not None:
             self.views.reviewed(self.state, run)
 
