@@ -13,18 +13,20 @@ from tests.frames import START_NS, batch, hello, step
 class Watched:
     """A run, its views and a simulated clock."""
 
-    def __init__(self):
+    def __init__(self, *more):
         self.now, self.state = 100.0, RunState("run")
         self.cpu_s, self.cost_s = 0.0, 0.0
         self.views = Views(lambda: self.now, self.cpu_clock)
-        self.apply(hello(1), step(0))
+        self.apply(hello(1), step(0), *more)
 
     def cpu_clock(self):
         self.cpu_s += self.cost_s
         return self.cpu_s
 
     def apply(self, *records, rank=0):
-        run = advance(self.state, batch(*records, rank=rank, seq=rank, now_ns=START_NS + 100 * 10**9))
+        run = advance(
+            self.state, batch(*records, rank=rank, seq=rank, now_ns=START_NS + 12 * 10**9)
+        )
         if run is not None:
             self.views.reviewed(self.state, run)
 
@@ -36,14 +38,14 @@ class Watched:
 
 
 def test_a_view_is_created_after_changes_and_not_too_often():
-    it, first, second = Watched(), ViewReader(), ViewReader()
+    it, first, second = Watched(step(118)), ViewReader(), ViewReader()
     assert it.ask(first)
     assert first.view == view(it.state)
     it.now += LEAST_S
     assert not it.ask(first)  # nothing has come
-    it.apply(step(1))
+    it.apply(step(119))
     assert it.ask(first)
-    it.apply(step(2))
+    it.apply(step(120))
     assert not it.ask(first)  # so soon after
     assert it.ask(second)
     assert second.view == first.view
@@ -51,7 +53,7 @@ def test_a_view_is_created_after_changes_and_not_too_often():
     assert it.ask(second)
     assert second.view.run == summarize(it.state)
     assert second.view.history == first.view.history  # which looks the same so soon
-    it.apply(step(3))
+    it.apply(step(121))
     it.now += CURVES_S
     assert it.ask(second)
     assert second.view == view(it.state)
