@@ -378,11 +378,11 @@ class Hub:
     def _apply(self, batch: Batch, frame: bytes) -> None:
         try:
             run = advance(self.state, batch)
+            if run is not None:
+                self._views.reviewed(self.state, run)
         except Exception as error:  # noqa: BLE001 - one frame must not end the hub
             self._failures.log(codec.describe_error(error))
             return  # a head notices the missing number, and asks for the state
-        if run is not None:
-            self._views.reviewed(self.state, run)
         self._membership.forward(self.state.frames, frame, of_rank=batch.rank != HUB_RANK)
 
     def _answer(self) -> None:

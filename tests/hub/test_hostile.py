@@ -235,6 +235,20 @@ def test_a_view_that_fails_is_logged(monkeypatch, caplog):
         until(watcher, has("run", steps=1))
 
 
+def test_a_hub_survives_a_view_that_fails_after_a_review(monkeypatch, caplog):
+    with serving() as hub, rank(hub.place) as send, watching() as watcher:
+        send(batch(hello(), step(0)))
+        until(watcher, has("run", steps=1))
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+            patch.setattr(hub._views, "reviewed", lambda *_: 1 // 0)
+            eventually(
+                lambda: "ZeroDivisionError" in caplog.text or "division" in caplog.text,
+                "a line in the log",
+            )
+        send(batch(step(1), seq=1))
+        until(watcher, has("run", steps=2))
+
+
 def test_a_hub_clears_its_folder_even_if_its_run_cannot_be_saved(monkeypatch):
     from dpwatch.hub import last
 
