@@ -131,7 +131,10 @@ class Follower:
             from dpwatch.run.derive.summarize import view  # needs numpy, so only imported here
 
             self.end.command = command
-            self._reader.view = view(self.end)
+            try:
+                self._reader.view = view(self.end)
+            except Exception as error:  # noqa: BLE001 - an inconsistent state
+                self.error = f"{type(error).__name__}: {codec.describe_error(error)}"
         elif found is not None:
             run = msgspec.structs.replace(found.run, command_exit=command.exit)
             self._reader.view = msgspec.structs.replace(found, run=run)
@@ -204,9 +207,13 @@ class Follower:
 
     def close(self) -> None:
         """Disconnects from the hub; the last view stays."""
-        if not self.closed:
-            self.closed = True
-            self.answers.close()
+        if self.closed:
+            return
+        self.closed = True
+        self.answers.close()
+        view, reported = self._reader.view, self._reported
+        if view is not None and reported is not None and view.run.command_exit != reported.exit:
+            self._show_command(reported)  # the hub's view with it has not arrived in time
 
 
 def _receive(socket: zmq.Socket[bytes]) -> bytes | None:

@@ -5,6 +5,7 @@ import zmq
 
 from dpwatch.run.derive.summarize import summarize, view
 from dpwatch.run.derive.view_messages import ViewWriter
+from dpwatch.run.state.apply import apply
 from dpwatch.run.state.encoding import encode
 from dpwatch.runtime import paths
 from dpwatch.viewer.follower import ASK_AGAIN_S, STALE_S, Follower
@@ -96,8 +97,6 @@ def test_a_run_without_ranks_is_not_shown(asked):
 def test_a_finished_run_still_shows_how_the_command_ended(asked, state):
     """The follower disconnects from the hub, so that it can end."""
     it = asked(keeps_end=True)
-    from dpwatch.run.state.apply import apply
-
     apply(state, batch(Bye("finished", exit=0), seq=2))
     it.answer(state)
     assert not it.follower.is_done
@@ -111,6 +110,19 @@ def test_a_finished_run_still_shows_how_the_command_ended(asked, state):
     assert (run.state, run.command_exit) == ("finished", 3)
     assert "exit code 3 afterwards" in run.note
     assert it.follower.view().connection == "closed"
+
+
+def test_a_command_s_end_is_shown_though_the_hub_answers_too_late(asked, state):
+    it = asked(keeps_end=True)
+    apply(state, batch(Bye("finished", exit=0), seq=2))
+    it.answer(state)
+    it.follower._take_answer(STATE + encode(state))
+    it.follower.report_command(Command(exit=3))
+    assert it.follower.view().run.command_exit is None
+    it.follower.close()
+    run = it.follower.view().run
+    assert run.command_exit == 3
+    assert "exit code 3 afterwards" in run.note
 
 
 def test_invalid_answers_are_discarded(asked, state):
