@@ -22,17 +22,6 @@ def quantile(values: Sequence[float], q: float) -> float | None:
     return ordered[low] + (ordered[low + 1] - ordered[low]) * (place - low)
 
 
-def quantile_ms(values_ns: Sequence[int], q: float) -> float | None:
-    """`quantile` of nanoseconds in milliseconds; only what it lies between is converted."""
-    if not values_ns:
-        return None
-    ordered = sorted(values_ns)
-    place = q * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return quantile((ordered[low] / 1e6, ordered[high] / 1e6), place - low)
-
-
 def median(values: Iterable[float | None]) -> float | None:
     """Median of the measured ones among the values, None when there are none."""
     return quantile(known(values), 0.5)

@@ -3,7 +3,6 @@
 import math
 from itertools import compress
 
-from dpwatch.quantiles import quantile_ms
 from dpwatch.run.derive.lane_metrics import MEANS, PHASE_FIELDS, SHARES
 from dpwatch.run.derive.rank_metrics import (
     DEVICE_TIMES,
@@ -120,3 +119,14 @@ def _waited(cells):
     busy = [tally for tally in cells if tally.calls]
     known = [tally.waited_ns for tally in busy if tally.waited_calls >= tally.calls]
     return sum(known), len(known), len(busy)
+
+
+def quantile_ms(values_ns, q):
+    """Linearly interpolated, as numpy's default."""
+    if not values_ns:
+        return None
+    ordered = sorted(values_ns)
+    place = q * (len(ordered) - 1)
+    low = int(place)
+    below, above = (ordered[min(i, len(ordered) - 1)] / 1e6 for i in (low, low + 1))
+    return below + (above - below) * (place - low)

@@ -31,9 +31,7 @@ def flush(state: RunState) -> None:
 
 def add_open_calls(state: RunState, calls: list[tuple[int, Calls | Collective]]) -> None:
     """Adds calls to the open ones that the sums already include, as when states are merged."""
-    kinds = Kinds(state.arrivals.open.kinds)
-    entries = np.concatenate([table_of_open(state.arrivals.open), table_of(calls, kinds)], axis=1)
-    tally(state, entries, entries.shape[1], kinds.all)
+    _add_calls(state, calls, are_in_sums=True)
 
 
 def forget_calls(state: RunState, rank: int) -> None:
@@ -54,8 +52,10 @@ def shift_calls(state: RunState, offset_ns: int) -> None:
     state.arrivals.open = open_calls(table, open_ones.kinds)
 
 
-def _add_calls(state: RunState, calls: list[tuple[int, Calls | Collective]]) -> None:
+def _add_calls(
+    state: RunState, calls: list[tuple[int, Calls | Collective]], *, are_in_sums: bool = False
+) -> None:
     old = table_of_open(state.arrivals.open)
     kinds = Kinds(state.arrivals.open.kinds)
     entries = np.concatenate([old, table_of(calls, kinds)], axis=1)
-    tally(state, entries, old.shape[1], kinds.all)
+    tally(state, entries, (entries if are_in_sums else old).shape[1], kinds.all)
